@@ -1,0 +1,73 @@
+"""Everything this repository takes from outside, with the reason."""
+
+load("//bazel/rules:pypi.bzl", "pypi_wheel")
+
+# Debian 12 packages, installed by deploy/local/setup.sh and reached through //bazel/third_party only.
+#
+# package              version    licence       why
+# bazel-bootstrap      4.2.3      Apache-2.0    the build: hermetic actions, layering check, one cache for all clones
+# clang-14, lld-14     14.0.6     Apache-2.0    thread-safety analysis, layering check, sanitizers, libFuzzer
+# libgrpc++-dev        1.51       Apache-2.0    every call between processes, health checks, reflection
+# libprotobuf-dev      3.21       BSD-3         messages, and everything small that is stored
+# libabsl-dev          20220623   Apache-2.0    status, flags, time, synchronization, containers
+# librocksdb-dev       7.8        Apache-2.0    the embedded state store: write-ahead log, group commit, blob files
+# prometheus-cpp-dev   1.0        MIT           /metrics
+# libspdlog-dev        1.10       MIT           log sinks (Abseil's own logging is not in this Abseil)
+# nlohmann-json3-dev   3.11       MIT           safetensors headers, rwkvctl --json
+# libisal-dev          2.30       BSD-3         CRC32C (crc32_iscsi) at memory speed; Debian has no google/crc32c
+# libxxhash-dev        0.8        BSD-2         XXH3: the model fingerprint
+# libgtest-dev, libgmock-dev  1.12  BSD-3       tests
+# libbenchmark-dev     1.7        Apache-2.0    benchmarks
+
+_NO_OP_REPOSITORIES = ["bazel_skylib", "remote_coverage_tools", "rules_cc", "rules_java", "rules_proto"]
+
+def rwkv_dependencies():
+    # Names that Bazel 4.2's embedded tools load; Debian strips them, so each is a few local lines.
+    for name in _NO_OP_REPOSITORIES:
+        native.local_repository(name = name, path = "bazel/workspace/" + name)
+    native.local_repository(name = "platforms", path = "/usr/share/bazel/platforms")
+
+    # google.rpc error details: the .proto files, which no Debian package carries. Apache-2.0.
+    pypi_wheel(
+        name = "googleapis",
+        package = "googleapis-common-protos",
+        version = "1.63.0",
+        tag = "py2.py3-none-any",
+        sha256 = "ae45f75702f7c08b541f750854a678bd8f534a1a6bace6afe975f1d0a82d6632",
+        build_file_content = """
+package(default_visibility = ["//visibility:public"])
+exports_files(["google/rpc/status.proto"])
+_STEMS = ["google/rpc/code", "google/rpc/status", "google/rpc/error_details"]
+filegroup(name = "protos", srcs = [stem + ".proto" for stem in _STEMS])
+genrule(
+    name = "rpc_gen",
+    srcs = [":protos"],
+    outs = [stem + end for stem in _STEMS for end in [".pb.h", ".pb.cc"]],
+    cmd = "root=$$(dirname $$(dirname $$(dirname $$(echo $(SRCS) | cut -d' ' -f1)))); protoc -I$$root --cpp_out=$(RULEDIR) $(SRCS)",
+)
+cc_library(
+    name = "rpc_cc",
+    srcs = [stem + ".pb.cc" for stem in _STEMS],
+    hdrs = [stem + ".pb.h" for stem in _STEMS],
+    includes = ["."],
+    copts = ["-std=c++17"],
+    deps = ["@rwkv_serving//bazel/third_party:protobuf"],
+)
+""",
+    )
+
+    # The World vocabulary. Apache-2.0.
+    pypi_wheel(
+        name = "rwkv_pip_package",
+        package = "rwkv",
+        version = "0.8.32",
+        sha256 = "d3f0594810a4a7e91569f177003ec22294c3eabc91c5f8d0ff3511702d4b67c1",
+        build_file_content = """
+exports_files(["rwkv/rwkv_vocab_v20230424.txt"])
+alias(
+    name = "world_vocabulary",
+    actual = "rwkv/rwkv_vocab_v20230424.txt",
+    visibility = ["//visibility:public"],
+)
+""",
+    )
