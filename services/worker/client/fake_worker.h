@@ -1,0 +1,111 @@
+// A pipeline of workers in memory with a made-up model, for tests of those who drive workers. It honours slots, positions,
+// epochs, attach, save and release as worker.proto says, and runs a step on a stage only after the stage before it.
+//
+// The model: state = hash of all tokens so far; greedy next token = FakeModel::Next(all tokens so far), and with a temperature
+// FakeModel::Next(all tokens, seed). So the tokens of a turn are known in advance, however it was batched, chunked, saved,
+// restored or recovered.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "rwkv/v1/state_store.pb.h"
+#include "rwkv/v1/worker.pb.h"
+#include "services/worker/client/worker_client.h"
+
+namespace rwkv::worker {
+
+struct FakeModel {
+  // The state of a fresh sequence, and after one more token.
+  static constexpr uint64_t kFresh = 0x9e3779b97f4a7c15;
+  static uint64_t Feed(uint64_t state, uint32_t token_id);
+  static uint64_t Feed(uint64_t state, absl::Span<const uint32_t> token_ids);
+
+  // The token drawn after a state that has seen `position` tokens. Temperature 0: of the state alone; else also of (seed,
+  // position). Never in the `banned` [begin, end) pairs.
+  static uint32_t Next(uint64_t state, uint64_t position, const v1::Sampling& sampling, uint32_t vocab_size,
+                       absl::Span<const uint32_t> banned = {});
+
+  // Tokens that a greedy turn of `count` tokens generates after `log`.
+  static std::vector<uint32_t> Greedy(absl::Span<const uint32_t> log, int count, uint32_t vocab_size);
+  // The same with any sampling (temperature and seed count).
+  static std::vector<uint32_t> Generate(absl::Span<const uint32_t> log, int count, const v1::Sampling& sampling,
+                                        uint32_t vocab_size);
+};
+
+class FakePipelineState;
+
+// Thread-safe. Clients and streams may outlive it.
+class FakePipeline {
+ public:
+  struct Options {
+    int stage_count = 2;
+    int layers = 4;  // >= stage_count, divided evenly.
+    int slots = 8;
+    int max_batch_tokens = 128;
+    int vocab_size = 1000;
+    std::string model_name = "fake";
+    std::string fingerprint = "00000000000000000000000000000fab";
+    std::string tokenizer;  // "world" or empty.
+    // If set, records are written and read through these (a fake state store); else they are kept by the pipeline. Called
+    // under the pipeline's lock: must not call it back.
+    std::function<absl::Status(const v1::RecordInfo& info, const std::string& bytes)> put_record;
+    std::function<absl::StatusOr<std::string>(const v1::RecordInfo& info)> get_record;
+  };
+
+  explicit FakePipeline(Options options);
+  ~FakePipeline();
+  FakePipeline(const FakePipeline&) = delete;
+  FakePipeline& operator=(const FakePipeline&) = delete;
+
+  // A connection to the worker of one stage, "fake-<stage>:1".
+  std::unique_ptr<WorkerClient> Connect(int stage);
+
+  // The process dies: every stream of the epoch ends with kUnavailable and this worker refuses until Restart. Its slots are lost.
+  void Kill(int stage);
+  void Restart(int stage);
+  // The epoch ends as after a broken link; the workers stay up.
+  void BreakEpoch();
+  void SetDraining(int stage, bool draining);
+
+  // Steps are taken, but none is computed until Resume: the caller sees a slow pipeline.
+  void PauseSteps();
+  void ResumeSteps();
+  // Let `count` more steps through while paused.
+  void AllowSteps(int count);
+
+  // The next `count` commands of the kind answer with `status` (on the last stage for steps' entries).
+  void FailAttaches(int count, absl::Status status);
+  void FailSaves(int count, absl::Status status);
+  void FailEntries(int count, absl::Status status);
+  // Snapshots of this id can no longer be read (kDataLoss at attach).
+  void LoseSnapshot(const std::string& snapshot_id);
+
+  struct Stats {
+    int64_t epochs = 0;             // Opened on every stage.
+    int64_t steps = 0;              // Finished on the last stage, over all epochs.
+    int64_t rows = 0;               // Of those.
+    int64_t entries = 0;            // Of those.
+    int64_t refused_entries = 0;    // Of those.
+    int max_rows_in_step = 0;
+    int max_entries_in_step = 0;
+    int max_steps_in_flight = 0;    // Written to every stage... first, not yet answered by the last.
+    int slots_used = 0;             // Now, on the first stage.
+    int64_t attaches_fresh = 0;     // Successful, counted on the last stage.
+    int64_t attaches_warm = 0;
+    int64_t attaches_snapshot = 0;
+    int64_t saves = 0;
+    int64_t releases = 0;
+  };
+  Stats stats() const;
+
+ private:
+  const std::shared_ptr<FakePipelineState> state_;
+};
+
+}  // namespace rwkv::worker
