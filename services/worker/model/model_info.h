@@ -1,0 +1,13 @@
+// A loaded model as the other services see it.
+#pragma once
+
+#include "rwkv/v1/common.pb.h"
+#include "services/worker/model/checkpoint.h"
+#include "services/worker/model/model_config.h"
+
+namespace rwkv::worker {
+
+// Computes the fingerprint, which reads parts of the whole file: call it once.
+v1::ModelInfo MakeModelInfo(const Checkpoint& checkpoint, const ModelConfig& config);
+
+}  // namespace rwkv::worker
