@@ -1,0 +1,121 @@
+// Draws the next token from a row of logits.
+//
+// The model's own distribution is softmax(logits) over all V rows; every reported log-probability is of it. What is
+// drawn from is made of it in these steps:
+//
+//   1. adjust    l[i] = logit[i] + logit_bias[i] - (seen[i] ? presence_penalty + count[i] * frequency_penalty : 0),
+//   rounded
+//                to fp32; banned ids become -inf. count: see PenaltyState. Ids at -inf take no further part.
+//   greedy       (temperature 0): the largest l, the smallest id on a tie. Nothing below is done.
+//
+//   SAMPLING_ORDER_TEMPERATURE_FIRST            SAMPLING_ORDER_RWKV_PIP
+//   2. p = softmax(l / temperature)             2. p = softmax(l)
+//   3. top_k                                    3. top_p, tokens as likely as the last one kept stay too
+//   4. typical_p                                4. top_k
+//   5. top_p                                    5. typical_p, min_p (not in the pip package)
+//   6. min_p                                    6. p = p ^ (1 / temperature)
+//
+//   7. draw      u uniform in [0, 1) from Philox; walking the ids that are left upwards, the first whose running sum of
+//   p
+//                exceeds u * sum(p).
+//
+// A cut looks at the ids that the cuts before it left, with p renormalised over them:
+//   top_k        the k largest l.
+//   typical_p    with surprise s = -ln p and entropy H = sum(p * s): the shortest run in order of |s - H| whose p sum
+//   to
+//                typical_p or more.
+//   top_p        the shortest run in order of falling p whose p sum to top_p or more.
+//   min_p        those with p >= min_p * max(p).
+// Equal keys are taken by rising id. top_k 0, typical_p 1, top_p 1 and min_p 0 cut nothing; no cut drops everything.
+//
+// RWKV_PIP is `sample_logits` of the PyPI package rwkv 0.8.32 (rwkv/utils.py), with two differences: a tie at the k-th
+// place goes to the smaller id (there: as argsort leaves it), and top_p = 1 keeps everything (there, when the fp32
+// running sum ends below 1, only the likeliest). Its `generate` does not count blanks, tabs and digits for the
+// frequency penalty; here every token counts, since a worker knows no text.
+//
+// The same bits everywhere: sums are in double in a fixed order, exp and log are our own (glibc's choose an algorithm
+// by CPU), orders are total, and the generator is keyed by (seed, position) alone.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "services/common/sampling/sampling_params.h"
+
+namespace rwkv::worker {
+
+using SamplingParams = common::SamplingParams;
+
+// What a turn has generated so far, as the penalties see it. After each token all counts are multiplied by
+// penalty_decay, then the token's own grows by one; a token counts as seen from then on. A state that has counted the
+// same tokens under the same params is the same, bit for bit, whichever process counted them.
+class PenaltyState {
+ public:
+  PenaltyState() = default;
+  // As after `turn_tokens` were drawn.
+  PenaltyState(const SamplingParams& params, absl::Span<const uint32_t> turn_tokens);
+
+  // Takes no part, and no memory, if `params` has no penalty.
+  void Count(const SamplingParams& params, uint32_t token);
+
+  struct Entry {
+    uint32_t token = 0;
+    double count = 0;
+  };
+  const std::vector<Entry>& entries() const { return entries_; }  // In order of first appearance.
+
+ private:
+  std::vector<Entry> entries_;
+  absl::flat_hash_map<uint32_t, uint32_t> index_;  // Token to its place in entries_.
+};
+
+struct LogprobOf {
+  uint32_t token = 0;
+  float logprob = 0;  // Natural; of the model's own distribution.
+};
+
+struct SampledToken {
+  uint32_t token = 0;
+  float logprob = 0;
+  std::vector<LogprobOf> top_logprobs;  // params.top_logprobs() likeliest (at most V), falling; ties by rising id.
+};
+
+// Holds scratch memory for one row. One thread at a time.
+class Sampler {
+ public:
+  // Draws the token that will stand at `position` of the sequence's log, and counts it in `penalties`.
+  //   logits  [V], V as given to SamplingParams::Create.
+  // kInternal, with nothing counted: a logit is NaN or +inf, or no id is left to draw.
+  absl::StatusOr<SampledToken> Sample(absl::Span<const float> logits, const SamplingParams& params, uint64_t position,
+                                      PenaltyState& penalties);
+
+  // ln softmax(logits)[token] for token < V, the same bits as Sample reports. kInternal: a logit is NaN or +inf.
+  static absl::StatusOr<float> Logprob(absl::Span<const float> logits, uint32_t token);
+
+ private:
+  // One id that may still be drawn. Cuts keep the candidates in rising order of id.
+  struct Candidate {
+    float logit = 0;
+    uint32_t id = 0;
+  };
+
+  void Adjust(absl::Span<const float> logits, const SamplingParams& params, const PenaltyState& penalties);
+  void ComputeWeights(double temperature);
+  void CutTopK(int64_t k);
+  void CutTopP(double top_p, bool keep_ties);
+  void CutTypical(double typical_p);
+  void CutMinP(double min_p);
+  uint32_t Draw(uint64_t seed, uint64_t position) const;
+
+  std::vector<float> adjusted_;                          // [V]
+  std::vector<Candidate> candidates_;                    // Rising ids.
+  std::vector<double> weights_;                          // Beside candidates_: proportional to p, the largest is 1.
+  std::vector<Candidate> order_;                         // Scratch of the cuts.
+  std::vector<std::pair<double, uint32_t>> deviations_;  // Scratch of CutTypical: |s - H|, place in candidates_.
+};
+
+}  // namespace rwkv::worker
