@@ -1,0 +1,85 @@
+// Life of a serving process: listen, be healthy, wait for a signal, drain.
+//
+//   RWKV_ASSIGN_OR_RETURN(auto metrics, Metrics::Create(...));
+//   RWKV_ASSIGN_OR_RETURN(auto server, RpcServer::Start(options, {&service}));   // health: NOT_SERVING
+//   warm up
+//   server->SetServing(true);
+//   return server->ServeUntilSignal([&](absl::Time deadline) { finish or snapshot what runs });
+//
+// Every server also speaks grpc.health.v1.Health and reflection.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "grpcpp/impl/service_type.h"
+#include "grpcpp/server.h"
+
+namespace rwkv::common {
+
+// Thread-safe. Destroy it before the services it was given.
+class RpcServer {
+ public:
+  struct Options {
+    std::string name;                            // Of the process, for logs: "worker-0".
+    std::string listen_address = "127.0.0.1:0";  // Port 0: a free one, see address().
+    std::string metrics_address;                 // Only written to the port file: Metrics::address().
+    std::string port_file;                       // Empty: none. Any old file there is removed first.
+    int max_receive_bytes = 4 << 20;             // A larger message is RESOURCE_EXHAUSTED.
+    int max_concurrent_streams = 1024;           // Per connection; more wait in the client.
+    int max_threads = 1024;                      // Of the synchronous API (one a call); more is RESOURCE_EXHAUSTED.
+    absl::Duration drain_timeout = absl::Seconds(10);  // From the signal to the last call being cut off.
+  };
+
+  // Listens, answers calls, reports NOT_SERVING, and writes the port file (atomically): lines "grpc=HOST:PORT",
+  // "metrics=HOST:PORT", "pid=N". `services` are borrowed.
+  // kInvalidArgument: an address is not HOST:PORT. kUnavailable: cannot listen there (in use, not ours); names it.
+  // Other codes: the port file cannot be written.
+  static absl::StatusOr<std::unique_ptr<RpcServer>> Start(const Options& options,
+                                                          const std::vector<grpc::Service*>& services);
+
+  // Shutdown(now) if that has not happened.
+  ~RpcServer();
+
+  // "HOST:PORT" with the port really taken.
+  const std::string& address() const { return address_; }
+
+  // Health of "" and of every service by its full name. After Shutdown() has begun it stays NOT_SERVING.
+  void SetServing(bool serving) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Waits for SIGTERM, SIGINT or RequestDrain(), then drains: NOT_SERVING, `on_drain(deadline)`, Shutdown(deadline),
+  // where the deadline is drain_timeout from now. A second signal during the drain is ignored; the drain is bounded.
+  // Returns OK after a signal, else the reason given to RequestDrain().
+  // The signals must have been blocked before any thread started: RunMain() does that.
+  absl::Status ServeUntilSignal(const std::function<void(absl::Time deadline)>& on_drain = nullptr)
+      ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Makes ServeUntilSignal() drain and return `reason`: for what a process cannot go on after. The first call wins.
+  void RequestDrain(absl::Status reason) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Stops listening, lets running calls end until `deadline`, cancels the rest and waits for their handlers. Callable
+  // from any thread but a handler's; a second call waits for the first.
+  void Shutdown(absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);
+
+ private:
+  explicit RpcServer(const Options& options);
+
+  const Options options_;
+  std::string address_;
+  std::vector<std::string> service_names_;
+  int wake_fd_ = -1;  // eventfd: readable when a drain was requested.
+  std::unique_ptr<grpc::Server> server_;
+  absl::Mutex mu_;
+  bool draining_ ABSL_GUARDED_BY(mu_) = false;
+  bool drain_requested_ ABSL_GUARDED_BY(mu_) = false;
+  absl::Status drain_reason_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace rwkv::common
