@@ -1,9 +1,10 @@
-// A pipeline of workers in memory with a made-up model, for tests of those who drive workers. It honours slots, positions,
-// epochs, attach, save and release as worker.proto says, and runs a step on a stage only after the stage before it.
+// A pipeline of workers in memory with a made-up model, for tests of those who drive workers. It honours slots,
+// positions, epochs, attach, save and release as worker.proto says, and runs a step on a stage only after the stage
+// before it.
 //
-// The model: state = hash of all tokens so far; greedy next token = FakeModel::Next(all tokens so far), and with a temperature
-// FakeModel::Next(all tokens, seed). So the tokens of a turn are known in advance, however it was batched, chunked, saved,
-// restored or recovered.
+// The model: state = hash of all tokens so far; greedy next token = FakeModel::Next(all tokens so far), and with a
+// temperature FakeModel::Next(all tokens, seed). So the tokens of a turn are known in advance, however it was batched,
+// chunked, saved, restored or recovered.
 #pragma once
 
 #include <cstdint>
@@ -26,8 +27,8 @@ struct FakeModel {
   static uint64_t Feed(uint64_t state, uint32_t token_id);
   static uint64_t Feed(uint64_t state, absl::Span<const uint32_t> token_ids);
 
-  // The token drawn after a state that has seen `position` tokens. Temperature 0: of the state alone; else also of (seed,
-  // position). Never in the `banned` [begin, end) pairs.
+  // The token drawn after a state that has seen `position` tokens. Temperature 0: of the state alone; else also of
+  // (seed, position). Never in the `banned` [begin, end) pairs.
   static uint32_t Next(uint64_t state, uint64_t position, const v1::Sampling& sampling, uint32_t vocab_size,
                        absl::Span<const uint32_t> banned = {});
 
@@ -52,8 +53,8 @@ class FakePipeline {
     std::string model_name = "fake";
     std::string fingerprint = "00000000000000000000000000000fab";
     std::string tokenizer;  // "world" or empty.
-    // If set, records are written and read through these (a fake state store); else they are kept by the pipeline. Called
-    // under the pipeline's lock: must not call it back.
+    // If set, records are written and read through these (a fake state store); else they are kept by the pipeline.
+    // Called under the pipeline's lock: must not call it back.
     std::function<absl::Status(const v1::RecordInfo& info, const std::string& bytes)> put_record;
     std::function<absl::StatusOr<std::string>(const v1::RecordInfo& info)> get_record;
   };
@@ -66,7 +67,8 @@ class FakePipeline {
   // A connection to the worker of one stage, "fake-<stage>:1".
   std::unique_ptr<WorkerClient> Connect(int stage);
 
-  // The process dies: every stream of the epoch ends with kUnavailable and this worker refuses until Restart. Its slots are lost.
+  // The process dies: every stream of the epoch ends with kUnavailable and this worker refuses until Restart. Its slots
+  // are lost.
   void Kill(int stage);
   void Restart(int stage);
   // The epoch ends as after a broken link; the workers stay up.
@@ -87,16 +89,16 @@ class FakePipeline {
   void LoseSnapshot(const std::string& snapshot_id);
 
   struct Stats {
-    int64_t epochs = 0;             // Opened on every stage.
-    int64_t steps = 0;              // Finished on the last stage, over all epochs.
-    int64_t rows = 0;               // Of those.
-    int64_t entries = 0;            // Of those.
-    int64_t refused_entries = 0;    // Of those.
+    int64_t epochs = 0;           // Opened on every stage.
+    int64_t steps = 0;            // Finished on the last stage, over all epochs.
+    int64_t rows = 0;             // Of those.
+    int64_t entries = 0;          // Of those.
+    int64_t refused_entries = 0;  // Of those.
     int max_rows_in_step = 0;
     int max_entries_in_step = 0;
-    int max_steps_in_flight = 0;    // Written to every stage... first, not yet answered by the last.
-    int slots_used = 0;             // Now, on the first stage.
-    int64_t attaches_fresh = 0;     // Successful, counted on the last stage.
+    int max_steps_in_flight = 0;  // Written to the first stage and not yet finished on the last.
+    int slots_used = 0;           // Now, on the first stage.
+    int64_t attaches_fresh = 0;   // Successful, counted on the last stage.
     int64_t attaches_warm = 0;
     int64_t attaches_snapshot = 0;
     int64_t saves = 0;

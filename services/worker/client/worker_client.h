@@ -1,5 +1,5 @@
-// What the router holds of a worker: one stage's Worker service behind an interface, so that the router is tested without one.
-// fake_worker.h has a whole pipeline in memory.
+// What the router holds of a worker: one stage's Worker service behind an interface, so that the router is tested
+// without one. fake_worker.h has a whole pipeline in memory.
 #pragma once
 
 #include <memory>
@@ -16,21 +16,23 @@ class Channel;
 
 namespace rwkv::worker {
 
-// The stream that drives one stage for one epoch (worker.proto, Worker.Execute). One thread writes and one thread reads at a
-// time; Cancel and the destructor's owner may be any thread. Destroying it cancels it.
+// The stream that drives one stage for one epoch (worker.proto, Worker.Execute). One thread writes and one thread reads
+// at a time; Cancel and the destructor's owner may be any thread. Destroying it cancels it.
 class ExecuteStream {
  public:
   virtual ~ExecuteStream() = default;
 
-  // Sends the next command. Blocks while the worker takes no more (flow control). kUnavailable: the stream is over; Read
-  // tells why.
+  // Sends the next command. Blocks while the worker takes no more (flow control). kUnavailable: the stream is over;
+  // Read tells why.
   virtual absl::Status Write(const v1::ExecuteRequest& request) = 0;
 
   // Blocks until the next answer. The end of the stream is always an error, and stays the answer of every later Read:
-  // kUnavailable (worker gone, drains, link broken, driven by another), kFailedPrecondition (stage plan), kCancelled (Cancel).
+  // kUnavailable (worker gone, drains, link broken, driven by another), kFailedPrecondition (stage plan), kCancelled
+  // (Cancel).
   virtual absl::StatusOr<v1::ExecuteResponse> Read() = 0;
 
-  // Ends the stream and with it the epoch; wakes Write and Read. May be called at any time, from any thread, more than once.
+  // Ends the stream and with it the epoch; wakes Write and Read. May be called at any time, from any thread, more than
+  // once.
   virtual void Cancel() = 0;
 };
 
