@@ -6,11 +6,11 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
-#define RWKV_RETURN_IF_ERROR(expr)                             \
-  do {                                                         \
+#define RWKV_RETURN_IF_ERROR(expr)                              \
+  do {                                                          \
     if (absl::Status rwkv_status = (expr); !rwkv_status.ok()) { \
-      return rwkv_status;                                      \
-    }                                                          \
+      return rwkv_status;                                       \
+    }                                                           \
   } while (false)
 
 // RWKV_ASSIGN_OR_RETURN(std::unique_ptr<Store> store, Store::Create(options));
