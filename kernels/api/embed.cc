@@ -1,0 +1,26 @@
+#include "kernels/api/embed.h"
+
+#include "absl/strings/str_cat.h"
+#include "kernels/api/check.h"
+#include "kernels/base/status_macros.h"
+
+namespace rwkv::kernels {
+
+absl::Status Validate(const EmbedArgs& args) {
+  RWKV_RETURN_IF_ERROR(internal::CheckSizes("embed", {{"rows", args.rows}}));
+  RWKV_RETURN_IF_ERROR(internal::CheckMatrix("embed", "embedding", args.embedding));
+  RWKV_RETURN_IF_ERROR(internal::CheckPointers("embed", {{"tokens", args.tokens}, {"x", args.x}}));
+  if (args.weight != nullptr || args.bias != nullptr) {
+    RWKV_RETURN_IF_ERROR(internal::CheckPointers("embed", {{"weight", args.weight}, {"bias", args.bias}}));
+  }
+  RWKV_RETURN_IF_ERROR(internal::CheckEpsilon("embed", args.epsilon));
+  for (int64_t row = 0; row < args.rows; ++row) {
+    if (args.tokens[row] < 0 || args.tokens[row] >= args.embedding.rows) {
+      return absl::InvalidArgumentError(absl::StrCat("embed: token ", args.tokens[row], " in row ", row,
+                                                     " is outside the vocabulary of ", args.embedding.rows));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace rwkv::kernels
