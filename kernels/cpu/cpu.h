@@ -1,0 +1,18 @@
+// The vectorised backends: one source, compiled for each instruction set, chosen at run time by what the processor has.
+#pragma once
+
+#include <vector>
+
+#include "kernels/api/op_table.h"
+
+namespace rwkv::kernels::cpu {
+
+struct Backend {
+  const OpTable* table;  // Lives as long as the process.
+  bool runs_here;        // This processor and operating system have the instructions.
+};
+
+// From slow to fast: "cpu/portable" (always runs), "cpu/avx2", "cpu/avx512". The last two give the same bits.
+std::vector<Backend> Backends();
+
+}  // namespace rwkv::kernels::cpu
