@@ -1,0 +1,89 @@
+// A whole state store inside a test: the real services and the real client over gRPC's in-process transport, on RocksDB
+// in memory. What it answers is what the process answers, except that nothing outlives it.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "rwkv/v1/state_store.pb.h"
+#include "services/common/clock.h"
+#include "services/state_store/client/state_store_client.h"
+
+namespace rwkv::state_store {
+
+// Thread-safe.
+class FakeStateStore final : public CatalogClient, public RecordsClient {
+ public:
+  // `clock` decides when leases expire; it outlives the fake.
+  static absl::StatusOr<std::unique_ptr<FakeStateStore>> Create(common::Clock* clock);
+  ~FakeStateStore() override;
+
+  // From now on every call fails with `status` and does nothing, as when the store is away (kUnavailable) or its disk
+  // is full (kResourceExhausted). OkStatus ends it.
+  void FailWith(absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // The same, but the call has happened: only its answer is lost. The nastier half of kUnavailable.
+  void LoseAnswersWith(absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // To hand to code that makes its own client.
+  std::shared_ptr<grpc::Channel> channel() const;
+
+  // CatalogClient.
+  absl::StatusOr<v1::StateCatalogDescribeResponse> Describe(const v1::StateCatalogDescribeRequest& request,
+                                                            absl::Time deadline) override;
+  absl::StatusOr<v1::CreateSessionResponse> CreateSession(const v1::CreateSessionRequest& request,
+                                                          absl::Time deadline) override;
+  absl::StatusOr<v1::GetSessionResponse> GetSession(const v1::GetSessionRequest& request, absl::Time deadline) override;
+  absl::StatusOr<v1::ListSessionsResponse> ListSessions(const v1::ListSessionsRequest& request,
+                                                        absl::Time deadline) override;
+  absl::StatusOr<v1::ForkSessionResponse> ForkSession(const v1::ForkSessionRequest& request,
+                                                      absl::Time deadline) override;
+  absl::StatusOr<v1::RewindSessionResponse> RewindSession(const v1::RewindSessionRequest& request,
+                                                          absl::Time deadline) override;
+  absl::StatusOr<v1::DeleteSessionResponse> DeleteSession(const v1::DeleteSessionRequest& request,
+                                                          absl::Time deadline) override;
+  absl::StatusOr<v1::AcquireLeaseResponse> AcquireLease(const v1::AcquireLeaseRequest& request,
+                                                        absl::Time deadline) override;
+  absl::StatusOr<v1::RenewLeasesResponse> RenewLeases(const v1::RenewLeasesRequest& request,
+                                                      absl::Time deadline) override;
+  absl::StatusOr<v1::ReleaseLeaseResponse> ReleaseLease(const v1::ReleaseLeaseRequest& request,
+                                                        absl::Time deadline) override;
+  absl::StatusOr<v1::BeginTurnResponse> BeginTurn(const v1::BeginTurnRequest& request, absl::Time deadline) override;
+  absl::StatusOr<v1::AppendTokensResponse> AppendTokens(const v1::AppendTokensRequest& request,
+                                                        absl::Time deadline) override;
+  absl::StatusOr<std::vector<uint32_t>> ReadTokens(const v1::ReadTokensRequest& request, absl::Time deadline) override;
+  absl::StatusOr<v1::CommitSnapshotResponse> CommitSnapshot(const v1::CommitSnapshotRequest& request,
+                                                            absl::Time deadline) override;
+  absl::StatusOr<v1::FindSnapshotResponse> FindSnapshot(const v1::FindSnapshotRequest& request,
+                                                        absl::Time deadline) override;
+  absl::StatusOr<v1::DropSnapshotResponse> DropSnapshot(const v1::DropSnapshotRequest& request,
+                                                        absl::Time deadline) override;
+
+  // RecordsClient.
+  absl::Status PutRecord(const v1::RecordInfo& info, absl::Span<const char> data, absl::Time deadline) override;
+  absl::StatusOr<std::string> GetRecord(const v1::RecordInfo& info, absl::Time deadline) override;
+
+ private:
+  struct Server;
+
+  explicit FakeStateStore(std::unique_ptr<Server> server);
+
+  template <typename Result, typename Call>
+  Result Run(Call call) ABSL_LOCKS_EXCLUDED(mu_);
+
+  const std::unique_ptr<Server> server_;
+  const std::unique_ptr<CatalogClient> catalog_;
+  const std::unique_ptr<RecordsClient> records_;
+  absl::Mutex mu_;
+  absl::Status fail_with_ ABSL_GUARDED_BY(mu_);
+  absl::Status lose_answers_with_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace rwkv::state_store

@@ -1,0 +1,96 @@
+// The state store as its users see it: the router (catalog, and records for exports) and the workers (records).
+//
+// Every call blocks until it is answered, fails, or `deadline` passes (kDeadlineExceeded). absl::InfiniteFuture() is
+// allowed, yet a caller on a request's path passes the request's own deadline. Thread-safe. Errors are the service's
+// own (see proto/rwkv/v1/state_store.proto and rpc/), plus kUnavailable when it cannot be reached.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "grpcpp/channel.h"
+#include "rwkv/v1/state_store.pb.h"
+
+namespace rwkv::state_store {
+
+// rwkv.v1.StateCatalog. Retried: whether kUnavailable is tried again here, within the deadline, a bounded number of
+// times. The others are not, since they may have happened: the caller re-reads first.
+class CatalogClient {
+ public:
+  virtual ~CatalogClient() = default;
+
+  // Retried.
+  virtual absl::StatusOr<v1::StateCatalogDescribeResponse> Describe(const v1::StateCatalogDescribeRequest& request,
+                                                                    absl::Time deadline) = 0;
+  // Not retried: a lost answer would come back as kAlreadyExists.
+  virtual absl::StatusOr<v1::CreateSessionResponse> CreateSession(const v1::CreateSessionRequest& request,
+                                                                  absl::Time deadline) = 0;
+  // Retried.
+  virtual absl::StatusOr<v1::GetSessionResponse> GetSession(const v1::GetSessionRequest& request,
+                                                            absl::Time deadline) = 0;
+  // Retried.
+  virtual absl::StatusOr<v1::ListSessionsResponse> ListSessions(const v1::ListSessionsRequest& request,
+                                                                absl::Time deadline) = 0;
+  // Not retried.
+  virtual absl::StatusOr<v1::ForkSessionResponse> ForkSession(const v1::ForkSessionRequest& request,
+                                                              absl::Time deadline) = 0;
+  // Retried: a second rewind to the same position under the same lease changes nothing.
+  virtual absl::StatusOr<v1::RewindSessionResponse> RewindSession(const v1::RewindSessionRequest& request,
+                                                                  absl::Time deadline) = 0;
+  // Not retried: a lost answer would come back as kNotFound.
+  virtual absl::StatusOr<v1::DeleteSessionResponse> DeleteSession(const v1::DeleteSessionRequest& request,
+                                                                  absl::Time deadline) = 0;
+  // Retried: while the lease of the same holder and incarnation lives, it is extended and given back.
+  virtual absl::StatusOr<v1::AcquireLeaseResponse> AcquireLease(const v1::AcquireLeaseRequest& request,
+                                                                absl::Time deadline) = 0;
+  // Retried.
+  virtual absl::StatusOr<v1::RenewLeasesResponse> RenewLeases(const v1::RenewLeasesRequest& request,
+                                                              absl::Time deadline) = 0;
+  // Retried.
+  virtual absl::StatusOr<v1::ReleaseLeaseResponse> ReleaseLease(const v1::ReleaseLeaseRequest& request,
+                                                                absl::Time deadline) = 0;
+  // Retried: the request_id makes it run once.
+  virtual absl::StatusOr<v1::BeginTurnResponse> BeginTurn(const v1::BeginTurnRequest& request, absl::Time deadline) = 0;
+  // Not retried: on kUnavailable or kDeadlineExceeded the tokens may be in the log or not. BeginTurn with the same
+  // request_id tells.
+  virtual absl::StatusOr<v1::AppendTokensResponse> AppendTokens(const v1::AppendTokensRequest& request,
+                                                                absl::Time deadline) = 0;
+  // Retried as a whole. All of [begin, end), joined.
+  virtual absl::StatusOr<std::vector<uint32_t>> ReadTokens(const v1::ReadTokensRequest& request,
+                                                           absl::Time deadline) = 0;
+  // Retried: committing an equal manifest again changes nothing.
+  virtual absl::StatusOr<v1::CommitSnapshotResponse> CommitSnapshot(const v1::CommitSnapshotRequest& request,
+                                                                    absl::Time deadline) = 0;
+  // Retried.
+  virtual absl::StatusOr<v1::FindSnapshotResponse> FindSnapshot(const v1::FindSnapshotRequest& request,
+                                                                absl::Time deadline) = 0;
+  // Retried: dropping what is gone is fine.
+  virtual absl::StatusOr<v1::DropSnapshotResponse> DropSnapshot(const v1::DropSnapshotRequest& request,
+                                                                absl::Time deadline) = 0;
+};
+
+// rwkv.v1.StateRecords.
+class RecordsClient {
+ public:
+  virtual ~RecordsClient() = default;
+
+  // Stores `data`, which must be info.bytes() long and have info.crc32c() (services/state_store/client/crc32c.h), else
+  // kDataLoss. kAlreadyExists: that layer of that snapshot is there with another length or checksum. Durable only once
+  // CommitSnapshot has named it. Retried: a record is immutable, the same one again changes nothing.
+  virtual absl::Status PutRecord(const v1::RecordInfo& info, absl::Span<const char> data, absl::Time deadline) = 0;
+  // Exactly info.bytes() bytes whose CRC32C is info.crc32c(), checked at both ends (else kDataLoss; the caller drops
+  // the snapshot and goes on from an older one). kNotFound: no such record, for instance dropped meanwhile. Retried.
+  virtual absl::StatusOr<std::string> GetRecord(const v1::RecordInfo& info, absl::Time deadline) = 0;
+};
+
+// Over gRPC. The channel (services/common/channel.h) may be shared; it connects on first use and again by itself.
+std::unique_ptr<CatalogClient> NewCatalogClient(std::shared_ptr<grpc::Channel> channel);
+std::unique_ptr<RecordsClient> NewRecordsClient(std::shared_ptr<grpc::Channel> channel);
+
+}  // namespace rwkv::state_store
