@@ -1,0 +1,254 @@
+#include "services/router/scheduler/scheduler.h"
+
+#include <algorithm>
+#include <tuple>
+#include <utility>
+
+namespace rwkv::router {
+namespace {
+
+// A prompt is not cut finer than this to fill the stages: below it a step costs about the same whatever its rows.
+constexpr int64_t kMinChunkRows = 32;
+// The share of a step's rows that decode leaves to prefill.
+constexpr int kPrefillShare = 8;
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace
+
+Scheduler::Scheduler(const Options& options) : options_(options) {
+  for (int slot = options_.slots - 1; slot >= 0; --slot) free_slots_.push_back(slot);
+}
+
+bool Scheduler::CanAdmit(SequenceId id) const {
+  return static_cast<int>(sequences_.size()) < options_.max_sequences && !sequences_.contains(id);
+}
+
+bool Scheduler::Admit(SequenceId id, uint64_t position) {
+  if (!CanAdmit(id)) return false;
+  Sequence& sequence = sequences_[id];
+  sequence.position = position;
+  sequence.order = ++counter_;
+  waiting_.push_back(id);
+  return true;
+}
+
+absl::optional<Scheduler::WarmSlot> Scheduler::FindWarm(absl::string_view session_id, absl::string_view log_branch,
+                                                        uint64_t max_position) const {
+  absl::optional<WarmSlot> best;
+  for (const auto& [sequence, warm] : warm_) {
+    if (warm.session_id != session_id || warm.log_branch != log_branch || warm.position > max_position) continue;
+    if (!best.has_value() || warm.position >= best->position) best = WarmSlot{sequence, warm.position};
+  }
+  return best;
+}
+
+bool Scheduler::AdmitWarm(SequenceId id, SequenceId warm) {
+  const auto it = warm_.find(warm);
+  if (it == warm_.end() || !CanAdmit(id)) return false;
+  Sequence& sequence = sequences_[id];
+  sequence.slot = it->second.slot;
+  sequence.position = it->second.position;
+  sequence.order = ++counter_;
+  warm_.erase(it);
+  AttachCommand attach;
+  attach.slot = sequence.slot;
+  attach.sequence = id;
+  attach.position = sequence.position;
+  attach.warm_sequence = warm;
+  commands_.push_back(std::move(attach));
+  return true;
+}
+
+void Scheduler::OnAttached(SequenceId id) {
+  const auto it = sequences_.find(id);
+  if (it == sequences_.end() || it->second.slot < 0) return;
+  it->second.attached = true;
+}
+
+void Scheduler::Feed(SequenceId id, int64_t tokens, FeedKind kind) {
+  const auto it = sequences_.find(id);
+  if (it == sequences_.end() || tokens < 1) return;
+  Sequence& sequence = it->second;
+  sequence.decoding = kind == FeedKind::kDecode;
+  sequence.pending += tokens;
+  sequence.chunk = std::max(kMinChunkRows, CeilDiv(sequence.pending, max_steps_in_flight()));
+  sequence.ready = ++counter_;
+}
+
+absl::optional<uint64_t> Scheduler::Save(SequenceId id) {
+  const auto it = sequences_.find(id);
+  if (it == sequences_.end() || !it->second.attached) return absl::nullopt;
+  const Sequence& sequence = it->second;
+  commands_.push_back(SaveCommand{sequence.slot, id, sequence.position});
+  return sequence.position;
+}
+
+absl::optional<uint64_t> Scheduler::Retire(SequenceId id, absl::string_view session_id, absl::string_view log_branch) {
+  const auto it = sequences_.find(id);
+  if (it == sequences_.end() || !it->second.attached) {
+    Cancel(id);
+    return absl::nullopt;
+  }
+  Warm& warm = warm_[id];
+  warm.slot = it->second.slot;
+  warm.position = it->second.position;
+  warm.session_id = std::string(session_id);
+  warm.log_branch = std::string(log_branch);
+  warm.last_used = ++counter_;
+  sequences_.erase(it);
+  return warm.position;
+}
+
+void Scheduler::Cancel(SequenceId id) {
+  const auto it = sequences_.find(id);
+  if (it == sequences_.end()) return;
+  if (it->second.slot < 0) {
+    waiting_.erase(std::find(waiting_.begin(), waiting_.end(), id));
+  } else {
+    commands_.push_back(ReleaseCommand{it->second.slot, id});
+    free_slots_.push_back(it->second.slot);
+  }
+  sequences_.erase(it);
+}
+
+void Scheduler::EvictWarm(SequenceId warm) {
+  const auto it = warm_.find(warm);
+  commands_.push_back(ReleaseCommand{it->second.slot, warm});
+  free_slots_.push_back(it->second.slot);
+  warm_.erase(it);
+}
+
+void Scheduler::DropWarm(absl::string_view session_id) {
+  std::vector<SequenceId> dropped;
+  for (const auto& [sequence, warm] : warm_) {
+    if (warm.session_id == session_id) dropped.push_back(sequence);
+  }
+  for (SequenceId sequence : dropped) EvictWarm(sequence);
+}
+
+void Scheduler::OnStepDone(uint64_t step_id) { in_flight_.erase(step_id); }
+
+std::vector<Command> Scheduler::Plan() {
+  AssignSlots();
+  while (steps_in_flight() < max_steps_in_flight() && StartStep()) {
+  }
+  return std::exchange(commands_, {});
+}
+
+void Scheduler::AssignSlots() {
+  while (!waiting_.empty()) {
+    if (free_slots_.empty()) {
+      const auto oldest = std::min_element(warm_.begin(), warm_.end(), [](const auto& a, const auto& b) {
+        return a.second.last_used < b.second.last_used;
+      });
+      if (oldest == warm_.end()) return;
+      EvictWarm(oldest->first);
+    }
+    const SequenceId id = waiting_.front();
+    waiting_.pop_front();
+    Sequence& sequence = sequences_.at(id);
+    sequence.slot = free_slots_.back();
+    free_slots_.pop_back();
+    AttachCommand attach;
+    attach.slot = sequence.slot;
+    attach.sequence = id;
+    attach.position = sequence.position;
+    commands_.push_back(std::move(attach));
+  }
+}
+
+bool Scheduler::StartStep() {
+  int decoding = 0;
+  int decode_ready = 0;
+  int64_t prefill_ready = 0;
+  for (const auto& [id, sequence] : sequences_) {
+    if (!sequence.attached) continue;
+    decoding += sequence.decoding;
+    if (sequence.pending == 0) continue;
+    if (sequence.decoding) {
+      ++decode_ready;
+    } else {
+      prefill_ready += sequence.pending;
+    }
+  }
+  if (decode_ready == 0 && prefill_ready == 0) return false;
+
+  StepCommand step;
+  step.step_id = next_step_;
+  int decode_limit = static_cast<int>(CeilDiv(decoding, max_steps_in_flight()));
+  int reserved = 0;
+  if (prefill_ready > 0 && decode_ready > 0) {
+    if (options_.max_batch_rows == 1) {
+      reserved = static_cast<int>(next_step_ % 2);
+    } else {
+      reserved =
+          static_cast<int>(std::min<int64_t>(prefill_ready, std::max(1, options_.max_batch_rows / kPrefillShare)));
+    }
+  }
+  decode_limit = std::min(decode_limit, options_.max_batch_rows - reserved);
+  TakeDecode(decode_limit, &step);
+  TakePrefill(options_.max_batch_rows - static_cast<int>(step.entries.size()), &step);
+  ++next_step_;
+  in_flight_.insert(step.step_id);
+  commands_.push_back(std::move(step));
+  return true;
+}
+
+void Scheduler::AddEntry(SequenceId id, Sequence& sequence, int tokens, StepCommand* step) {
+  StepCommand::Entry entry;
+  entry.slot = sequence.slot;
+  entry.sequence = id;
+  entry.position = sequence.position;
+  entry.tokens = tokens;
+  sequence.position += tokens;
+  sequence.pending -= tokens;
+  entry.last = sequence.pending == 0;
+  step->entries.push_back(entry);
+}
+
+void Scheduler::TakeDecode(int max_entries, StepCommand* step) {
+  std::vector<std::pair<uint64_t, SequenceId>> ready;  // Longest waiting first.
+  for (const auto& [id, sequence] : sequences_) {
+    if (sequence.attached && sequence.decoding && sequence.pending > 0) ready.emplace_back(sequence.ready, id);
+  }
+  std::sort(ready.begin(), ready.end());
+  for (const auto& [order, id] : ready) {
+    if (static_cast<int>(step->entries.size()) >= max_entries) return;
+    AddEntry(id, sequences_.at(id), 1, step);
+  }
+}
+
+void Scheduler::TakePrefill(int rows, StepCommand* step) {
+  // (tokens left in steps that favour short prompts, admitted) -> sequence
+  std::vector<std::tuple<int64_t, uint64_t, SequenceId>> ready;
+  const bool shortest_first = step->step_id % 2 == 0;
+  for (const auto& [id, sequence] : sequences_) {
+    if (!sequence.attached || sequence.decoding || sequence.pending == 0) continue;
+    ready.emplace_back(shortest_first ? sequence.pending : 0, sequence.order, id);
+  }
+  std::sort(ready.begin(), ready.end());
+  for (const auto& [left, order, id] : ready) {
+    if (rows <= 0) return;
+    Sequence& sequence = sequences_.at(id);
+    const int tokens = static_cast<int>(std::min<int64_t>({sequence.pending, sequence.chunk, rows}));
+    AddEntry(id, sequence, tokens, step);
+    rows -= tokens;
+  }
+}
+
+int Scheduler::slots_in_use() const {
+  return options_.slots - static_cast<int>(free_slots_.size()) - static_cast<int>(warm_.size());
+}
+
+bool Scheduler::holds_slot(SequenceId id) const {
+  const auto it = sequences_.find(id);
+  return it != sequences_.end() && it->second.slot >= 0;
+}
+
+bool Scheduler::has_pending(SequenceId id) const {
+  const auto it = sequences_.find(id);
+  return it != sequences_.end() && it->second.pending > 0;
+}
+
+}  // namespace rwkv::router

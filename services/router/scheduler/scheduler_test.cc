@@ -1,0 +1,297 @@
+#include "services/router/scheduler/scheduler.h"
+
+#include <algorithm>
+#include <numeric>
+#include <variant>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/types/optional.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace rwkv::router {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::IsEmpty;
+using ::testing::Le;
+using ::testing::SizeIs;
+using FeedKind = Scheduler::FeedKind;
+
+template <typename T>
+std::vector<T> Of(const std::vector<Command>& commands) {
+  std::vector<T> found;
+  for (const Command& command : commands) {
+    if (const T* one = std::get_if<T>(&command)) found.push_back(*one);
+  }
+  return found;
+}
+
+Scheduler::Options Options(int stages, int slots, int rows) {
+  Scheduler::Options options;
+  options.stages = stages;
+  options.slots = slots;
+  options.max_batch_rows = rows;
+  return options;
+}
+
+// Admits, attaches and feeds; the steps that this starts are returned.
+std::vector<StepCommand> Start(Scheduler& scheduler, SequenceId id, int tokens, FeedKind kind = FeedKind::kPrefill) {
+  EXPECT_TRUE(scheduler.Admit(id, 0));
+  scheduler.Plan();
+  scheduler.OnAttached(id);
+  scheduler.Feed(id, tokens, kind);
+  return Of<StepCommand>(scheduler.Plan());
+}
+
+int Rows(const StepCommand& step) {
+  return std::accumulate(step.entries.begin(), step.entries.end(), 0,
+                         [](int sum, const StepCommand::Entry& entry) { return sum + entry.tokens; });
+}
+
+TEST(SchedulerTest, NothingRunsBeforeEveryStageHasAttached) {
+  Scheduler scheduler(Options(2, 4, 128));
+  ASSERT_TRUE(scheduler.Admit(1, 7));
+  scheduler.Feed(1, 10, FeedKind::kPrefill);
+  const std::vector<Command> commands = scheduler.Plan();
+  ASSERT_THAT(commands, SizeIs(1));
+  const AttachCommand& attach = std::get<AttachCommand>(commands[0]);
+  EXPECT_EQ(attach.sequence, 1);
+  EXPECT_EQ(attach.position, 7);
+  EXPECT_FALSE(attach.warm_sequence.has_value());
+  EXPECT_THAT(scheduler.Plan(), IsEmpty());
+  scheduler.OnAttached(1);
+  const std::vector<StepCommand> steps = Of<StepCommand>(scheduler.Plan());
+  ASSERT_THAT(steps, SizeIs(1));
+  ASSERT_THAT(steps[0].entries, SizeIs(1));
+  EXPECT_EQ(steps[0].entries[0].position, 7);
+  EXPECT_EQ(steps[0].entries[0].tokens, 10);
+  EXPECT_TRUE(steps[0].entries[0].last);
+}
+
+TEST(SchedulerTest, ChunksOfOnePromptFillThePipelineWithoutWaiting) {
+  Scheduler scheduler(Options(2, 4, 100));
+  const std::vector<StepCommand> steps = Start(scheduler, 1, 350);
+  ASSERT_THAT(steps, SizeIs(3));
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(steps[i].step_id, i + 1);
+    ASSERT_THAT(steps[i].entries, SizeIs(1));
+    EXPECT_EQ(steps[i].entries[0].position, 100 * i);
+    EXPECT_EQ(steps[i].entries[0].tokens, 100);
+    EXPECT_FALSE(steps[i].entries[0].last);
+  }
+  scheduler.OnStepDone(1);
+  const std::vector<StepCommand> rest = Of<StepCommand>(scheduler.Plan());
+  ASSERT_THAT(rest, SizeIs(1));
+  EXPECT_EQ(rest[0].entries[0].tokens, 50);
+  EXPECT_TRUE(rest[0].entries[0].last);
+}
+
+TEST(SchedulerTest, APromptThatFitsOneStepIsCutToFillAllStages) {
+  Scheduler scheduler(Options(2, 4, 128));
+  const std::vector<StepCommand> steps = Start(scheduler, 1, 120);
+  ASSERT_THAT(steps, SizeIs(3));
+  EXPECT_THAT(Rows(steps[0]), 40);
+  EXPECT_TRUE(steps[2].entries[0].last);
+}
+
+TEST(SchedulerTest, DecodersSpreadOverAllMicrobatches) {
+  Scheduler scheduler(Options(2, 32, 128));
+  for (SequenceId id = 1; id <= 32; ++id) {
+    ASSERT_TRUE(scheduler.Admit(id, 0));
+  }
+  scheduler.Plan();
+  for (SequenceId id = 1; id <= 32; ++id) {
+    scheduler.OnAttached(id);
+    scheduler.Feed(id, 1, FeedKind::kDecode);
+  }
+  const std::vector<StepCommand> steps = Of<StepCommand>(scheduler.Plan());
+  ASSERT_THAT(steps, SizeIs(3));
+  EXPECT_THAT(steps[0].entries, SizeIs(11));
+  EXPECT_THAT(steps[1].entries, SizeIs(11));
+  EXPECT_THAT(steps[2].entries, SizeIs(10));
+}
+
+TEST(SchedulerTest, PrefillFillsTheRowsThatDecodeLeaves) {
+  Scheduler scheduler(Options(1, 4, 64));
+  Start(scheduler, 1, 1, FeedKind::kDecode);
+  scheduler.OnStepDone(1);
+  ASSERT_TRUE(scheduler.Admit(2, 0));
+  scheduler.Plan();
+  scheduler.OnAttached(2);
+  scheduler.Feed(2, 1000, FeedKind::kPrefill);
+  scheduler.Feed(1, 1, FeedKind::kDecode);
+  const std::vector<StepCommand> steps = Of<StepCommand>(scheduler.Plan());
+  ASSERT_THAT(steps, SizeIs(2));
+  ASSERT_THAT(steps[0].entries, SizeIs(2));
+  EXPECT_EQ(steps[0].entries[0].sequence, 1);
+  EXPECT_EQ(steps[0].entries[1].tokens, 63);
+  EXPECT_EQ(Rows(steps[1]), 64);
+}
+
+TEST(SchedulerTest, DecodeLeavesRowsToPrefill) {
+  for (const int rows : {1, 2, 8, 16}) {
+    SCOPED_TRACE(absl::StrCat("rows ", rows));
+    Scheduler scheduler(Options(1, 64, rows));
+    for (SequenceId id = 1; id <= 40; ++id) ASSERT_TRUE(scheduler.Admit(id, 0));
+    scheduler.Plan();
+    for (SequenceId id = 1; id <= 40; ++id) {
+      scheduler.OnAttached(id);
+      scheduler.Feed(id, id == 40 ? 1000 : 1, id == 40 ? FeedKind::kPrefill : FeedKind::kDecode);
+    }
+    bool prefill = false;
+    bool decode = false;
+    for (const StepCommand& step : Of<StepCommand>(scheduler.Plan())) {
+      EXPECT_EQ(Rows(step), rows);
+      for (const StepCommand::Entry& entry : step.entries) (entry.sequence == 40 ? prefill : decode) = true;
+    }
+    EXPECT_TRUE(prefill);
+    EXPECT_TRUE(decode);
+  }
+}
+
+TEST(SchedulerTest, AShortPromptOvertakesALongOneAndTheLongOneIsNotStarved) {
+  Scheduler scheduler(Options(1, 4, 10));
+  Start(scheduler, 1, 100000);
+  ASSERT_TRUE(scheduler.Admit(2, 0));
+  scheduler.Plan();
+  scheduler.OnAttached(2);
+  scheduler.Feed(2, 10, FeedKind::kPrefill);
+  bool short_one_done = false;
+  int long_one_rows = 0;
+  for (uint64_t done = 1; done <= 4; ++done) {
+    scheduler.OnStepDone(done);
+    for (const StepCommand& step : Of<StepCommand>(scheduler.Plan())) {
+      for (const StepCommand::Entry& entry : step.entries) {
+        if (entry.sequence == 2 && entry.last) short_one_done = true;
+        if (entry.sequence == 1) long_one_rows += entry.tokens;
+      }
+    }
+  }
+  EXPECT_TRUE(short_one_done);
+  EXPECT_GE(long_one_rows, 20);
+}
+
+TEST(SchedulerTest, CancelReleasesTheSlotInTheNextPlan) {
+  Scheduler scheduler(Options(1, 1, 8));
+  Start(scheduler, 1, 100);
+  ASSERT_TRUE(scheduler.Admit(2, 5));
+  EXPECT_THAT(scheduler.Plan(), IsEmpty());
+  scheduler.Cancel(1);
+  const std::vector<Command> commands = scheduler.Plan();
+  ASSERT_THAT(commands, SizeIs(2));
+  EXPECT_EQ(std::get<ReleaseCommand>(commands[0]).sequence, 1);
+  EXPECT_EQ(std::get<AttachCommand>(commands[1]).sequence, 2);
+  EXPECT_EQ(std::get<AttachCommand>(commands[1]).slot, 0);
+}
+
+TEST(SchedulerTest, CancelOfOneThatWaitsLeavesTheQueue) {
+  Scheduler scheduler(Options(1, 1, 8));
+  Start(scheduler, 1, 1);
+  ASSERT_TRUE(scheduler.Admit(2, 0));
+  ASSERT_TRUE(scheduler.Admit(3, 0));
+  scheduler.Cancel(2);
+  scheduler.Cancel(1);
+  const std::vector<AttachCommand> attaches = Of<AttachCommand>(scheduler.Plan());
+  ASSERT_THAT(attaches, SizeIs(1));
+  EXPECT_EQ(attaches[0].sequence, 3);
+}
+
+TEST(SchedulerTest, EventsOfUnknownSequencesAreIgnored) {
+  Scheduler scheduler(Options(1, 1, 8));
+  scheduler.OnAttached(9);
+  scheduler.Feed(9, 1, FeedKind::kPrefill);
+  scheduler.Cancel(9);
+  scheduler.OnStepDone(17);
+  EXPECT_EQ(scheduler.Save(9), absl::nullopt);
+  EXPECT_EQ(scheduler.Retire(9, "s", "b"), absl::nullopt);
+  EXPECT_FALSE(scheduler.AdmitWarm(10, 9));
+  EXPECT_THAT(scheduler.Plan(), IsEmpty());
+}
+
+TEST(SchedulerTest, AFinishedSessionGoesOnInItsWarmSlot) {
+  Scheduler scheduler(Options(1, 2, 8));
+  Start(scheduler, 1, 8);
+  scheduler.OnStepDone(1);
+  EXPECT_EQ(scheduler.Retire(1, "session", "branch"), 8u);
+  EXPECT_EQ(scheduler.slots_warm(), 1);
+  EXPECT_FALSE(scheduler.FindWarm("session", "another branch", 100).has_value());
+  EXPECT_FALSE(scheduler.FindWarm("another session", "branch", 100).has_value());
+  EXPECT_FALSE(scheduler.FindWarm("session", "branch", 7).has_value());
+  const absl::optional<Scheduler::WarmSlot> warm = scheduler.FindWarm("session", "branch", 8);
+  ASSERT_TRUE(warm.has_value());
+  EXPECT_EQ(warm->position, 8);
+  ASSERT_TRUE(scheduler.AdmitWarm(2, warm->sequence));
+  const std::vector<Command> commands = scheduler.Plan();
+  ASSERT_THAT(commands, SizeIs(1));
+  const AttachCommand& attach = std::get<AttachCommand>(commands[0]);
+  EXPECT_EQ(attach.warm_sequence, SequenceId{1});
+  EXPECT_EQ(attach.position, 8);
+  EXPECT_EQ(scheduler.slots_warm(), 0);
+  EXPECT_FALSE(scheduler.AdmitWarm(3, warm->sequence));
+}
+
+TEST(SchedulerTest, TheLeastRecentlyUsedWarmSlotIsEvictedFirst) {
+  Scheduler scheduler(Options(1, 2, 8));
+  for (SequenceId id = 1; id <= 2; ++id) {
+    Start(scheduler, id, 1);
+    scheduler.OnStepDone(id);
+  }
+  scheduler.Retire(2, "b", "x");
+  scheduler.Retire(1, "a", "x");
+  ASSERT_TRUE(scheduler.Admit(3, 0));
+  const std::vector<Command> commands = scheduler.Plan();
+  ASSERT_THAT(commands, SizeIs(2));
+  EXPECT_EQ(std::get<ReleaseCommand>(commands[0]).sequence, 2);
+  EXPECT_EQ(std::get<AttachCommand>(commands[1]).sequence, 3);
+  EXPECT_TRUE(scheduler.FindWarm("a", "x", 1).has_value());
+  EXPECT_FALSE(scheduler.FindWarm("b", "x", 1).has_value());
+}
+
+TEST(SchedulerTest, DropWarmFreesEverySlotOfTheSession) {
+  Scheduler scheduler(Options(1, 2, 8));
+  Start(scheduler, 1, 1);
+  scheduler.OnStepDone(1);
+  scheduler.Retire(1, "a", "x");
+  scheduler.DropWarm("b");
+  EXPECT_EQ(scheduler.slots_warm(), 1);
+  scheduler.DropWarm("a");
+  EXPECT_EQ(scheduler.slots_warm(), 0);
+  EXPECT_THAT(Of<ReleaseCommand>(scheduler.Plan()), SizeIs(1));
+}
+
+TEST(SchedulerTest, SaveStandsBehindTheStepsBeforeIt) {
+  Scheduler scheduler(Options(1, 2, 8));
+  EXPECT_THAT(Start(scheduler, 1, 20), SizeIs(2));
+  EXPECT_EQ(scheduler.Save(1), 16u);  // Two steps of 8 are out.
+  scheduler.OnStepDone(1);
+  const std::vector<Command> commands = scheduler.Plan();
+  ASSERT_THAT(commands, SizeIs(2));
+  EXPECT_EQ(std::get<SaveCommand>(commands[0]).position, 16);
+  EXPECT_EQ(std::get<StepCommand>(commands[1]).entries[0].position, 16);
+}
+
+TEST(SchedulerTest, RetireDropsWhatWasNotPlanned) {
+  Scheduler scheduler(Options(1, 2, 8));
+  Start(scheduler, 1, 100);
+  EXPECT_EQ(scheduler.Retire(1, "a", "x"), 16u);
+  scheduler.OnStepDone(1);
+  EXPECT_THAT(scheduler.Plan(), IsEmpty());
+}
+
+TEST(SchedulerTest, AdmissionIsBounded) {
+  Scheduler::Options options = Options(1, 2, 8);
+  options.max_sequences = 3;
+  Scheduler scheduler(options);
+  EXPECT_TRUE(scheduler.Admit(1, 0));
+  EXPECT_FALSE(scheduler.Admit(1, 0));
+  EXPECT_TRUE(scheduler.Admit(2, 0));
+  EXPECT_TRUE(scheduler.Admit(3, 0));
+  EXPECT_FALSE(scheduler.Admit(4, 0));
+  scheduler.Cancel(2);
+  EXPECT_TRUE(scheduler.Admit(4, 0));
+}
+
+}  // namespace
+}  // namespace rwkv::router
