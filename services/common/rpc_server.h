@@ -66,7 +66,7 @@ class RpcServer {
 
   // Stops listening, lets running calls end until `deadline`, cancels the rest and waits for their handlers. Callable
   // from any thread but a handler's; a second call waits for the first.
-  void Shutdown(absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);
+  void Shutdown(absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_, shutdown_mu_);
 
  private:
   explicit RpcServer(const Options& options);
@@ -76,6 +76,7 @@ class RpcServer {
   std::vector<std::string> service_names_;
   int wake_fd_ = -1;  // eventfd: readable when a drain was requested.
   std::unique_ptr<grpc::Server> server_;
+  absl::Mutex shutdown_mu_;  // Held during Shutdown(), so that a second call waits.
   absl::Mutex mu_;
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
   bool drain_requested_ ABSL_GUARDED_BY(mu_) = false;

@@ -35,6 +35,7 @@ class SamplingParams {
   static absl::StatusOr<SamplingParams> Create(const v1::Sampling& sampling, int64_t vocab_size,
                                                absl::Span<const uint32_t> banned_token_ids = {});
 
+  int64_t vocab_size() const { return vocab_size_; }
   bool greedy() const { return temperature_ == 0; }
   float temperature() const { return temperature_; }  // 0 is greedy.
   int32_t top_k() const { return top_k_; }            // 0: all.
@@ -53,6 +54,7 @@ class SamplingParams {
  private:
   SamplingParams() = default;
 
+  int64_t vocab_size_ = 0;
   float temperature_ = 0;
   int32_t top_k_ = 0;
   float top_p_ = 1;

@@ -1,0 +1,93 @@
+#include "services/common/metrics.h"
+
+#include <cstdlib>
+#include <exception>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/base/status_macros.h"
+#include "services/common/address.h"
+#include "services/common/logging.h"
+
+namespace rwkv::common {
+namespace {
+
+// prometheus-cpp answers misuse (a bad name, one name as two kinds) with exceptions; that is a bug of the caller.
+template <typename Make>
+auto& MakeOrDie(const std::string& name, Make make) {
+  try {
+    return make();
+  } catch (const std::exception& e) {
+    LogError("metric_misused", {{"metric", name}, {"error", e.what()}});
+    std::abort();
+  }
+}
+
+}  // namespace
+
+Metrics::Metrics(const Labels& constant_labels)
+    : constant_labels_(constant_labels), registry_(std::make_shared<prometheus::Registry>()) {}
+
+Metrics::~Metrics() = default;
+
+absl::StatusOr<std::unique_ptr<Metrics>> Metrics::Create(absl::string_view listen_address,
+                                                         const Labels& constant_labels) {
+  std::unique_ptr<Metrics> metrics(new Metrics(constant_labels));
+  if (listen_address.empty()) return metrics;
+  RWKV_ASSIGN_OR_RETURN(HostPort address, ParseHostPort(listen_address));
+  try {
+    metrics->exposer_ = std::make_unique<prometheus::Exposer>(FormatHostPort(address));
+    metrics->exposer_->RegisterCollectable(metrics->registry_);
+    const std::vector<int> ports = metrics->exposer_->GetListeningPorts();
+    if (ports.empty()) throw std::runtime_error("no listening port");
+    address.port = static_cast<uint16_t>(ports.front());
+  } catch (const std::exception& e) {
+    return absl::UnavailableError(absl::StrCat("cannot serve metrics on ", listen_address,
+                                               " (in use, or no address of this machine): ", e.what()));
+  }
+  metrics->address_ = FormatHostPort(address);
+  return metrics;
+}
+
+prometheus::Counter& Metrics::Counter(const std::string& name, const std::string& help, const Labels& labels) {
+  return MakeOrDie(name, [&]() -> prometheus::Counter& {
+    return prometheus::BuildCounter().Name(name).Help(help).Labels(constant_labels_).Register(*registry_).Add(labels);
+  });
+}
+
+prometheus::Gauge& Metrics::Gauge(const std::string& name, const std::string& help, const Labels& labels) {
+  return MakeOrDie(name, [&]() -> prometheus::Gauge& {
+    return prometheus::BuildGauge().Name(name).Help(help).Labels(constant_labels_).Register(*registry_).Add(labels);
+  });
+}
+
+prometheus::Histogram& Metrics::Histogram(const std::string& name, const std::string& help,
+                                          const prometheus::Histogram::BucketBoundaries& buckets,
+                                          const Labels& labels) {
+  return MakeOrDie(name, [&]() -> prometheus::Histogram& {
+    return prometheus::BuildHistogram()
+        .Name(name)
+        .Help(help)
+        .Labels(constant_labels_)
+        .Register(*registry_)
+        .Add(labels, buckets);
+  });
+}
+
+prometheus::Histogram::BucketBoundaries Metrics::LatencyBuckets() {
+  return {0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60};
+}
+
+prometheus::Histogram::BucketBoundaries Metrics::CountBuckets() {
+  return {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096};
+}
+
+prometheus::Histogram::BucketBoundaries Metrics::ByteBuckets() {
+  prometheus::Histogram::BucketBoundaries buckets;
+  for (double bytes = 1024; bytes <= 1024.0 * 1024 * 1024; bytes *= 4) buckets.push_back(bytes);
+  return buckets;
+}
+
+}  // namespace rwkv::common

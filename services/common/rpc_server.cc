@@ -1,0 +1,191 @@
+#include "services/common/rpc_server.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "grpcpp/ext/proto_server_reflection_plugin.h"
+#include "grpcpp/health_check_service_interface.h"
+#include "grpcpp/impl/server_builder_option.h"
+#include "grpcpp/impl/server_builder_plugin.h"
+#include "grpcpp/impl/server_initializer.h"
+#include "grpcpp/resource_quota.h"
+#include "grpcpp/security/server_credentials.h"
+#include "grpcpp/server_builder.h"
+#include "kernels/base/status_macros.h"
+#include "services/common/address.h"
+#include "services/common/logging.h"
+
+namespace rwkv::common {
+namespace {
+
+// Learns the full names of the services of a server: grpc::Service does not tell its own.
+class ServiceNames : public grpc::ServerBuilderOption {
+ public:
+  explicit ServiceNames(std::vector<std::string>* names) : names_(names) {}
+  void UpdateArguments(grpc::ChannelArguments* /*arguments*/) override {}
+  void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>* plugins) override {
+    plugins->push_back(std::make_unique<Plugin>(names_));
+  }
+
+ private:
+  class Plugin : public grpc::ServerBuilderPlugin {
+   public:
+    explicit Plugin(std::vector<std::string>* names) : names_(names) {}
+    std::string name() override { return "rwkv_service_names"; }
+    void InitServer(grpc::ServerInitializer* /*initializer*/) override {}
+    void Finish(grpc::ServerInitializer* initializer) override { *names_ = *initializer->GetServiceList(); }
+    void ChangeArguments(const std::string& /*name*/, void* /*value*/) override {}
+
+   private:
+    std::vector<std::string>* const names_;
+  };
+
+  std::vector<std::string>* const names_;
+};
+
+absl::Status WritePortFile(const std::string& path, const std::string& content) {
+  const std::string temporary = absl::StrCat(path, ".", getpid(), ".tmp");
+  const auto failed = [&](absl::string_view what) {
+    const int error = errno;
+    std::remove(temporary.c_str());
+    return absl::ErrnoToStatus(error, absl::StrCat("port file ", path, ": cannot ", what));
+  };
+  std::FILE* file = std::fopen(temporary.c_str(), "we");
+  if (file == nullptr) return failed("create");
+  const bool written = std::fwrite(content.data(), 1, content.size(), file) == content.size();
+  if (std::fclose(file) != 0 || !written) return failed("write");
+  if (std::rename(temporary.c_str(), path.c_str()) != 0) return failed("rename");
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+RpcServer::RpcServer(const Options& options) : options_(options) {}
+
+absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(const Options& options,
+                                                            const std::vector<grpc::Service*>& services) {
+  RWKV_ASSIGN_OR_RETURN(HostPort address, ParseHostPort(options.listen_address));
+  if (!options.port_file.empty() && std::remove(options.port_file.c_str()) != 0 && errno != ENOENT) {
+    return absl::ErrnoToStatus(errno, absl::StrCat("port file ", options.port_file, ": cannot remove the old one"));
+  }
+  std::unique_ptr<RpcServer> server(new RpcServer(options));
+  server->wake_fd_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (server->wake_fd_ < 0) return absl::ErrnoToStatus(errno, "eventfd");
+
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  grpc::ServerBuilder builder;
+  int port = 0;
+  builder.AddListeningPort(FormatHostPort(address), grpc::InsecureServerCredentials(), &port);
+  builder.SetMaxReceiveMessageSize(options.max_receive_bytes);
+  // Two servers on one port would share its connections by chance; the second one must fail instead.
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, options.max_concurrent_streams);
+  // Notices a client whose machine is gone, and accepts the pings of MakeChannel() (by default a server hangs up on
+  // clients that ping more than every five minutes).
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 20000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10000);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 1000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  grpc::ResourceQuota quota("rwkv");
+  quota.SetMaxThreads(options.max_threads);
+  builder.SetResourceQuota(quota);
+  builder.SetOption(std::make_unique<ServiceNames>(&server->service_names_));
+  for (grpc::Service* service : services) builder.RegisterService(service);
+  server->server_ = builder.BuildAndStart();
+  if (server->server_ == nullptr || port == 0) {
+    return absl::UnavailableError(
+        absl::StrCat("cannot listen on ", options.listen_address, " (in use, or no address of this machine)"));
+  }
+  server->SetServing(false);
+  address.port = static_cast<uint16_t>(port);
+  server->address_ = FormatHostPort(address);
+  if (!options.port_file.empty()) {
+    RWKV_RETURN_IF_ERROR(WritePortFile(
+        options.port_file,
+        absl::StrCat("grpc=", server->address_, "\nmetrics=", options.metrics_address, "\npid=", getpid(), "\n")));
+  }
+  LogInfo("listening", {{"address", server->address_}, {"metrics", options.metrics_address}});
+  return server;
+}
+
+RpcServer::~RpcServer() {
+  if (server_ != nullptr) Shutdown(absl::Now());
+  if (wake_fd_ >= 0) close(wake_fd_);
+}
+
+void RpcServer::SetServing(bool serving) {
+  absl::MutexLock lock(&mu_);
+  if (draining_) return;
+  grpc::HealthCheckServiceInterface* const health = server_->GetHealthCheckService();
+  health->SetServingStatus("", serving);
+  for (const std::string& name : service_names_) health->SetServingStatus(name, serving);
+}
+
+absl::Status RpcServer::ServeUntilSignal(const std::function<void(absl::Time deadline)>& on_drain) {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  const int signal_fd = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
+  if (signal_fd < 0) return absl::ErrnoToStatus(errno, "signalfd");
+  std::string cause = "requested";
+  for (bool waiting = true; waiting;) {
+    pollfd fds[] = {{signal_fd, POLLIN, 0}, {wake_fd_, POLLIN, 0}};
+    if (poll(fds, 2, -1) < 0 && errno != EINTR) {
+      const absl::Status status = absl::ErrnoToStatus(errno, "poll");
+      close(signal_fd);
+      return status;
+    }
+    signalfd_siginfo info;
+    if ((fds[0].revents & POLLIN) != 0 && read(signal_fd, &info, sizeof(info)) == sizeof(info)) {
+      cause = absl::StrCat("SIG", sigabbrev_np(static_cast<int>(info.ssi_signo)));
+      waiting = false;
+    }
+    if ((fds[1].revents & POLLIN) != 0) waiting = false;
+  }
+  close(signal_fd);
+
+  const absl::Time start = absl::Now();
+  const absl::Time deadline = start + options_.drain_timeout;
+  LogInfo("draining", {{"cause", cause}});
+  SetServing(false);
+  if (on_drain) on_drain(deadline);
+  Shutdown(deadline);
+  LogInfo("stopped", {{"drain_seconds", absl::ToDoubleSeconds(absl::Now() - start)}});
+  absl::MutexLock lock(&mu_);
+  return drain_reason_;
+}
+
+void RpcServer::RequestDrain(absl::Status reason) {
+  absl::MutexLock lock(&mu_);
+  if (drain_requested_) return;
+  drain_requested_ = true;
+  drain_reason_ = std::move(reason);
+  const uint64_t one = 1;
+  // Cannot fail: the counter of an eventfd takes far more than the one write it ever gets.
+  (void)!write(wake_fd_, &one, sizeof(one));
+}
+
+void RpcServer::Shutdown(absl::Time deadline) {
+  SetServing(false);
+  {
+    absl::MutexLock lock(&mu_);
+    draining_ = true;
+  }
+  absl::MutexLock lock(&shutdown_mu_);
+  server_->Shutdown(absl::ToChronoTime(deadline));
+  server_->Wait();
+}
+
+}  // namespace rwkv::common
