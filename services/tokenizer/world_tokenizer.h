@@ -38,12 +38,14 @@ class WorldTokenizer : public Tokenizer {
   uint32_t end_of_text() const override { return 0; }
 
  private:
+  class TrieBuilder;
+
   WorldTokenizer() = default;
 
   std::string bytes_;              // All tokens, by id.
   std::vector<uint32_t> offsets_;  // Token id is bytes_[offsets_[id], offsets_[id + 1]); id 0 is empty.
 
-  // A trie in a double array: the child of state s by byte b is base[s] + b, if that state's parent is s.
+  // A trie in a double array: the child of state s by byte b is states_[s].base + b, if that state's parent is s.
   struct State {
     int32_t base = 0;
     int32_t parent = -1;

@@ -3,9 +3,9 @@
 // The model's own distribution is softmax(logits) over all V rows; every reported log-probability is of it. What is
 // drawn from is made of it in these steps:
 //
-//   1. adjust    l[i] = logit[i] + logit_bias[i] - (seen[i] ? presence_penalty + count[i] * frequency_penalty : 0),
-//   rounded
-//                to fp32; banned ids become -inf. count: see PenaltyState. Ids at -inf take no further part.
+//   1. adjust    l[i] = logit[i] + logit_bias[i], then, for ids that were seen, l[i] -= presence_penalty +
+//                count[i] * frequency_penalty, each rounded to fp32 (count: see PenaltyState); banned ids become -inf.
+//                Ids at -inf take no further part.
 //   greedy       (temperature 0): the largest l, the smallest id on a tie. Nothing below is done.
 //
 //   SAMPLING_ORDER_TEMPERATURE_FIRST            SAMPLING_ORDER_RWKV_PIP
@@ -33,12 +33,12 @@
 // running sum ends below 1, only the likeliest). Its `generate` does not count blanks, tabs and digits for the
 // frequency penalty; here every token counts, since a worker knows no text.
 //
-// The same bits everywhere: sums are in double in a fixed order, exp and log are our own (glibc's choose an algorithm
-// by CPU), orders are total, and the generator is keyed by (seed, position) alone.
+// The same bits everywhere: p is kept in fixed point, at least 2^-45 of the likeliest (for V up to 65,536), so that its
+// sums are exact in any order; exp and log are our own (glibc's choose an algorithm by CPU); orders are total; and the
+// generator is keyed by (seed, position) alone.
 #pragma once
 
 #include <cstdint>
-#include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
@@ -89,7 +89,7 @@ class Sampler {
  public:
   // Draws the token that will stand at `position` of the sequence's log, and counts it in `penalties`.
   //   logits  [V], V as given to SamplingParams::Create.
-  // kInternal, with nothing counted: a logit is NaN or +inf, or no id is left to draw.
+  // kInternal, with nothing counted: a logit is NaN or +inf, no id is left to draw, or another V.
   absl::StatusOr<SampledToken> Sample(absl::Span<const float> logits, const SamplingParams& params, uint64_t position,
                                       PenaltyState& penalties);
 
@@ -97,25 +97,30 @@ class Sampler {
   static absl::StatusOr<float> Logprob(absl::Span<const float> logits, uint32_t token);
 
  private:
-  // One id that may still be drawn. Cuts keep the candidates in rising order of id.
-  struct Candidate {
-    float logit = 0;
-    uint32_t id = 0;
-  };
-
+  // Step 1, on all V, into adjusted_.
   void Adjust(absl::Span<const float> logits, const SamplingParams& params, const PenaltyState& penalties);
+  // Steps 2 to 6.
+  void CollectCandidates();
   void ComputeWeights(double temperature);
   void CutTopK(int64_t k);
   void CutTopP(double top_p, bool keep_ties);
-  void CutTypical(double typical_p);
+  void CutTypical(double typical_p, double temperature);
   void CutMinP(double min_p);
   uint32_t Draw(uint64_t seed, uint64_t position) const;
 
-  std::vector<float> adjusted_;                          // [V]
-  std::vector<Candidate> candidates_;                    // Rising ids.
-  std::vector<double> weights_;                          // Beside candidates_: proportional to p, the largest is 1.
-  std::vector<Candidate> order_;                         // Scratch of the cuts.
-  std::vector<std::pair<double, uint32_t>> deviations_;  // Scratch of CutTypical: |s - H|, place in candidates_.
+  // Keeps the shortest run of candidates, in order of rising keys_ and then ids, whose measures (their weights, or 1
+  // each) sum to `target` or more; with `keep_ties` also those whose key equals the last one's. 1 <= target <= sum.
+  void KeepShortestRun(bool measure_weights, uint64_t target, bool keep_ties);
+  uint64_t TotalWeight() const;
+
+  std::vector<float> adjusted_;  // [V]
+  int weight_bits_ = 0;          // The likeliest has weight 2^weight_bits_; V of them do not overflow.
+  // The ids that may still be drawn, ascending, and what belongs to each.
+  std::vector<uint32_t> ids_;
+  std::vector<float> logits_;       // Adjusted.
+  std::vector<uint64_t> weights_;   // Proportional to p. Empty before ComputeWeights.
+  std::vector<double> keys_;        // Of KeepShortestRun.
+  std::vector<uint32_t> boundary_;  // Scratch of KeepShortestRun: places in ids_.
 };
 
 }  // namespace rwkv::worker

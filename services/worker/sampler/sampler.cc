@@ -1,0 +1,307 @@
+#include "services/worker/sampler/sampler.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <limits>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "services/worker/sampler/deterministic_math.h"
+#include "services/worker/sampler/philox.h"
+
+namespace rwkv::worker {
+namespace {
+
+constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
+// Sums of doubles run in this many lanes, element i in lane i % kLanes, so that their order is fixed and they
+// vectorise.
+constexpr size_t kLanes = 8;
+
+struct RowStatistics {
+  double max = 0;
+  double log_sum = 0;  // ln sum exp(logit - max)
+
+  float Logprob(float logit) const { return static_cast<float>((static_cast<double>(logit) - max) - log_sum); }
+};
+
+absl::StatusOr<RowStatistics> Inspect(absl::Span<const float> logits) {
+  const size_t whole = logits.size() / kLanes * kLanes;
+  std::array<float, kLanes> lane_max;
+  lane_max.fill(kNegativeInfinity);
+  bool bad = false;
+  for (size_t i = 0; i < whole; i += kLanes) {
+    for (size_t j = 0; j < kLanes; ++j) {
+      const float logit = logits[i + j];
+      bad |= !(logit <= std::numeric_limits<float>::max());
+      lane_max[j] = logit > lane_max[j] ? logit : lane_max[j];
+    }
+  }
+  for (size_t i = whole; i < logits.size(); ++i) {
+    bad |= !(logits[i] <= std::numeric_limits<float>::max());
+    lane_max[0] = std::max(lane_max[0], logits[i]);
+  }
+  if (bad) {
+    size_t id = 0;
+    while (logits[id] <= std::numeric_limits<float>::max()) ++id;
+    return absl::InternalError(absl::StrCat("sampler: the logit of token ", id, " is ", logits[id]));
+  }
+  const float max = *std::max_element(lane_max.begin(), lane_max.end());
+  if (max == kNegativeInfinity) return absl::InternalError("sampler: every logit is -inf");
+
+  RowStatistics statistics;
+  statistics.max = max;
+  std::array<double, kLanes> sums = {};
+  for (size_t i = 0; i < whole; i += kLanes) {
+    for (size_t j = 0; j < kLanes; ++j) sums[j] += Exp(static_cast<double>(logits[i + j]) - statistics.max);
+  }
+  for (size_t i = whole; i < logits.size(); ++i)
+    sums[i - whole] += Exp(static_cast<double>(logits[i]) - statistics.max);
+  statistics.log_sum = Log(((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7])));
+  return statistics;
+}
+
+// The n largest logits, falling; ties by rising id.
+std::vector<LogprobOf> TopLogprobs(absl::Span<const float> logits, const RowStatistics& statistics, size_t n) {
+  n = std::min(n, logits.size());
+  if (n == 0) return {};
+  std::vector<uint32_t> best;  // Sorted. n is at most 64, and few tokens get past the last.
+  best.reserve(n + 1);
+  for (uint32_t id = 0; id < logits.size(); ++id) {
+    if (best.size() == n && !(logits[id] > logits[best.back()])) continue;
+    best.insert(
+        std::upper_bound(best.begin(), best.end(), id, [&](uint32_t a, uint32_t b) { return logits[a] > logits[b]; }),
+        id);
+    if (best.size() > n) best.pop_back();
+  }
+  std::vector<LogprobOf> result;
+  result.reserve(n);
+  for (uint32_t id : best) result.push_back({id, statistics.Logprob(logits[id])});
+  return result;
+}
+
+// The smallest measure that is at least `fraction` of `total`.
+uint64_t Target(double fraction, uint64_t total) {
+  const double target = std::ceil(fraction * static_cast<double>(total));
+  if (target >= static_cast<double>(total)) return total;
+  return std::max<uint64_t>(1, static_cast<uint64_t>(target));
+}
+
+}  // namespace
+
+PenaltyState::PenaltyState(const SamplingParams& params, absl::Span<const uint32_t> turn_tokens) {
+  for (uint32_t token : turn_tokens) Count(params, token);
+}
+
+void PenaltyState::Count(const SamplingParams& params, uint32_t token) {
+  if (params.presence_penalty() == 0 && params.frequency_penalty() == 0) return;
+  for (Entry& entry : entries_) entry.count *= static_cast<double>(params.penalty_decay());
+  const auto [it, inserted] = index_.try_emplace(token, static_cast<uint32_t>(entries_.size()));
+  if (inserted) entries_.push_back({token, 0});
+  entries_[it->second].count += 1;
+}
+
+absl::StatusOr<float> Sampler::Logprob(absl::Span<const float> logits, uint32_t token) {
+  if (token >= logits.size()) {
+    return absl::InternalError(absl::StrCat("sampler: token ", token, " is not below the ", logits.size(), " logits"));
+  }
+  absl::StatusOr<RowStatistics> statistics = Inspect(logits);
+  if (!statistics.ok()) return statistics.status();
+  return statistics->Logprob(logits[token]);
+}
+
+absl::StatusOr<SampledToken> Sampler::Sample(absl::Span<const float> logits, const SamplingParams& params,
+                                             uint64_t position, PenaltyState& penalties) {
+  if (static_cast<int64_t>(logits.size()) != params.vocab_size()) {
+    return absl::InternalError(
+        absl::StrCat("sampler: ", logits.size(), " logits, but parameters for a vocabulary of ", params.vocab_size()));
+  }
+  absl::StatusOr<RowStatistics> statistics = Inspect(logits);
+  if (!statistics.ok()) return statistics.status();
+
+  Adjust(logits, params, penalties);
+  SampledToken sampled;
+  const auto likeliest = std::max_element(adjusted_.begin(), adjusted_.end());  // The first of equals.
+  if (*likeliest == kNegativeInfinity) return absl::InternalError("sampler: every token is banned or at -inf");
+  if (params.greedy()) {
+    sampled.token = static_cast<uint32_t>(likeliest - adjusted_.begin());
+  } else {
+    const double temperature = params.temperature();
+    CollectCandidates();
+    switch (params.order()) {
+      case SamplingParams::Order::kTemperatureFirst:
+        CutTopK(params.top_k());  // Needs no weights, and spares the exponentials of what it drops.
+        ComputeWeights(temperature);
+        CutTypical(params.typical_p(), temperature);
+        CutTopP(params.top_p(), /*keep_ties=*/false);
+        CutMinP(params.min_p());
+        break;
+      case SamplingParams::Order::kRwkvPip:
+        ComputeWeights(/*temperature=*/1);
+        CutTopP(params.top_p(), /*keep_ties=*/true);
+        CutTopK(params.top_k());
+        CutTypical(params.typical_p(), /*temperature=*/1);
+        CutMinP(params.min_p());
+        if (temperature != 1) ComputeWeights(temperature);  // exp(l)^(1/T) = exp(l/T)
+        break;
+    }
+    sampled.token = Draw(params.seed(), position);
+  }
+  sampled.logprob = statistics->Logprob(logits[sampled.token]);
+  sampled.top_logprobs = TopLogprobs(logits, *statistics, params.top_logprobs());
+  penalties.Count(params, sampled.token);
+  return sampled;
+}
+
+void Sampler::Adjust(absl::Span<const float> logits, const SamplingParams& params, const PenaltyState& penalties) {
+  adjusted_.assign(logits.begin(), logits.end());
+  for (const auto& [id, bias] : params.logit_bias()) adjusted_[id] += bias;
+  for (const PenaltyState::Entry& entry : penalties.entries()) {
+    if (entry.token >= adjusted_.size()) continue;
+    const double penalty =
+        static_cast<double>(params.presence_penalty()) + entry.count * static_cast<double>(params.frequency_penalty());
+    adjusted_[entry.token] = static_cast<float>(static_cast<double>(adjusted_[entry.token]) - penalty);
+  }
+  for (const SamplingParams::IdRange& range : params.banned()) {
+    std::fill(adjusted_.begin() + range.begin, adjusted_.begin() + range.end, kNegativeInfinity);
+  }
+}
+
+void Sampler::CollectCandidates() {
+  weight_bits_ = 62;  // Weights below 2^62 sum within 64 bits, halved for each doubling of their number.
+  for (size_t n = 1; n < adjusted_.size(); n *= 2) --weight_bits_;
+  ids_.resize(adjusted_.size());
+  logits_.resize(adjusted_.size());
+  weights_.clear();
+  size_t kept = 0;
+  for (uint32_t id = 0; id < adjusted_.size(); ++id) {
+    ids_[kept] = id;
+    logits_[kept] = adjusted_[id];
+    kept += adjusted_[id] > kNegativeInfinity;
+  }
+  ids_.resize(kept);
+  logits_.resize(kept);
+}
+
+void Sampler::ComputeWeights(double temperature) {
+  const double max = *std::max_element(logits_.begin(), logits_.end());
+  const double scale = static_cast<double>(uint64_t{1} << weight_bits_);
+  weights_.resize(logits_.size());
+  // In blocks: the exponentials vectorise, the conversions to integers do not.
+  std::array<double, kLanes> block;
+  const size_t whole = logits_.size() / kLanes * kLanes;
+  const auto exponent = [&](size_t i) { return (static_cast<double>(logits_[i]) - max) / temperature; };
+  for (size_t i = 0; i < whole; i += kLanes) {
+    for (size_t j = 0; j < kLanes; ++j) block[j] = Exp(exponent(i + j)) * scale + 0.5;
+    for (size_t j = 0; j < kLanes; ++j) weights_[i + j] = static_cast<uint64_t>(static_cast<int64_t>(block[j]));
+  }
+  for (size_t i = whole; i < logits_.size(); ++i) {
+    weights_[i] = static_cast<uint64_t>(static_cast<int64_t>(Exp(exponent(i)) * scale + 0.5));
+  }
+}
+
+void Sampler::CutTopK(int64_t k) {
+  if (k == 0 || k >= static_cast<int64_t>(ids_.size())) return;
+  keys_.assign(logits_.begin(), logits_.end());
+  for (double& key : keys_) key = -key;
+  KeepShortestRun(/*measure_weights=*/false, static_cast<uint64_t>(k), /*keep_ties=*/false);
+}
+
+void Sampler::CutTopP(double top_p, bool keep_ties) {
+  if (top_p >= 1) return;
+  keys_.assign(logits_.begin(), logits_.end());
+  for (double& key : keys_) key = -key;
+  KeepShortestRun(/*measure_weights=*/true, Target(top_p, TotalWeight()), keep_ties);
+}
+
+void Sampler::CutTypical(double typical_p, double temperature) {
+  if (typical_p >= 1) return;
+  const uint64_t total = TotalWeight();
+  const double max = *std::max_element(logits_.begin(), logits_.end());
+  const double log_total = Log(static_cast<double>(total) / static_cast<double>(uint64_t{1} << weight_bits_));
+  // keys_ holds the surprises first.
+  keys_.resize(ids_.size());
+  double entropy = 0;
+  for (size_t i = 0; i < ids_.size(); ++i) {
+    keys_[i] = (max - static_cast<double>(logits_[i])) / temperature + log_total;
+    if (weights_[i] != 0) entropy += static_cast<double>(weights_[i]) / static_cast<double>(total) * keys_[i];
+  }
+  for (double& key : keys_) key = std::abs(key - entropy);
+  KeepShortestRun(/*measure_weights=*/true, Target(typical_p, total), /*keep_ties=*/false);
+}
+
+void Sampler::CutMinP(double min_p) {
+  if (min_p == 0) return;
+  const double least = min_p * static_cast<double>(*std::max_element(weights_.begin(), weights_.end()));
+  size_t kept = 0;
+  for (size_t i = 0; i < ids_.size(); ++i) {
+    ids_[kept] = ids_[i];
+    logits_[kept] = logits_[i];
+    weights_[kept] = weights_[i];
+    kept += static_cast<double>(weights_[i]) >= least;
+  }
+  ids_.resize(kept);
+  logits_.resize(kept);
+  weights_.resize(kept);
+}
+
+void Sampler::KeepShortestRun(bool measure_weights, uint64_t target, bool keep_ties) {
+  // One pass finds the bucket of keys in which the run ends, and only that bucket is sorted. A bucket is 1/32 nat wide,
+  // so that a real row of 65,536 logits puts some hundreds into one; the last takes all that is 64 nats away.
+  constexpr size_t kBuckets = 2048;
+  constexpr double kBucketsPerUnit = 32;
+  const double first = *std::min_element(keys_.begin(), keys_.end());
+  const auto bucket = [&](double key) {
+    const double place = (key - first) * kBucketsPerUnit;
+    return place < kBuckets - 1 ? static_cast<size_t>(static_cast<int>(place)) : kBuckets - 1;
+  };
+  std::array<uint64_t, kBuckets> measures = {};
+  for (size_t i = 0; i < keys_.size(); ++i) measures[bucket(keys_[i])] += measure_weights ? weights_[i] : 1;
+  size_t last_bucket = 0;
+  while (measures[last_bucket] < target) target -= measures[last_bucket++];
+
+  boundary_.clear();
+  for (size_t i = 0; i < keys_.size(); ++i) {
+    if (bucket(keys_[i]) == last_bucket) boundary_.push_back(static_cast<uint32_t>(i));
+  }
+  std::sort(boundary_.begin(), boundary_.end(),
+            [&](uint32_t a, uint32_t b) { return keys_[a] != keys_[b] ? keys_[a] < keys_[b] : a < b; });
+  size_t end = 0;
+  for (uint64_t sum = 0; sum < target; ++end) sum += measure_weights ? weights_[boundary_[end]] : 1;
+  const size_t last = boundary_[end - 1];
+  const double last_key = keys_[last];
+
+  size_t kept = 0;
+  for (size_t i = 0; i < ids_.size(); ++i) {
+    const bool keep = keys_[i] < last_key || (keys_[i] == last_key && (keep_ties || i <= last));
+    ids_[kept] = ids_[i];
+    logits_[kept] = logits_[i];
+    if (!weights_.empty()) weights_[kept] = weights_[i];
+    kept += keep;
+  }
+  ids_.resize(kept);
+  logits_.resize(kept);
+  if (!weights_.empty()) weights_.resize(kept);
+}
+
+uint64_t Sampler::TotalWeight() const {
+  uint64_t total = 0;
+  for (uint64_t weight : weights_) total += weight;
+  return total;
+}
+
+uint32_t Sampler::Draw(uint64_t seed, uint64_t position) const {
+  // floor(u * total) for u = bits / 2^64.
+  __extension__ using Wide = unsigned __int128;
+  const auto target = static_cast<uint64_t>(static_cast<Wide>(PhiloxBits(seed, position)) * TotalWeight() >> 64);
+  uint64_t sum = 0;
+  size_t i = 0;
+  for (; i < ids_.size(); ++i) {
+    sum += weights_[i];
+    if (sum > target) break;
+  }
+  return ids_[i];
+}
+
+}  // namespace rwkv::worker
