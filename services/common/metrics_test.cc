@@ -1,0 +1,107 @@
+#include "services/common/metrics.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "prometheus/text_serializer.h"
+#include "services/common/address.h"
+#include "tests/testing/status_matchers.h"
+
+namespace rwkv::common {
+namespace {
+
+using ::rwkv::testing::StatusIs;
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+// The answer to "GET /metrics", headers and all; empty if nobody listens.
+std::string Scrape(const std::string& address_text) {
+  const HostPort address = *ParseHostPort(address_text);
+  sockaddr_in socket_address = {};
+  socket_address.sin_family = AF_INET;
+  socket_address.sin_port = htons(address.port);
+  inet_pton(AF_INET, address.host.c_str(), &socket_address.sin_addr);
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  std::string answer;
+  if (connect(fd, reinterpret_cast<sockaddr*>(&socket_address), sizeof(socket_address)) == 0) {
+    const std::string request = "GET /metrics HTTP/1.0\r\n\r\n";
+    EXPECT_EQ(send(fd, request.data(), request.size(), 0), request.size());
+    char buffer[4096];
+    for (ssize_t n = 0; (n = recv(fd, buffer, sizeof(buffer), 0)) > 0;) answer.append(buffer, n);
+  }
+  close(fd);
+  return answer;
+}
+
+TEST(MetricsTest, EndpointServesWhatWasCounted) {
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Metrics> metrics,
+                       Metrics::Create("127.0.0.1:0", {{"process", "worker-0"}}));
+  EXPECT_THAT(metrics->address(), StartsWith("127.0.0.1:"));
+  EXPECT_NE(metrics->address(), "127.0.0.1:0");
+  metrics->Counter("rwkv_test_events_total", "Events.", {{"kind", "a"}}).Increment(3);
+  metrics->Gauge("rwkv_test_slots", "Slots.").Set(64);
+  metrics->Histogram("rwkv_test_step_seconds", "Steps.", Metrics::LatencyBuckets()).Observe(0.0004);
+  const std::string page = Scrape(metrics->address());
+  EXPECT_THAT(page, HasSubstr("200 OK"));
+  EXPECT_THAT(page, HasSubstr("rwkv_test_events_total{process=\"worker-0\",kind=\"a\"} 3"));
+  EXPECT_THAT(page, HasSubstr("rwkv_test_slots{process=\"worker-0\"} 64"));
+  EXPECT_THAT(page, HasSubstr("rwkv_test_step_seconds_bucket{process=\"worker-0\",le=\"0.0005\"} 1"));
+}
+
+TEST(MetricsTest, WithoutAddressThereIsNoEndpoint) {
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Metrics> metrics, Metrics::Create(""));
+  EXPECT_EQ(metrics->address(), "");
+  metrics->Counter("rwkv_test_events_total", "Events.").Increment();
+  EXPECT_THAT(prometheus::TextSerializer().Serialize(metrics->registry().Collect()),
+              HasSubstr("rwkv_test_events_total 1"));
+}
+
+TEST(MetricsTest, SameNameAndLabelsIsTheSameHandle) {
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Metrics> metrics, Metrics::Create(""));
+  prometheus::Counter& a = metrics->Counter("rwkv_test_events_total", "Events.", {{"kind", "a"}});
+  EXPECT_EQ(&a, &metrics->Counter("rwkv_test_events_total", "Events.", {{"kind", "a"}}));
+  EXPECT_NE(&a, &metrics->Counter("rwkv_test_events_total", "Events.", {{"kind", "b"}}));
+}
+
+TEST(MetricsTest, AddressThatIsNoneIsRefused) {
+  EXPECT_THAT(Metrics::Create("127.0.0.1"), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("127.0.0.1")));
+  EXPECT_THAT(Metrics::Create("127.0.0.1:99999"), StatusIs(absl::StatusCode::kInvalidArgument));
+}
+
+TEST(MetricsTest, PortInUseIsUnavailableAndNamed) {
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Metrics> first, Metrics::Create("127.0.0.1:0"));
+  EXPECT_THAT(Metrics::Create(first->address()), StatusIs(absl::StatusCode::kUnavailable, HasSubstr(first->address())));
+  EXPECT_THAT(Scrape(first->address()), HasSubstr("200 OK")) << "the first one must not suffer";
+}
+
+TEST(MetricsTest, ForeignAddressIsUnavailable) {
+  // TEST-NET-1 (RFC 5737) is nobody's.
+  EXPECT_THAT(Metrics::Create("192.0.2.1:0"), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("192.0.2.1")));
+}
+
+TEST(MetricsTest, BucketsAscend) {
+  for (const auto& buckets : {Metrics::LatencyBuckets(), Metrics::CountBuckets(), Metrics::ByteBuckets()}) {
+    EXPECT_TRUE(std::is_sorted(buckets.begin(), buckets.end()));
+    EXPECT_EQ(std::adjacent_find(buckets.begin(), buckets.end()), buckets.end());
+  }
+  EXPECT_EQ(Metrics::LatencyBuckets().front(), 0.0005);
+  EXPECT_EQ(Metrics::ByteBuckets().back(), 1024.0 * 1024 * 1024);
+}
+
+TEST(MetricsDeathTest, OneNameAsTwoKindsIsOurBug) {
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Metrics> metrics, Metrics::Create(""));
+  metrics->Counter("rwkv_test_events_total", "Events.");
+  EXPECT_DEATH(metrics->Gauge("rwkv_test_events_total", "Events."), "rwkv_test_events_total");
+}
+
+}  // namespace
+}  // namespace rwkv::common

@@ -126,7 +126,16 @@ RpcServer::~RpcServer() {
 
 void RpcServer::SetServing(bool serving) {
   absl::MutexLock lock(&mu_);
-  if (draining_) return;
+  if (!draining_) SetHealth(serving);
+}
+
+void RpcServer::BeginDrain() {
+  absl::MutexLock lock(&mu_);
+  draining_ = true;
+  SetHealth(false);
+}
+
+void RpcServer::SetHealth(bool serving) {
   grpc::HealthCheckServiceInterface* const health = server_->GetHealthCheckService();
   health->SetServingStatus("", serving);
   for (const std::string& name : service_names_) health->SetServingStatus(name, serving);
@@ -159,7 +168,7 @@ absl::Status RpcServer::ServeUntilSignal(const std::function<void(absl::Time dea
   const absl::Time start = absl::Now();
   const absl::Time deadline = start + options_.drain_timeout;
   LogInfo("draining", {{"cause", cause}});
-  SetServing(false);
+  BeginDrain();
   if (on_drain) on_drain(deadline);
   Shutdown(deadline);
   LogInfo("stopped", {{"drain_seconds", absl::ToDoubleSeconds(absl::Now() - start)}});
@@ -178,11 +187,7 @@ void RpcServer::RequestDrain(absl::Status reason) {
 }
 
 void RpcServer::Shutdown(absl::Time deadline) {
-  SetServing(false);
-  {
-    absl::MutexLock lock(&mu_);
-    draining_ = true;
-  }
+  BeginDrain();
   absl::MutexLock lock(&shutdown_mu_);
   server_->Shutdown(absl::ToChronoTime(deadline));
   server_->Wait();

@@ -51,7 +51,7 @@ class RpcServer {
   // "HOST:PORT" with the port really taken.
   const std::string& address() const { return address_; }
 
-  // Health of "" and of every service by its full name. After Shutdown() has begun it stays NOT_SERVING.
+  // Health of "" and of every service by its full name. Once a drain has begun it stays NOT_SERVING.
   void SetServing(bool serving) ABSL_LOCKS_EXCLUDED(mu_);
 
   // Waits for SIGTERM, SIGINT or RequestDrain(), then drains: NOT_SERVING, `on_drain(deadline)`, Shutdown(deadline),
@@ -70,6 +70,10 @@ class RpcServer {
 
  private:
   explicit RpcServer(const Options& options);
+
+  // NOT_SERVING for good.
+  void BeginDrain() ABSL_LOCKS_EXCLUDED(mu_);
+  void SetHealth(bool serving) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const Options options_;
   std::string address_;

@@ -67,6 +67,7 @@ class IsOkAndHoldsMatcher {
         *listener << "whose status is " << status_or.status().ToString();
         return false;
       }
+      *listener << "which holds " << ::testing::PrintToString(*status_or) << " ";
       return value_matcher_.MatchAndExplain(*status_or, listener);
     }
     void DescribeTo(std::ostream* os) const override {
