@@ -59,13 +59,14 @@ class Checkpoint {
   const TensorInfo* Find(absl::string_view name) const;  // nullptr: not in the file.
 
   // The elements. Views into the map where the file holds them contiguous and aligned; the others (transposed views of
-  // a .pth, odd offsets) are copied at the first call. All copies together are bounded by twice the file's size.
+  // a .pth, odd offsets) are copied at the first call. All tensors together are at most twice the file, so copies are.
   // kNotFound: no such tensor.
   absl::StatusOr<Tensor> Read(absl::string_view name) const ABSL_LOCKS_EXCLUDED(mu_);
 
-  // Any bytes of a contiguous tensor without copying it; what fingerprints use. offset + out.size() <= info.bytes.
-  // For a tensor that is not contiguous, gathers only the elements asked for.
-  void ReadBytes(const TensorInfo& info, int64_t offset, absl::Span<uint8_t> out) const;
+  // Bytes [offset, offset + out.size()) of the tensor's row-major content, without mapping any page where the file
+  // holds it contiguous: for those who look at a little of everything. offset and size are multiples of the element's.
+  // kDataLoss: the file has been cut since it was opened.
+  absl::Status ReadBytes(const TensorInfo& info, int64_t offset, absl::Span<uint8_t> out) const;
 
   // safetensors' __metadata__; empty for other formats.
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
@@ -73,6 +74,7 @@ class Checkpoint {
  private:
   Checkpoint(std::string path, std::unique_ptr<MappedFile> file);
 
+  absl::Status ReadDirectory();
   absl::Status AddRecords(std::vector<TensorRecord> records);
   const TensorRecord& RecordOf(const TensorInfo& info) const { return records_[&info - infos_.data()]; }
 

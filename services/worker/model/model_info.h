@@ -1,6 +1,7 @@
 // A loaded model as the other services see it.
 #pragma once
 
+#include "absl/status/statusor.h"
 #include "rwkv/v1/common.pb.h"
 #include "services/worker/model/checkpoint.h"
 #include "services/worker/model/model_config.h"
@@ -8,6 +9,6 @@
 namespace rwkv::worker {
 
 // Computes the fingerprint, which reads parts of the whole file: call it once.
-v1::ModelInfo MakeModelInfo(const Checkpoint& checkpoint, const ModelConfig& config);
+absl::StatusOr<v1::ModelInfo> MakeModelInfo(const Checkpoint& checkpoint, const ModelConfig& config);
 
 }  // namespace rwkv::worker

@@ -1,0 +1,55 @@
+// One pipeline stage of a model, whatever its version: what the engine needs to run steps.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "kernels/api/op_table.h"
+#include "kernels/api/sequence_span.h"
+#include "kernels/base/stream.h"
+#include "services/worker/model/block/state_layout.h"
+#include "services/worker/model/weights.h"
+
+namespace rwkv::worker {
+
+// One microbatch: packed rows, one per token. `R` rows in all, 1 <= R <= max_rows.
+struct StageStep {
+  absl::Span<const kernels::SequenceSpan> spans;  // Cover the rows in order; no slot twice.
+  int64_t rows = 0;                               // R
+  const int32_t* tokens = nullptr;                // [R], below V. First stage only.
+  float* x = nullptr;                             // [R, D]: in on later stages; out.
+  float* v_first = nullptr;                       // [R, v_first_width]: in on later stages, out on the first.
+  absl::Span<const int64_t> logit_rows;           // Ascending. Last stage only: the rows that need logits.
+  float* logits = nullptr;                        // [logit_rows.size(), V], out.
+};
+
+// Owned by one thread at a time, as its stream is.
+class StageModel {
+ public:
+  virtual ~StageModel() = default;
+
+  virtual const StageWeights& weights() const = 0;
+  virtual const StateLayout& state_layout() const = 0;
+
+  // Channels of what the link carries beside x [rows, D]; 0: nothing.
+  virtual int64_t v_first_width() const = 0;
+
+  // What a fresh slot holds; empty: zeros. `stage_layer` counts from this stage's first layer, `tensor` as in the
+  // layout.
+  virtual absl::Span<const float> InitialState(int stage_layer, int tensor) const = 0;
+
+  // Runs the rows through this stage's layers, and updates the states of their slots. Each row's results depend on its
+  // own sequence alone, bit for bit. Enqueues on `stream`; buffers must live until it has passed them.
+  // kInvalidArgument: our own bug, nothing has changed. Other codes: the device failed, states are undefined.
+  virtual absl::Status Forward(const StageStep& step, const StateView& state, kernels::Stream& stream) = 0;
+};
+
+// By the version in the weights' config. `ops` lives on; `max_rows` >= 1 sizes the activations.
+// kUnimplemented: no block for this version. kResourceExhausted: no memory.
+absl::StatusOr<std::unique_ptr<StageModel>> CreateStageModel(std::shared_ptr<const StageWeights> weights,
+                                                             const kernels::OpTable& ops, int64_t max_rows);
+
+}  // namespace rwkv::worker

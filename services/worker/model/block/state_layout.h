@@ -1,0 +1,56 @@
+// Which tensors a layer's state consists of, and where the state pool keeps them. The same for every layer of a model.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace rwkv::worker {
+
+struct StateTensorSpec {
+  std::string name;  // Without the layer: "att.x_prev".
+  std::vector<int64_t> shape;
+
+  int64_t size() const {  // fp32 elements
+    int64_t product = 1;
+    for (int64_t dimension : shape) product *= dimension;
+    return product;
+  }
+};
+
+// In the order of a state record, which holds the tensors one after the other as fp32, little-endian, without gaps.
+class StateLayout {
+ public:
+  StateLayout() = default;
+  explicit StateLayout(std::vector<StateTensorSpec> tensors) : tensors_(std::move(tensors)) {
+    for (const StateTensorSpec& tensor : tensors_) size_ += tensor.size();
+  }
+
+  const std::vector<StateTensorSpec>& tensors() const { return tensors_; }
+  int64_t size() const { return size_; }                                                // fp32 elements of a layer
+  int64_t record_bytes() const { return size_ * static_cast<int64_t>(sizeof(float)); }  // of a layer
+
+ private:
+  std::vector<StateTensorSpec> tensors_;
+  int64_t size_ = 0;
+};
+
+// One tensor of one layer in the state pool: slot s has its elements from data + s * stride.
+struct StateTensorPool {
+  float* data = nullptr;
+  int64_t stride = 0;  // floats
+};
+
+// The pool as a block sees it. Borrowed from the pool.
+struct StateView {
+  int64_t slots = 0;
+  int tensors_per_layer = 0;
+  const StateTensorPool* pools = nullptr;  // [layers of the stage, tensors_per_layer]
+
+  const StateTensorPool& tensor(int stage_layer, int index) const {
+    return pools[stage_layer * tensors_per_layer + index];
+  }
+};
+
+}  // namespace rwkv::worker

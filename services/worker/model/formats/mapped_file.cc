@@ -1,0 +1,59 @@
+#include "services/worker/model/formats/mapped_file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "absl/strings/str_cat.h"
+
+namespace rwkv::worker {
+
+absl::StatusOr<std::unique_ptr<MappedFile>> MappedFile::Open(const std::string& path) {
+  // O_NONBLOCK: opening a pipe that nobody writes to must not hang.
+  const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (descriptor < 0) return absl::ErrnoToStatus(errno, absl::StrCat("cannot open ", path));
+
+  struct stat info;
+  if (fstat(descriptor, &info) != 0) {
+    const absl::Status status = absl::ErrnoToStatus(errno, absl::StrCat("cannot inspect ", path));
+    close(descriptor);
+    return status;
+  }
+  if (!S_ISREG(info.st_mode) || info.st_size <= 0) {
+    close(descriptor);
+    const char* what = S_ISDIR(info.st_mode) ? "a directory" : S_ISREG(info.st_mode) ? "empty" : "not a regular file";
+    return absl::InvalidArgumentError(absl::StrCat(path, " is ", what));
+  }
+  void* memory = mmap(nullptr, static_cast<size_t>(info.st_size), PROT_READ, MAP_SHARED, descriptor, 0);
+  if (memory == MAP_FAILED) {
+    const absl::Status status = absl::ErrnoToStatus(errno, absl::StrCat("cannot map ", path));
+    close(descriptor);
+    return status;
+  }
+  return std::unique_ptr<MappedFile>(
+      new MappedFile(descriptor, absl::MakeConstSpan(static_cast<const uint8_t*>(memory), info.st_size)));
+}
+
+MappedFile::~MappedFile() {
+  munmap(const_cast<uint8_t*>(bytes_.data()), bytes_.size());
+  close(descriptor_);
+}
+
+absl::Status MappedFile::ReadAt(int64_t offset, absl::Span<uint8_t> out) const {
+  while (!out.empty()) {
+    const ssize_t count = pread(descriptor_, out.data(), out.size(), offset);
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) return absl::ErrnoToStatus(errno, absl::StrCat("cannot read at byte ", offset));
+    if (count == 0) {
+      return absl::DataLossError(
+          absl::StrCat("the file ends at byte ", offset, "; it had ", bytes_.size(), " bytes when it was opened"));
+    }
+    offset += count;
+    out.remove_prefix(static_cast<size_t>(count));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace rwkv::worker

@@ -1,0 +1,27 @@
+// PyTorch checkpoints (.pth): a pickled dict of tensors and the raw bytes of their storages, in one of two containers.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "services/worker/model/formats/tensor_record.h"
+
+namespace rwkv::worker {
+
+bool LooksLikeTorchZip(absl::Span<const uint8_t> file);
+bool LooksLikeTorchLegacy(absl::Span<const uint8_t> file);
+
+// torch >= 1.6: a zip archive of X/data.pkl and X/data/<key>. Touches its directory and the pickle only.
+absl::StatusOr<std::vector<TensorRecord>> ReadTorchZip(absl::Span<const uint8_t> file);
+
+// torch < 1.6: five pickles back to back, then each storage as an int64 element count and its bytes.
+absl::StatusOr<std::vector<TensorRecord>> ReadTorchLegacy(absl::Span<const uint8_t> file);
+
+// Both:
+//   kDataLoss: the file is cut. kUnimplemented: big-endian, compressed.
+//   kInvalidArgument: code in the pickle, a storage missing or of another size, a tensor that reaches out of its
+//   storage, repeats elements of it, or walks backwards; named.
+
+}  // namespace rwkv::worker
