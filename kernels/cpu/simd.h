@@ -1,0 +1,158 @@
+// Vectors of 16 floats in clang's vector extension, lowered to whatever the including file is compiled for: one
+// register with AVX-512, two with AVX, four with SSE2. Sixteen lanes everywhere, one tree of sums: builds that have
+// fused multiply-add give the same bits. Only for the kernels_*.cc files: everything here has internal linkage and
+// calls nothing of the standard library, so that no function compiled for a newer processor can be the copy that the
+// linker keeps for everybody.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#define RWKV_INLINE __attribute__((always_inline)) inline
+
+namespace rwkv::kernels::cpu {
+namespace {
+
+constexpr int64_t kLanes = 16;
+
+typedef float F32 __attribute__((vector_size(64)));
+typedef uint32_t U32 __attribute__((vector_size(64)));
+typedef int32_t I32 __attribute__((vector_size(64)));
+typedef uint16_t U16 __attribute__((vector_size(32)));
+typedef float F32x8 __attribute__((vector_size(32)));
+typedef float F32x4 __attribute__((vector_size(16)));
+typedef float F32Unaligned __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint16_t U16Unaligned __attribute__((vector_size(32), aligned(2), may_alias));
+
+RWKV_INLINE F32 Broadcast(float value) { return F32{} + value; }
+
+RWKV_INLINE F32 Load(const float* p) { return *reinterpret_cast<const F32Unaligned*>(p); }
+RWKV_INLINE void Store(float* p, F32 v) { *reinterpret_cast<F32Unaligned*>(p) = v; }
+
+// The first `count` < 16 elements; the other lanes are zero.
+RWKV_INLINE F32 LoadTail(const float* p, int64_t count) {
+#if defined(__AVX512F__)
+  return (F32)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1u), p);
+#else
+  F32 v = {};
+  for (int64_t i = 0; i < count; ++i) v[i] = p[i];
+  return v;
+#endif
+}
+
+RWKV_INLINE void StoreTail(float* p, F32 v, int64_t count) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1u), (__m512)v);
+#else
+  for (int64_t i = 0; i < count; ++i) p[i] = v[i];
+#endif
+}
+
+RWKV_INLINE F32 LoadSome(const float* p, int64_t count) { return count >= kLanes ? Load(p) : LoadTail(p, count); }
+RWKV_INLINE void StoreSome(float* p, F32 v, int64_t count) {
+  if (count >= kLanes) {
+    Store(p, v);
+  } else {
+    StoreTail(p, v, count);
+  }
+}
+
+// Per lane mask ? a : b, where a mask is the result of comparing vectors.
+RWKV_INLINE F32 Select(I32 mask, F32 a, F32 b) { return (F32)(((U32)mask & (U32)a) | (~(U32)mask & (U32)b)); }
+
+// Zero in the lanes from `count` on.
+RWKV_INLINE F32 KeepFirst(F32 v, int64_t count) {
+  constexpr I32 kLane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return Select(kLane < static_cast<int32_t>(count < kLanes ? count : kLanes), v, F32{});
+}
+
+RWKV_INLINE F32 Abs(F32 v) { return (F32)((U32)v & 0x7fffffffu); }
+
+RWKV_INLINE F32x8 LowHalf(F32 v) { return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7); }
+RWKV_INLINE F32x8 HighHalf(F32 v) { return __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15); }
+RWKV_INLINE F32 Combine(F32x8 low, F32x8 high) {
+  return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+
+// a * b + c: rounded once where the hardware can, twice in the portable build (which is a numeric family of its own).
+RWKV_INLINE F32 Fma(F32 a, F32 b, F32 c) {
+#if defined(__AVX512F__)
+  return (F32)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return Combine((F32x8)_mm256_fmadd_ps((__m256)LowHalf(a), (__m256)LowHalf(b), (__m256)LowHalf(c)),
+                 (F32x8)_mm256_fmadd_ps((__m256)HighHalf(a), (__m256)HighHalf(b), (__m256)HighHalf(c)));
+#else
+  return a * b + c;
+#endif
+}
+
+// The tree of every sum over lanes: lane i with i + 8, then i + 4, then i + 2, then i + 1.
+RWKV_INLINE F32x4 SumToFour(F32 v) {
+  const F32x8 eight = LowHalf(v) + HighHalf(v);
+  return __builtin_shufflevector(eight, eight, 0, 1, 2, 3) + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+}
+
+RWKV_INLINE float Sum(F32 v) {
+  const F32x4 four = SumToFour(v);
+  const F32x4 two = four + __builtin_shufflevector(four, four, 2, 3, 2, 3);
+  return two[0] + two[1];
+}
+
+// {Sum(a), Sum(b), Sum(c), Sum(d)}, the same bits at a third of the cost.
+RWKV_INLINE F32x4 Sum4(F32 a, F32 b, F32 c, F32 d) {
+  const F32x4 a4 = SumToFour(a);
+  const F32x4 b4 = SumToFour(b);
+  const F32x4 c4 = SumToFour(c);
+  const F32x4 d4 = SumToFour(d);
+  const F32x4 ab = __builtin_shufflevector(a4, b4, 0, 1, 4, 5) + __builtin_shufflevector(a4, b4, 2, 3, 6, 7);
+  const F32x4 cd = __builtin_shufflevector(c4, d4, 0, 1, 4, 5) + __builtin_shufflevector(c4, d4, 2, 3, 6, 7);
+  return __builtin_shufflevector(ab, cd, 0, 2, 4, 6) + __builtin_shufflevector(ab, cd, 1, 3, 5, 7);
+}
+
+// Weights of each dtype, widened exactly. Tail lanes are zero.
+struct Float32Weights {
+  using Element = float;
+  static RWKV_INLINE F32 Load(const float* p) { return cpu::Load(p); }
+  static RWKV_INLINE F32 LoadTail(const float* p, int64_t count) { return cpu::LoadTail(p, count); }
+};
+
+RWKV_INLINE U16 Load16Tail(const uint16_t* p, int64_t count) {
+  U16 v = {};
+  for (int64_t i = 0; i < count; ++i) v[i] = p[i];
+  return v;
+}
+
+struct BFloat16Weights {
+  using Element = uint16_t;
+  static RWKV_INLINE F32 Widen(U16 v) { return (F32)(__builtin_convertvector(v, U32) << 16); }
+  static RWKV_INLINE F32 Load(const uint16_t* p) { return Widen(*reinterpret_cast<const U16Unaligned*>(p)); }
+  static RWKV_INLINE F32 LoadTail(const uint16_t* p, int64_t count) { return Widen(Load16Tail(p, count)); }
+};
+
+struct Float16Weights {
+  using Element = uint16_t;
+  static RWKV_INLINE F32 Widen(U16 v) {
+#if defined(__AVX512F__)
+    return (F32)_mm512_cvtph_ps((__m256i)v);
+#elif defined(__F16C__)
+    return Combine((F32x8)_mm256_cvtph_ps(_mm256_castsi256_si128((__m256i)v)),
+                   (F32x8)_mm256_cvtph_ps(_mm256_extracti128_si256((__m256i)v, 1)));
+#else
+    const U32 half = __builtin_convertvector(v, U32);
+    const U32 magnitude = (half & 0x7fffu) << 13;
+    // The exponent moved by a product, which is exact and makes a half subnormal a normal float.
+    const U32 finite = (U32)((F32)magnitude * 0x1p112f);
+    const U32 special = magnitude | 0x7f800000u;  // infinity and NaN
+    const U32 is_special = (U32)(magnitude >= 0x0f800000u);
+    return (F32)(((half & 0x8000u) << 16) | (is_special & special) | (~is_special & finite));
+#endif
+  }
+  static RWKV_INLINE F32 Load(const uint16_t* p) { return Widen(*reinterpret_cast<const U16Unaligned*>(p)); }
+  static RWKV_INLINE F32 LoadTail(const uint16_t* p, int64_t count) { return Widen(Load16Tail(p, count)); }
+};
+
+}  // namespace
+}  // namespace rwkv::kernels::cpu
