@@ -31,9 +31,7 @@ def rwkv_dependencies():
     pypi_wheel(
         name = "googleapis",
         package = "googleapis-common-protos",
-        version = "1.63.0",
         tag = "py2.py3-none-any",
-        sha256 = "ae45f75702f7c08b541f750854a678bd8f534a1a6bace6afe975f1d0a82d6632",
         build_file_content = """
 package(default_visibility = ["//visibility:public"])
 exports_files(["google/rpc/status.proto"])
@@ -60,8 +58,6 @@ cc_library(
     pypi_wheel(
         name = "rwkv_pip_package",
         package = "rwkv",
-        version = "0.8.32",
-        sha256 = "d3f0594810a4a7e91569f177003ec22294c3eabc91c5f8d0ff3511702d4b67c1",
         build_file_content = """
 exports_files(["rwkv/rwkv_vocab_v20230424.txt"])
 alias(

@@ -1,0 +1,116 @@
+#!/bin/bash
+# Installs what the build, the tests and a local cluster need, on Debian 12: packages, two pinned wheels of data, and the
+# World vocabulary unpacked from one of them. Seconds when nothing is missing. Everything it says goes to standard error.
+#
+#   deploy/local/setup.sh [--tsan]    --tsan: also an Abseil with thread-sanitizer instrumentation, for `--config=tsan`.
+set -euo pipefail
+readonly root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.." && pwd)
+export HOME=${HOME:-$(getent passwd "$(id -u)" | cut -d: -f6)}
+readonly cache=$HOME/.cache/rwkv-serving
+readonly packages=(
+  # Build. Reasons and licences: bazel/deps.bzl.
+  bazel-bootstrap clang-14 g++ lld-14 llvm-14 libclang-rt-14-dev protobuf-compiler protobuf-compiler-grpc
+  # Libraries.
+  libabsl-dev libbenchmark-dev libgmock-dev libgrpc++-dev libgrpc-dev libgtest-dev libisal-dev libprotobuf-dev
+  librocksdb-dev libspdlog-dev libxxhash-dev nlohmann-json3-dev prometheus-cpp-dev zlib1g-dev
+  # Scripts and tests.
+  ca-certificates procps python3 python3-numpy python3-pip util-linux
+)
+
+say() { echo "setup: $*" >&2; }
+die() {
+  say "$*"
+  exit 1
+}
+
+as_root() {
+  if [[ $(id -u) -eq 0 ]]; then
+    "$@"
+  elif command -v sudo >/dev/null; then
+    sudo "$@"
+  else
+    die "needs root to run '$*', and there is no sudo; run that as root, then try again"
+  fi
+}
+
+is_installed() { [[ $(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null) == installed ]]; }
+
+install_packages() {
+  local missing=() package
+  for package in "$@"; do is_installed "$package" || missing+=("$package"); done
+  [[ ${#missing[@]} -eq 0 ]] && return
+  command -v apt-get >/dev/null ||
+    die "these Debian 12 packages are missing and there is no apt-get to install them: ${missing[*]}"
+  say "installing ${#missing[@]} packages: ${missing[*]}"
+  as_root apt-get update -q >&2 || say "apt-get update failed; trying with what is known"
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}" >&2 ||
+    die "apt-get could not install: ${missing[*]} (this is made for Debian 12)"
+  for package in "${missing[@]}"; do is_installed "$package" || die "$package is still missing after apt-get"; done
+}
+
+# download_wheels: every line of bazel/pypi_requirements.txt whose wheel is not in the cache with the right hash.
+download_wheels() {
+  local directory=$cache/pypi requirement name hash wheel
+  mkdir -p "$directory"
+  while read -r requirement; do
+    [[ -z $requirement || $requirement == \#* ]] && continue
+    name=${requirement%% *} hash=${requirement##*sha256:}
+    wheel=$(wheel_path "$requirement")
+    if [[ -n $wheel ]]; then
+      [[ $(sha256sum <"$wheel") == "$hash  -" ]] && continue
+      say "$wheel is damaged; downloading it again"
+      rm -f "$wheel"
+    fi
+    say "downloading $name from PyPI"
+    python3 -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes --only-binary=:all: \
+      --requirement=<(echo "$requirement") --dest="$directory" >&2 || die "cannot download $name from PyPI"
+  done <"$root/bazel/pypi_requirements.txt"
+}
+
+# wheel_path "name==version ...": its file in the cache, or nothing.
+wheel_path() {
+  local name=${1%% *}
+  compgen -G "$cache/pypi/$(tr - _ <<<"${name%%==*}")-${name##*==}-*.whl" | head -n 1 || true
+}
+
+unpack_vocabulary() {
+  local name=rwkv_vocab_v20230424.txt directory=$cache/vocabulary wheel
+  wheel=$(wheel_path "$(grep '^rwkv==' "$root/bazel/pypi_requirements.txt")")
+  [[ $directory/$name -nt $wheel ]] && return
+  say "unpacking the World vocabulary to $directory/$name"
+  mkdir -p "$directory"
+  # The wheel's copy ends its lines in CR LF, the original in LF.
+  python3 -c 'import sys, zipfile
+sys.stdout.buffer.write(zipfile.ZipFile(sys.argv[1]).read("rwkv/" + sys.argv[2]).replace(b"\r", b""))' \
+    "$wheel" "$name" >"$directory/$name.$$" || die "cannot unpack $name from $wheel"
+  mv "$directory/$name.$$" "$directory/$name"
+}
+
+main() {
+  local tsan=false
+  for argument in "$@"; do
+    case $argument in
+      --tsan) tsan=true ;;
+      -h | --help)
+        sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"
+        exit 0
+        ;;
+      *)
+        say "unknown argument '$argument'; see --help"
+        exit 2
+        ;;
+    esac
+  done
+  mkdir -p "$cache" || die "cannot create $cache"
+  exec 9>"$cache/setup.lock"
+  flock 9  # Two set-ups at once: the second waits and then finds nothing to do.
+  install_packages "${packages[@]}"
+  download_wheels
+  unpack_vocabulary
+  if $tsan; then
+    install_packages dpkg-dev
+    "$root/bazel/abseil_tsan.sh" 9>&-
+  fi
+}
+
+main "$@"
