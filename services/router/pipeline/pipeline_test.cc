@@ -1,0 +1,222 @@
+#include "services/router/pipeline/pipeline.h"
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "rwkv/v1/worker.pb.h"
+#include "services/router/pipeline/stage_plan.h"
+#include "services/worker/client/fake_worker.h"
+#include "services/worker/client/worker_client.h"
+#include "tests/testing/status_matchers.h"
+
+namespace rwkv::router {
+namespace {
+
+using ::rwkv::testing::StatusIs;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+constexpr absl::Duration kLimit = absl::Seconds(30);
+
+// Remembers what it heard.
+class Recorder : public Pipeline::Listener {
+ public:
+  void OnEpochUp(uint64_t epoch, const StagePlan& plan) override {
+    absl::MutexLock lock(&mu_);
+    up_ = epoch;
+    ++ups_;
+    stages_ = static_cast<int>(plan.stages.size());
+  }
+  void OnResponse(uint64_t epoch, int stage, v1::ExecuteResponse response) override {
+    absl::MutexLock lock(&mu_);
+    EXPECT_EQ(epoch, up_);
+    responses_.emplace_back(stage, std::move(response));
+  }
+  void OnEpochDown(uint64_t epoch, const absl::Status& why) override {
+    absl::MutexLock lock(&mu_);
+    EXPECT_EQ(epoch, up_);
+    up_ = 0;
+    why_ = why;
+    ++downs_;
+  }
+
+  // The epoch that is up after the `count`th came up.
+  uint64_t WaitUp(int count) {
+    absl::MutexLock lock(&mu_);
+    const auto ready = [this, count]() ABSL_NO_THREAD_SAFETY_ANALYSIS { return ups_ >= count && up_ != 0; };
+    EXPECT_TRUE(mu_.AwaitWithTimeout(absl::Condition(&ready), kLimit));
+    return up_;
+  }
+  absl::Status WaitDown(int count) {
+    absl::MutexLock lock(&mu_);
+    const auto ready = [this, count]() ABSL_NO_THREAD_SAFETY_ANALYSIS { return downs_ >= count; };
+    EXPECT_TRUE(mu_.AwaitWithTimeout(absl::Condition(&ready), kLimit));
+    return why_;
+  }
+  std::vector<std::pair<int, v1::ExecuteResponse>> WaitResponses(size_t count) {
+    absl::MutexLock lock(&mu_);
+    const auto ready = [this, count]() ABSL_NO_THREAD_SAFETY_ANALYSIS { return responses_.size() >= count; };
+    EXPECT_TRUE(mu_.AwaitWithTimeout(absl::Condition(&ready), kLimit));
+    return responses_;
+  }
+  int downs() {
+    absl::MutexLock lock(&mu_);
+    return downs_;
+  }
+
+ private:
+  absl::Mutex mu_;
+  uint64_t up_ ABSL_GUARDED_BY(mu_) = 0;
+  int ups_ ABSL_GUARDED_BY(mu_) = 0;
+  int downs_ ABSL_GUARDED_BY(mu_) = 0;
+  int stages_ ABSL_GUARDED_BY(mu_) = 0;
+  absl::Status why_ ABSL_GUARDED_BY(mu_);
+  std::vector<std::pair<int, v1::ExecuteResponse>> responses_ ABSL_GUARDED_BY(mu_);
+};
+
+Pipeline::Options Options() {
+  Pipeline::Options options;
+  options.router = "router-0";
+  options.incarnation = "test";
+  options.min_backoff = absl::Milliseconds(1);
+  options.max_backoff = absl::Milliseconds(10);
+  return options;
+}
+
+std::vector<std::unique_ptr<worker::WorkerClient>> Connect(worker::FakePipeline& fake, int stages) {
+  std::vector<std::unique_ptr<worker::WorkerClient>> workers;
+  for (int stage = stages - 1; stage >= 0; --stage) workers.push_back(fake.Connect(stage));  // In the wrong order.
+  return workers;
+}
+
+std::shared_ptr<const v1::ExecuteRequest> Attach(int slot, uint64_t sequence) {
+  auto command = std::make_shared<v1::ExecuteRequest>();
+  command->mutable_attach()->set_slot(slot);
+  command->mutable_attach()->set_sequence(sequence);
+  command->mutable_attach()->set_fresh(true);
+  return command;
+}
+
+// Waits until the pipeline's state shows `text`.
+void WaitForText(const Pipeline& pipeline, const std::string& text) {
+  const absl::Time limit = absl::Now() + kLimit;
+  while (pipeline.state().text.find(text) == std::string::npos && absl::Now() < limit) {
+    absl::SleepFor(absl::Milliseconds(1));  // Polls; the state has no event of its own.
+  }
+  EXPECT_THAT(pipeline.state().text, HasSubstr(text));
+}
+
+TEST(PipelineTest, CommandsReachEveryStageAndAnswersComeBack) {
+  worker::FakePipeline fake({});
+  Recorder recorder;
+  Pipeline pipeline(Options(), Connect(fake, 2), &recorder);
+  EXPECT_FALSE(pipeline.state().serving);
+  EXPECT_THAT(pipeline.state().status, StatusIs(absl::StatusCode::kUnavailable));
+  pipeline.Start();
+  const uint64_t epoch = recorder.WaitUp(1);
+  EXPECT_TRUE(pipeline.state().serving);
+  EXPECT_EQ(pipeline.state().text, "serving");
+  EXPECT_EQ(pipeline.state().model->name(), "fake");
+  EXPECT_TRUE(pipeline.Send(epoch, Attach(0, 1)));
+  const auto responses = recorder.WaitResponses(2);
+  EXPECT_EQ(responses[0].second.attached().sequence(), 1);
+  EXPECT_NE(responses[0].first, responses[1].first);
+  EXPECT_FALSE(pipeline.Send(epoch + 1, Attach(0, 1)));
+  pipeline.Stop();
+  EXPECT_EQ(recorder.downs(), 1);
+  EXPECT_FALSE(pipeline.Send(epoch, Attach(0, 1)));
+}
+
+TEST(PipelineTest, ALostWorkerEndsTheEpochAndItsReturnOpensTheNext) {
+  worker::FakePipeline fake({});
+  Recorder recorder;
+  Pipeline pipeline(Options(), Connect(fake, 2), &recorder);
+  pipeline.Start();
+  const uint64_t first = recorder.WaitUp(1);
+  fake.Kill(1);
+  EXPECT_THAT(recorder.WaitDown(1), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("fake-1:1")));
+  EXPECT_FALSE(pipeline.Send(first, Attach(0, 1)));
+  WaitForText(pipeline, "connecting: worker fake-1:1");
+  EXPECT_THAT(pipeline.state().status, StatusIs(absl::StatusCode::kUnavailable, HasSubstr("fake-1:1")));
+  EXPECT_TRUE(pipeline.state().model.has_value());
+  fake.Restart(1);
+  const uint64_t second = recorder.WaitUp(2);
+  EXPECT_GT(second, first);
+  EXPECT_TRUE(pipeline.Send(second, Attach(0, 1)));
+  recorder.WaitResponses(2);
+}
+
+TEST(PipelineTest, EndEpochOpensANewOne) {
+  worker::FakePipeline fake({});
+  Recorder recorder;
+  Pipeline pipeline(Options(), Connect(fake, 2), &recorder);
+  pipeline.Start();
+  const uint64_t first = recorder.WaitUp(1);
+  pipeline.EndEpoch(first + 1, absl::InternalError("of another epoch"));
+  pipeline.EndEpoch(first, absl::UnavailableError("no progress"));
+  EXPECT_THAT(recorder.WaitDown(1), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("no progress")));
+  recorder.WaitUp(2);
+  EXPECT_EQ(fake.stats().epochs, 2);
+}
+
+TEST(PipelineTest, TwoModelsAreShownAndNotServed) {
+  worker::FakePipeline fake({});
+  worker::FakePipeline::Options other_options;
+  other_options.fingerprint = "00000000000000000000000000000bad";
+  worker::FakePipeline other(other_options);
+  Recorder recorder;
+  std::vector<std::unique_ptr<worker::WorkerClient>> workers;
+  workers.push_back(fake.Connect(0));
+  workers.push_back(other.Connect(1));
+  Pipeline pipeline(Options(), std::move(workers), &recorder);
+  pipeline.Start();
+  WaitForText(pipeline, "two different models");
+  EXPECT_THAT(pipeline.state().status,
+              StatusIs(absl::StatusCode::kFailedPrecondition,
+                       AllOf(HasSubstr("00000000000000000000000000000bad"), HasSubstr("fake-0:1"))));
+}
+
+TEST(PipelineTest, ProbeSaysWhoIsThere) {
+  worker::FakePipeline fake({});
+  Recorder recorder;
+  Pipeline pipeline(Options(), Connect(fake, 2), &recorder);
+  pipeline.Start();
+  recorder.WaitUp(1);
+  fake.Kill(0);
+  const std::vector<Pipeline::WorkerStatus> workers = pipeline.Probe(absl::Now() + kLimit);
+  ASSERT_EQ(workers.size(), 2);
+  EXPECT_EQ(workers[0].address, "fake-1:1");
+  EXPECT_EQ(workers[0].stage_index, 1);
+  EXPECT_TRUE(workers[0].status.ok());
+  EXPECT_EQ(workers[1].stage_index, 0);
+  EXPECT_THAT(workers[1].status, StatusIs(absl::StatusCode::kUnavailable));
+  EXPECT_EQ(workers[1].worker.name(), "fake-0");  // From before.
+}
+
+TEST(PipelineTest, AFullCommandQueueEndsTheEpoch) {
+  worker::FakePipeline fake({});
+  Recorder recorder;
+  Pipeline::Options options = Options();
+  options.max_queued_commands = 4;
+  Pipeline pipeline(options, Connect(fake, 2), &recorder);
+  pipeline.Start();
+  const uint64_t epoch = recorder.WaitUp(1);
+  bool sent = true;
+  for (int i = 0; sent && i < 1000000; ++i) sent = pipeline.Send(epoch, Attach(0, 1 + i));
+  EXPECT_FALSE(sent);
+  EXPECT_THAT(recorder.WaitDown(1), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("does not take its commands")));
+  recorder.WaitUp(2);
+}
+
+}  // namespace
+}  // namespace rwkv::router
