@@ -8,6 +8,7 @@
 
 namespace rwkv::worker {
 
+// Named after its file, without folder and extension. The tokenizer is told by the vocabulary's size: 65,536 is World.
 // Computes the fingerprint, which reads parts of the whole file: call it once.
 absl::StatusOr<v1::ModelInfo> MakeModelInfo(const Checkpoint& checkpoint, const ModelConfig& config);
 

@@ -6,11 +6,11 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/strings/string_view.h"
 #include "kernels/base/matrix.h"
 #include "services/worker/model/checkpoint.h"
 #include "services/worker/model/layer_range.h"
@@ -77,6 +77,12 @@ class StageWeights {
   StageWeights(std::shared_ptr<const Checkpoint> checkpoint, const ModelConfig& config, LayerRange layers);
 
   absl::Status LoadAll();
+  absl::Status LoadLayer(int layer, LayerWeights* weights);
+  absl::Status LoadVector(const std::string& name, int64_t size, std::vector<float>* out);
+  absl::Status LoadNorm(const std::string& prefix, int64_t size, NormWeights* out);
+  absl::Status LoadMatrix(const std::string& name, int64_t rows, int64_t cols, kernels::MatrixView* out);
+  // The file's tensor is [cols, rows].
+  absl::Status LoadTransposed(const std::string& name, int64_t rows, int64_t cols, kernels::MatrixView* out);
 
   const std::shared_ptr<const Checkpoint> checkpoint_;
   const ModelConfig config_;

@@ -195,8 +195,7 @@ class HeaderHandler final : public nlohmann::json_sax<nlohmann::json> {
     return false;
   }
   bool Unexpected(absl::string_view what) {
-    const absl::string_view where = place_ == Place::kRoot ? key_ : "";
-    return Fail(absl::StrCat("unexpected ", what, where.empty() ? "" : absl::StrCat(" for ", Quoted(where))));
+    return Fail(absl::StrCat("unexpected ", what, place_ == Place::kRoot ? absl::StrCat(" for ", Quoted(key_)) : ""));
   }
 
   absl::Status status_ = absl::OkStatus();

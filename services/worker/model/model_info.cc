@@ -1,0 +1,45 @@
+#include "services/worker/model/model_info.h"
+
+#include <string>
+#include <utility>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "kernels/base/dtype.h"
+#include "kernels/base/status_macros.h"
+#include "services/worker/model/fingerprint.h"
+
+namespace rwkv::worker {
+namespace {
+
+constexpr int64_t kWorldVocabulary = 65536;  // Rows of every World model; the tokenizer uses 65530 of them.
+
+// "dir/model.safetensors" -> "model". Escaped, because a file's name may be any bytes and a proto string may not.
+std::string ModelName(absl::string_view path) {
+  absl::string_view name = path.substr(path.rfind('/') == absl::string_view::npos ? 0 : path.rfind('/') + 1);
+  const size_t dot = name.rfind('.');
+  return absl::CHexEscape(dot == absl::string_view::npos || dot == 0 ? name : name.substr(0, dot));
+}
+
+}  // namespace
+
+absl::StatusOr<v1::ModelInfo> MakeModelInfo(const Checkpoint& checkpoint, const ModelConfig& config) {
+  v1::ModelInfo info;
+  RWKV_ASSIGN_OR_RETURN(std::string fingerprint, Fingerprint(checkpoint));
+  info.set_name(ModelName(checkpoint.path()));
+  info.set_fingerprint(std::move(fingerprint));
+  info.set_version(absl::StrCat(config.version));
+  info.set_layer_count(config.layer_count);
+  info.set_width(static_cast<int32_t>(config.width));
+  info.set_head_count(static_cast<int32_t>(config.head_count));
+  info.set_head_size(static_cast<int32_t>(config.head_size));
+  info.set_ffn_width(static_cast<int32_t>(config.ffn_width));
+  info.set_vocab_size(static_cast<int32_t>(config.vocab_size));
+  info.set_dtype(std::string(kernels::Name(config.dtype)));
+  info.set_tokenizer(config.vocab_size == kWorldVocabulary ? "world" : "");
+  info.set_parameters(config.parameters);
+  return info;
+}
+
+}  // namespace rwkv::worker
