@@ -1,0 +1,42 @@
+// Random RWKV-7 models. They speak nonsense, but every term of the arithmetic matters in their logits: decays span slow
+// and fast channels, low-rank branches are far from zero, gates are not saturated, norms are not the identity (the
+// scales are those of the specification's oracle, rwkv_random.py).
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/base/dtype.h"
+#include "tests/testing/checkpoint_writer.h"
+
+namespace rwkv::testing {
+
+struct RandomModelOptions {
+  int layers = 2;
+  int64_t width = 64;           // D
+  int64_t attention_width = 0;  // A, a multiple of head_size; 0: D
+  int64_t head_size = 32;       // N
+  int64_t ffn_width = 0;        // F; 0: 4 D
+  int64_t vocab_size = 101;     // V
+  int64_t decay_rank = 32;
+  int64_t iclr_rank = 32;
+  int64_t value_residual_rank = 32;
+  int64_t gate_rank = 64;
+  kernels::DType dtype = kernels::DType::kBFloat16;
+  uint64_t seed = 1;
+  bool time_state = false;             // With tuned initial states.
+  bool ln0 = true;                     // Without: the embedding counts as normalised already.
+  bool layer0_value_residual = false;  // With the dummies that some trainers leave in layer 0.
+};
+
+// An element depends on (seed, tensor's name, its index) alone, by integer arithmetic and exact scaling: the same bits
+// on every machine, and no change when other tensors come or go. kInvalidArgument: sizes that make no model.
+absl::StatusOr<std::vector<RawTensor>> MakeRandomModel(const RandomModelOptions& options);
+
+// Writes a .safetensors, tensor by tensor: memory stays small for any size of model.
+absl::Status WriteRandomModel(const RandomModelOptions& options, const std::string& path);
+
+}  // namespace rwkv::testing
