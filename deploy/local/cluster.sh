@@ -1,0 +1,101 @@
+# shellcheck shell=bash disable=SC2034
+# What run.sh and stop.sh share: where a local cluster keeps its things, and which of its processes are alive. Sourced.
+#
+# A cluster's folder (--data-dir) holds
+#   state/          the state store's data: sessions, token logs, snapshots
+#   logs/           one file a process
+#   bin/            the programs it runs, copied at the start so that a later build changes nothing under it
+#   run/            port files
+#   cluster.env     what was started: settings, and per process its pid, start time and addresses
+#   lock            held while a cluster is started or stopped
+export HOME=${HOME:-$(getent passwd "$(id -u)" | cut -d: -f6)}
+readonly cache=$HOME/.cache/rwkv-serving
+readonly last_cluster=$cache/last-cluster # One line: the router's address. rwkvctl's default.
+readonly default_data_dir=${XDG_DATA_HOME:-$HOME/.local/share}/rwkv-serving/default
+readonly program=${0##*/}
+
+say() { echo "$program: $*" >&2; }
+die() {
+  say "$*"
+  exit 1
+}
+usage_error() {
+  say "$* (see --help)"
+  exit 2
+}
+# The comment at the top of the script.
+print_help() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; }
+
+# Everything known about the cluster, as in cluster.env. Keys: model, stages, and for every process NAME (router-0,
+# worker-I, state_store-0): NAME.pid, NAME.started, NAME.grpc, NAME.metrics.
+declare -A cluster=()
+
+# load_cluster DIR: fills `cluster`; false if there is no cluster.env.
+load_cluster() {
+  cluster=()
+  [[ -f $1/cluster.env ]] || return 1
+  local key value
+  while IFS='=' read -r key value; do
+    [[ -z $key || $key == \#* ]] || cluster[$key]=$value
+  done <"$1/cluster.env"
+}
+
+# save_cluster DIR: writes `cluster` so that a reader sees the old file or the new one.
+save_cluster() {
+  local key
+  {
+    echo "# A local cluster, written by deploy/local/run.sh."
+    for key in "${!cluster[@]}"; do echo "$key=${cluster[$key]}"; done | LC_ALL=C sort
+  } >"$1/cluster.env.new" && mv "$1/cluster.env.new" "$1/cluster.env"
+}
+
+# process_names: the processes of `cluster` in the order in which they start.
+process_names() {
+  local stage
+  echo state_store-0
+  for ((stage = 0; stage < cluster[stages]; ++stage)); do echo "worker-$stage"; done
+  echo router-0
+}
+
+# start_time PID: in clock ticks since boot; with the pid it names a process for good. Empty if there is none, or a dead
+# one that nobody has waited for.
+start_time() {
+  local stat fields
+  stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 0
+  read -ra fields <<<"${stat##*) }" # The name before it may hold blanks and brackets.
+  [[ ${fields[0]} == [ZX] ]] || echo "${fields[19]}"
+}
+
+# is_running NAME: whether this very process, not another with its number, is alive.
+is_running() {
+  local pid=${cluster[$1.pid]:-}
+  [[ -n $pid && -n ${cluster[$1.started]:-} && $(start_time "$pid") == "${cluster[$1.started]}" ]]
+}
+
+# lock_cluster DIR: one start or stop at a time. Released when the script ends or closes descriptor 9.
+lock_cluster() {
+  exec 9>"$1/lock" || die "cannot write to $1"
+  flock -n 9 && return
+  say "waiting for another start or stop of this cluster"
+  flock -w 600 9 || die "$1/lock is still held after ten minutes"
+}
+
+# stop_process NAME SECONDS: SIGTERM, then SIGKILL. Says what it did.
+stop_process() {
+  local name=$1 pid=${cluster[$1.pid]:-} deadline=$((SECONDS + $2))
+  if ! is_running "$name"; then
+    say "$name was not running"
+    return
+  fi
+  kill -TERM "$pid" 2>/dev/null || true
+  while is_running "$name"; do
+    if ((SECONDS >= deadline)); then
+      kill -KILL "$pid" 2>/dev/null || true
+      while is_running "$name"; do sleep 0.02; done
+      say "$name (pid $pid) did not stop in $2 s and was killed"
+      return
+    fi
+    sleep 0.02
+  done
+  say "$name (pid $pid) stopped"
+}

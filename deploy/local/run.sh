@@ -1,0 +1,219 @@
+#!/bin/bash
+# Starts a cluster on this machine (a state store, workers, a router; each its own process) and streams an answer.
+# Installs what is missing and builds first. Called again, it finds the running cluster and restarts what died.
+#
+#   deploy/local/run.sh [--model PATH] [--stages N] [--data-dir DIR] [PROMPT]
+#
+#   --model PATH    an RWKV-7 checkpoint, .safetensors or .pth. Default: a small random model, which speaks nonsense
+#   --stages N      worker processes, each with a share of the layers (1 to 64, default 2)
+#   --data-dir DIR  where sessions and logs live (default: ~/.local/share/rwkv-serving/default)
+#   PROMPT          streams the model's answer on standard output; everything else goes to standard error
+#
+# The cluster keeps running; deploy/local/stop.sh [--data-dir DIR] stops it.
+set -euo pipefail
+readonly here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
+readonly root=$(cd "$here/../.." && pwd)
+source "$here/cluster.sh"
+readonly default_stages=2
+# The model without --model, and how it is made. A small one with random weights until one is worth downloading.
+readonly default_model=$cache/models/random-rwkv7-world-v1.safetensors
+readonly start_seconds=300 # For one process to come up; a large model takes long to map and check.
+
+exec 3>&1 1>&2 # Standard output is for the answer alone.
+
+# ---- Arguments. -------------------------------------------------------------------------------------------------------
+model='' stages='' data_dir=$default_data_dir prompt='' has_prompt=false
+set_prompt() {
+  $has_prompt && usage_error "more than one prompt: '$1'; quote it"
+  prompt=$1 has_prompt=true
+}
+while [[ $# -gt 0 ]]; do
+  case $1 in
+    -h | --help)
+      print_help >&3
+      exit 0
+      ;;
+    --model | --stages | --data-dir)
+      [[ $# -ge 2 && -n $2 ]] || usage_error "$1 needs a value"
+      case $1 in
+        --model) model=$2 ;;
+        --stages) stages=$2 ;;
+        --data-dir) data_dir=$2 ;;
+      esac
+      shift
+      ;;
+    --model=?*) model=${1#*=} ;;
+    --stages=?*) stages=${1#*=} ;;
+    --data-dir=?*) data_dir=${1#*=} ;;
+    --)
+      shift
+      for argument in "$@"; do set_prompt "$argument"; done
+      break
+      ;;
+    -*) usage_error "unknown argument '$1'" ;;
+    *) set_prompt "$1" ;;
+  esac
+  shift
+done
+[[ -z $stages || $stages =~ ^[1-9][0-9]?$ && $stages -le 64 ]] || usage_error "--stages '$stages' is not in 1 .. 64"
+if [[ -n $model ]]; then
+  [[ -f $model && -r $model ]] || usage_error "--model '$model' is no readable file"
+  model=$(readlink -f "$model")
+fi
+if $has_prompt && [[ -z $prompt ]]; then usage_error "the prompt is empty"; fi
+[[ $data_dir != *$'\n'* && $model != *$'\n'* ]] || usage_error "a path with a line break"
+
+# ---- Install and build. -----------------------------------------------------------------------------------------------
+"$here/setup.sh"
+say "building (minutes the first time, seconds afterwards)"
+readonly binaries=(state_store worker router rwkvctl)
+cd "$root"
+bazel build --show_progress --show_progress_rate_limit=10 --curses=no \
+  //services/state_store //services/worker //services/router //services/rwkvctl //deploy/local:random_model ||
+  die "the build failed"
+readonly built=$root/.bazel/bin
+
+mkdir -p "$data_dir" || die "cannot create $data_dir"
+data_dir=$(cd "$data_dir" && pwd -P)
+readonly data_dir
+mkdir -p "$data_dir"/{state,logs,bin,run} || die "cannot write to $data_dir"
+lock_cluster "$data_dir"
+
+# ---- Starting one process. --------------------------------------------------------------------------------------------
+started=() # By this call, so that it can clean up behind itself.
+
+# start NAME FLAG...: runs bin/<NAME without number> and waits until its port file says where it listens.
+start() {
+  local name=$1 port_file=$data_dir/run/$1.ports log=$data_dir/logs/$1.log deadline=$((SECONDS + start_seconds))
+  shift
+  rm -f "$port_file"
+  if [[ -f $log && $(stat -c %s "$log") -gt 16777216 ]]; then mv "$log" "$log.old"; fi
+  # Its own session, so that a Ctrl-C here does not reach it; no descriptor of ours, so that nobody waits for it.
+  setsid "$data_dir/bin/${name%-*}" --name="$name" --port_file="$port_file" "$@" \
+    </dev/null >>"$log" 2>&1 3>&- 9>&- &
+  local pid=$!
+  disown "$pid"
+  cluster[$name.pid]=$pid
+  cluster[$name.started]=$(start_time "$pid")
+  started+=("$name")
+  save_cluster "$data_dir"
+  while [[ ! -s $port_file ]]; do
+    is_running "$name" || fail_start "$name died while starting"
+    ((SECONDS < deadline)) || fail_start "$name is not up after $start_seconds s"
+    sleep 0.02
+  done
+  cluster[$name.grpc]=$(sed -n 's/^grpc=//p' "$port_file")
+  cluster[$name.metrics]=$(sed -n 's/^metrics=//p' "$port_file")
+  save_cluster "$data_dir"
+  say "$name: pid $pid, grpc ${cluster[$name.grpc]}, metrics http://${cluster[$name.metrics]}/metrics"
+}
+
+# fail_start MESSAGE...: shows the end of the log of the process that was started last, undoes this call, fails.
+fail_start() {
+  local name=${started[-1]} i
+  say "$*; the end of $data_dir/logs/$name.log:"
+  tail -n 20 "$data_dir/logs/$name.log" | sed 's/^/    /' >&2
+  undo_start
+  exit 1
+}
+
+undo_start() {
+  local i name
+  for ((i = ${#started[@]} - 1; i >= 0; --i)); do stop_process "${started[i]}" 15; done
+  for name in "${started[@]}"; do unset "cluster[$name.pid]" "cluster[$name.started]"; done
+  for name in $(process_names); do is_running "$name" && { save_cluster "$data_dir"; return; }; done
+  rm -f "$data_dir/cluster.env" # Nothing of it is left.
+}
+trap 'trap "" INT TERM; say "interrupted"; undo_start; exit 130' INT TERM
+
+# address KIND NAME: where NAME listened before, or any free port.
+address() { echo "${cluster[$2.$1]:-127.0.0.1:0}"; }
+
+start_state_store() {
+  start state_store-0 --listen="$(address grpc state_store-0)" --metrics_listen="$(address metrics state_store-0)" \
+    --data_dir="$data_dir/state"
+}
+start_worker() {
+  start "worker-$1" --listen="$(address grpc "worker-$1")" --metrics_listen="$(address metrics "worker-$1")" \
+    --model="${cluster[model]}" --stage="$1/${cluster[stages]}"
+}
+start_router() {
+  local workers=() stage
+  for ((stage = 0; stage < cluster[stages]; ++stage)); do workers+=("${cluster[worker-$stage.grpc]}"); done
+  start router-0 --listen="$(address grpc router-0)" --metrics_listen="$(address metrics router-0)" \
+    --workers="$(IFS=,; echo "${workers[*]}")" --state_store="${cluster[state_store-0.grpc]}" \
+    --vocabulary="$cache/vocabulary/rwkv_vocab_v20230424.txt" --allow_logits
+}
+start_by_name() {
+  case $1 in
+    state_store-0) start_state_store ;;
+    worker-*) start_worker "${1#worker-}" ;;
+    router-0) start_router ;;
+  esac
+}
+
+# ---- What runs already? -----------------------------------------------------------------------------------------------
+running=0
+crashed=false
+if load_cluster "$data_dir"; then
+  crashed=true # Only stop.sh removes cluster.env.
+  for name in $(process_names); do
+    if is_running "$name"; then running=$((running + 1)); fi
+  done
+fi
+
+if ((running > 0)); then
+  differs=''
+  [[ -z $model || $model == "${cluster[model]}" ]] || differs="the model ${cluster[model]}"
+  [[ -z $stages || $stages == "${cluster[stages]}" ]] || differs+="${differs:+ and }${cluster[stages]} stages"
+  [[ -z $differs ]] || die "a cluster with $differs runs in $data_dir; stop it first: $here/stop.sh --data-dir $data_dir"
+  for binary in "${binaries[@]}"; do
+    cmp -s "$built/services/$binary/$binary" "$data_dir/bin/$binary" ||
+      { say "note: the running cluster was built from other sources; stop and start it to run these"; break; }
+  done
+  if ((running == cluster[stages] + 2)); then
+    say "the cluster is running already: model ${cluster[model]}, ${cluster[stages]} stages"
+  else
+    say "$((cluster[stages] + 2 - running)) of $((cluster[stages] + 2)) processes died; restarting them where they were"
+    for name in $(process_names); do is_running "$name" || start_by_name "$name"; done
+  fi
+else
+  if $crashed; then
+    say "the last cluster here died without being stopped; starting it again"
+    model=${model:-${cluster[model]}} stages=${stages:-${cluster[stages]}}
+  fi
+  cluster=([model]=${model:-$default_model} [stages]=${stages:-$default_stages})
+  if [[ ${cluster[model]} == "$default_model" && ! -f $default_model ]]; then
+    say "making a small random model: $default_model"
+    mkdir -p "${default_model%/*}"
+    "$built/deploy/local/random_model" --output="$default_model.$$.new.safetensors" || die "cannot make the random model"
+    mv "$default_model.$$.new.safetensors" "$default_model"
+  fi
+  for binary in "${binaries[@]}"; do
+    install -m 755 "$built/services/$binary/$binary" "$data_dir/bin/$binary.new" &&
+      mv "$data_dir/bin/$binary.new" "$data_dir/bin/$binary" || die "cannot copy $binary to $data_dir/bin"
+  done
+  say "starting ${cluster[stages]} stages of ${cluster[model]}; logs in $data_dir/logs"
+  for name in $(process_names); do start_by_name "$name"; done
+fi
+[[ ${cluster[model]} != "$default_model" ]] ||
+  say "this is the built-in random model: what it says is nonsense. For sense: --model PATH"
+
+# ---- Until the pipeline serves. ---------------------------------------------------------------------------------------
+readonly router=${cluster[router-0.grpc]}
+deadline=$((SECONDS + start_seconds))
+until state=$("$data_dir/bin/rwkvctl" --router "$router" status --json 2>/dev/null |
+  python3 -c 'import json, sys; print(json.load(sys.stdin)["pipeline_state"])' 2>/dev/null) && [[ $state == serving ]]; do
+  for name in $(process_names); do
+    is_running "$name" || { started+=("$name"); fail_start "$name died"; }
+  done
+  if ((SECONDS >= deadline)); then die "the pipeline does not serve after $start_seconds s: ${state:-no answer}"; fi
+  sleep 0.05
+done
+trap - INT TERM
+mkdir -p "$cache"
+echo "$router" >"$last_cluster.$$" && mv "$last_cluster.$$" "$last_cluster"
+say "serving on $router; logs in $data_dir/logs; stop with: $here/stop.sh --data-dir $data_dir"
+exec 9>&- # Others may look now.
+
+if $has_prompt; then exec "$data_dir/bin/rwkvctl" --router "$router" generate --prompt "$prompt" >&3 3>&-; fi

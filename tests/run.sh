@@ -1,0 +1,58 @@
+#!/bin/bash
+# Installs what is missing, builds everything and runs every test that needs no GPU.
+#
+#   tests/run.sh [--config asan|ubsan|tsan] [BAZEL_TEST_ARGUMENT...]
+#
+# Arguments go to `bazel test`; targets among them replace //... . The last line is "N passed, N failed, N skipped", in
+# test cases. Ends with a status other than 0 when anything failed, did not build, or nothing ran.
+set -euo pipefail
+readonly root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
+cd "$root"
+
+config='' arguments=() targets=()
+while [[ $# -gt 0 ]]; do
+  case $1 in
+    -h | --help)
+      sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"
+      exit 0
+      ;;
+    --config)
+      [[ $# -ge 2 ]] || { echo "run.sh: --config needs a value (see --help)" >&2; exit 2; }
+      config=$2
+      shift
+      ;;
+    --config=*) config=${1#*=} ;;
+    //* | @* | :*) targets+=("$1") ;;
+    *) arguments+=("$1") ;;
+  esac
+  shift
+done
+case $config in
+  '' | asan | ubsan | tsan) ;;
+  *)
+    echo "run.sh: --config '$config' is none of asan, ubsan, tsan (see --help)" >&2
+    exit 2
+    ;;
+esac
+
+# Whatever happens below, the last line tells the counts and the status is honest.
+events=$(mktemp) || exit 1
+finish() {
+  local status=$1
+  trap - EXIT
+  python3 "$root/tests/count_results.py" "$events" "$status" || status=$((status == 0 ? 1 : status))
+  rm -f "$events"
+  exit "$status"
+}
+trap 'finish $?' EXIT
+
+setup=("$root/deploy/local/setup.sh")
+[[ $config != tsan ]] || setup+=(--tsan)
+"${setup[@]}"
+[[ -z $config ]] || arguments=("--config=$config" "${arguments[@]}")
+# Data of published models, where this checkout lies beside it; tests that want it skip otherwise.
+[[ ! -d $root/../shared ]] || arguments+=("--test_env=RWKV_SHARED=$(readlink -f "$root/../shared")")
+[[ ${#targets[@]} -gt 0 ]] || targets=(//...)
+# Everything is built, not only what tests use, and one failure hides no other.
+bazel test --keep_going --nobuild_tests_only --show_progress --show_progress_rate_limit=10 --curses=no \
+  --build_event_json_file="$events" "${arguments[@]}" -- "${targets[@]}"
