@@ -186,7 +186,7 @@ else
   if [[ ${cluster[model]} == "$default_model" && ! -f $default_model ]]; then
     say "making a small random model: $default_model"
     mkdir -p "${default_model%/*}"
-    "$built/deploy/local/random_model" --output="$default_model.$$.new.safetensors" || die "cannot make the random model"
+    "$built/deploy/local/random_model" --out="$default_model.$$.new.safetensors" || die "cannot make the random model"
     mv "$default_model.$$.new.safetensors" "$default_model"
   fi
   for binary in "${binaries[@]}"; do

@@ -1,0 +1,316 @@
+#include "tests/testing/local_cluster.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <fstream>
+#include <sstream>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
+#include "absl/time/clock.h"
+#include "grpcpp/client_context.h"
+#include "gtest/gtest.h"
+#include "kernels/base/status_macros.h"
+#include "rwkv/v1/cluster.grpc.pb.h"
+#include "services/common/channel.h"
+#include "services/common/grpc_status.h"
+
+namespace rwkv::testing {
+namespace {
+
+constexpr absl::Duration kPollInterval = absl::Milliseconds(5);
+constexpr absl::Duration kDrainTimeout = absl::Seconds(30);
+constexpr size_t kLogTailBytes = 4000;
+
+std::string ReadFile(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::stringstream content;
+  content << file.rdbuf();
+  return content.str();
+}
+
+absl::Status MakeDirectory(const std::string& path) {
+  if (mkdir(path.c_str(), 0700) == 0 || errno == EEXIST) return absl::OkStatus();
+  return absl::ErrnoToStatus(errno, absl::StrCat("mkdir ", path));
+}
+
+// Runs `arguments` with its output appended to `log_path`. The kernel kills it when the calling thread ends.
+absl::StatusOr<pid_t> Spawn(const std::vector<std::string>& arguments, const std::string& log_path) {
+  // Everything that allocates comes before fork(): between it and exec only system calls are safe in a process with
+  // threads.
+  std::vector<char*> argv;
+  for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
+  argv.push_back(nullptr);
+  const int log = open(log_path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+  if (log < 0) return absl::ErrnoToStatus(errno, absl::StrCat("open ", log_path));
+  const int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
+  sigset_t no_signals;
+  sigemptyset(&no_signals);
+  const pid_t parent = getpid();
+  const pid_t pid = fork();
+  if (pid == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent) _exit(127);  // The parent died before the line above.
+    sigprocmask(SIG_SETMASK, &no_signals, nullptr);
+    dup2(null, STDIN_FILENO);
+    dup2(log, STDOUT_FILENO);
+    dup2(log, STDERR_FILENO);
+    execv(argv[0], argv.data());
+    _exit(127);
+  }
+  const int error = errno;
+  close(log);
+  close(null);
+  if (pid < 0) return absl::ErrnoToStatus(error, "fork");
+  return pid;
+}
+
+// "grpc=HOST:PORT\n..." -> HOST:PORT.
+std::string PortFileEntry(const std::string& content, const std::string& key) {
+  for (absl::string_view line : absl::StrSplit(content, '\n')) {
+    if (absl::ConsumePrefix(&line, absl::StrCat(key, "="))) return std::string(line);
+  }
+  return "";
+}
+
+std::string DescribeExit(int wait_status) {
+  if (WIFSIGNALED(wait_status)) return absl::StrCat("was killed by signal ", WTERMSIG(wait_status));
+  return absl::StrCat("ended with status ", WEXITSTATUS(wait_status));
+}
+
+}  // namespace
+
+std::string Runfile(const std::string& path) {
+  const char* const source_directory = getenv("TEST_SRCDIR");
+  const char* const workspace = getenv("TEST_WORKSPACE");
+  if (source_directory == nullptr || workspace == nullptr) return path;
+  return absl::StrCat(source_directory, "/", workspace, "/", path);
+}
+
+absl::StatusOr<std::unique_ptr<LocalCluster>> LocalCluster::StartWithoutWaiting(const Options& options) {
+  std::unique_ptr<LocalCluster> cluster(new LocalCluster(options));
+  RWKV_RETURN_IF_ERROR(cluster->Prepare());
+  RWKV_RETURN_IF_ERROR(cluster->StartAll());
+  return cluster;
+}
+
+absl::StatusOr<std::unique_ptr<LocalCluster>> LocalCluster::Start(const Options& options) {
+  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<LocalCluster> cluster, StartWithoutWaiting(options));
+  RWKV_RETURN_IF_ERROR(cluster->WaitUntilServing());
+  return cluster;
+}
+
+LocalCluster::~LocalCluster() {
+  if (!::testing::Test::HasFailure()) {
+    const absl::Status status = Stop();
+    if (!status.ok()) ADD_FAILURE() << "the cluster did not stop well: " << status;
+  }
+  const absl::Status status = KillAll();
+  if (!status.ok()) ADD_FAILURE() << status;
+  if (::testing::Test::HasFailure()) {
+    for (const std::string& name : process_names()) std::fprintf(stderr, "%s", LogTail(name).c_str());
+  }
+}
+
+absl::Status LocalCluster::Prepare() {
+  if (options_.directory.empty()) {
+    std::string path = absl::StrCat(::testing::TempDir(), "/cluster_XXXXXX");
+    if (mkdtemp(path.data()) == nullptr) return absl::ErrnoToStatus(errno, path);
+    options_.directory = path;
+  }
+  RWKV_RETURN_IF_ERROR(MakeDirectory(options_.directory));
+  RWKV_RETURN_IF_ERROR(MakeDirectory(options_.directory + "/state"));
+  Process& store = processes_["state_store-0"];
+  store.binary = "services/state_store/state_store";
+  store.flags = options_.state_store_flags;
+  store.flags.push_back(absl::StrCat("--data_dir=", options_.directory, "/state"));
+  for (int stage = 0; stage < options_.stages; ++stage) {
+    Process& worker = processes_[absl::StrCat("worker-", stage)];
+    worker.binary = "services/worker/worker";
+    worker.flags = options_.worker_flags;
+    worker.flags.push_back(absl::StrCat("--model=", options_.model));
+    worker.flags.push_back(absl::StrCat("--stage=", stage, "/", options_.stages));
+  }
+  processes_["router-0"].binary = "services/router/router";
+  return absl::OkStatus();
+}
+
+absl::Status LocalCluster::StartAll() {
+  for (const std::string& name : process_names()) {
+    if (name == "router-0") {
+      // Only now are the addresses known.
+      std::vector<std::string> workers;
+      for (int stage = 0; stage < options_.stages; ++stage) workers.push_back(address(absl::StrCat("worker-", stage)));
+      Process& router = processes_["router-0"];
+      router.flags = {absl::StrCat("--workers=", absl::StrJoin(workers, ",")),
+                      absl::StrCat("--state_store=", address("state_store-0")),
+                      absl::StrCat("--vocabulary=", Runfile("../rwkv_pip_package/rwkv/rwkv_vocab_v20230424.txt")),
+                      "--allow_logits"};
+      router.flags.insert(router.flags.end(), options_.router_flags.begin(), options_.router_flags.end());
+    }
+    RWKV_RETURN_IF_ERROR(Restart(name));
+  }
+  return absl::OkStatus();
+}
+
+std::vector<std::string> LocalCluster::process_names() const {
+  std::vector<std::string> names = {"state_store-0"};
+  for (int stage = 0; stage < options_.stages; ++stage) names.push_back(absl::StrCat("worker-", stage));
+  names.push_back("router-0");
+  return names;
+}
+
+std::shared_ptr<grpc::Channel> LocalCluster::Channel(const std::string& process) const {
+  return common::MakeChannel(address(process));
+}
+
+absl::Status LocalCluster::Restart(const std::string& name) {
+  Process& process = processes_.at(name);
+  if (process.pid >= 0) return absl::FailedPreconditionError(absl::StrCat(name, " is running"));
+  const std::string port_file = absl::StrCat(options_.directory, "/", name, ".ports");
+  std::remove(port_file.c_str());
+  std::vector<std::string> arguments = {
+      Runfile(process.binary), absl::StrCat("--name=", name), absl::StrCat("--port_file=", port_file),
+      absl::StrCat("--listen=", process.grpc_address), absl::StrCat("--metrics_listen=", process.metrics_address)};
+  arguments.insert(arguments.end(), process.flags.begin(), process.flags.end());
+  RWKV_ASSIGN_OR_RETURN(process.pid, Spawn(arguments, LogPath(name)));
+  const absl::Time deadline = absl::Now() + options_.start_timeout;
+  std::string ports;
+  while ((ports = ReadFile(port_file)).empty()) {
+    const int wait_status = WaitForExit(process, absl::Now() + kPollInterval);
+    if (wait_status >= 0) {
+      return absl::UnavailableError(
+          absl::StrCat(name, " ", DescribeExit(wait_status), " while starting:\n", LogTail(name)));
+    }
+    if (absl::Now() > deadline) {
+      return absl::DeadlineExceededError(absl::StrCat(name, " does not listen:\n", LogTail(name)));
+    }
+  }
+  process.grpc_address = PortFileEntry(ports, "grpc");
+  process.metrics_address = PortFileEntry(ports, "metrics");
+  return absl::OkStatus();
+}
+
+absl::Status LocalCluster::RestartAll() {
+  for (const std::string& name : process_names()) {
+    if (processes_.at(name).pid < 0) RWKV_RETURN_IF_ERROR(Restart(name));
+  }
+  return absl::OkStatus();
+}
+
+int LocalCluster::WaitForExit(Process& process, absl::Time deadline) {
+  while (true) {
+    int wait_status = 0;
+    const pid_t result = waitpid(process.pid, &wait_status, WNOHANG);
+    if (result == process.pid) {
+      process.pid = -1;
+      return wait_status;
+    }
+    if (absl::Now() >= deadline) return -1;
+    absl::SleepFor(kPollInterval);
+  }
+}
+
+absl::Status LocalCluster::Kill(const std::string& name) {
+  Process& process = processes_.at(name);
+  if (process.pid < 0) return absl::OkStatus();
+  kill(process.pid, SIGKILL);
+  if (WaitForExit(process, absl::Now() + kDrainTimeout) < 0) {
+    return absl::DeadlineExceededError(absl::StrCat(name, " survives SIGKILL"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status LocalCluster::KillAll() {
+  for (auto& [name, process] : processes_) {
+    if (process.pid >= 0) kill(process.pid, SIGKILL);
+  }
+  absl::Status first;
+  for (const auto& [name, process] : processes_) first.Update(Kill(name));
+  return first;
+}
+
+absl::Status LocalCluster::Terminate(const std::string& name) {
+  Process& process = processes_.at(name);
+  if (process.pid < 0) return absl::OkStatus();
+  kill(process.pid, SIGTERM);
+  kill(process.pid, SIGCONT);  // A frozen process could not see it.
+  const int wait_status = WaitForExit(process, absl::Now() + kDrainTimeout);
+  if (wait_status < 0) {
+    absl::Status status =
+        absl::DeadlineExceededError(absl::StrCat(name, " does not stop after SIGTERM:\n", LogTail(name)));
+    status.Update(Kill(name));
+    return status;
+  }
+  if (wait_status != 0) {
+    return absl::InternalError(absl::StrCat(name, " ", DescribeExit(wait_status), ":\n", LogTail(name)));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status LocalCluster::Stop() {
+  const std::vector<std::string> names = process_names();
+  absl::Status first;
+  for (auto name = names.rbegin(); name != names.rend(); ++name) first.Update(Terminate(*name));
+  return first;
+}
+
+absl::Status LocalCluster::Freeze(const std::string& name) {
+  if (kill(processes_.at(name).pid, SIGSTOP) != 0) return absl::ErrnoToStatus(errno, name);
+  return absl::OkStatus();
+}
+
+absl::Status LocalCluster::Thaw(const std::string& name) {
+  if (kill(processes_.at(name).pid, SIGCONT) != 0) return absl::ErrnoToStatus(errno, name);
+  return absl::OkStatus();
+}
+
+absl::Status LocalCluster::WaitUntilServing() {
+  const auto stub = v1::Cluster::NewStub(Channel("router-0"));
+  const absl::Time deadline = absl::Now() + options_.start_timeout;
+  std::string last = "nothing";
+  while (absl::Now() < deadline) {
+    for (const std::string& name : process_names()) {
+      Process& process = processes_.at(name);
+      if (process.pid < 0) return absl::FailedPreconditionError(absl::StrCat(name, " is not running"));
+      const int wait_status = WaitForExit(process, absl::InfinitePast());
+      if (wait_status >= 0) {
+        return absl::UnavailableError(absl::StrCat(name, " ", DescribeExit(wait_status), ":\n", LogTail(name)));
+      }
+    }
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Seconds(5)));
+    v1::GetStatusResponse response;
+    const grpc::Status status = stub->GetStatus(&context, {}, &response);
+    if (status.ok() && response.pipeline_state() == "serving") return absl::OkStatus();
+    last = status.ok() ? response.pipeline_state() : common::FromGrpcStatus(status).ToString();
+    absl::SleepFor(kPollInterval);
+  }
+  return absl::DeadlineExceededError(absl::StrCat("the pipeline does not serve; the router says: ", last));
+}
+
+std::string LocalCluster::LogPath(const std::string& name) const {
+  return absl::StrCat(options_.directory, "/", name, ".log");
+}
+
+std::string LocalCluster::Log(const std::string& name) const { return ReadFile(LogPath(name)); }
+
+std::string LocalCluster::LogTail(const std::string& name) const {
+  std::string log = Log(name);
+  if (log.size() > kLogTailBytes) log = absl::StrCat("...", log.substr(log.size() - kLogTailBytes));
+  return absl::StrCat("---- ", name, " ----\n", log, "\n");
+}
+
+}  // namespace rwkv::testing
