@@ -71,6 +71,10 @@ bool HasAvx512() {
 
 }  // namespace
 
-std::vector<Backend> Backends() { return {{&kPortable, true}, {&kAvx2, HasAvx2()}, {&kAvx512, HasAvx512()}}; }
+std::vector<Backend> Backends() {
+  return {{&kPortable, &kPortableKernels, true},
+          {&kAvx2, &kAvx2Kernels, HasAvx2()},
+          {&kAvx512, &kAvx512Kernels, HasAvx512()}};
+}
 
 }  // namespace rwkv::kernels::cpu

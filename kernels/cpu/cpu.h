@@ -4,12 +4,14 @@
 #include <vector>
 
 #include "kernels/api/op_table.h"
+#include "kernels/cpu/kernel_set.h"
 
 namespace rwkv::kernels::cpu {
 
 struct Backend {
-  const OpTable* table;  // Lives as long as the process.
-  bool runs_here;        // This processor and operating system have the instructions.
+  const OpTable* table;      // Both live as long as the process.
+  const KernelSet* kernels;  // What the table calls after its checks.
+  bool runs_here;            // This processor and operating system have the instructions.
 };
 
 // From slow to fast: "cpu/portable" (always runs), "cpu/avx2", "cpu/avx512". The last two give the same bits.

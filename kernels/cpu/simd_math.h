@@ -38,19 +38,19 @@ RWKV_INLINE F32 Sigmoid(F32 x) {
   return Select(x < F32{}, e, Broadcast(1.0f)) / (e + 1.0f);
 }
 
-// Near zero the odd polynomial of Cephes tanhf; elsewhere (1 - e^-2|x|) / (1 + e^-2|x|) with the sign of x.
+// Of |x|, with the sign of x: near zero the odd polynomial of Cephes tanhf, elsewhere (1 - e^-2|x|) / (1 + e^-2|x|).
 RWKV_INLINE F32 Tanh(F32 x) {
   const F32 magnitude = Abs(x);
   const F32 e = Exp(magnitude * -2.0f);
-  const F32 large = (F32)((U32)((1.0f - e) / (e + 1.0f)) | ((U32)x & 0x80000000u));
+  const F32 large = (1.0f - e) / (e + 1.0f);
   const F32 z = x * x;
   F32 p = Broadcast(-5.70498872745e-3f);
   p = Fma(p, z, Broadcast(2.06390887954e-2f));
   p = Fma(p, z, Broadcast(-5.37397155531e-2f));
   p = Fma(p, z, Broadcast(1.33314422036e-1f));
   p = Fma(p, z, Broadcast(-3.33332819422e-1f));
-  const F32 small = Fma(p * z, x, x);
-  return Select(magnitude < Broadcast(0.625f), small, large);
+  const F32 small = Fma(p * z, magnitude, magnitude);
+  return (F32)((U32)Select(magnitude < Broadcast(0.625f), small, large) | ((U32)x & 0x80000000u));
 }
 
 }  // namespace

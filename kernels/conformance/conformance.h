@@ -1,0 +1,50 @@
+// What the conformance tests share: seeded inputs, the backends, comparisons that say where and by how much.
+#pragma once
+
+#include <cstdint>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "gtest/gtest.h"
+#include "kernels/api/op_table.h"
+#include "kernels/api/sequence_span.h"
+
+namespace rwkv::kernels::conformance {
+
+constexpr double kUnitRoundoff = 0x1p-24;  // of float, to nearest
+constexpr double kFunctionUlps = 4.0;      // bound of exp, sigmoid, tanh of any backend, in units of 2 * kUnitRoundoff
+
+// The same numbers on every machine for one seed.
+class Random {
+ public:
+  explicit Random(uint32_t seed) : generator_(seed) {}
+  float Uniform(float low, float high);
+  std::vector<float> Uniforms(int64_t count, float low, float high);
+
+ private:
+  std::mt19937 generator_;
+};
+
+// Every backend this machine runs, the reference too: it must keep the laws as well.
+std::vector<const OpTable*> Backends();
+
+// "cpu/avx2" -> "cpu_avx2", for names of parametrised tests.
+std::string TestName(const OpTable* table);
+
+// |actual - expected| <= tolerance for every element, NaN fails. A failure tells the worst element and how many failed.
+::testing::AssertionResult AllClose(absl::Span<const float> expected, absl::Span<const float> actual,
+                                    absl::Span<const double> tolerance);
+::testing::AssertionResult AllClose(absl::Span<const float> expected, absl::Span<const float> actual, double tolerance);
+
+// Equal bit for bit (so a NaN equals itself, and 0 does not equal -0).
+::testing::AssertionResult SameBits(absl::Span<const float> expected, absl::Span<const float> actual);
+
+// Spans of `lengths[i]` rows for slot `slots[i]`, packed one after the other.
+std::vector<SequenceSpan> PackSpans(absl::Span<const int64_t> lengths, absl::Span<const int32_t> slots);
+
+// `values` narrowed to `dtype`, as bytes.
+std::vector<char> Narrow(DType dtype, absl::Span<const float> values);
+
+}  // namespace rwkv::kernels::conformance
