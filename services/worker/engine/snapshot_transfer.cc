@@ -1,0 +1,139 @@
+#include "services/worker/engine/snapshot_transfer.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "kernels/base/status_macros.h"
+#include "services/state_store/client/crc32c.h"
+
+namespace rwkv::worker {
+
+SnapshotTransfer::SnapshotTransfer(const Options& options, WorkerMetrics* metrics)
+    : options_(options), metrics_(metrics) {
+  for (int i = 0; i < options_.load_threads; ++i) threads_.emplace_back([this] { LoadLoop(); });
+  for (int i = 0; i < options_.save_threads; ++i) threads_.emplace_back([this] { SaveLoop(); });
+}
+
+SnapshotTransfer::~SnapshotTransfer() {
+  {
+    absl::MutexLock lock(&mu_);
+    stopping_ = true;
+    loads_.clear();
+    saves_.clear();
+  }
+  for (std::thread& thread : threads_) thread.join();
+}
+
+absl::Status SnapshotTransfer::Load(LoadJob job) {
+  absl::MutexLock lock(&mu_);
+  if (loads_.size() >= static_cast<size_t>(options_.max_waiting_loads)) {
+    return absl::ResourceExhaustedError(absl::StrCat(loads_.size(), " snapshots are waiting to be loaded"));
+  }
+  loads_.push_back({std::move(job), absl::Now()});
+  return absl::OkStatus();
+}
+
+absl::Status SnapshotTransfer::Save(SaveJob job) {
+  int64_t bytes = 0;
+  for (const std::string& layer : job.layers) bytes += static_cast<int64_t>(layer.size());
+  absl::MutexLock lock(&mu_);
+  if (save_bytes_ > 0 && save_bytes_ + bytes > options_.max_save_bytes) {
+    metrics_->save_overflows.Increment();
+    return absl::ResourceExhaustedError(absl::StrCat("snapshot ", job.snapshot_id, ": ", save_bytes_,
+                                                     " bytes of snapshots are on their way, at most ",
+                                                     options_.max_save_bytes));
+  }
+  save_bytes_ += bytes;
+  metrics_->snapshot_bytes_in_flight.Set(static_cast<double>(save_bytes_));
+  saves_.push_back({std::move(job), absl::Now(), bytes});
+  return absl::OkStatus();
+}
+
+bool SnapshotTransfer::WaitUntilSaved(absl::Time deadline) {
+  absl::MutexLock lock(&mu_);
+  return mu_.AwaitWithDeadline(absl::Condition(this, &SnapshotTransfer::NothingToSave), deadline);
+}
+
+void SnapshotTransfer::LoadLoop() {
+  for (;;) {
+    TimedLoad load;
+    {
+      absl::MutexLock lock(&mu_);
+      mu_.Await(absl::Condition(this, &SnapshotTransfer::HasLoad));
+      if (stopping_) return;
+      load = std::move(loads_.front());
+      loads_.pop_front();
+    }
+    if (!load.job.wanted()) continue;
+    absl::StatusOr<std::vector<std::string>> records = RunLoad(load.job);
+    if (records.ok()) metrics_->snapshot_load_seconds.Observe(absl::ToDoubleSeconds(absl::Now() - load.begin));
+    load.job.done(std::move(records));
+  }
+}
+
+void SnapshotTransfer::SaveLoop() {
+  for (;;) {
+    TimedSave save;
+    {
+      absl::MutexLock lock(&mu_);
+      mu_.Await(absl::Condition(this, &SnapshotTransfer::HasSave));
+      if (stopping_) return;
+      save = std::move(saves_.front());
+      saves_.pop_front();
+      ++saving_;
+    }
+    if (save.job.wanted()) {
+      absl::StatusOr<std::vector<v1::RecordInfo>> records = RunSave(save.job);
+      if (records.ok()) {
+        metrics_->snapshot_save_seconds.Observe(absl::ToDoubleSeconds(absl::Now() - save.begin));
+      } else {
+        metrics_->save_errors.Increment();
+      }
+      save.job.done(std::move(records));
+    }
+    absl::MutexLock lock(&mu_);
+    --saving_;
+    save_bytes_ -= save.bytes;
+    metrics_->snapshot_bytes_in_flight.Set(static_cast<double>(save_bytes_));
+  }
+}
+
+absl::StatusOr<std::vector<std::string>> SnapshotTransfer::RunLoad(const LoadJob& job) const {
+  std::vector<std::string> records;
+  for (const v1::RecordInfo& info : job.records) {
+    if (!job.wanted()) return absl::CancelledError("no longer wanted");
+    absl::StatusOr<std::string> record = job.store->GetRecord(info, absl::Now() + options_.record_timeout);
+    if (!record.ok()) {
+      // To the router a record that is gone and one that is damaged are the same: the snapshot is of no use.
+      const absl::StatusCode code =
+          absl::IsNotFound(record.status()) ? absl::StatusCode::kDataLoss : record.status().code();
+      return absl::Status(code, absl::StrCat("snapshot ", info.snapshot_id(), ", layer ", info.layer(), ": ",
+                                             record.status().message()));
+    }
+    records.push_back(*std::move(record));
+  }
+  return records;
+}
+
+absl::StatusOr<std::vector<v1::RecordInfo>> SnapshotTransfer::RunSave(SaveJob& job) const {
+  std::vector<v1::RecordInfo> infos;
+  for (size_t i = 0; i < job.layers.size(); ++i) {
+    if (!job.wanted()) return absl::CancelledError("no longer wanted");
+    v1::RecordInfo info;
+    info.set_snapshot_id(job.snapshot_id);
+    info.set_layer(job.first_layer + static_cast<int>(i));
+    info.set_bytes(job.layers[i].size());
+    info.set_crc32c(state_store::Crc32c(job.layers[i]));
+    const absl::Status status = job.store->PutRecord(info, job.layers[i], absl::Now() + options_.record_timeout);
+    if (!status.ok()) {
+      return absl::Status(status.code(),
+                          absl::StrCat("snapshot ", job.snapshot_id, ", layer ", info.layer(), ": ", status.message()));
+    }
+    job.layers[i] = std::string();  // Its memory is free from here on.
+    infos.push_back(std::move(info));
+  }
+  return infos;
+}
+
+}  // namespace rwkv::worker

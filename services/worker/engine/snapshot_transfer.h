@@ -1,0 +1,95 @@
+// Moves states between this worker and the state store, on threads of its own, so that no step waits for the store.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "rwkv/v1/state_store.pb.h"
+#include "services/state_store/client/state_store_client.h"
+#include "services/worker/engine/worker_metrics.h"
+
+namespace rwkv::worker {
+
+// Thread-safe. Jobs of one kind start in order; answers come in any order. It outlives epochs: what an ended epoch left
+// behind is dropped before it starts (`wanted`), and finishes in its own time if it runs.
+class SnapshotTransfer {
+ public:
+  struct Options {
+    int load_threads = 4;
+    int save_threads = 2;
+    int max_waiting_loads = 1024;
+    int64_t max_save_bytes = int64_t{256} << 20;  // Copies that wait or travel. One snapshot always fits.
+    absl::Duration record_timeout = absl::Seconds(10);
+  };
+
+  struct LoadJob {
+    std::shared_ptr<state_store::RecordsClient> store;
+    std::vector<v1::RecordInfo> records;
+    std::function<bool()> wanted;
+    // Called once, from a loader thread, unless the job is no longer wanted. May block, which bounds the states in
+    // memory. kDataLoss: a record is missing or corrupt. kUnavailable, kDeadlineExceeded: the store cannot be reached.
+    std::function<void(absl::StatusOr<std::vector<std::string>>)> done;
+  };
+
+  struct SaveJob {
+    std::shared_ptr<state_store::RecordsClient> store;
+    std::string snapshot_id;
+    int first_layer = 0;
+    std::vector<std::string> layers;  // One record each.
+    std::function<bool()> wanted;
+    // Called once, from a saver thread, unless the job is no longer wanted.
+    std::function<void(absl::StatusOr<std::vector<v1::RecordInfo>>)> done;
+  };
+
+  SnapshotTransfer(const Options& options, WorkerMetrics* metrics);
+  // Drops what waits and joins the threads; what travels ends within record_timeout.
+  ~SnapshotTransfer();
+
+  // Both return at once. kResourceExhausted: too much is waiting; `done` is not called then.
+  absl::Status Load(LoadJob job);
+  absl::Status Save(SaveJob job);
+
+  // Waits until no save waits or travels. False: not until `deadline`.
+  bool WaitUntilSaved(absl::Time deadline);
+
+ private:
+  struct TimedLoad {
+    LoadJob job;
+    absl::Time begin;
+  };
+  struct TimedSave {
+    SaveJob job;
+    absl::Time begin;
+    int64_t bytes = 0;
+  };
+
+  void LoadLoop();
+  void SaveLoop();
+  absl::StatusOr<std::vector<std::string>> RunLoad(const LoadJob& job) const;
+  absl::StatusOr<std::vector<v1::RecordInfo>> RunSave(SaveJob& job) const;
+  bool HasLoad() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return stopping_ || !loads_.empty(); }
+  bool HasSave() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return stopping_ || !saves_.empty(); }
+  bool NothingToSave() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return saves_.empty() && saving_ == 0; }
+
+  const Options options_;
+  WorkerMetrics* const metrics_;  // Not owned.
+  absl::Mutex mu_;
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  std::deque<TimedLoad> loads_ ABSL_GUARDED_BY(mu_);
+  std::deque<TimedSave> saves_ ABSL_GUARDED_BY(mu_);
+  int saving_ ABSL_GUARDED_BY(mu_) = 0;
+  int64_t save_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace rwkv::worker

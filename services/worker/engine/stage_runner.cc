@@ -1,0 +1,372 @@
+#include "services/worker/engine/stage_runner.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "services/common/grpc_status.h"
+#include "services/common/logging.h"
+
+namespace rwkv::worker {
+namespace {
+
+double Seconds(absl::Time begin) { return absl::ToDoubleSeconds(absl::Now() - begin); }
+
+v1::ExecuteResponse Attached(int slot, uint64_t sequence, const absl::Status& status) {
+  v1::ExecuteResponse response;
+  response.mutable_attached()->set_slot(slot);
+  response.mutable_attached()->set_sequence(sequence);
+  *response.mutable_attached()->mutable_status() = common::ToStatusProto(status);
+  return response;
+}
+
+v1::ExecuteResponse Saved(const std::string& snapshot_id, const absl::StatusOr<std::vector<v1::RecordInfo>>& records) {
+  v1::ExecuteResponse response;
+  response.mutable_saved()->set_snapshot_id(snapshot_id);
+  *response.mutable_saved()->mutable_status() = common::ToStatusProto(records.status());
+  if (records.ok()) {
+    for (const v1::RecordInfo& record : *records) *response.mutable_saved()->add_records() = record;
+  }
+  return response;
+}
+
+}  // namespace
+
+Epoch::Epoch(v1::OpenEpoch open, std::shared_ptr<EpochSink> sink, std::unique_ptr<LinkReceiver> receiver,
+             std::unique_ptr<LinkSender> sender, std::shared_ptr<state_store::RecordsClient> store)
+    : open_(std::move(open)),
+      sink_(std::move(sink)),
+      receiver_(std::move(receiver)),
+      sender_(std::move(sender)),
+      store_(std::move(store)) {}
+
+bool Epoch::TryPush(v1::ExecuteRequest& command) {
+  absl::MutexLock lock(&mu_);
+  if (!end_.ok()) return true;
+  if (commands_.size() >= kMaxCommands) {
+    wants_room_ = true;
+    return false;
+  }
+  commands_.push_back(std::move(command));
+  return true;
+}
+
+void Epoch::End(const absl::Status& why) {
+  {
+    absl::MutexLock lock(&mu_);
+    if (!end_.ok()) return;
+    end_ = why;
+    commands_.clear();
+    loaded_.clear();
+  }
+  if (receiver_ != nullptr) receiver_->Abort();
+  if (sender_ != nullptr) sender_->Abort();
+  sink_->End(why);
+}
+
+bool Epoch::ended() const {
+  absl::MutexLock lock(&mu_);
+  return !end_.ok();
+}
+
+bool Epoch::Pop(Work* work) {
+  bool room = false;
+  {
+    absl::MutexLock lock(&mu_);
+    mu_.Await(absl::Condition(this, &Epoch::HasWork));
+    if (!end_.ok()) return false;
+    work->is_loaded = !loaded_.empty();
+    if (work->is_loaded) {
+      work->loaded = std::move(loaded_.front());
+      loaded_.pop_front();
+    } else {
+      work->command = std::move(commands_.front());
+      commands_.pop_front();
+      room = std::exchange(wants_room_, false);
+    }
+  }
+  if (room) sink_->OnRoom();
+  return true;
+}
+
+void Epoch::PushLoaded(Loaded loaded) {
+  absl::MutexLock lock(&mu_);
+  if (!end_.ok()) return;
+  loaded_.push_back(std::move(loaded));
+  const auto taken = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return !end_.ok() || loaded_.empty(); };
+  mu_.Await(absl::Condition(&taken));
+}
+
+StageRunner::StageRunner(StageEngine* engine, LinkTransport* links, SnapshotTransfer* transfer, StoreFactory open_store,
+                         WorkerMetrics* metrics)
+    : engine_(engine), links_(links), transfer_(transfer), open_store_(std::move(open_store)), metrics_(metrics) {
+  metrics_->slots.Set(engine_->options().slots);
+  metrics_->state_bytes.Set(static_cast<double>(engine_->pool().bytes()));
+  thread_ = std::thread([this] { Loop(); });
+}
+
+StageRunner::~StageRunner() {
+  std::shared_ptr<Epoch> current, pending;
+  {
+    absl::MutexLock lock(&mu_);
+    stopping_ = true;
+    current = current_;
+    pending = std::exchange(pending_, nullptr);
+  }
+  const absl::Status why = absl::UnavailableError("the worker shuts down");
+  if (current != nullptr) current->End(why);
+  if (pending != nullptr) pending->End(why);
+  thread_.join();
+}
+
+absl::Status StageRunner::CheckPlan(const v1::OpenEpoch& open) const {
+  if (open.router().empty() || open.epoch().empty()) {
+    return absl::InvalidArgumentError("open: router and epoch must be named");
+  }
+  const bool first = open.stage_index() == 0;
+  const bool last = open.stage_index() + 1 == open.stage_count();
+  const LayerRange layers = engine_->model().weights().layers();
+  if (open.stage_index() < 0 || open.stage_index() >= open.stage_count() || first != engine_->is_first() ||
+      last != engine_->is_last()) {
+    return absl::FailedPreconditionError(absl::StrCat("stage ", open.stage_index(), " of ", open.stage_count(),
+                                                      " does not fit layers ", layers.ToString(), " of ",
+                                                      engine_->model().weights().config().layer_count));
+  }
+  if (last != open.next_address().empty()) {
+    return absl::FailedPreconditionError(absl::StrCat("stage ", open.stage_index(), " of ", open.stage_count(),
+                                                      " with next address '", open.next_address(), "'"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::shared_ptr<Epoch>> StageRunner::Open(const v1::OpenEpoch& open, std::shared_ptr<EpochSink> sink) {
+  if (absl::Status status = CheckPlan(open); !status.ok()) return status;
+  std::vector<std::shared_ptr<Epoch>> old;
+  std::shared_ptr<Epoch> epoch;
+  {
+    absl::MutexLock lock(&mu_);
+    if (stopping_ || draining_) return absl::UnavailableError("the worker drains");
+    for (const std::shared_ptr<Epoch>& other : {current_, pending_}) {
+      if (other == nullptr || other->ended()) continue;
+      if (other->open().router() != open.router()) {
+        return absl::UnavailableError(absl::StrCat("router ", other->open().router(), " drives this worker"));
+      }
+      if (other->open().epoch() == open.epoch()) {
+        return absl::InvalidArgumentError(absl::StrCat("epoch ", open.epoch(), " is open already"));
+      }
+      old.push_back(other);
+    }
+    // From here on the stage before may connect, while the epoch before leaves the thread.
+    epoch =
+        std::make_shared<Epoch>(open, std::move(sink), engine_->is_first() ? nullptr : links_->Accept(open.epoch()),
+                                engine_->is_last() ? nullptr : links_->Dial(open.next_address(), open.epoch()),
+                                open.state_store_address().empty() ? nullptr : open_store_(open.state_store_address()));
+    pending_ = epoch;
+  }
+  for (const std::shared_ptr<Epoch>& other : old) {
+    other->End(absl::UnavailableError(absl::StrCat("epoch ", open.epoch(), " of the same router took over")));
+  }
+  return epoch;
+}
+
+void StageRunner::Drain(absl::Time deadline) {
+  std::shared_ptr<Epoch> current, pending;
+  {
+    absl::MutexLock lock(&mu_);
+    draining_ = true;
+    current = current_;
+    pending = pending_;
+  }
+  if (pending != nullptr) pending->End(absl::UnavailableError("the worker drains"));
+  const bool saved = transfer_->WaitUntilSaved(deadline);
+  common::LogInfo("drained", {{"snapshots_saved", saved}});
+  if (current != nullptr) current->End(absl::UnavailableError("the worker drains"));
+}
+
+bool StageRunner::draining() const {
+  absl::MutexLock lock(&mu_);
+  return draining_;
+}
+
+bool StageRunner::WaitUntilIdle(absl::Time deadline) {
+  absl::MutexLock lock(&mu_);
+  return mu_.AwaitWithDeadline(absl::Condition(this, &StageRunner::IsIdle), deadline);
+}
+
+void StageRunner::Loop() {
+  for (;;) {
+    std::shared_ptr<Epoch> epoch;
+    {
+      absl::MutexLock lock(&mu_);
+      mu_.Await(absl::Condition(this, &StageRunner::HasWork));
+      if (stopping_) return;
+      epoch = std::exchange(pending_, nullptr);
+      current_ = epoch;
+    }
+    RunEpoch(epoch);
+    absl::MutexLock lock(&mu_);
+    current_ = nullptr;  // `epoch` goes after the lock: its links take a moment to end.
+  }
+}
+
+void StageRunner::RunEpoch(const std::shared_ptr<Epoch>& epoch) {
+  engine_->Reset();
+  if (epoch->sender_ != nullptr && !epoch->ended()) {
+    if (absl::Status status = epoch->sender_->Connect(); !status.ok()) epoch->End(status);
+  }
+  if (!epoch->ended()) {
+    common::LogInfo("epoch_opened",
+                    {{"epoch", epoch->open().epoch()},
+                     {"router", epoch->open().router()},
+                     {"stage", absl::StrCat(epoch->open().stage_index(), "/", epoch->open().stage_count())}});
+    metrics_->epochs.Increment();
+    v1::ExecuteResponse opened;
+    opened.mutable_opened();
+    epoch->sink_->Send(std::move(opened));
+  }
+  Epoch::Work work;
+  while (epoch->Pop(&work)) {
+    if (work.is_loaded) {
+      FinishLoad(epoch, std::move(work.loaded));
+    } else {
+      switch (work.command.command_case()) {
+        case v1::ExecuteRequest::kAttach:
+          Attach(epoch, work.command.attach());
+          break;
+        case v1::ExecuteRequest::kStep:
+          RunStep(epoch, work.command.step());
+          break;
+        case v1::ExecuteRequest::kSave:
+          Save(epoch, work.command.save());
+          break;
+        case v1::ExecuteRequest::kRelease:
+          engine_->Release(work.command.release());
+          break;
+        case v1::ExecuteRequest::kOpen:
+        case v1::ExecuteRequest::COMMAND_NOT_SET:
+          epoch->End(absl::InvalidArgumentError("a command that is not attach, step, save or release"));
+          break;
+      }
+    }
+    metrics_->slots_used.Set(engine_->slots_used());
+  }
+  engine_->Reset();
+  metrics_->slots_used.Set(0);
+  absl::Status why;
+  {
+    absl::MutexLock lock(&epoch->mu_);
+    why = epoch->end_;
+  }
+  common::LogInfo("epoch_ended", {{"epoch", epoch->open().epoch()}, {"why", why}});
+}
+
+void StageRunner::Attach(const std::shared_ptr<Epoch>& epoch, const v1::AttachSequence& attach) {
+  absl::Status status = engine_->Attach(attach);
+  if (status.ok() && attach.has_snapshot()) {
+    if (epoch->store_ == nullptr) {
+      status = absl::FailedPreconditionError("the epoch has no state store");
+    } else {
+      SnapshotTransfer::LoadJob job;
+      job.store = epoch->store_;
+      job.records = engine_->RecordsOfStage(attach.snapshot());
+      job.wanted = [epoch] { return !epoch->ended(); };
+      const int slot = attach.slot();
+      const uint64_t sequence = attach.sequence();
+      job.done = [epoch, slot, sequence](absl::StatusOr<std::vector<std::string>> records) {
+        epoch->PushLoaded({slot, sequence, std::move(records)});
+      };
+      status = transfer_->Load(std::move(job));
+      if (status.ok()) return;  // FinishLoad answers.
+    }
+    engine_->AbandonLoad(attach.slot(), attach.sequence());
+  }
+  if (!status.ok()) metrics_->attach_errors.Increment();
+  epoch->sink_->Send(Attached(attach.slot(), attach.sequence(), status));
+}
+
+void StageRunner::FinishLoad(const std::shared_ptr<Epoch>& epoch, Epoch::Loaded loaded) {
+  absl::Status status = loaded.records.status();
+  if (status.ok()) {
+    status = engine_->Install(loaded.slot, loaded.sequence, *loaded.records);
+  } else {
+    engine_->AbandonLoad(loaded.slot, loaded.sequence);
+  }
+  if (!status.ok()) {
+    metrics_->attach_errors.Increment();
+    common::LogWarning("snapshot_not_loaded", {{"slot", loaded.slot}, {"error", status}});
+  }
+  epoch->sink_->Send(Attached(loaded.slot, loaded.sequence, status));
+}
+
+void StageRunner::RunStep(const std::shared_ptr<Epoch>& epoch, const v1::Step& step) {
+  LinkFrame input;
+  if (epoch->receiver_ != nullptr) {
+    const absl::Time begin = absl::Now();
+    absl::StatusOr<LinkFrame> frame = epoch->receiver_->Receive();
+    metrics_->receive_wait_seconds.Observe(Seconds(begin));
+    if (!frame.ok()) {
+      if (!epoch->ended()) metrics_->link_errors.Increment();
+      return epoch->End(frame.status());
+    }
+    input = *std::move(frame);
+  }
+  const absl::Time begin = absl::Now();
+  absl::StatusOr<StepOutput> output = engine_->RunStep(step, epoch->receiver_ == nullptr ? nullptr : &input);
+  if (!output.ok()) {
+    metrics_->step_errors.Increment();
+    common::LogError("step_failed", {{"step", step.step_id()}, {"error", output.status()}});
+    return epoch->End(output.status());
+  }
+  bool prefill = false;
+  for (const v1::StepEntry& entry : step.entries()) prefill |= entry.token_ids_size() > 1;
+  (prefill ? metrics_->prefill_step_seconds : metrics_->decode_step_seconds).Observe(Seconds(begin));
+  metrics_->batch_rows.Observe(static_cast<double>(output->rows));
+  metrics_->tokens.Increment(static_cast<double>(output->rows));
+  for (RefusalCause cause : output->refused_here) {
+    metrics_->refused_entries[static_cast<int>(cause)]->Increment();
+  }
+  if (epoch->sender_ != nullptr) {
+    const absl::Time send_begin = absl::Now();
+    const absl::Status status = epoch->sender_->Send(std::move(output->frame));
+    metrics_->send_wait_seconds.Observe(Seconds(send_begin));
+    if (!status.ok()) {
+      if (!epoch->ended()) metrics_->link_errors.Increment();
+      epoch->End(status);
+    }
+    return;
+  }
+  for (v1::LogitsRows& rows : output->logits) {
+    v1::ExecuteResponse response;
+    *response.mutable_logits() = std::move(rows);
+    epoch->sink_->Send(std::move(response));
+  }
+  v1::ExecuteResponse response;
+  *response.mutable_step() = std::move(output->result);
+  epoch->sink_->Send(std::move(response));
+}
+
+void StageRunner::Save(const std::shared_ptr<Epoch>& epoch, const v1::SaveSnapshot& save) {
+  absl::StatusOr<std::vector<std::string>> records = engine_->CopyState(save);
+  absl::Status status = records.status();
+  if (status.ok() && epoch->store_ == nullptr) status = absl::FailedPreconditionError("the epoch has no state store");
+  if (status.ok()) {
+    SnapshotTransfer::SaveJob job;
+    job.store = epoch->store_;
+    job.snapshot_id = save.snapshot_id();
+    job.first_layer = engine_->model().weights().layers().begin;
+    job.layers = *std::move(records);
+    job.wanted = [epoch] { return !epoch->ended(); };
+    job.done = [epoch, id = save.snapshot_id()](const absl::StatusOr<std::vector<v1::RecordInfo>>& infos) {
+      if (!infos.ok() && !epoch->ended()) {
+        common::LogWarning("snapshot_not_saved", {{"snapshot", id}, {"error", infos.status()}});
+      }
+      epoch->sink_->Send(Saved(id, infos));
+    };
+    status = transfer_->Save(std::move(job));
+    if (status.ok()) return;  // The job answers.
+  }
+  epoch->sink_->Send(Saved(save.snapshot_id(), status));
+}
+
+}  // namespace rwkv::worker

@@ -1,0 +1,321 @@
+#include "services/worker/link/grpc_link.h"
+
+#include <cstring>
+#include <deque>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "grpcpp/client_context.h"
+#include "grpcpp/server_context.h"
+#include "grpcpp/support/sync_stream.h"
+#include "rwkv/v1/worker.grpc.pb.h"
+#include "services/common/grpc_status.h"
+
+namespace rwkv::worker {
+namespace {
+
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "activations cross the wire as they lie in memory");
+
+constexpr size_t kMaxFrames = 4;  // Received and not yet taken; then the transport's window fills.
+constexpr absl::Duration kOpenTimeout = absl::Seconds(10);  // For the receiving worker to open the epoch.
+constexpr absl::Duration kCancelPoll = absl::Milliseconds(20);
+constexpr char kAcceptedKey[] = "rwkv-link-epoch";
+
+std::string ToBytes(const std::vector<float>& values) {
+  return std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float));
+}
+
+absl::StatusOr<std::vector<float>> FromBytes(const char* name, const std::string& bytes, int64_t rows, int64_t width) {
+  if (bytes.size() != static_cast<size_t>(rows * width) * sizeof(float)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("link: ", name, " has ", bytes.size(), " bytes, not ", rows, " rows of ", width, " floats"));
+  }
+  std::vector<float> values(rows * width);
+  if (!values.empty()) std::memcpy(values.data(), bytes.data(), bytes.size());
+  return values;
+}
+
+// One accepted epoch: between the handler of its Transfer call and the receiver.
+class Inbox {
+ public:
+  explicit Inbox(const LinkShape& shape) : shape_(shape) {}
+
+  // False: another call feeds it, or it is over. On true the handler calls Disconnect before it returns.
+  bool Connect(grpc::ServerContext* context) {
+    absl::MutexLock lock(&mu_);
+    if (connected_ || !end_.ok()) return false;
+    connected_ = true;
+    context_ = context;
+    return true;
+  }
+
+  void Disconnect(const absl::Status& why) {
+    absl::MutexLock lock(&mu_);
+    context_ = nullptr;
+    EndLocked(why);
+  }
+
+  bool Push(LinkFrame frame) {
+    absl::MutexLock lock(&mu_);
+    mu_.Await(absl::Condition(this, &Inbox::HasRoom));
+    if (!end_.ok()) return false;
+    frames_.push_back(std::move(frame));
+    return true;
+  }
+
+  absl::StatusOr<LinkFrame> Pop() {
+    absl::MutexLock lock(&mu_);
+    mu_.Await(absl::Condition(this, &Inbox::HasFrame));
+    // Frames that came before the end do not count any more: the epoch is over.
+    if (!end_.ok()) return end_;
+    LinkFrame frame = std::move(frames_.front());
+    frames_.pop_front();
+    if (absl::Status status = CheckFrame(frame, shape_, next_step_); !status.ok()) return status;
+    ++next_step_;
+    return frame;
+  }
+
+  void Abort() {
+    absl::MutexLock lock(&mu_);
+    EndLocked(absl::UnavailableError("link: aborted"));
+    if (context_ != nullptr) context_->TryCancel();
+  }
+
+  const LinkShape& shape() const { return shape_; }
+
+ private:
+  bool HasRoom() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return !end_.ok() || frames_.size() < kMaxFrames; }
+  bool HasFrame() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return !end_.ok() || !frames_.empty(); }
+  void EndLocked(const absl::Status& why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    if (!end_.ok()) return;
+    end_ = why;
+    frames_.clear();
+  }
+
+  const LinkShape shape_;
+  absl::Mutex mu_;
+  std::deque<LinkFrame> frames_ ABSL_GUARDED_BY(mu_);
+  uint64_t next_step_ ABSL_GUARDED_BY(mu_) = 1;
+  absl::Status end_ ABSL_GUARDED_BY(mu_);  // OK while the link stands.
+  bool connected_ ABSL_GUARDED_BY(mu_) = false;
+  grpc::ServerContext* context_ ABSL_GUARDED_BY(mu_) = nullptr;
+};
+
+}  // namespace
+
+int64_t MaxTransferBytes(const LinkShape& shape) {
+  // Statuses of refused entries are cut to about 1 KiB, and there is at most one for each row that a step could have
+  // had.
+  constexpr int64_t kBytesPerRefusal = common::kMaxStatusMessageBytes + 64;
+  return shape.max_rows *
+             ((shape.width + shape.v_first_width) * static_cast<int64_t>(sizeof(float)) + kBytesPerRefusal) +
+         (64 << 10);
+}
+
+v1::TransferRequest FrameToProto(const std::string& epoch, const LinkShape& shape, const LinkFrame& frame) {
+  v1::TransferRequest request;
+  request.set_epoch(epoch);
+  request.set_step_id(frame.step_id);
+  request.set_rows(static_cast<int32_t>(frame.rows));
+  request.set_width(static_cast<int32_t>(shape.width));
+  request.set_hidden(ToBytes(frame.x));
+  request.set_v_first(ToBytes(frame.v_first));
+  for (const RefusedEntry& refused : frame.refused) {
+    request.add_refused_entries(refused.entry);
+    *request.add_refusals() = common::ToStatusProto(refused.status);
+  }
+  return request;
+}
+
+absl::StatusOr<LinkFrame> FrameFromProto(const v1::TransferRequest& request, const std::string& epoch,
+                                         const LinkShape& shape) {
+  if (request.epoch() != epoch) {
+    return absl::InvalidArgumentError(absl::StrCat("link: a frame of epoch ", request.epoch(), " in epoch ", epoch));
+  }
+  if (request.width() != shape.width || request.rows() < 0 || request.rows() > shape.max_rows) {
+    return absl::InvalidArgumentError(absl::StrCat("link: step ", request.step_id(), " is ", request.rows(), " x ",
+                                                   request.width(), ", not up to ", shape.max_rows, " x ",
+                                                   shape.width));
+  }
+  if (request.refused_entries_size() != request.refusals_size()) {
+    return absl::InvalidArgumentError(absl::StrCat("link: ", request.refused_entries_size(), " refused entries with ",
+                                                   request.refusals_size(), " statuses"));
+  }
+  LinkFrame frame;
+  frame.step_id = request.step_id();
+  frame.rows = request.rows();
+  absl::StatusOr<std::vector<float>> x = FromBytes("hidden", request.hidden(), frame.rows, shape.width);
+  if (!x.ok()) return x.status();
+  frame.x = *std::move(x);
+  absl::StatusOr<std::vector<float>> v_first = FromBytes("v_first", request.v_first(), frame.rows, shape.v_first_width);
+  if (!v_first.ok()) return v_first.status();
+  frame.v_first = *std::move(v_first);
+  for (int i = 0; i < request.refused_entries_size(); ++i) {
+    frame.refused.push_back({request.refused_entries(i), common::FromStatusProto(request.refusals(i))});
+  }
+  return frame;
+}
+
+// The receiving side of every link to this worker. A handler occupies a thread for as long as its epoch lives.
+class GrpcLinkService final : public v1::Link::Service {
+ public:
+  void Add(const std::string& epoch, std::shared_ptr<Inbox> inbox) {
+    absl::MutexLock lock(&mu_);
+    inboxes_[epoch] = std::move(inbox);
+  }
+
+  void Remove(const std::string& epoch, const std::shared_ptr<Inbox>& inbox) {
+    absl::MutexLock lock(&mu_);
+    const auto it = inboxes_.find(epoch);
+    if (it != inboxes_.end() && it->second == inbox) inboxes_.erase(it);
+  }
+
+  grpc::Status Transfer(grpc::ServerContext* context, grpc::ServerReader<v1::TransferRequest>* reader,
+                        v1::TransferResponse* response) override {
+    v1::TransferRequest request;
+    if (!reader->Read(&request)) return common::ToGrpcStatus(absl::CancelledError("link: no epoch was named"));
+    const std::string epoch = request.epoch();
+    const std::shared_ptr<Inbox> inbox = WaitFor(epoch, *context);
+    if (inbox == nullptr) {
+      return common::ToGrpcStatus(absl::UnavailableError(absl::StrCat("link: epoch ", epoch, " is not open here")));
+    }
+    if (request.step_id() != 0 || request.rows() != 0) {
+      return common::ToGrpcStatus(absl::InvalidArgumentError("link: the first message must have step 0 and no rows"));
+    }
+    if (request.width() != inbox->shape().width) {
+      return common::ToGrpcStatus(absl::FailedPreconditionError(
+          absl::StrCat("link: the stage before has width ", request.width(), ", this one ", inbox->shape().width)));
+    }
+    if (!inbox->Connect(context)) {
+      return common::ToGrpcStatus(absl::AbortedError(absl::StrCat("link: epoch ", epoch, " has its link already")));
+    }
+    context->AddInitialMetadata(kAcceptedKey, "accepted");
+    reader->SendInitialMetadata();
+    absl::Status end = absl::UnavailableError("link: the stage before is gone");
+    while (reader->Read(&request)) {
+      absl::StatusOr<LinkFrame> frame = FrameFromProto(request, epoch, inbox->shape());
+      if (!frame.ok()) {
+        end = frame.status();
+        break;
+      }
+      if (!inbox->Push(*std::move(frame))) {
+        end = absl::UnavailableError("link: the epoch is over");
+        break;
+      }
+    }
+    inbox->Disconnect(end);
+    return common::ToGrpcStatus(end);
+  }
+
+ private:
+  // Null: not opened in time, or the caller left.
+  std::shared_ptr<Inbox> WaitFor(const std::string& epoch, const grpc::ServerContext& context) {
+    const auto is_open = [this, &epoch]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return inboxes_.contains(epoch); };
+    const absl::Time deadline = absl::Now() + kOpenTimeout;
+    absl::MutexLock lock(&mu_);
+    // A cancelled call cannot wake a condition in the synchronous API, hence the short waits.
+    while (!mu_.AwaitWithTimeout(absl::Condition(&is_open), kCancelPoll)) {
+      if (context.IsCancelled() || absl::Now() >= deadline) return nullptr;
+    }
+    return inboxes_[epoch];
+  }
+
+  absl::Mutex mu_;
+  absl::flat_hash_map<std::string, std::shared_ptr<Inbox>> inboxes_ ABSL_GUARDED_BY(mu_);
+};
+
+namespace {
+
+class GrpcReceiver final : public LinkReceiver {
+ public:
+  GrpcReceiver(GrpcLinkService& service, std::string epoch, const LinkShape& shape)
+      : service_(service), epoch_(std::move(epoch)), inbox_(std::make_shared<Inbox>(shape)) {
+    service_.Add(epoch_, inbox_);
+  }
+  ~GrpcReceiver() override {
+    service_.Remove(epoch_, inbox_);
+    inbox_->Abort();
+  }
+  absl::StatusOr<LinkFrame> Receive() override { return inbox_->Pop(); }
+  void Abort() override { inbox_->Abort(); }
+
+ private:
+  GrpcLinkService& service_;
+  const std::string epoch_;
+  const std::shared_ptr<Inbox> inbox_;
+};
+
+class GrpcSender final : public LinkSender {
+ public:
+  GrpcSender(std::string address, std::string epoch, const LinkShape& shape, std::shared_ptr<grpc::Channel> channel)
+      : address_(std::move(address)), epoch_(std::move(epoch)), shape_(shape), stub_(v1::Link::NewStub(channel)) {}
+
+  ~GrpcSender() override {
+    context_.TryCancel();
+    if (writer_ != nullptr) (void)End();
+  }
+
+  absl::Status Connect() override {
+    writer_ = stub_->Transfer(&context_, &response_);
+    LinkFrame hello;
+    if (!writer_->Write(FrameToProto(epoch_, shape_, hello))) return End();
+    writer_->WaitForInitialMetadata();
+    // Metadata without our key is that of an error.
+    if (context_.GetServerInitialMetadata().count(kAcceptedKey) == 0) return End();
+    return absl::OkStatus();
+  }
+
+  absl::Status Send(LinkFrame frame) override {
+    if (writer_ == nullptr || !end_.ok()) return absl::UnavailableError("link: not connected");
+    if (!writer_->Write(FrameToProto(epoch_, shape_, frame))) return End();
+    return absl::OkStatus();
+  }
+
+  void Abort() override { context_.TryCancel(); }
+
+ private:
+  // Why the call is over. Waits for it, so only after a failed write, a cancel or an answer.
+  absl::Status End() {
+    if (!end_.ok()) return end_;
+    const absl::Status status = common::FromGrpcStatus(writer_->Finish());
+    const absl::string_view message = status.ok() ? "the next stage ended it" : status.message();
+    const absl::StatusCode code =
+        status.code() == absl::StatusCode::kFailedPrecondition ? status.code() : absl::StatusCode::kUnavailable;
+    end_ = absl::Status(code, absl::StrCat("link to ", address_, ": ", message));
+    return end_;
+  }
+
+  const std::string address_;
+  const std::string epoch_;
+  const LinkShape shape_;
+  const std::unique_ptr<v1::Link::Stub> stub_;
+  grpc::ClientContext context_;
+  v1::TransferResponse response_;
+  std::unique_ptr<grpc::ClientWriter<v1::TransferRequest>> writer_;
+  absl::Status end_;
+};
+
+}  // namespace
+
+GrpcLinkTransport::GrpcLinkTransport(const LinkShape& shape, ChannelFactory make_channel)
+    : shape_(shape), make_channel_(std::move(make_channel)), service_(std::make_unique<GrpcLinkService>()) {}
+
+GrpcLinkTransport::~GrpcLinkTransport() = default;
+
+grpc::Service* GrpcLinkTransport::service() { return service_.get(); }
+
+std::unique_ptr<LinkReceiver> GrpcLinkTransport::Accept(const std::string& epoch) {
+  return std::make_unique<GrpcReceiver>(*service_, epoch, shape_);
+}
+
+std::unique_ptr<LinkSender> GrpcLinkTransport::Dial(const std::string& address, const std::string& epoch) {
+  return std::make_unique<GrpcSender>(address, epoch, shape_, make_channel_(address));
+}
+
+}  // namespace rwkv::worker

@@ -1,0 +1,47 @@
+// Links between workers: rwkv.v1.Link over gRPC. The first message of a Transfer names the epoch and has step 0; the
+// receiving worker answers with initial metadata once that epoch is open there.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "grpcpp/channel.h"
+#include "grpcpp/impl/service_type.h"
+#include "rwkv/v1/worker.pb.h"
+#include "services/worker/link/link.h"
+
+namespace rwkv::worker {
+
+// Bytes that a server must be willing to receive in one message of a link of this shape.
+int64_t MaxTransferBytes(const LinkShape& shape);
+
+v1::TransferRequest FrameToProto(const std::string& epoch, const LinkShape& shape, const LinkFrame& frame);
+// kInvalidArgument: sizes that contradict each other.
+absl::StatusOr<LinkFrame> FrameFromProto(const v1::TransferRequest& request, const std::string& epoch,
+                                         const LinkShape& shape);
+
+class GrpcLinkService;
+
+// Thread-safe. Destroy it after the server that serves service() was shut down.
+class GrpcLinkTransport final : public LinkTransport {
+ public:
+  using ChannelFactory = std::function<std::shared_ptr<grpc::Channel>(const std::string& address)>;
+
+  GrpcLinkTransport(const LinkShape& shape, ChannelFactory make_channel);
+  ~GrpcLinkTransport() override;
+
+  // rwkv.v1.Link, for the worker's server.
+  grpc::Service* service();
+
+  std::unique_ptr<LinkReceiver> Accept(const std::string& epoch) override;
+  std::unique_ptr<LinkSender> Dial(const std::string& address, const std::string& epoch) override;
+
+ private:
+  const LinkShape shape_;
+  const ChannelFactory make_channel_;
+  const std::unique_ptr<GrpcLinkService> service_;
+};
+
+}  // namespace rwkv::worker

@@ -1,0 +1,195 @@
+#include "services/worker/link/inproc_link.h"
+
+#include <deque>
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+
+namespace rwkv::worker {
+namespace {
+
+constexpr size_t kMaxFrames = 4;  // Under way; then Send waits.
+constexpr absl::Duration kConnectTimeout = absl::Seconds(10);
+
+// What both ends share.
+class Pipe {
+ public:
+  explicit Pipe(const LinkShape& shape) : shape_(shape) {}
+
+  absl::Status Send(LinkFrame frame) {
+    absl::MutexLock lock(&mu_);
+    mu_.Await(absl::Condition(this, &Pipe::HasRoom));
+    if (aborted_) return absl::UnavailableError("link: aborted");
+    frames_.push_back(std::move(frame));
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<LinkFrame> Receive() {
+    absl::MutexLock lock(&mu_);
+    mu_.Await(absl::Condition(this, &Pipe::HasFrame));
+    if (aborted_) return absl::UnavailableError("link: aborted");
+    LinkFrame frame = std::move(frames_.front());
+    frames_.pop_front();
+    absl::Status status = CheckFrame(frame, shape_, next_step_);
+    if (!status.ok()) return status;
+    ++next_step_;
+    return frame;
+  }
+
+  void Abort() {
+    absl::MutexLock lock(&mu_);
+    aborted_ = true;
+    frames_.clear();
+  }
+
+ private:
+  bool HasRoom() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return aborted_ || frames_.size() < kMaxFrames; }
+  bool HasFrame() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return aborted_ || !frames_.empty(); }
+
+  const LinkShape shape_;
+  absl::Mutex mu_;
+  std::deque<LinkFrame> frames_ ABSL_GUARDED_BY(mu_);
+  uint64_t next_step_ ABSL_GUARDED_BY(mu_) = 1;
+  bool aborted_ ABSL_GUARDED_BY(mu_) = false;
+};
+
+}  // namespace
+
+// Epochs that are accepted, by address.
+class InprocLinkTable {
+ public:
+  using Key = std::pair<std::string, std::string>;
+
+  void Add(const Key& key, std::shared_ptr<Pipe> pipe) {
+    absl::MutexLock lock(&mu_);
+    pipes_[key] = std::move(pipe);
+  }
+
+  void Remove(const Key& key, const std::shared_ptr<Pipe>& pipe) {
+    absl::MutexLock lock(&mu_);
+    const auto it = pipes_.find(key);
+    if (it != pipes_.end() && it->second == pipe) pipes_.erase(it);
+  }
+
+  // Waits for the receiver; null after the limit or once `aborted`.
+  std::shared_ptr<Pipe> Find(const Key& key, const bool& aborted) {
+    absl::MutexLock lock(&mu_);
+    const auto found = [this, &key, &aborted]()
+                           ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return aborted || pipes_.contains(key); };
+    mu_.AwaitWithTimeout(absl::Condition(&found), kConnectTimeout);
+    const auto it = pipes_.find(key);
+    return aborted || it == pipes_.end() ? nullptr : it->second;
+  }
+
+  // A sender's `aborted` flag lives under this lock, so that Find wakes up.
+  void Set(bool& flag) {
+    absl::MutexLock lock(&mu_);
+    flag = true;
+  }
+
+  bool IsSet(const bool& flag) {
+    absl::MutexLock lock(&mu_);
+    return flag;
+  }
+
+ private:
+  absl::Mutex mu_;
+  absl::flat_hash_map<Key, std::shared_ptr<Pipe>> pipes_ ABSL_GUARDED_BY(mu_);
+};
+
+namespace {
+
+class InprocReceiver final : public LinkReceiver {
+ public:
+  InprocReceiver(std::shared_ptr<InprocLinkTable> table, InprocLinkTable::Key key, std::shared_ptr<Pipe> pipe)
+      : table_(std::move(table)), key_(std::move(key)), pipe_(std::move(pipe)) {
+    table_->Add(key_, pipe_);
+  }
+  ~InprocReceiver() override {
+    table_->Remove(key_, pipe_);
+    pipe_->Abort();
+  }
+  absl::StatusOr<LinkFrame> Receive() override { return pipe_->Receive(); }
+  void Abort() override { pipe_->Abort(); }
+
+ private:
+  const std::shared_ptr<InprocLinkTable> table_;
+  const InprocLinkTable::Key key_;
+  const std::shared_ptr<Pipe> pipe_;
+};
+
+class InprocSender final : public LinkSender {
+ public:
+  InprocSender(std::shared_ptr<InprocLinkTable> table, InprocLinkTable::Key key)
+      : table_(std::move(table)), key_(std::move(key)) {}
+  ~InprocSender() override { Abort(); }
+
+  absl::Status Connect() override {
+    std::shared_ptr<Pipe> pipe = table_->Find(key_, aborted_);
+    if (pipe == nullptr) {
+      return absl::UnavailableError(absl::StrCat("link: ", key_.first, " has no epoch ", key_.second));
+    }
+    {
+      absl::MutexLock lock(&mu_);
+      pipe_ = pipe;
+    }
+    if (table_->IsSet(aborted_)) pipe->Abort();  // An Abort that came in between saw no pipe.
+    return absl::OkStatus();
+  }
+
+  absl::Status Send(LinkFrame frame) override {
+    const std::shared_ptr<Pipe> pipe = this->pipe();
+    if (pipe == nullptr) return absl::UnavailableError("link: not connected");
+    return pipe->Send(std::move(frame));
+  }
+
+  void Abort() override {
+    table_->Set(aborted_);
+    if (const std::shared_ptr<Pipe> pipe = this->pipe(); pipe != nullptr) pipe->Abort();
+  }
+
+ private:
+  std::shared_ptr<Pipe> pipe() {
+    absl::MutexLock lock(&mu_);
+    return pipe_;
+  }
+
+  const std::shared_ptr<InprocLinkTable> table_;
+  const InprocLinkTable::Key key_;
+  bool aborted_ = false;  // Guarded by the table's lock.
+  absl::Mutex mu_;
+  std::shared_ptr<Pipe> pipe_ ABSL_GUARDED_BY(mu_);
+};
+
+class InprocTransport final : public LinkTransport {
+ public:
+  InprocTransport(std::shared_ptr<InprocLinkTable> table, std::string address, const LinkShape& shape)
+      : table_(std::move(table)), address_(std::move(address)), shape_(shape) {}
+
+  std::unique_ptr<LinkReceiver> Accept(const std::string& epoch) override {
+    return std::make_unique<InprocReceiver>(table_, std::make_pair(address_, epoch), std::make_shared<Pipe>(shape_));
+  }
+  std::unique_ptr<LinkSender> Dial(const std::string& address, const std::string& epoch) override {
+    return std::make_unique<InprocSender>(table_, std::make_pair(address, epoch));
+  }
+
+ private:
+  const std::shared_ptr<InprocLinkTable> table_;
+  const std::string address_;
+  const LinkShape shape_;
+};
+
+}  // namespace
+
+InprocLinkNetwork::InprocLinkNetwork() : table_(std::make_shared<InprocLinkTable>()) {}
+InprocLinkNetwork::~InprocLinkNetwork() = default;
+
+std::unique_ptr<LinkTransport> InprocLinkNetwork::Join(const std::string& address, const LinkShape& shape) {
+  return std::make_unique<InprocTransport>(table_, address, shape);
+}
+
+}  // namespace rwkv::worker

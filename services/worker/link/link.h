@@ -1,0 +1,80 @@
+// What joins a pipeline stage to the next, for one epoch.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace rwkv::worker {
+
+// An entry of a step that some stage refused; later stages skip it.
+struct RefusedEntry {
+  int32_t entry = 0;
+  absl::Status status;  // Never OK.
+};
+
+// The activations of one step. Rows are packed: those of refused entries are left out.
+struct LinkFrame {
+  uint64_t step_id = 0;
+  int64_t rows = 0;                   // >= 0
+  std::vector<float> x;               // [rows, D], residual stream
+  std::vector<float> v_first;         // [rows, v_first_width], layer 0's value
+  std::vector<RefusedEntry> refused;  // Ascending by entry.
+};
+
+// What frames of a model look like; both ends agree on it.
+struct LinkShape {
+  int64_t width = 0;          // D
+  int64_t v_first_width = 0;  // 0: none
+  int64_t max_rows = 0;
+};
+
+// kInvalidArgument naming the values: a frame that is not step `expected_step`, or of other sizes.
+absl::Status CheckFrame(const LinkFrame& frame, const LinkShape& shape, uint64_t expected_step);
+
+// The upstream end. One thread connects and sends; any may abort.
+class LinkSender {
+ public:
+  virtual ~LinkSender() = default;
+
+  // Waits until the next stage's worker has the epoch open, within a limit of the implementation's. kUnavailable: it
+  // has not, or is not there.
+  virtual absl::Status Connect() = 0;
+
+  // In step order. Blocks while too many frames are under way. kUnavailable: the link is broken or aborted, for good.
+  virtual absl::Status Send(LinkFrame frame) = 0;
+
+  // Ends the link: Connect, Send and the other end's Receive return at once.
+  virtual void Abort() = 0;
+};
+
+// The downstream end. One thread receives; any may abort.
+class LinkReceiver {
+ public:
+  virtual ~LinkReceiver() = default;
+
+  // The next frame, checked. Blocks. kUnavailable: the link is broken or aborted, for good. kInvalidArgument: the peer
+  // sent a frame that is out of order or of wrong sizes.
+  virtual absl::StatusOr<LinkFrame> Receive() = 0;
+
+  // Ends the link: Receive and the other end's Send return at once.
+  virtual void Abort() = 0;
+};
+
+// Makes both ends of a worker's links. Thread-safe; outlives them.
+class LinkTransport {
+ public:
+  virtual ~LinkTransport() = default;
+
+  // From now on the stage before may connect for `epoch`; until the receiver is destroyed.
+  virtual std::unique_ptr<LinkReceiver> Accept(const std::string& epoch) = 0;
+
+  // No I/O before Connect().
+  virtual std::unique_ptr<LinkSender> Dial(const std::string& address, const std::string& epoch) = 0;
+};
+
+}  // namespace rwkv::worker

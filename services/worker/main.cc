@@ -1,0 +1,54 @@
+// One pipeline stage as a process.
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/flags/flag.h"
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "kernels/base/status_macros.h"
+#include "services/common/logging.h"
+#include "services/common/main_loop.h"
+#include "services/worker/worker.h"
+
+ABSL_FLAG(std::string, name, "worker-0", "Name of this process in logs, metrics and status.");
+ABSL_FLAG(std::string, listen, "127.0.0.1:0", "HOST:PORT of the gRPC services; port 0 picks a free one.");
+ABSL_FLAG(std::string, metrics_listen, "127.0.0.1:0",
+          "HOST:PORT of the Prometheus endpoint; port 0 picks a free one, empty: none.");
+ABSL_FLAG(std::string, port_file, "", "File that gets the addresses once the worker answers; empty: none.");
+ABSL_FLAG(std::string, model, "", "Checkpoint (.safetensors or .pth) with RWKV tensor names. Required.");
+ABSL_FLAG(std::string, stage, "", "I/S: this is stage I of S and takes its even share of the layers.");
+ABSL_FLAG(std::string, layers, "", "BEGIN:END: the layers of this stage, instead of --stage. Neither: all layers.");
+ABSL_FLAG(int32_t, slots, 64, "Sequences whose state is kept in memory. More cost memory, fewer cost reloads.");
+ABSL_FLAG(int32_t, max_batch_tokens, 128, "Rows a step may have. More speed prefill and slow the decodes beside it.");
+ABSL_FLAG(std::string, kernels, "auto", "auto, reference, cpu/portable, cpu/avx2 or cpu/avx512.");
+ABSL_FLAG(int64_t, max_snapshot_bytes_in_flight, int64_t{256} << 20,
+          "Copies of states on their way to the state store; beyond it a snapshot is refused, not waited for.");
+ABSL_FLAG(absl::Duration, drain_timeout, absl::Seconds(10), "From SIGTERM to the end of whatever still runs.");
+
+namespace {
+
+absl::Status Run() {
+  rwkv::worker::Worker::Options options;
+  options.name = absl::GetFlag(FLAGS_name);
+  options.listen = absl::GetFlag(FLAGS_listen);
+  options.metrics_listen = absl::GetFlag(FLAGS_metrics_listen);
+  options.port_file = absl::GetFlag(FLAGS_port_file);
+  options.model = absl::GetFlag(FLAGS_model);
+  options.stage = absl::GetFlag(FLAGS_stage);
+  options.layers = absl::GetFlag(FLAGS_layers);
+  options.slots = absl::GetFlag(FLAGS_slots);
+  options.max_batch_tokens = absl::GetFlag(FLAGS_max_batch_tokens);
+  options.kernels = absl::GetFlag(FLAGS_kernels);
+  options.max_snapshot_bytes_in_flight = absl::GetFlag(FLAGS_max_snapshot_bytes_in_flight);
+  options.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);
+  rwkv::common::InitLogging(options.name);
+  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<rwkv::worker::Worker> worker, rwkv::worker::Worker::Start(options));
+  return worker->ServeUntilSignal();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return rwkv::common::RunMain(argc, argv, "Serves one pipeline stage of an RWKV model.", Run);
+}

@@ -1,0 +1,174 @@
+#include "services/worker/worker.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "kernels/base/status_macros.h"
+#include "kernels/base/stream.h"
+#include "kernels/dispatch/op_table.h"
+#include "services/common/channel.h"
+#include "services/common/logging.h"
+#include "services/common/metrics.h"
+#include "services/common/rpc_server.h"
+#include "services/state_store/client/state_store_client.h"
+#include "services/worker/engine/snapshot_transfer.h"
+#include "services/worker/engine/stage_engine.h"
+#include "services/worker/engine/stage_runner.h"
+#include "services/worker/engine/worker_metrics.h"
+#include "services/worker/link/grpc_link.h"
+#include "services/worker/model/block/stage_model.h"
+#include "services/worker/model/checkpoint.h"
+#include "services/worker/model/layer_range.h"
+#include "services/worker/model/model_config.h"
+#include "services/worker/model/model_info.h"
+#include "services/worker/model/weights.h"
+#include "services/worker/rpc/worker_service.h"
+
+namespace rwkv::worker {
+namespace {
+
+constexpr int kMaxSlots = 65'536;
+constexpr int kMaxBatchTokens = 8'192;
+constexpr int kMinReceiveBytes = 4 << 20;
+constexpr int64_t kMaxReceiveBytes = int64_t{1} << 30;
+
+absl::Status CheckOptions(const Worker::Options& options) {
+  if (options.model.empty()) return absl::InvalidArgumentError("--model: no checkpoint named");
+  if (!options.stage.empty() && !options.layers.empty()) {
+    return absl::InvalidArgumentError("--stage and --layers: only one of them");
+  }
+  if (options.slots < 1 || options.slots > kMaxSlots) {
+    return absl::InvalidArgumentError(absl::StrCat("--slots: ", options.slots, " is not in 1 .. ", kMaxSlots));
+  }
+  if (options.max_batch_tokens < 1 || options.max_batch_tokens > kMaxBatchTokens) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--max_batch_tokens: ", options.max_batch_tokens, " is not in 1 .. ", kMaxBatchTokens));
+  }
+  if (options.max_snapshot_bytes_in_flight < 1) {
+    return absl::InvalidArgumentError("--max_snapshot_bytes_in_flight: must be positive");
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<LayerRange> ChooseLayers(const Worker::Options& options, int layer_count) {
+  if (!options.layers.empty()) return ParseLayerRange(options.layers, layer_count);
+  if (!options.stage.empty()) return ParseStage(options.stage, layer_count);
+  return LayerRange{0, layer_count};
+}
+
+class WorkerImpl final : public Worker {
+ public:
+  ~WorkerImpl() override {
+    // Streams end with the runner's epoch, so the server has nothing to wait for.
+    if (runner_ != nullptr) runner_->Drain(absl::Now());
+    if (server_ != nullptr) server_->Shutdown(absl::Now());
+  }
+
+  absl::Status Init(const Options& options);
+
+  const std::string& address() const override { return server_->address(); }
+  const std::string& metrics_address() const override { return metrics_->address(); }
+  const v1::DescribeResponse& description() const override { return description_; }
+
+  absl::Status ServeUntilSignal() override {
+    return server_->ServeUntilSignal([this](absl::Time deadline) { runner_->Drain(deadline); });
+  }
+
+ private:
+  // In order of dependence: what is below uses what is above.
+  std::unique_ptr<common::Metrics> metrics_;
+  std::unique_ptr<WorkerMetrics> worker_metrics_;
+  v1::DescribeResponse description_;
+  std::unique_ptr<StageEngine> engine_;
+  std::unique_ptr<GrpcLinkTransport> links_;
+  std::unique_ptr<SnapshotTransfer> transfer_;
+  std::unique_ptr<StageRunner> runner_;
+  std::unique_ptr<WorkerService> service_;
+  std::unique_ptr<common::RpcServer> server_;
+};
+
+absl::Status WorkerImpl::Init(const Options& options) {
+  RWKV_RETURN_IF_ERROR(CheckOptions(options));
+  RWKV_ASSIGN_OR_RETURN(const kernels::OpTable* const ops, kernels::ChooseOpTable(options.kernels));
+  RWKV_ASSIGN_OR_RETURN(std::shared_ptr<const Checkpoint> checkpoint, Checkpoint::Open(options.model));
+  RWKV_ASSIGN_OR_RETURN(const ModelConfig config, ModelConfig::FromCheckpoint(*checkpoint));
+  RWKV_ASSIGN_OR_RETURN(const LayerRange layers, ChooseLayers(options, config.layer_count));
+  RWKV_ASSIGN_OR_RETURN(metrics_, common::Metrics::Create(options.metrics_listen, {{"process", options.name}}));
+  worker_metrics_ = std::make_unique<WorkerMetrics>(*metrics_);
+
+  const absl::Time begin = absl::Now();
+  RWKV_ASSIGN_OR_RETURN(std::shared_ptr<const StageWeights> weights, StageWeights::Load(checkpoint, config, layers));
+  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<StageModel> model,
+                        CreateStageModel(std::move(weights), *ops, options.max_batch_tokens));
+
+  RWKV_ASSIGN_OR_RETURN(*description_.mutable_model(), MakeModelInfo(*checkpoint, config));
+  description_.set_name(options.name);
+  description_.set_pid(getpid());
+  description_.set_metrics_address(metrics_->address());
+  description_.set_first_layer(layers.begin);
+  description_.set_end_layer(layers.end);
+  description_.set_slots(options.slots);
+  description_.set_max_batch_tokens(options.max_batch_tokens);
+  description_.set_kernels(std::string(ops->name));
+  for (const StateTensorSpec& tensor : model->state_layout().tensors()) {
+    v1::StateTensor& out = *description_.add_state_layout();
+    out.set_name(tensor.name);
+    for (int64_t dimension : tensor.shape) out.add_shape(dimension);
+  }
+
+  StageEngine::Options engine_options;
+  engine_options.slots = options.slots;
+  engine_options.max_batch_tokens = options.max_batch_tokens;
+  engine_options.fingerprint = description_.model().fingerprint();
+  RWKV_ASSIGN_OR_RETURN(engine_,
+                        StageEngine::Create(engine_options, std::move(model), std::make_unique<kernels::CpuStream>()));
+  RWKV_RETURN_IF_ERROR(engine_->WarmUp());
+  common::LogInfo("stage_ready", {{"model", description_.model().name()},
+                                  {"fingerprint", description_.model().fingerprint()},
+                                  {"layers", layers.ToString()},
+                                  {"of", config.layer_count},
+                                  {"kernels", ops->name},
+                                  {"slots", options.slots},
+                                  {"state_bytes", engine_->pool().bytes()},
+                                  {"seconds", absl::ToDoubleSeconds(absl::Now() - begin)}});
+
+  links_ = std::make_unique<GrpcLinkTransport>(engine_->link_shape(),
+                                               [](const std::string& address) { return common::MakeChannel(address); });
+  SnapshotTransfer::Options transfer_options;
+  transfer_options.max_save_bytes = options.max_snapshot_bytes_in_flight;
+  transfer_ = std::make_unique<SnapshotTransfer>(transfer_options, worker_metrics_.get());
+  runner_ = std::make_unique<StageRunner>(
+      engine_.get(), links_.get(), transfer_.get(),
+      [](const std::string& address) -> std::shared_ptr<state_store::RecordsClient> {
+        return state_store::NewRecordsClient(common::MakeChannel(address));
+      },
+      worker_metrics_.get());
+  service_ = std::make_unique<WorkerService>(description_, runner_.get());
+
+  common::RpcServer::Options server_options;
+  server_options.name = options.name;
+  server_options.listen_address = options.listen;
+  server_options.metrics_address = metrics_->address();
+  server_options.port_file = options.port_file;
+  server_options.max_receive_bytes = static_cast<int>(
+      std::max<int64_t>(kMinReceiveBytes, std::min(kMaxReceiveBytes, MaxTransferBytes(engine_->link_shape()))));
+  server_options.drain_timeout = options.drain_timeout;
+  RWKV_ASSIGN_OR_RETURN(server_, common::RpcServer::Start(server_options, {service_.get(), links_->service()}));
+  server_->SetServing(true);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Worker>> Worker::Start(const Options& options) {
+  auto worker = std::make_unique<WorkerImpl>();
+  RWKV_RETURN_IF_ERROR(worker->Init(options));
+  return absl::StatusOr<std::unique_ptr<Worker>>(std::move(worker));
+}
+
+}  // namespace rwkv::worker

@@ -1,0 +1,49 @@
+// A whole worker: model, engine, links and services behind one server. What main() runs, and what tests start in their
+// own process.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "rwkv/v1/worker.pb.h"
+
+namespace rwkv::worker {
+
+class Worker {
+ public:
+  struct Options {
+    std::string name = "worker-0";
+    std::string listen = "127.0.0.1:0";
+    std::string metrics_listen = "127.0.0.1:0";  // Empty: no endpoint.
+    std::string port_file;                       // Empty: none.
+    std::string model;                           // Path of the checkpoint. Required.
+    // Which layers: one of the two, or neither for all.
+    std::string stage;           // "I/S"
+    std::string layers;          // "BEGIN:END"
+    int slots = 64;              // 1 .. 65,536
+    int max_batch_tokens = 128;  // 1 .. 8,192
+    std::string kernels = "auto";
+    int64_t max_snapshot_bytes_in_flight = int64_t{256} << 20;
+    absl::Duration drain_timeout = absl::Seconds(10);
+  };
+
+  // Loads the model, warms up and serves; health is SERVING when it returns.
+  //   kInvalidArgument: an option, or the model file; named. kNotFound: no such file. kUnavailable: a port in use.
+  //   kResourceExhausted: no memory for the slots.
+  static absl::StatusOr<std::unique_ptr<Worker>> Start(const Options& options);
+
+  // Shuts down at once.
+  virtual ~Worker() = default;
+
+  virtual const std::string& address() const = 0;
+  virtual const std::string& metrics_address() const = 0;
+  virtual const v1::DescribeResponse& description() const = 0;
+
+  // Waits for SIGTERM, then drains: NOT_SERVING, no new epoch, snapshots that were begun reach the store.
+  virtual absl::Status ServeUntilSignal() = 0;
+};
+
+}  // namespace rwkv::worker
