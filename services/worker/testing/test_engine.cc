@@ -1,0 +1,146 @@
+#include "services/worker/testing/test_engine.h"
+
+#include <iostream>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/base/status_macros.h"
+#include "kernels/base/stream.h"
+#include "kernels/dispatch/op_table.h"
+#include "services/worker/model/block/stage_model.h"
+#include "services/worker/model/checkpoint.h"
+#include "services/worker/model/layer_range.h"
+#include "services/worker/model/model_config.h"
+#include "services/worker/model/weights.h"
+
+namespace rwkv::worker {
+
+absl::StatusOr<std::unique_ptr<StageEngine>> MakeTestEngine(const std::string& path, int stage, int stages,
+                                                            const TestEngineOptions& options) {
+  RWKV_ASSIGN_OR_RETURN(const kernels::OpTable* const ops, kernels::ChooseOpTable(options.kernels));
+  RWKV_ASSIGN_OR_RETURN(std::shared_ptr<const Checkpoint> checkpoint, Checkpoint::Open(path));
+  RWKV_ASSIGN_OR_RETURN(const ModelConfig config, ModelConfig::FromCheckpoint(*checkpoint));
+  RWKV_ASSIGN_OR_RETURN(const LayerRange layers, LayersOfStage(stage, stages, config.layer_count));
+  RWKV_ASSIGN_OR_RETURN(std::shared_ptr<const StageWeights> weights, StageWeights::Load(checkpoint, config, layers));
+  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<StageModel> model,
+                        CreateStageModel(std::move(weights), *ops, options.max_batch_tokens));
+  StageEngine::Options engine;
+  engine.slots = options.slots;
+  engine.max_batch_tokens = options.max_batch_tokens;
+  engine.fingerprint = kTestFingerprint;
+  return StageEngine::Create(engine, std::move(model), std::make_unique<kernels::CpuStream>());
+}
+
+EnginePipeline::EnginePipeline(const std::string& path, int stages, const TestEngineOptions& options) {
+  for (int stage = 0; stage < stages; ++stage) {
+    absl::StatusOr<std::unique_ptr<StageEngine>> engine = MakeTestEngine(path, stage, stages, options);
+    if (!engine.ok()) {
+      std::cerr << path << ": " << engine.status() << std::endl;
+      std::abort();
+    }
+    stages_.push_back(*std::move(engine));
+  }
+}
+
+absl::Status EnginePipeline::Attach(const v1::AttachSequence& attach) {
+  for (const auto& stage : stages_) RWKV_RETURN_IF_ERROR(stage->Attach(attach));
+  return absl::OkStatus();
+}
+
+absl::Status EnginePipeline::AttachFresh(int slot, uint64_t sequence, const v1::Sampling& sampling) {
+  v1::AttachSequence attach;
+  attach.set_slot(slot);
+  attach.set_sequence(sequence);
+  attach.set_fresh(true);
+  *attach.mutable_sampling() = sampling;
+  return Attach(attach);
+}
+
+absl::StatusOr<StepOutput> EnginePipeline::Step(v1::Step step) {
+  step.set_step_id(++steps_);
+  StepOutput output;
+  std::vector<RefusalCause> causes;
+  for (size_t i = 0; i < stages_.size(); ++i) {
+    const LinkFrame input = std::move(output.frame);
+    RWKV_ASSIGN_OR_RETURN(output, stages_[i]->RunStep(step, i == 0 ? nullptr : &input));
+    causes.insert(causes.end(), output.refused_here.begin(), output.refused_here.end());
+  }
+  output.refused_here = std::move(causes);
+  return output;
+}
+
+absl::StatusOr<StepOutput> EnginePipeline::Feed(int slot, uint64_t sequence, uint64_t position,
+                                                const std::vector<uint32_t>& tokens, bool logits, bool sample) {
+  v1::Step step;
+  *step.add_entries() = Entry(slot, sequence, position, tokens, logits, sample);
+  RWKV_ASSIGN_OR_RETURN(StepOutput output, Step(std::move(step)));
+  const v1::StatusProto& status = output.result.entries(0).status();
+  if (status.code() != 0) return absl::Status(static_cast<absl::StatusCode>(status.code()), status.message());
+  return output;
+}
+
+absl::StatusOr<std::vector<std::string>> EnginePipeline::CopyState(int slot, uint64_t sequence, uint64_t position) {
+  v1::SaveSnapshot save;
+  save.set_slot(slot);
+  save.set_sequence(sequence);
+  save.set_expected_position(position);
+  std::vector<std::string> all;
+  for (const auto& stage : stages_) {
+    RWKV_ASSIGN_OR_RETURN(std::vector<std::string> records, stage->CopyState(save));
+    for (std::string& record : records) all.push_back(std::move(record));
+  }
+  return all;
+}
+
+absl::Status EnginePipeline::Restore(int slot, uint64_t sequence, uint64_t position,
+                                     const std::vector<std::string>& records) {
+  v1::AttachSequence attach;
+  attach.set_slot(slot);
+  attach.set_sequence(sequence);
+  attach.set_position(position);
+  *attach.mutable_snapshot() = ManifestOf("snapshot", position, records);
+  RWKV_RETURN_IF_ERROR(Attach(attach));
+  size_t first = 0;
+  for (const auto& stage : stages_) {
+    const size_t layers = stage->model().weights().layers().size();
+    RWKV_RETURN_IF_ERROR(stage->Install(slot, sequence, absl::MakeConstSpan(records).subspan(first, layers)));
+    first += layers;
+  }
+  return absl::OkStatus();
+}
+
+std::string LogitsOf(const StepOutput& output, uint64_t sequence) {
+  std::string bytes;
+  for (const v1::LogitsRows& rows : output.logits) {
+    if (rows.sequence() == sequence) bytes += rows.logits();
+  }
+  return bytes;
+}
+
+v1::StepEntry Entry(int slot, uint64_t sequence, uint64_t position, const std::vector<uint32_t>& tokens, bool logits,
+                    bool sample) {
+  v1::StepEntry entry;
+  entry.set_slot(slot);
+  entry.set_sequence(sequence);
+  entry.set_expected_position(position);
+  for (uint32_t token : tokens) entry.add_token_ids(token);
+  entry.set_logits(logits);
+  entry.set_sample(sample);
+  return entry;
+}
+
+v1::SnapshotManifest ManifestOf(const std::string& id, uint64_t position, const std::vector<std::string>& records) {
+  v1::SnapshotManifest manifest;
+  manifest.set_snapshot_id(id);
+  manifest.set_position(position);
+  manifest.set_model_fingerprint(kTestFingerprint);
+  for (size_t layer = 0; layer < records.size(); ++layer) {
+    v1::RecordInfo& info = *manifest.add_records();
+    info.set_snapshot_id(id);
+    info.set_layer(static_cast<int>(layer));
+    info.set_bytes(records[layer].size());
+  }
+  return manifest;
+}
+
+}  // namespace rwkv::worker

@@ -1,0 +1,68 @@
+// Engines over small models, and a pipeline of them without threads or links.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "rwkv/v1/worker.pb.h"
+#include "services/worker/engine/stage_engine.h"
+
+namespace rwkv::worker {
+
+struct TestEngineOptions {
+  int slots = 8;
+  int max_batch_tokens = 64;
+  std::string kernels = "auto";
+};
+
+// The fingerprint of every test engine.
+inline constexpr char kTestFingerprint[] = "0123456789abcdef0123456789abcdef";
+
+// Stage `stage` of `stages` of the model at `path`.
+absl::StatusOr<std::unique_ptr<StageEngine>> MakeTestEngine(const std::string& path, int stage, int stages,
+                                                            const TestEngineOptions& options);
+
+// The stages of one model, called one after the other: the plain twin of the real pipeline. Dies on errors that tests
+// do not expect.
+class EnginePipeline {
+ public:
+  EnginePipeline(const std::string& path, int stages, const TestEngineOptions& options = {});
+
+  StageEngine& stage(int index) { return *stages_[index]; }
+  StageEngine& last() { return *stages_.back(); }
+  int vocab_size() const { return static_cast<int>(stages_[0]->model().weights().config().vocab_size); }
+
+  // The first error of any stage.
+  absl::Status Attach(const v1::AttachSequence& attach);
+  absl::Status AttachFresh(int slot, uint64_t sequence, const v1::Sampling& sampling = {});
+
+  // Numbers the step itself.
+  absl::StatusOr<StepOutput> Step(v1::Step step);
+  // A step of one entry.
+  absl::StatusOr<StepOutput> Feed(int slot, uint64_t sequence, uint64_t position, const std::vector<uint32_t>& tokens,
+                                  bool logits = true, bool sample = false);
+
+  // All layers, in order.
+  absl::StatusOr<std::vector<std::string>> CopyState(int slot, uint64_t sequence, uint64_t position);
+  // As after SnapshotTransfer: attaches from a manifest and installs the records of all layers.
+  absl::Status Restore(int slot, uint64_t sequence, uint64_t position, const std::vector<std::string>& records);
+
+ private:
+  std::vector<std::unique_ptr<StageEngine>> stages_;
+  uint64_t steps_ = 0;
+};
+
+// Of a step's messages for one sequence, in order, as raw bytes: equal bits and nothing else are equal.
+std::string LogitsOf(const StepOutput& output, uint64_t sequence);
+
+v1::StepEntry Entry(int slot, uint64_t sequence, uint64_t position, const std::vector<uint32_t>& tokens,
+                    bool logits = true, bool sample = false);
+
+// A manifest over one record per layer, with right sizes; checksums are left out.
+v1::SnapshotManifest ManifestOf(const std::string& id, uint64_t position, const std::vector<std::string>& records);
+
+}  // namespace rwkv::worker
