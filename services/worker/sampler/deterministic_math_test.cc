@@ -1,5 +1,6 @@
 #include "services/worker/sampler/deterministic_math.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -14,14 +15,11 @@ namespace {
 constexpr double kTolerance = 2 * std::numeric_limits<double>::epsilon();
 
 TEST(DeterministicMathTest, ExpIsWithinTwoUnitsOfTheLastPlace) {
-  double worst = 0;
-  for (double x = 0; x >= -708; x -= 0.00731) {
+  for (double x = 0; x >= -708; x -= 0.0173) {
     const long double expected = std::exp(static_cast<long double>(x));
     const double error = static_cast<double>(std::abs((Exp(x) - expected) / expected));
     ASSERT_TRUE(error <= kTolerance) << "exp(" << x << ") = " << Exp(x) << ", off by " << error;
-    worst = std::max(worst, error);
   }
-  RecordProperty("worst", std::to_string(worst));
 }
 
 TEST(DeterministicMathTest, ExpAtItsEdges) {
@@ -57,8 +55,8 @@ TEST(DeterministicMathTest, BitsAreFixed) {
     exp_digest = exp_digest * 31 + bits(Exp(-0.0137 * i));
     log_digest = log_digest * 31 + bits(Log(0.731 * i));
   }
-  EXPECT_EQ(exp_digest, 0u);
-  EXPECT_EQ(log_digest, 0u);
+  EXPECT_EQ(exp_digest, 14865086097287906128u);
+  EXPECT_EQ(log_digest, 1313186566768783619u);
 }
 
 }  // namespace

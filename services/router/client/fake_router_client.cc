@@ -1,0 +1,218 @@
+#include "services/router/client/fake_router_client.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "services/common/grpc_status.h"
+
+namespace rwkv::router {
+namespace {
+
+std::vector<uint32_t> BytesToIds(const std::string& bytes) {
+  std::vector<uint32_t> ids;
+  for (char c : bytes) ids.push_back(static_cast<unsigned char>(c));
+  return ids;
+}
+
+}  // namespace
+
+absl::Status FakeRouterClient::Generate(const v1::GenerateRequest& request, GenerateCallback callback,
+                                        Cancellation* cancellation) {
+  state_->generate_requests.push_back(request);
+  if (!state_->first_statuses.empty()) {
+    const absl::Status status = state_->first_statuses.front();
+    state_->first_statuses.erase(state_->first_statuses.begin());
+    return status;
+  }
+  std::vector<uint32_t> input = BytesToIds(request.text());
+  if (request.has_tokens()) input.assign(request.tokens().ids().begin(), request.tokens().ids().end());
+  if (input.empty()) return common::InvalidFieldError(request.has_tokens() ? "tokens" : "text", "is empty");
+  std::vector<uint32_t> forgotten;
+  std::vector<uint32_t>* log = &forgotten;
+  if (!request.session_id().empty()) {
+    absl::StatusOr<std::vector<uint32_t>*> found = Find(request.session_id());
+    if (!found.ok()) return found.status();
+    log = *found;
+  }
+  log->insert(log->end(), input.begin(), input.end());
+
+  const uint64_t max_tokens = request.has_max_tokens() ? request.max_tokens() : 256;
+  const uint64_t count = std::min<uint64_t>(max_tokens, state_->answer.size());
+  for (uint64_t index = request.resume_from(); index < count; ++index) {
+    if (state_->on_token) state_->on_token(index);
+    if (cancellation != nullptr && cancellation->cancelled()) return absl::CancelledError("cancelled");
+    v1::GenerateResponse response;
+    response.set_index(index);
+    response.set_token_id(static_cast<unsigned char>(state_->answer[index]));
+    if (state_->has_tokenizer) response.set_text(state_->answer.substr(index, 1));
+    response.set_logprob(-0.5f * static_cast<float>(index + 1));
+    for (uint32_t n = 0; n < request.sampling().top_logprobs(); ++n) {
+      v1::TokenLogprob* logprob = response.add_top_logprobs();
+      logprob->set_token_id(n);
+      logprob->set_logprob(-static_cast<float>(n));
+    }
+    log->push_back(response.token_id());
+    if (absl::Status status = callback(response); !status.ok()) return status;
+  }
+  if (!state_->generate_status.ok()) return state_->generate_status;
+  v1::GenerateResponse last;
+  last.set_index(count);
+  v1::Finish& finish = *last.mutable_finish();
+  finish.set_reason(v1::FINISH_REASON_LENGTH);
+  if (count < max_tokens && request.stop_size() > 0) {
+    finish.set_reason(v1::FINISH_REASON_STOP_STRING);
+    finish.set_stop_string(request.stop(0));
+    const std::vector<uint32_t> stop = BytesToIds(request.stop(0));
+    log->insert(log->end(), stop.begin(), stop.end());
+  }
+  finish.set_prompt_tokens(static_cast<uint32_t>(input.size()));
+  finish.set_generated_tokens(static_cast<uint32_t>(count));
+  finish.set_session_id(request.session_id());
+  finish.set_request_id(request.request_id());
+  if (!request.session_id().empty()) finish.set_session_tokens(log->size());
+  finish.set_seed(request.sampling().seed());
+  finish.mutable_queue_time()->set_nanos(1000000);
+  finish.mutable_prefill_time()->set_nanos(250000000);
+  finish.mutable_decode_time()->set_seconds(1);
+  return callback(last);
+}
+
+absl::Status FakeRouterClient::Logits(const v1::LogitsRequest& request, LogitsCallback callback) {
+  constexpr uint32_t kVocabSize = 4;
+  for (int t = 0; t < request.tokens().ids_size(); ++t) {
+    v1::LogitsResponse response;
+    response.set_first_row(t);
+    response.set_rows(1);
+    response.set_vocab_size(kVocabSize);
+    for (uint32_t i = 0; i < kVocabSize; ++i) {
+      const float logit = static_cast<float>(request.tokens().ids(t)) + 0.25f * static_cast<float>(i);
+      char bytes[sizeof(logit)];
+      std::memcpy(bytes, &logit, sizeof(logit));
+      response.mutable_logits()->append(bytes, sizeof(bytes));
+    }
+    if (absl::Status status = callback(response); !status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<v1::ScoreResponse> FakeRouterClient::Score(const v1::ScoreRequest& request) {
+  v1::ScoreResponse response;
+  const std::vector<uint32_t> ids = BytesToIds(request.text());
+  response.mutable_token_ids()->Add(ids.begin(), ids.end());
+  for (size_t i = 1; i < ids.size(); ++i) response.add_logprobs(-1);
+  return response;
+}
+
+absl::StatusOr<v1::TokenizeResponse> FakeRouterClient::Tokenize(const v1::TokenizeRequest& request) {
+  if (!state_->has_tokenizer) return absl::FailedPreconditionError("the model has no tokenizer");
+  v1::TokenizeResponse response;
+  for (uint32_t id : BytesToIds(request.data())) response.add_token_ids(id);
+  return response;
+}
+
+absl::StatusOr<v1::DetokenizeResponse> FakeRouterClient::Detokenize(const v1::DetokenizeRequest& request) {
+  if (!state_->has_tokenizer) return absl::FailedPreconditionError("the model has no tokenizer");
+  v1::DetokenizeResponse response;
+  for (uint32_t id : request.token_ids()) response.mutable_data()->push_back(static_cast<char>(id));
+  return response;
+}
+
+absl::StatusOr<v1::ListModelsResponse> FakeRouterClient::ListModels() {
+  v1::ListModelsResponse response;
+  v1::ModelInfo* model = response.add_models();
+  model->set_name("fake");
+  model->set_fingerprint("00112233445566778899aabbccddeeff");
+  model->set_vocab_size(256);
+  if (state_->has_tokenizer) model->set_tokenizer("bytes");
+  return response;
+}
+
+absl::StatusOr<std::vector<uint32_t>*> FakeRouterClient::Find(const std::string& id) {
+  const auto it = state_->logs.find(id);
+  if (it == state_->logs.end()) return absl::NotFoundError(absl::StrCat("no session ", id));
+  return &it->second;
+}
+
+v1::Session FakeRouterClient::Describe(const std::string& id) const {
+  v1::Session session;
+  session.set_id(id);
+  session.set_token_count(state_->logs.at(id).size());
+  return session;
+}
+
+absl::StatusOr<v1::Session> FakeRouterClient::CreateSession(const v1::SessionsCreateRequest& request) {
+  const std::string id =
+      request.session_id().empty() ? absl::StrCat("session-", state_->logs.size() + 1) : request.session_id();
+  if (!state_->logs.try_emplace(id).second) return absl::AlreadyExistsError(absl::StrCat("session ", id, " exists"));
+  return Describe(id);
+}
+
+absl::StatusOr<v1::SessionsGetResponse> FakeRouterClient::GetSession(const v1::SessionsGetRequest& request) {
+  absl::StatusOr<std::vector<uint32_t>*> log = Find(request.session_id());
+  if (!log.ok()) return log.status();
+  v1::SessionsGetResponse response;
+  *response.mutable_session() = Describe(request.session_id());
+  for (uint64_t i = request.tokens_begin(); i < (*log)->size() && i - request.tokens_begin() < request.tokens_count();
+       ++i) {
+    response.add_token_ids((**log)[i]);
+    if (state_->has_tokenizer) response.mutable_text()->push_back(static_cast<char>((**log)[i]));
+  }
+  return response;
+}
+
+absl::StatusOr<v1::SessionsListResponse> FakeRouterClient::ListSessions(const v1::SessionsListRequest& request) {
+  // Two a page, so that callers have to turn pages.
+  v1::SessionsListResponse response;
+  for (auto it = state_->logs.upper_bound(request.page_token()); it != state_->logs.end(); ++it) {
+    if (response.sessions_size() == 2) {
+      response.set_next_page_token(response.sessions(1).id());
+      break;
+    }
+    *response.add_sessions() = Describe(it->first);
+  }
+  return response;
+}
+
+absl::StatusOr<v1::Session> FakeRouterClient::ForkSession(const v1::SessionsForkRequest& request) {
+  absl::StatusOr<std::vector<uint32_t>*> log = Find(request.session_id());
+  if (!log.ok()) return log.status();
+  const uint64_t position = request.has_position() ? request.position() : (*log)->size();
+  if (position > (*log)->size()) return absl::OutOfRangeError(absl::StrCat("position ", position, " is past the end"));
+  const std::string id = request.new_session_id().empty() ? request.session_id() + "-fork" : request.new_session_id();
+  state_->logs[id] = std::vector<uint32_t>((*log)->begin(), (*log)->begin() + static_cast<int64_t>(position));
+  v1::Session session = Describe(id);
+  session.set_forked_from(request.session_id());
+  session.set_fork_position(position);
+  return session;
+}
+
+absl::StatusOr<v1::Session> FakeRouterClient::RewindSession(const v1::SessionsRewindRequest& request) {
+  absl::StatusOr<std::vector<uint32_t>*> log = Find(request.session_id());
+  if (!log.ok()) return log.status();
+  if (request.position() > (*log)->size()) {
+    return absl::OutOfRangeError(absl::StrCat("position ", request.position(), " is past the end"));
+  }
+  (*log)->resize(request.position());
+  return Describe(request.session_id());
+}
+
+absl::Status FakeRouterClient::DeleteSession(const v1::SessionsDeleteRequest& request) {
+  if (state_->logs.erase(request.session_id()) == 0) {
+    return absl::NotFoundError(absl::StrCat("no session ", request.session_id()));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status FakeRouterClient::ExportState(const v1::SessionsExportStateRequest& request, StateCallback callback) {
+  if (absl::StatusOr<std::vector<uint32_t>*> log = Find(request.session_id()); !log.ok()) return log.status();
+  for (const v1::SessionsExportStateResponse& response : state_->exported_state) {
+    if (absl::Status status = callback(response); !status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<v1::GetStatusResponse> FakeRouterClient::GetStatus() { return state_->status; }
+
+}  // namespace rwkv::router

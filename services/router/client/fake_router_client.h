@@ -1,0 +1,61 @@
+// A router in memory, for tests of what uses one. Its model has 256 tokens, the bytes, and answers with a fixed script.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "rwkv/v1/cluster.pb.h"
+#include "rwkv/v1/generation.pb.h"
+#include "rwkv/v1/sessions.pb.h"
+#include "services/router/client/router_client.h"
+
+namespace rwkv::router {
+
+// Not thread-safe but for cancellation. Sessions are kept as the real ones are: input and generated tokens make the
+// log.
+class FakeRouterClient : public RouterClient {
+ public:
+  struct State {
+    // What each Generate says, byte by byte, up to max_tokens; then it finishes by LENGTH, or by STOP_STRING with the
+    // request's first stop string if the script ran out.
+    std::string answer = "Hello.";
+    bool has_tokenizer = true;
+    absl::Status generate_status;                       // After the tokens, in place of the finish, if not OK.
+    std::vector<absl::Status> first_statuses;           // Generate takes these first, one a call, before any token.
+    std::map<std::string, std::vector<uint32_t>> logs;  // Of the sessions, by id.
+    std::vector<v1::GenerateRequest> generate_requests;
+    v1::GetStatusResponse status;
+    std::vector<v1::SessionsExportStateResponse> exported_state;
+    std::function<void(uint64_t index)> on_token;  // Before each token.
+  };
+  explicit FakeRouterClient(State* state) : state_(state) {}  // Outlives the client.
+
+  absl::Status Generate(const v1::GenerateRequest& request, GenerateCallback callback,
+                        Cancellation* cancellation) override;
+  // Row t is [token t, token t + 0.25, ...] in steps of 0.25, V = 4; one message a row.
+  absl::Status Logits(const v1::LogitsRequest& request, LogitsCallback callback) override;
+  absl::StatusOr<v1::ScoreResponse> Score(const v1::ScoreRequest& request) override;
+  absl::StatusOr<v1::TokenizeResponse> Tokenize(const v1::TokenizeRequest& request) override;
+  absl::StatusOr<v1::DetokenizeResponse> Detokenize(const v1::DetokenizeRequest& request) override;
+  absl::StatusOr<v1::ListModelsResponse> ListModels() override;
+  absl::StatusOr<v1::Session> CreateSession(const v1::SessionsCreateRequest& request) override;
+  absl::StatusOr<v1::SessionsGetResponse> GetSession(const v1::SessionsGetRequest& request) override;
+  absl::StatusOr<v1::SessionsListResponse> ListSessions(const v1::SessionsListRequest& request) override;
+  absl::StatusOr<v1::Session> ForkSession(const v1::SessionsForkRequest& request) override;
+  absl::StatusOr<v1::Session> RewindSession(const v1::SessionsRewindRequest& request) override;
+  absl::Status DeleteSession(const v1::SessionsDeleteRequest& request) override;
+  absl::Status ExportState(const v1::SessionsExportStateRequest& request, StateCallback callback) override;
+  absl::StatusOr<v1::GetStatusResponse> GetStatus() override;
+
+ private:
+  absl::StatusOr<std::vector<uint32_t>*> Find(const std::string& id);
+  v1::Session Describe(const std::string& id) const;
+
+  State* const state_;
+};
+
+}  // namespace rwkv::router

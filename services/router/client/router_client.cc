@@ -1,0 +1,175 @@
+#include "services/router/client/router_client.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "grpcpp/client_context.h"
+#include "rwkv/v1/cluster.grpc.pb.h"
+#include "rwkv/v1/generation.grpc.pb.h"
+#include "rwkv/v1/sessions.grpc.pb.h"
+#include "services/common/grpc_status.h"
+
+namespace rwkv::router {
+namespace {
+
+void SetDeadline(grpc::ClientContext& context, absl::Time deadline) {
+  if (deadline != absl::InfiniteFuture()) context.set_deadline(absl::ToChronoTime(deadline));
+}
+
+class GrpcRouterClient : public RouterClient {
+ public:
+  GrpcRouterClient(std::shared_ptr<grpc::Channel> channel, const RouterClientOptions& options)
+      : options_(options),
+        generation_(v1::Generation::NewStub(channel)),
+        sessions_(v1::Sessions::NewStub(channel)),
+        cluster_(v1::Cluster::NewStub(channel)) {}
+
+  absl::Status Generate(const v1::GenerateRequest& request, GenerateCallback callback,
+                        Cancellation* cancellation) override {
+    Cancellation never;
+    if (cancellation == nullptr) cancellation = &never;
+    const absl::Time deadline = absl::Now() + options_.stream_timeout;
+    const bool resumable = !request.session_id().empty() && !request.request_id().empty();
+    v1::GenerateRequest attempt = request;
+    absl::Duration pause = options_.first_pause;
+    for (int failures = 0;;) {
+      const uint64_t first = attempt.resume_from();
+      uint64_t next = first;
+      const absl::Status status = GenerateOnce(attempt, deadline, callback, cancellation, next);
+      if (cancellation->cancelled()) return absl::CancelledError("the call was cancelled by its caller");
+      if (status.code() != absl::StatusCode::kUnavailable || !resumable) return status;
+      if (next > first) {
+        failures = 0;
+        pause = options_.first_pause;
+      }
+      const absl::Duration wait = std::max(pause, common::GetRetryDelay(status).value_or(absl::ZeroDuration()));
+      if (++failures > options_.max_resumes || absl::Now() + wait >= deadline) return status;
+      if (cancellation->WaitFor(wait)) return absl::CancelledError("the call was cancelled by its caller");
+      pause = std::min(2 * pause, options_.last_pause);
+      attempt.set_resume_from(next);
+    }
+  }
+
+  absl::Status Logits(const v1::LogitsRequest& request, LogitsCallback callback) override {
+    grpc::ClientContext context;
+    SetDeadline(context, absl::Now() + options_.stream_timeout);
+    return Drain<v1::LogitsResponse>(context, *generation_->Logits(&context, request), callback);
+  }
+
+  absl::StatusOr<v1::ScoreResponse> Score(const v1::ScoreRequest& request) override {
+    return Call<v1::ScoreResponse>(*generation_, &v1::Generation::Stub::Score, request);
+  }
+  absl::StatusOr<v1::TokenizeResponse> Tokenize(const v1::TokenizeRequest& request) override {
+    return Call<v1::TokenizeResponse>(*generation_, &v1::Generation::Stub::Tokenize, request);
+  }
+  absl::StatusOr<v1::DetokenizeResponse> Detokenize(const v1::DetokenizeRequest& request) override {
+    return Call<v1::DetokenizeResponse>(*generation_, &v1::Generation::Stub::Detokenize, request);
+  }
+  absl::StatusOr<v1::ListModelsResponse> ListModels() override {
+    return Call<v1::ListModelsResponse>(*generation_, &v1::Generation::Stub::ListModels, v1::ListModelsRequest());
+  }
+
+  absl::StatusOr<v1::Session> CreateSession(const v1::SessionsCreateRequest& request) override {
+    return SessionOf(Call<v1::SessionsCreateResponse>(*sessions_, &v1::Sessions::Stub::Create, request));
+  }
+  absl::StatusOr<v1::SessionsGetResponse> GetSession(const v1::SessionsGetRequest& request) override {
+    return Call<v1::SessionsGetResponse>(*sessions_, &v1::Sessions::Stub::Get, request);
+  }
+  absl::StatusOr<v1::SessionsListResponse> ListSessions(const v1::SessionsListRequest& request) override {
+    return Call<v1::SessionsListResponse>(*sessions_, &v1::Sessions::Stub::List, request);
+  }
+  absl::StatusOr<v1::Session> ForkSession(const v1::SessionsForkRequest& request) override {
+    return SessionOf(Call<v1::SessionsForkResponse>(*sessions_, &v1::Sessions::Stub::Fork, request));
+  }
+  absl::StatusOr<v1::Session> RewindSession(const v1::SessionsRewindRequest& request) override {
+    return SessionOf(Call<v1::SessionsRewindResponse>(*sessions_, &v1::Sessions::Stub::Rewind, request));
+  }
+  absl::Status DeleteSession(const v1::SessionsDeleteRequest& request) override {
+    return Call<v1::SessionsDeleteResponse>(*sessions_, &v1::Sessions::Stub::Delete, request).status();
+  }
+  absl::Status ExportState(const v1::SessionsExportStateRequest& request, StateCallback callback) override {
+    grpc::ClientContext context;
+    SetDeadline(context, absl::Now() + options_.stream_timeout);
+    return Drain<v1::SessionsExportStateResponse>(context, *sessions_->ExportState(&context, request), callback);
+  }
+
+  absl::StatusOr<v1::GetStatusResponse> GetStatus() override {
+    return Call<v1::GetStatusResponse>(*cluster_, &v1::Cluster::Stub::GetStatus, v1::GetStatusRequest());
+  }
+
+ private:
+  // One call. `next` is the index to go on from; it rises with every token that was called back. The returned status is
+  // the server's, or the callback's.
+  absl::Status GenerateOnce(const v1::GenerateRequest& request, absl::Time deadline, GenerateCallback callback,
+                            Cancellation* cancellation, uint64_t& next) {
+    bool finished = false;
+    grpc::ClientContext context;
+    SetDeadline(context, deadline);
+    Cancellation::Scope scope(cancellation, &context);
+    const absl::Status status = Drain<v1::GenerateResponse>(
+        context, *generation_->Generate(&context, request), [&](const v1::GenerateResponse& response) {
+          // Nothing follows `finish`, and a resumed stream may start early, but never late.
+          if (finished || (!response.has_finish() && response.index() < next)) return absl::OkStatus();
+          if (response.index() != next) {
+            return absl::DataLossError(
+                absl::StrCat("the stream goes on with index ", response.index(), " where ", next, " was expected"));
+          }
+          if (response.has_finish()) {
+            finished = true;
+          } else {
+            ++next;
+          }
+          return callback(response);
+        });
+    if (finished && status.code() == absl::StatusCode::kUnavailable) return absl::OkStatus();  // Nothing was lost.
+    if (status.ok() && !finished) return absl::DataLossError("the stream ended without its last message");
+    return status;
+  }
+
+  // Calls back for each message; a callback's error cancels the call and is returned in place of the call's status.
+  template <typename Response, typename Reader, typename Callback>
+  static absl::Status Drain(grpc::ClientContext& context, Reader& reader, Callback callback) {
+    absl::Status status;
+    Response response;
+    while (status.ok() && reader.Read(&response)) status = callback(response);
+    if (!status.ok()) {
+      context.TryCancel();
+      while (reader.Read(&response)) {
+      }
+    }
+    const grpc::Status end = reader.Finish();
+    return status.ok() ? common::FromGrpcStatus(end) : status;
+  }
+
+  template <typename Response, typename Stub, typename Method, typename Request>
+  absl::StatusOr<Response> Call(Stub& stub, Method method, const Request& request) const {
+    grpc::ClientContext context;
+    SetDeadline(context, absl::Now() + options_.call_timeout);
+    Response response;
+    const grpc::Status status = (stub.*method)(&context, request, &response);
+    if (!status.ok()) return common::FromGrpcStatus(status);
+    return response;
+  }
+
+  template <typename Response>
+  static absl::StatusOr<v1::Session> SessionOf(absl::StatusOr<Response> response) {
+    if (!response.ok()) return response.status();
+    return std::move(*response->mutable_session());
+  }
+
+  const RouterClientOptions options_;
+  const std::unique_ptr<v1::Generation::Stub> generation_;
+  const std::unique_ptr<v1::Sessions::Stub> sessions_;
+  const std::unique_ptr<v1::Cluster::Stub> cluster_;
+};
+
+}  // namespace
+
+std::unique_ptr<RouterClient> MakeRouterClient(std::shared_ptr<grpc::Channel> channel,
+                                               const RouterClientOptions& options) {
+  return std::make_unique<GrpcRouterClient>(std::move(channel), options);
+}
+
+}  // namespace rwkv::router

@@ -1,0 +1,67 @@
+// Typed client of the public API: Generation, Sessions, Cluster.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "grpcpp/channel.h"
+#include "rwkv/v1/cluster.pb.h"
+#include "rwkv/v1/generation.pb.h"
+#include "rwkv/v1/sessions.pb.h"
+#include "services/router/client/cancellation.h"
+
+namespace rwkv::router {
+
+// Statuses are the server's, with google.rpc details as payloads (services/common/grpc_status.h). kUnavailable: nobody
+// answers at the address. kDeadlineExceeded: no answer in time. Thread-safe; calls block.
+class RouterClient {
+ public:
+  virtual ~RouterClient() = default;
+
+  using GenerateCallback = absl::FunctionRef<absl::Status(const v1::GenerateResponse&)>;
+  // Calls back once for each token, with indices rising by one from request.resume_from, then once with `finish`. An
+  // error of the callback ends the call and is returned. A turn with a session_id and a request_id survives a lost
+  // connection: the call is made again with `resume_from`, and the callback notices nothing but a pause.
+  // kCancelled: `cancellation` (not owned, may be null) was cancelled. kDataLoss: the stream lacks a token or its end.
+  virtual absl::Status Generate(const v1::GenerateRequest& request, GenerateCallback callback,
+                                Cancellation* cancellation = nullptr) = 0;
+
+  using LogitsCallback = absl::FunctionRef<absl::Status(const v1::LogitsResponse&)>;
+  virtual absl::Status Logits(const v1::LogitsRequest& request, LogitsCallback callback) = 0;
+
+  virtual absl::StatusOr<v1::ScoreResponse> Score(const v1::ScoreRequest& request) = 0;
+  virtual absl::StatusOr<v1::TokenizeResponse> Tokenize(const v1::TokenizeRequest& request) = 0;
+  virtual absl::StatusOr<v1::DetokenizeResponse> Detokenize(const v1::DetokenizeRequest& request) = 0;
+  virtual absl::StatusOr<v1::ListModelsResponse> ListModels() = 0;
+
+  virtual absl::StatusOr<v1::Session> CreateSession(const v1::SessionsCreateRequest& request) = 0;
+  virtual absl::StatusOr<v1::SessionsGetResponse> GetSession(const v1::SessionsGetRequest& request) = 0;
+  virtual absl::StatusOr<v1::SessionsListResponse> ListSessions(const v1::SessionsListRequest& request) = 0;
+  virtual absl::StatusOr<v1::Session> ForkSession(const v1::SessionsForkRequest& request) = 0;
+  virtual absl::StatusOr<v1::Session> RewindSession(const v1::SessionsRewindRequest& request) = 0;
+  virtual absl::Status DeleteSession(const v1::SessionsDeleteRequest& request) = 0;
+  using StateCallback = absl::FunctionRef<absl::Status(const v1::SessionsExportStateResponse&)>;
+  virtual absl::Status ExportState(const v1::SessionsExportStateRequest& request, StateCallback callback) = 0;
+
+  virtual absl::StatusOr<v1::GetStatusResponse> GetStatus() = 0;
+};
+
+struct RouterClientOptions {
+  absl::Duration call_timeout = absl::Seconds(60);           // Of calls that answer with one message.
+  absl::Duration stream_timeout = absl::InfiniteDuration();  // Of streams, all attempts together.
+  // Attempts in a row that may fail with kUnavailable without a new token before Generate gives up. The pauses between
+  // them double from the first to the last: with the defaults, 20 attempts span about half a minute.
+  int max_resumes = 20;
+  absl::Duration first_pause = absl::Milliseconds(50);
+  absl::Duration last_pause = absl::Seconds(2);
+};
+
+std::unique_ptr<RouterClient> MakeRouterClient(std::shared_ptr<grpc::Channel> channel,
+                                               const RouterClientOptions& options = {});
+
+}  // namespace rwkv::router

@@ -1,0 +1,40 @@
+// Where a command's input comes from: --prompt TEXT, --prompt - (standard input) or --tokens 1,2,3.
+#pragma once
+
+#include <istream>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/optional.h"
+#include "rwkv/v1/common.pb.h"
+#include "services/rwkvctl/flag_set.h"
+
+namespace rwkv::rwkvctl {
+
+class InputFlags {
+ public:
+  void AddFlags(FlagSet& flags);
+  absl::Status Check() const;  // Exactly one of the two.
+
+  struct Input {
+    bool is_text = false;
+    std::string text;  // UTF-8.
+    v1::TokenList tokens;
+  };
+  // kInvalidArgument: standard input is not UTF-8 or too large.
+  absl::StatusOr<Input> Read(std::istream& in) const;
+
+ private:
+  absl::optional<std::string> prompt_;
+  absl::optional<v1::TokenList> tokens_;
+};
+
+// kInvalidArgument if the bytes are not UTF-8, which text fields of the API have to be.
+absl::Status CheckUtf8(absl::string_view text);
+
+// Everything up to the end; kInvalidArgument beyond 64 MiB.
+absl::StatusOr<std::string> ReadAll(std::istream& in);
+
+}  // namespace rwkv::rwkvctl

@@ -1,0 +1,40 @@
+// rwkvctl: the command line of the cluster. See rwkvctl.h.
+#include <pwd.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <iostream>
+#include <string>
+#include <vector>
+
+#include "services/common/channel.h"
+#include "services/router/client/router_client.h"
+#include "services/rwkvctl/rwkvctl.h"
+#include "services/rwkvctl/signal_interrupts.h"
+
+namespace {
+
+std::string HomeFolder() {
+  if (const char* home = std::getenv("HOME"); home != nullptr && *home != '\0') return home;
+  const passwd* user = getpwuid(getuid());
+  return user != nullptr ? user->pw_dir : "/";
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  rwkv::rwkvctl::SignalInterrupts& interrupts = rwkv::rwkvctl::SignalInterrupts::Start();
+  std::ios::sync_with_stdio(false);
+  std::cin.tie(nullptr);
+  const rwkv::rwkvctl::Environment environment{
+      std::cin,
+      std::cout,
+      std::cerr,
+      interrupts,
+      isatty(STDIN_FILENO) != 0,
+      isatty(STDOUT_FILENO) != 0,
+      HomeFolder() + "/.cache/rwkv-serving/last-cluster",
+      [](const std::string& address) { return rwkv::router::MakeRouterClient(rwkv::common::MakeChannel(address)); },
+  };
+  return rwkv::rwkvctl::Run(std::vector<std::string>(argv + 1, argv + argc), environment);
+}

@@ -1,0 +1,196 @@
+#include "services/rwkvctl/rwkvctl.h"
+
+#include <fstream>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "absl/types/optional.h"
+#include "services/common/address.h"
+#include "services/common/grpc_status.h"
+#include "services/rwkvctl/chat_command.h"
+#include "services/rwkvctl/generate_command.h"
+#include "services/rwkvctl/logits_command.h"
+#include "services/rwkvctl/sessions_command.h"
+#include "services/rwkvctl/state_command.h"
+#include "services/rwkvctl/status_command.h"
+#include "services/rwkvctl/tokenize_command.h"
+
+namespace rwkv::rwkvctl {
+namespace {
+
+constexpr int kFailed = 1;
+constexpr int kWrongUsage = 2;
+
+std::vector<std::unique_ptr<Command>> MakeCommands() {
+  std::vector<std::unique_ptr<Command>> commands;
+  commands.push_back(MakeGenerateCommand());
+  commands.push_back(MakeChatCommand());
+  commands.push_back(MakeSessionsCommand());
+  commands.push_back(MakeTokenizeCommand());
+  commands.push_back(MakeDetokenizeCommand());
+  commands.push_back(MakeStatusCommand());
+  commands.push_back(MakeLogitsCommand());
+  commands.push_back(MakeStateCommand());
+  return commands;
+}
+
+std::string OneLine(absl::string_view text) {
+  return absl::StrReplaceAll(text, {{"\r\n", " "}, {"\n", " "}, {"\r", " "}});
+}
+
+// "INVALID_ARGUMENT: sampling.top_p: must be in (0, 1], not 1.5"
+std::string Describe(const absl::Status& status) {
+  std::string line = absl::StrCat(absl::StatusCodeToString(status.code()), ": ", status.message());
+  if (const absl::optional<std::string> field = common::GetInvalidField(status);
+      field.has_value() && !absl::StrContains(status.message(), *field)) {
+    absl::StrAppend(&line, " (field ", *field, ")");
+  }
+  if (const absl::optional<absl::Duration> delay = common::GetRetryDelay(status)) {
+    absl::StrAppend(&line, " (retry in ", absl::FormatDuration(*delay), ")");
+  }
+  return OneLine(line);
+}
+
+std::string GlobalHelp(const std::vector<std::unique_ptr<Command>>& commands, const FlagSet& global) {
+  std::string help = "Usage: rwkvctl [--router HOST:PORT] COMMAND [FLAGS] [ARGUMENTS]\n\nCommands:\n";
+  for (const std::unique_ptr<Command>& command : commands) {
+    std::string name = absl::StrCat("  ", command->name());
+    name.resize(14, ' ');
+    absl::StrAppend(&help, name, command->summary(), "\n");
+  }
+  absl::StrAppend(&help, "\nFlags of every command:\n", global.Help(),
+                  "\nFlags may stand before or after the command, as --flag value or --flag=value.\n"
+                  "`rwkvctl COMMAND --help` tells more. Exit status: 0, 1 when the call failed, 2 for wrong usage.\n");
+  return help;
+}
+
+std::string CommandHelp(const Command& command, const FlagSet& flags, const FlagSet& global) {
+  std::string help =
+      absl::StrCat("Usage: rwkvctl ", command.name(), " [FLAGS]", command.arguments().empty() ? "" : " ",
+                   command.arguments(), "\n\n", command.summary(), "\n\nFlags:\n", flags.Help(), global.Help());
+  if (!command.details().empty()) absl::StrAppend(&help, "\n", command.details());
+  return help;
+}
+
+absl::StatusOr<std::string> DefaultRouter(const std::string& last_cluster_file) {
+  std::ifstream file(last_cluster_file);
+  std::string line;
+  if (!std::getline(file, line)) {
+    return absl::NotFoundError(absl::StrCat("no cluster was started here (no ", last_cluster_file,
+                                            "): run deploy/local/run.sh, or give --router HOST:PORT"));
+  }
+  const std::string address(absl::StripAsciiWhitespace(line));
+  if (absl::Status status = common::ParseHostPort(address).status(); !status.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat(last_cluster_file, ": ", status.message()));
+  }
+  return address;
+}
+
+}  // namespace
+
+int Run(const std::vector<std::string>& arguments, const Environment& environment) {
+  const auto fail = [&](int exit_status, absl::string_view message) {
+    environment.err << "rwkvctl: " << message << std::endl;
+    return exit_status;
+  };
+
+  std::vector<std::unique_ptr<Command>> commands = MakeCommands();
+  std::vector<FlagSet> flags(commands.size());
+  for (size_t c = 0; c < commands.size(); ++c) commands[c]->AddFlags(flags[c]);
+
+  absl::optional<std::string> router;
+  bool help = false;
+  const auto add_global = [&](FlagSet& set) {
+    set.AddString("router", "HOST:PORT", "where the router listens (default: the local cluster started last)",
+                  [&router](const std::string& value) {
+                    router = value;
+                    return common::ParseHostPort(value).status();
+                  });
+    set.AddBool("help", "print this", &help);
+  };
+  FlagSet global;
+  add_global(global);
+
+  // The command is the first argument that is neither a flag nor the value of one. Which flags take a value must be
+  // known before the command is: names mean the same form in every command.
+  const auto takes_value = [&](absl::string_view name) {
+    if (global.TakesValue(name)) return true;
+    for (const FlagSet& set : flags) {
+      if (set.TakesValue(name)) return true;
+    }
+    return false;
+  };
+  std::vector<std::string> rest;
+  absl::optional<std::string> name;
+  bool flags_end = false;
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    std::string argument = arguments[i] == "-h" ? "--help" : arguments[i];
+    const absl::string_view flag = flags_end ? absl::string_view() : FlagName(argument);
+    if (argument == "--") flags_end = true;
+    if (flag.empty() && !name.has_value() && argument != "--") {
+      name = argument;
+      continue;
+    }
+    const bool value_follows = !flag.empty() && !absl::StrContains(argument, '=') && takes_value(flag);
+    rest.push_back(std::move(argument));
+    if (value_follows && i + 1 < arguments.size()) rest.push_back(arguments[++i]);
+  }
+
+  if (!name.has_value()) {
+    absl::StatusOr<std::vector<std::string>> parsed = global.Parse(rest);
+    if (!parsed.ok()) return fail(kWrongUsage, OneLine(parsed.status().message()));
+    if (!help) return fail(kWrongUsage, "no command is given; see rwkvctl --help");
+    environment.out << GlobalHelp(commands, global) << std::flush;
+    return 0;
+  }
+  if (*name == "help" && rest.empty()) {
+    environment.out << GlobalHelp(commands, global) << std::flush;
+    return 0;
+  }
+  size_t index = 0;
+  while (index < commands.size() && commands[index]->name() != *name) ++index;
+  if (index == commands.size()) {
+    return fail(kWrongUsage, OneLine(absl::StrCat("unknown command \"", *name, "\"; see rwkvctl --help")));
+  }
+
+  Command& command = *commands[index];
+  const auto wrong_usage = [&](const absl::Status& status) {
+    return fail(kWrongUsage, OneLine(absl::StrCat(*name, ": ", status.message())));
+  };
+  FlagSet all = flags[index];
+  add_global(all);
+  absl::StatusOr<std::vector<std::string>> positional = all.Parse(rest);
+  if (help) {
+    environment.out << CommandHelp(command, flags[index], global) << std::flush;
+    return 0;
+  }
+  if (!positional.ok()) return wrong_usage(positional.status());
+  if (absl::Status status = command.Check(*positional); !status.ok()) return wrong_usage(status);
+
+  if (!router.has_value()) {
+    absl::StatusOr<std::string> last = DefaultRouter(environment.last_cluster_file);
+    if (!last.ok()) return fail(kFailed, OneLine(last.status().message()));
+    router = *std::move(last);
+  }
+  const std::unique_ptr<router::RouterClient> client = environment.connect(*router);
+  Context context{*client,
+                  environment.in,
+                  environment.out,
+                  environment.err,
+                  environment.interrupts,
+                  environment.in_is_terminal,
+                  environment.out_is_terminal};
+  absl::Status status = command.Run(context);
+  if (status.ok()) status = FlushOutput(environment.out);
+  if (!status.ok()) {
+    environment.out.flush();
+    return fail(kFailed, Describe(status));
+  }
+  return 0;
+}
+
+}  // namespace rwkv::rwkvctl

@@ -1,0 +1,547 @@
+#include "services/worker/sampler/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "rwkv/v1/common.pb.h"
+#include "services/worker/sampler/philox.h"
+#include "tests/testing/status_matchers.h"
+
+namespace rwkv::worker {
+namespace {
+
+using ::rwkv::testing::StatusIs;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+SamplingParams Params(const v1::Sampling& sampling, size_t vocab_size, std::vector<uint32_t> banned = {}) {
+  absl::StatusOr<SamplingParams> params = SamplingParams::Create(sampling, static_cast<int64_t>(vocab_size), banned);
+  EXPECT_TRUE(params.ok()) << params.status();
+  return *params;
+}
+
+v1::Sampling AtTemperature(float temperature) {
+  v1::Sampling sampling;
+  sampling.set_temperature(temperature);
+  return sampling;
+}
+
+uint32_t Draw(const std::vector<float>& logits, const SamplingParams& params, uint64_t position = 0) {
+  Sampler sampler;
+  PenaltyState penalties;
+  absl::StatusOr<SampledToken> sampled = sampler.Sample(logits, params, position, penalties);
+  EXPECT_TRUE(sampled.ok()) << sampled.status();
+  return sampled.ok() ? sampled->token : std::numeric_limits<uint32_t>::max();
+}
+
+// Every id that comes up in so many draws.
+std::vector<uint32_t> Support(const std::vector<float>& logits, const SamplingParams& params, int draws = 2000) {
+  std::vector<bool> seen(logits.size());
+  for (int position = 0; position < draws; ++position) seen[Draw(logits, params, position)] = true;
+  std::vector<uint32_t> support;
+  for (uint32_t id = 0; id < seen.size(); ++id) {
+    if (seen[id]) support.push_back(id);
+  }
+  return support;
+}
+
+std::vector<float> LogitsOf(const std::vector<double>& probabilities) {
+  std::vector<float> logits;
+  for (double p : probabilities) logits.push_back(static_cast<float>(std::log(p)));
+  return logits;
+}
+
+TEST(SamplerTest, GreedyTakesTheLargestAndTheSmallestIdOnATie) {
+  EXPECT_EQ(Draw({1, 3, 2, 3, 3}, Params({}, 5)), 1);
+  EXPECT_EQ(Draw({-kInfinity, -7, -kInfinity}, Params({}, 3)), 1);
+  EXPECT_EQ(Draw({0.0f, -0.0f}, Params({}, 2)), 0);
+  EXPECT_EQ(Draw({-0.0f, 0.0f}, Params({}, 2)), 0);
+}
+
+TEST(SamplerTest, GreedyIgnoresTheCuts) {
+  v1::Sampling sampling;
+  sampling.set_top_k(1);
+  sampling.set_top_p(1e-6f);
+  sampling.set_min_p(1);
+  sampling.set_typical_p(0.01f);
+  EXPECT_EQ(Draw({1, 2, 5, 4}, Params(sampling, 4)), 2);
+}
+
+TEST(SamplerTest, BadLogitsAreInternalErrorsAndCountNothing) {
+  Sampler sampler;
+  v1::Sampling sampling = AtTemperature(1);
+  sampling.set_presence_penalty(1);
+  const SamplingParams params = Params(sampling, 9);
+  PenaltyState penalties;
+  std::vector<float> logits(9, 0.0f);
+  for (const float bad : {kNan, kInfinity}) {
+    for (const size_t place : {size_t{0}, size_t{3}, size_t{8}}) {
+      logits.assign(9, 0.0f);
+      logits[place] = bad;
+      EXPECT_THAT(sampler.Sample(logits, params, 0, penalties),
+                  StatusIs(absl::StatusCode::kInternal, HasSubstr(absl::StrCat("token ", place))));
+      EXPECT_THAT(Sampler::Logprob(logits, 1), StatusIs(absl::StatusCode::kInternal));
+    }
+  }
+  logits.assign(9, -kInfinity);
+  EXPECT_THAT(sampler.Sample(logits, params, 0, penalties), StatusIs(absl::StatusCode::kInternal, HasSubstr("-inf")));
+  logits.assign(8, 0.0f);
+  EXPECT_THAT(sampler.Sample(logits, params, 0, penalties), StatusIs(absl::StatusCode::kInternal, HasSubstr("8")));
+  EXPECT_TRUE(penalties.entries().empty());
+}
+
+TEST(SamplerTest, BannedIdsAreNeverDrawnEvenWhenLikeliest) {
+  const std::vector<float> logits = {9, 9, 1, 1, 9};
+  for (const float temperature : {0.0f, 1.0f, 100.0f}) {
+    const SamplingParams params = Params(AtTemperature(temperature), 5, {0, 2, 4, 100});
+    const std::vector<uint32_t> support = Support(logits, params, 200);
+    EXPECT_EQ(support.front(), 2) << temperature;
+    EXPECT_LE(support.back(), 3) << temperature;
+  }
+  Sampler sampler;
+  PenaltyState penalties;
+  EXPECT_THAT(sampler.Sample(logits, Params({}, 5, {0, 5}), 0, penalties),
+              StatusIs(absl::StatusCode::kInternal, HasSubstr("banned")));
+}
+
+TEST(SamplerTest, LogprobIsOfTheModelsOwnDistribution) {
+  const std::vector<float> logits = LogitsOf({0.5, 0.3, 0.15, 0.05});
+  v1::Sampling sampling = AtTemperature(2);
+  sampling.set_top_k(1);
+  (*sampling.mutable_logit_bias())[3] = 50;
+  sampling.set_top_logprobs(3);
+  Sampler sampler;
+  PenaltyState penalties;
+  ASSERT_OK_AND_ASSIGN(SampledToken sampled, sampler.Sample(logits, Params(sampling, 4), 0, penalties));
+  EXPECT_EQ(sampled.token, 3);
+  EXPECT_NEAR(sampled.logprob, std::log(0.05), 1e-6);
+  ASSERT_EQ(sampled.top_logprobs.size(), 3);
+  EXPECT_EQ(sampled.top_logprobs[0].token, 0);
+  EXPECT_NEAR(sampled.top_logprobs[0].logprob, std::log(0.5), 1e-6);
+  EXPECT_EQ(sampled.top_logprobs[2].token, 2);
+  ASSERT_OK_AND_ASSIGN(const float alone, Sampler::Logprob(logits, 3));
+  EXPECT_EQ(alone, sampled.logprob);
+  EXPECT_THAT(Sampler::Logprob(logits, 4), StatusIs(absl::StatusCode::kInternal));
+}
+
+TEST(SamplerTest, TopLogprobsFallAndBreakTiesByIdAndEndWithTheVocabulary) {
+  v1::Sampling sampling;
+  sampling.set_top_logprobs(4);
+  const auto top = [&](const std::vector<float>& logits) {
+    Sampler sampler;
+    PenaltyState penalties;
+    const absl::StatusOr<SampledToken> sampled = sampler.Sample(logits, Params(sampling, logits.size()), 0, penalties);
+    std::vector<uint32_t> ids;
+    for (const LogprobOf& entry : sampled->top_logprobs) ids.push_back(entry.token);
+    return ids;
+  };
+  EXPECT_THAT(top({0, 2, 1, 2, 1, 2}), ElementsAre(1, 3, 5, 2));
+  EXPECT_THAT(top({5, -kInfinity, 7}), ElementsAre(2, 0, 1));
+  EXPECT_THAT(top({0, 1, 2, 3, 4, 5, 6}), ElementsAre(6, 5, 4, 3));
+}
+
+TEST(SamplerTest, TopKKeepsExactlyKAndTheSmallerIdsOfATie) {
+  v1::Sampling sampling = AtTemperature(1);
+  sampling.set_top_k(3);
+  EXPECT_THAT(Support({1, 2, 1, 2, 1, 1}, Params(sampling, 6)), ElementsAre(0, 1, 3));
+  sampling.set_top_k(100);
+  EXPECT_THAT(Support({1, 2, 1}, Params(sampling, 3)), ElementsAre(0, 1, 2));
+}
+
+TEST(SamplerTest, TopPKeepsTheSmallestSetThatReachesIt) {
+  const std::vector<float> logits = LogitsOf({0.1, 0.4, 0.2, 0.3});
+  v1::Sampling sampling = AtTemperature(1);
+  const auto support = [&](float top_p) {
+    sampling.set_top_p(top_p);
+    return Support(logits, Params(sampling, 4));
+  };
+  EXPECT_THAT(support(std::numeric_limits<float>::min()), ElementsAre(1));
+  EXPECT_THAT(support(0.39f), ElementsAre(1));
+  EXPECT_THAT(support(0.41f), ElementsAre(1, 3));
+  EXPECT_THAT(support(0.71f), ElementsAre(1, 2, 3));
+  EXPECT_THAT(support(0.95f), ElementsAre(0, 1, 2, 3));
+  EXPECT_THAT(support(1), ElementsAre(0, 1, 2, 3));
+}
+
+TEST(SamplerTest, TypicalKeepsWhatIsNearestToTheEntropy) {
+  // H = 1.03 nat; surprises 0.69, 1.20, 2.30, 2.30: ids 1, then 0, then 2 and 3.
+  const std::vector<float> logits = LogitsOf({0.5, 0.3, 0.1, 0.1});
+  v1::Sampling sampling = AtTemperature(1);
+  sampling.set_typical_p(0.2f);
+  EXPECT_THAT(Support(logits, Params(sampling, 4)), ElementsAre(1));
+  sampling.set_typical_p(0.5f);
+  EXPECT_THAT(Support(logits, Params(sampling, 4)), ElementsAre(0, 1));
+  sampling.set_typical_p(0.85f);
+  EXPECT_THAT(Support(logits, Params(sampling, 4)), ElementsAre(0, 1, 2));
+}
+
+TEST(SamplerTest, MinPIsAFractionOfTheLikeliest) {
+  const std::vector<float> logits = LogitsOf({0.5, 0.3, 0.15, 0.05});
+  v1::Sampling sampling = AtTemperature(1);
+  sampling.set_min_p(0.25f);
+  EXPECT_THAT(Support(logits, Params(sampling, 4)), ElementsAre(0, 1, 2));
+  sampling.set_min_p(1);
+  EXPECT_THAT(Support(logits, Params(sampling, 4)), ElementsAre(0));
+}
+
+// tokenizers.md 4: in the pip package temperature acts after top-p, so a high one does not widen the nucleus.
+TEST(SamplerTest, OrdersDifferInWhatTopPSees) {
+  const std::vector<float> logits = LogitsOf({0.5, 0.3, 0.15, 0.05});
+  v1::Sampling sampling = AtTemperature(2);
+  sampling.set_top_p(0.7f);
+  sampling.set_order(v1::SAMPLING_ORDER_TEMPERATURE_FIRST);
+  EXPECT_THAT(Support(logits, Params(sampling, 4)), ElementsAre(0, 1, 2));  // sqrt(p): 0.38 + 0.29 < 0.7
+  sampling.set_order(v1::SAMPLING_ORDER_RWKV_PIP);
+  EXPECT_THAT(Support(logits, Params(sampling, 4)), ElementsAre(0, 1));
+}
+
+TEST(SamplerTest, PipOrderKeepsTiesAtTheCutoffOfTopP) {
+  v1::Sampling sampling = AtTemperature(1);
+  sampling.set_top_p(0.3f);
+  sampling.set_order(v1::SAMPLING_ORDER_RWKV_PIP);
+  EXPECT_THAT(Support({1, 1, 1, -3}, Params(sampling, 4)), ElementsAre(0, 1, 2));
+  sampling.set_order(v1::SAMPLING_ORDER_TEMPERATURE_FIRST);
+  EXPECT_THAT(Support({1, 1, 1, -3}, Params(sampling, 4)), ElementsAre(0));
+}
+
+TEST(SamplerTest, OnlyFiniteLogitIsAlwaysDrawn) {
+  std::vector<float> logits(100, -kInfinity);
+  logits[42] = -3e38f;
+  for (const auto order : {v1::SAMPLING_ORDER_TEMPERATURE_FIRST, v1::SAMPLING_ORDER_RWKV_PIP}) {
+    v1::Sampling sampling = AtTemperature(0.7f);
+    sampling.set_order(order);
+    sampling.set_top_k(5);
+    sampling.set_top_p(0.01f);
+    sampling.set_typical_p(0.5f);
+    sampling.set_min_p(0.9f);
+    EXPECT_THAT(Support(logits, Params(sampling, 100), 20), ElementsAre(42));
+  }
+}
+
+TEST(SamplerTest, ExtremeTemperaturesAndLogitsStayInRange) {
+  const std::vector<float> logits = {3e38f, -3e38f, 0, 2.9e38f, -kInfinity};
+  for (const float temperature : {std::numeric_limits<float>::denorm_min(), 1e-6f, 1.0f, 100.0f}) {
+    v1::Sampling sampling = AtTemperature(temperature);
+    sampling.set_typical_p(0.9f);
+    sampling.set_top_p(0.9f);
+    EXPECT_THAT(Support(logits, Params(sampling, 5), 50), ElementsAre(0)) << temperature;
+  }
+}
+
+// Chi-square over 7 degrees of freedom: beyond 40.5 with probability 1e-6, were the seeds random.
+TEST(SamplerTest, DrawsFollowTheDistribution) {
+  const std::vector<double> p = {0.3, 0.02, 0.08, 0.25, 0.05, 0.1, 0.15, 0.05};
+  const std::vector<float> logits = LogitsOf(p);
+  constexpr int kDraws = 100000;
+  for (const uint64_t seed : {uint64_t{0}, uint64_t{1}, ~uint64_t{0}}) {
+    v1::Sampling sampling = AtTemperature(1);
+    sampling.set_seed(seed);
+    const SamplingParams params = Params(sampling, p.size());
+    Sampler sampler;
+    PenaltyState penalties;
+    std::vector<int> counts(p.size());
+    for (int position = 0; position < kDraws; ++position) {
+      ++counts[sampler.Sample(logits, params, position, penalties)->token];
+    }
+    double chi_square = 0;
+    for (size_t i = 0; i < p.size(); ++i) {
+      chi_square += (counts[i] - kDraws * p[i]) * (counts[i] - kDraws * p[i]) / (kDraws * p[i]);
+    }
+    EXPECT_LT(chi_square, 40.5) << "seed " << seed;
+  }
+}
+
+// With the draws' randomness in the seed instead: tokens at one position over many seeds are as independent.
+TEST(SamplerTest, SeedsAreIndependent) {
+  const std::vector<float> logits(16, 0.0f);
+  constexpr int kDraws = 50000;
+  std::vector<int> counts(16 * 16);
+  Sampler sampler;
+  PenaltyState penalties;
+  uint32_t previous = 0;
+  for (int seed = 0; seed <= kDraws; ++seed) {
+    v1::Sampling sampling = AtTemperature(1);
+    sampling.set_seed(seed);
+    const uint32_t token = sampler.Sample(logits, Params(sampling, 16), 7, penalties)->token;
+    if (seed > 0) ++counts[previous * 16 + token];
+    previous = token;
+  }
+  double chi_square = 0;
+  const double expected = kDraws / 256.0;
+  for (int count : counts) chi_square += (count - expected) * (count - expected) / expected;
+  EXPECT_LT(chi_square, 373);  // 255 degrees of freedom, 1e-6.
+}
+
+TEST(SamplerTest, SameSeedAndPositionDrawTheSameWhateverElseTheSamplerDid) {
+  std::mt19937 random(1);
+  std::normal_distribution<float> normal(0, 3);
+  std::vector<float> row(500), other(900);
+  for (float& logit : row) logit = normal(random);
+  for (float& logit : other) logit = normal(random);
+  v1::Sampling sampling = AtTemperature(0.9f);
+  sampling.set_seed(77);
+  sampling.set_top_p(0.95f);
+  Sampler used;
+  for (uint64_t position = 0; position < 50; ++position) {
+    PenaltyState a, b, c;
+    ASSERT_OK(used.Sample(other, Params(sampling, other.size()), position, c));
+    EXPECT_EQ(used.Sample(row, Params(sampling, row.size()), position, a)->token,
+              Sampler().Sample(row, Params(sampling, row.size()), position, b)->token);
+  }
+}
+
+// --- The twin: sorts whole rows, long double throughout, as sampler.h words it.
+
+struct TwinToken {
+  uint32_t id;
+  long double logit;
+  long double p;
+};
+
+void Normalize(std::vector<TwinToken>& tokens, long double temperature) {
+  long double max = -std::numeric_limits<long double>::infinity(), sum = 0;
+  for (const TwinToken& token : tokens) max = std::max(max, token.logit);
+  for (TwinToken& token : tokens) sum += token.p = std::exp((token.logit - max) / temperature);
+  for (TwinToken& token : tokens) token.p /= sum;
+}
+
+void Rescale(std::vector<TwinToken>& tokens) {
+  long double sum = 0;
+  for (const TwinToken& token : tokens) sum += token.p;
+  for (TwinToken& token : tokens) token.p /= sum;
+}
+
+template <typename Key>
+void SortBy(std::vector<TwinToken>& tokens, Key key) {
+  std::sort(tokens.begin(), tokens.end(),
+            [&](const TwinToken& a, const TwinToken& b) { return key(a) != key(b) ? key(a) < key(b) : a.id < b.id; });
+}
+
+void KeepMass(std::vector<TwinToken>& tokens, long double mass) {
+  long double sum = 0;
+  size_t n = 0;
+  while (n < tokens.size() && sum < mass) sum += tokens[n++].p;
+  tokens.resize(n);
+  Rescale(tokens);
+}
+
+const auto kByLogit = [](const TwinToken& token) { return -token.logit; };
+
+void TwinTopK(std::vector<TwinToken>& tokens, const SamplingParams& params) {
+  if (params.top_k() == 0 || tokens.size() <= static_cast<size_t>(params.top_k())) return;
+  SortBy(tokens, kByLogit);
+  tokens.resize(params.top_k());
+  Rescale(tokens);
+}
+
+void TwinTopP(std::vector<TwinToken>& tokens, const SamplingParams& params, bool keep_ties) {
+  if (params.top_p() == 1) return;
+  SortBy(tokens, kByLogit);
+  std::vector<TwinToken> kept = tokens;
+  KeepMass(kept, params.top_p());
+  if (keep_ties) {
+    const long double last = kept.back().logit;
+    while (kept.size() < tokens.size() && tokens[kept.size()].logit == last) kept.push_back(tokens[kept.size()]);
+    for (size_t i = 0; i < kept.size(); ++i) kept[i].p = tokens[i].p;
+    Rescale(kept);
+  }
+  tokens = kept;
+}
+
+void TwinTypical(std::vector<TwinToken>& tokens, const SamplingParams& params) {
+  if (params.typical_p() == 1) return;
+  long double entropy = 0;
+  for (const TwinToken& token : tokens) {
+    if (token.p > 0) entropy -= token.p * std::log(token.p);
+  }
+  SortBy(tokens, [&](const TwinToken& token) { return std::abs(-std::log(token.p) - entropy); });
+  KeepMass(tokens, params.typical_p());
+}
+
+void TwinMinP(std::vector<TwinToken>& tokens, const SamplingParams& params) {
+  long double max = 0;
+  for (const TwinToken& token : tokens) max = std::max(max, token.p);
+  std::vector<TwinToken> kept;
+  for (const TwinToken& token : tokens) {
+    if (token.p >= params.min_p() * max) kept.push_back(token);
+  }
+  tokens = kept;
+  Rescale(tokens);
+}
+
+uint32_t TwinDraw(const std::vector<float>& logits, const SamplingParams& params, uint64_t position) {
+  std::vector<TwinToken> tokens;
+  for (uint32_t id = 0; id < logits.size(); ++id) {
+    if (logits[id] > -kInfinity) tokens.push_back({id, logits[id], 0});
+  }
+  if (params.order() == SamplingParams::Order::kTemperatureFirst) {
+    Normalize(tokens, params.temperature());
+    TwinTopK(tokens, params);
+    TwinTypical(tokens, params);
+    TwinTopP(tokens, params, false);
+    TwinMinP(tokens, params);
+  } else {
+    Normalize(tokens, 1);
+    TwinTopP(tokens, params, true);
+    TwinTopK(tokens, params);
+    TwinTypical(tokens, params);
+    TwinMinP(tokens, params);
+    for (TwinToken& token : tokens) token.p = std::pow(token.p, 1.0L / params.temperature());
+    Rescale(tokens);
+  }
+  SortBy(tokens, [](const TwinToken& token) { return token.id; });
+  const long double u = static_cast<long double>(PhiloxBits(params.seed(), position)) / 18446744073709551616.0L;
+  long double sum = 0;
+  for (const TwinToken& token : tokens) {
+    sum += token.p;
+    if (sum > u) return token.id;
+  }
+  return tokens.back().id;
+}
+
+TEST(SamplerTest, EqualsATwinThatSorts) {
+  std::mt19937 random(20261122);
+  const auto pick = [&](auto... values) {
+    const std::vector<float> choices = {static_cast<float>(values)...};
+    return choices[random() % choices.size()];
+  };
+  Sampler sampler;
+  int draws = 0;
+  for (int round = 0; round < 300; ++round) {
+    const auto vocab_size = static_cast<size_t>(pick(1, 2, 3, 7, 8, 9, 50, 257, 1500));
+    std::normal_distribution<float> normal(0, pick(0.1, 1, 4, 30));
+    std::vector<float> logits(vocab_size);
+    for (float& logit : logits) logit = normal(random);
+    if (pick(0, 0, 1) == 1) {  // Ties.
+      for (float& logit : logits) logit = std::round(logit);
+    }
+    for (size_t i = 1; i < vocab_size; ++i) {
+      if (random() % 20 == 0) logits[i] = -kInfinity;
+    }
+    v1::Sampling sampling = AtTemperature(pick(0.3, 1, 1, 1.7, 10));
+    sampling.set_order(pick(0, 1) == 0 ? v1::SAMPLING_ORDER_TEMPERATURE_FIRST : v1::SAMPLING_ORDER_RWKV_PIP);
+    sampling.set_top_k(static_cast<int32_t>(pick(0, 0, 1, 5, 40)));
+    sampling.set_top_p(pick(1, 0.01, 0.31, 0.87, 0.999));
+    sampling.set_typical_p(pick(1, 1, 0.23, 0.91));
+    sampling.set_min_p(pick(0, 0, 0.013, 0.41));
+    sampling.set_seed(random());
+    const SamplingParams params = Params(sampling, vocab_size);
+    for (uint64_t position = 0; position < 20; ++position, ++draws) {
+      PenaltyState penalties;
+      ASSERT_OK_AND_ASSIGN(const SampledToken sampled, sampler.Sample(logits, params, position, penalties));
+      ASSERT_EQ(sampled.token, TwinDraw(logits, params, position))
+          << "round " << round << " V " << vocab_size << " position " << position << " " << sampling.ShortDebugString();
+    }
+  }
+  EXPECT_EQ(draws, 6000);
+}
+
+// Rows as large as a real model's, where buckets are shared and weights small.
+TEST(SamplerTest, EqualsATwinThatSortsOnLargeRows) {
+  constexpr size_t kVocabSize = 65536;
+  std::mt19937 random(5);
+  Sampler sampler;
+  for (const float spread : {0.0f, 1e-4f, 1.0f, 3.0f, 1000.0f}) {
+    std::normal_distribution<float> normal(0, 1);
+    std::vector<float> logits(kVocabSize);
+    for (float& logit : logits) logit = spread * normal(random);
+    v1::Sampling sampling = AtTemperature(1);
+    sampling.set_top_p(0.9f);
+    sampling.set_top_k(static_cast<int32_t>(spread == 1.0f ? 3000 : 0));
+    sampling.set_seed(random());
+    const SamplingParams params = Params(sampling, kVocabSize);
+    for (uint64_t position = 0; position < 4; ++position) {
+      PenaltyState penalties;
+      ASSERT_OK_AND_ASSIGN(const SampledToken sampled, sampler.Sample(logits, params, position, penalties));
+      EXPECT_EQ(sampled.token, TwinDraw(logits, params, position)) << "spread " << spread;
+    }
+  }
+}
+
+TEST(SamplerTest, LogitBiasMovesTheDistribution) {
+  v1::Sampling sampling;
+  (*sampling.mutable_logit_bias())[2] = 1.5f;
+  (*sampling.mutable_logit_bias())[0] = -0.25f;
+  EXPECT_EQ(Draw({3, 2.5f, 2}, Params(sampling, 3)), 2);
+  (*sampling.mutable_logit_bias())[2] = 0.5f;
+  EXPECT_EQ(Draw({3, 2.5f, 2}, Params(sampling, 3)), 0);
+}
+
+TEST(SamplerTest, PenaltiesCountWhatWasDrawn) {
+  v1::Sampling sampling;
+  sampling.set_presence_penalty(0.5f);
+  sampling.set_frequency_penalty(1);
+  sampling.set_penalty_decay(0.5f);
+  const SamplingParams params = Params(sampling, 3);
+  const std::vector<float> logits = {2, 1, 0.2f};
+  Sampler sampler;
+  PenaltyState penalties;
+  std::vector<uint32_t> drawn;
+  for (int position = 0; position < 5; ++position) {
+    drawn.push_back(sampler.Sample(logits, params, position, penalties)->token);
+  }
+  // Penalised logits, drawn largest first:
+  //   2, 1, .2 | .5, 1, .2 (id 0 counts 1) | 1, -.5, .2 (.5, 1) | .25, 0, .2 (1.25, .5) | -.125, .25, .2 (1.625, .25)
+  EXPECT_THAT(drawn, ElementsAre(0, 1, 0, 0, 1));
+  ASSERT_EQ(penalties.entries().size(), 2);
+  EXPECT_EQ(penalties.entries()[0].token, 0);
+  EXPECT_DOUBLE_EQ(penalties.entries()[0].count, ((0.5 * 0.5 + 1) * 0.5 + 1) * 0.5);
+  EXPECT_DOUBLE_EQ(penalties.entries()[1].count, 0.5 * 0.5 * 0.5 + 1);
+}
+
+TEST(SamplerTest, ReplayedPenaltiesHaveTheSameBits) {
+  v1::Sampling sampling = AtTemperature(1);
+  sampling.set_presence_penalty(0.3f);
+  sampling.set_frequency_penalty(0.7f);
+  const SamplingParams params = Params(sampling, 40);
+  const std::vector<float> logits(40, 0.0f);
+  Sampler sampler;
+  PenaltyState lived;
+  std::vector<uint32_t> turn;
+  for (uint64_t position = 0; position < 300; ++position) {
+    // A worker that takes over in the middle of a turn draws what this one would have drawn.
+    PenaltyState replayed(params, turn);
+    const uint32_t other = Sampler().Sample(logits, params, position, replayed)->token;
+    turn.push_back(sampler.Sample(logits, params, position, lived)->token);
+    ASSERT_EQ(turn.back(), other);
+  }
+  const PenaltyState replayed(params, turn);
+  ASSERT_EQ(replayed.entries().size(), lived.entries().size());
+  for (size_t i = 0; i < lived.entries().size(); ++i) {
+    EXPECT_EQ(replayed.entries()[i].token, lived.entries()[i].token);
+    EXPECT_EQ(std::memcmp(&replayed.entries()[i].count, &lived.entries()[i].count, sizeof(double)), 0);
+  }
+}
+
+TEST(SamplerTest, PenaltyStateIsEmptyWithoutPenalties) {
+  const std::vector<uint32_t> turn = {1, 2, 3};
+  EXPECT_TRUE(PenaltyState(Params({}, 5), turn).entries().empty());
+}
+
+// A token beyond the vocabulary in a replayed turn has no logit to lower.
+TEST(SamplerTest, PenaltiesOfForeignTokensAreIgnored) {
+  v1::Sampling sampling;
+  sampling.set_presence_penalty(1);
+  const SamplingParams params = Params(sampling, 2);
+  const std::vector<uint32_t> turn = {7};
+  PenaltyState penalties(params, turn);
+  Sampler sampler;
+  EXPECT_EQ(sampler.Sample(std::vector<float>{1, 0}, params, 0, penalties)->token, 0);
+}
+
+}  // namespace
+}  // namespace rwkv::worker
