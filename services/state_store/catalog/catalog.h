@@ -1,0 +1,131 @@
+// The small and transactional half of the state store: sessions, leases, token logs, turns and snapshot manifests.
+//
+// An implementation keeps these laws (services/state_store/catalog/rocksdb is the embedded one):
+// - Every change is one transaction: all of it or nothing, and durable when the call returns OK. After an error that is
+//   kUnavailable or kDeadlineExceeded a change may have happened; after every other error it has not.
+// - A session has one writer. A change under a lease is kAborted unless the lease's token is the session's current one;
+//   the message names both. Tokens only grow, over restarts and over a session that is deleted and made again. Expiry
+//   only decides whether another holder may take over: until one does, the old token stays good.
+// - Token logs form a tree of branches. A branch shares its parent's tokens up to its fork position and adds its own.
+//   Fork and rewind add a branch and copy nothing. Tokens and snapshots that no session can reach are freed in the same
+//   change that made them unreachable: no tokens beyond what the sessions and forks below a branch use.
+// - Snapshots belong to a branch and a position on it, so that all sessions that share those tokens share them. A
+//   branch keeps its newest `snapshots_per_branch`, and for each fork the newest one at or before the fork.
+// - Manifests that are freed are reported in `freed` (ids appended, only when the call returns OK); the caller deletes
+//   their records then. If it dies before, their records are orphans that a sweep finds (records/record_store.h).
+//
+// Arguments are checked for form (grammar of ids, sizes, enums) by rpc/validation.h before they come here. Errors:
+// kNotFound no such session; kAborted as above, or another turn, branch or length than the caller thinks; kOutOfRange
+// a position beyond the log; kFailedPrecondition another model; kResourceExhausted the disk is full; kUnavailable the
+// storage is away. Every implementation is thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "absl/types/optional.h"
+#include "absl/types/span.h"
+#include "rwkv/v1/sessions.pb.h"
+#include "rwkv/v1/state_store.pb.h"
+
+namespace rwkv::state_store {
+
+// Turns of a session that are remembered, the newest ones. Older request_ids count as new.
+inline constexpr int kTurnsKept = 64;
+// Of one log. Bounds what a position can be.
+inline constexpr uint64_t kMaxLogTokens = uint64_t{1} << 32;
+
+struct LeaseGrant {
+  v1::Lease lease;
+  v1::Session session;
+  std::string log_branch;  // Of the session's log, until it is rewound.
+};
+
+struct NewTurn {
+  absl::string_view request_id;
+  absl::Span<const uint32_t> token_ids;  // The input.
+  absl::string_view spec;
+  absl::string_view model_fingerprint;
+};
+
+struct TurnStart {
+  v1::Turn turn;
+  bool existed = false;
+  uint64_t session_tokens = 0;
+};
+
+struct SessionPage {
+  std::vector<v1::Session> sessions;  // By id; without snapshot_positions.
+  std::string next_page_token;        // Empty: that was all.
+};
+
+struct TokenPage {
+  std::vector<uint32_t> token_ids;
+  std::string log_branch;  // Tokens of two pages belong together if this is the same.
+};
+
+struct CatalogCounts {
+  int64_t sessions = 0;
+  int64_t snapshots = 0;
+  int64_t leases = 0;  // Granted and not released, be they expired or not.
+};
+
+class Catalog {
+ public:
+  virtual ~Catalog() = default;
+
+  // kAlreadyExists.
+  virtual absl::StatusOr<v1::Session> CreateSession(const std::string& session_id) = 0;
+  virtual absl::StatusOr<v1::Session> GetSession(const std::string& session_id) = 0;
+  // At most `page_size` sessions whose ids come after `page_token`.
+  virtual absl::StatusOr<SessionPage> ListSessions(int page_size, const std::string& page_token) = 0;
+  // A new session with the first `position` tokens (unset: all). Turns are not shared. kAlreadyExists, kOutOfRange.
+  virtual absl::StatusOr<v1::Session> ForkSession(const std::string& session_id, absl::optional<uint64_t> position,
+                                                  const std::string& new_session_id) = 0;
+  // Turns that end beyond `position` are forgotten, an open one too. To the log's end it changes nothing.
+  virtual absl::StatusOr<v1::Session> RewindSession(const v1::Lease& lease, uint64_t position,
+                                                    std::vector<std::string>* freed) = 0;
+  virtual absl::Status DeleteSession(const v1::Lease& lease, std::vector<std::string>* freed) = 0;
+
+  // While a lease of the same holder and incarnation lives (granted, not released, not expired), it is extended and the
+  // same token comes back, so that an acquisition whose answer was lost can be repeated. Everyone else who may have it
+  // gets a new token: the same holder in another incarnation at once, another holder once it has expired or was
+  // released. Until then kAborted with RetryInfo.
+  virtual absl::StatusOr<LeaseGrant> AcquireLease(const std::string& session_id, const std::string& holder,
+                                                  const std::string& incarnation, absl::Duration ttl) = 0;
+  // Extends those that are still the session's current one, even if expired meanwhile; returns the others.
+  virtual absl::StatusOr<std::vector<v1::Lease>> RenewLeases(absl::Span<const v1::Lease> leases,
+                                                             absl::Duration ttl) = 0;
+  // Again is fine, as long as nobody else has acquired since.
+  virtual absl::Status ReleaseLease(const v1::Lease& lease) = 0;
+
+  // Appends the input and opens a turn; another that is open ends as CANCELLED. If one of the last kTurnsKept turns has
+  // this request_id it comes back, with the logprobs of its generated tokens, and nothing changes.
+  virtual absl::StatusOr<TurnStart> BeginTurn(const v1::Lease& lease, const NewTurn& turn) = 0;
+  // One change for all the items that can be done, one status for each. No session twice.
+  virtual std::vector<absl::Status> AppendTokens(absl::Span<const v1::AppendItem* const> items) = 0;
+  // Tokens [begin, end) of the log, begin <= end; the caller bounds their number.
+  virtual absl::StatusOr<TokenPage> ReadTokens(const std::string& session_id, uint64_t begin, uint64_t end) = 0;
+
+  // The caller has seen to it that the records are durable. A snapshot of the same branch and position is replaced.
+  // An equal manifest again changes nothing; another one under the same id is kAlreadyExists.
+  virtual absl::Status CommitSnapshot(const v1::Lease& lease, const std::string& log_branch,
+                                      const v1::SnapshotManifest& manifest, std::vector<std::string>* freed) = 0;
+  virtual absl::StatusOr<absl::optional<v1::SnapshotManifest>> FindSnapshot(const std::string& session_id,
+                                                                            uint64_t at_or_before,
+                                                                            const std::string& model_fingerprint) = 0;
+  // False: there was none of that id. kNotFound: there is, but not one that this session can reach.
+  virtual absl::StatusOr<bool> DropSnapshot(const std::string& session_id, const std::string& snapshot_id,
+                                            std::vector<std::string>* freed) = 0;
+  // Whether a manifest of this id is committed, for the sweep of orphans.
+  virtual absl::StatusOr<bool> HasSnapshot(const std::string& snapshot_id) = 0;
+
+  virtual CatalogCounts counts() const = 0;
+};
+
+}  // namespace rwkv::state_store

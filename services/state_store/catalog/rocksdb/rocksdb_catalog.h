@@ -1,0 +1,95 @@
+// The embedded catalog, in RocksDB. Rows: keys.h. Laws: catalog/catalog.h.
+//
+// Locking. A change of a session holds the session's lock; a change of the branch tree (fork, rewind, delete, commit or
+// drop of a snapshot) then also the lock of the session's family: the sessions that came from one by forking, which are
+// all that can share a branch. Appending needs no family lock, since only the one session on a branch adds to it. No
+// lock is shared by strangers, so writes of different sessions meet in RocksDB, which gives them one fsync.
+// Reading holds no lock: it looks at one snapshot of the database.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "absl/types/optional.h"
+#include "absl/types/span.h"
+#include "rocksdb/write_batch.h"
+#include "services/common/clock.h"
+#include "services/common/metrics.h"
+#include "services/state_store/catalog/catalog.h"
+#include "services/state_store/key_locks.h"
+#include "services/state_store/rocksdb/database.h"
+
+namespace rwkv::state_store {
+
+class RocksdbCatalog final : public Catalog {
+ public:
+  struct Options {
+    int snapshots_per_branch = 8;  // >= 1
+  };
+  // Counts what is there, which reads every session's row. All three outlive the catalog.
+  static absl::StatusOr<std::unique_ptr<RocksdbCatalog>> Create(const Options& options, Database* database,
+                                                                common::Clock* clock, common::Metrics* metrics);
+
+  absl::StatusOr<v1::Session> CreateSession(const std::string& session_id) override;
+  absl::StatusOr<v1::Session> GetSession(const std::string& session_id) override;
+  absl::StatusOr<SessionPage> ListSessions(int page_size, const std::string& page_token) override;
+  absl::StatusOr<v1::Session> ForkSession(const std::string& session_id, absl::optional<uint64_t> position,
+                                          const std::string& new_session_id) override;
+  absl::StatusOr<v1::Session> RewindSession(const v1::Lease& lease, uint64_t position,
+                                            std::vector<std::string>* freed) override;
+  absl::Status DeleteSession(const v1::Lease& lease, std::vector<std::string>* freed) override;
+  absl::StatusOr<LeaseGrant> AcquireLease(const std::string& session_id, const std::string& holder,
+                                          const std::string& incarnation, absl::Duration ttl) override;
+  absl::StatusOr<std::vector<v1::Lease>> RenewLeases(absl::Span<const v1::Lease> leases, absl::Duration ttl) override;
+  absl::Status ReleaseLease(const v1::Lease& lease) override;
+  absl::StatusOr<TurnStart> BeginTurn(const v1::Lease& lease, const NewTurn& turn) override;
+  std::vector<absl::Status> AppendTokens(absl::Span<const v1::AppendItem* const> items) override;
+  absl::StatusOr<TokenPage> ReadTokens(const std::string& session_id, uint64_t begin, uint64_t end) override;
+  absl::Status CommitSnapshot(const v1::Lease& lease, const std::string& log_branch,
+                              const v1::SnapshotManifest& manifest, std::vector<std::string>* freed) override;
+  absl::StatusOr<absl::optional<v1::SnapshotManifest>> FindSnapshot(const std::string& session_id,
+                                                                    uint64_t at_or_before,
+                                                                    const std::string& model_fingerprint) override;
+  absl::StatusOr<bool> DropSnapshot(const std::string& session_id, const std::string& snapshot_id,
+                                    std::vector<std::string>* freed) override;
+  absl::StatusOr<bool> HasSnapshot(const std::string& snapshot_id) override;
+  CatalogCounts counts() const override;
+
+ private:
+  RocksdbCatalog(const Options& options, Database* database, common::Clock* clock, common::Metrics* metrics);
+
+  absl::Status Load();
+  // A number never given out before, larger than all that were: branches and fencing tokens.
+  absl::StatusOr<uint64_t> NextId() ABSL_LOCKS_EXCLUDED(id_mu_);
+  absl::StatusOr<KeyLocks::Guard> LockSession(const std::string& session_id);
+  absl::StatusOr<KeyLocks::Guard> LockFamily(uint64_t family);
+  void Count(int sessions, int snapshots, int leases);
+
+  const Options options_;
+  Database* const database_;
+  common::Clock* const clock_;
+  KeyLocks session_locks_;
+  KeyLocks family_locks_;
+
+  absl::Mutex id_mu_;
+  uint64_t next_id_ ABSL_GUARDED_BY(id_mu_) = 0;
+  uint64_t reserved_ids_end_ ABSL_GUARDED_BY(id_mu_) = 0;  // Below this may be given out; durable.
+
+  std::atomic<int64_t> sessions_{0};
+  std::atomic<int64_t> snapshots_{0};
+  std::atomic<int64_t> leases_{0};
+  prometheus::Gauge& sessions_gauge_;
+  prometheus::Gauge& snapshots_gauge_;
+  prometheus::Gauge& leases_gauge_;
+  prometheus::Counter& tokens_total_;
+  prometheus::Counter& fenced_total_;
+};
+
+}  // namespace rwkv::state_store
