@@ -1,0 +1,53 @@
+// The large half of the state store: state records by snapshot and layer, immutable and checksummed.
+//
+// An implementation keeps these laws (services/state_store/records/rocksdb is the embedded one; an object store fits):
+// - Put is all or nothing: no record is ever there in part. It need not be durable when it returns; MakeDurable() makes
+//   every record durable that was put before it.
+// - A record never changes. Get gives back the very bytes that were put, or an error; it never serves others.
+// - It knows nothing of manifests: who commits, drops and sweeps is StateStore (services/state_store/state_store.h).
+//
+// A record is named by (snapshot_id, layer); a RecordInfo adds what it must be. Arguments are checked for form by
+// rpc/validation.h. kResourceExhausted: the disk is full. kUnavailable: the storage is away. Every implementation is
+// thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "rwkv/v1/state_store.pb.h"
+
+namespace rwkv::state_store {
+
+class RecordStore {
+ public:
+  virtual ~RecordStore() = default;
+
+  // kDataLoss: `data` has not the length or the CRC32C that `info` says. kAlreadyExists: the record is there and
+  // differs; if it is equal, nothing changes.
+  virtual absl::Status Put(const v1::RecordInfo& info, absl::Span<const char> data) = 0;
+  // kNotFound: no such record. kDataLoss: what is stored differs from `info`, or is corrupt.
+  virtual absl::StatusOr<std::string> Get(const v1::RecordInfo& info) = 0;
+  // kDataLoss: no such record, or it was put with another length or checksum. Does not read its bytes.
+  virtual absl::Status Check(const v1::RecordInfo& info) = 0;
+  virtual absl::Status MakeDurable() = 0;
+  // All layers of a snapshot. Deleting what is not there is fine.
+  virtual absl::Status Delete(const std::string& snapshot_id) = 0;
+
+  struct Stored {
+    std::string snapshot_id;
+    absl::Time newest_put;  // When its last record came.
+    uint64_t bytes = 0;
+  };
+  // Every snapshot with at least one record, by id. Sees at least what was there at the call.
+  virtual absl::Status ForEach(absl::FunctionRef<void(const Stored&)> visit) = 0;
+
+  // All records together, without the store's own overhead.
+  virtual int64_t bytes() const = 0;
+};
+
+}  // namespace rwkv::state_store
