@@ -1,0 +1,170 @@
+#include "services/state_store/client/fake_state_store.h"
+
+#include <utility>
+
+#include "grpcpp/server.h"
+#include "grpcpp/server_builder.h"
+#include "grpcpp/support/channel_arguments.h"
+#include "kernels/base/status_macros.h"
+#include "rocksdb/env.h"
+#include "services/common/metrics.h"
+#include "services/state_store/embedded_state_store.h"
+#include "services/state_store/rpc/state_catalog_service.h"
+#include "services/state_store/rpc/state_records_service.h"
+
+namespace rwkv::state_store {
+
+// In the order of making; destroyed in reverse.
+struct FakeStateStore::Server {
+  std::unique_ptr<common::Metrics> metrics;
+  std::unique_ptr<rocksdb::Env> env;
+  std::unique_ptr<EmbeddedStateStore> embedded;
+  std::unique_ptr<StateCatalogService> catalog;
+  std::unique_ptr<StateRecordsService> records;
+  std::unique_ptr<grpc::Server> server;
+  std::shared_ptr<grpc::Channel> channel;
+};
+
+FakeStateStore::FakeStateStore(std::unique_ptr<Server> server)
+    : server_(std::move(server)),
+      catalog_(NewCatalogClient(server_->channel)),
+      records_(NewRecordsClient(server_->channel)) {}
+
+FakeStateStore::~FakeStateStore() { server_->server->Shutdown(absl::ToChronoTime(absl::UnixEpoch())); }
+
+absl::StatusOr<std::unique_ptr<FakeStateStore>> FakeStateStore::Create(common::Clock* clock) {
+  auto server = std::make_unique<Server>();
+  RWKV_ASSIGN_OR_RETURN(server->metrics, common::Metrics::Create(""));
+  server->env.reset(rocksdb::NewMemEnv(rocksdb::Env::Default()));
+  EmbeddedStateStore::Options options;
+  options.database.data_dir = "/fake_state_store";
+  options.database.env = server->env.get();
+  options.sweep_interval = absl::ZeroDuration();
+  options.resume_check_interval = absl::ZeroDuration();
+  RWKV_ASSIGN_OR_RETURN(server->embedded, EmbeddedStateStore::Create(options, clock, server->metrics.get()));
+  server->catalog = std::make_unique<StateCatalogService>(StateCatalogService::Identity{"fake-state-store", 0, ""},
+                                                          &server->embedded->store(), server->metrics.get());
+  server->records = std::make_unique<StateRecordsService>(StateRecordsService::Options(),
+                                                          &server->embedded->store().records(), server->metrics.get());
+  grpc::ServerBuilder builder;
+  builder.RegisterService(server->catalog.get());
+  builder.RegisterService(server->records.get());
+  server->server = builder.BuildAndStart();
+  if (server->server == nullptr) return absl::InternalError("the fake's server did not start");
+  server->channel = server->server->InProcessChannel(grpc::ChannelArguments());
+  return std::unique_ptr<FakeStateStore>(new FakeStateStore(std::move(server)));
+}
+
+void FakeStateStore::FailWith(absl::Status status) {
+  absl::MutexLock lock(&mu_);
+  fail_with_ = std::move(status);
+}
+
+void FakeStateStore::LoseAnswersWith(absl::Status status) {
+  absl::MutexLock lock(&mu_);
+  lose_answers_with_ = std::move(status);
+}
+
+std::shared_ptr<grpc::Channel> FakeStateStore::channel() const { return server_->channel; }
+
+template <typename Result, typename Call>
+Result FakeStateStore::Run(Call call) {
+  {
+    absl::MutexLock lock(&mu_);
+    if (!fail_with_.ok()) return fail_with_;
+  }
+  Result result = call();
+  absl::MutexLock lock(&mu_);
+  if (!lose_answers_with_.ok()) return lose_answers_with_;
+  return result;
+}
+
+absl::StatusOr<v1::StateCatalogDescribeResponse> FakeStateStore::Describe(
+    const v1::StateCatalogDescribeRequest& request, absl::Time deadline) {
+  return Run<absl::StatusOr<v1::StateCatalogDescribeResponse>>([&] { return catalog_->Describe(request, deadline); });
+}
+
+absl::StatusOr<v1::CreateSessionResponse> FakeStateStore::CreateSession(const v1::CreateSessionRequest& request,
+                                                                        absl::Time deadline) {
+  return Run<absl::StatusOr<v1::CreateSessionResponse>>([&] { return catalog_->CreateSession(request, deadline); });
+}
+
+absl::StatusOr<v1::GetSessionResponse> FakeStateStore::GetSession(const v1::GetSessionRequest& request,
+                                                                  absl::Time deadline) {
+  return Run<absl::StatusOr<v1::GetSessionResponse>>([&] { return catalog_->GetSession(request, deadline); });
+}
+
+absl::StatusOr<v1::ListSessionsResponse> FakeStateStore::ListSessions(const v1::ListSessionsRequest& request,
+                                                                      absl::Time deadline) {
+  return Run<absl::StatusOr<v1::ListSessionsResponse>>([&] { return catalog_->ListSessions(request, deadline); });
+}
+
+absl::StatusOr<v1::ForkSessionResponse> FakeStateStore::ForkSession(const v1::ForkSessionRequest& request,
+                                                                    absl::Time deadline) {
+  return Run<absl::StatusOr<v1::ForkSessionResponse>>([&] { return catalog_->ForkSession(request, deadline); });
+}
+
+absl::StatusOr<v1::RewindSessionResponse> FakeStateStore::RewindSession(const v1::RewindSessionRequest& request,
+                                                                        absl::Time deadline) {
+  return Run<absl::StatusOr<v1::RewindSessionResponse>>([&] { return catalog_->RewindSession(request, deadline); });
+}
+
+absl::StatusOr<v1::DeleteSessionResponse> FakeStateStore::DeleteSession(const v1::DeleteSessionRequest& request,
+                                                                        absl::Time deadline) {
+  return Run<absl::StatusOr<v1::DeleteSessionResponse>>([&] { return catalog_->DeleteSession(request, deadline); });
+}
+
+absl::StatusOr<v1::AcquireLeaseResponse> FakeStateStore::AcquireLease(const v1::AcquireLeaseRequest& request,
+                                                                      absl::Time deadline) {
+  return Run<absl::StatusOr<v1::AcquireLeaseResponse>>([&] { return catalog_->AcquireLease(request, deadline); });
+}
+
+absl::StatusOr<v1::RenewLeasesResponse> FakeStateStore::RenewLeases(const v1::RenewLeasesRequest& request,
+                                                                    absl::Time deadline) {
+  return Run<absl::StatusOr<v1::RenewLeasesResponse>>([&] { return catalog_->RenewLeases(request, deadline); });
+}
+
+absl::StatusOr<v1::ReleaseLeaseResponse> FakeStateStore::ReleaseLease(const v1::ReleaseLeaseRequest& request,
+                                                                      absl::Time deadline) {
+  return Run<absl::StatusOr<v1::ReleaseLeaseResponse>>([&] { return catalog_->ReleaseLease(request, deadline); });
+}
+
+absl::StatusOr<v1::BeginTurnResponse> FakeStateStore::BeginTurn(const v1::BeginTurnRequest& request,
+                                                                absl::Time deadline) {
+  return Run<absl::StatusOr<v1::BeginTurnResponse>>([&] { return catalog_->BeginTurn(request, deadline); });
+}
+
+absl::StatusOr<v1::AppendTokensResponse> FakeStateStore::AppendTokens(const v1::AppendTokensRequest& request,
+                                                                      absl::Time deadline) {
+  return Run<absl::StatusOr<v1::AppendTokensResponse>>([&] { return catalog_->AppendTokens(request, deadline); });
+}
+
+absl::StatusOr<std::vector<uint32_t>> FakeStateStore::ReadTokens(const v1::ReadTokensRequest& request,
+                                                                 absl::Time deadline) {
+  return Run<absl::StatusOr<std::vector<uint32_t>>>([&] { return catalog_->ReadTokens(request, deadline); });
+}
+
+absl::StatusOr<v1::CommitSnapshotResponse> FakeStateStore::CommitSnapshot(const v1::CommitSnapshotRequest& request,
+                                                                          absl::Time deadline) {
+  return Run<absl::StatusOr<v1::CommitSnapshotResponse>>([&] { return catalog_->CommitSnapshot(request, deadline); });
+}
+
+absl::StatusOr<v1::FindSnapshotResponse> FakeStateStore::FindSnapshot(const v1::FindSnapshotRequest& request,
+                                                                      absl::Time deadline) {
+  return Run<absl::StatusOr<v1::FindSnapshotResponse>>([&] { return catalog_->FindSnapshot(request, deadline); });
+}
+
+absl::StatusOr<v1::DropSnapshotResponse> FakeStateStore::DropSnapshot(const v1::DropSnapshotRequest& request,
+                                                                      absl::Time deadline) {
+  return Run<absl::StatusOr<v1::DropSnapshotResponse>>([&] { return catalog_->DropSnapshot(request, deadline); });
+}
+
+absl::Status FakeStateStore::PutRecord(const v1::RecordInfo& info, absl::Span<const char> data, absl::Time deadline) {
+  return Run<absl::Status>([&] { return records_->PutRecord(info, data, deadline); });
+}
+
+absl::StatusOr<std::string> FakeStateStore::GetRecord(const v1::RecordInfo& info, absl::Time deadline) {
+  return Run<absl::StatusOr<std::string>>([&] { return records_->GetRecord(info, deadline); });
+}
+
+}  // namespace rwkv::state_store

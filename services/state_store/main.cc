@@ -1,0 +1,68 @@
+#include <unistd.h>
+
+#include <memory>
+#include <string>
+
+#include "absl/flags/flag.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "kernels/base/status_macros.h"
+#include "services/common/clock.h"
+#include "services/common/logging.h"
+#include "services/common/main_loop.h"
+#include "services/common/metrics.h"
+#include "services/common/rpc_server.h"
+#include "services/state_store/embedded_state_store.h"
+#include "services/state_store/rpc/state_catalog_service.h"
+#include "services/state_store/rpc/state_records_service.h"
+
+ABSL_FLAG(std::string, name, "state_store-0", "Name of this process, in logs, metrics and Describe.");
+ABSL_FLAG(std::string, listen, "127.0.0.1:0", "HOST:PORT to serve on; port 0 picks a free one.");
+ABSL_FLAG(std::string, metrics_listen, "127.0.0.1:0", "HOST:PORT of /metrics; empty: none.");
+ABSL_FLAG(std::string, port_file, "", "File to write the addresses to once serving; empty: none.");
+ABSL_FLAG(std::string, data_dir, "", "Folder of the database, made if missing. Required. One process at a time.");
+ABSL_FLAG(int, snapshots_per_branch, 8, "Newest snapshots kept of each branch of a log, besides those forks need.");
+ABSL_FLAG(absl::Duration, orphan_age, absl::Hours(1), "State records that no snapshot has named are deleted after it.");
+ABSL_FLAG(absl::Duration, sweep_interval, absl::Minutes(10), "Time between two searches for such records.");
+ABSL_FLAG(absl::Duration, drain_timeout, absl::Seconds(10), "Time that calls have to end after SIGTERM.");
+
+namespace rwkv::state_store {
+namespace {
+
+absl::Status Run() {
+  const std::string name = absl::GetFlag(FLAGS_name);
+  common::InitLogging(name);
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<common::Metrics> metrics,
+                        common::Metrics::Create(absl::GetFlag(FLAGS_metrics_listen), {{"process", name}}));
+  common::SystemClock clock;
+
+  EmbeddedStateStore::Options options;
+  options.database.data_dir = absl::GetFlag(FLAGS_data_dir);
+  options.catalog.snapshots_per_branch = absl::GetFlag(FLAGS_snapshots_per_branch);
+  options.store.orphan_age = absl::GetFlag(FLAGS_orphan_age);
+  options.sweep_interval = absl::GetFlag(FLAGS_sweep_interval);
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<EmbeddedStateStore> embedded,
+                        EmbeddedStateStore::Create(options, &clock, metrics.get()));
+
+  StateCatalogService catalog({name, getpid(), metrics->address()}, &embedded->store(), metrics.get());
+  StateRecordsService records({}, &embedded->store().records(), metrics.get());
+  common::RpcServer::Options server_options;
+  server_options.name = name;
+  server_options.listen_address = absl::GetFlag(FLAGS_listen);
+  server_options.metrics_address = metrics->address();
+  server_options.port_file = absl::GetFlag(FLAGS_port_file);
+  server_options.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<common::RpcServer> server,
+                        common::RpcServer::Start(server_options, {&catalog, &records}));
+  server->SetServing(true);
+  return server->ServeUntilSignal();
+}
+
+}  // namespace
+}  // namespace rwkv::state_store
+
+int main(int argc, char** argv) {
+  return rwkv::common::RunMain(argc, argv, "Keeps sessions: token logs, leases and state snapshots.",
+                               rwkv::state_store::Run);
+}

@@ -1,0 +1,255 @@
+#include "services/state_store/rpc/state_catalog_service.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "absl/types/optional.h"
+#include "kernels/base/status_macros.h"
+#include "services/common/grpc_status.h"
+#include "services/state_store/catalog/catalog.h"
+#include "services/state_store/rpc/validation.h"
+
+namespace rwkv::state_store {
+namespace {
+
+constexpr uint64_t kPageTokens = 65536;
+
+// Indices into the names below.
+enum Method : size_t {
+  kDescribe,
+  kCreateSession,
+  kGetSession,
+  kListSessions,
+  kForkSession,
+  kRewindSession,
+  kDeleteSession,
+  kAcquireLease,
+  kRenewLeases,
+  kReleaseLease,
+  kBeginTurn,
+  kAppendTokens,
+  kReadTokens,
+  kCommitSnapshot,
+  kFindSnapshot,
+  kDropSnapshot,
+};
+
+}  // namespace
+
+StateCatalogService::StateCatalogService(const Identity& identity, StateStore* store, common::Metrics* metrics)
+    : identity_(identity),
+      store_(store),
+      metrics_(metrics, {"describe", "create_session", "get_session", "list_sessions", "fork_session", "rewind_session",
+                         "delete_session", "acquire_lease", "renew_leases", "release_lease", "begin_turn",
+                         "append_tokens", "read_tokens", "commit_snapshot", "find_snapshot", "drop_snapshot"}),
+      append_items_(metrics->Histogram("rwkv_state_store_append_items", "Turns in one AppendTokens, so in one commit.",
+                                       common::Metrics::CountBuckets())) {}
+
+grpc::Status StateCatalogService::Describe(grpc::ServerContext* context, const v1::StateCatalogDescribeRequest* request,
+                                           v1::StateCatalogDescribeResponse* response) {
+  return metrics_.Answer(kDescribe, [&]() -> absl::Status {
+    response->set_name(identity_.name);
+    response->set_pid(identity_.pid);
+    response->set_metrics_address(identity_.metrics_address);
+    return absl::OkStatus();
+  });
+}
+
+grpc::Status StateCatalogService::CreateSession(grpc::ServerContext* context, const v1::CreateSessionRequest* request,
+                                                v1::CreateSessionResponse* response) {
+  return metrics_.Answer(kCreateSession, [&]() -> absl::Status {
+    RWKV_RETURN_IF_ERROR(Validate(*request));
+    RWKV_ASSIGN_OR_RETURN(*response->mutable_session(), store_->catalog().CreateSession(request->session_id()));
+    return absl::OkStatus();
+  });
+}
+
+grpc::Status StateCatalogService::GetSession(grpc::ServerContext* context, const v1::GetSessionRequest* request,
+                                             v1::GetSessionResponse* response) {
+  return metrics_.Answer(kGetSession, [&]() -> absl::Status {
+    RWKV_RETURN_IF_ERROR(Validate(*request));
+    RWKV_ASSIGN_OR_RETURN(*response->mutable_session(), store_->catalog().GetSession(request->session_id()));
+    return absl::OkStatus();
+  });
+}
+
+grpc::Status StateCatalogService::ListSessions(grpc::ServerContext* context, const v1::ListSessionsRequest* request,
+                                               v1::ListSessionsResponse* response) {
+  return metrics_.Answer(kListSessions, [&]() -> absl::Status {
+    RWKV_RETURN_IF_ERROR(Validate(*request));
+    const int page_size = request->page_size() == 0 ? kDefaultPageSize : static_cast<int>(request->page_size());
+    RWKV_ASSIGN_OR_RETURN(SessionPage page, store_->catalog().ListSessions(page_size, request->page_token()));
+    for (v1::Session& session : page.sessions) *response->add_sessions() = std::move(session);
+    response->set_next_page_token(page.next_page_token);
+    return absl::OkStatus();
+  });
+}
+
+grpc::Status StateCatalogService::ForkSession(grpc::ServerContext* context, const v1::ForkSessionRequest* request,
+                                              v1::ForkSessionResponse* response) {
+  return metrics_.Answer(kForkSession, [&]() -> absl::Status {
+    RWKV_RETURN_IF_ERROR(Validate(*request));
+    const absl::optional<uint64_t> position =
+        request->has_position() ? absl::make_optional(request->position()) : absl::nullopt;
+    RWKV_ASSIGN_OR_RETURN(*response->mutable_session(),
+                          store_->catalog().ForkSession(request->session_id(), position, request->new_session_id()));
+    return absl::OkStatus();
+  });
+}
+
+grpc::Status StateCatalogService::RewindSession(grpc::ServerContext* context, const v1::RewindSessionRequest* request,
+                                                v1::RewindSessionResponse* response) {
+  return metrics_.Answer(kRewindSession, [&]() -> absl::Status {
+    RWKV_RETURN_IF_ERROR(Validate(*request));
+    RWKV_ASSIGN_OR_RETURN(*response->mutable_session(), store_->RewindSession(request->lease(), request->position()));
+    return absl::OkStatus();
+  });
+}
+
+grpc::Status StateCatalogService::DeleteSession(grpc::ServerContext* context, const v1::DeleteSessionRequest* request,
+                                                v1::DeleteSessionResponse* response) {
+  return metrics_.Answer(kDeleteSession, [&]() -> absl::Status {
+    RWKV_RETURN_IF_ERROR(Validate(*request));
+    return store_->DeleteSession(request->lease());
+  });
+}
+
+grpc::Status StateCatalogService::AcquireLease(grpc::ServerContext* context, const v1::AcquireLeaseRequest* request,
+                                               v1::AcquireLeaseResponse* response) {
+  return metrics_.Answer(kAcquireLease, [&]() -> absl::Status {
+    RWKV_RETURN_IF_ERROR(Validate(*request));
+    RWKV_ASSIGN_OR_RETURN(const absl::Duration ttl, ValidateTtl("ttl", request->has_ttl(), request->ttl()));
+    RWKV_ASSIGN_OR_RETURN(LeaseGrant grant, store_->catalog().AcquireLease(request->session_id(), request->holder(),
+                                                                           request->incarnation(), ttl));
+    *response->mutable_lease() = std::move(grant.lease);
+    *response->mutable_session() = std::move(grant.session);
+    response->set_log_branch(grant.log_branch);
+    return absl::OkStatus();
+  });
+}
+
+grpc::Status StateCatalogService::RenewLeases(grpc::ServerContext* context, const v1::RenewLeasesRequest* request,
+                                              v1::RenewLeasesResponse* response) {
+  return metrics_.Answer(kRenewLeases, [&]() -> absl::Status {
+    RWKV_RETURN_IF_ERROR(Validate(*request));
+    RWKV_ASSIGN_OR_RETURN(const absl::Duration ttl, ValidateTtl("ttl", request->has_ttl(), request->ttl()));
+    const std::vector<v1::Lease> leases(request->leases().begin(), request->leases().end());
+    RWKV_ASSIGN_OR_RETURN(const std::vector<v1::Lease> lost, store_->catalog().RenewLeases(leases, ttl));
+    for (const v1::Lease& lease : lost) *response->add_lost() = lease;
+    return absl::OkStatus();
+  });
+}
+
+grpc::Status StateCatalogService::ReleaseLease(grpc::ServerContext* context, const v1::ReleaseLeaseRequest* request,
+                                               v1::ReleaseLeaseResponse* response) {
+  return metrics_.Answer(kReleaseLease, [&]() -> absl::Status {
+    RWKV_RETURN_IF_ERROR(Validate(*request));
+    return store_->catalog().ReleaseLease(request->lease());
+  });
+}
+
+grpc::Status StateCatalogService::BeginTurn(grpc::ServerContext* context, const v1::BeginTurnRequest* request,
+                                            v1::BeginTurnResponse* response) {
+  return metrics_.Answer(kBeginTurn, [&]() -> absl::Status {
+    RWKV_RETURN_IF_ERROR(Validate(*request));
+    NewTurn turn;
+    turn.request_id = request->request_id();
+    turn.token_ids = request->token_ids();
+    turn.spec = request->spec();
+    turn.model_fingerprint = request->model_fingerprint();
+    RWKV_ASSIGN_OR_RETURN(TurnStart start, store_->catalog().BeginTurn(request->lease(), turn));
+    *response->mutable_turn() = std::move(start.turn);
+    response->set_existed(start.existed);
+    response->set_session_tokens(start.session_tokens);
+    return absl::OkStatus();
+  });
+}
+
+grpc::Status StateCatalogService::AppendTokens(grpc::ServerContext* context, const v1::AppendTokensRequest* request,
+                                               v1::AppendTokensResponse* response) {
+  return metrics_.Answer(kAppendTokens, [&]() -> absl::Status {
+    RWKV_RETURN_IF_ERROR(Validate(*request));
+    std::vector<absl::Status> statuses;
+    std::vector<const v1::AppendItem*> items;
+    std::vector<size_t> indices;  // Of `items` in the request.
+    for (const v1::AppendItem& item : request->items()) {
+      statuses.push_back(ValidateItem(item));
+      if (!statuses.back().ok()) continue;
+      items.push_back(&item);
+      indices.push_back(statuses.size() - 1);
+    }
+    if (!items.empty()) {
+      append_items_.Observe(static_cast<double>(items.size()));
+      const std::vector<absl::Status> results = store_->catalog().AppendTokens(items);
+      for (size_t i = 0; i < items.size(); ++i) statuses[indices[i]] = results[i];
+    }
+    for (const absl::Status& status : statuses) {
+      metrics_.CountError(status);
+      *response->add_statuses() = common::ToStatusProto(status);
+    }
+    return absl::OkStatus();
+  });
+}
+
+grpc::Status StateCatalogService::ReadTokens(grpc::ServerContext* context, const v1::ReadTokensRequest* request,
+                                             grpc::ServerWriter<v1::ReadTokensResponse>* writer) {
+  return metrics_.Answer(kReadTokens, [&]() -> absl::Status {
+    RWKV_RETURN_IF_ERROR(Validate(*request));
+    // At least one page, so that an empty range of no session, or beyond the log, is an error too.
+    std::string log_branch;
+    for (uint64_t begin = request->begin();;) {
+      const uint64_t end = std::min(request->end(), begin + kPageTokens);
+      // The first page is read only if all are there.
+      if (log_branch.empty() && end < request->end()) {
+        RWKV_ASSIGN_OR_RETURN(const TokenPage last,
+                              store_->catalog().ReadTokens(request->session_id(), request->end(), request->end()));
+        log_branch = last.log_branch;
+      }
+      RWKV_ASSIGN_OR_RETURN(const TokenPage page, store_->catalog().ReadTokens(request->session_id(), begin, end));
+      if (!log_branch.empty() && page.log_branch != log_branch) {
+        return absl::AbortedError(
+            absl::StrCat("session ", request->session_id(), " was rewound while its tokens were being read"));
+      }
+      log_branch = page.log_branch;
+      v1::ReadTokensResponse response;
+      response.mutable_token_ids()->Add(page.token_ids.begin(), page.token_ids.end());
+      if (!page.token_ids.empty() && !writer->Write(response)) return absl::CancelledError("the caller has gone");
+      if (end == request->end()) return absl::OkStatus();
+      begin = end;
+    }
+  });
+}
+
+grpc::Status StateCatalogService::CommitSnapshot(grpc::ServerContext* context, const v1::CommitSnapshotRequest* request,
+                                                 v1::CommitSnapshotResponse* response) {
+  return metrics_.Answer(kCommitSnapshot, [&]() -> absl::Status {
+    RWKV_RETURN_IF_ERROR(Validate(*request));
+    return store_->CommitSnapshot(request->lease(), request->log_branch(), request->manifest());
+  });
+}
+
+grpc::Status StateCatalogService::FindSnapshot(grpc::ServerContext* context, const v1::FindSnapshotRequest* request,
+                                               v1::FindSnapshotResponse* response) {
+  return metrics_.Answer(kFindSnapshot, [&]() -> absl::Status {
+    RWKV_RETURN_IF_ERROR(Validate(*request));
+    RWKV_ASSIGN_OR_RETURN(
+        absl::optional<v1::SnapshotManifest> manifest,
+        store_->catalog().FindSnapshot(request->session_id(), request->at_or_before(), request->model_fingerprint()));
+    if (manifest.has_value()) *response->mutable_manifest() = *std::move(manifest);
+    return absl::OkStatus();
+  });
+}
+
+grpc::Status StateCatalogService::DropSnapshot(grpc::ServerContext* context, const v1::DropSnapshotRequest* request,
+                                               v1::DropSnapshotResponse* response) {
+  return metrics_.Answer(kDropSnapshot, [&]() -> absl::Status {
+    RWKV_RETURN_IF_ERROR(Validate(*request));
+    return store_->DropSnapshot(request->session_id(), request->snapshot_id(), request->reason()).status();
+  });
+}
+
+}  // namespace rwkv::state_store

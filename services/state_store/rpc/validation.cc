@@ -1,0 +1,206 @@
+#include "services/state_store/rpc/validation.h"
+
+#include <algorithm>
+
+#include "absl/container/flat_hash_set.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/base/status_macros.h"
+#include "services/common/grpc_status.h"
+
+namespace rwkv::state_store {
+namespace {
+
+using common::InvalidFieldError;
+
+// A value for an error message.
+std::string Quoted(absl::string_view value) {
+  constexpr size_t kShown = 64;
+  return absl::StrCat("\"", absl::CHexEscape(value.substr(0, kShown)), value.size() > kShown ? "...\"" : "\"");
+}
+
+bool IsIdCharacter(char c) { return absl::ascii_isalnum(c) || c == '.' || c == '_' || c == '-' || c == ':'; }
+
+// What has no grammar, only a length.
+absl::Status ValidateText(absl::string_view field, absl::string_view text, size_t min_bytes, size_t max_bytes) {
+  if (text.size() >= min_bytes && text.size() <= max_bytes) return absl::OkStatus();
+  return InvalidFieldError(field, absl::StrCat("has ", text.size(), " bytes, want ", min_bytes, " to ", max_bytes));
+}
+
+}  // namespace
+
+absl::Status ValidateId(absl::string_view field, absl::string_view id) {
+  if (!id.empty() && id.size() <= kMaxIdBytes && std::all_of(id.begin(), id.end(), IsIdCharacter)) {
+    return absl::OkStatus();
+  }
+  return InvalidFieldError(field, absl::StrCat(Quoted(id), " is not 1 to ", kMaxIdBytes, " of A-Z a-z 0-9 . _ - :"));
+}
+
+absl::Status ValidateLease(absl::string_view field, const v1::Lease& lease) {
+  RWKV_RETURN_IF_ERROR(ValidateId(absl::StrCat(field, ".session_id"), lease.session_id()));
+  if (lease.fencing_token() == 0) {
+    return InvalidFieldError(absl::StrCat(field, ".fencing_token"), "0 is not a token that AcquireLease gives");
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<absl::Duration> ValidateTtl(absl::string_view field, bool is_set,
+                                           const google::protobuf::Duration& ttl) {
+  const absl::Duration duration = absl::Seconds(ttl.seconds()) + absl::Nanoseconds(ttl.nanos());
+  if (!is_set || duration <= absl::ZeroDuration() || duration > kMaxLeaseTtl) {
+    return InvalidFieldError(field, absl::StrCat(is_set ? absl::FormatDuration(duration) : "unset", ", want over 0 to ",
+                                                 absl::FormatDuration(kMaxLeaseTtl)));
+  }
+  return duration;
+}
+
+absl::Status ValidateRecordInfo(absl::string_view field, const v1::RecordInfo& info) {
+  RWKV_RETURN_IF_ERROR(ValidateId(absl::StrCat(field, ".snapshot_id"), info.snapshot_id()));
+  if (info.layer() < 0 || info.layer() >= kMaxLayers) {
+    return InvalidFieldError(absl::StrCat(field, ".layer"), absl::StrCat(info.layer(), ", want 0 to ", kMaxLayers - 1));
+  }
+  if (info.bytes() < 1 || info.bytes() > kMaxRecordBytes) {
+    return InvalidFieldError(absl::StrCat(field, ".bytes"),
+                             absl::StrCat(info.bytes(), ", want 1 to ", kMaxRecordBytes));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Validate(const v1::CreateSessionRequest& request) {
+  return ValidateId("session_id", request.session_id());
+}
+
+absl::Status Validate(const v1::GetSessionRequest& request) { return ValidateId("session_id", request.session_id()); }
+
+absl::Status Validate(const v1::ListSessionsRequest& request) {
+  if (request.page_size() > kMaxPageSize) {
+    return InvalidFieldError("page_size", absl::StrCat(request.page_size(), ", want at most ", kMaxPageSize));
+  }
+  return request.page_token().empty() ? absl::OkStatus() : ValidateId("page_token", request.page_token());
+}
+
+absl::Status Validate(const v1::ForkSessionRequest& request) {
+  RWKV_RETURN_IF_ERROR(ValidateId("session_id", request.session_id()));
+  return ValidateId("new_session_id", request.new_session_id());
+}
+
+absl::Status Validate(const v1::RewindSessionRequest& request) { return ValidateLease("lease", request.lease()); }
+
+absl::Status Validate(const v1::DeleteSessionRequest& request) { return ValidateLease("lease", request.lease()); }
+
+absl::Status Validate(const v1::AcquireLeaseRequest& request) {
+  RWKV_RETURN_IF_ERROR(ValidateId("session_id", request.session_id()));
+  RWKV_RETURN_IF_ERROR(ValidateText("holder", request.holder(), 1, kMaxIdBytes));
+  return ValidateText("incarnation", request.incarnation(), 1, kMaxIdBytes);
+}
+
+absl::Status Validate(const v1::RenewLeasesRequest& request) {
+  if (request.leases_size() > kMaxRenewals) {
+    return InvalidFieldError("leases", absl::StrCat(request.leases_size(), ", want at most ", kMaxRenewals));
+  }
+  for (int i = 0; i < request.leases_size(); ++i) {
+    RWKV_RETURN_IF_ERROR(ValidateLease(absl::StrCat("leases[", i, "]"), request.leases(i)));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Validate(const v1::ReleaseLeaseRequest& request) { return ValidateLease("lease", request.lease()); }
+
+absl::Status Validate(const v1::BeginTurnRequest& request) {
+  RWKV_RETURN_IF_ERROR(ValidateLease("lease", request.lease()));
+  RWKV_RETURN_IF_ERROR(ValidateText("request_id", request.request_id(), 1, kMaxIdBytes));
+  RWKV_RETURN_IF_ERROR(ValidateId("model_fingerprint", request.model_fingerprint()));
+  RWKV_RETURN_IF_ERROR(ValidateText("spec", request.spec(), 0, kMaxSpecBytes));
+  if (request.token_ids_size() > kMaxPromptTokens) {
+    return InvalidFieldError("token_ids", absl::StrCat(request.token_ids_size(), ", want at most ", kMaxPromptTokens));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Validate(const v1::AppendTokensRequest& request) {
+  if (request.items_size() > kMaxAppendItems) {
+    return InvalidFieldError("items", absl::StrCat(request.items_size(), ", want at most ", kMaxAppendItems));
+  }
+  absl::flat_hash_set<absl::string_view> sessions;
+  for (int i = 0; i < request.items_size(); ++i) {
+    const std::string& session_id = request.items(i).lease().session_id();
+    if (!sessions.insert(session_id).second) {
+      return InvalidFieldError(absl::StrCat("items[", i, "].lease.session_id"),
+                               absl::StrCat(Quoted(session_id), " is in two items"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ValidateItem(const v1::AppendItem& item) {
+  RWKV_RETURN_IF_ERROR(ValidateLease("lease", item.lease()));
+  RWKV_RETURN_IF_ERROR(ValidateText("request_id", item.request_id(), 1, kMaxIdBytes));
+  if (item.logprobs_size() != item.token_ids_size()) {
+    return InvalidFieldError("logprobs",
+                             absl::StrCat(item.logprobs_size(), " for ", item.token_ids_size(), " token_ids"));
+  }
+  if (!v1::FinishReason_IsValid(item.finish_reason())) {
+    return InvalidFieldError("finish_reason", absl::StrCat(static_cast<int>(item.finish_reason()), " is unknown"));
+  }
+  const bool finishes = item.finish_reason() != v1::FINISH_REASON_UNSPECIFIED;
+  if (item.has_stop_token_id() && !finishes) {
+    return InvalidFieldError("stop_token_id", absl::StrCat(item.stop_token_id(), " without a finish_reason"));
+  }
+  if (!item.stop_string().empty() && !finishes) {
+    return InvalidFieldError("stop_string", "given without a finish_reason");
+  }
+  return ValidateText("stop_string", item.stop_string(), 0, kMaxTextBytes);
+}
+
+absl::Status Validate(const v1::ReadTokensRequest& request) {
+  RWKV_RETURN_IF_ERROR(ValidateId("session_id", request.session_id()));
+  if (request.begin() > request.end()) {
+    return InvalidFieldError("begin", absl::StrCat(request.begin(), " is beyond end, ", request.end()));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Validate(const v1::CommitSnapshotRequest& request) {
+  RWKV_RETURN_IF_ERROR(ValidateLease("lease", request.lease()));
+  RWKV_RETURN_IF_ERROR(ValidateId("log_branch", request.log_branch()));
+  const v1::SnapshotManifest& manifest = request.manifest();
+  RWKV_RETURN_IF_ERROR(ValidateId("manifest.snapshot_id", manifest.snapshot_id()));
+  if (manifest.session_id() != request.lease().session_id()) {
+    return InvalidFieldError("manifest.session_id", absl::StrCat(Quoted(manifest.session_id()), " is not the lease's, ",
+                                                                 request.lease().session_id()));
+  }
+  if (manifest.position() == 0) return InvalidFieldError("manifest.position", "0, where there is no state to keep");
+  RWKV_RETURN_IF_ERROR(ValidateId("manifest.model_fingerprint", manifest.model_fingerprint()));
+  if (manifest.records_size() < 1 || manifest.records_size() > kMaxLayers) {
+    return InvalidFieldError("manifest.records", absl::StrCat(manifest.records_size(), ", want 1 to ", kMaxLayers));
+  }
+  for (int i = 0; i < manifest.records_size(); ++i) {
+    const std::string field = absl::StrCat("manifest.records[", i, "]");
+    const v1::RecordInfo& info = manifest.records(i);
+    RWKV_RETURN_IF_ERROR(ValidateRecordInfo(field, info));
+    if (info.layer() != i) {
+      return InvalidFieldError(field + ".layer",
+                               absl::StrCat(info.layer(), ", want ", i, ": every layer, ascending from 0"));
+    }
+    if (info.snapshot_id() != manifest.snapshot_id()) {
+      return InvalidFieldError(
+          field + ".snapshot_id",
+          absl::StrCat(Quoted(info.snapshot_id()), " is not the manifest's, ", manifest.snapshot_id()));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Validate(const v1::FindSnapshotRequest& request) {
+  RWKV_RETURN_IF_ERROR(ValidateId("session_id", request.session_id()));
+  return ValidateId("model_fingerprint", request.model_fingerprint());
+}
+
+absl::Status Validate(const v1::DropSnapshotRequest& request) {
+  RWKV_RETURN_IF_ERROR(ValidateId("session_id", request.session_id()));
+  RWKV_RETURN_IF_ERROR(ValidateId("snapshot_id", request.snapshot_id()));
+  return ValidateText("reason", request.reason(), 0, kMaxTextBytes);
+}
+
+}  // namespace rwkv::state_store

@@ -1,0 +1,89 @@
+#include "services/state_store/state_store.h"
+
+#include "kernels/base/status_macros.h"
+#include "services/common/logging.h"
+
+namespace rwkv::state_store {
+
+StateStore::StateStore(const Options& options, Catalog* catalog, RecordStore* records, common::Clock* clock,
+                       common::Metrics* metrics)
+    : options_(options),
+      catalog_(catalog),
+      records_(records),
+      clock_(clock),
+      committed_total_(metrics->Counter("rwkv_state_store_snapshots_committed_total", "Snapshots made visible.")),
+      freed_total_(metrics->Counter("rwkv_state_store_snapshots_freed_total",
+                                    "Snapshots that rewind, delete, retention or a drop freed.")),
+      dropped_total_(
+          metrics->Counter("rwkv_state_store_snapshots_dropped_total", "Snapshots reported unusable, and dropped.")),
+      orphans_total_(metrics->Counter("rwkv_state_store_orphans_total",
+                                      "Snapshots never committed, or freed before a crash, whose records a sweep "
+                                      "deleted.")) {}
+
+void StateStore::DeleteRecords(const std::vector<std::string>& snapshot_ids) {
+  for (const std::string& snapshot_id : snapshot_ids) {
+    freed_total_.Increment();
+    if (const absl::Status status = records_->Delete(snapshot_id); !status.ok()) {
+      common::LogWarning("records_left_to_sweep", {{"snapshot", snapshot_id}, {"error", status}});
+    }
+  }
+}
+
+absl::StatusOr<v1::Session> StateStore::RewindSession(const v1::Lease& lease, uint64_t position) {
+  std::vector<std::string> freed;
+  absl::StatusOr<v1::Session> session = catalog_->RewindSession(lease, position, &freed);
+  DeleteRecords(freed);
+  return session;
+}
+
+absl::Status StateStore::DeleteSession(const v1::Lease& lease) {
+  std::vector<std::string> freed;
+  absl::Status status = catalog_->DeleteSession(lease, &freed);
+  DeleteRecords(freed);
+  return status;
+}
+
+absl::StatusOr<bool> StateStore::DropSnapshot(const std::string& session_id, const std::string& snapshot_id,
+                                              const std::string& reason) {
+  std::vector<std::string> freed;
+  RWKV_ASSIGN_OR_RETURN(const bool dropped, catalog_->DropSnapshot(session_id, snapshot_id, &freed));
+  DeleteRecords(freed);
+  if (dropped) {
+    dropped_total_.Increment();
+    common::LogWarning("snapshot_dropped", {{"session", session_id}, {"snapshot", snapshot_id}, {"reason", reason}});
+  }
+  return dropped;
+}
+
+absl::Status StateStore::CommitSnapshot(const v1::Lease& lease, const std::string& log_branch,
+                                        const v1::SnapshotManifest& manifest) {
+  std::vector<std::string> freed;
+  {
+    RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, snapshot_locks_.Lock({manifest.snapshot_id()}));
+    for (const v1::RecordInfo& info : manifest.records()) RWKV_RETURN_IF_ERROR(records_->Check(info));
+    RWKV_RETURN_IF_ERROR(records_->MakeDurable());
+    RWKV_RETURN_IF_ERROR(catalog_->CommitSnapshot(lease, log_branch, manifest, &freed));
+  }
+  committed_total_.Increment();
+  DeleteRecords(freed);
+  return absl::OkStatus();
+}
+
+absl::Status StateStore::SweepOrphans() {
+  std::vector<RecordStore::Stored> old;
+  const absl::Time cutoff = clock_->Now() - options_.orphan_age;
+  RWKV_RETURN_IF_ERROR(records_->ForEach([&](const RecordStore::Stored& stored) {
+    if (stored.newest_put <= cutoff) old.push_back(stored);
+  }));
+  for (const RecordStore::Stored& stored : old) {
+    RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, snapshot_locks_.Lock({stored.snapshot_id}));
+    RWKV_ASSIGN_OR_RETURN(const bool committed, catalog_->HasSnapshot(stored.snapshot_id));
+    if (committed) continue;
+    RWKV_RETURN_IF_ERROR(records_->Delete(stored.snapshot_id));
+    orphans_total_.Increment();
+    common::LogInfo("orphan_swept", {{"snapshot", stored.snapshot_id}, {"bytes", stored.bytes}});
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace rwkv::state_store

@@ -1,0 +1,68 @@
+// What needs both halves of the state store: the order in which a snapshot becomes visible and is freed (law S2), and
+// the collection of records that belong to none.
+//
+//   workers: PutRecord, a layer each ──► router: CommitSnapshot ──► records checked and made durable, then the manifest
+//   manifest freed (rewind, delete, retention, drop) ──► its records deleted; after a crash between, by SweepOrphans
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "rwkv/v1/state_store.pb.h"
+#include "services/common/clock.h"
+#include "services/common/metrics.h"
+#include "services/state_store/catalog/catalog.h"
+#include "services/state_store/key_locks.h"
+#include "services/state_store/records/record_store.h"
+
+namespace rwkv::state_store {
+
+// Thread-safe. What it does not mention is done on catalog() and records() themselves.
+class StateStore {
+ public:
+  struct Options {
+    // Records without a manifest are kept for so long after the last of them came: an upload and its commit take
+    // seconds, and a router that comes back may still commit.
+    absl::Duration orphan_age = absl::Hours(1);
+  };
+  // All outlive the store.
+  StateStore(const Options& options, Catalog* catalog, RecordStore* records, common::Clock* clock,
+             common::Metrics* metrics);
+
+  Catalog& catalog() { return *catalog_; }
+  RecordStore& records() { return *records_; }
+
+  // As Catalog has them, and the records of what they free are deleted too.
+  absl::StatusOr<v1::Session> RewindSession(const v1::Lease& lease, uint64_t position);
+  absl::Status DeleteSession(const v1::Lease& lease);
+  // False: there was none of that id.
+  absl::StatusOr<bool> DropSnapshot(const std::string& session_id, const std::string& snapshot_id,
+                                    const std::string& reason);
+
+  // kDataLoss: a record is not there or differs; nothing is committed. Else as Catalog::CommitSnapshot.
+  absl::Status CommitSnapshot(const v1::Lease& lease, const std::string& log_branch,
+                              const v1::SnapshotManifest& manifest);
+
+  // Deletes the records of snapshots that have no manifest and are older than orphan_age. Safe at any time.
+  absl::Status SweepOrphans();
+
+ private:
+  // Their manifests are gone for good, so what cannot be deleted now is left to the next sweep.
+  void DeleteRecords(const std::vector<std::string>& snapshot_ids);
+
+  const Options options_;
+  Catalog* const catalog_;
+  RecordStore* const records_;
+  common::Clock* const clock_;
+  KeyLocks snapshot_locks_;  // Between a commit and a sweep of one snapshot.
+  prometheus::Counter& committed_total_;
+  prometheus::Counter& freed_total_;
+  prometheus::Counter& dropped_total_;
+  prometheus::Counter& orphans_total_;
+};
+
+}  // namespace rwkv::state_store
