@@ -249,6 +249,11 @@ absl::StatusOr<SafetensorsDirectory> ReadSafetensors(absl::Span<const uint8_t> f
   if (header.empty() || header[0] != '{') {
     return absl::InvalidArgumentError("not a checkpoint of a known format: no safetensors header");
   }
+  // The JSON parser takes a zero byte for the end and would not look at what follows.
+  if (const auto zero = std::find(header.begin(), header.end(), 0); zero != header.end()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("safetensors header is not JSON at byte ", zero - header.begin(), ": a zero byte"));
+  }
 
   HeaderHandler handler;
   const char* text = reinterpret_cast<const char*>(header.data());

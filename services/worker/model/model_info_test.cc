@@ -1,0 +1,74 @@
+#include "services/worker/model/model_info.h"
+
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kernels/base/dtype.h"
+#include "rwkv/v1/common.pb.h"
+#include "services/worker/model/checkpoint.h"
+#include "services/worker/model/fingerprint.h"
+#include "services/worker/model/model_config.h"
+#include "tests/testing/equals_proto.h"
+#include "tests/testing/random_model.h"
+#include "tests/testing/status_matchers.h"
+
+namespace rwkv::worker {
+namespace {
+
+using testing::EqualsProto;
+using testing::RandomModelOptions;
+
+v1::ModelInfo InfoOf(const RandomModelOptions& options, const std::string& file) {
+  const std::string path = absl::StrCat(::testing::TempDir(), "/", file);
+  EXPECT_OK(testing::WriteRandomModel(options, path));
+  const auto checkpoint = Checkpoint::Open(path).value();
+  v1::ModelInfo info = MakeModelInfo(*checkpoint, ModelConfig::FromCheckpoint(*checkpoint).value()).value();
+  EXPECT_EQ(info.fingerprint(), Fingerprint(*checkpoint).value());
+  info.clear_fingerprint();
+  return info;
+}
+
+TEST(ModelInfoTest, TellsEverythingAboutTheModel) {
+  RandomModelOptions options;
+  options.layers = 1;
+  options.width = 16;
+  options.head_size = 8;
+  options.ffn_width = 24;
+  options.vocab_size = 101;
+  options.decay_rank = options.iclr_rank = options.gate_rank = 2;
+  options.dtype = kernels::DType::kFloat16;
+  EXPECT_THAT(InfoOf(options, "RWKV-x070-0.1B.final.safetensors"), EqualsProto(R"pb(
+                name: "RWKV-x070-0.1B.final"
+                version: "7"
+                layer_count: 1
+                width: 16
+                head_count: 2
+                head_size: 8
+                ffn_width: 24
+                vocab_size: 101
+                dtype: "fp16"
+                tokenizer: ""
+                parameters: 5568
+              )pb"));
+}
+
+TEST(ModelInfoTest, TheVocabularysSizeTellsTheTokenizer) {
+  RandomModelOptions options;
+  options.layers = 1;
+  options.width = 8;
+  options.head_size = 8;
+  options.vocab_size = 65536;
+  EXPECT_EQ(InfoOf(options, "model").tokenizer(), "world");
+  options.vocab_size = 65535;
+  EXPECT_EQ(InfoOf(options, "model").tokenizer(), "");
+}
+
+TEST(ModelInfoTest, AFileNameThatIsNoTextIsEscaped) {
+  EXPECT_EQ(InfoOf({}, "m\xff.pth").name(), "m\\xff");
+  EXPECT_EQ(InfoOf({}, ".hidden").name(), ".hidden");
+}
+
+}  // namespace
+}  // namespace rwkv::worker
