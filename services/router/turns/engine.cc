@@ -1,0 +1,409 @@
+#include "services/router/turns/engine.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "services/common/grpc_status.h"
+#include "services/common/logging.h"
+
+namespace rwkv::router {
+namespace {
+
+using Kind = Turn::Kind;
+using Phase = Turn::Phase;
+
+void SetDuration(absl::Duration duration, google::protobuf::Duration* proto) {
+  duration = std::max(duration, absl::ZeroDuration());  // The wall clock may have jumped.
+  proto->set_seconds(absl::IDivDuration(duration, absl::Seconds(1), &duration));
+  proto->set_nanos(static_cast<int32_t>(absl::ToInt64Nanoseconds(duration)));
+}
+
+bool SameTurn(const Turn& a, const Turn& b) {
+  return a.kind == Kind::kGenerate && b.kind == Kind::kGenerate && a.named && b.named && a.request_id == b.request_id;
+}
+
+// A part of the time a drain has for running turns; the rest is for their snapshots.
+constexpr double kDrainRunningShare = 0.7;
+
+}  // namespace
+
+TurnManager::Engine::Engine(const Options& options, Pipeline::Options pipeline_options,
+                            std::vector<std::unique_ptr<worker::WorkerClient>> workers,
+                            state_store::CatalogClient* catalog, const tokenizer::Tokenizer* world,
+                            RouterMetrics* metrics, common::Clock* clock, std::function<uint64_t()> random)
+    : options_(options),
+      catalog_(catalog),
+      world_(world),
+      metrics_(metrics),
+      clock_(clock),
+      random_(std::move(random)),
+      next_renewal_(absl::Now()),
+      pipeline_(std::move(pipeline_options), std::move(workers), this),
+      committer_(1, 4),
+      // Every started turn has at most one job at a time, and each of its snapshots one.
+      executor_(options.executor_threads, 4 * options.max_running + 64) {
+  EventLoop::Options loop_options;
+  loop_options.max_requests = options.max_running + options.max_waiting + 64;
+  loop_options.tick = options.tick;
+  loop_ = std::make_unique<EventLoop>(loop_options, [this] { Sweep(); });
+}
+
+TurnManager::Engine::~Engine() { Stop(); }
+
+void TurnManager::Engine::Stop() {
+  if (stopping_.exchange(true)) return;
+  draining_ = true;
+  loop_->Post([this] {
+    const absl::Status status = DrainingStatus();
+    while (!waiting_.empty()) Fail(*waiting_.front(), status);
+    for (auto& [id, turn] : running_) Fail(*turn, status);
+  });
+  executor_.Stop();
+  committer_.Stop();
+  pipeline_.Stop();
+  loop_->Stop();
+}
+
+void TurnManager::Engine::Drain(absl::Time deadline) {
+  const absl::Time pause_at = absl::Now() + (deadline - absl::Now()) * kDrainRunningShare;
+  draining_ = true;
+  loop_->Post([this, pause_at] {
+    pause_at_ = pause_at;
+    common::LogInfo("drain_begins", {{"running", running_.size()}, {"waiting", waiting_.size()}});
+    while (!waiting_.empty()) Fail(*waiting_.front(), DrainingStatus());
+  });
+  absl::MutexLock lock(&mu_);
+  const bool idle = mu_.AwaitWithDeadline(absl::Condition(&idle_), deadline);
+  common::LogInfo("drain_ended", {{"complete", idle}});
+}
+
+absl::Status TurnManager::Engine::DrainingStatus() const {
+  return common::WithRetryInfo(
+      absl::UnavailableError("the router is going away; a named turn can be resumed with its request_id"),
+      absl::Seconds(1));
+}
+
+std::shared_ptr<const ServingModel> TurnManager::Engine::model() const {
+  absl::MutexLock lock(&mu_);
+  return model_;
+}
+
+void TurnManager::Engine::Submit(TurnPtr turn) {
+  turn->arrival = Now();
+  if (draining()) return Reject(*turn, DrainingStatus());
+  if (loop_->TryPost([this, turn] { Arrive(turn); })) return;
+  Reject(*turn,
+         common::WithRetryInfo(absl::ResourceExhaustedError("too many requests arrive at once"), options_.retry_delay));
+}
+
+void TurnManager::Engine::Cancel(CallId call) {
+  loop_->Post([this, call] {
+    const auto it = by_call_.find(call);
+    if (it == by_call_.end()) return;
+    const TurnPtr turn = it->second;
+    EndCall(*turn, absl::CancelledError("the client is gone"));
+    // What has its end is brought to it; all else waits in the log for the client to come back.
+    if (!turn->decided()) Abandon(*turn);
+  });
+}
+
+void TurnManager::Engine::Reject(Turn& turn, const absl::Status& status) { EndCall(turn, status); }
+
+Session& TurnManager::Engine::SessionOf(const std::string& id) {
+  Session& session = sessions_[id];
+  session.id = id;
+  return session;
+}
+
+void TurnManager::Engine::Arrive(const TurnPtr& turn) {
+  if (draining()) return Reject(*turn, DrainingStatus());
+  turn->id = next_turn_++;
+  const auto busy = [this, &turn] {
+    return common::WithRetryInfo(
+        absl::AbortedError(absl::StrCat("session \"", turn->session_id, "\": another turn is running")),
+        options_.retry_delay);
+  };
+  const auto it = sessions_.find(turn->session_id);
+  if (!turn->session_id.empty() && it != sessions_.end()) {
+    const Session& session = it->second;
+    if (session.turn != nullptr && !session.turn->stopped) {
+      if (SameTurn(*session.turn, *turn)) return Join(session.turn, *turn);
+      if (!session.turn->decided()) return Reject(*turn, busy());
+    }
+    if (session.next != nullptr) {
+      if (SameTurn(*session.next, *turn)) return Join(session.next, *turn);
+      return Reject(*turn, busy());
+    }
+  }
+  if (turn->kind != Kind::kExclusive && epoch_ == 0) {
+    absl::Status why = pipeline_.state().status;
+    if (why.ok()) why = absl::UnavailableError("the pipeline is just coming up");
+    if (absl::IsUnavailable(why)) why = common::WithRetryInfo(why, absl::Seconds(1));
+    return Reject(*turn, why);
+  }
+  StartWaiting();
+  if (!CanStart(*turn) && static_cast<int>(waiting_.size()) >= options_.max_waiting) {
+    return Reject(
+        *turn, common::WithRetryInfo(absl::ResourceExhaustedError(absl::StrCat("too many requests: ", running_.size(),
+                                                                               " run and ", waiting_.size(), " wait")),
+                                     absl::Seconds(1)));
+  }
+  by_call_[turn->call] = turn;
+  if (CanStart(*turn)) return StartTurn(turn);
+  waiting_.push_back(turn);
+  if (!turn->session_id.empty()) SessionOf(turn->session_id).next = turn;
+}
+
+void TurnManager::Engine::Join(const TurnPtr& live, Turn& call) {
+  if (live->prompt != call.prompt) {
+    return Reject(call, common::InvalidFieldError("request_id", "names a turn with another input"));
+  }
+  if (const absl::Status same = CheckSameSpec(live->spec, call.spec); !same.ok()) return Reject(call, same);
+  if (live->answer.has_value() && call.resume_from > live->durable) {
+    return Reject(call, absl::OutOfRangeError(absl::StrCat("resume_from ", call.resume_from, " is beyond the ",
+                                                           live->durable, " tokens of the turn")));
+  }
+  EndCall(*live, absl::AbortedError("a later call with the same request_id took over"));
+  live->call = call.call;
+  live->stream = std::move(call.stream);
+  live->resume_from = call.resume_from;
+  live->sent = call.resume_from;
+  live->waits_for_room = false;
+  live->stalled_since = absl::InfiniteFuture();
+  by_call_[live->call] = live;
+}
+
+bool TurnManager::Engine::CanStart(const Turn& turn) const {
+  if (static_cast<int>(running_.size()) >= options_.max_running) return false;
+  if (turn.session_id.empty()) return true;
+  const auto it = sessions_.find(turn.session_id);
+  if (it == sessions_.end()) return true;
+  const Session& session = it->second;
+  if (session.turn != nullptr || session.releasing) return false;
+  if (session.next != nullptr && session.next.get() != &turn) return false;
+  // Both want the snapshots that are on their way: one to read, the other not to be crossed by.
+  if (turn.kind == Kind::kExport || turn.kind == Kind::kExclusive) return session.saves == 0;
+  return true;
+}
+
+void TurnManager::Engine::StartWaiting() {
+  for (size_t i = 0; i < waiting_.size() && static_cast<int>(running_.size()) < options_.max_running;) {
+    if (!CanStart(*waiting_[i])) {
+      ++i;  // Its session is closing; others need not wait for that.
+      continue;
+    }
+    const TurnPtr turn = waiting_[i];
+    waiting_.erase(waiting_.begin() + i);
+    StartTurn(turn);
+  }
+}
+
+void TurnManager::Engine::StartTurn(const TurnPtr& turn) {
+  running_[turn->id] = turn;
+  if (!turn->session_id.empty()) {
+    Session& session = SessionOf(turn->session_id);
+    if (session.next == turn) session.next = nullptr;
+    session.turn = turn;
+    turn->session = &session;
+  }
+  switch (turn->kind) {
+    case Kind::kGenerate:
+      metrics_->prompt_tokens.Increment(static_cast<double>(turn->prompt.size()));
+      if (turn->session != nullptr) return OpenTurn(turn);
+      turn->answer.emplace(turn->model->tokenizer, turn->spec);
+      return Park(*turn);
+    case Kind::kScore:
+    case Kind::kLogits:
+      return Park(*turn);
+    case Kind::kExport:
+      return OpenTurn(turn);
+    case Kind::kExclusive:
+      return RunExclusive(turn);
+  }
+}
+
+void TurnManager::Engine::EndCall(Turn& turn, const absl::Status& status) {
+  by_call_.erase(turn.call);
+  if (!turn.Streaming()) return;
+  metrics_->CountError(status);
+  if (auto stream = std::exchange(turn.stream, nullptr)) stream->Close(status);
+  if (auto stream = std::exchange(turn.logits_stream, nullptr)) stream->Close(status);
+  if (!status.ok()) {
+    if (auto done = std::exchange(turn.score_done, nullptr)) done(status);
+    if (auto done = std::exchange(turn.export_done, nullptr)) done(status);
+  }
+  if (auto done = std::exchange(turn.exclusive_done, nullptr)) done(status);
+}
+
+void TurnManager::Engine::Fail(Turn& turn, const absl::Status& status) {
+  EndCall(turn, status);
+  Abandon(turn);
+}
+
+void TurnManager::Engine::Abandon(Turn& turn) {
+  if (turn.stopped) return;
+  turn.stopped = true;
+  switch (turn.phase) {
+    case Phase::kWaiting: {
+      const auto same = [&turn](const TurnPtr& other) { return other.get() == &turn; };
+      const auto it = sessions_.find(turn.session_id);
+      if (it != sessions_.end() && it->second.next != nullptr && same(it->second.next)) it->second.next = nullptr;
+      turn.phase = Phase::kComputed;
+      const auto waiting = std::find_if(waiting_.begin(), waiting_.end(), same);
+      if (waiting != waiting_.end()) waiting_.erase(waiting);  // May be the last that holds the turn.
+      return;
+    }
+    case Phase::kOpening:
+    case Phase::kLocating:
+      return;  // Who comes back from the store sees that it was stopped.
+    case Phase::kParked:
+      turn.phase = Phase::kComputed;
+      return;
+    case Phase::kAttaching:
+      return RemoveSequence(turn);
+    case Phase::kRunning:
+      return turn.HasLog() && !turn.abandoned ? SaveAndRetire(turn) : RemoveSequence(turn);
+    case Phase::kComputed:
+      return;
+  }
+}
+
+void TurnManager::Engine::Pump(Turn& turn) {
+  if (turn.stream == nullptr || !turn.answer.has_value()) return;
+  const uint64_t ready = turn.HasLog() ? turn.durable : turn.answer->size();
+  const absl::Time now = absl::Now();
+  while (turn.sent < ready) {
+    const size_t queued = turn.stream->queued();
+    if (queued >= options_.max_stream_messages) {
+      if (turn.stalled_since == absl::InfiniteFuture() || queued < turn.stalled_at) turn.stalled_since = now;
+      turn.stalled_at = queued;
+      if (now - turn.stalled_since > options_.slow_client_timeout) {
+        return Fail(turn, absl::ResourceExhaustedError(absl::StrCat("the client took no message for ",
+                                                                    absl::FormatDuration(options_.slow_client_timeout),
+                                                                    "; a named turn can be resumed from ", turn.sent)));
+      }
+      if (!turn.waits_for_room) {
+        turn.waits_for_room = true;
+        const CallId call = turn.call;
+        turn.stream->OnRoom([this, call] {
+          loop_->Post([this, call] {
+            const auto it = by_call_.find(call);
+            if (it != by_call_.end()) it->second->waits_for_room = false;
+          });
+        });
+      }
+      return;
+    }
+    if (turn.sent == 0 && turn.first_token.has_value()) {
+      metrics_->ttft_seconds.Observe(absl::ToDoubleSeconds(Now() - turn.arrival));
+    }
+    turn.stream->Send(turn.answer->Message(turn.sent));
+    ++turn.sent;
+    turn.answer->Sent(turn.sent);
+  }
+  turn.stalled_since = absl::InfiniteFuture();
+  const bool ended = turn.answer->finished() && (!turn.HasLog() || turn.finish_durable);
+  if (!ended || turn.sent < turn.answer->size()) return;
+  turn.stream->Send(FinishMessage(turn));
+  EndCall(turn, absl::OkStatus());
+}
+
+v1::GenerateResponse TurnManager::Engine::FinishMessage(const Turn& turn) const {
+  v1::GenerateResponse message;
+  message.set_index(turn.answer->size());
+  message.set_text(turn.answer->last_text());
+  v1::Finish& finish = *message.mutable_finish();
+  finish.set_reason(turn.answer->reason());
+  finish.set_prompt_tokens(static_cast<uint32_t>(turn.prompt.size()));
+  finish.set_generated_tokens(static_cast<uint32_t>(turn.answer->size()));
+  finish.set_session_id(turn.session_id);
+  if (turn.HasLog()) {
+    finish.set_request_id(turn.request_id);
+    finish.set_session_tokens(turn.KnownEnd());
+  }
+  finish.set_seed(turn.spec.sampling().seed());
+  finish.set_reused_tokens(turn.reused_tokens);
+  if (turn.answer->stop_token_id().has_value()) finish.set_stop_token_id(*turn.answer->stop_token_id());
+  finish.set_stop_string(turn.answer->stop_string());
+  // A turn that is told again from the log has no times.
+  if (turn.first_rows.has_value()) {
+    const absl::Time prefilled = turn.first_token.value_or(clock_->Now());
+    SetDuration(*turn.first_rows - turn.arrival, finish.mutable_queue_time());
+    SetDuration(prefilled - *turn.first_rows, finish.mutable_prefill_time());
+    SetDuration(turn.last_token.value_or(prefilled) - prefilled, finish.mutable_decode_time());
+  }
+  return message;
+}
+
+bool TurnManager::Engine::CommitClean(const Turn& turn) const {
+  if (turn.committing) return false;
+  if (!turn.HasLog() || turn.abandoned || !turn.answer.has_value()) return true;
+  return turn.durable == turn.answer->size() && (!turn.answer->finished() || turn.finish_durable);
+}
+
+void TurnManager::Engine::SweepTurn(Turn& turn) {
+  const absl::Time now = absl::Now();
+  if (turn.phase == Phase::kParked && epoch_ != 0 && now >= turn.not_before) Locate(running_.at(turn.id));
+  if (turn.phase == Phase::kParked && now - turn.parked_since > options_.outage_timeout) {
+    Fail(turn, common::WithRetryInfo(absl::UnavailableError(absl::StrCat("no pipeline for ",
+                                                                         absl::FormatDuration(options_.outage_timeout),
+                                                                         ": ", pipeline_.state().text)),
+                                     absl::Seconds(1)));
+  }
+  if (turn.phase == Phase::kRunning) Advance(turn);
+  Pump(turn);
+  if (turn.phase == Phase::kRunning) Advance(turn);  // Sending may have made room to decode.
+  if (turn.phase == Phase::kComputed && turn.session != nullptr && CommitClean(turn)) {
+    turn.session->turn = nullptr;
+    turn.session = nullptr;
+  }
+}
+
+void TurnManager::Engine::Sweep() {
+  StartWaiting();
+  for (auto it = running_.begin(); it != running_.end();) {
+    const TurnPtr turn = it->second;
+    SweepTurn(*turn);
+    const bool over =
+        turn->phase == Phase::kComputed && turn->session == nullptr && CommitClean(*turn) && !turn->Streaming();
+    it = over ? running_.erase(it) : std::next(it);
+  }
+  SweepCommits();
+  SweepSaves();
+  SweepSessions();
+  SweepLeases();
+  SweepDrain();
+  StartWaiting();
+  SendCommands();
+  Watch();
+  UpdateGauges();
+}
+
+void TurnManager::Engine::SweepDrain() {
+  if (!draining()) return;
+  if (absl::Now() >= pause_at_) {
+    for (auto& [id, turn] : running_) {
+      if (!turn->stopped && !turn->decided()) Fail(*turn, DrainingStatus());
+    }
+  }
+  if (!running_.empty() || !saves_.empty() || !sessions_.empty()) return;
+  absl::MutexLock lock(&mu_);
+  idle_ = true;
+}
+
+void TurnManager::Engine::UpdateGauges() {
+  running_count_ = static_cast<int>(running_.size());
+  waiting_count_ = static_cast<int>(waiting_.size());
+  metrics_->running_turns.Set(static_cast<double>(running_.size()));
+  metrics_->waiting_turns.Set(static_cast<double>(waiting_.size()));
+  const int used = scheduler_ == nullptr ? 0 : scheduler_->slots_in_use();
+  const int warm = scheduler_ == nullptr ? 0 : scheduler_->slots_warm();
+  metrics_->slots_used.Set(used);
+  metrics_->slots_warm.Set(warm);
+  metrics_->slots_free.Set(scheduler_ == nullptr ? 0 : plan_.slots - used - warm);
+  metrics_->microbatches_in_flight.Set(scheduler_ == nullptr ? 0 : scheduler_->steps_in_flight());
+}
+
+}  // namespace rwkv::router

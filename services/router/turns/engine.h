@@ -1,0 +1,216 @@
+// The inside of the turn manager: what the event loop's thread owns and does.
+//   engine.cc            calls: arrival, admission, joining, messages, ends; the sweep; drain
+//   engine_log.cc        leases, turns in the log, group commit, snapshots' manifests
+//   engine_pipeline.cc   epochs, attaching, feeding, results, saving
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "rwkv/v1/state_store.pb.h"
+#include "rwkv/v1/worker.pb.h"
+#include "services/common/clock.h"
+#include "services/router/pipeline/pipeline.h"
+#include "services/router/pipeline/stage_plan.h"
+#include "services/router/scheduler/scheduler.h"
+#include "services/router/turns/event_loop.h"
+#include "services/router/turns/executor.h"
+#include "services/router/turns/router_metrics.h"
+#include "services/router/turns/serving_model.h"
+#include "services/router/turns/turn.h"
+#include "services/router/turns/turn_manager.h"
+#include "services/state_store/client/state_store_client.h"
+#include "services/tokenizer/tokenizer.h"
+#include "services/worker/client/worker_client.h"
+
+namespace rwkv::router {
+
+class TurnManager::Engine final : public Pipeline::Listener {
+ public:
+  using TurnPtr = std::shared_ptr<Turn>;
+
+  Engine(const Options& options, Pipeline::Options pipeline_options,
+         std::vector<std::unique_ptr<worker::WorkerClient>> workers, state_store::CatalogClient* catalog,
+         const tokenizer::Tokenizer* world, RouterMetrics* metrics, common::Clock* clock,
+         std::function<uint64_t()> random);
+  ~Engine() override;
+
+  // Any thread.
+  const Options& options() const { return options_; }
+  Pipeline& pipeline() { return pipeline_; }
+  RouterMetrics& metrics() { return *metrics_; }
+  uint64_t Random() { return random_(); }
+  absl::Time Now() { return clock_->Now(); }
+  void Start() { pipeline_.Start(); }
+  void Stop() ABSL_LOCKS_EXCLUDED(mu_);
+  void Drain(absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);
+  void Submit(TurnPtr turn);
+  void Cancel(CallId call);
+  std::shared_ptr<const ServingModel> model() const ABSL_LOCKS_EXCLUDED(mu_);
+  Counts counts() const { return {running_count_.load(), waiting_count_.load()}; }
+  bool draining() const { return draining_.load(); }
+  absl::Status DrainingStatus() const;
+  // Tells the caller of a turn that never started.
+  void Reject(Turn& turn, const absl::Status& status);
+
+  // Pipeline::Listener; the pipeline's threads.
+  void OnEpochUp(uint64_t epoch, const StagePlan& plan) override ABSL_LOCKS_EXCLUDED(mu_);
+  void OnResponse(uint64_t epoch, int stage, v1::ExecuteResponse response) override;
+  void OnEpochDown(uint64_t epoch, const absl::Status& why) override;
+
+ private:
+  // Everything below: the loop's thread.
+
+  // --- engine.cc
+  void Arrive(const TurnPtr& turn);
+  void Join(const TurnPtr& live, Turn& call);
+  bool CanStart(const Turn& turn) const;
+  void StartWaiting();
+  void StartTurn(const TurnPtr& turn);
+  // The call ends for its client; the turn may go on closing.
+  void EndCall(Turn& turn, const absl::Status& status);
+  // Nothing more is generated, and the log keeps the turn open.
+  void Abandon(Turn& turn);
+  void Fail(Turn& turn, const absl::Status& status);
+  void Pump(Turn& turn);
+  v1::GenerateResponse FinishMessage(const Turn& turn) const;
+  void Sweep();
+  void SweepTurn(Turn& turn);
+  bool CommitClean(const Turn& turn) const;
+  void SweepDrain();
+  void UpdateGauges();
+  Session& SessionOf(const std::string& id);
+  // Runs `work` on the executor, then `then` with its result on the loop. False: the executor's queue is full.
+  template <typename Result>
+  bool RunJob(Executor& executor, std::function<Result()> work, std::function<void(Result)> then);
+
+  // --- engine_log.cc
+  struct Opened {
+    absl::Status status;
+    absl::optional<v1::AcquireLeaseResponse> lease;
+    v1::BeginTurnResponse begun;
+    std::vector<uint32_t> logged;  // Of a known turn: its input and what it generated.
+  };
+  void OpenTurn(const TurnPtr& turn);
+  void OnOpened(const TurnPtr& turn, const Opened& opened);
+  absl::Status TakeUp(Turn& turn, const Opened& opened);
+  void RunExclusive(const TurnPtr& turn);
+  struct CommitResult {
+    uint64_t turn_id = 0;
+    size_t tokens = 0;
+    bool finish = false;
+    absl::Status status;
+  };
+  void SweepCommits();
+  // On the committer's thread.
+  std::vector<absl::Status> Commit(const v1::AppendTokensRequest& request, const std::vector<uint64_t>& turn_tokens);
+  absl::Status WhetherAppended(const v1::AppendItem& item, uint64_t turn_tokens);
+  void OnCommitted(const std::vector<CommitResult>& results, absl::Duration took);
+  void SweepSaves();
+  static v1::SnapshotManifest ManifestOf(const PendingSave& save);
+  void OnManifest(const std::string& snapshot_id, const absl::Status& status);
+  void EndSave(const std::string& snapshot_id, const absl::Status& status);
+  void SweepSessions();
+  void SweepLeases();
+  absl::Status StoreError(const absl::Status& status) const;
+  absl::Time StoreDeadline() { return absl::Now() + options_.store_timeout; }
+
+  // --- engine_pipeline.cc
+  void EpochUp(uint64_t epoch, const StagePlan& plan);
+  void EpochDown(uint64_t epoch, const absl::Status& why);
+  void Handle(uint64_t epoch, int stage, const v1::ExecuteResponse& response);
+  struct Located {
+    absl::Status status;
+    v1::SnapshotManifest manifest;
+    std::vector<uint32_t> tail;
+  };
+  void Park(Turn& turn);
+  void Locate(const TurnPtr& turn);
+  // Takes a warm slot at a position in [at_least, at_most], if there is one.
+  bool LocateWarm(const TurnPtr& turn, uint64_t at_least, uint64_t at_most);
+  void OnLocated(const TurnPtr& turn, Located located);
+  void Admit(const TurnPtr& turn, uint64_t position);
+  void BeginAttach(const TurnPtr& turn, SequenceId sequence, uint64_t position);
+  void FeedKnown(Turn& turn);
+  void OnAttachAnswer(const v1::SequenceAttached& attached);
+  void OnAttachFailed(Turn& turn, const absl::Status& status);
+  void OnStep(const v1::StepResult& result);
+  void OnEntry(Turn& turn, const v1::EntryResult& result);
+  void OnEntryFailed(Turn& turn, const absl::Status& status);
+  void OnLogits(const v1::LogitsRows& rows);
+  void OnSaved(const v1::SnapshotSaved& saved);
+  // What a running sequence does next.
+  void Advance(Turn& turn);
+  bool Lagging(const Turn& turn) const;
+  bool Save(Turn& turn);
+  void SaveAndRetire(Turn& turn);
+  void RemoveSequence(Turn& turn);
+  void SendCommands();
+  void FillStep(const StepCommand& command, v1::Step* step);
+  void FillAttach(const AttachCommand& command, v1::AttachSequence* attach);
+  void Watch();
+
+  const Options options_;
+  state_store::CatalogClient* const catalog_;  // Not owned, as the next four.
+  const tokenizer::Tokenizer* const world_;
+  RouterMetrics* const metrics_;
+  common::Clock* const clock_;
+  const std::function<uint64_t()> random_;
+
+  mutable absl::Mutex mu_;
+  std::shared_ptr<const ServingModel> model_ ABSL_GUARDED_BY(mu_);
+  bool idle_ ABSL_GUARDED_BY(mu_) = false;  // Drained.
+  std::atomic<bool> draining_{false};
+  std::atomic<bool> stopping_{false};
+  std::atomic<int> running_count_{0};
+  std::atomic<int> waiting_count_{0};
+
+  // The loop's thread.
+  uint64_t next_turn_ = 1;
+  std::deque<TurnPtr> waiting_;
+  std::map<uint64_t, TurnPtr> running_;  // By Turn::id, from its start to its last message.
+  absl::flat_hash_map<CallId, TurnPtr> by_call_;
+  std::map<std::string, Session> sessions_;
+  bool commit_running_ = false;
+  bool renew_running_ = false;
+  absl::Time next_renewal_;
+  absl::Time pause_at_ = absl::InfiniteFuture();  // Draining: who still runs then is paused.
+
+  uint64_t epoch_ = 0;  // 0: none.
+  StagePlan plan_;
+  std::unique_ptr<Scheduler> scheduler_;  // Null between epochs.
+  absl::flat_hash_map<SequenceId, TurnPtr> by_sequence_;
+  SequenceId next_sequence_ = 1;
+  std::map<std::string, PendingSave> saves_;
+  std::map<std::pair<SequenceId, uint64_t>, std::string> save_ids_;  // Of SaveCommands to come.
+  absl::Time last_progress_;
+
+  // Destroyed in reverse: the loop last of all that may post to it.
+  std::unique_ptr<EventLoop> loop_;
+  Pipeline pipeline_;
+  Executor committer_;  // One commit at a time.
+  Executor executor_;
+};
+
+template <typename Result>
+bool TurnManager::Engine::RunJob(Executor& executor, std::function<Result()> work, std::function<void(Result)> then) {
+  return executor.TryRun([this, work = std::move(work), then = std::move(then)] {
+    auto result = std::make_shared<Result>(work());
+    loop_->Post([then, result] { then(std::move(*result)); });
+  });
+}
+
+}  // namespace rwkv::router

@@ -1,0 +1,471 @@
+// Leases, turns in the log, group commit, snapshots' manifests: all that the engine asks of the state store.
+#include <algorithm>
+#include <set>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "services/common/grpc_status.h"
+#include "services/common/logging.h"
+#include "services/router/turns/engine.h"
+
+namespace rwkv::router {
+namespace {
+
+using Kind = Turn::Kind;
+using Phase = Turn::Phase;
+
+constexpr size_t kMaxItemsPerCommit = 1024;
+constexpr absl::Duration kMinCommitBackoff = absl::Milliseconds(10);
+constexpr absl::Duration kMaxCommitBackoff = absl::Milliseconds(500);
+constexpr absl::Duration kCommitAttempt = absl::Seconds(5);
+
+void ToProto(absl::Duration duration, google::protobuf::Duration* proto) {
+  proto->set_seconds(absl::IDivDuration(duration, absl::Seconds(1), &duration));
+  proto->set_nanos(static_cast<int32_t>(absl::ToInt64Nanoseconds(duration)));
+}
+
+bool MayHaveHappened(const absl::Status& status) {
+  return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) || absl::IsUnknown(status);
+}
+
+}  // namespace
+
+absl::Status TurnManager::Engine::StoreError(const absl::Status& status) const {
+  if (!MayHaveHappened(status)) return status;
+  return common::WithRetryInfo(
+      absl::UnavailableError(absl::StrCat("the state store cannot be reached: ", status.message())), absl::Seconds(1));
+}
+
+void TurnManager::Engine::OpenTurn(const TurnPtr& turn) {
+  turn->phase = Phase::kOpening;
+  const Session& session = *turn->session;
+  v1::AcquireLeaseRequest acquire;
+  acquire.set_session_id(turn->session_id);
+  acquire.set_holder(options_.router);
+  acquire.set_incarnation(options_.incarnation);
+  ToProto(options_.lease_ttl, acquire.mutable_ttl());
+  const bool need_lease = !session.leased || session.stale;
+  const bool begins = turn->kind == Kind::kGenerate;
+  v1::BeginTurnRequest begin;
+  *begin.mutable_lease() = session.lease;
+  begin.set_request_id(turn->request_id);
+  begin.mutable_token_ids()->Add(turn->prompt.begin(), turn->prompt.end());
+  begin.set_spec(turn->spec.SerializeAsString());
+  begin.set_model_fingerprint(turn->model->info.fingerprint());
+
+  const auto work = [this, need_lease, begins, acquire = std::move(acquire), begin = std::move(begin)]() mutable {
+    Opened opened;
+    const absl::Time deadline = StoreDeadline();
+    const auto acquire_lease = [&] {
+      absl::StatusOr<v1::AcquireLeaseResponse> lease = catalog_->AcquireLease(acquire, deadline);
+      opened.status = lease.status();
+      if (!lease.ok()) return;
+      *begin.mutable_lease() = lease->lease();
+      opened.lease = *std::move(lease);
+    };
+    if (need_lease) acquire_lease();
+    if (!opened.status.ok() || !begins) return opened;
+    absl::StatusOr<v1::BeginTurnResponse> begun = catalog_->BeginTurn(begin, deadline);
+    if (absl::IsAborted(begun.status()) && !need_lease) {
+      // The lease had run out; nobody else may have it yet.
+      acquire_lease();
+      if (!opened.status.ok()) return opened;
+      begun = catalog_->BeginTurn(begin, deadline);
+    }
+    opened.status = begun.status();
+    if (!begun.ok()) return opened;
+    opened.begun = *std::move(begun);
+    const v1::Turn& known = opened.begun.turn();
+    // A turn with another number of input tokens is refused without being read.
+    if (opened.begun.existed() && known.prompt_count() == begin.token_ids_size()) {
+      v1::ReadTokensRequest read;
+      read.set_session_id(acquire.session_id());
+      read.set_begin(known.begin());
+      read.set_end(known.begin() + known.prompt_count() + known.token_count());
+      absl::StatusOr<std::vector<uint32_t>> logged = catalog_->ReadTokens(read, deadline);
+      opened.status = logged.status();
+      if (logged.ok()) opened.logged = *std::move(logged);
+    }
+    return opened;
+  };
+  const auto then = [this, turn](Opened opened) { OnOpened(turn, opened); };
+  if (!RunJob<Opened>(executor_, work, then)) {
+    turn->phase = Phase::kComputed;
+    Fail(*turn, common::WithRetryInfo(absl::ResourceExhaustedError("too many calls to the state store wait"),
+                                      absl::Seconds(1)));
+  }
+}
+
+void TurnManager::Engine::OnOpened(const TurnPtr& turn, const Opened& opened) {
+  Session& session = *turn->session;
+  turn->phase = Phase::kComputed;  // Unless there is something to compute.
+  if (opened.lease.has_value()) {
+    session.leased = true;
+    session.stale = false;
+    session.lease = opened.lease->lease();
+    session.log_branch = opened.lease->log_branch();
+    session.model_fingerprint = opened.lease->session().model_fingerprint();
+    session.durable_length = opened.lease->session().token_count();
+  }
+  absl::Status status = opened.status;
+  if (absl::IsAborted(status)) session.stale = true;
+  if (!status.ok()) return Fail(*turn, StoreError(status));
+  if (turn->stopped) return;
+  if (turn->kind == Kind::kExport) {
+    if (!session.model_fingerprint.empty() && session.model_fingerprint != turn->model->info.fingerprint()) {
+      return Fail(*turn, absl::FailedPreconditionError(absl::StrCat("session \"", session.id,
+                                                                    "\" belongs to the model with fingerprint ",
+                                                                    session.model_fingerprint)));
+    }
+    turn->begin = session.durable_length;
+    return Park(*turn);
+  }
+  session.durable_length = opened.begun.session_tokens();
+  session.model_fingerprint = turn->model->info.fingerprint();
+  status = TakeUp(*turn, opened);
+  if (!status.ok()) return Fail(*turn, status);
+  // A finished turn is only told again. One that has its end but not in the log gets it with the next commit.
+  if (!turn->decided()) Park(*turn);
+}
+
+// Takes over what the log says of the turn.
+absl::Status TurnManager::Engine::TakeUp(Turn& turn, const Opened& opened) {
+  const v1::Turn& known = opened.begun.turn();
+  turn.begin = known.begin();
+  if (opened.begun.existed()) {
+    if (known.prompt_count() != turn.prompt.size() ||
+        !std::equal(turn.prompt.begin(), turn.prompt.end(), opened.logged.begin())) {
+      turn.abandoned = true;
+      return common::InvalidFieldError("request_id", "names a turn with another input");
+    }
+    v1::TurnSpec stored;
+    if (!stored.ParseFromString(known.spec())) {
+      turn.abandoned = true;
+      return absl::DataLossError("the turn's spec in the log cannot be read");
+    }
+    if (absl::Status same = CheckSameSpec(stored, turn.spec); !same.ok()) {
+      turn.abandoned = true;
+      return same;
+    }
+    turn.spec = stored;
+  }
+  turn.answer.emplace(turn.model->tokenizer, turn.spec);
+  for (size_t i = known.prompt_count(); i < opened.logged.size(); ++i) {
+    const size_t generated = i - known.prompt_count();
+    turn.answer->PushLogged(opened.logged[i], generated < known.logprobs_size() ? known.logprobs(generated) : 0.0f);
+  }
+  turn.durable = turn.answer->size();
+  if (known.state() == v1::TURN_STATE_FINISHED) {
+    turn.answer->Finish(known.finish_reason(),
+                        known.has_stop_token_id() ? absl::make_optional(known.stop_token_id()) : absl::nullopt,
+                        known.stop_string());
+    turn.finish_durable = true;
+  }
+  if (turn.resume_from > turn.answer->size()) {
+    return absl::OutOfRangeError(
+        absl::StrCat("resume_from ", turn.resume_from, " is beyond the ", turn.answer->size(), " tokens of the turn"));
+  }
+  turn.sent = turn.resume_from;
+  return absl::OkStatus();
+}
+
+void TurnManager::Engine::RunExclusive(const TurnPtr& turn) {
+  turn->phase = Phase::kOpening;
+  v1::AcquireLeaseRequest acquire;
+  acquire.set_session_id(turn->session_id);
+  acquire.set_holder(options_.router);
+  acquire.set_incarnation(options_.incarnation);
+  ToProto(options_.lease_ttl, acquire.mutable_ttl());
+  const auto work = [this, job = turn->exclusive_job, acquire = std::move(acquire)] {
+    Opened opened;
+    absl::StatusOr<v1::AcquireLeaseResponse> lease = catalog_->AcquireLease(acquire, StoreDeadline());
+    opened.status = lease.status();
+    if (!lease.ok()) return opened;
+    opened.lease = *std::move(lease);
+    opened.status = job(opened.lease->lease());
+    return opened;
+  };
+  const auto then = [this, turn](Opened opened) {
+    Session& session = *turn->session;
+    if (opened.lease.has_value()) {
+      session.leased = true;
+      session.lease = opened.lease->lease();
+    }
+    session.stale = true;
+    if (opened.lease.has_value() && scheduler_ != nullptr) scheduler_->DropWarm(session.id);
+    if (turn->deletes && opened.status.ok()) session.leased = false;  // It went with the session.
+    turn->phase = Phase::kComputed;
+    EndCall(*turn, opened.status.ok() ? opened.status : StoreError(opened.status));
+    turn->stopped = true;
+  };
+  if (!RunJob<Opened>(executor_, work, then)) {
+    turn->phase = Phase::kComputed;
+    Fail(*turn, common::WithRetryInfo(absl::ResourceExhaustedError("too many calls to the state store wait"),
+                                      absl::Seconds(1)));
+  }
+}
+
+void TurnManager::Engine::SweepCommits() {
+  if (commit_running_) return;
+  v1::AppendTokensRequest request;
+  std::vector<CommitResult> results;
+  std::vector<uint64_t> turn_tokens;
+  for (auto& [id, turn] : running_) {
+    if (request.items_size() >= kMaxItemsPerCommit) break;
+    if (!turn->HasLog() || turn->session == nullptr || !turn->session->leased || CommitClean(*turn)) continue;
+    const Answer& answer = *turn->answer;
+    v1::AppendItem& item = *request.add_items();
+    *item.mutable_lease() = turn->session->lease;
+    item.set_request_id(turn->request_id);
+    item.set_expected_length(turn->begin + turn->prompt.size() + turn->durable);
+    item.mutable_token_ids()->Add(answer.ids().begin() + turn->durable, answer.ids().end());
+    item.mutable_logprobs()->Add(answer.logprobs().begin() + turn->durable, answer.logprobs().end());
+    if (answer.finished()) {
+      item.set_finish_reason(answer.reason());
+      if (answer.stop_token_id().has_value()) item.set_stop_token_id(*answer.stop_token_id());
+      item.set_stop_string(answer.stop_string());
+    }
+    CommitResult& result = results.emplace_back();
+    result.turn_id = id;
+    result.tokens = answer.size() - turn->durable;
+    result.finish = answer.finished();
+    turn_tokens.push_back(turn->durable);
+    turn->committing = true;
+  }
+  if (results.empty()) return;
+  commit_running_ = true;
+  using Committed = std::pair<std::vector<CommitResult>, absl::Duration>;
+  const auto work = [this, request = std::move(request), results = std::move(results),
+                     turn_tokens = std::move(turn_tokens)]() mutable {
+    const absl::Time begin = absl::Now();
+    const std::vector<absl::Status> statuses = Commit(request, turn_tokens);
+    for (size_t i = 0; i < results.size(); ++i) results[i].status = statuses[i];
+    return Committed(results, absl::Now() - begin);
+  };
+  // The committer is idle, so its queue has room.
+  RunJob<Committed>(committer_, work, [this](Committed committed) { OnCommitted(committed.first, committed.second); });
+}
+
+std::vector<absl::Status> TurnManager::Engine::Commit(const v1::AppendTokensRequest& request,
+                                                      const std::vector<uint64_t>& turn_tokens) {
+  const absl::Time deadline = StoreDeadline();
+  absl::Duration backoff = kMinCommitBackoff;
+  std::vector<absl::Status> statuses(request.items_size(), absl::UnknownError("not tried"));
+  bool retried = false;
+  while (true) {
+    const absl::StatusOr<v1::AppendTokensResponse> response =
+        catalog_->AppendTokens(request, std::min(deadline, absl::Now() + kCommitAttempt));
+    if (response.ok() && response->statuses_size() == request.items_size()) {
+      for (int i = 0; i < request.items_size(); ++i) {
+        statuses[i] = common::FromStatusProto(response->statuses(i));
+        // The first attempt may have gone through although its answer was lost.
+        if (retried && !statuses[i].ok() && WhetherAppended(request.items(i), turn_tokens[i]).ok()) {
+          statuses[i] = absl::OkStatus();
+        }
+      }
+      return statuses;
+    }
+    const absl::Status status =
+        response.ok() ? absl::InternalError("AppendTokens: as many statuses as items expected") : response.status();
+    if (!MayHaveHappened(status) || absl::Now() + backoff >= deadline || stopping_) {
+      std::fill(statuses.begin(), statuses.end(), status);
+      return statuses;
+    }
+    retried = true;
+    absl::SleepFor(backoff);
+    backoff = std::min(2 * backoff, kMaxCommitBackoff);
+  }
+}
+
+absl::Status TurnManager::Engine::WhetherAppended(const v1::AppendItem& item, uint64_t turn_tokens) {
+  v1::BeginTurnRequest request;  // Of a known turn: only reads it.
+  *request.mutable_lease() = item.lease();
+  request.set_request_id(item.request_id());
+  if (const std::shared_ptr<const ServingModel> served = model()) {
+    request.set_model_fingerprint(served->info.fingerprint());
+  }
+  const absl::StatusOr<v1::BeginTurnResponse> response = catalog_->BeginTurn(request, StoreDeadline());
+  if (!response.ok()) return response.status();
+  const bool ended = response->turn().state() == v1::TURN_STATE_FINISHED;
+  const bool wants_end = item.finish_reason() != v1::FINISH_REASON_UNSPECIFIED;
+  if (response->existed() && response->turn().token_count() == turn_tokens + item.token_ids_size() &&
+      ended == wants_end) {
+    return absl::OkStatus();
+  }
+  return absl::AbortedError("the tokens are not in the log");
+}
+
+void TurnManager::Engine::OnCommitted(const std::vector<CommitResult>& results, absl::Duration took) {
+  commit_running_ = false;
+  metrics_->store_commit_seconds.Observe(absl::ToDoubleSeconds(took));
+  for (const CommitResult& result : results) {
+    const auto it = running_.find(result.turn_id);
+    if (it == running_.end()) continue;
+    const TurnPtr turn = it->second;
+    turn->committing = false;
+    Session& session = *turn->session;  // Kept while its turn is committing.
+    if (result.status.ok()) {
+      turn->durable += result.tokens;
+      if (result.finish) {
+        turn->finish_durable = true;
+        metrics_->CountFinish(turn->answer->reason());
+      }
+      session.durable_length = turn->begin + turn->prompt.size() + turn->durable;
+      continue;
+    }
+    common::LogWarning("commit_failed", {{"status", result.status}});
+    // What is not in the log has never been: neither slot nor snapshot may hold it.
+    turn->abandoned = true;
+    session.stale = true;
+    Fail(*turn, StoreError(result.status));
+    if (turn->sequence != 0) RemoveSequence(*turn);
+    if (scheduler_ != nullptr) scheduler_->DropWarm(session.id);
+    std::vector<std::string> beyond;
+    for (const auto& [id, save] : saves_) {
+      if (save.session_id == session.id && save.position > session.durable_length) beyond.push_back(id);
+    }
+    for (const std::string& id : beyond) EndSave(id, absl::AbortedError("its tokens are not in the log"));
+  }
+}
+
+v1::SnapshotManifest TurnManager::Engine::ManifestOf(const PendingSave& save) {
+  v1::SnapshotManifest manifest;
+  manifest.set_snapshot_id(save.snapshot_id);
+  manifest.set_session_id(save.session_id);
+  manifest.set_position(save.position);
+  manifest.set_model_fingerprint(save.model_fingerprint);
+  std::vector<v1::RecordInfo> records = save.records;
+  std::sort(records.begin(), records.end(),
+            [](const v1::RecordInfo& a, const v1::RecordInfo& b) { return a.layer() < b.layer(); });
+  for (const v1::RecordInfo& record : records) *manifest.add_records() = record;
+  return manifest;
+}
+
+void TurnManager::Engine::SweepSaves() {
+  const absl::Time now = absl::Now();
+  std::vector<std::pair<std::string, absl::Status>> over;
+  for (auto& [id, save] : saves_) {
+    if (save.committing) continue;
+    if (now >= save.deadline) {
+      over.emplace_back(id, absl::DeadlineExceededError("the snapshot took too long"));
+      continue;
+    }
+    if (save.answers_left > 0) continue;
+    if (!save.status.ok()) {
+      over.emplace_back(id, save.status);
+      continue;
+    }
+    const Session& session = sessions_.at(save.session_id);
+    if (!session.leased) {
+      over.emplace_back(id, absl::AbortedError("the lease is lost"));
+      continue;
+    }
+    if (session.durable_length < save.position) continue;  // The log comes first.
+    v1::CommitSnapshotRequest request;
+    *request.mutable_lease() = session.lease;
+    request.set_log_branch(session.log_branch);
+    *request.mutable_manifest() = ManifestOf(save);
+    save.committing = RunJob<absl::Status>(
+        executor_,
+        [this, request = std::move(request)] { return catalog_->CommitSnapshot(request, StoreDeadline()).status(); },
+        [this, id = id](absl::Status status) { OnManifest(id, status); });
+  }
+  for (const auto& [id, status] : over) EndSave(id, status);
+}
+
+void TurnManager::Engine::OnManifest(const std::string& snapshot_id, const absl::Status& status) {
+  const auto it = saves_.find(snapshot_id);
+  if (it == saves_.end()) return;
+  const auto turn = running_.find(it->second.turn_id);
+  if (turn != running_.end() && turn->second->export_snapshot == snapshot_id) {
+    // The records are there whether or not the manifest could be committed (of an empty session, for instance).
+    const TurnPtr exporting = turn->second;
+    if (auto done = std::exchange(exporting->export_done, nullptr)) {
+      done(TurnManager::ExportedState{ManifestOf(it->second), plan_.state_layout});
+    }
+  }
+  EndSave(snapshot_id, status);
+}
+
+void TurnManager::Engine::EndSave(const std::string& snapshot_id, const absl::Status& status) {
+  const auto it = saves_.find(snapshot_id);
+  if (it == saves_.end()) return;
+  const PendingSave save = it->second;
+  saves_.erase(it);
+  --sessions_.at(save.session_id).saves;
+  (status.ok() ? metrics_->snapshots_committed : metrics_->snapshots_failed).Increment();
+  if (!status.ok()) {
+    common::LogWarning("snapshot_failed",
+                       {{"session", save.session_id}, {"position", save.position}, {"status", status}});
+  }
+  const auto turn = running_.find(save.turn_id);
+  if (turn == running_.end()) return;
+  const TurnPtr owner = turn->second;
+  --owner->saves;
+  if (owner->export_snapshot != snapshot_id) return;
+  owner->export_snapshot.clear();
+  if (owner->export_done != nullptr) return Fail(*owner, status);
+  EndCall(*owner, absl::OkStatus());
+  if (owner->phase == Phase::kRunning) SaveAndRetire(*owner);
+}
+
+void TurnManager::Engine::SweepSessions() {
+  for (auto it = sessions_.begin(); it != sessions_.end();) {
+    Session& session = it->second;
+    if (session.turn != nullptr || session.next != nullptr || session.saves > 0 || session.releasing) {
+      ++it;
+      continue;
+    }
+    if (!session.leased) {
+      it = sessions_.erase(it);
+      continue;
+    }
+    v1::ReleaseLeaseRequest request;
+    *request.mutable_lease() = session.lease;
+    session.releasing = RunJob<absl::Status>(
+        executor_,
+        [this, request = std::move(request)] { return catalog_->ReleaseLease(request, StoreDeadline()).status(); },
+        [this, id = session.id](absl::Status) {
+          // Whether or not the store heard of it: the lease ends by itself.
+          const auto released = sessions_.find(id);
+          if (released == sessions_.end()) return;
+          released->second.releasing = false;
+          released->second.leased = false;
+        });
+    ++it;
+  }
+}
+
+void TurnManager::Engine::SweepLeases() {
+  if (renew_running_ || absl::Now() < next_renewal_) return;
+  next_renewal_ = absl::Now() + options_.lease_ttl / 3;
+  v1::RenewLeasesRequest request;
+  ToProto(options_.lease_ttl, request.mutable_ttl());
+  for (const auto& [id, session] : sessions_) {
+    if (session.leased && !session.releasing) *request.add_leases() = session.lease;
+  }
+  if (request.leases().empty()) return;
+  using Renewed = absl::StatusOr<v1::RenewLeasesResponse>;
+  renew_running_ = RunJob<Renewed>(
+      executor_, [this, request = std::move(request)] { return catalog_->RenewLeases(request, StoreDeadline()); },
+      [this](Renewed renewed) {
+        renew_running_ = false;
+        if (!renewed.ok()) return;  // Tried again soon; until then writes say whether the lease still holds.
+        for (const v1::Lease& lost : renewed->lost()) {
+          const auto it = sessions_.find(lost.session_id());
+          if (it == sessions_.end() || it->second.lease.fencing_token() != lost.fencing_token()) continue;
+          if (it->second.releasing || !it->second.leased) continue;
+          common::LogWarning("lease_lost", {{"session", lost.session_id()}});
+          it->second.leased = false;
+          if (scheduler_ != nullptr) scheduler_->DropWarm(lost.session_id());
+          if (it->second.turn == nullptr) continue;
+          const TurnPtr turn = it->second.turn;
+          turn->abandoned = true;
+          Fail(*turn, common::WithRetryInfo(absl::AbortedError("another router has taken over the session"),
+                                            absl::Seconds(1)));
+        }
+      });
+}
+
+}  // namespace rwkv::router

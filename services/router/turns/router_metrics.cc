@@ -1,0 +1,133 @@
+#include "services/router/turns/router_metrics.h"
+
+#include <string>
+
+namespace rwkv::router {
+namespace {
+
+using common::Metrics;
+
+// Every code has one word, so that the label's values are a closed set.
+std::string Cause(absl::StatusCode code) {
+  switch (code) {
+    case absl::StatusCode::kInvalidArgument:
+    case absl::StatusCode::kOutOfRange:
+      return "bad_request";
+    case absl::StatusCode::kNotFound:
+      return "not_found";
+    case absl::StatusCode::kFailedPrecondition:
+    case absl::StatusCode::kUnimplemented:
+      return "unsupported";
+    case absl::StatusCode::kPermissionDenied:
+    case absl::StatusCode::kUnauthenticated:
+      return "denied";
+    case absl::StatusCode::kAborted:
+    case absl::StatusCode::kAlreadyExists:
+      return "conflict";
+    case absl::StatusCode::kResourceExhausted:
+      return "overload";
+    case absl::StatusCode::kUnavailable:
+      return "unavailable";
+    case absl::StatusCode::kDeadlineExceeded:
+    case absl::StatusCode::kCancelled:
+      return "client_gone";
+    case absl::StatusCode::kDataLoss:
+      return "data_loss";
+    default:
+      return "internal";
+  }
+}
+
+constexpr absl::StatusCode kCodes[] = {
+    absl::StatusCode::kInvalidArgument,  absl::StatusCode::kNotFound,  absl::StatusCode::kFailedPrecondition,
+    absl::StatusCode::kPermissionDenied, absl::StatusCode::kAborted,   absl::StatusCode::kResourceExhausted,
+    absl::StatusCode::kUnavailable,      absl::StatusCode::kCancelled, absl::StatusCode::kDataLoss,
+    absl::StatusCode::kInternal,
+};
+
+std::string Reason(v1::FinishReason reason) {
+  switch (reason) {
+    case v1::FINISH_REASON_LENGTH:
+      return "length";
+    case v1::FINISH_REASON_STOP_TOKEN:
+      return "stop_token";
+    case v1::FINISH_REASON_STOP_STRING:
+      return "stop_string";
+    default:
+      return "cancelled";
+  }
+}
+
+prometheus::Counter& Errors(Metrics* metrics, absl::StatusCode code) {
+  return metrics->Counter("rwkv_router_errors_total", "Calls that ended with an error, by cause.",
+                          {{"cause", Cause(code)}});
+}
+
+prometheus::Counter& Finishes(Metrics* metrics, v1::FinishReason reason) {
+  return metrics->Counter("rwkv_router_turns_finished_total", "Turns that finished, by reason.",
+                          {{"reason", Reason(reason)}});
+}
+
+prometheus::Counter& Tokens(Metrics* metrics, const std::string& kind) {
+  return metrics->Counter("rwkv_router_tokens_total",
+                          "Tokens: fed as input, generated, or reused from a slot or snapshot instead of being fed.",
+                          {{"kind", kind}});
+}
+
+prometheus::Gauge& Slots(Metrics* metrics, const std::string& state) {
+  return metrics->Gauge("rwkv_router_slots", "Slots of the pipeline by state.", {{"state", state}});
+}
+
+prometheus::Counter& Snapshots(Metrics* metrics, const std::string& result) {
+  return metrics->Counter("rwkv_router_snapshots_total",
+                          "Snapshots: committed, failed on the way, or dropped because they could not be read.",
+                          {{"result", result}});
+}
+
+}  // namespace
+
+RouterMetrics::RouterMetrics(Metrics* metrics)
+    : ttft_seconds(metrics->Histogram("rwkv_router_ttft_seconds", "Arrival of a request to its first token leaving.",
+                                      Metrics::LatencyBuckets())),
+      inter_token_seconds(metrics->Histogram("rwkv_router_inter_token_seconds",
+                                             "Time between two tokens of a turn coming from the pipeline.",
+                                             Metrics::LatencyBuckets())),
+      queue_seconds(metrics->Histogram("rwkv_router_queue_seconds",
+                                       "Arrival of a request to its first rows leaving for the pipeline.",
+                                       Metrics::LatencyBuckets())),
+      batch_rows(metrics->Histogram("rwkv_router_batch_rows", "Rows of a step.", Metrics::CountBuckets())),
+      store_commit_seconds(metrics->Histogram("rwkv_router_store_commit_seconds",
+                                              "One group commit of tokens to the state store, retries included.",
+                                              Metrics::LatencyBuckets())),
+      waiting_turns(metrics->Gauge("rwkv_router_waiting_turns", "Requests that wait to be started.")),
+      running_turns(metrics->Gauge("rwkv_router_running_turns", "Requests that were started and have not ended.")),
+      microbatches_in_flight(metrics->Gauge("rwkv_router_microbatches_in_flight", "Steps in the pipeline.")),
+      slots_used(Slots(metrics, "used")),
+      slots_warm(Slots(metrics, "warm")),
+      slots_free(Slots(metrics, "free")),
+      prompt_tokens(Tokens(metrics, "prompt")),
+      generated_tokens(Tokens(metrics, "generated")),
+      reused_tokens(Tokens(metrics, "reused")),
+      recovered_turns(metrics->Counter("rwkv_router_recovered_turns_total",
+                                       "Turns that went on after the epoch they ran in was lost.")),
+      epochs(metrics->Counter("rwkv_router_epochs_total", "Epochs that opened.")),
+      epochs_lost(metrics->Counter("rwkv_router_epochs_lost_total", "Epochs that ended other than by a shutdown.")),
+      snapshots_committed(Snapshots(metrics, "committed")),
+      snapshots_failed(Snapshots(metrics, "failed")),
+      snapshots_dropped(Snapshots(metrics, "dropped")),
+      metrics_(metrics) {
+  // All label values exist from the start, so that a rate over them is never a gap.
+  for (const absl::StatusCode code : kCodes) Errors(metrics_, code);
+  for (const v1::FinishReason reason : {v1::FINISH_REASON_LENGTH, v1::FINISH_REASON_STOP_TOKEN,
+                                        v1::FINISH_REASON_STOP_STRING, v1::FINISH_REASON_CANCELLED}) {
+    Finishes(metrics_, reason);
+  }
+}
+
+void RouterMetrics::CountError(const absl::Status& status) {
+  if (!status.ok()) Errors(metrics_, status.code()).Increment();
+}
+
+void RouterMetrics::CountFinish(v1::FinishReason reason) { Finishes(metrics_, reason).Increment(); }
+
+}  // namespace rwkv::router

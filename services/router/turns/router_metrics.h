@@ -1,0 +1,48 @@
+// The router's metrics. Handles are resolved once; labels come from closed sets.
+#pragma once
+
+#include "absl/status/status.h"
+#include "prometheus/counter.h"
+#include "prometheus/gauge.h"
+#include "prometheus/histogram.h"
+#include "rwkv/v1/common.pb.h"
+#include "services/common/metrics.h"
+
+namespace rwkv::router {
+
+// Thread-safe.
+class RouterMetrics {
+ public:
+  // `metrics` outlives it.
+  explicit RouterMetrics(common::Metrics* metrics);
+
+  // A call ended with this; OK counts nothing.
+  void CountError(const absl::Status& status);
+  void CountFinish(v1::FinishReason reason);
+
+  prometheus::Histogram& ttft_seconds;
+  prometheus::Histogram& inter_token_seconds;
+  prometheus::Histogram& queue_seconds;
+  prometheus::Histogram& batch_rows;
+  prometheus::Histogram& store_commit_seconds;
+  prometheus::Gauge& waiting_turns;
+  prometheus::Gauge& running_turns;
+  prometheus::Gauge& microbatches_in_flight;
+  prometheus::Gauge& slots_used;
+  prometheus::Gauge& slots_warm;
+  prometheus::Gauge& slots_free;
+  prometheus::Counter& prompt_tokens;
+  prometheus::Counter& generated_tokens;
+  prometheus::Counter& reused_tokens;
+  prometheus::Counter& recovered_turns;
+  prometheus::Counter& epochs;
+  prometheus::Counter& epochs_lost;
+  prometheus::Counter& snapshots_committed;
+  prometheus::Counter& snapshots_failed;
+  prometheus::Counter& snapshots_dropped;
+
+ private:
+  common::Metrics* const metrics_;  // Not owned.
+};
+
+}  // namespace rwkv::router

@@ -1,0 +1,173 @@
+// What the engine knows of one call and of one session. Plain data, owned by the engine's thread.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "absl/types/optional.h"
+#include "rwkv/v1/common.pb.h"
+#include "rwkv/v1/generation.pb.h"
+#include "rwkv/v1/state_store.pb.h"
+#include "rwkv/v1/turn_spec.pb.h"
+#include "services/router/scheduler/scheduler.h"
+#include "services/router/turns/answer.h"
+#include "services/router/turns/response_stream.h"
+#include "services/router/turns/serving_model.h"
+#include "services/router/turns/turn_manager.h"
+
+namespace rwkv::router {
+
+struct Session;
+
+// One call. A kGenerate with a session is a turn in the word's narrow sense; the others share its way through the
+// pipeline.
+struct Turn {
+  enum class Kind {
+    kGenerate,
+    kScore,
+    kLogits,
+    kExport,     // Feeds what the log has beyond the newest snapshot, and saves.
+    kExclusive,  // Holds the session's lease for a job that changes the log; no slot.
+  };
+
+  // Where it stands with the pipeline.
+  enum class Phase {
+    kWaiting,    // Not started: too many run, or the session is busy closing.
+    kOpening,    // The lease, the log: on the executor.
+    kParked,     // No pipeline, or not before `not_before`.
+    kLocating,   // Which snapshot: on the executor.
+    kAttaching,  // In the scheduler, without a slot on every stage.
+    kRunning,    // In the scheduler; can be fed.
+    kComputed,   // Nothing left to compute: commits and messages may be.
+  };
+
+  uint64_t id = 0;
+  Kind kind = Kind::kGenerate;
+  Phase phase = Phase::kWaiting;
+  absl::Time arrival;
+  std::shared_ptr<const ServingModel> model;
+  std::string session_id;
+  Session* session = nullptr;  // From its start until it lets the session go.
+
+  // What was asked for.
+  std::string request_id;
+  bool named = false;                   // The client gave the request_id.
+  std::vector<uint32_t> prompt;         // kScore: without the last token.
+  std::vector<uint32_t> score_targets;  // kScore: the token after each of them.
+  v1::TurnSpec spec;
+  uint64_t resume_from = 0;
+
+  // Where messages go; null once closed.
+  CallId call = 0;
+  std::shared_ptr<ResponseStream<v1::GenerateResponse>> stream;
+  std::shared_ptr<ResponseStream<v1::LogitsResponse>> logits_stream;
+  std::function<void(absl::StatusOr<v1::ScoreResponse>)> score_done;
+  std::function<void(absl::StatusOr<TurnManager::ExportedState>)> export_done;
+  std::function<absl::Status(const v1::Lease&)> exclusive_job;
+  std::function<void(absl::Status)> exclusive_done;
+  bool deletes = false;
+
+  // Positions in the session's log (from 0 without a session): [begin, begin + prompt) is the input, then the answer.
+  uint64_t begin = 0;
+  absl::optional<Answer> answer;  // From the opening on.
+  bool stopped = false;           // Ends without an end in the log: client gone, or an error.
+
+  // The log.
+  uint64_t durable = 0;         // Generated tokens that are committed.
+  bool finish_durable = false;  // So is the end.
+  bool abandoned = false;       // A commit failed for good: what is not durable is forgotten.
+  bool committing = false;      // Part of the commit that is on its way.
+
+  // The stream.
+  uint64_t sent = 0;            // Index of the next token to send.
+  bool waits_for_room = false;  // The stream is full and will say when it is not.
+  absl::Time stalled_since = absl::InfiniteFuture();
+  size_t stalled_at = 0;  // Messages in the stream when it was looked at last.
+
+  // The pipeline.
+  SequenceId sequence = 0;  // 0: not in the scheduler.
+  absl::optional<SequenceId> warm_source;
+  v1::SnapshotManifest snapshot;  // To attach from; snapshot_id empty: none.
+  uint64_t attach_position = 0;
+  int attach_answers_left = 0;
+  absl::Time attach_since = absl::InfiniteFuture();
+  int attempts = 0;                      // Attaches that failed in a row.
+  bool no_warm = false;                  // A warm slot turned out not to be.
+  bool no_snapshot = false;              // None can be used: start fresh.
+  uint64_t snapshot_limit = UINT64_MAX;  // Snapshots beyond it turned out unusable.
+  absl::Time parked_since;
+  absl::Time not_before = absl::InfinitePast();
+  std::vector<uint32_t> tail;   // The log's tokens [attach_position, begin), until they are fed.
+  bool tail_pending = false;    // Being read.
+  uint64_t fed_end = 0;         // The scheduler was given everything before this position.
+  uint64_t planned_end = 0;     // Everything before this position is in commands.
+  uint64_t done_end = 0;        // Everything before this position has come back.
+  uint64_t saved_position = 0;  // Of the last snapshot asked for, or attached from.
+  int saves = 0;                // Snapshots asked for and not yet there, or failed.
+  bool attached_once = false;   // What was reused is known.
+
+  // Results.
+  std::vector<float> scores;
+  uint64_t logits_received = 0;  // Rows.
+  std::string export_snapshot;   // Its id while it is being saved.
+  uint64_t reused_tokens = 0;
+  absl::optional<absl::Time> first_rows;
+  absl::optional<absl::Time> first_token;
+  absl::optional<absl::Time> last_token;
+
+  bool HasLog() const { return kind == Kind::kGenerate && !session_id.empty(); }
+  bool decided() const { return answer.has_value() && answer->finished(); }
+  bool Streaming() const {
+    return stream != nullptr || logits_stream != nullptr || score_done != nullptr || export_done != nullptr ||
+           exclusive_done != nullptr;
+  }
+  // All tokens that are known: those to be fed.
+  uint64_t KnownEnd() const { return begin + prompt.size() + (answer.has_value() ? answer->size() : 0); }
+  uint32_t TokenAt(uint64_t position) const {
+    if (position < begin) return tail[position - attach_position];
+    const uint64_t i = position - begin;
+    return i < prompt.size() ? prompt[i] : answer->ids()[i - prompt.size()];
+  }
+  // The token after the last known one is wanted.
+  bool WantsToken() const {
+    return kind == Kind::kGenerate && !stopped && answer.has_value() && !answer->finished() && spec.max_tokens() > 0;
+  }
+};
+
+// A session that this router holds, or is about to hold, the lease of.
+struct Session {
+  std::string id;
+  bool leased = false;
+  bool stale = false;      // The log may have changed under the lease: read it again.
+  bool releasing = false;  // On the executor.
+  bool deleted = false;
+  v1::Lease lease;
+  std::string log_branch;
+  std::string model_fingerprint;
+  uint64_t durable_length = 0;  // Of the log, as far as this router knows.
+  std::shared_ptr<Turn> turn;   // The one that has the session.
+  std::shared_ptr<Turn> next;   // One that waits for it to close.
+  int saves = 0;                // Snapshots that are not committed yet.
+};
+
+// A snapshot between SaveCommand and its manifest.
+struct PendingSave {
+  std::string snapshot_id;
+  std::string session_id;
+  std::string model_fingerprint;
+  uint64_t turn_id = 0;
+  uint64_t position = 0;
+  int answers_left = 0;
+  absl::Status status;
+  std::vector<v1::RecordInfo> records;
+  absl::Time deadline;
+  bool committing = false;
+};
+
+}  // namespace rwkv::router

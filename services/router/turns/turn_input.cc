@@ -1,0 +1,198 @@
+#include "services/router/turns/turn_input.h"
+
+#include <google/protobuf/util/message_differencer.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/base/status_macros.h"
+#include "services/common/grpc_status.h"
+#include "services/common/sampling/sampling_params.h"
+#include "services/tokenizer/stream_decoder.h"
+
+namespace rwkv::router {
+namespace {
+
+using common::InvalidFieldError;
+
+absl::Status NeedsTokenizer(absl::string_view field, const ServingModel& model) {
+  return absl::FailedPreconditionError(absl::StrCat(field, ": the model \"", model.info.name(), "\" (",
+                                                    model.info.vocab_size(),
+                                                    " ids) has no known tokenizer; send token ids"));
+}
+
+absl::Status CheckTokens(absl::string_view field, absl::Span<const uint32_t> ids, const ServingModel& model) {
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (ids[i] < static_cast<uint32_t>(model.info.vocab_size())) continue;
+    return InvalidFieldError(
+        absl::StrCat(field, "[", i, "]"),
+        absl::StrCat("token id ", ids[i], " is not below the model's vocabulary of ", model.info.vocab_size()));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+size_t FindInvalidUtf8(absl::string_view text) {
+  // Grown in doubling pieces and then bisected would be clever; a decoder pass is linear and short.
+  size_t i = 0;
+  const auto byte = [&text](size_t at) { return at < text.size() ? static_cast<unsigned char>(text[at]) : 0u; };
+  while (i < text.size()) {
+    const unsigned lead = byte(i);
+    size_t length = 0;
+    if (lead < 0x80) {
+      length = 1;
+    } else if (lead >= 0xc2 && lead <= 0xdf) {
+      length = 2;
+    } else if (lead >= 0xe0 && lead <= 0xef) {
+      length = 3;
+    } else if (lead >= 0xf0 && lead <= 0xf4) {
+      length = 4;
+    } else {
+      return i;
+    }
+    if (!tokenizer::IsValidUtf8(text.substr(i, length)) || i + length > text.size()) return i;
+    i += length;
+  }
+  return absl::string_view::npos;
+}
+
+absl::Status UnparsableRequest(absl::string_view message_name, absl::string_view text) {
+  const size_t offset = FindInvalidUtf8(text);
+  if (offset != absl::string_view::npos) {
+    return InvalidFieldError("text", absl::StrCat("not valid UTF-8 at byte ", offset));
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("the message is not a rwkv.v1.", message_name, ", or one of its strings is not valid UTF-8"));
+}
+
+absl::Status CheckSessionId(absl::string_view field, absl::string_view id) {
+  if (id.empty() || id.size() > kMaxIdBytes) {
+    return InvalidFieldError(field, absl::StrCat("has ", id.size(), " bytes; 1 to ", kMaxIdBytes, " are allowed"));
+  }
+  for (size_t i = 0; i < id.size(); ++i) {
+    const char c = id[i];
+    if (absl::ascii_isalnum(c) || c == '.' || c == '_' || c == '-' || c == ':') continue;
+    return InvalidFieldError(field, absl::StrCat("byte ", i, " is not one of A-Z a-z 0-9 . _ - :"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckModel(absl::string_view name, const ServingModel& model) {
+  if (name.empty() || name == model.info.name() || name == model.info.fingerprint()) return absl::OkStatus();
+  return absl::NotFoundError(absl::StrCat("no model \"", name.substr(0, kMaxIdBytes),
+                                          "\" is served here; the one that is: \"", model.info.name(),
+                                          "\" (fingerprint ", model.info.fingerprint(), ")"));
+}
+
+absl::Status CheckRequest(const v1::GenerateRequest& request) {
+  if (!request.session_id().empty()) RWKV_RETURN_IF_ERROR(CheckSessionId("session_id", request.session_id()));
+  if (request.request_id().size() > kMaxIdBytes) {
+    return InvalidFieldError("request_id",
+                             absl::StrCat("has ", request.request_id().size(), " bytes; at most ", kMaxIdBytes));
+  }
+  if (!request.request_id().empty() && request.session_id().empty()) {
+    return InvalidFieldError("request_id", "needs a session_id");
+  }
+  if (request.resume_from() > 0 && request.request_id().empty()) {
+    return InvalidFieldError("resume_from", "needs a request_id");
+  }
+  switch (request.input_case()) {
+    case v1::GenerateRequest::kText:
+      if (request.text().empty()) return InvalidFieldError("text", "is empty");
+      if (const size_t at = FindInvalidUtf8(request.text()); at != absl::string_view::npos) {
+        return InvalidFieldError("text", absl::StrCat("not valid UTF-8 at byte ", at));
+      }
+      break;
+    case v1::GenerateRequest::kTokens:
+      if (request.tokens().ids().empty()) return InvalidFieldError("tokens.ids", "is empty");
+      break;
+    case v1::GenerateRequest::INPUT_NOT_SET:
+      return InvalidFieldError("input", "is missing: give text or tokens");
+  }
+  if (request.stop_size() > kMaxStopStrings) {
+    return InvalidFieldError("stop", absl::StrCat(request.stop_size(), " strings; at most ", kMaxStopStrings));
+  }
+  for (int i = 0; i < request.stop_size(); ++i) {
+    if (request.stop(i).empty() || request.stop(i).size() > kMaxStopBytes) {
+      return InvalidFieldError(
+          absl::StrCat("stop[", i, "]"),
+          absl::StrCat("has ", request.stop(i).size(), " bytes; 1 to ", kMaxStopBytes, " are allowed"));
+    }
+  }
+  if (request.stop_token_ids_size() > kMaxStopTokenIds) {
+    return InvalidFieldError("stop_token_ids",
+                             absl::StrCat(request.stop_token_ids_size(), " ids; at most ", kMaxStopTokenIds));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<uint32_t>> MakeTokens(const std::string* text, const v1::TokenList* tokens,
+                                                 const ServingModel& model, const InputLimits& limits) {
+  std::vector<uint32_t> ids;
+  if (text != nullptr) {
+    if (text->empty()) return InvalidFieldError("text", "is empty");
+    if (const size_t at = FindInvalidUtf8(*text); at != absl::string_view::npos) {
+      return InvalidFieldError("text", absl::StrCat("not valid UTF-8 at byte ", at));
+    }
+    if (model.tokenizer == nullptr) return NeedsTokenizer("text", model);
+    ids = model.tokenizer->Encode(*text);
+  } else if (tokens != nullptr) {
+    ids.assign(tokens->ids().begin(), tokens->ids().end());
+    if (ids.empty()) return InvalidFieldError("tokens.ids", "is empty");
+  } else {
+    return InvalidFieldError("input", "is missing: give text or tokens");
+  }
+  const absl::string_view field = text != nullptr ? "text" : "tokens.ids";
+  if (static_cast<int64_t>(ids.size()) > limits.max_prompt_tokens) {
+    return InvalidFieldError(field,
+                             absl::StrCat(ids.size(), " tokens; at most ", limits.max_prompt_tokens, " are allowed"));
+  }
+  RWKV_RETURN_IF_ERROR(CheckTokens(field, ids, model));
+  return ids;
+}
+
+absl::StatusOr<TurnInput> MakeTurnInput(const v1::GenerateRequest& request, const ServingModel& model,
+                                        const InputLimits& limits, uint64_t drawn_seed) {
+  RWKV_RETURN_IF_ERROR(CheckRequest(request));
+  RWKV_RETURN_IF_ERROR(CheckModel(request.model(), model));
+  TurnInput input;
+  input.session_id = request.session_id();
+  input.request_id = request.request_id();
+  input.resume_from = request.resume_from();
+  RWKV_ASSIGN_OR_RETURN(input.tokens, MakeTokens(request.has_text() ? &request.text() : nullptr,
+                                                 request.has_tokens() ? &request.tokens() : nullptr, model, limits));
+  if (request.stop_size() > 0 && model.tokenizer == nullptr) return NeedsTokenizer("stop", model);
+  const std::vector<uint32_t> stop_ids(request.stop_token_ids().begin(), request.stop_token_ids().end());
+  RWKV_RETURN_IF_ERROR(CheckTokens("stop_token_ids", stop_ids, model));
+  const uint32_t max_tokens = request.has_max_tokens() ? request.max_tokens() : kDefaultMaxTokens;
+  if (max_tokens > limits.max_generated_tokens) {
+    return InvalidFieldError("max_tokens",
+                             absl::StrCat(max_tokens, "; at most ", limits.max_generated_tokens, " are allowed"));
+  }
+  const absl::StatusOr<common::SamplingParams> sampling =
+      common::SamplingParams::Create(request.sampling(), model.info.vocab_size(), model.banned_token_ids);
+  if (!sampling.ok()) return sampling.status();
+
+  input.spec.set_max_tokens(max_tokens);
+  *input.spec.mutable_sampling() = common::CompleteSampling(request.sampling(), drawn_seed);
+  input.spec.set_seed_drawn(!request.sampling().has_seed());
+  *input.spec.mutable_stop() = request.stop();
+  std::vector<uint32_t> sorted = stop_ids;
+  std::sort(sorted.begin(), sorted.end());
+  sorted.erase(std::unique(sorted.begin(), sorted.end()), sorted.end());
+  input.spec.mutable_stop_token_ids()->Add(sorted.begin(), sorted.end());
+  input.spec.set_ignore_end_of_text(request.ignore_end_of_text());
+  return input;
+}
+
+absl::Status CheckSameSpec(const v1::TurnSpec& stored, const v1::TurnSpec& spec) {
+  v1::TurnSpec wanted = spec;
+  if (stored.seed_drawn() && spec.seed_drawn()) wanted.mutable_sampling()->set_seed(stored.sampling().seed());
+  if (google::protobuf::util::MessageDifferencer::Equals(stored, wanted)) return absl::OkStatus();
+  return InvalidFieldError("request_id", "names a turn with other limits, stops or sampling");
+}
+
+}  // namespace rwkv::router

@@ -1,0 +1,66 @@
+// A GenerateRequest, checked field by field and put into the form in which the log keeps it. Pure functions.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "rwkv/v1/common.pb.h"
+#include "rwkv/v1/generation.pb.h"
+#include "rwkv/v1/turn_spec.pb.h"
+#include "services/router/turns/serving_model.h"
+
+namespace rwkv::router {
+
+struct InputLimits {
+  int64_t max_prompt_tokens = 65536;
+  uint32_t max_generated_tokens = 1 << 20;
+};
+
+inline constexpr uint32_t kDefaultMaxTokens = 256;
+inline constexpr int kMaxStopStrings = 16;
+inline constexpr size_t kMaxStopBytes = 256;
+inline constexpr int kMaxStopTokenIds = 64;
+inline constexpr size_t kMaxIdBytes = 128;
+
+struct TurnInput {
+  std::string session_id;        // Empty: none.
+  std::string request_id;        // Empty: none was given.
+  std::vector<uint32_t> tokens;  // At least one.
+  v1::TurnSpec spec;
+  uint64_t resume_from = 0;
+};
+
+// What can be said without knowing the model. kInvalidArgument names the field.
+absl::Status CheckRequest(const v1::GenerateRequest& request);
+
+// CheckRequest() and the rest. `drawn_seed` is used if the request names none.
+//   kInvalidArgument: a field is wrong (BadRequest names it).  kNotFound: another model.
+//   kFailedPrecondition: it takes a tokenizer and the model has none.
+absl::StatusOr<TurnInput> MakeTurnInput(const v1::GenerateRequest& request, const ServingModel& model,
+                                        const InputLimits& limits, uint64_t drawn_seed);
+
+// kInvalidArgument unless `stored`, the spec of a turn in the log, is what `spec` asks for again. A seed that was drawn
+// is not compared.
+absl::Status CheckSameSpec(const v1::TurnSpec& stored, const v1::TurnSpec& spec);
+
+// The input of Score and Logits.
+absl::StatusOr<std::vector<uint32_t>> MakeTokens(const std::string* text, const v1::TokenList* tokens,
+                                                 const ServingModel& model, const InputLimits& limits);
+
+// kNotFound unless `name` is empty, the model's name or its fingerprint.
+absl::Status CheckModel(absl::string_view name, const ServingModel& model);
+
+// kInvalidArgument unless 1 to 128 of A-Z a-z 0-9 . _ - :
+absl::Status CheckSessionId(absl::string_view field, absl::string_view id);
+
+// Offset of the first byte that does not belong to a well-formed character; npos if all do.
+size_t FindInvalidUtf8(absl::string_view text);
+
+// Why bytes that are no GenerateRequest or ScoreRequest are none, given the bytes of its text.
+absl::Status UnparsableRequest(absl::string_view message_name, absl::string_view text);
+
+}  // namespace rwkv::router

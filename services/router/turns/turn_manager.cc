@@ -1,0 +1,140 @@
+#include "services/router/turns/turn_manager.h"
+
+#include <utility>
+
+#include "absl/strings/str_format.h"
+#include "services/common/grpc_status.h"
+#include "services/router/turns/engine.h"
+#include "services/router/turns/turn.h"
+
+namespace rwkv::router {
+
+TurnManager::TurnManager(const Options& options, Pipeline::Options pipeline_options,
+                         std::vector<std::unique_ptr<worker::WorkerClient>> workers,
+                         state_store::CatalogClient* catalog, const tokenizer::Tokenizer* world, RouterMetrics* metrics,
+                         common::Clock* clock, std::function<uint64_t()> random)
+    : engine_(std::make_unique<Engine>(options, std::move(pipeline_options), std::move(workers), catalog, world,
+                                       metrics, clock, std::move(random))) {}
+
+TurnManager::~TurnManager() = default;
+
+void TurnManager::Start() { engine_->Start(); }
+void TurnManager::Drain(absl::Time deadline) { engine_->Drain(deadline); }
+void TurnManager::Stop() { engine_->Stop(); }
+void TurnManager::Cancel(CallId call) { engine_->Cancel(call); }
+std::shared_ptr<const ServingModel> TurnManager::model() const { return engine_->model(); }
+Pipeline& TurnManager::pipeline() { return engine_->pipeline(); }
+TurnManager::Counts TurnManager::counts() const { return engine_->counts(); }
+bool TurnManager::draining() const { return engine_->draining(); }
+
+absl::StatusOr<std::shared_ptr<const ServingModel>> TurnManager::ModelOrWhyNot() const {
+  if (engine_->draining()) return engine_->DrainingStatus();
+  if (std::shared_ptr<const ServingModel> served = engine_->model()) return served;
+  absl::Status why = engine_->pipeline().state().status;
+  if (why.ok()) why = absl::UnavailableError("the pipeline is just coming up");
+  if (absl::IsUnavailable(why)) why = common::WithRetryInfo(why, absl::Seconds(1));
+  return why;
+}
+
+void TurnManager::Generate(CallId call, const v1::GenerateRequest& request,
+                           std::shared_ptr<ResponseStream<v1::GenerateResponse>> stream) {
+  auto turn = std::make_shared<Turn>();
+  turn->kind = Turn::Kind::kGenerate;
+  turn->call = call;
+  turn->stream = std::move(stream);
+  if (const absl::Status status = CheckRequest(request); !status.ok()) return engine_->Reject(*turn, status);
+  const absl::StatusOr<std::shared_ptr<const ServingModel>> model = ModelOrWhyNot();
+  if (!model.ok()) return engine_->Reject(*turn, model.status());
+  absl::StatusOr<TurnInput> input = MakeTurnInput(request, **model, engine_->options().limits, engine_->Random());
+  if (!input.ok()) return engine_->Reject(*turn, input.status());
+  turn->model = *model;
+  turn->session_id = std::move(input->session_id);
+  turn->named = !input->request_id.empty();
+  turn->request_id = turn->named ? std::move(input->request_id) : absl::StrFormat("auto-%016x", engine_->Random());
+  turn->prompt = std::move(input->tokens);
+  turn->spec = std::move(input->spec);
+  turn->resume_from = input->resume_from;
+  engine_->Submit(std::move(turn));
+}
+
+void TurnManager::Score(CallId call, const v1::ScoreRequest& request,
+                        std::function<void(absl::StatusOr<v1::ScoreResponse>)> done) {
+  auto turn = std::make_shared<Turn>();
+  turn->kind = Turn::Kind::kScore;
+  turn->call = call;
+  turn->score_done = std::move(done);
+  const absl::StatusOr<std::shared_ptr<const ServingModel>> model = ModelOrWhyNot();
+  if (!model.ok()) return engine_->Reject(*turn, model.status());
+  if (const absl::Status status = CheckModel(request.model(), **model); !status.ok()) {
+    return engine_->Reject(*turn, status);
+  }
+  absl::StatusOr<std::vector<uint32_t>> tokens =
+      MakeTokens(request.has_text() ? &request.text() : nullptr, request.has_tokens() ? &request.tokens() : nullptr,
+                 **model, engine_->options().limits);
+  if (!tokens.ok()) return engine_->Reject(*turn, tokens.status());
+  if (tokens->size() == 1) {  // Nothing comes before it.
+    v1::ScoreResponse response;
+    response.add_token_ids(tokens->front());
+    return turn->score_done(std::move(response));
+  }
+  turn->model = *model;
+  turn->score_targets.assign(tokens->begin() + 1, tokens->end());
+  tokens->pop_back();
+  turn->prompt = *std::move(tokens);
+  engine_->Submit(std::move(turn));
+}
+
+void TurnManager::Logits(CallId call, const v1::LogitsRequest& request,
+                         std::shared_ptr<ResponseStream<v1::LogitsResponse>> stream) {
+  auto turn = std::make_shared<Turn>();
+  turn->kind = Turn::Kind::kLogits;
+  turn->call = call;
+  turn->logits_stream = std::move(stream);
+  if (!engine_->options().allow_logits) {
+    return engine_->Reject(*turn, absl::PermissionDeniedError("this router runs without --allow_logits"));
+  }
+  const absl::StatusOr<std::shared_ptr<const ServingModel>> model = ModelOrWhyNot();
+  if (!model.ok()) return engine_->Reject(*turn, model.status());
+  if (const absl::Status status = CheckModel(request.model(), **model); !status.ok()) {
+    return engine_->Reject(*turn, status);
+  }
+  absl::StatusOr<std::vector<uint32_t>> tokens =
+      MakeTokens(nullptr, &request.tokens(), **model, engine_->options().limits);
+  if (!tokens.ok()) return engine_->Reject(*turn, tokens.status());
+  turn->model = *model;
+  turn->prompt = *std::move(tokens);
+  engine_->Submit(std::move(turn));
+}
+
+void TurnManager::Export(CallId call, const std::string& session_id,
+                         std::function<void(absl::StatusOr<ExportedState>)> done) {
+  auto turn = std::make_shared<Turn>();
+  turn->kind = Turn::Kind::kExport;
+  turn->call = call;
+  turn->export_done = std::move(done);
+  turn->session_id = session_id;
+  if (const absl::Status status = CheckSessionId("session_id", session_id); !status.ok()) {
+    return engine_->Reject(*turn, status);
+  }
+  const absl::StatusOr<std::shared_ptr<const ServingModel>> model = ModelOrWhyNot();
+  if (!model.ok()) return engine_->Reject(*turn, model.status());
+  turn->model = *model;
+  engine_->Submit(std::move(turn));
+}
+
+void TurnManager::Exclusive(CallId call, const std::string& session_id, bool deletes,
+                            std::function<absl::Status(const v1::Lease&)> job, std::function<void(absl::Status)> done) {
+  auto turn = std::make_shared<Turn>();
+  turn->kind = Turn::Kind::kExclusive;
+  turn->call = call;
+  turn->deletes = deletes;
+  turn->exclusive_job = std::move(job);
+  turn->exclusive_done = std::move(done);
+  turn->session_id = session_id;
+  if (const absl::Status status = CheckSessionId("session_id", session_id); !status.ok()) {
+    return engine_->Reject(*turn, status);
+  }
+  engine_->Submit(std::move(turn));
+}
+
+}  // namespace rwkv::router

@@ -1,0 +1,130 @@
+// Every call that needs the pipeline or a session's lease, from its arrival to its last message.
+//
+// One thread (event_loop.h) owns all that changes: turns, sessions, the scheduler. gRPC callbacks, the pipeline's
+// readers and the executor's threads only post to it; what blocks (the state store) runs on the executor. After each
+// batch of events the loop sweeps over the running turns: what a turn may do next follows from what it is, not from
+// which event came last.
+//
+// Laws kept here: a token goes to a client only after its commit (T1); a request_id runs once, and a session has one
+// turn at a time (T2); a lost epoch, a restarted store or a returning client changes no token (T3).
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "rwkv/v1/generation.pb.h"
+#include "rwkv/v1/state_store.pb.h"
+#include "rwkv/v1/worker.pb.h"
+#include "services/common/clock.h"
+#include "services/router/pipeline/pipeline.h"
+#include "services/router/turns/response_stream.h"
+#include "services/router/turns/router_metrics.h"
+#include "services/router/turns/serving_model.h"
+#include "services/router/turns/turn_input.h"
+#include "services/state_store/client/state_store_client.h"
+#include "services/tokenizer/tokenizer.h"
+#include "services/worker/client/worker_client.h"
+
+namespace rwkv::router {
+
+// Names a call from NewCall() on.
+using CallId = uint64_t;
+
+// Thread-safe. No public method blocks, but Drain() and Stop().
+class TurnManager {
+ public:
+  struct Options {
+    std::string router;       // --name: the leases' holder.
+    std::string incarnation;  // Unique per start of this router.
+    int max_running = 64;     // Calls that hold or are about to take a slot.
+    int max_waiting = 256;    // Calls that wait to be started.
+    InputLimits limits;
+    bool allow_logits = false;
+    int64_t snapshot_interval_tokens = 1024;  // A running turn is saved about this often. > 0.
+    int64_t max_uncommitted_tokens = 256;     // A turn decodes at most this far ahead of its commits.
+    size_t max_stream_messages = 64;          // Waiting in a client's stream; beyond it the turn pauses.
+    absl::Duration lease_ttl = absl::Seconds(15);
+    absl::Duration store_timeout = absl::Seconds(15);        // Of any store call of a turn, retries included.
+    absl::Duration progress_timeout = absl::Seconds(30);     // Steps in flight and none comes back: the epoch ends.
+    absl::Duration attach_timeout = absl::Seconds(60);       // The same for a slot's attach.
+    absl::Duration save_timeout = absl::Seconds(60);         // A snapshot that is not there by then is given up.
+    absl::Duration outage_timeout = absl::Seconds(60);       // A started turn waits this long for a pipeline.
+    absl::Duration slow_client_timeout = absl::Seconds(30);  // A client that takes nothing for this long is dropped.
+    absl::Duration retry_delay = absl::Milliseconds(200);    // Between two attempts to attach; also told to clients.
+    int executor_threads = 8;
+    absl::Duration tick = absl::Milliseconds(20);
+  };
+
+  struct Counts {
+    int running = 0;
+    int waiting = 0;
+  };
+
+  struct ExportedState {
+    v1::SnapshotManifest manifest;  // At the end of the session's log.
+    std::vector<v1::StateTensor> layout;
+  };
+
+  // All pointers are borrowed and outlive it. `world` may be null. `random` draws seeds and ids; called from any
+  // thread.
+  TurnManager(const Options& options, Pipeline::Options pipeline_options,
+              std::vector<std::unique_ptr<worker::WorkerClient>> workers, state_store::CatalogClient* catalog,
+              const tokenizer::Tokenizer* world, RouterMetrics* metrics, common::Clock* clock,
+              std::function<uint64_t()> random);
+  ~TurnManager();  // Stop().
+  TurnManager(const TurnManager&) = delete;
+  TurnManager& operator=(const TurnManager&) = delete;
+
+  // Connects to the workers.
+  void Start();
+
+  // From now on new calls get kUnavailable; running turns may finish until a little before `deadline`, are then paused
+  // (their clients can resume them at any router) and saved. Blocks until all is done, at most until `deadline`.
+  void Drain(absl::Time deadline);
+
+  // Ends every call with kUnavailable and all threads.
+  void Stop();
+
+  CallId NewCall() { return next_call_.fetch_add(1); }
+
+  // Each ends in stream->Close() or one call of `done`, on any thread, maybe before the method returns.
+  void Generate(CallId call, const v1::GenerateRequest& request,
+                std::shared_ptr<ResponseStream<v1::GenerateResponse>> stream);
+  void Score(CallId call, const v1::ScoreRequest& request, std::function<void(absl::StatusOr<v1::ScoreResponse>)> done);
+  void Logits(CallId call, const v1::LogitsRequest& request,
+              std::shared_ptr<ResponseStream<v1::LogitsResponse>> stream);
+  // Makes sure that there is a snapshot at the end of the session's log.
+  void Export(CallId call, const std::string& session_id, std::function<void(absl::StatusOr<ExportedState>)> done);
+  // Runs `job` on the executor while no turn of the session runs and this router holds its lease; afterwards the
+  // session's warm slots are gone. kAborted: a turn is running. `deletes`: when it is done the session is no more.
+  void Exclusive(CallId call, const std::string& session_id, bool deletes,
+                 std::function<absl::Status(const v1::Lease&)> job, std::function<void(absl::Status)> done);
+
+  // The client is gone, or its deadline has passed. The stream or `done` is not called any more, or for the last time.
+  void Cancel(CallId call);
+
+  // Of the last pipeline; null before the first. What requests are checked against.
+  std::shared_ptr<const ServingModel> model() const;
+  // That model, or why there is none.
+  absl::StatusOr<std::shared_ptr<const ServingModel>> ModelOrWhyNot() const;
+
+  Pipeline& pipeline();
+  Counts counts() const;
+  bool draining() const;
+
+ private:
+  class Engine;
+  std::atomic<CallId> next_call_{1};
+  const std::unique_ptr<Engine> engine_;
+};
+
+}  // namespace rwkv::router
