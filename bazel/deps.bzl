@@ -1,5 +1,6 @@
 """Everything this repository takes from outside, with the reason."""
 
+load("//bazel/rules:abseil_tsan.bzl", "abseil_tsan")
 load("//bazel/rules:pypi.bzl", "pypi_wheel")
 
 # Debian 12 packages, installed by deploy/local/setup.sh and reached through //bazel/third_party only.
@@ -26,6 +27,9 @@ def rwkv_dependencies():
     for name in _NO_OP_REPOSITORIES:
         native.local_repository(name = name, path = "bazel/workspace/" + name)
     native.local_repository(name = "platforms", path = "/usr/share/bazel/platforms")
+
+    # Debian's Abseil, built again for --config=tsan.
+    abseil_tsan(name = "abseil_tsan")
 
     # google.rpc error details: the .proto files, which no Debian package carries. Apache-2.0.
     pypi_wheel(

@@ -73,4 +73,14 @@ def system_library(name, libs = [], deps = [], defines = [], **kwargs):
     )
 
 def absl_library(name):
-    system_library(name = name, libs = _ABSL_LIBS)
+    native.cc_library(
+        name = name,
+        linkopts = select({
+            "//bazel:tsan": [],
+            "//conditions:default": ["-l" + lib for lib in _ABSL_LIBS],
+        }),
+        deps = select({
+            "//bazel:tsan": ["@abseil_tsan//:abseil"],
+            "//conditions:default": [],
+        }),
+    )
