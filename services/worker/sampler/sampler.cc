@@ -10,14 +10,12 @@
 #include "absl/strings/str_cat.h"
 #include "services/worker/sampler/deterministic_math.h"
 #include "services/worker/sampler/philox.h"
+#include "services/worker/sampler/row_math.h"
 
 namespace rwkv::worker {
 namespace {
 
 constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
-// Sums of doubles run in this many lanes, element i in lane i % kLanes, so that their order is fixed and they
-// vectorise.
-constexpr size_t kLanes = 8;
 
 struct RowStatistics {
   double max = 0;
@@ -27,38 +25,15 @@ struct RowStatistics {
 };
 
 absl::StatusOr<RowStatistics> Inspect(absl::Span<const float> logits) {
-  const size_t whole = logits.size() / kLanes * kLanes;
-  std::array<float, kLanes> lane_max;
-  lane_max.fill(kNegativeInfinity);
-  bool bad = false;
-  for (size_t i = 0; i < whole; i += kLanes) {
-    for (size_t j = 0; j < kLanes; ++j) {
-      const float logit = logits[i + j];
-      bad |= !(logit <= std::numeric_limits<float>::max());
-      lane_max[j] = logit > lane_max[j] ? logit : lane_max[j];
-    }
-  }
-  for (size_t i = whole; i < logits.size(); ++i) {
-    bad |= !(logits[i] <= std::numeric_limits<float>::max());
-    lane_max[0] = std::max(lane_max[0], logits[i]);
-  }
-  if (bad) {
+  RowStatistics statistics;
+  statistics.max = MaxLogit(logits.data(), logits.size());
+  if (std::isnan(statistics.max)) {
     size_t id = 0;
     while (logits[id] <= std::numeric_limits<float>::max()) ++id;
     return absl::InternalError(absl::StrCat("sampler: the logit of token ", id, " is ", logits[id]));
   }
-  const float max = *std::max_element(lane_max.begin(), lane_max.end());
-  if (max == kNegativeInfinity) return absl::InternalError("sampler: every logit is -inf");
-
-  RowStatistics statistics;
-  statistics.max = max;
-  std::array<double, kLanes> sums = {};
-  for (size_t i = 0; i < whole; i += kLanes) {
-    for (size_t j = 0; j < kLanes; ++j) sums[j] += Exp(static_cast<double>(logits[i + j]) - statistics.max);
-  }
-  for (size_t i = whole; i < logits.size(); ++i)
-    sums[i - whole] += Exp(static_cast<double>(logits[i]) - statistics.max);
-  statistics.log_sum = Log(((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7])));
+  if (std::isinf(statistics.max)) return absl::InternalError("sampler: every logit is -inf");
+  statistics.log_sum = Log(SumExp(logits.data(), logits.size(), statistics.max));
   return statistics;
 }
 
@@ -122,10 +97,10 @@ absl::StatusOr<SampledToken> Sampler::Sample(absl::Span<const float> logits, con
 
   Adjust(logits, params, penalties);
   SampledToken sampled;
-  const auto likeliest = std::max_element(adjusted_.begin(), adjusted_.end());  // The first of equals.
-  if (*likeliest == kNegativeInfinity) return absl::InternalError("sampler: every token is banned or at -inf");
+  const float largest = MaxLogit(adjusted_.data(), adjusted_.size());
+  if (largest == kNegativeInfinity) return absl::InternalError("sampler: every token is banned or at -inf");
   if (params.greedy()) {
-    sampled.token = static_cast<uint32_t>(likeliest - adjusted_.begin());
+    sampled.token = static_cast<uint32_t>(std::find(adjusted_.begin(), adjusted_.end(), largest) - adjusted_.begin());
   } else {
     const double temperature = params.temperature();
     CollectCandidates();
@@ -169,8 +144,10 @@ void Sampler::Adjust(absl::Span<const float> logits, const SamplingParams& param
 }
 
 void Sampler::CollectCandidates() {
-  weight_bits_ = 62;  // Weights below 2^62 sum within 64 bits, halved for each doubling of their number.
+  // The sum of all weights stays below 2^63, and each within the 51 bits of FixedPointExp.
+  weight_bits_ = 62;
   for (size_t n = 1; n < adjusted_.size(); n *= 2) --weight_bits_;
+  weight_bits_ = std::min(weight_bits_, 51);
   ids_.resize(adjusted_.size());
   logits_.resize(adjusted_.size());
   weights_.clear();
@@ -185,40 +162,26 @@ void Sampler::CollectCandidates() {
 }
 
 void Sampler::ComputeWeights(double temperature) {
-  const double max = *std::max_element(logits_.begin(), logits_.end());
-  const double scale = static_cast<double>(uint64_t{1} << weight_bits_);
   weights_.resize(logits_.size());
-  // In blocks: the exponentials vectorise, the conversions to integers do not.
-  std::array<double, kLanes> block;
-  const size_t whole = logits_.size() / kLanes * kLanes;
-  const auto exponent = [&](size_t i) { return (static_cast<double>(logits_[i]) - max) / temperature; };
-  for (size_t i = 0; i < whole; i += kLanes) {
-    for (size_t j = 0; j < kLanes; ++j) block[j] = Exp(exponent(i + j)) * scale + 0.5;
-    for (size_t j = 0; j < kLanes; ++j) weights_[i + j] = static_cast<uint64_t>(static_cast<int64_t>(block[j]));
-  }
-  for (size_t i = whole; i < logits_.size(); ++i) {
-    weights_[i] = static_cast<uint64_t>(static_cast<int64_t>(Exp(exponent(i)) * scale + 0.5));
-  }
+  FixedPointExp(logits_.data(), logits_.size(), LargestLogit(), temperature, weight_bits_, weights_.data());
 }
 
 void Sampler::CutTopK(int64_t k) {
   if (k == 0 || k >= static_cast<int64_t>(ids_.size())) return;
-  keys_.assign(logits_.begin(), logits_.end());
-  for (double& key : keys_) key = -key;
-  KeepShortestRun(/*measure_weights=*/false, static_cast<uint64_t>(k), /*keep_ties=*/false);
+  KeepShortestRun([this](size_t i) { return -static_cast<double>(logits_[i]); }, -LargestLogit(),
+                  /*measure_weights=*/false, static_cast<uint64_t>(k), /*keep_ties=*/false);
 }
 
 void Sampler::CutTopP(double top_p, bool keep_ties) {
   if (top_p >= 1) return;
-  keys_.assign(logits_.begin(), logits_.end());
-  for (double& key : keys_) key = -key;
-  KeepShortestRun(/*measure_weights=*/true, Target(top_p, TotalWeight()), keep_ties);
+  KeepShortestRun([this](size_t i) { return -static_cast<double>(logits_[i]); }, -LargestLogit(),
+                  /*measure_weights=*/true, Target(top_p, TotalWeight()), keep_ties);
 }
 
 void Sampler::CutTypical(double typical_p, double temperature) {
   if (typical_p >= 1) return;
   const uint64_t total = TotalWeight();
-  const double max = *std::max_element(logits_.begin(), logits_.end());
+  const double max = LargestLogit();
   const double log_total = Log(static_cast<double>(total) / static_cast<double>(uint64_t{1} << weight_bits_));
   // keys_ holds the surprises first.
   keys_.resize(ids_.size());
@@ -228,7 +191,8 @@ void Sampler::CutTypical(double typical_p, double temperature) {
     if (weights_[i] != 0) entropy += static_cast<double>(weights_[i]) / static_cast<double>(total) * keys_[i];
   }
   for (double& key : keys_) key = std::abs(key - entropy);
-  KeepShortestRun(/*measure_weights=*/true, Target(typical_p, total), /*keep_ties=*/false);
+  KeepShortestRun([this](size_t i) { return keys_[i]; }, *std::min_element(keys_.begin(), keys_.end()),
+                  /*measure_weights=*/true, Target(typical_p, total), /*keep_ties=*/false);
 }
 
 void Sampler::CutMinP(double min_p) {
@@ -246,44 +210,49 @@ void Sampler::CutMinP(double min_p) {
   weights_.resize(kept);
 }
 
-void Sampler::KeepShortestRun(bool measure_weights, uint64_t target, bool keep_ties) {
+template <typename Key>
+void Sampler::KeepShortestRun(Key key, double first_key, bool measure_weights, uint64_t target, bool keep_ties) {
   // One pass finds the bucket of keys in which the run ends, and only that bucket is sorted. A bucket is 1/32 nat wide,
   // so that a real row of 65,536 logits puts some hundreds into one; the last takes all that is 64 nats away.
-  constexpr size_t kBuckets = 2048;
+  constexpr int kBuckets = 2048;
   constexpr double kBucketsPerUnit = 32;
-  const double first = *std::min_element(keys_.begin(), keys_.end());
-  const auto bucket = [&](double key) {
-    const double place = (key - first) * kBucketsPerUnit;
-    return place < kBuckets - 1 ? static_cast<size_t>(static_cast<int>(place)) : kBuckets - 1;
+  const auto bucket = [&](size_t i) {
+    return static_cast<int>(std::min<double>((key(i) - first_key) * kBucketsPerUnit, kBuckets - 1));
   };
   std::array<uint64_t, kBuckets> measures = {};
-  for (size_t i = 0; i < keys_.size(); ++i) measures[bucket(keys_[i])] += measure_weights ? weights_[i] : 1;
-  size_t last_bucket = 0;
+  if (measure_weights) {
+    for (size_t i = 0; i < ids_.size(); ++i) measures[bucket(i)] += weights_[i];
+  } else {
+    for (size_t i = 0; i < ids_.size(); ++i) ++measures[bucket(i)];
+  }
+  int last_bucket = 0;
   while (measures[last_bucket] < target) target -= measures[last_bucket++];
 
   boundary_.clear();
-  for (size_t i = 0; i < keys_.size(); ++i) {
-    if (bucket(keys_[i]) == last_bucket) boundary_.push_back(static_cast<uint32_t>(i));
+  for (size_t i = 0; i < ids_.size(); ++i) {
+    if (bucket(i) == last_bucket) boundary_.emplace_back(key(i), static_cast<uint32_t>(i));
   }
-  std::sort(boundary_.begin(), boundary_.end(),
-            [&](uint32_t a, uint32_t b) { return keys_[a] != keys_[b] ? keys_[a] < keys_[b] : a < b; });
+  std::sort(boundary_.begin(), boundary_.end());
   size_t end = 0;
-  for (uint64_t sum = 0; sum < target; ++end) sum += measure_weights ? weights_[boundary_[end]] : 1;
-  const size_t last = boundary_[end - 1];
-  const double last_key = keys_[last];
+  for (uint64_t sum = 0; sum < target; ++end) sum += measure_weights ? weights_[boundary_[end].second] : 1;
+  const auto [last_key, last] = boundary_[end - 1];
 
   size_t kept = 0;
+  const bool has_weights = !weights_.empty();
   for (size_t i = 0; i < ids_.size(); ++i) {
-    const bool keep = keys_[i] < last_key || (keys_[i] == last_key && (keep_ties || i <= last));
+    const double own_key = key(i);  // Before its place is overwritten.
+    if (own_key > last_key || (own_key == last_key && !keep_ties && i > last)) continue;
     ids_[kept] = ids_[i];
     logits_[kept] = logits_[i];
-    if (!weights_.empty()) weights_[kept] = weights_[i];
-    kept += keep;
+    if (has_weights) weights_[kept] = weights_[i];
+    ++kept;
   }
   ids_.resize(kept);
   logits_.resize(kept);
-  if (!weights_.empty()) weights_.resize(kept);
+  if (has_weights) weights_.resize(kept);
 }
+
+double Sampler::LargestLogit() const { return MaxLogit(logits_.data(), logits_.size()); }
 
 uint64_t Sampler::TotalWeight() const {
   uint64_t total = 0;

@@ -39,6 +39,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
@@ -108,19 +109,22 @@ class Sampler {
   void CutMinP(double min_p);
   uint32_t Draw(uint64_t seed, uint64_t position) const;
 
-  // Keeps the shortest run of candidates, in order of rising keys_ and then ids, whose measures (their weights, or 1
-  // each) sum to `target` or more; with `keep_ties` also those whose key equals the last one's. 1 <= target <= sum.
-  void KeepShortestRun(bool measure_weights, uint64_t target, bool keep_ties);
+  // Keeps the shortest run of candidates, in order of rising keys and then ids, whose measures (their weights, or 1
+  // each) sum to `target` or more; with `keep_ties` also those whose key equals the last one's. key(i) is that of
+  // ids_[i], `first_key` the smallest. 1 <= target <= sum.
+  template <typename Key>
+  void KeepShortestRun(Key key, double first_key, bool measure_weights, uint64_t target, bool keep_ties);
+  double LargestLogit() const;  // Of the candidates.
   uint64_t TotalWeight() const;
 
   std::vector<float> adjusted_;  // [V]
   int weight_bits_ = 0;          // The likeliest has weight 2^weight_bits_; V of them do not overflow.
   // The ids that may still be drawn, ascending, and what belongs to each.
   std::vector<uint32_t> ids_;
-  std::vector<float> logits_;       // Adjusted.
-  std::vector<uint64_t> weights_;   // Proportional to p. Empty before ComputeWeights.
-  std::vector<double> keys_;        // Of KeepShortestRun.
-  std::vector<uint32_t> boundary_;  // Scratch of KeepShortestRun: places in ids_.
+  std::vector<float> logits_;                          // Adjusted.
+  std::vector<uint64_t> weights_;                      // Proportional to p. Empty before ComputeWeights.
+  std::vector<double> keys_;                           // Of CutTypical.
+  std::vector<std::pair<double, uint32_t>> boundary_;  // Of KeepShortestRun: keys and places in ids_.
 };
 
 }  // namespace rwkv::worker

@@ -1,0 +1,87 @@
+#include "services/worker/sampler/row_math.h"
+
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "services/worker/sampler/deterministic_math.h"
+
+namespace rwkv::worker {
+namespace {
+
+std::vector<float> Row(size_t n, float spread) {
+  std::mt19937 random(static_cast<uint32_t>(n));
+  std::normal_distribution<float> normal(0, spread);
+  std::vector<float> row(n);
+  for (float& logit : row) logit = normal(random);
+  return row;
+}
+
+// Lengths around the lanes and blocks of the implementation.
+constexpr size_t kLengths[] = {0, 1, 7, 8, 9, 511, 512, 513, 1025, 65536};
+
+TEST(RowMathTest, MaxLogitIsTheLargest) {
+  for (const size_t n : kLengths) {
+    std::vector<float> row = Row(n, 3);
+    float expected = -std::numeric_limits<float>::infinity();
+    for (float logit : row) expected = std::max(expected, logit);
+    EXPECT_EQ(MaxLogit(row.data(), n), expected) << n;
+  }
+}
+
+TEST(RowMathTest, MaxLogitIsNanIfAnyLogitIsBad) {
+  for (const size_t n : kLengths) {
+    for (const size_t place : {size_t{0}, n / 2, n - 1}) {
+      if (place >= n) continue;
+      for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+        std::vector<float> row = Row(n, 3);
+        row[place] = bad;
+        EXPECT_TRUE(std::isnan(MaxLogit(row.data(), n))) << n << " " << place;
+      }
+    }
+  }
+}
+
+// The bits are those of plain loops over 8 lanes, whatever the vectors' width.
+TEST(RowMathTest, SumExpHasTheBitsOfThePlainLoop) {
+  for (const size_t n : kLengths) {
+    const std::vector<float> row = Row(n, 10);
+    const double max = n == 0 ? 0 : MaxLogit(row.data(), n);
+    std::array<double, 8> lanes = {};
+    for (size_t i = 0; i < n; ++i) lanes[i % 8] += Exp(static_cast<double>(row[i]) - max);
+    const double expected =
+        ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
+    EXPECT_EQ(SumExp(row.data(), n, max), expected) << n;
+  }
+}
+
+TEST(RowMathTest, FixedPointExpHasTheBitsOfThePlainLoop) {
+  for (const size_t n : kLengths) {
+    for (const double temperature : {0.3, 1.0, 7.0}) {
+      const std::vector<float> row = Row(n, 10);
+      const double max = n == 0 ? 0 : MaxLogit(row.data(), n);
+      std::vector<uint64_t> weights(n);
+      FixedPointExp(row.data(), n, max, temperature, 45, weights.data());
+      for (size_t i = 0; i < n; ++i) {
+        const double exact = Exp((static_cast<double>(row[i]) - max) * (1 / temperature)) * 0x1p45;
+        ASSERT_EQ(weights[i], static_cast<uint64_t>(std::nearbyint(exact))) << n << " " << i;
+      }
+    }
+  }
+}
+
+TEST(RowMathTest, FixedPointExpOfTheMaximumIsTwoToTheBits) {
+  const float row[] = {-1, 5, -std::numeric_limits<float>::infinity()};
+  uint64_t weights[3];
+  FixedPointExp(row, 3, 5, std::numeric_limits<float>::denorm_min(), 51, weights);
+  EXPECT_EQ(weights[0], 0);
+  EXPECT_EQ(weights[1], uint64_t{1} << 51);
+  EXPECT_EQ(weights[2], 0);
+}
+
+}  // namespace
+}  // namespace rwkv::worker
