@@ -2,6 +2,7 @@
 // caches hold).
 //   GB/s: weights read per second.   GFLOP/s: 2 * rows * outputs * inputs per second.
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -14,6 +15,7 @@
 #include "kernels/base/aligned_buffer.h"
 #include "kernels/base/dtype.h"
 #include "kernels/base/stream.h"
+#include "kernels/conformance/conformance.h"
 #include "kernels/dispatch/op_table.h"
 
 namespace rwkv::kernels {
@@ -32,8 +34,9 @@ void BenchmarkMatmul(benchmark::State& state, const OpTable* table, DType dtype,
   if (!weights.ok() || !x.ok() || !y.ok()) return state.SkipWithError("no memory");
   std::vector<float> row(static_cast<size_t>(inputs));
   for (int64_t i = 0; i < inputs; ++i) row[i] = static_cast<float>(i % 13 - 6) / 64.0f;
+  const std::vector<char> narrow = conformance::Narrow(dtype, row);
   for (int64_t o = 0; o < matrices * outputs; ++o) {
-    NarrowFromFloat(dtype, row.data(), inputs, weights->data() + o * inputs * SizeOf(dtype));
+    std::memcpy(weights->data() + o * static_cast<int64_t>(narrow.size()), narrow.data(), narrow.size());
   }
   for (int64_t i = 0; i < x->size(); ++i) (*x)[i] = static_cast<float>(i % 7 - 3) / 8.0f;
 
