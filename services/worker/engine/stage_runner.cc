@@ -164,6 +164,11 @@ absl::StatusOr<std::shared_ptr<Epoch>> StageRunner::Open(const v1::OpenEpoch& op
                                 open.state_store_address().empty() ? nullptr : open_store_(open.state_store_address()));
     pending_ = epoch;
   }
+  if (epoch->receiver_ != nullptr) {
+    epoch->receiver_->NotifyBroken([weak = std::weak_ptr<Epoch>(epoch)](const absl::Status& why) {
+      if (const std::shared_ptr<Epoch> broken = weak.lock(); broken != nullptr) broken->End(why);
+    });
+  }
   for (const std::shared_ptr<Epoch>& other : old) {
     other->End(absl::UnavailableError(absl::StrCat("epoch ", open.epoch(), " of the same router took over")));
   }

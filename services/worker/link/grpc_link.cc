@@ -56,9 +56,29 @@ class Inbox {
   }
 
   void Disconnect(const absl::Status& why) {
-    absl::MutexLock lock(&mu_);
-    context_ = nullptr;
-    EndLocked(why);
+    std::function<void(const absl::Status&)> broken;
+    {
+      absl::MutexLock lock(&mu_);
+      context_ = nullptr;
+      if (!end_.ok()) return;
+      EndLocked(why);
+      broken = std::move(broken_);
+    }
+    if (broken) broken(why);
+  }
+
+  void NotifyBroken(std::function<void(const absl::Status&)> broken) {
+    absl::Status why;
+    {
+      absl::MutexLock lock(&mu_);
+      if (end_.ok()) {
+        broken_ = std::move(broken);
+        return;
+      }
+      if (aborted_) return;
+      why = end_;
+    }
+    broken(why);
   }
 
   bool Push(LinkFrame frame) {
@@ -82,7 +102,10 @@ class Inbox {
   }
 
   void Abort() {
+    std::function<void(const absl::Status&)> dropped;  // Goes after the lock.
     absl::MutexLock lock(&mu_);
+    dropped = std::move(broken_);
+    if (end_.ok()) aborted_ = true;
     EndLocked(absl::UnavailableError("link: aborted"));
     if (context_ != nullptr) context_->TryCancel();
   }
@@ -102,7 +125,9 @@ class Inbox {
   absl::Mutex mu_;
   std::deque<LinkFrame> frames_ ABSL_GUARDED_BY(mu_);
   uint64_t next_step_ ABSL_GUARDED_BY(mu_) = 1;
-  absl::Status end_ ABSL_GUARDED_BY(mu_);  // OK while the link stands.
+  absl::Status end_ ABSL_GUARDED_BY(mu_);      // OK while the link stands.
+  bool aborted_ ABSL_GUARDED_BY(mu_) = false;  // `end_` is our own doing.
+  std::function<void(const absl::Status&)> broken_ ABSL_GUARDED_BY(mu_);
   bool connected_ ABSL_GUARDED_BY(mu_) = false;
   grpc::ServerContext* context_ ABSL_GUARDED_BY(mu_) = nullptr;
 };
@@ -243,6 +268,9 @@ class GrpcReceiver final : public LinkReceiver {
     inbox_->Abort();
   }
   absl::StatusOr<LinkFrame> Receive() override { return inbox_->Pop(); }
+  void NotifyBroken(std::function<void(const absl::Status&)> broken) override {
+    inbox_->NotifyBroken(std::move(broken));
+  }
   void Abort() override { inbox_->Abort(); }
 
  private:

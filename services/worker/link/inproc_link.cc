@@ -40,13 +40,35 @@ class Pipe {
     return frame;
   }
 
-  void Abort() {
-    absl::MutexLock lock(&mu_);
-    aborted_ = true;
-    frames_.clear();
+  // `by_sender`: the receiver hears of it.
+  void Abort(bool by_sender) {
+    std::function<void(const absl::Status&)> broken;
+    {
+      absl::MutexLock lock(&mu_);
+      broken = std::move(broken_);
+      if (aborted_) return;
+      aborted_ = true;
+      broken_by_sender_ = by_sender;
+      frames_.clear();
+    }
+    if (by_sender && broken) broken(Gone());
+  }
+
+  void NotifyBroken(std::function<void(const absl::Status&)> broken) {
+    {
+      absl::MutexLock lock(&mu_);
+      if (!aborted_) {
+        broken_ = std::move(broken);
+        return;
+      }
+      if (!broken_by_sender_) return;
+    }
+    broken(Gone());
   }
 
  private:
+  static absl::Status Gone() { return absl::UnavailableError("link: the stage before is gone"); }
+
   bool HasRoom() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return aborted_ || frames_.size() < kMaxFrames; }
   bool HasFrame() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return aborted_ || !frames_.empty(); }
 
@@ -55,6 +77,8 @@ class Pipe {
   std::deque<LinkFrame> frames_ ABSL_GUARDED_BY(mu_);
   uint64_t next_step_ ABSL_GUARDED_BY(mu_) = 1;
   bool aborted_ ABSL_GUARDED_BY(mu_) = false;
+  bool broken_by_sender_ ABSL_GUARDED_BY(mu_) = false;
+  std::function<void(const absl::Status&)> broken_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace
@@ -111,10 +135,13 @@ class InprocReceiver final : public LinkReceiver {
   }
   ~InprocReceiver() override {
     table_->Remove(key_, pipe_);
-    pipe_->Abort();
+    pipe_->Abort(false);
   }
   absl::StatusOr<LinkFrame> Receive() override { return pipe_->Receive(); }
-  void Abort() override { pipe_->Abort(); }
+  void NotifyBroken(std::function<void(const absl::Status&)> broken) override {
+    pipe_->NotifyBroken(std::move(broken));
+  }
+  void Abort() override { pipe_->Abort(false); }
 
  private:
   const std::shared_ptr<InprocLinkTable> table_;
@@ -137,7 +164,7 @@ class InprocSender final : public LinkSender {
       absl::MutexLock lock(&mu_);
       pipe_ = pipe;
     }
-    if (table_->IsSet(aborted_)) pipe->Abort();  // An Abort that came in between saw no pipe.
+    if (table_->IsSet(aborted_)) pipe->Abort(true);  // An Abort that came in between saw no pipe.
     return absl::OkStatus();
   }
 
@@ -149,7 +176,7 @@ class InprocSender final : public LinkSender {
 
   void Abort() override {
     table_->Set(aborted_);
-    if (const std::shared_ptr<Pipe> pipe = this->pipe(); pipe != nullptr) pipe->Abort();
+    if (const std::shared_ptr<Pipe> pipe = this->pipe(); pipe != nullptr) pipe->Abort(true);
   }
 
  private:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -36,7 +37,7 @@ struct LinkShape {
 // kInvalidArgument naming the values: a frame that is not step `expected_step`, or of other sizes.
 absl::Status CheckFrame(const LinkFrame& frame, const LinkShape& shape, uint64_t expected_step);
 
-// The upstream end. One thread connects and sends; any may abort.
+// The upstream end. One thread connects and sends; any may abort. It learns of a break when it sends.
 class LinkSender {
  public:
   virtual ~LinkSender() = default;
@@ -60,6 +61,10 @@ class LinkReceiver {
   // The next frame, checked. Blocks. kUnavailable: the link is broken or aborted, for good. kInvalidArgument: the peer
   // sent a frame that is out of order or of wrong sizes.
   virtual absl::StatusOr<LinkFrame> Receive() = 0;
+
+  // `broken` is called once, from any thread, when the other end leaves or breaks the link, so that an idle stage
+  // knows, too; at once if that has happened. Not for our own Abort. To be set once.
+  virtual void NotifyBroken(std::function<void(const absl::Status&)> broken) = 0;
 
   // Ends the link: Receive and the other end's Send return at once.
   virtual void Abort() = 0;
