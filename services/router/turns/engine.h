@@ -189,6 +189,7 @@ class TurnManager::Engine final : public Pipeline::Listener {
   absl::Time next_renewal_;
   absl::Time pause_at_ = absl::InfiniteFuture();  // Draining: who still runs then is paused.
 
+  bool ready_ = false;  // There was an epoch.
   uint64_t epoch_ = 0;  // 0: none.
   StagePlan plan_;
   std::unique_ptr<Scheduler> scheduler_;  // Null between epochs.

@@ -57,6 +57,7 @@ void TurnManager::Engine::EpochUp(uint64_t epoch, const StagePlan& plan) {
   scheduler_ = std::make_unique<Scheduler>(options);
   last_progress_ = absl::Now();
   metrics_->epochs.Increment();
+  if (!std::exchange(ready_, true) && options_.on_ready) options_.on_ready();
 }
 
 void TurnManager::Engine::EpochDown(uint64_t epoch, const absl::Status& why) {

@@ -62,6 +62,7 @@ class TurnManager {
     absl::Duration retry_delay = absl::Milliseconds(200);    // Between two attempts to attach; also told to clients.
     int executor_threads = 8;
     absl::Duration tick = absl::Milliseconds(20);
+    std::function<void()> on_ready;  // Called once, when the pipeline has formed for the first time. May be empty.
   };
 
   struct Counts {

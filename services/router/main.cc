@@ -1,0 +1,163 @@
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/flags/flag.h"
+#include "absl/random/random.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/time.h"
+#include "kernels/base/status_macros.h"
+#include "services/common/address.h"
+#include "services/common/channel.h"
+#include "services/common/clock.h"
+#include "services/common/grpc_status.h"
+#include "services/common/logging.h"
+#include "services/common/main_loop.h"
+#include "services/common/metrics.h"
+#include "services/common/rpc_server.h"
+#include "services/router/pipeline/pipeline.h"
+#include "services/router/rpc/cluster_service.h"
+#include "services/router/rpc/generation_service.h"
+#include "services/router/rpc/sessions_service.h"
+#include "services/router/turns/executor.h"
+#include "services/router/turns/router_metrics.h"
+#include "services/router/turns/turn_manager.h"
+#include "services/state_store/client/state_store_client.h"
+#include "services/tokenizer/world_tokenizer.h"
+#include "services/worker/client/worker_client.h"
+
+ABSL_FLAG(std::string, name, "router-0", "Name of this process, unique among routers: the holder of its leases.");
+ABSL_FLAG(std::string, listen, "127.0.0.1:0", "HOST:PORT to serve on; port 0 picks a free one.");
+ABSL_FLAG(std::string, metrics_listen, "127.0.0.1:0", "HOST:PORT of /metrics; empty: none.");
+ABSL_FLAG(std::string, port_file, "", "File to write the addresses to once listening; empty: none.");
+ABSL_FLAG(std::vector<std::string>, workers, {}, "HOST:PORT of every worker of the pipeline, in any order. Required.");
+ABSL_FLAG(std::string, state_store, "", "HOST:PORT of the state store. Required.");
+ABSL_FLAG(std::string, vocabulary, "",
+          "World vocabulary file, for models with 65,536 ids; empty: such models take token ids only.");
+ABSL_FLAG(bool, allow_logits, false, "Serve Generation.Logits, a debugging call that sends whole rows of logits.");
+ABSL_FLAG(int, max_running, 64, "Calls that hold, or are about to take, a slot. More wait.");
+ABSL_FLAG(int, max_waiting, 256, "Calls that wait to be started. More are refused.");
+ABSL_FLAG(int64_t, max_prompt_tokens, 65536, "Input tokens of one call. More are refused.");
+ABSL_FLAG(uint32_t, max_generated_tokens, 1 << 20, "Largest max_tokens of one call.");
+ABSL_FLAG(int64_t, snapshot_interval_tokens, 1024, "A running turn's state is saved about this often.");
+ABSL_FLAG(absl::Duration, lease_ttl, absl::Seconds(15),
+          "Another router may take a session this long after this one died.");
+ABSL_FLAG(absl::Duration, store_timeout, absl::Seconds(15), "Of any state store call of a turn, retries included.");
+ABSL_FLAG(absl::Duration, progress_timeout, absl::Seconds(30),
+          "Steps are in flight and none comes back for this long: the pipeline is taken for hung and opened anew.");
+ABSL_FLAG(absl::Duration, outage_timeout, absl::Seconds(60), "A started turn waits this long for a lost pipeline.");
+ABSL_FLAG(absl::Duration, slow_client_timeout, absl::Seconds(30),
+          "A client that takes nothing for this long is cut off.");
+ABSL_FLAG(absl::Duration, drain_timeout, absl::Seconds(10), "Time that running turns have to end after SIGTERM.");
+
+namespace rwkv::router {
+namespace {
+
+// Of the state store, for calls that are not part of a turn.
+constexpr int kRpcThreads = 8;
+constexpr size_t kMaxQueuedRpcs = 256;
+
+uint64_t Random() {
+  thread_local absl::BitGen generator;
+  return absl::Uniform<uint64_t>(generator);
+}
+
+absl::Status CheckFlags() {
+  if (absl::GetFlag(FLAGS_workers).empty()) return absl::InvalidArgumentError("--workers is required");
+  for (const std::string& worker : absl::GetFlag(FLAGS_workers)) {
+    RWKV_RETURN_IF_ERROR(common::Annotate(common::ParseHostPort(worker).status(), "--workers"));
+  }
+  RWKV_RETURN_IF_ERROR(
+      common::Annotate(common::ParseHostPort(absl::GetFlag(FLAGS_state_store)).status(), "--state_store"));
+  if (absl::GetFlag(FLAGS_max_running) < 1 || absl::GetFlag(FLAGS_max_waiting) < 0) {
+    return absl::InvalidArgumentError("--max_running has to be positive, --max_waiting not negative");
+  }
+  if (absl::GetFlag(FLAGS_max_prompt_tokens) < 1 || absl::GetFlag(FLAGS_snapshot_interval_tokens) < 1) {
+    return absl::InvalidArgumentError("--max_prompt_tokens and --snapshot_interval_tokens have to be positive");
+  }
+  for (const absl::Duration timeout :
+       {absl::GetFlag(FLAGS_lease_ttl), absl::GetFlag(FLAGS_store_timeout), absl::GetFlag(FLAGS_progress_timeout),
+        absl::GetFlag(FLAGS_outage_timeout), absl::GetFlag(FLAGS_slow_client_timeout)}) {
+    if (timeout <= absl::ZeroDuration()) return absl::InvalidArgumentError("timeouts have to be positive");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Run() {
+  const std::string name = absl::GetFlag(FLAGS_name);
+  common::InitLogging(name);
+  RWKV_RETURN_IF_ERROR(CheckFlags());
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<common::Metrics> metrics,
+                        common::Metrics::Create(absl::GetFlag(FLAGS_metrics_listen), {{"process", name}}));
+  RouterMetrics router_metrics(metrics.get());
+  common::SystemClock clock;
+  std::unique_ptr<tokenizer::WorldTokenizer> world;
+  if (!absl::GetFlag(FLAGS_vocabulary).empty()) {
+    RWKV_ASSIGN_OR_RETURN(world, tokenizer::WorldTokenizer::FromFile(absl::GetFlag(FLAGS_vocabulary)));
+  }
+
+  const std::string store_address = absl::GetFlag(FLAGS_state_store);
+  // Exports are bulk: they have a channel of their own.
+  const std::unique_ptr<state_store::CatalogClient> catalog =
+      state_store::NewCatalogClient(common::MakeChannel(store_address));
+  const std::unique_ptr<state_store::RecordsClient> records =
+      state_store::NewRecordsClient(common::MakeChannel(store_address));
+  std::vector<std::unique_ptr<worker::WorkerClient>> workers;
+  for (const std::string& address : absl::GetFlag(FLAGS_workers)) {
+    workers.push_back(worker::MakeWorkerClient(address, common::MakeChannel(address)));
+  }
+
+  std::unique_ptr<common::RpcServer> server;
+  TurnManager::Options options;
+  options.router = name;
+  options.incarnation = absl::StrFormat("%016x", Random());
+  options.max_running = absl::GetFlag(FLAGS_max_running);
+  options.max_waiting = absl::GetFlag(FLAGS_max_waiting);
+  options.limits.max_prompt_tokens = absl::GetFlag(FLAGS_max_prompt_tokens);
+  options.limits.max_generated_tokens = absl::GetFlag(FLAGS_max_generated_tokens);
+  options.allow_logits = absl::GetFlag(FLAGS_allow_logits);
+  options.snapshot_interval_tokens = absl::GetFlag(FLAGS_snapshot_interval_tokens);
+  options.lease_ttl = absl::GetFlag(FLAGS_lease_ttl);
+  options.store_timeout = absl::GetFlag(FLAGS_store_timeout);
+  options.progress_timeout = absl::GetFlag(FLAGS_progress_timeout);
+  options.outage_timeout = absl::GetFlag(FLAGS_outage_timeout);
+  options.slow_client_timeout = absl::GetFlag(FLAGS_slow_client_timeout);
+  options.on_ready = [&server] { server->SetServing(true); };
+  Pipeline::Options pipeline_options;
+  pipeline_options.router = options.router;
+  pipeline_options.incarnation = options.incarnation;
+  pipeline_options.state_store_address = store_address;
+  TurnManager turns(options, pipeline_options, std::move(workers), catalog.get(), world.get(), &router_metrics, &clock,
+                    Random);
+
+  Executor executor(kRpcThreads, kMaxQueuedRpcs);
+  GenerationService generation(&turns);
+  SessionsService sessions(&turns, catalog.get(), records.get(), &executor, Random);
+  ClusterService cluster(name, store_address, &turns, catalog.get(), &executor);
+  common::RpcServer::Options server_options;
+  server_options.name = name;
+  server_options.listen_address = absl::GetFlag(FLAGS_listen);
+  server_options.metrics_address = metrics->address();
+  server_options.port_file = absl::GetFlag(FLAGS_port_file);
+  server_options.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);
+  RWKV_ASSIGN_OR_RETURN(server, common::RpcServer::Start(server_options, {&generation, &sessions, &cluster}));
+  cluster.SetAddresses(server->address(), metrics->address());
+  turns.Start();  // Health turns to SERVING when the pipeline has formed.
+  const absl::Status status = server->ServeUntilSignal([&turns](absl::Time deadline) { turns.Drain(deadline); });
+  turns.Stop();
+  server = nullptr;  // Before the services; every call has ended.
+  return status;
+}
+
+}  // namespace
+}  // namespace rwkv::router
+
+int main(int argc, char** argv) {
+  return rwkv::common::RunMain(argc, argv, "Serves generation and sessions over a pipeline of workers.",
+                               rwkv::router::Run);
+}

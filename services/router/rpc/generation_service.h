@@ -1,0 +1,44 @@
+// rwkv.v1.Generation, thin over the turn manager. Nothing here blocks.
+#pragma once
+
+#include "rwkv/v1/generation.grpc.pb.h"
+#include "services/router/turns/turn_manager.h"
+
+namespace rwkv::router {
+
+// Generate and Score are taken as bytes: a text that is not UTF-8 does not parse, and gRPC by itself would only say
+// that something is wrong.
+using GenerationServiceBase = v1::Generation::WithRawCallbackMethod_Generate<
+    v1::Generation::WithRawCallbackMethod_Score<v1::Generation::WithCallbackMethod_Logits<
+        v1::Generation::WithCallbackMethod_Tokenize<v1::Generation::WithCallbackMethod_Detokenize<
+            v1::Generation::WithCallbackMethod_ListModels<v1::Generation::Service>>>>>>;
+
+class GenerationService final : public GenerationServiceBase {
+ public:
+  // Of what Tokenize and Detokenize take and give: an answer has to fit a message.
+  static constexpr size_t kMaxTextBytes = 1 << 20;
+  static constexpr int kMaxTokenIds = 1 << 18;
+
+  explicit GenerationService(TurnManager* turns) : turns_(turns) {}  // Not owned.
+
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context,
+                                                       const grpc::ByteBuffer* request) override;
+  grpc::ServerUnaryReactor* Score(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                  grpc::ByteBuffer* response) override;
+  grpc::ServerWriteReactor<v1::LogitsResponse>* Logits(grpc::CallbackServerContext* context,
+                                                       const v1::LogitsRequest* request) override;
+  grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context, const v1::TokenizeRequest* request,
+                                     v1::TokenizeResponse* response) override;
+  grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context, const v1::DetokenizeRequest* request,
+                                       v1::DetokenizeResponse* response) override;
+  grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* context, const v1::ListModelsRequest* request,
+                                       v1::ListModelsResponse* response) override;
+
+ private:
+  absl::Status TokenizeNow(const v1::TokenizeRequest& request, v1::TokenizeResponse* response) const;
+  absl::Status DetokenizeNow(const v1::DetokenizeRequest& request, v1::DetokenizeResponse* response) const;
+
+  TurnManager* const turns_;
+};
+
+}  // namespace rwkv::router

@@ -1,0 +1,310 @@
+#include "services/router/rpc/sessions_service.h"
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "kernels/base/status_macros.h"
+#include "services/common/grpc_status.h"
+#include "services/router/rpc/stream_reactor.h"
+#include "services/router/turns/serving_model.h"
+#include "services/router/turns/turn_input.h"
+#include "services/tokenizer/stream_decoder.h"
+
+namespace rwkv::router {
+namespace {
+
+constexpr absl::Duration kStoreTimeout = absl::Seconds(15);
+constexpr uint64_t kChunkBytes = 1 << 20;
+// A message that gRPC's clients take without being asked has 4 MiB; the tokens need some of it.
+constexpr size_t kMaxTextBytes = 3 << 20;
+
+absl::Time DeadlineOf(const grpc::CallbackServerContext& context) {
+  return std::min(absl::FromChrono(context.deadline()), absl::Now() + kStoreTimeout);
+}
+
+absl::Status TooMuch() {
+  return common::WithRetryInfo(absl::ResourceExhaustedError("too many calls to the state store wait"),
+                               absl::Milliseconds(200));
+}
+
+// Streams the records of a snapshot as tensors: one record at a time, the next when the client has taken half of it.
+class StateExport : public std::enable_shared_from_this<StateExport> {
+ public:
+  using Stream = ResponseStream<v1::SessionsExportStateResponse>;
+
+  StateExport(TurnManager* turns, state_store::CatalogClient* catalog, state_store::RecordsClient* records,
+              Executor* executor, std::string session_id, std::shared_ptr<Stream> stream)
+      : turns_(turns),
+        catalog_(catalog),
+        records_(records),
+        executor_(executor),
+        session_id_(std::move(session_id)),
+        stream_(std::move(stream)) {}
+
+  void Begin(CallId call) {
+    call_ = call;
+    turns_->Export(call, session_id_, [self = shared_from_this()](absl::StatusOr<TurnManager::ExportedState> state) {
+      if (!state.ok()) return self->stream_->Close(state.status());
+      self->state_ = *std::move(state);
+      self->ReadNext();
+    });
+  }
+
+ private:
+  static constexpr int kAttempts = 3;
+
+  void ReadNext() {
+    if (!executor_->TryRun([self = shared_from_this()] { self->ReadNow(); })) stream_->Close(TooMuch());
+  }
+
+  void ReadNow() {
+    const absl::Time deadline = absl::Now() + kStoreTimeout;
+    const v1::RecordInfo& record = state_.manifest.records(layer_);
+    absl::StatusOr<std::string> bytes = records_->GetRecord(record, deadline);
+    if (bytes.ok() && bytes->size() != LayoutBytes()) {
+      bytes = absl::DataLossError(
+          absl::StrCat("a record of ", bytes->size(), " bytes where the model has ", LayoutBytes()));
+    }
+    if (absl::IsDataLoss(bytes.status()) || absl::IsNotFound(bytes.status())) return StartOver(bytes.status());
+    if (!bytes.ok()) return stream_->Close(bytes.status());
+    SendLayer(record.layer(), *bytes);
+    if (++layer_ == state_.manifest.records_size()) return stream_->Close(absl::OkStatus());
+    stream_->OnRoom([self = shared_from_this()] { self->ReadNext(); });
+  }
+
+  // The snapshot is a cache: without it, the log is fed again.
+  void StartOver(const absl::Status& why) {
+    v1::DropSnapshotRequest drop;
+    drop.set_session_id(session_id_);
+    drop.set_snapshot_id(state_.manifest.snapshot_id());
+    drop.set_reason(why.ToString());
+    const absl::Status dropped = catalog_->DropSnapshot(drop, absl::Now() + kStoreTimeout).status();
+    if (dropped.ok() && layer_ == 0 && ++attempts_ < kAttempts) return Begin(call_);
+    stream_->Close(common::WithRetryInfo(
+        absl::AbortedError(absl::StrCat("the snapshot could not be read and is dropped: ", why.message())),
+        absl::Milliseconds(200)));
+  }
+
+  uint64_t LayoutBytes() const {
+    uint64_t bytes = 0;
+    for (const v1::StateTensor& tensor : state_.layout) bytes += TensorBytes(tensor);
+    return bytes;
+  }
+
+  static uint64_t TensorBytes(const v1::StateTensor& tensor) {
+    uint64_t bytes = sizeof(float);
+    for (int64_t size : tensor.shape()) bytes *= static_cast<uint64_t>(size);
+    return bytes;
+  }
+
+  void SendLayer(int layer, const std::string& bytes) {
+    uint64_t begin = 0;
+    for (const v1::StateTensor& tensor : state_.layout) {
+      const uint64_t size = TensorBytes(tensor);
+      for (uint64_t offset = 0; offset < size; offset += kChunkBytes) {
+        v1::SessionsExportStateResponse message;
+        message.set_tensor(absl::StrCat("blocks.", layer, ".", tensor.name()));
+        *message.mutable_shape() = tensor.shape();
+        message.set_offset_bytes(offset);
+        message.set_data(bytes.substr(begin + offset, std::min(kChunkBytes, size - offset)));
+        message.set_position(state_.manifest.position());
+        stream_->Send(std::move(message));
+      }
+      begin += size;
+    }
+  }
+
+  TurnManager* const turns_;
+  state_store::CatalogClient* const catalog_;
+  state_store::RecordsClient* const records_;
+  Executor* const executor_;
+  const std::string session_id_;
+  const std::shared_ptr<Stream> stream_;
+  // One step at a time touches the rest, each started by the one before.
+  CallId call_ = 0;
+  TurnManager::ExportedState state_;
+  int layer_ = 0;
+  int attempts_ = 0;
+};
+
+// A unary call whose answer comes from the turn manager.
+class ExclusiveReactor final : public grpc::ServerUnaryReactor {
+ public:
+  ExclusiveReactor(TurnManager* turns, CallId call) : turns_(turns), call_(call) {}
+  void OnCancel() override { turns_->Cancel(call_); }
+  void OnDone() override { delete this; }
+
+ private:
+  TurnManager* const turns_;
+  const CallId call_;
+};
+
+}  // namespace
+
+SessionsService::SessionsService(TurnManager* turns, state_store::CatalogClient* catalog,
+                                 state_store::RecordsClient* records, Executor* executor,
+                                 std::function<uint64_t()> random)
+    : turns_(turns), catalog_(catalog), records_(records), executor_(executor), random_(std::move(random)) {}
+
+std::string SessionsService::NewSessionId() const { return absl::StrFormat("s-%016x%08x", random_(), random_() >> 32); }
+
+grpc::ServerUnaryReactor* SessionsService::Run(grpc::CallbackServerContext* context,
+                                               std::function<absl::Status(absl::Time)> work) {
+  auto* const reactor = context->DefaultReactor();
+  const absl::Time deadline = DeadlineOf(*context);
+  if (!executor_->TryRun(
+          [reactor, deadline, work = std::move(work)] { reactor->Finish(common::ToGrpcStatus(work(deadline))); })) {
+    reactor->Finish(common::ToGrpcStatus(TooMuch()));
+  }
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* SessionsService::Create(grpc::CallbackServerContext* context,
+                                                  const v1::SessionsCreateRequest* request,
+                                                  v1::SessionsCreateResponse* response) {
+  return Run(context, [this, request, response](absl::Time deadline) {
+    v1::CreateSessionRequest create;
+    create.set_session_id(request->session_id().empty() ? NewSessionId() : request->session_id());
+    RWKV_RETURN_IF_ERROR(CheckSessionId("session_id", create.session_id()));
+    RWKV_ASSIGN_OR_RETURN(v1::CreateSessionResponse created, catalog_->CreateSession(create, deadline));
+    *response->mutable_session() = std::move(*created.mutable_session());
+    return absl::OkStatus();
+  });
+}
+
+absl::Status SessionsService::GetNow(const v1::SessionsGetRequest& request, absl::Time deadline,
+                                     v1::SessionsGetResponse* response) const {
+  RWKV_RETURN_IF_ERROR(CheckSessionId("session_id", request.session_id()));
+  if (request.tokens_count() > kMaxTokensPerGet) {
+    return common::InvalidFieldError("tokens_count",
+                                     absl::StrCat(request.tokens_count(), "; at most ", kMaxTokensPerGet));
+  }
+  v1::GetSessionRequest get;
+  get.set_session_id(request.session_id());
+  RWKV_ASSIGN_OR_RETURN(v1::GetSessionResponse got, catalog_->GetSession(get, deadline));
+  *response->mutable_session() = std::move(*got.mutable_session());
+  const uint64_t length = response->session().token_count();
+  if (request.tokens_begin() > length) {
+    return absl::OutOfRangeError(
+        absl::StrCat("tokens_begin ", request.tokens_begin(), " is beyond the session's ", length, " tokens"));
+  }
+  const uint64_t end =
+      request.tokens_begin() + std::min<uint64_t>(request.tokens_count(), length - request.tokens_begin());
+  if (end == request.tokens_begin()) return absl::OkStatus();
+  v1::ReadTokensRequest read;
+  read.set_session_id(request.session_id());
+  read.set_begin(request.tokens_begin());
+  read.set_end(end);
+  RWKV_ASSIGN_OR_RETURN(const std::vector<uint32_t> ids, catalog_->ReadTokens(read, deadline));
+  response->mutable_token_ids()->Add(ids.begin(), ids.end());
+  const std::shared_ptr<const ServingModel> model = turns_->model();
+  if (model == nullptr || model->tokenizer == nullptr ||
+      model->info.fingerprint() != response->session().model_fingerprint()) {
+    return absl::OkStatus();
+  }
+  std::string text = tokenizer::DecodeUtf8(model->tokenizer->Decode(ids));
+  if (text.size() > kMaxTextBytes) {
+    return absl::OutOfRangeError(absl::StrCat("the text has ", text.size(), " bytes; ask for fewer tokens"));
+  }
+  response->set_text(std::move(text));
+  return absl::OkStatus();
+}
+
+grpc::ServerUnaryReactor* SessionsService::Get(grpc::CallbackServerContext* context,
+                                               const v1::SessionsGetRequest* request,
+                                               v1::SessionsGetResponse* response) {
+  return Run(context, [this, request, response](absl::Time deadline) { return GetNow(*request, deadline, response); });
+}
+
+grpc::ServerUnaryReactor* SessionsService::List(grpc::CallbackServerContext* context,
+                                                const v1::SessionsListRequest* request,
+                                                v1::SessionsListResponse* response) {
+  return Run(context, [this, request, response](absl::Time deadline) {
+    if (request->page_size() > kMaxPageSize) {
+      return common::InvalidFieldError("page_size", absl::StrCat(request->page_size(), "; at most ", kMaxPageSize));
+    }
+    v1::ListSessionsRequest list;
+    list.set_page_size(request->page_size() == 0 ? kDefaultPageSize : request->page_size());
+    list.set_page_token(request->page_token());
+    RWKV_ASSIGN_OR_RETURN(v1::ListSessionsResponse page, catalog_->ListSessions(list, deadline));
+    *response->mutable_sessions() = std::move(*page.mutable_sessions());
+    response->set_next_page_token(page.next_page_token());
+    return absl::OkStatus();
+  });
+}
+
+grpc::ServerUnaryReactor* SessionsService::Fork(grpc::CallbackServerContext* context,
+                                                const v1::SessionsForkRequest* request,
+                                                v1::SessionsForkResponse* response) {
+  return Run(context, [this, request, response](absl::Time deadline) {
+    RWKV_RETURN_IF_ERROR(CheckSessionId("session_id", request->session_id()));
+    v1::ForkSessionRequest fork;
+    fork.set_session_id(request->session_id());
+    if (request->has_position()) fork.set_position(request->position());
+    fork.set_new_session_id(request->new_session_id().empty() ? NewSessionId() : request->new_session_id());
+    RWKV_RETURN_IF_ERROR(CheckSessionId("new_session_id", fork.new_session_id()));
+    RWKV_ASSIGN_OR_RETURN(v1::ForkSessionResponse forked, catalog_->ForkSession(fork, deadline));
+    *response->mutable_session() = std::move(*forked.mutable_session());
+    return absl::OkStatus();
+  });
+}
+
+grpc::ServerUnaryReactor* SessionsService::Rewind(grpc::CallbackServerContext* context,
+                                                  const v1::SessionsRewindRequest* request,
+                                                  v1::SessionsRewindResponse* response) {
+  const CallId call = turns_->NewCall();
+  auto* const reactor = new ExclusiveReactor(turns_, call);
+  auto session = std::make_shared<v1::Session>();
+  turns_->Exclusive(
+      call, request->session_id(), /*deletes=*/false,
+      [catalog = catalog_, session, position = request->position(),
+       deadline = DeadlineOf(*context)](const v1::Lease& lease) {
+        v1::RewindSessionRequest rewind;
+        *rewind.mutable_lease() = lease;
+        rewind.set_position(position);
+        RWKV_ASSIGN_OR_RETURN(v1::RewindSessionResponse rewound, catalog->RewindSession(rewind, deadline));
+        *session = std::move(*rewound.mutable_session());
+        return absl::OkStatus();
+      },
+      [reactor, session, response](const absl::Status& status) {
+        if (status.ok()) *response->mutable_session() = *session;
+        reactor->Finish(common::ToGrpcStatus(status));
+      });
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* SessionsService::Delete(grpc::CallbackServerContext* context,
+                                                  const v1::SessionsDeleteRequest* request,
+                                                  v1::SessionsDeleteResponse* response) {
+  const CallId call = turns_->NewCall();
+  auto* const reactor = new ExclusiveReactor(turns_, call);
+  turns_->Exclusive(
+      call, request->session_id(), /*deletes=*/true,
+      [catalog = catalog_, deadline = DeadlineOf(*context)](const v1::Lease& lease) {
+        v1::DeleteSessionRequest erase;
+        *erase.mutable_lease() = lease;
+        return catalog->DeleteSession(erase, deadline).status();
+      },
+      [reactor](const absl::Status& status) { reactor->Finish(common::ToGrpcStatus(status)); });
+  return reactor;
+}
+
+grpc::ServerWriteReactor<v1::SessionsExportStateResponse>* SessionsService::ExportState(
+    grpc::CallbackServerContext* context, const v1::SessionsExportStateRequest* request) {
+  using Reactor = StreamReactor<v1::SessionsExportStateResponse, v1::SessionsExportStateResponse>;
+  const CallId call = turns_->NewCall();
+  auto* const reactor = new Reactor([](const v1::SessionsExportStateResponse& response) { return response; },
+                                    [turns = turns_, call] { turns->Cancel(call); });
+  std::make_shared<StateExport>(turns_, catalog_, records_, executor_, request->session_id(), reactor->stream())
+      ->Begin(call);
+  return reactor;
+}
+
+}  // namespace rwkv::router

@@ -1,0 +1,53 @@
+// rwkv.v1.Sessions: the state store's catalog for clients, and the export of a state. What blocks runs on an executor.
+#pragma once
+
+#include <functional>
+
+#include "absl/status/status.h"
+#include "rwkv/v1/sessions.grpc.pb.h"
+#include "services/router/turns/executor.h"
+#include "services/router/turns/turn_manager.h"
+#include "services/state_store/client/state_store_client.h"
+
+namespace rwkv::router {
+
+class SessionsService final : public v1::Sessions::CallbackService {
+ public:
+  static constexpr uint32_t kMaxTokensPerGet = 65536;
+  static constexpr uint32_t kMaxPageSize = 1000;
+  static constexpr uint32_t kDefaultPageSize = 100;
+
+  // All borrowed. `random` makes ids.
+  SessionsService(TurnManager* turns, state_store::CatalogClient* catalog, state_store::RecordsClient* records,
+                  Executor* executor, std::function<uint64_t()> random);
+
+  grpc::ServerUnaryReactor* Create(grpc::CallbackServerContext* context, const v1::SessionsCreateRequest* request,
+                                   v1::SessionsCreateResponse* response) override;
+  grpc::ServerUnaryReactor* Get(grpc::CallbackServerContext* context, const v1::SessionsGetRequest* request,
+                                v1::SessionsGetResponse* response) override;
+  grpc::ServerUnaryReactor* List(grpc::CallbackServerContext* context, const v1::SessionsListRequest* request,
+                                 v1::SessionsListResponse* response) override;
+  grpc::ServerUnaryReactor* Fork(grpc::CallbackServerContext* context, const v1::SessionsForkRequest* request,
+                                 v1::SessionsForkResponse* response) override;
+  grpc::ServerUnaryReactor* Rewind(grpc::CallbackServerContext* context, const v1::SessionsRewindRequest* request,
+                                   v1::SessionsRewindResponse* response) override;
+  grpc::ServerUnaryReactor* Delete(grpc::CallbackServerContext* context, const v1::SessionsDeleteRequest* request,
+                                   v1::SessionsDeleteResponse* response) override;
+  grpc::ServerWriteReactor<v1::SessionsExportStateResponse>* ExportState(
+      grpc::CallbackServerContext* context, const v1::SessionsExportStateRequest* request) override;
+
+ private:
+  // Answers the call with `work`, on the executor; `work` gets the call's deadline.
+  grpc::ServerUnaryReactor* Run(grpc::CallbackServerContext* context, std::function<absl::Status(absl::Time)> work);
+  absl::Status GetNow(const v1::SessionsGetRequest& request, absl::Time deadline,
+                      v1::SessionsGetResponse* response) const;
+  std::string NewSessionId() const;
+
+  TurnManager* const turns_;
+  state_store::CatalogClient* const catalog_;
+  state_store::RecordsClient* const records_;
+  Executor* const executor_;
+  const std::function<uint64_t()> random_;
+};
+
+}  // namespace rwkv::router
