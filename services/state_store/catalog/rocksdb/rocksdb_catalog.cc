@@ -170,7 +170,7 @@ absl::StatusOr<std::unique_ptr<RocksdbCatalog>> RocksdbCatalog::Create(const Opt
 }
 
 absl::Status RocksdbCatalog::Load() {
-  RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kOnce));
+  RWKV_ASSIGN_OR_RETURN(View view, View::Open(*database_, View::At::kOnce));
   int sessions = 0, snapshots = 0, leases = 0;
   RWKV_RETURN_IF_ERROR(view.Scan("s", "t", [&](absl::string_view key, absl::string_view value) -> absl::StatusOr<bool> {
     SessionRow row;
@@ -189,6 +189,7 @@ absl::Status RocksdbCatalog::Load() {
 
   RWKV_ASSIGN_OR_RETURN(const absl::optional<std::string> next, view.Get(kNextIdKey));
   if (next.has_value() && next->size() != 8) return absl::DataLossError("catalog: the row of the next id is corrupt");
+  std::move(view).Close();
   absl::MutexLock lock(&id_mu_);
   next_id_ = reserved_ids_end_ = next.has_value() ? NumberAt(*next, 0) : 1;
   return absl::OkStatus();

@@ -1,0 +1,162 @@
+#include "services/state_store/testing/fault_file_system.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+#include <utility>
+
+#include "absl/time/clock.h"
+
+namespace rwkv::state_store {
+
+class FaultFileSystem::File final : public rocksdb::FSWritableFileOwnerWrapper {
+ public:
+  File(FaultFileSystem* fs, std::shared_ptr<Length> length, std::unique_ptr<rocksdb::FSWritableFile> file)
+      : FSWritableFileOwnerWrapper(std::move(file)), fs_(fs), length_(std::move(length)) {}
+
+  rocksdb::IOStatus Append(const rocksdb::Slice& data, const rocksdb::IOOptions& options,
+                           rocksdb::IODebugContext* debug) override {
+    if (rocksdb::IOStatus error = fs_->WriteError(); !error.ok()) return error;
+    rocksdb::IOStatus status = target()->Append(data, options, debug);
+    if (status.ok()) {
+      absl::MutexLock lock(&fs_->mu_);
+      length_->written += data.size();
+    }
+    return status;
+  }
+  rocksdb::IOStatus Append(const rocksdb::Slice& data, const rocksdb::IOOptions& options,
+                           const rocksdb::DataVerificationInfo& verification, rocksdb::IODebugContext* debug) override {
+    return Append(data, options, debug);
+  }
+  rocksdb::IOStatus Truncate(uint64_t size, const rocksdb::IOOptions& options,
+                             rocksdb::IODebugContext* debug) override {
+    rocksdb::IOStatus status = target()->Truncate(size, options, debug);
+    absl::MutexLock lock(&fs_->mu_);
+    if (status.ok()) {
+      length_->written = size;
+      length_->synced = std::min(length_->synced, size);
+    }
+    return status;
+  }
+  rocksdb::IOStatus Sync(const rocksdb::IOOptions& options, rocksdb::IODebugContext* debug) override {
+    return DoSync([&] { return target()->Sync(options, debug); });
+  }
+  rocksdb::IOStatus Fsync(const rocksdb::IOOptions& options, rocksdb::IODebugContext* debug) override {
+    return DoSync([&] { return target()->Fsync(options, debug); });
+  }
+  rocksdb::IOStatus Close(const rocksdb::IOOptions& options, rocksdb::IODebugContext* debug) override {
+    return target()->Close(options, debug);
+  }
+
+ private:
+  template <typename Sync>
+  rocksdb::IOStatus DoSync(Sync sync) {
+    if (rocksdb::IOStatus error = fs_->WriteError(); !error.ok()) return error;
+    uint64_t written;
+    absl::Duration duration;
+    {
+      absl::MutexLock lock(&fs_->mu_);
+      written = length_->written;
+      duration = fs_->sync_duration_;
+    }
+    absl::SleepFor(duration);
+    rocksdb::IOStatus status = sync();
+    absl::MutexLock lock(&fs_->mu_);
+    if (status.ok()) length_->synced = std::max(length_->synced, written);
+    return status;
+  }
+
+  FaultFileSystem* const fs_;
+  const std::shared_ptr<Length> length_;
+};
+
+FaultFileSystem::FaultFileSystem() : FileSystemWrapper(rocksdb::FileSystem::Default()) {}
+
+void FaultFileSystem::FailWritesWith(rocksdb::IOStatus error) {
+  absl::MutexLock lock(&mu_);
+  error_ = std::move(error);
+}
+
+void FaultFileSystem::SlowSyncs(absl::Duration duration) {
+  absl::MutexLock lock(&mu_);
+  sync_duration_ = duration;
+}
+
+rocksdb::IOStatus FaultFileSystem::WriteError() {
+  absl::MutexLock lock(&mu_);
+  return error_;
+}
+
+std::unique_ptr<rocksdb::FSWritableFile> FaultFileSystem::Wrap(const std::string& path,
+                                                               std::unique_ptr<rocksdb::FSWritableFile> file) {
+  auto length = std::make_shared<Length>();
+  {
+    absl::MutexLock lock(&mu_);
+    lengths_[path] = length;
+  }
+  return std::make_unique<File>(this, std::move(length), std::move(file));
+}
+
+void FaultFileSystem::CopyAsAfterCrash(const std::string& from, const std::string& to) {
+  std::filesystem::create_directories(to);
+  absl::MutexLock lock(&mu_);  // So that no file is renamed, deleted or synced meanwhile.
+  for (const auto& entry : std::filesystem::directory_iterator(from)) {
+    const std::string name = entry.path().filename().string();
+    if (!entry.is_regular_file() || name == "LOCK") continue;
+    std::ifstream in(entry.path(), std::ios::binary);
+    std::stringstream content;
+    content << in.rdbuf();
+    std::string bytes = content.str();
+    const auto length = lengths_.find(entry.path().string());
+    if (length != lengths_.end() && bytes.size() > length->second->synced) bytes.resize(length->second->synced);
+    std::ofstream(to + "/" + name, std::ios::binary) << bytes;
+  }
+}
+
+rocksdb::IOStatus FaultFileSystem::NewWritableFile(const std::string& path, const rocksdb::FileOptions& options,
+                                                   std::unique_ptr<rocksdb::FSWritableFile>* file,
+                                                   rocksdb::IODebugContext* debug) {
+  if (rocksdb::IOStatus error = WriteError(); !error.ok()) return error;
+  std::unique_ptr<rocksdb::FSWritableFile> real;
+  rocksdb::IOStatus status = target()->NewWritableFile(path, options, &real, debug);
+  if (status.ok()) *file = Wrap(path, std::move(real));
+  return status;
+}
+
+rocksdb::IOStatus FaultFileSystem::ReuseWritableFile(const std::string& path, const std::string& old_path,
+                                                     const rocksdb::FileOptions& options,
+                                                     std::unique_ptr<rocksdb::FSWritableFile>* file,
+                                                     rocksdb::IODebugContext* debug) {
+  return rocksdb::IOStatus::NotSupported("the database recycles no files");
+}
+
+rocksdb::IOStatus FaultFileSystem::RenameFile(const std::string& from, const std::string& to,
+                                              const rocksdb::IOOptions& options, rocksdb::IODebugContext* debug) {
+  if (rocksdb::IOStatus error = WriteError(); !error.ok()) return error;
+  absl::MutexLock lock(&mu_);
+  rocksdb::IOStatus status = target()->RenameFile(from, to, options, debug);
+  if (status.ok()) {
+    lengths_.erase(to);
+    if (auto length = lengths_.extract(from); !length.empty()) {
+      length.key() = to;
+      lengths_.insert(std::move(length));
+    }
+  }
+  return status;
+}
+
+rocksdb::IOStatus FaultFileSystem::DeleteFile(const std::string& path, const rocksdb::IOOptions& options,
+                                              rocksdb::IODebugContext* debug) {
+  absl::MutexLock lock(&mu_);
+  lengths_.erase(path);
+  return target()->DeleteFile(path, options, debug);
+}
+
+rocksdb::IOStatus FaultFileSystem::CreateDirIfMissing(const std::string& path, const rocksdb::IOOptions& options,
+                                                      rocksdb::IODebugContext* debug) {
+  if (rocksdb::IOStatus error = WriteError(); !error.ok()) return error;
+  return target()->CreateDirIfMissing(path, options, debug);
+}
+
+}  // namespace rwkv::state_store

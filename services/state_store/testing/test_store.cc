@@ -1,0 +1,265 @@
+#include "services/state_store/testing/test_store.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <map>
+#include <set>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "gtest/gtest.h"
+#include "kernels/base/status_macros.h"
+#include "rocksdb/iterator.h"
+#include "services/state_store/catalog/rocksdb/keys.h"
+#include "services/state_store/catalog/rocksdb/rows.pb.h"
+#include "services/state_store/client/crc32c.h"
+#include "services/state_store/rocksdb/numbers.h"
+
+namespace rwkv::state_store {
+namespace {
+
+std::vector<std::pair<std::string, std::string>> Rows(Database& database, Family family) {
+  std::vector<std::pair<std::string, std::string>> rows;
+  const absl::StatusOr<Database::Access> access = database.Read();
+  if (!access.ok()) return rows;
+  const std::unique_ptr<rocksdb::Iterator> it(access->db().NewIterator(rocksdb::ReadOptions(), access->family(family)));
+  for (it->SeekToFirst(); it->Valid(); it->Next()) rows.emplace_back(it->key().ToString(), it->value().ToString());
+  return rows;
+}
+
+}  // namespace
+
+std::string NewTestFolder() {
+  static std::atomic<int> next{0};
+  const std::string folder = absl::StrCat(::testing::TempDir(), "/state_store_test.", getpid(), ".", next.fetch_add(1));
+  std::filesystem::remove_all(folder);
+  std::filesystem::create_directories(folder);
+  return folder;
+}
+
+std::string TestRecordData(uint32_t seed, size_t bytes) {
+  std::string data(bytes, '\0');
+  uint32_t x = seed * 2654435761u + 1;
+  for (char& c : data) {
+    x = x * 1664525u + 1013904223u;
+    c = static_cast<char>(x >> 24);
+  }
+  return data;
+}
+
+v1::RecordInfo TestRecordInfo(const std::string& snapshot_id, int layer, const std::string& data) {
+  v1::RecordInfo info;
+  info.set_snapshot_id(snapshot_id);
+  info.set_layer(layer);
+  info.set_bytes(data.size());
+  info.set_crc32c(Crc32c(data));
+  return info;
+}
+
+TestStore::TestStore(const Options& options) {
+  options_.database.data_dir = options.data_dir.empty() ? NewTestFolder() : options.data_dir;
+  options_.database.env = options.env;
+  options_.database.resume_interval = absl::ZeroDuration();
+  options_.catalog.snapshots_per_branch = options.snapshots_per_branch;
+  options_.sweep_interval = absl::ZeroDuration();
+  options_.resume_check_interval = absl::ZeroDuration();
+  if (const absl::Status status = Reopen(); !status.ok()) {
+    std::fprintf(stderr, "TestStore: %s\n", status.ToString().c_str());
+    std::abort();
+  }
+}
+
+absl::Status TestStore::Reopen() {
+  embedded_.reset();
+  RWKV_ASSIGN_OR_RETURN(metrics_, common::Metrics::Create(""));
+  RWKV_ASSIGN_OR_RETURN(embedded_, EmbeddedStateStore::Create(options_, &clock_, metrics_.get()));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<v1::Lease> TestStore::Acquire(const std::string& session_id) {
+  RWKV_ASSIGN_OR_RETURN(LeaseGrant grant, catalog().AcquireLease(session_id, "router-0", "1", absl::Minutes(1)));
+  return std::move(grant.lease);
+}
+
+absl::StatusOr<v1::Lease> TestStore::Create(const std::string& session_id) {
+  RWKV_RETURN_IF_ERROR(catalog().CreateSession(session_id).status());
+  return Acquire(session_id);
+}
+
+absl::Status TestStore::AddTurn(const v1::Lease& lease, const std::string& request_id,
+                                const std::vector<uint32_t>& prompt, const std::vector<uint32_t>& generated) {
+  NewTurn turn;
+  turn.request_id = request_id;
+  turn.token_ids = prompt;
+  turn.spec = "spec";
+  turn.model_fingerprint = kTestModel;
+  RWKV_ASSIGN_OR_RETURN(const TurnStart start, catalog().BeginTurn(lease, turn));
+  return AppendOne(catalog(), TestAppend(lease, request_id, start.session_tokens, generated, v1::FINISH_REASON_LENGTH));
+}
+
+absl::StatusOr<std::vector<uint32_t>> TestStore::Tokens(const std::string& session_id) {
+  RWKV_ASSIGN_OR_RETURN(const v1::Session session, catalog().GetSession(session_id));
+  RWKV_ASSIGN_OR_RETURN(TokenPage page, catalog().ReadTokens(session_id, 0, session.token_count()));
+  return std::move(page.token_ids);
+}
+
+std::string TestStore::LogBranch(const std::string& session_id) {
+  const absl::StatusOr<TokenPage> page = catalog().ReadTokens(session_id, 0, 0);
+  return page.ok() ? page->log_branch : page.status().ToString();
+}
+
+absl::Status TestStore::AddSnapshot(const v1::Lease& lease, const std::string& snapshot_id, uint64_t position) {
+  v1::SnapshotManifest manifest;
+  manifest.set_snapshot_id(snapshot_id);
+  manifest.set_session_id(lease.session_id());
+  manifest.set_position(position);
+  manifest.set_model_fingerprint(kTestModel);
+  for (int layer = 0; layer < 2; ++layer) {
+    const std::string data = TestRecordData(static_cast<uint32_t>(position * 2 + layer), 6000);
+    *manifest.add_records() = TestRecordInfo(snapshot_id, layer, data);
+    RWKV_RETURN_IF_ERROR(records().Put(manifest.records(layer), data));
+  }
+  return store().CommitSnapshot(lease, LogBranch(lease.session_id()), manifest);
+}
+
+std::vector<std::string> TestStore::CatalogKeys() {
+  std::vector<std::string> keys;
+  for (const auto& [key, value] : Rows(database(), Family::kCatalog)) {
+    if (key != "next_id") keys.push_back(key);
+  }
+  return keys;
+}
+
+std::vector<std::string> TestStore::RecordKeys() {
+  std::vector<std::string> keys;
+  for (const Family family : {Family::kRecordInfos, Family::kRecords}) {
+    for (const auto& [key, value] : Rows(database(), family)) keys.push_back(key);
+  }
+  return keys;
+}
+
+v1::AppendItem TestAppend(const v1::Lease& lease, const std::string& request_id, uint64_t expected_length,
+                          const std::vector<uint32_t>& token_ids, v1::FinishReason finish_reason) {
+  v1::AppendItem item;
+  *item.mutable_lease() = lease;
+  item.set_request_id(request_id);
+  item.set_expected_length(expected_length);
+  for (const uint32_t token_id : token_ids) {
+    item.add_token_ids(token_id);
+    item.add_logprobs(-static_cast<float>(token_id));
+  }
+  item.set_finish_reason(finish_reason);
+  return item;
+}
+
+absl::Status AppendOne(Catalog& catalog, const v1::AppendItem& item) { return catalog.AppendTokens({&item}).front(); }
+
+absl::Status CheckCatalogRows(Database& database, int snapshots_per_branch) {
+  struct Branch {
+    BranchRow row;
+    uint64_t end = 0;
+    int heads = 0;
+    std::map<uint64_t, uint64_t> children;
+    std::map<uint64_t, std::string> snapshots;
+    std::map<uint64_t, uint64_t> chunks;  // Begin to end.
+  };
+  std::map<uint64_t, Branch> branches;
+  std::map<std::string, SessionRow> sessions;
+  std::map<std::string, std::pair<uint64_t, uint64_t>> ids;
+  std::set<std::string> turn_sessions;
+  std::map<std::string, int> turns;
+  const auto rows = Rows(database, Family::kCatalog);
+  const auto broken = [](const auto&... parts) { return absl::InternalError(absl::StrCat(parts...)); };
+  for (const auto& [key, value] : rows) {
+    if (key == "next_id") continue;
+    switch (key[0]) {
+      case 's':
+        if (!sessions[key.substr(1)].ParseFromString(value)) return broken("session ", key.substr(1), " unreadable");
+        break;
+      case 'b':
+        if (!branches[FirstNumber(key)].row.ParseFromString(value)) return broken("branch unreadable");
+        break;
+      case 'e':
+        branches[FirstNumber(key)].children[SecondNumber(key)] = NumberAt(value, 0);
+        break;
+      case 'l': {
+        const absl::optional<LogChunk> chunk = DecodeChunk(value);
+        if (!chunk.has_value()) return broken("chunk unreadable");
+        branches[FirstNumber(key)].chunks[SecondNumber(key)] = SecondNumber(key) + chunk->token_ids.size();
+        break;
+      }
+      case 'p': {
+        v1::SnapshotManifest manifest;
+        if (!manifest.ParseFromString(value)) return broken("manifest unreadable");
+        if (manifest.position() != SecondNumber(key)) return broken("manifest at another position");
+        branches[FirstNumber(key)].snapshots[SecondNumber(key)] = manifest.snapshot_id();
+        break;
+      }
+      case 'i':
+        ids[key.substr(1)] = {NumberAt(value, 0), NumberAt(value, 8)};
+        break;
+      case 't':
+        ++turns[key.substr(1, key.find('\0') - 1)];
+        break;
+      default:
+        return broken("a row of no known kind");
+    }
+  }
+  for (const auto& [id, row] : sessions) {
+    const auto branch = branches.find(row.branch());
+    if (branch == branches.end()) return broken("session ", id, " is on no branch");
+    branch->second.end = row.length();
+    ++branch->second.heads;
+  }
+  for (const auto& [id, count] : turns) {
+    if (sessions.count(id) == 0) return broken("turns of no session ", id);
+    if (count > kTurnsKept) return broken("session ", id, " has ", count, " turns");
+  }
+  size_t snapshots = 0;
+  for (auto& [id, branch] : branches) {
+    const auto name = absl::StrCat("branch ", id);
+    if (branch.row.is_head() != (branch.heads == 1) || branch.heads > 1) return broken(name, ": heads");
+    if (branch.row.parent() != 0) {
+      const auto parent = branches.find(branch.row.parent());
+      if (parent == branches.end()) return broken(name, ": no parent");
+      const auto edge = parent->second.children.find(id);
+      if (edge == parent->second.children.end() || edge->second != branch.row.fork_position()) {
+        return broken(name, ": not known to its parent");
+      }
+      if (branch.row.fork_position() <= parent->second.row.fork_position()) return broken(name, ": needless parent");
+    } else if (branch.row.fork_position() != 0) {
+      return broken(name, ": begins at ", branch.row.fork_position(), " of nothing");
+    }
+    if (!branch.row.is_head() && branch.children.empty()) return broken(name, ": used by nobody");
+    uint64_t forked_end = 0;
+    for (const auto& [child, position] : branch.children) {
+      if (branches.count(child) == 0 || branches[child].row.parent() != id) return broken(name, ": child ", child);
+      forked_end = std::max(forked_end, position);
+    }
+    if (!branch.row.is_head()) branch.end = forked_end;
+    if (branch.end < forked_end) return broken(name, ": ends before a fork");
+    uint64_t position = branch.row.fork_position();
+    for (const auto& [begin, end] : branch.chunks) {
+      if (begin != position || end <= begin) return broken(name, ": a gap at ", position);
+      position = end;
+    }
+    if (position != branch.end) return broken(name, ": tokens to ", position, ", wants ", branch.end);
+    if (branch.snapshots.size() > snapshots_per_branch + branch.children.size()) {
+      return broken(name, ": ", branch.snapshots.size(), " snapshots");
+    }
+    for (const auto& [at, snapshot_id] : branch.snapshots) {
+      if (at <= branch.row.fork_position() || at > branch.end) return broken(name, ": snapshot at ", at);
+      if (ids.count(snapshot_id) == 0 || ids[snapshot_id] != std::make_pair(id, at)) return broken(name, ": ids");
+      ++snapshots;
+    }
+  }
+  if (snapshots != ids.size()) return broken(ids.size(), " ids for ", snapshots, " snapshots");
+  return absl::OkStatus();
+}
+
+}  // namespace rwkv::state_store

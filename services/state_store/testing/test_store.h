@@ -1,0 +1,84 @@
+// An embedded state store in a folder of its own, with a clock that stands still and chores done by hand.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "rocksdb/env.h"
+#include "rwkv/v1/state_store.pb.h"
+#include "services/common/metrics.h"
+#include "services/state_store/embedded_state_store.h"
+#include "tests/testing/fake_clock.h"
+
+namespace rwkv::state_store {
+
+inline constexpr char kTestModel[] = "0123456789abcdef0123456789abcdef";
+
+// A new, empty folder of this test. The test's runner removes it.
+std::string NewTestFolder();
+
+// `seed` decides the bytes.
+std::string TestRecordData(uint32_t seed, size_t bytes);
+v1::RecordInfo TestRecordInfo(const std::string& snapshot_id, int layer, const std::string& data);
+
+class TestStore {
+ public:
+  struct Options {
+    std::string data_dir;         // Empty: a new folder.
+    rocksdb::Env* env = nullptr;  // As Database::Options.
+    int snapshots_per_branch = 8;
+  };
+  // Aborts the test if the store does not open.
+  explicit TestStore(const Options& options);
+  TestStore() : TestStore(Options()) {}
+
+  // Closes and opens again, as a restart does. Clock and folder stay.
+  absl::Status Reopen();
+
+  StateStore& store() { return embedded_->store(); }
+  Catalog& catalog() { return embedded_->store().catalog(); }
+  RecordStore& records() { return embedded_->store().records(); }
+  Database& database() { return embedded_->database(); }
+  testing::FakeClock& clock() { return clock_; }
+  common::Metrics& metrics() { return *metrics_; }
+  const std::string& data_dir() const { return options_.database.data_dir; }
+
+  // Short forms. A lease of holder "router-0", incarnation "1", for a minute.
+  absl::StatusOr<v1::Lease> Acquire(const std::string& session_id);
+  // Makes a session and takes its lease.
+  absl::StatusOr<v1::Lease> Create(const std::string& session_id);
+  // A finished turn: `prompt` and then `generated`.
+  absl::Status AddTurn(const v1::Lease& lease, const std::string& request_id, const std::vector<uint32_t>& prompt,
+                       const std::vector<uint32_t>& generated);
+  absl::StatusOr<std::vector<uint32_t>> Tokens(const std::string& session_id);
+  // Puts two small records and commits a snapshot at `position`, on the session's current branch.
+  absl::Status AddSnapshot(const v1::Lease& lease, const std::string& snapshot_id, uint64_t position);
+  std::string LogBranch(const std::string& session_id);
+
+  // Keys of the catalog's family, and of both record families. Without the row of the next id.
+  std::vector<std::string> CatalogKeys();
+  std::vector<std::string> RecordKeys();
+
+ private:
+  testing::FakeClock clock_;
+  EmbeddedStateStore::Options options_;
+  std::unique_ptr<common::Metrics> metrics_;
+  std::unique_ptr<EmbeddedStateStore> embedded_;
+};
+
+// One item of AppendTokens; log-probabilities are minus the token's id.
+v1::AppendItem TestAppend(const v1::Lease& lease, const std::string& request_id, uint64_t expected_length,
+                          const std::vector<uint32_t>& token_ids,
+                          v1::FinishReason finish_reason = v1::FINISH_REASON_UNSPECIFIED);
+absl::Status AppendOne(Catalog& catalog, const v1::AppendItem& item);
+
+// What the rows of a catalog must satisfy among themselves: kInternal names the first that does not. Reads everything.
+absl::Status CheckCatalogRows(Database& database, int snapshots_per_branch);
+
+}  // namespace rwkv::state_store
