@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "absl/status/status.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
@@ -77,10 +79,10 @@ const char* TorchStorageName(ElementType type) {
   }
 }
 
-// `bytes` low bytes of `value`, little-endian.
+// `value` in `bytes` bytes, little-endian; beyond eight they are zero.
 std::string Little(uint64_t value, int bytes) {
   std::string out(bytes, '\0');
-  for (int i = 0; i < bytes; ++i) out[i] = static_cast<char>(value >> (8 * i));
+  for (int i = 0; i < std::min(bytes, 8); ++i) out[i] = static_cast<char>(value >> (8 * i));
   return out;
 }
 

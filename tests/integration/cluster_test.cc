@@ -1,0 +1,270 @@
+// The whole cluster as real processes: what it says depends neither on the number of stages nor on who was killed.
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kernels/base/dtype.h"
+#include "kernels/base/status_macros.h"
+#include "rwkv/v1/cluster.pb.h"
+#include "rwkv/v1/generation.pb.h"
+#include "rwkv/v1/sessions.pb.h"
+#include "services/common/health.h"
+#include "services/router/client/router_client.h"
+#include "tests/testing/local_cluster.h"
+#include "tests/testing/random_model.h"
+#include "tests/testing/status_matchers.h"
+
+namespace rwkv {
+namespace {
+
+using ::rwkv::router::MakeRouterClient;
+using ::rwkv::router::RouterClient;
+using ::rwkv::testing::IsOk;
+using ::rwkv::testing::IsOkAndHolds;
+using ::rwkv::testing::LocalCluster;
+using ::testing::Each;
+using ::testing::ElementsAreArray;
+using ::testing::SizeIs;
+
+using Tokens = std::vector<uint32_t>;
+using Rows = std::string;  // fp32 logits, as they came.
+
+const Tokens kPrompt = {3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 97, 93, 23};
+const Tokens kSecondPrompt = {84, 62, 64, 33};
+
+// A model of four layers, so that three stages get unequal shares. Written once for all tests.
+std::string ModelPath() {
+  static const std::string* const path = [] {
+    testing::RandomModelOptions options;
+    options.layers = 4;
+    options.vocab_size = 101;
+    auto* path = new std::string(absl::StrCat(::testing::TempDir(), "/integration.safetensors"));
+    const absl::Status status = testing::WriteRandomModel(options, *path);
+    if (!status.ok()) ADD_FAILURE() << status;
+    return path;
+  }();
+  return *path;
+}
+
+LocalCluster::Options ClusterOfStages(int stages) {
+  LocalCluster::Options options;
+  options.model = ModelPath();
+  options.stages = stages;
+  return options;
+}
+
+std::unique_ptr<RouterClient> ClientOf(const LocalCluster& cluster) {
+  return MakeRouterClient(cluster.Channel("router-0"));
+}
+
+v1::GenerateRequest GreedyTurn(const Tokens& prompt, uint32_t max_tokens, const std::string& session = "",
+                               const std::string& request_id = "") {
+  v1::GenerateRequest request;
+  request.mutable_tokens()->mutable_ids()->Assign(prompt.begin(), prompt.end());
+  request.set_max_tokens(max_tokens);
+  request.set_session_id(session);
+  request.set_request_id(request_id);
+  return request;
+}
+
+// The tokens of a turn. `on_token` is called with the number of tokens so far. Fails if an index is not the next one.
+absl::StatusOr<Tokens> Generate(
+    RouterClient& client, const v1::GenerateRequest& request,
+    const std::function<absl::Status(size_t)>& on_token = [](size_t) { return absl::OkStatus(); }) {
+  Tokens tokens;
+  RWKV_RETURN_IF_ERROR(client.Generate(request, [&](const v1::GenerateResponse& response) -> absl::Status {
+    if (response.index() != tokens.size()) {
+      return absl::DataLossError(absl::StrCat("index ", response.index(), " after ", tokens.size(), " tokens"));
+    }
+    if (!response.has_token_id()) return absl::OkStatus();
+    tokens.push_back(response.token_id());
+    return on_token(tokens.size());
+  }));
+  return tokens;
+}
+
+absl::StatusOr<Rows> Logits(RouterClient& client, const Tokens& tokens) {
+  v1::LogitsRequest request;
+  request.mutable_tokens()->mutable_ids()->Assign(tokens.begin(), tokens.end());
+  Rows rows;
+  RWKV_RETURN_IF_ERROR(client.Logits(request, [&](const v1::LogitsResponse& response) {
+    rows += response.logits();
+    return absl::OkStatus();
+  }));
+  return rows;
+}
+
+absl::Status CreateSession(RouterClient& client, const std::string& id) {
+  v1::SessionsCreateRequest request;
+  request.set_session_id(id);
+  return client.CreateSession(request).status();
+}
+
+absl::StatusOr<Tokens> SessionLog(RouterClient& client, const std::string& id) {
+  v1::SessionsGetRequest request;
+  request.set_session_id(id);
+  request.set_tokens_count(65536);
+  RWKV_ASSIGN_OR_RETURN(const v1::SessionsGetResponse response, client.GetSession(request));
+  return Tokens(response.token_ids().begin(), response.token_ids().end());
+}
+
+TEST(ClusterTest, OneTwoAndThreeStagesGiveTheSameBits) {
+  Tokens first_tokens;
+  Rows first_rows;
+  for (const int stages : {1, 2, 3}) {
+    SCOPED_TRACE(absl::StrCat(stages, " stages"));
+    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<LocalCluster> cluster, LocalCluster::Start(ClusterOfStages(stages)));
+    const std::unique_ptr<RouterClient> client = ClientOf(*cluster);
+    ASSERT_OK_AND_ASSIGN(const Tokens tokens, Generate(*client, GreedyTurn(kPrompt, 24)));
+    ASSERT_OK_AND_ASSIGN(const Rows rows, Logits(*client, kPrompt));
+    EXPECT_THAT(tokens, SizeIs(24));
+    EXPECT_EQ(rows.size(), kPrompt.size() * 101 * sizeof(float));
+    if (stages == 1) {
+      first_tokens = tokens;
+      first_rows = rows;
+    }
+    EXPECT_EQ(tokens, first_tokens);
+    EXPECT_TRUE(rows == first_rows) << "the logits differ in some bit";
+  }
+}
+
+TEST(ClusterTest, StatusNamesEveryProcessAndItsShare) {
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<LocalCluster> cluster, LocalCluster::Start(ClusterOfStages(3)));
+  ASSERT_OK_AND_ASSIGN(const v1::GetStatusResponse status, ClientOf(*cluster)->GetStatus());
+  EXPECT_EQ(status.pipeline_state(), "serving");
+  ASSERT_EQ(status.processes_size(), 5);
+  int next_layer = 0;
+  for (const v1::ProcessStatus& process : status.processes()) {
+    EXPECT_EQ(process.address(), cluster->address(process.name())) << process.name();
+    EXPECT_EQ(process.metrics_address(), cluster->metrics_address(process.name())) << process.name();
+    EXPECT_EQ(process.pid(), cluster->pid(process.name())) << process.name();
+    EXPECT_EQ(process.health(), "serving") << process.name();
+    if (process.role() == "worker") {
+      EXPECT_EQ(process.first_layer(), next_layer) << process.name();
+      next_layer = process.end_layer();
+    }
+    EXPECT_THAT(common::CheckHealth(cluster->Channel(process.name()), absl::Now() + absl::Seconds(10)),
+                IsOkAndHolds(true))
+        << process.name();
+  }
+  EXPECT_EQ(next_layer, 4);
+}
+
+// Thirty-two clients at once, each with its own prompt; every answer must be that of a solo run.
+TEST(ClusterTest, CompanyChangesNothing) {
+  constexpr int kClients = 32;
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<LocalCluster> cluster, LocalCluster::Start(ClusterOfStages(2)));
+  const std::unique_ptr<RouterClient> client = ClientOf(*cluster);
+  std::vector<v1::GenerateRequest> requests;
+  std::vector<Tokens> solo;
+  for (int i = 0; i < kClients; ++i) {
+    Tokens prompt(kPrompt.begin(), kPrompt.begin() + 1 + i % kPrompt.size());
+    prompt.push_back(i);
+    requests.push_back(GreedyTurn(prompt, 16));
+    if (i % 2 == 1) {
+      requests.back().mutable_sampling()->set_temperature(1.0f);
+      requests.back().mutable_sampling()->set_seed(i);
+    }
+    ASSERT_OK_AND_ASSIGN(solo.emplace_back(), Generate(*client, requests.back()));
+    ASSERT_THAT(solo.back(), SizeIs(16));
+  }
+  std::vector<absl::StatusOr<Tokens>> together(kClients, absl::UnknownError("did not run"));
+  std::vector<std::thread> threads;
+  for (int i = 0; i < kClients; ++i) {
+    threads.emplace_back([&, i] { together[i] = Generate(*client, requests[i]); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (int i = 0; i < kClients; ++i)
+    EXPECT_THAT(together[i], IsOkAndHolds(ElementsAreArray(solo[i]))) << "client " << i;
+}
+
+// Between turns, then in the middle of one, `disturb` happens to the cluster; a twin session is left alone. Both must
+// hold the same tokens, and every client must have seen each of them once.
+void ExpectUndisturbedTokens(LocalCluster& cluster, const std::string& name,
+                             const std::function<absl::Status()>& disturb) {
+  SCOPED_TRACE(name);
+  const std::unique_ptr<RouterClient> client = ClientOf(cluster);
+  const std::string twin = name + "-twin";
+  ASSERT_OK(CreateSession(*client, name));
+  ASSERT_OK(CreateSession(*client, twin));
+  ASSERT_OK_AND_ASSIGN(const Tokens twin_first, Generate(*client, GreedyTurn(kPrompt, 20, twin, "turn-1")));
+  ASSERT_OK_AND_ASSIGN(const Tokens twin_second, Generate(*client, GreedyTurn(kSecondPrompt, 400, twin, "turn-2")));
+
+  ASSERT_OK_AND_ASSIGN(const Tokens first, Generate(*client, GreedyTurn(kPrompt, 20, name, "turn-1")));
+  EXPECT_EQ(first, twin_first);
+  ASSERT_OK(disturb());
+  ASSERT_OK(cluster.WaitUntilServing());
+
+  // The rest of the turn runs in this thread's callback, so the disturbance is certain to be in its middle.
+  ASSERT_OK_AND_ASSIGN(const Tokens second,
+                       Generate(*client, GreedyTurn(kSecondPrompt, 400, name, "turn-2"),
+                                [&](size_t tokens) { return tokens == 5 ? disturb() : absl::OkStatus(); }));
+  EXPECT_EQ(second, twin_second);
+  ASSERT_OK_AND_ASSIGN(const Tokens log, SessionLog(*client, name));
+  EXPECT_THAT(SessionLog(*client, twin), IsOkAndHolds(ElementsAreArray(log)));
+}
+
+TEST(ClusterTest, TokensAreThoseOfAnUndisturbedRunWhoeverIsKilled) {
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<LocalCluster> cluster, LocalCluster::Start(ClusterOfStages(2)));
+  for (const std::string& process : cluster->process_names()) {
+    ExpectUndisturbedTokens(*cluster, "kill-" + process, [&]() -> absl::Status {
+      RWKV_RETURN_IF_ERROR(cluster->Kill(process));
+      return cluster->Restart(process);
+    });
+  }
+  ExpectUndisturbedTokens(*cluster, "kill-all", [&]() -> absl::Status {
+    RWKV_RETURN_IF_ERROR(cluster->KillAll());
+    return cluster->RestartAll();
+  });
+}
+
+TEST(ClusterTest, SessionsGoOnAfterEveryProcessWasStopped) {
+  ASSERT_OK_AND_ASSIGN(std::unique_ptr<LocalCluster> cluster, LocalCluster::Start(ClusterOfStages(2)));
+  std::unique_ptr<RouterClient> client = ClientOf(*cluster);
+  for (const char* session : {"stopped", "twin"}) {
+    ASSERT_OK(CreateSession(*client, session));
+    ASSERT_OK(Generate(*client, GreedyTurn(kPrompt, 20, session)));
+  }
+  ASSERT_OK_AND_ASSIGN(const Tokens expected, Generate(*client, GreedyTurn(kSecondPrompt, 20, "twin")));
+
+  // Another cluster, of another number of stages on other ports, on the same folder.
+  LocalCluster::Options options = ClusterOfStages(3);
+  options.directory = cluster->directory();
+  ASSERT_OK(cluster->Stop());
+  cluster.reset();
+  ASSERT_OK_AND_ASSIGN(cluster, LocalCluster::Start(options));
+  client = ClientOf(*cluster);
+  v1::GenerateRequest request = GreedyTurn(kSecondPrompt, 20, "stopped");
+  uint64_t reused = 0;
+  Tokens tokens;
+  ASSERT_OK(client->Generate(request, [&](const v1::GenerateResponse& response) {
+    if (response.has_token_id()) tokens.push_back(response.token_id());
+    if (response.has_finish()) reused = response.finish().reused_tokens();
+    return absl::OkStatus();
+  }));
+  EXPECT_EQ(tokens, expected);
+  EXPECT_EQ(reused, kPrompt.size() + 20) << "the snapshot was not used";
+}
+
+TEST(ClusterTest, PortInUseIsSaidAndEndsTheProcess) {
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<LocalCluster> cluster, LocalCluster::Start(ClusterOfStages(1)));
+  LocalCluster::Options options = ClusterOfStages(1);
+  options.state_store_flags = {absl::StrCat("--metrics_listen=", cluster->metrics_address("router-0"))};
+  EXPECT_THAT(
+      LocalCluster::StartWithoutWaiting(options).status(),
+      testing::StatusIs(absl::StatusCode::kUnavailable, ::testing::HasSubstr(cluster->metrics_address("router-0"))));
+}
+
+}  // namespace
+}  // namespace rwkv
