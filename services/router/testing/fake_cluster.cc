@@ -1,0 +1,145 @@
+#include "services/router/testing/fake_cluster.h"
+
+#include <atomic>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "gtest/gtest.h"
+#include "services/router/pipeline/pipeline.h"
+#include "services/worker/client/worker_client.h"
+
+namespace rwkv::router {
+
+bool WaitUntil(const std::function<bool()>& condition) {
+  const absl::Time limit = absl::Now() + kTestLimit;
+  while (!condition()) {
+    if (absl::Now() > limit) return false;
+    absl::SleepFor(absl::Milliseconds(1));
+  }
+  return true;
+}
+
+FakeTokenizer::FakeTokenizer() {
+  words_.resize(65536);
+  for (uint32_t id = 1; id < words_.size(); ++id) {
+    if (id <= 256) {
+      words_[id] = std::string(1, static_cast<char>(id - 1));
+    } else {
+      words_[id] = {static_cast<char>('a' + id % 26), static_cast<char>('a' + id / 26 % 26), ' '};
+    }
+  }
+}
+
+std::vector<uint32_t> FakeTokenizer::Encode(absl::string_view bytes) const {
+  std::vector<uint32_t> ids;
+  for (const char byte : bytes) ids.push_back(static_cast<unsigned char>(byte) + 1u);
+  return ids;
+}
+
+absl::string_view FakeTokenizer::TokenBytes(uint32_t id) const {
+  return id < words_.size() ? absl::string_view(words_[id]) : absl::string_view();
+}
+
+FakeCluster::FakeCluster(worker::FakePipeline::Options pipeline, TurnManager::Options router)
+    : pipeline_options_(std::move(pipeline)), router_options_(std::move(router)) {
+  metrics_ = *common::Metrics::Create("");
+  router_metrics_ = std::make_unique<RouterMetrics>(metrics_.get());
+  store_ = *state_store::FakeStateStore::Create(&clock_);
+  pipeline_options_.put_record = [this](const v1::RecordInfo& info, const std::string& bytes) {
+    return store_->PutRecord(info, bytes, absl::Now() + kTestLimit);
+  };
+  pipeline_options_.get_record = [this](const v1::RecordInfo& info) {
+    return store_->GetRecord(info, absl::Now() + kTestLimit);
+  };
+  pipeline_ = std::make_unique<worker::FakePipeline>(pipeline_options_);
+  if (router_options_.router.empty()) router_options_.router = "router-0";
+  RestartRouter();
+}
+
+FakeCluster::~FakeCluster() { StopRouter(); }
+
+void FakeCluster::StopRouter() { router_ = nullptr; }
+
+void FakeCluster::RestartRouter() {
+  StopRouter();
+  router_options_.incarnation = absl::StrCat("incarnation-", ++incarnation_);
+  Pipeline::Options options;
+  options.router = router_options_.router;
+  options.incarnation = router_options_.incarnation;
+  options.min_backoff = absl::Milliseconds(1);
+  options.max_backoff = absl::Milliseconds(20);
+  std::vector<std::unique_ptr<worker::WorkerClient>> workers;
+  for (int stage = 0; stage < pipeline_options_.stage_count; ++stage) workers.push_back(pipeline_->Connect(stage));
+  auto draws = std::make_shared<std::atomic<uint64_t>>(incarnation_ * 1000003ull);
+  router_ = std::make_unique<TurnManager>(router_options_, options, std::move(workers), store_.get(), &tokenizer_,
+                                          router_metrics_.get(), &clock_,
+                                          [draws] { return draws->fetch_add(0x9e3779b97f4a7c15); });
+  router_->Start();
+  EXPECT_TRUE(WaitUntil([this] { return router_->pipeline().state().serving; }));
+}
+
+FakeCluster::Call FakeCluster::Start(const v1::GenerateRequest& request) {
+  Call call;
+  call.id = router_->NewCall();
+  router_->Generate(call.id, request, call.stream);
+  return call;
+}
+
+FakeCluster::Answer FakeCluster::Finish(const Call& call) {
+  Answer answer;
+  answer.status = call.stream->Wait();
+  bool first = true;
+  for (const v1::GenerateResponse& message : call.stream->received()) {
+    if (first) answer.first_index = message.index();
+    first = false;
+    answer.text += message.text();
+    if (message.has_finish()) {
+      answer.finish = message.finish();
+      EXPECT_EQ(message.index(), answer.finish.generated_tokens());
+      continue;
+    }
+    EXPECT_EQ(message.index(), answer.first_index + answer.tokens.size());
+    EXPECT_TRUE(message.has_logprob());
+    answer.tokens.push_back(message.token_id());
+  }
+  return answer;
+}
+
+void FakeCluster::CreateSession(const std::string& id) {
+  v1::CreateSessionRequest request;
+  request.set_session_id(id);
+  const auto created = store_->CreateSession(request, absl::Now() + kTestLimit);
+  EXPECT_TRUE(created.ok()) << created.status();
+}
+
+std::vector<uint32_t> FakeCluster::Log(const std::string& session_id) {
+  v1::GetSessionRequest get;
+  get.set_session_id(session_id);
+  const auto session = store_->GetSession(get, absl::Now() + kTestLimit);
+  EXPECT_TRUE(session.ok()) << session.status();
+  if (!session.ok()) return {};
+  v1::ReadTokensRequest read;
+  read.set_session_id(session_id);
+  read.set_end(session->session().token_count());
+  const auto tokens = store_->ReadTokens(read, absl::Now() + kTestLimit);
+  EXPECT_TRUE(tokens.ok()) << tokens.status();
+  return tokens.ok() ? *tokens : std::vector<uint32_t>();
+}
+
+v1::GenerateRequest Request(absl::Span<const uint32_t> tokens, uint32_t count) {
+  v1::GenerateRequest request;
+  request.mutable_tokens()->mutable_ids()->Add(tokens.begin(), tokens.end());
+  request.set_max_tokens(count);
+  return request;
+}
+
+v1::GenerateRequest SessionRequest(const std::string& session_id, const std::string& request_id,
+                                   absl::Span<const uint32_t> tokens, uint32_t count) {
+  v1::GenerateRequest request = Request(tokens, count);
+  request.set_session_id(session_id);
+  request.set_request_id(request_id);
+  return request;
+}
+
+}  // namespace rwkv::router
