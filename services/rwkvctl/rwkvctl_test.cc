@@ -1,0 +1,578 @@
+// Whole command lines against a router in memory.
+#include "services/rwkvctl/rwkvctl.h"
+
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <memory>
+#include <sstream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/time/time.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
+#include "services/common/grpc_status.h"
+#include "services/router/client/fake_router_client.h"
+#include "services/rwkvctl/chat_command.h"
+
+namespace rwkv::rwkvctl {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using ::testing::EndsWith;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::SizeIs;
+using ::testing::StartsWith;
+
+class FakeInterrupts : public Interrupts {
+ public:
+  void SetHandler(std::function<void()> handler) override { handler_ = std::move(handler); }
+  bool has_handler() const { return handler_ != nullptr; }
+  void Interrupt() { handler_(); }
+
+ private:
+  std::function<void()> handler_;
+};
+
+class RwkvctlTest : public ::testing::Test {
+ protected:
+  RwkvctlTest()
+      : folder_(std::filesystem::path(::testing::TempDir()) /
+                ::testing::UnitTest::GetInstance()->current_test_info()->name()) {
+    std::filesystem::remove_all(folder_);
+    std::filesystem::create_directories(folder_);
+    std::ofstream(LastCluster()) << "127.0.0.1:4711\nmore\n";
+  }
+  ~RwkvctlTest() override { std::filesystem::remove_all(folder_); }
+
+  std::string LastCluster() const { return (folder_ / "last-cluster").string(); }
+
+  // Exit status; out_ and err_ are what was printed.
+  int Call(const std::vector<std::string>& arguments, const std::string& input = "") {
+    std::istringstream in(input);
+    std::ostringstream out, err;
+    const Environment environment{
+        in, out, err, interrupts_, terminal_, terminal_, LastCluster(), [this](const std::string& address) {
+          connected_ = address;
+          return std::make_unique<router::FakeRouterClient>(&router_);
+        }};
+    const int status = rwkvctl::Run(arguments, environment);
+    out_ = out.str();
+    err_ = err.str();
+    EXPECT_FALSE(interrupts_.has_handler());
+    if (status == 0) {
+      EXPECT_TRUE(terminal_ || err_.empty() || absl::StartsWith(err_, "session ")) << err_;
+    } else {
+      EXPECT_THAT(err_, AllOf(HasSubstr("rwkvctl: "), EndsWith("\n")));
+    }
+    return status;
+  }
+
+  const v1::GenerateRequest& request() const { return router_.generate_requests.back(); }
+
+  const std::filesystem::path folder_;
+  router::FakeRouterClient::State router_;
+  FakeInterrupts interrupts_;
+  bool terminal_ = false;
+  std::string out_, err_;
+  std::string connected_;
+};
+
+TEST_F(RwkvctlTest, HelpIsOnStandardOutput) {
+  EXPECT_EQ(Call({"--help"}), 0);
+  for (const char* command :
+       {"generate", "chat", "sessions", "tokenize", "detokenize", "status", "logits", "state", "--router"}) {
+    EXPECT_THAT(out_, HasSubstr(command));
+  }
+  EXPECT_EQ(Call({"-h"}), 0);
+  EXPECT_EQ(Call({"help"}), 0);
+  EXPECT_EQ(Call({"generate", "--help"}), 0);
+  EXPECT_THAT(out_, AllOf(HasSubstr("--max-tokens N"), HasSubstr("--router"), HasSubstr("finish_reason")));
+  EXPECT_EQ(Call({"--help", "sessions"}), 0);
+  EXPECT_THAT(out_, HasSubstr("create|list|show|fork|rewind|delete"));
+  EXPECT_EQ(connected_, "");
+}
+
+TEST_F(RwkvctlTest, WrongUsageIsOneLineAndStatus2) {
+  struct Case {
+    std::vector<std::string> arguments;
+    const char* message;
+  };
+  const Case kCases[] = {
+      {{}, "no command"},
+      {{"fly"}, "unknown command \"fly\""},
+      {{"--fly"}, "unknown flag --fly"},
+      {{"generate", "--fly"}, "unknown flag --fly"},
+      {{"generate"}, "--prompt TEXT or --tokens"},
+      {{"generate", "--prompt", "a", "--tokens", "1"}, "exclude each other"},
+      {{"generate", "--prompt"}, "--prompt needs a value"},
+      {{"generate", "--prompt", "a", "stray"}, "unexpected argument \"stray\""},
+      {{"generate", "--prompt", "a", "--request-id", "r"}, "--request-id needs --session"},
+      {{"generate", "--prompt", "a", "--max-tokens", "-1"}, "--max-tokens"},
+      {{"generate", "--prompt", "a", "--temperature", "nan"}, "--temperature"},
+      {{"generate", "--prompt", "a", "--temperature", "warm"}, "--temperature"},
+      {{"generate", "--prompt", "a", "--seed", "18446744073709551616"}, "--seed"},
+      {{"generate", "--prompt", "a", "--logit-bias", "5"}, "--logit-bias"},
+      {{"generate", "--prompt", "a", "--logit-bias", "x=1"}, "--logit-bias"},
+      {{"generate", "--prompt", "a", "--sampling-order", "random"}, "--sampling-order"},
+      {{"generate", "--prompt", "\xFF"}, "UTF-8"},
+      {{"generate", "--prompt", "a", "--stop", "\xFF"}, "UTF-8"},
+      {{"generate", "--tokens", "1,,2"}, "--tokens"},
+      {{"generate", "--router", "nowhere", "--prompt", "a"}, "--router"},
+      {{"logits", "--tokens", "1"}, "--out"},
+      {{"logits", "--out", "f"}, "--tokens"},
+      {{"state", "--out", "f"}, "--session"},
+      {{"state", "--session", "s"}, "--out"},
+      {{"sessions"}, "create, list"},
+      {{"sessions", "burn"}, "\"burn\""},
+      {{"sessions", "show"}, "ID is missing"},
+      {{"sessions", "show", "a", "b"}, "unexpected argument \"b\""},
+      {{"sessions", "show", ""}, "empty"},
+      {{"sessions", "list", "a"}, "unexpected argument \"a\""},
+      {{"sessions", "rewind", "a"}, "POSITION is missing"},
+      {{"sessions", "rewind", "a", "-1"}, "POSITION"},
+      {{"sessions", "create", "a", "--position", "1"}, "takes no --position"},
+      {{"sessions", "show", "a", "--new-session", "b"}, "takes no --new-session"},
+      {{"tokenize", "a", "b"}, "more than one text"},
+      {{"detokenize", "1", "x"}, "token id 1"},
+      {{"status", "x"}, "unexpected argument"},
+      {{"chat", "x"}, "unexpected argument"},
+  };
+  for (const Case& wrong : kCases) {
+    EXPECT_EQ(Call(wrong.arguments), 2) << err_;
+    EXPECT_THAT(err_, HasSubstr(wrong.message));
+    EXPECT_EQ(std::count(err_.begin(), err_.end(), '\n'), 1) << err_;
+    EXPECT_EQ(out_, "");
+  }
+  EXPECT_EQ(connected_, "");
+}
+
+TEST_F(RwkvctlTest, FlagsMayStandAnywhere) {
+  EXPECT_EQ(Call({"--max-tokens", "2", "--json=true", "generate", "--prompt=Hi"}), 0);
+  EXPECT_EQ(request().max_tokens(), 2);
+  EXPECT_EQ(Call({"--prompt", "generate", "--router", "h:1", "generate", "--max-tokens=3"}), 0);
+  EXPECT_EQ(request().text(), "generate");
+  EXPECT_EQ(connected_, "h:1");
+  EXPECT_EQ(Call({"tokenize", "--", "--json"}), 0);
+  EXPECT_EQ(out_, "45 45 106 115 111 110\n");
+}
+
+TEST_F(RwkvctlTest, TheClusterStartedLastIsTheDefault) {
+  EXPECT_EQ(Call({"status"}), 0);
+  EXPECT_EQ(connected_, "127.0.0.1:4711");
+  std::ofstream(LastCluster()) << "nonsense\n";
+  EXPECT_EQ(Call({"status"}), 1);
+  EXPECT_THAT(err_, HasSubstr("last-cluster"));
+  std::filesystem::remove(LastCluster());
+  EXPECT_EQ(Call({"status"}), 1);
+  EXPECT_THAT(err_, AllOf(HasSubstr("run.sh"), HasSubstr("--router")));
+  EXPECT_EQ(Call({"status", "--router", "10.0.0.1:5"}), 0);
+}
+
+TEST_F(RwkvctlTest, GenerateStreamsTextAsItIs) {
+  router_.answer = "Hello,\nworld";
+  std::vector<std::string> seen;
+  EXPECT_EQ(Call({"generate", "--prompt", "Hi", "--max-tokens", "12"}), 0);
+  EXPECT_EQ(out_, "Hello,\nworld");
+  EXPECT_EQ(request().text(), "Hi");
+  EXPECT_FALSE(request().has_tokens());
+  EXPECT_EQ(request().session_id(), "");
+  EXPECT_EQ(request().request_id(), "");
+  terminal_ = true;
+  EXPECT_EQ(Call({"generate", "--prompt", "Hi"}), 0);
+  EXPECT_EQ(out_, "Hello,\nworld\n");
+}
+
+TEST_F(RwkvctlTest, GenerateSendsEveryFlag) {
+  router_.logs["s"] = {};
+  EXPECT_EQ(Call({"generate",
+                  "--model",
+                  "m",
+                  "--session",
+                  "s",
+                  "--request-id",
+                  "r",
+                  "--tokens",
+                  "1,2",
+                  "--max-tokens",
+                  "3",
+                  "--temperature",
+                  "0.5",
+                  "--top-k",
+                  "-7",
+                  "--top-p",
+                  "0.25",
+                  "--min-p",
+                  "0.125",
+                  "--typical-p",
+                  "0.75",
+                  "--presence-penalty",
+                  "-1",
+                  "--frequency-penalty",
+                  "2",
+                  "--penalty-decay",
+                  "0.5",
+                  "--logit-bias",
+                  "5=-1.5",
+                  "--logit-bias",
+                  "6=2",
+                  "--sampling-order",
+                  "rwkv-pip",
+                  "--seed",
+                  "18446744073709551615",
+                  "--stop",
+                  "a",
+                  "--stop",
+                  "b",
+                  "--stop-token",
+                  "9",
+                  "--stop-token",
+                  "8",
+                  "--ignore-eos",
+                  "--logprobs",
+                  "2",
+                  "--resume-from",
+                  "1",
+                  "--json"}),
+            0);
+  EXPECT_EQ(request().model(), "m");
+  EXPECT_EQ(request().session_id(), "s");
+  EXPECT_EQ(request().request_id(), "r");
+  EXPECT_THAT(request().tokens().ids(), ElementsAre(1, 2));
+  EXPECT_EQ(request().max_tokens(), 3);
+  const v1::Sampling& sampling = request().sampling();
+  EXPECT_EQ(sampling.temperature(), 0.5f);
+  EXPECT_EQ(sampling.top_k(), -7);  // The router says what is wrong with it.
+  EXPECT_EQ(sampling.top_p(), 0.25f);
+  EXPECT_EQ(sampling.min_p(), 0.125f);
+  EXPECT_EQ(sampling.typical_p(), 0.75f);
+  EXPECT_EQ(sampling.presence_penalty(), -1);
+  EXPECT_EQ(sampling.frequency_penalty(), 2);
+  EXPECT_EQ(sampling.penalty_decay(), 0.5f);
+  EXPECT_EQ(sampling.logit_bias().at(5), -1.5f);
+  EXPECT_EQ(sampling.logit_bias().at(6), 2);
+  EXPECT_EQ(sampling.order(), v1::SAMPLING_ORDER_RWKV_PIP);
+  EXPECT_EQ(sampling.seed(), 18446744073709551615u);
+  EXPECT_EQ(sampling.top_logprobs(), 2);
+  EXPECT_THAT(request().stop(), ElementsAre("a", "b"));
+  EXPECT_THAT(request().stop_token_ids(), ElementsAre(9, 8));
+  EXPECT_TRUE(request().ignore_end_of_text());
+  EXPECT_EQ(request().resume_from(), 1);
+}
+
+TEST_F(RwkvctlTest, GenerateLeavesUnsetWhatIsNotGiven) {
+  EXPECT_EQ(Call({"generate", "--prompt", "Hi"}), 0);
+  EXPECT_FALSE(request().has_max_tokens());
+  const v1::Sampling& sampling = request().sampling();
+  EXPECT_FALSE(sampling.has_temperature() || sampling.has_top_k() || sampling.has_top_p() || sampling.has_seed());
+}
+
+TEST_F(RwkvctlTest, GenerateJsonIsAnObjectATokenAndALastOne) {
+  router_.answer = "ab";
+  router_.logs["s"] = {};
+  EXPECT_EQ(Call({"generate", "--json", "--prompt", "Hi", "--session", "s", "--max-tokens", "2", "--logprobs", "1",
+                  "--seed", "5"}),
+            0);
+  std::vector<nlohmann::json> lines;
+  for (absl::string_view line : absl::StrSplit(out_, '\n', absl::SkipEmpty())) {
+    lines.push_back(nlohmann::json::parse(line.begin(), line.end()));
+  }
+  ASSERT_THAT(lines, SizeIs(3));
+  EXPECT_EQ(lines[0],
+            nlohmann::json::parse(
+                R"({"index": 0, "id": 97, "text": "a", "logprob": -0.5, "top_logprobs": [{"id": 0, "logprob": 0}]})"));
+  EXPECT_EQ(lines[1]["index"], 1);
+  EXPECT_EQ(lines[2]["finish_reason"], "length");
+  EXPECT_EQ(lines[2]["prompt_tokens"], 2);
+  EXPECT_EQ(lines[2]["generated_tokens"], 2);
+  EXPECT_EQ(lines[2]["session_tokens"], 4);
+  EXPECT_EQ(lines[2]["session_id"], "s");
+  EXPECT_EQ(lines[2]["seed"], 5);
+  EXPECT_EQ(lines[2]["queue_seconds"], 0.001);
+  EXPECT_EQ(lines[2]["prefill_seconds"], 0.25);
+  EXPECT_EQ(lines[2]["decode_seconds"], 1);
+}
+
+TEST_F(RwkvctlTest, GenerateNamesTheTurnsOfASessionSoThatTheyCanBeResumed) {
+  router_.logs["s"] = {};
+  EXPECT_EQ(Call({"generate", "--prompt", "Hi", "--session", "s"}), 0);
+  const std::string first = request().request_id();
+  EXPECT_THAT(first, SizeIs(32));
+  EXPECT_EQ(Call({"generate", "--prompt", "Hi", "--session", "s"}), 0);
+  EXPECT_NE(request().request_id(), first);
+}
+
+TEST_F(RwkvctlTest, GeneratePrintsIdsWhereThereIsNoText) {
+  router_.answer = "ab";
+  router_.has_tokenizer = false;
+  EXPECT_EQ(Call({"generate", "--tokens", "1,2"}), 0);
+  EXPECT_EQ(out_, "97 98\n");
+  router_.has_tokenizer = true;
+  EXPECT_EQ(Call({"generate", "--tokens", "1,2"}), 0);
+  EXPECT_EQ(out_, "ab");
+}
+
+TEST_F(RwkvctlTest, GenerateReadsAPromptFromStandardInput) {
+  EXPECT_EQ(Call({"generate", "--prompt", "-"}, "two\nlines\n"), 0);
+  EXPECT_EQ(request().text(), "two\nlines\n");
+  EXPECT_EQ(Call({"generate", "--prompt", "-"}, "bad \xFF"), 1);
+  EXPECT_THAT(err_, HasSubstr("UTF-8"));
+}
+
+TEST_F(RwkvctlTest, ErrorsOfCallsAreOneLineAndStatus1) {
+  EXPECT_EQ(Call({"generate", "--prompt", ""}), 1);
+  EXPECT_EQ(err_, "rwkvctl: INVALID_ARGUMENT: text: is empty\n");
+  EXPECT_EQ(Call({"generate", "--tokens", ""}), 1);
+  EXPECT_EQ(err_, "rwkvctl: INVALID_ARGUMENT: tokens: is empty\n");
+  EXPECT_EQ(Call({"sessions", "show", "nobody"}), 1);
+  EXPECT_EQ(err_, "rwkvctl: NOT_FOUND: no session nobody\n");
+  router_.generate_status =
+      common::WithRetryInfo(absl::ResourceExhaustedError("256 turns\nwait"), absl::Milliseconds(250));
+  EXPECT_EQ(Call({"generate", "--prompt", "Hi", "--max-tokens", "3"}), 1);
+  EXPECT_EQ(out_, "Hel");
+  EXPECT_EQ(err_, "rwkvctl: RESOURCE_EXHAUSTED: 256 turns wait (retry in 250ms)\n");
+}
+
+TEST_F(RwkvctlTest, AFullStandardOutputIsAnError) {
+  std::istringstream in;
+  std::ostream out(nullptr);  // Takes nothing.
+  std::ostringstream err;
+  const Environment environment{in, out, err, interrupts_, false, false, LastCluster(), [this](const std::string&) {
+                                  return std::make_unique<router::FakeRouterClient>(&router_);
+                                }};
+  EXPECT_EQ(rwkvctl::Run({"generate", "--prompt", "Hi"}, environment), 1);
+  EXPECT_THAT(err.str(), HasSubstr("cannot write to standard output"));
+  EXPECT_EQ(rwkvctl::Run({"status"}, environment), 1);
+}
+
+TEST_F(RwkvctlTest, LogitsWritesAMatrix) {
+  const std::string path = (folder_ / "l.npy").string();
+  EXPECT_EQ(Call({"logits", "--tokens", "1,2,3", "--out", path}), 0);
+  std::ifstream file(path, std::ios::binary);
+  const std::string content{std::istreambuf_iterator<char>(file), {}};
+  EXPECT_THAT(content, HasSubstr("'shape': (3, 4), "));
+  ASSERT_EQ(content.size(), 128 + 3 * 4 * sizeof(float));
+  float last = 0;
+  std::memcpy(&last, content.data() + content.size() - sizeof(last), sizeof(last));
+  EXPECT_EQ(last, 3.75f);
+}
+
+TEST_F(RwkvctlTest, LogitsFailsWhereItCannotWrite) {
+  EXPECT_EQ(Call({"logits", "--tokens", "1", "--out", (folder_ / "no" / "l.npy").string()}), 1);
+  EXPECT_THAT(err_, HasSubstr("no/l.npy"));
+}
+
+TEST_F(RwkvctlTest, StateWritesSafetensors) {
+  router_.logs["s"] = {1, 2};
+  v1::SessionsExportStateResponse piece;
+  piece.set_tensor("blocks.0.att.x_prev");
+  piece.add_shape(2);
+  piece.set_data(std::string("\0\0\x80\x3f\0\0\0\x40", 8));
+  piece.set_position(2);
+  router_.exported_state = {piece};
+  const std::string path = (folder_ / "s.safetensors").string();
+  EXPECT_EQ(Call({"state", "--session", "s", "--out", path}), 0);
+  std::ifstream file(path, std::ios::binary);
+  const std::string content{std::istreambuf_iterator<char>(file), {}};
+  uint64_t header_bytes = 0;
+  std::memcpy(&header_bytes, content.data(), sizeof(header_bytes));
+  const nlohmann::json header = nlohmann::json::parse(content.substr(8, header_bytes));
+  EXPECT_EQ(header["__metadata__"]["position"], "2");
+  EXPECT_EQ(header["blocks.0.att.x_prev"]["shape"], nlohmann::json({2}));
+  EXPECT_THAT(content, EndsWith(piece.data()));
+
+  v1::SessionsExportStateResponse later = piece;
+  later.set_tensor("blocks.0.ffn.x_prev");
+  later.set_position(3);
+  router_.exported_state.push_back(later);
+  const std::string torn = (folder_ / "torn.safetensors").string();
+  EXPECT_EQ(Call({"state", "--session", "s", "--out", torn}), 1);
+  EXPECT_THAT(err_, HasSubstr("position changes from 2 to 3"));
+  EXPECT_FALSE(std::filesystem::exists(torn));
+}
+
+TEST_F(RwkvctlTest, SessionsAreCreatedListedShownForkedRewoundAndDeleted) {
+  EXPECT_EQ(Call({"sessions", "create"}), 0);
+  EXPECT_EQ(out_, "created session session-1\n");  // The id comes last.
+  EXPECT_EQ(Call({"sessions", "create", "mine"}), 0);
+  EXPECT_THAT(out_, EndsWith(" mine\n"));
+  EXPECT_EQ(Call({"sessions", "create", "--session", "mine"}), 1);
+  EXPECT_THAT(err_, HasSubstr("ALREADY_EXISTS"));
+  EXPECT_EQ(Call({"generate", "--session", "mine", "--prompt", "Hi", "--max-tokens", "3"}), 0);
+
+  EXPECT_EQ(Call({"sessions", "fork", "mine", "4", "--new-session", "theirs"}), 0);
+  EXPECT_EQ(out_, "forked mine after 4 tokens into session theirs\n");
+  EXPECT_EQ(Call({"sessions", "fork", "--session=mine"}), 0);
+  EXPECT_EQ(out_, "forked mine after 5 tokens into session mine-fork\n");
+  EXPECT_EQ(Call({"sessions", "rewind", "theirs", "--position", "1"}), 0);
+  EXPECT_EQ(out_, "rewound to 1 tokens: session theirs\n");
+  EXPECT_EQ(Call({"sessions", "rewind", "theirs", "9"}), 1);
+  EXPECT_THAT(err_, HasSubstr("OUT_OF_RANGE"));
+
+  // Four sessions over two pages.
+  EXPECT_EQ(Call({"sessions", "list"}), 0);
+  EXPECT_THAT(out_, AllOf(StartsWith("SESSION"), HasSubstr("mine "), HasSubstr("mine-fork "), HasSubstr("session-1 "),
+                          HasSubstr("theirs ")));
+  EXPECT_EQ(Call({"sessions", "list", "--json"}), 0);
+  const nlohmann::json listed = nlohmann::json::parse(out_);
+  ASSERT_THAT(listed, SizeIs(4));
+  EXPECT_EQ(listed[0]["id"], "mine");
+  EXPECT_EQ(listed[0]["tokens"], 5);
+
+  EXPECT_EQ(Call({"sessions", "show", "mine", "--log", "--text"}), 0);
+  EXPECT_THAT(out_, AllOf(HasSubstr("id: mine\n"), HasSubstr("tokens: 5\n"),
+                          HasSubstr("token_ids: 72 105 72 101 108\n"), HasSubstr("text:\nHiHel\n")));
+  EXPECT_EQ(Call({"sessions", "show", "mine", "--json", "--log"}), 0);
+  EXPECT_EQ(nlohmann::json::parse(out_)["token_ids"], nlohmann::json({72, 105, 72, 101, 108}));
+
+  EXPECT_EQ(Call({"sessions", "delete", "mine", "theirs"}), 0);
+  EXPECT_EQ(out_, "deleted session mine\ndeleted session theirs\n");
+  EXPECT_EQ(Call({"sessions", "delete", "mine"}), 1);
+  EXPECT_THAT(err_, HasSubstr("NOT_FOUND"));
+}
+
+TEST_F(RwkvctlTest, TokenizeAndDetokenize) {
+  EXPECT_EQ(Call({"tokenize", "Hi"}), 0);
+  EXPECT_EQ(out_, "72 105\n");
+  EXPECT_EQ(Call({"tokenize", "--prompt=Hi", "--json"}), 0);
+  EXPECT_EQ(out_, "{\"ids\":[72,105]}\n");
+  EXPECT_EQ(Call({"tokenize"}, std::string("\xFF\0", 2)), 0);
+  EXPECT_EQ(out_, "255 0\n");
+  EXPECT_EQ(Call({"tokenize", ""}), 0);
+  EXPECT_EQ(out_, "\n");
+  EXPECT_EQ(Call({"detokenize", "72", "105,255"}), 0);
+  EXPECT_EQ(out_, "Hi\xFF");
+  EXPECT_EQ(Call({"detokenize", "--tokens", "72,105", "--json"}), 0);
+  EXPECT_EQ(out_, "{\"text\":\"Hi\"}\n");
+  EXPECT_EQ(Call({"detokenize"}, "72 105\n"), 0);
+  EXPECT_EQ(out_, "Hi");
+  router_.has_tokenizer = false;
+  EXPECT_EQ(Call({"tokenize", "Hi"}), 1);
+  EXPECT_THAT(err_, HasSubstr("FAILED_PRECONDITION"));
+}
+
+TEST_F(RwkvctlTest, StatusShowsEveryProcess) {
+  router_.status.set_pipeline_state("serving");
+  router_.status.mutable_model()->set_name("tiny");
+  router_.status.set_running_turns(3);
+  v1::ProcessStatus* worker = router_.status.add_processes();
+  worker->set_role("worker");
+  worker->set_name("worker-1");
+  worker->set_pid(42);
+  worker->set_address("127.0.0.1:9");
+  worker->set_health("serving");
+  worker->set_stage_index(1);
+  worker->set_stage_count(2);
+  worker->set_first_layer(6);
+  worker->set_end_layer(12);
+  v1::ProcessStatus* store = router_.status.add_processes();
+  store->set_role("state_store");
+  store->set_health("unreachable");
+  store->set_message("connection refused");
+  EXPECT_EQ(Call({"status"}), 0);
+  EXPECT_THAT(out_,
+              AllOf(HasSubstr("pipeline: serving"), HasSubstr("tiny"), HasSubstr("3 running"), HasSubstr("worker-1"),
+                    HasSubstr("42"), HasSubstr("6..11"), HasSubstr("unreachable: connection refused")));
+  EXPECT_EQ(Call({"status", "--json"}), 0);
+  const nlohmann::json json = nlohmann::json::parse(out_);
+  EXPECT_EQ(json["processes"][0]["pid"], 42);
+  EXPECT_EQ(json["processes"][0]["first_layer"], 6);
+  EXPECT_EQ(json["processes"][0]["end_layer"], 12);
+  EXPECT_EQ(json["processes"][1]["health"], "unreachable");
+  EXPECT_FALSE(json["processes"][1].contains("first_layer"));
+  EXPECT_EQ(json["model"]["name"], "tiny");
+}
+
+TEST_F(RwkvctlTest, ChatKeepsItsSessionAndItsTemplate) {
+  router_.answer = " Hello.";
+  EXPECT_EQ(Call({"chat"}, "Hi\n\nWho are you?\n/exit\nnot read\n"), 0);
+  EXPECT_EQ(err_, "session session-1\n");
+  EXPECT_EQ(out_, "Hello.\nHello.\n");
+  ASSERT_THAT(router_.generate_requests, SizeIs(2));
+  EXPECT_EQ(router_.generate_requests[0].text(), "User: Hi\n\nAssistant:");
+  EXPECT_THAT(router_.generate_requests[0].stop(), ElementsAre("\n\nUser:"));
+  // The fake left the stop string in the session, as the router does: only the rest is fed.
+  EXPECT_EQ(router_.generate_requests[1].text(), " Who are you?\n\nAssistant:");
+  EXPECT_EQ(router_.generate_requests[1].session_id(), "session-1");
+  EXPECT_NE(router_.generate_requests[0].request_id(), router_.generate_requests[1].request_id());
+  const std::vector<uint32_t>& log = router_.logs["session-1"];
+  EXPECT_EQ(std::string(log.begin(), log.end()),
+            "User: Hi\n\nAssistant: Hello.\n\nUser: Who are you?\n\nAssistant: Hello.\n\nUser:");
+}
+
+TEST_F(RwkvctlTest, ChatGoesOnWithASessionHoweverItEnded) {
+  const std::string end = "User: Hi\n\nAssistant: cut in the mid";
+  router_.logs["s"] = std::vector<uint32_t>(end.begin(), end.end());
+  EXPECT_EQ(Call({"chat", "--session", "s"}, "More\n"), 0);
+  EXPECT_EQ(request().text(), "\n\nUser: More\n\nAssistant:");
+  EXPECT_EQ(Call({"chat", "--session", "nobody"}, "More\n"), 1);
+  EXPECT_THAT(err_, HasSubstr("NOT_FOUND"));
+}
+
+TEST_F(RwkvctlTest, ChatTakesMessagesOfSeveralLines) {
+  EXPECT_EQ(Call({"chat"}, "\"\"\"\nfirst\n\nsecond \r\n\"\"\"\n"), 0);
+  EXPECT_EQ(request().text(), "User: first\nsecond\n\nAssistant:");
+}
+
+TEST_F(RwkvctlTest, ChatInterruptEndsTheAnswerNotTheSession) {
+  terminal_ = true;
+  router_.answer = "a long answer";
+  int answers = 0;
+  router_.on_token = [&](uint64_t index) {
+    if (index == 3 && ++answers == 1) interrupts_.Interrupt();
+  };
+  EXPECT_EQ(Call({"chat"}, "one\ntwo\n"), 0);
+  EXPECT_THAT(out_, StartsWith("Assistant:a l\n"));
+  EXPECT_THAT(out_, HasSubstr("a long answer"));
+  EXPECT_THAT(err_, HasSubstr("[stopped]"));
+  ASSERT_THAT(router_.generate_requests, SizeIs(2));
+  EXPECT_EQ(router_.generate_requests[1].text(), "\n\nUser: two\n\nAssistant:");
+}
+
+TEST_F(RwkvctlTest, ChatTriesAgainWhileTheLastTurnStillHoldsTheSession) {
+  const absl::Status busy = common::WithRetryInfo(absl::AbortedError("a turn is running"), absl::ZeroDuration());
+  router_.first_statuses = {busy, busy};
+  EXPECT_EQ(Call({"chat"}, "Hi\n"), 0);
+  ASSERT_THAT(router_.generate_requests, SizeIs(3));
+  EXPECT_EQ(router_.generate_requests[0].request_id(), router_.generate_requests[2].request_id());
+  EXPECT_EQ(out_, "Hello.\n");
+}
+
+TEST_F(RwkvctlTest, ChatErrorsEndAScriptButNotATerminal) {
+  router_.first_statuses = {absl::UnavailableError("no pipeline")};
+  EXPECT_EQ(Call({"chat"}, "one\ntwo\n"), 1);
+  EXPECT_THAT(err_, HasSubstr("UNAVAILABLE: no pipeline"));
+  terminal_ = true;
+  router_.first_statuses = {absl::UnavailableError("no pipeline")};
+  EXPECT_EQ(Call({"chat"}, "one\ntwo\n"), 0);
+  EXPECT_THAT(err_, HasSubstr("UNAVAILABLE: no pipeline"));
+  EXPECT_THAT(out_, HasSubstr("Hello."));
+}
+
+TEST(ChatTemplateTest, CleanMessageKeepsTheTemplateWhole) {
+  EXPECT_EQ(CleanMessage("  a \r\n\r\n\n b\t\r c  "), "a\n b\n c");
+  EXPECT_EQ(CleanMessage("\n \n"), "");
+}
+
+TEST(ChatTemplateTest, TurnAddsWhatTheSessionLacks) {
+  EXPECT_EQ(MakeTurn("", "m"), "User: m\n\nAssistant:");
+  EXPECT_EQ(MakeTurn("x", "m"), "\n\nUser: m\n\nAssistant:");
+  EXPECT_EQ(MakeTurn("x\n", "m"), "\nUser: m\n\nAssistant:");
+  EXPECT_EQ(MakeTurn("x\n\n", "m"), "User: m\n\nAssistant:");
+  EXPECT_EQ(MakeTurn("x\n\nUs", "m"), "er: m\n\nAssistant:");
+  EXPECT_EQ(MakeTurn("x\n\nUser:", "m"), " m\n\nAssistant:");
+  EXPECT_EQ(MakeTurn("User:", "m"), "\n\nUser: m\n\nAssistant:");
+}
+
+}  // namespace
+}  // namespace rwkv::rwkvctl
