@@ -32,8 +32,9 @@ absl::Status PipelineDriver::Open(const std::string& router, const std::string& 
     open.set_state_store_address(state_store);
     (void)streams_[i]->Write(request);  // Read says what is wrong.
   }
-  for (auto& stream : streams_) {
-    RWKV_ASSIGN_OR_RETURN(const v1::ExecuteResponse response, stream->Read());
+  // From the last, since a stage is open only when the next one is: so whoever refuses is heard first.
+  for (auto stream = streams_.rbegin(); stream != streams_.rend(); ++stream) {
+    RWKV_ASSIGN_OR_RETURN(const v1::ExecuteResponse response, (*stream)->Read());
     if (!response.has_opened()) return absl::InternalError(absl::StrCat("not opened: ", response.ShortDebugString()));
   }
   return absl::OkStatus();

@@ -1,0 +1,346 @@
+// Epochs, links in process, and snapshots beside running steps.
+#include "services/worker/engine/stage_runner.h"
+
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "rwkv/v1/worker.pb.h"
+#include "services/common/grpc_status.h"
+#include "services/common/metrics.h"
+#include "services/worker/engine/snapshot_transfer.h"
+#include "services/worker/engine/worker_metrics.h"
+#include "services/worker/link/inproc_link.h"
+#include "services/worker/testing/memory_records.h"
+#include "services/worker/testing/pipeline_driver.h"
+#include "services/worker/testing/runner_client.h"
+#include "services/worker/testing/test_engine.h"
+#include "tests/testing/random_model.h"
+#include "tests/testing/status_matchers.h"
+
+namespace rwkv::worker {
+namespace {
+
+using ::rwkv::testing::IsOk;
+using ::rwkv::testing::StatusIs;
+using ::testing::HasSubstr;
+
+class StageRunnerTest : public ::testing::Test {
+ protected:
+  struct Stage {
+    std::unique_ptr<common::Metrics> metrics;
+    std::unique_ptr<WorkerMetrics> worker_metrics;
+    std::unique_ptr<StageEngine> engine;
+    std::unique_ptr<LinkTransport> links;
+    std::unique_ptr<SnapshotTransfer> transfer;
+    std::unique_ptr<StageRunner> runner;
+  };
+
+  static void SetUpTestSuite() {
+    path_ = absl::StrCat(std::getenv("TEST_TMPDIR"), "/runner.safetensors");
+    rwkv::testing::RandomModelOptions options;
+    options.layers = 5;
+    options.width = 32;
+    options.head_size = 16;
+    options.vocab_size = 67;
+    ASSERT_THAT(rwkv::testing::WriteRandomModel(options, path_), IsOk());
+  }
+
+  ~StageRunnerTest() override {
+    store_->Open();  // Nobody waits for a record any more.
+    // In-process links end when either side does, so the order is free.
+    stages_.clear();
+  }
+
+  void Start(int stages, SnapshotTransfer::Options transfer = {}) {
+    for (int i = 0; i < stages; ++i) {
+      Stage stage;
+      absl::StatusOr<std::unique_ptr<common::Metrics>> metrics = common::Metrics::Create("");
+      ASSERT_THAT(metrics, IsOk());
+      stage.metrics = *std::move(metrics);
+      stage.worker_metrics = std::make_unique<WorkerMetrics>(*stage.metrics);
+      absl::StatusOr<std::unique_ptr<StageEngine>> engine = MakeTestEngine(path_, i, stages, {});
+      ASSERT_THAT(engine, IsOk());
+      stage.engine = *std::move(engine);
+      const std::string address = absl::StrCat("stage-", i);
+      stage.links = network_.Join(address, stage.engine->link_shape());
+      stage.transfer = std::make_unique<SnapshotTransfer>(transfer, stage.worker_metrics.get());
+      stage.runner = std::make_unique<StageRunner>(
+          stage.engine.get(), stage.links.get(), stage.transfer.get(),
+          [store = store_](const std::string&) { return store; }, stage.worker_metrics.get());
+      clients_.push_back(MakeRunnerClient(address, stage.runner.get()));
+      stages_.push_back(std::move(stage));
+    }
+  }
+
+  v1::AttachSequence FromSnapshot(int slot, uint64_t sequence, const v1::SnapshotManifest& manifest) const {
+    v1::AttachSequence attach;
+    attach.set_slot(slot);
+    attach.set_sequence(sequence);
+    attach.set_position(manifest.position());
+    *attach.mutable_snapshot() = manifest;
+    return attach;
+  }
+
+  static std::string path_;
+  InprocLinkNetwork network_;
+  const std::shared_ptr<MemoryRecords> store_ = std::make_shared<MemoryRecords>();
+  std::vector<Stage> stages_;
+  std::vector<std::shared_ptr<WorkerClient>> clients_;
+  const std::vector<uint32_t> tokens_ = {1, 5, 66, 0, 7, 7, 31, 2, 40, 12, 3};
+};
+
+std::string StageRunnerTest::path_;
+
+TEST_F(StageRunnerTest, InProcessLinksGiveTheBitsOfOneStage) {
+  EnginePipeline twin(path_, 1);
+  ASSERT_THAT(twin.AttachFresh(0, 1), IsOk());
+  const absl::StatusOr<StepOutput> expected = twin.Feed(0, 1, 0, tokens_);
+  ASSERT_THAT(expected, IsOk());
+  for (int stages : {1, 2, 3}) {
+    SCOPED_TRACE(stages);
+    clients_.clear();
+    stages_.clear();
+    Start(stages);
+    PipelineDriver driver(clients_);
+    ASSERT_THAT(driver.Open("router-0", "e1"), IsOk());
+    ASSERT_THAT(driver.AttachFresh(2, 9), IsOk());
+    const absl::StatusOr<DrivenStep> step = driver.Feed(2, 9, 0, tokens_);
+    ASSERT_THAT(step, IsOk());
+    EXPECT_EQ(step->logits.at(9), LogitsOf(*expected, 1));
+  }
+}
+
+TEST_F(StageRunnerTest, ASnapshotGoesToTheStoreAndComesBackInAnotherEpoch) {
+  Start(2);
+  PipelineDriver driver(clients_);
+  ASSERT_THAT(driver.Open("router-0", "e1", "store"), IsOk());
+  ASSERT_THAT(driver.AttachFresh(0, 1), IsOk());
+  ASSERT_THAT(driver.Feed(0, 1, 0, tokens_), IsOk());
+  const absl::StatusOr<v1::SnapshotManifest> manifest = driver.Save(0, 1, tokens_.size(), "snap", kTestFingerprint);
+  ASSERT_THAT(manifest, IsOk());
+  ASSERT_EQ(manifest->records_size(), 5);
+  for (int layer = 0; layer < 5; ++layer) {
+    EXPECT_EQ(manifest->records(layer).layer(), layer);
+    EXPECT_EQ(manifest->records(layer).snapshot_id(), "snap");
+    EXPECT_NE(manifest->records(layer).crc32c(), 0u);
+  }
+  const absl::StatusOr<DrivenStep> expected = driver.Feed(0, 1, tokens_.size(), {4, 4});
+  ASSERT_THAT(expected, IsOk());
+
+  ASSERT_THAT(driver.Open("router-0", "e2", "store"), IsOk());
+  ASSERT_THAT(driver.Attach(FromSnapshot(3, 77, *manifest)), IsOk());
+  const absl::StatusOr<DrivenStep> restored = driver.Feed(3, 77, tokens_.size(), {4, 4});
+  ASSERT_THAT(restored, IsOk());
+  EXPECT_EQ(restored->logits.at(77), expected->logits.at(1));
+}
+
+TEST_F(StageRunnerTest, AMissingRecordIsDataLossAndOtherErrorsPass) {
+  Start(2);
+  PipelineDriver driver(clients_);
+  ASSERT_THAT(driver.Open("router-0", "e1", "store"), IsOk());
+  ASSERT_THAT(driver.AttachFresh(0, 1), IsOk());
+  ASSERT_THAT(driver.Feed(0, 1, 0, tokens_), IsOk());
+  const absl::StatusOr<v1::SnapshotManifest> manifest = driver.Save(0, 1, tokens_.size(), "snap", kTestFingerprint);
+  ASSERT_THAT(manifest, IsOk());
+  store_->FailWith(absl::UnavailableError("the store is away"));
+  EXPECT_THAT(driver.Attach(FromSnapshot(1, 2, *manifest)),
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("snapshot snap, layer 0")));
+  EXPECT_THAT(driver.Save(0, 1, tokens_.size(), "other", kTestFingerprint).status(),
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("away")));
+  store_->FailWith(absl::OkStatus());
+  store_->Drop("snap", 4);
+  EXPECT_THAT(driver.Attach(FromSnapshot(1, 3, *manifest)),
+              StatusIs(absl::StatusCode::kDataLoss, HasSubstr("layer 4")));
+  // Nothing of it stays behind: stage 0 had the records, stage 1 had not.
+  EXPECT_THAT(driver.Feed(1, 3, tokens_.size(), {1}).status(), StatusIs(absl::StatusCode::kAborted));
+  EXPECT_THAT(driver.Feed(0, 1, tokens_.size(), {1}), IsOk());
+}
+
+TEST_F(StageRunnerTest, StepsGoOnWhileTheStoreIsHeldUp) {
+  Start(1);
+  PipelineDriver driver(clients_);
+  ASSERT_THAT(driver.Open("router-0", "e1", "store"), IsOk());
+  ASSERT_THAT(driver.AttachFresh(0, 1), IsOk());
+  ASSERT_THAT(driver.Feed(0, 1, 0, tokens_), IsOk());
+  const absl::StatusOr<v1::SnapshotManifest> manifest = driver.Save(0, 1, tokens_.size(), "snap", kTestFingerprint);
+  ASSERT_THAT(manifest, IsOk());
+  store_->Close();
+  v1::ExecuteRequest attach;
+  *attach.mutable_attach() = FromSnapshot(1, 2, *manifest);
+  ASSERT_THAT(driver.WriteAll(attach), IsOk());
+  v1::ExecuteRequest save;
+  save.mutable_save()->set_slot(0);
+  save.mutable_save()->set_sequence(1);
+  save.mutable_save()->set_expected_position(tokens_.size());
+  save.mutable_save()->set_snapshot_id("late");
+  ASSERT_THAT(driver.WriteAll(save), IsOk());
+  store_->WaitForWaiting(2);
+  for (uint64_t i = 0; i < 5; ++i) ASSERT_THAT(driver.Feed(0, 1, tokens_.size() + i, {3}), IsOk());
+  store_->Open();
+  bool attached = false, saved = false;
+  for (int i = 0; i < 2; ++i) {
+    const absl::StatusOr<v1::ExecuteResponse> response = driver.stream(0).Read();
+    ASSERT_THAT(response, IsOk());
+    if (response->has_attached()) attached = response->attached().status().code() == 0;
+    if (response->has_saved()) saved = response->saved().status().code() == 0;
+  }
+  EXPECT_TRUE(attached);
+  EXPECT_TRUE(saved);
+}
+
+TEST_F(StageRunnerTest, SavesBeyondTheBoundAreRefusedAtOnce) {
+  SnapshotTransfer::Options transfer;
+  transfer.max_save_bytes = 1;  // One at a time.
+  Start(1, transfer);
+  PipelineDriver driver(clients_);
+  ASSERT_THAT(driver.Open("router-0", "e1", "store"), IsOk());
+  ASSERT_THAT(driver.AttachFresh(0, 1), IsOk());
+  store_->Close();
+  v1::ExecuteRequest save;
+  save.mutable_save()->set_slot(0);
+  save.mutable_save()->set_sequence(1);
+  save.mutable_save()->set_snapshot_id("first");
+  ASSERT_THAT(driver.WriteAll(save), IsOk());
+  EXPECT_THAT(driver.Save(0, 1, 0, "second", kTestFingerprint).status(),
+              StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("second")));
+  store_->Open();
+  const absl::StatusOr<v1::ExecuteResponse> first = driver.stream(0).Read();
+  ASSERT_THAT(first, IsOk());
+  EXPECT_EQ(first->saved().snapshot_id(), "first");
+  EXPECT_THAT(common::FromStatusProto(first->saved().status()), IsOk());
+  EXPECT_EQ(first->saved().records_size(), 5);
+}
+
+TEST_F(StageRunnerTest, ASlotReleasedWhileItLoadsStaysFree) {
+  Start(1);
+  PipelineDriver driver(clients_);
+  ASSERT_THAT(driver.Open("router-0", "e1", "store"), IsOk());
+  ASSERT_THAT(driver.AttachFresh(0, 1), IsOk());
+  ASSERT_THAT(driver.Feed(0, 1, 0, tokens_), IsOk());
+  const absl::StatusOr<v1::SnapshotManifest> manifest = driver.Save(0, 1, tokens_.size(), "snap", kTestFingerprint);
+  ASSERT_THAT(manifest, IsOk());
+  store_->Close();
+  v1::ExecuteRequest attach;
+  *attach.mutable_attach() = FromSnapshot(1, 2, *manifest);
+  ASSERT_THAT(driver.WriteAll(attach), IsOk());
+  store_->WaitForWaiting(1);
+  ASSERT_THAT(driver.Release(1, 2), IsOk());
+  ASSERT_THAT(driver.AttachFresh(1, 3), IsOk());
+  store_->Open();
+  const absl::StatusOr<v1::ExecuteResponse> late = driver.stream(0).Read();
+  ASSERT_THAT(late, IsOk());
+  EXPECT_EQ(late->attached().sequence(), 2u);
+  EXPECT_THAT(common::FromStatusProto(late->attached().status()), StatusIs(absl::StatusCode::kAborted));
+  EXPECT_THAT(driver.Feed(1, 3, 0, tokens_), IsOk());
+}
+
+TEST_F(StageRunnerTest, AnEpochEndsAtOnceWhileTheStoreIsHeldUp) {
+  Start(2);
+  PipelineDriver driver(clients_);
+  ASSERT_THAT(driver.Open("router-0", "e1", "store"), IsOk());
+  ASSERT_THAT(driver.AttachFresh(0, 1), IsOk());
+  store_->Close();
+  v1::ExecuteRequest save;
+  save.mutable_save()->set_slot(0);
+  save.mutable_save()->set_sequence(1);
+  save.mutable_save()->set_snapshot_id("snap");
+  ASSERT_THAT(driver.WriteAll(save), IsOk());
+  store_->WaitForWaiting(2);
+  driver.Close();
+  for (Stage& stage : stages_) EXPECT_TRUE(stage.runner->WaitUntilIdle(absl::Now() + absl::Seconds(10)));
+  ASSERT_THAT(driver.Open("router-0", "e2", "store"), IsOk());
+  ASSERT_THAT(driver.AttachFresh(0, 1), IsOk());
+  EXPECT_THAT(driver.Feed(0, 1, 0, tokens_), IsOk());
+}
+
+TEST_F(StageRunnerTest, ABlockedReceiveWakesUpWhenTheEpochEnds) {
+  Start(2);
+  PipelineDriver driver(clients_);
+  ASSERT_THAT(driver.Open("router-0", "e1"), IsOk());
+  // Only the second stage gets the step: it waits for the first.
+  v1::ExecuteRequest request;
+  request.mutable_step()->set_step_id(1);
+  ASSERT_THAT(driver.stream(1).Write(request), IsOk());
+  driver.stream(1).Cancel();
+  EXPECT_TRUE(stages_[1].runner->WaitUntilIdle(absl::Now() + absl::Seconds(10)));
+  // And the first notices with its next step, perhaps before Write returns.
+  (void)driver.stream(0).Write(request);
+  EXPECT_THAT(driver.stream(0).Read().status(), StatusIs(absl::StatusCode::kUnavailable));
+}
+
+TEST_F(StageRunnerTest, ManyCommandsWaitTheirTurn) {
+  Start(2);
+  PipelineDriver driver(clients_);
+  ASSERT_THAT(driver.Open("router-0", "e1"), IsOk());
+  ASSERT_THAT(driver.AttachFresh(0, 1), IsOk());
+  // More than the queues hold: Write waits for room.
+  constexpr int kSteps = 3 * Epoch::kMaxCommands;
+  for (int i = 0; i < kSteps; ++i) {
+    v1::Step step;
+    *step.add_entries() = Entry(0, 1, i, {static_cast<uint32_t>(i % 67)}, false);
+    ASSERT_THAT(driver.WriteStep(std::move(step)), IsOk());
+  }
+  for (int i = 0; i < kSteps; ++i) {
+    const absl::StatusOr<DrivenStep> step = driver.ReadStep();
+    ASSERT_THAT(step, IsOk());
+    ASSERT_EQ(step->result.step_id(), i + 1u);
+    ASSERT_EQ(step->result.entries(0).position(), i + 1u);
+  }
+}
+
+TEST_F(StageRunnerTest, DrainSavesWhatWasBegunAndThenEndsTheEpoch) {
+  Start(1);
+  PipelineDriver driver(clients_);
+  ASSERT_THAT(driver.Open("router-0", "e1", "store"), IsOk());
+  ASSERT_THAT(driver.AttachFresh(0, 1), IsOk());
+  store_->Close();
+  v1::ExecuteRequest save;
+  save.mutable_save()->set_slot(0);
+  save.mutable_save()->set_sequence(1);
+  save.mutable_save()->set_snapshot_id("snap");
+  ASSERT_THAT(driver.WriteAll(save), IsOk());
+  store_->WaitForWaiting(1);
+  std::thread drain([this] { stages_[0].runner->Drain(absl::Now() + absl::Seconds(30)); });
+  while (!stages_[0].runner->draining()) std::this_thread::yield();
+  PipelineDriver late(clients_);
+  EXPECT_THAT(late.Open("router-0", "e2"), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("drains")));
+  EXPECT_THAT(driver.Feed(0, 1, 0, tokens_), IsOk()) << "what runs goes on";
+  store_->Open();
+  const absl::StatusOr<v1::ExecuteResponse> saved = driver.stream(0).Read();
+  ASSERT_THAT(saved, IsOk());
+  EXPECT_THAT(common::FromStatusProto(saved->saved().status()), IsOk());
+  EXPECT_THAT(driver.stream(0).Read().status(), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("drains")));
+  drain.join();
+  EXPECT_EQ(store_->size(), 5u);
+}
+
+TEST_F(StageRunnerTest, AUselessCommandEndsTheEpoch) {
+  Start(1);
+  PipelineDriver driver(clients_);
+  ASSERT_THAT(driver.Open("router-0", "e1"), IsOk());
+  ASSERT_THAT(driver.WriteAll(v1::ExecuteRequest()), IsOk());
+  EXPECT_THAT(driver.stream(0).Read().status(), StatusIs(absl::StatusCode::kInvalidArgument));
+}
+
+TEST_F(StageRunnerTest, ASnapshotNeedsAStateStore) {
+  Start(1);
+  PipelineDriver driver(clients_);
+  ASSERT_THAT(driver.Open("router-0", "e1"), IsOk());
+  ASSERT_THAT(driver.AttachFresh(0, 1), IsOk());
+  EXPECT_THAT(driver.Save(0, 1, 0, "snap", kTestFingerprint).status(),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("state store")));
+}
+
+}  // namespace
+}  // namespace rwkv::worker
