@@ -158,12 +158,6 @@ absl::Status Pipeline::RunEpoch(uint64_t epoch, const StagePlan& plan) {
                                                  stages, " stages are ready"));
     }
     up = end_.ok() && !stopping_;
-    if (up) {
-      state_.serving = true;
-      state_.status = absl::OkStatus();
-      state_.text = "serving";
-      state_.model = plan.model;
-    }
   }
   if (up) {
     common::LogInfo("pipeline_up", {{"epoch", epoch},
@@ -172,6 +166,12 @@ absl::Status Pipeline::RunEpoch(uint64_t epoch, const StagePlan& plan) {
                                     {"slots", plan.slots},
                                     {"max_batch_rows", plan.max_batch_rows}});
     listener_->OnEpochUp(epoch, plan);
+    // Only now: who sees "serving" finds a listener that knows of it.
+    absl::MutexLock lock(&mu_);
+    state_.serving = true;
+    state_.status = absl::OkStatus();
+    state_.text = "serving";
+    state_.model = plan.model;
   }
 
   std::vector<StageStream> streams;

@@ -362,6 +362,10 @@ void TurnManager::Engine::SweepSaves() {
       continue;
     }
     if (session.durable_length < save.position) continue;  // The log comes first.
+    if (save.position == 0) {  // Of an export: the initial state is no snapshot of anything.
+      over.emplace_back(id, absl::OkStatus());
+      continue;
+    }
     v1::CommitSnapshotRequest request;
     *request.mutable_lease() = session.lease;
     request.set_log_branch(session.log_branch);
@@ -371,7 +375,13 @@ void TurnManager::Engine::SweepSaves() {
         [this, request = std::move(request)] { return catalog_->CommitSnapshot(request, StoreDeadline()).status(); },
         [this, id = id](absl::Status status) { OnManifest(id, status); });
   }
-  for (const auto& [id, status] : over) EndSave(id, status);
+  for (const auto& [id, status] : over) {
+    if (status.ok()) {
+      OnManifest(id, status);
+    } else {
+      EndSave(id, status);
+    }
+  }
 }
 
 void TurnManager::Engine::OnManifest(const std::string& snapshot_id, const absl::Status& status) {
@@ -394,7 +404,7 @@ void TurnManager::Engine::EndSave(const std::string& snapshot_id, const absl::St
   const PendingSave save = it->second;
   saves_.erase(it);
   --sessions_.at(save.session_id).saves;
-  (status.ok() ? metrics_->snapshots_committed : metrics_->snapshots_failed).Increment();
+  if (save.position > 0) (status.ok() ? metrics_->snapshots_committed : metrics_->snapshots_failed).Increment();
   if (!status.ok()) {
     common::LogWarning("snapshot_failed",
                        {{"session", save.session_id}, {"position", save.position}, {"status", status}});

@@ -864,6 +864,7 @@ TEST(TurnManagerTest, DrainLetsShortTurnsEndAndPausesLongOnes) {
   cluster.pipeline().PauseSteps();
   const FakeCluster::Call short_turn = cluster.Start(SessionRequest("s", "a", Prompt(1), 3));
   const FakeCluster::Call long_turn = cluster.Start(SessionRequest("t", "a", Prompt(2), 500));
+  ASSERT_TRUE(WaitUntil([&] { return cluster.router().counts().running == 2; }));
   cluster.pipeline().AllowSteps(12);
   std::thread drain([&] { cluster.router().Drain(absl::Now() + absl::Seconds(2)); });
   EXPECT_THAT(cluster.Finish(short_turn).tokens, ElementsAreArray(FakeModel::Greedy(Prompt(1), 3, kVocabulary)));
@@ -919,8 +920,10 @@ TEST(TurnManagerTest, RandomTroubleChangesNoToken) {
     calls[i].reset();
   };
   const absl::Time limit = absl::Now() + kTestLimit;
+  cluster.pipeline().PauseSteps();
   while (std::count(finished.begin(), finished.end(), false) > 0) {
     ASSERT_LT(absl::Now(), limit);
+    cluster.pipeline().AllowSteps(20);
     for (int i = 0; i < kClients; ++i) {
       if (finished[i] || calls[i].has_value()) continue;
       v1::GenerateRequest request = SessionRequest(absl::StrCat("session-", i), "r", Prompt(i, 30), kTokens);
