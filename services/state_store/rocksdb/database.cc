@@ -6,6 +6,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "absl/types/optional.h"
 #include "kernels/base/status_macros.h"
 #include "rocksdb/cache.h"
 #include "rocksdb/convenience.h"
@@ -19,7 +20,8 @@ namespace {
 
 constexpr char kFormatKey[] = "format_version";
 constexpr char kFormatVersion[] = "1";
-constexpr char kProbeKey[] = "probe";  // Written for the sake of writing; holds nothing.
+constexpr char kProbeKey[] = "probe";    // Written for the sake of writing; holds nothing.
+constexpr size_t kProbeBytes = 1 << 20;  // A disk with less than that to spare is full.
 constexpr char kFailuresName[] = "rwkv_state_store_write_failures_total";
 constexpr char kFailuresHelp[] = "Writes that failed, by cause.";
 
@@ -76,12 +78,14 @@ absl::Status MakeDirectories(rocksdb::Env& env, const std::string& path, const s
   }
 }
 
-// RocksDB would find out too, but only somewhere in the middle of its recovery, with a message to match.
+// Whether a file can be written and fsynced. At start RocksDB would find out too, but only in the middle of its
+// recovery and with a message to match; later this tells whether it is worth disturbing RocksDB.
 absl::Status CheckWritable(rocksdb::Env& env, const std::string& data_dir, const std::string& name) {
   const std::string path = data_dir + "/.writable";
   std::unique_ptr<rocksdb::WritableFile> file;
   rocksdb::Status status = env.NewWritableFile(path, &file, rocksdb::EnvOptions());
-  if (status.ok()) status = file->Append("writable");
+  if (status.ok()) status = file->Append(std::string(kProbeBytes, '\0'));
+  if (status.ok()) status = file->Sync();
   if (status.ok()) status = file->Close();
   file.reset();
   env.DeleteFile(path).PermitUncheckedError();
@@ -93,6 +97,7 @@ absl::Status CheckWritable(rocksdb::Env& env, const std::string& data_dir, const
 Database::Database(const Options& options, common::Metrics* metrics)
     : options_(options),
       name_(absl::StrCat("state store in ", options.data_dir)),
+      env_(options.env != nullptr ? options.env : rocksdb::Env::Default()),
       statistics_(rocksdb::CreateDBStatistics()),
       block_cache_(rocksdb::NewLRUCache(64 << 20)),
       commit_seconds_(metrics->Histogram("rwkv_state_store_commit_seconds",
@@ -117,9 +122,8 @@ Database::~Database() {
 absl::StatusOr<std::unique_ptr<Database>> Database::Open(const Options& options, common::Metrics* metrics) {
   if (options.data_dir.empty()) return absl::InvalidArgumentError("data_dir is empty: name a folder for the database");
   std::unique_ptr<Database> database(new Database(options, metrics));
-  rocksdb::Env& env = options.env != nullptr ? *options.env : *rocksdb::Env::Default();
-  RWKV_RETURN_IF_ERROR(MakeDirectories(env, options.data_dir, database->name_));
-  RWKV_RETURN_IF_ERROR(CheckWritable(env, options.data_dir, database->name_));
+  RWKV_RETURN_IF_ERROR(MakeDirectories(*database->env_, options.data_dir, database->name_));
+  RWKV_RETURN_IF_ERROR(CheckWritable(*database->env_, options.data_dir, database->name_));
   {
     absl::MutexLock lock(&database->db_mu_);
     RWKV_RETURN_IF_ERROR(database->OpenDb());
@@ -131,7 +135,7 @@ absl::StatusOr<std::unique_ptr<Database>> Database::Open(const Options& options,
 
 absl::Status Database::OpenDb() {
   rocksdb::DBOptions options;
-  options.env = options_.env != nullptr ? options_.env : rocksdb::Env::Default();
+  options.env = env_;
   options.create_if_missing = true;
   options.create_missing_column_families = true;
   options.paranoid_checks = true;
@@ -200,17 +204,21 @@ absl::Status Database::CheckFormat() {
   return absl::OkStatus();
 }
 
-absl::StatusOr<Database::Access> Database::Read() const {
+absl::optional<Database::Access> Database::TryRead() {
   Access access;
   access.lock_ = std::make_unique<absl::ReaderMutexLock>(&db_mu_);
   db_mu_.AssertReaderHeld();
-  if (db_ == nullptr) {
-    absl::MutexLock lock(&error_mu_);
-    return error_;
-  }
+  if (db_ == nullptr) return absl::nullopt;
   access.db_ = db_.get();
   access.families_ = families_.data();
   return access;
+}
+
+absl::StatusOr<Database::Access> Database::Read() {
+  for (;;) {
+    if (absl::optional<Access> access = TryRead(); access.has_value()) return *std::move(access);
+    RWKV_RETURN_IF_ERROR(TryResume());  // OK means open and writing, unless it failed again at once.
+  }
 }
 
 absl::Status Database::Write(Access access, rocksdb::WriteBatch& batch, Durability durability) {
@@ -235,8 +243,8 @@ absl::Status Database::Write(Access access, rocksdb::WriteBatch& batch, Durabili
 }
 
 absl::Status Database::Sync() {
-  // The log is one sequence, so a synced write brings with it all that came before; and unlike a SyncWAL() it shares its
-  // fsync with other writers.
+  // The log is one sequence, so a synced write brings with it all that came before; and unlike a SyncWAL() it shares
+  // its fsync with other writers.
   RWKV_ASSIGN_OR_RETURN(Access access, Read());
   rocksdb::WriteBatch batch;
   batch.Put(access.family(Family::kMeta), kProbeKey, "");
@@ -296,21 +304,18 @@ absl::Status Database::TryResume() {
 }
 
 absl::Status Database::Resume() {
-  rocksdb::Status status = rocksdb::Status::IOError("closed");
+  RWKV_RETURN_IF_ERROR(CheckWritable(*env_, options_.data_dir, name_));
   {
     absl::ReaderMutexLock lock(&db_mu_);
-    if (db_ != nullptr) status = db_->Resume();
+    if (db_ != nullptr && db_->Resume().ok()) {
+      // It may have found nothing to do although the last write failed: only a write proves that writing works.
+      rocksdb::WriteOptions options;
+      options.sync = true;
+      if (db_->Put(options, families_[static_cast<size_t>(Family::kMeta)], kProbeKey, "").ok()) return absl::OkStatus();
+    }
   }
-  // Resume may find nothing to do although the last write failed, so only a write proves that writing works.
-  if (status.ok()) {
-    rocksdb::WriteOptions options;
-    options.sync = true;
-    absl::ReaderMutexLock lock(&db_mu_);
-    status = db_->Put(options, families_[static_cast<size_t>(Family::kMeta)], kProbeKey, "");
-  }
-  if (status.ok() || status.IsNoSpace()) return FromRocksdbStatus(status, absl::StrCat(name_, ": still full"));
-  // RocksDB takes some errors (a failed fsync of the log) for final. What it acknowledged is in the files, so opening
-  // them again is a clean start.
+  // RocksDB takes some errors for final, such as a failed fsync of the log. What it acknowledged is in the files, so
+  // opening them again is a clean start.
   absl::MutexLock lock(&db_mu_);
   CloseDb();
   return OpenDb();

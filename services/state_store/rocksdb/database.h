@@ -20,6 +20,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "absl/types/optional.h"
 #include "rocksdb/db.h"
 #include "rocksdb/env.h"
 #include "rocksdb/options.h"
@@ -75,8 +76,8 @@ class Database {
     rocksdb::DB* db_ = nullptr;
     rocksdb::ColumnFamilyHandle* const* families_ = nullptr;
   };
-  // kUnavailable: it was closed after a failure and could not be opened again so far.
-  absl::StatusOr<Access> Read() const ABSL_LOCKS_EXCLUDED(db_mu_);
+  // Fails only if the database was closed after a failure and cannot be opened again so far.
+  absl::StatusOr<Access> Read() ABSL_LOCKS_EXCLUDED(db_mu_, resume_mu_);
 
   // All of the batch or nothing. On kResourceExhausted (no space) and kUnavailable the batch is not visible; after a
   // crash of the process it may be. Either way nothing that was acknowledged is lost. `access` is what the batch was
@@ -99,6 +100,7 @@ class Database {
  private:
   Database(const Options& options, common::Metrics* metrics);
 
+  absl::optional<Access> TryRead() ABSL_LOCKS_EXCLUDED(db_mu_);
   absl::Status OpenDb() ABSL_EXCLUSIVE_LOCKS_REQUIRED(db_mu_);
   void CloseDb() ABSL_EXCLUSIVE_LOCKS_REQUIRED(db_mu_);
   // Notes that writing has stopped, and returns what to tell the caller.
@@ -109,6 +111,7 @@ class Database {
 
   const Options options_;
   const std::string name_;
+  rocksdb::Env* const env_;
   const std::shared_ptr<rocksdb::Statistics> statistics_;
   const std::shared_ptr<rocksdb::Cache> block_cache_;
 

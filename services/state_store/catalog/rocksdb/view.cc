@@ -27,7 +27,7 @@ absl::Status CorruptRow(absl::string_view key) {
 
 }  // namespace
 
-absl::StatusOr<View> View::Open(const Database& database, At at) {
+absl::StatusOr<View> View::Open(Database& database, At at) {
   RWKV_ASSIGN_OR_RETURN(Database::Access access, database.Read());
   View view(std::move(access));
   if (at == At::kOnce) view.snapshot_ = std::make_unique<rocksdb::ManagedSnapshot>(&view.access_.db());

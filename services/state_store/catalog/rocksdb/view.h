@@ -42,7 +42,7 @@ class View {
     kLatest,  // Each read sees what is newest: for one who holds the locks of what it reads.
     kOnce,    // All reads see the moment of Open().
   };
-  static absl::StatusOr<View> Open(const Database& database, At at);
+  static absl::StatusOr<View> Open(Database& database, At at);
   View(View&&) = default;
   View& operator=(View&&) = delete;
 

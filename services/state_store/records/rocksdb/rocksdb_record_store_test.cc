@@ -1,0 +1,196 @@
+#include "services/state_store/records/rocksdb/rocksdb_record_store.h"
+
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "rocksdb/db.h"
+#include "services/state_store/testing/test_store.h"
+#include "tests/testing/status_matchers.h"
+
+namespace rwkv::state_store {
+namespace {
+
+using absl::StatusCode;
+using testing::AllOf;
+using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::IsOk;
+using testing::IsOkAndHolds;
+using testing::StatusIs;
+
+class RocksdbRecordStoreTest : public ::testing::Test {
+ protected:
+  RecordStore& records() { return store_.records(); }
+  v1::RecordInfo Put(const std::string& snapshot_id, int layer, const std::string& data) {
+    const v1::RecordInfo info = TestRecordInfo(snapshot_id, layer, data);
+    EXPECT_OK(records().Put(info, data));
+    return info;
+  }
+  double CorruptRecords() { return store_.metrics().Counter("rwkv_state_store_corrupt_records_total", "").Value(); }
+  void Flush() {
+    ASSERT_OK_AND_ASSIGN(const Database::Access access, store_.database().Read());
+    for (const Family family : {Family::kRecordInfos, Family::kRecords}) {
+      ASSERT_TRUE(access.db().Flush(rocksdb::FlushOptions(), access.family(family)).ok());
+    }
+  }
+
+  TestStore store_;
+};
+
+TEST_F(RocksdbRecordStoreTest, GivesBackTheBytesThatWerePut) {
+  for (const size_t bytes : {size_t{1}, size_t{4095}, size_t{4096}, size_t{3} << 20}) {
+    const std::string data = TestRecordData(static_cast<uint32_t>(bytes), bytes);
+    const v1::RecordInfo info = Put(absl::StrCat("x", bytes), 3, data);
+    EXPECT_THAT(records().Get(info), IsOkAndHolds(data));
+    EXPECT_THAT(records().Check(info), IsOk());
+  }
+  Flush();
+  const std::string data = TestRecordData(4096, 4096);
+  EXPECT_THAT(records().Get(TestRecordInfo("x4096", 3, data)), IsOkAndHolds(data));
+}
+
+TEST_F(RocksdbRecordStoreTest, DataThatDiffersFromItsInfoIsRefused) {
+  const std::string data = TestRecordData(1, 100);
+  v1::RecordInfo info = TestRecordInfo("x", 0, data);
+  info.set_bytes(99);
+  EXPECT_THAT(records().Put(info, data),
+              StatusIs(StatusCode::kDataLoss, AllOf(HasSubstr("record x/0"), HasSubstr("99"))));
+  info = TestRecordInfo("x", 0, data);
+  info.set_crc32c(info.crc32c() ^ 1);
+  EXPECT_THAT(records().Put(info, data), StatusIs(StatusCode::kDataLoss, HasSubstr("CRC32C")));
+  EXPECT_THAT(store_.RecordKeys(), IsEmpty());
+}
+
+TEST_F(RocksdbRecordStoreTest, RecordNeverChanges) {
+  const std::string data = TestRecordData(1, 100), other = TestRecordData(2, 100);
+  const v1::RecordInfo info = Put("x", 0, data);
+  EXPECT_THAT(records().Put(info, data), IsOk());
+  EXPECT_THAT(records().Put(TestRecordInfo("x", 0, other), other), StatusIs(StatusCode::kAlreadyExists));
+  EXPECT_THAT(records().Get(info), IsOkAndHolds(data));
+  EXPECT_EQ(records().bytes(), 100);
+}
+
+TEST_F(RocksdbRecordStoreTest, MissingAndDifferingRecordsAreTold) {
+  const v1::RecordInfo info = Put("x", 0, TestRecordData(1, 100));
+  v1::RecordInfo other = info;
+  other.set_layer(1);
+  EXPECT_THAT(records().Get(other), StatusIs(StatusCode::kNotFound, HasSubstr("record x/1")));
+  EXPECT_THAT(records().Check(other), StatusIs(StatusCode::kDataLoss, HasSubstr("record x/1")));
+  other = info;
+  other.set_crc32c(info.crc32c() + 1);
+  EXPECT_THAT(records().Get(other), StatusIs(StatusCode::kDataLoss));
+  EXPECT_THAT(records().Check(other), StatusIs(StatusCode::kDataLoss));
+  other = info;
+  other.set_bytes(101);
+  EXPECT_THAT(records().Check(other), StatusIs(StatusCode::kDataLoss, HasSubstr("101")));
+  EXPECT_EQ(CorruptRecords(), 0);
+}
+
+TEST_F(RocksdbRecordStoreTest, DeleteTakesAllLayersOfOneSnapshot) {
+  for (int layer = 0; layer < 3; ++layer) Put("x", layer, TestRecordData(1, 100));
+  const v1::RecordInfo kept = Put("x.1", 0, TestRecordData(1, 100));
+  Put("x-", 0, TestRecordData(1, 100));
+  ASSERT_OK(records().Delete("x"));
+  ASSERT_OK(records().Delete("x"));
+  EXPECT_EQ(store_.RecordKeys().size(), 4u);
+  EXPECT_EQ(records().bytes(), 200);
+  EXPECT_THAT(records().Get(kept), IsOk());
+}
+
+TEST_F(RocksdbRecordStoreTest, EverySnapshotIsVisitedOnce) {
+  for (int i = 0; i < 2100; ++i) {
+    Put(absl::StrCat("x", i), 0, "a");
+    store_.clock().Advance(absl::Seconds(1));
+    Put(absl::StrCat("x", i), 1, "bc");
+  }
+  std::vector<RecordStore::Stored> all;
+  ASSERT_OK(records().ForEach([&](const RecordStore::Stored& stored) { all.push_back(stored); }));
+  ASSERT_EQ(all.size(), 2100u);
+  for (size_t i = 1; i < all.size(); ++i) EXPECT_LT(all[i - 1].snapshot_id, all[i].snapshot_id);
+  EXPECT_EQ(all[0].snapshot_id, "x0");
+  EXPECT_EQ(all[0].bytes, 3u);
+  EXPECT_EQ(all[0].newest_put, store_.clock().Now() - absl::Seconds(2099));
+}
+
+TEST_F(RocksdbRecordStoreTest, ChangedBytesAreDataLossAndCounted) {
+  const v1::RecordInfo info = Put("x", 0, TestRecordData(1, 10000));
+  // A wrong value under the right key: only our own checksum can tell.
+  {
+    ASSERT_OK_AND_ASSIGN(Database::Access access, store_.database().Read());
+    std::string wrong = TestRecordData(1, 10000);
+    wrong[5000] ^= 1;
+    std::string key("x\0\0\0\0\0\0\0\0\0", 10);
+    rocksdb::WriteBatch batch;
+    batch.Put(access.family(Family::kRecords), key, wrong);
+    ASSERT_OK(store_.database().Write(std::move(access), batch, Durability::kSynced));
+  }
+  EXPECT_THAT(records().Get(info),
+              StatusIs(StatusCode::kDataLoss, AllOf(HasSubstr("record x/0"), HasSubstr("CRC32C"))));
+  EXPECT_EQ(CorruptRecords(), 1);
+}
+
+TEST_F(RocksdbRecordStoreTest, FlippedBitOnTheDiskIsDataLoss) {
+  const std::string data = TestRecordData(1, 10000), sound = TestRecordData(2, 10000);
+  const v1::RecordInfo info = Put("x", 0, data), sound_info = Put("y", 0, sound);
+  Flush();
+  int found = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(store_.data_dir())) {
+    if (entry.path().extension() != ".blob") continue;
+    std::ifstream in(entry.path(), std::ios::binary);
+    const std::string bytes((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
+    const size_t at = bytes.find(data);
+    if (at == std::string::npos) continue;
+    ++found;
+    std::fstream out(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
+    out.seekp(static_cast<std::streamoff>(at + 5000));
+    out.put(static_cast<char>(bytes[at + 5000] ^ 0x10));
+  }
+  ASSERT_EQ(found, 1);
+  ASSERT_OK(store_.Reopen());
+  EXPECT_THAT(records().Get(info), StatusIs(StatusCode::kDataLoss, HasSubstr("record x/0")));
+  EXPECT_EQ(CorruptRecords(), 1);
+  EXPECT_THAT(records().Get(sound_info), IsOkAndHolds(sound));
+}
+
+TEST_F(RocksdbRecordStoreTest, DeletedRecordsGiveTheirSpaceBack) {
+  // 64 snapshots of 1 MiB, of which few live at any time.
+  for (uint32_t i = 0; i < 64; ++i) {
+    Put(absl::StrCat("x", i), 0, TestRecordData(i, 1 << 20));
+    if (i >= 4) ASSERT_OK(records().Delete(absl::StrCat("x", i - 4)));
+    if (i % 8 == 7) Flush();
+  }
+  {
+    ASSERT_OK_AND_ASSIGN(const Database::Access access, store_.database().Read());
+    ASSERT_TRUE(access.db()
+                    .CompactRange(rocksdb::CompactRangeOptions(), access.family(Family::kRecords), nullptr, nullptr)
+                    .ok());
+  }
+  ASSERT_OK(store_.Reopen());  // Which removes files that nothing refers to.
+  uintmax_t bytes = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(store_.data_dir())) {
+    if (entry.path().extension() == ".blob") bytes += entry.file_size();
+  }
+  EXPECT_LE(bytes, uintmax_t{12} << 20);
+  EXPECT_THAT(records().Get(TestRecordInfo("x63", 0, TestRecordData(63, 1 << 20))), IsOk());
+}
+
+TEST_F(RocksdbRecordStoreTest, EqualRecordsPutAtOnceAreCountedOnce) {
+  const std::string data = TestRecordData(1, 100000);
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 8; ++i) {
+    threads.emplace_back([&] { EXPECT_OK(records().Put(TestRecordInfo("x", 0, data), data)); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(records().bytes(), 100000);
+}
+
+}  // namespace
+}  // namespace rwkv::state_store

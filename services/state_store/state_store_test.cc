@@ -1,0 +1,209 @@
+#include "services/state_store/state_store.h"
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "rocksdb/env.h"
+#include "services/state_store/testing/fault_file_system.h"
+#include "services/state_store/testing/test_store.h"
+#include "tests/testing/status_matchers.h"
+
+namespace rwkv::state_store {
+namespace {
+
+using absl::StatusCode;
+using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::IsOk;
+using testing::IsOkAndHolds;
+using testing::StatusIs;
+
+class StateStoreTest : public ::testing::Test {
+ protected:
+  StateStoreTest() : file_system_(std::make_shared<FaultFileSystem>()), env_(rocksdb::NewCompositeEnv(file_system_)) {
+    TestStore::Options options;
+    options.env = env_.get();
+    store_ = std::make_unique<TestStore>(options);
+  }
+
+  // A manifest of two layers at `position`, whose records are not put yet.
+  v1::SnapshotManifest Manifest(const std::string& snapshot_id, uint64_t position) {
+    v1::SnapshotManifest manifest;
+    manifest.set_snapshot_id(snapshot_id);
+    manifest.set_session_id("s");
+    manifest.set_position(position);
+    manifest.set_model_fingerprint(kTestModel);
+    for (int layer = 0; layer < 2; ++layer) {
+      *manifest.add_records() = TestRecordInfo(snapshot_id, layer, Data(layer));
+    }
+    return manifest;
+  }
+  static std::string Data(int layer) { return TestRecordData(static_cast<uint32_t>(layer), 5000); }
+
+  // What a crash of the machine would leave.
+  std::unique_ptr<TestStore> Crash() {
+    TestStore::Options options;
+    options.data_dir = NewTestFolder() + "/image";
+    file_system_->CopyAsAfterCrash(store_->data_dir(), options.data_dir);
+    return std::make_unique<TestStore>(options);
+  }
+
+  const std::shared_ptr<FaultFileSystem> file_system_;
+  const std::unique_ptr<rocksdb::Env> env_;
+  std::unique_ptr<TestStore> store_;
+};
+
+TEST_F(StateStoreTest, SnapshotIsNotVisibleBeforeAllItsRecordsAreThere) {
+  ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_->Create("s"));
+  ASSERT_OK(store_->AddTurn(lease, "r", {1, 2, 3}, {4}));
+  const v1::SnapshotManifest manifest = Manifest("x", 4);
+  const std::string branch = store_->LogBranch("s");
+  EXPECT_THAT(store_->store().CommitSnapshot(lease, branch, manifest),
+              StatusIs(StatusCode::kDataLoss, HasSubstr("record x/0")));
+  ASSERT_OK(store_->records().Put(manifest.records(0), Data(0)));
+  EXPECT_THAT(store_->store().CommitSnapshot(lease, branch, manifest),
+              StatusIs(StatusCode::kDataLoss, HasSubstr("record x/1")));
+  EXPECT_THAT(store_->catalog().HasSnapshot("x"), IsOkAndHolds(false));
+  ASSERT_OK(store_->records().Put(manifest.records(1), Data(1)));
+  ASSERT_OK(store_->store().CommitSnapshot(lease, branch, manifest));
+  EXPECT_THAT(store_->catalog().HasSnapshot("x"), IsOkAndHolds(true));
+}
+
+TEST_F(StateStoreTest, ManifestThatLiesAboutARecordIsRefused) {
+  ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_->Create("s"));
+  ASSERT_OK(store_->AddTurn(lease, "r", {1, 2, 3}, {4}));
+  v1::SnapshotManifest manifest = Manifest("x", 4);
+  for (int layer = 0; layer < 2; ++layer) ASSERT_OK(store_->records().Put(manifest.records(layer), Data(layer)));
+  manifest.mutable_records(1)->set_crc32c(manifest.records(1).crc32c() ^ 1);
+  EXPECT_THAT(store_->store().CommitSnapshot(lease, store_->LogBranch("s"), manifest), StatusIs(StatusCode::kDataLoss));
+}
+
+TEST_F(StateStoreTest, CommittedSnapshotSurvivesACrashOfTheMachineWithItsRecords) {
+  ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_->Create("s"));
+  ASSERT_OK(store_->AddTurn(lease, "r", {1, 2, 3}, {4}));
+  const v1::SnapshotManifest manifest = Manifest("x", 4);
+  for (int layer = 0; layer < 2; ++layer) ASSERT_OK(store_->records().Put(manifest.records(layer), Data(layer)));
+  // A crash between upload and commit: the records may be gone, the manifest is not there.
+  EXPECT_THAT(Crash()->catalog().HasSnapshot("x"), IsOkAndHolds(false));
+  ASSERT_OK(store_->store().CommitSnapshot(lease, store_->LogBranch("s"), manifest));
+  const std::unique_ptr<TestStore> after = Crash();
+  ASSERT_OK_AND_ASSIGN(const auto found, after->catalog().FindSnapshot("s", 4, kTestModel));
+  ASSERT_TRUE(found.has_value());
+  for (int layer = 0; layer < 2; ++layer)
+    EXPECT_THAT(after->records().Get(found->records(layer)), IsOkAndHolds(Data(layer)));
+}
+
+TEST_F(StateStoreTest, AtEveryMomentOfACrashAcknowledgedTokensAndSnapshotsAreWhole) {
+  constexpr int kSessions = 3;
+  std::atomic<uint64_t> acknowledged[kSessions] = {};
+  std::atomic<uint64_t> committed[kSessions] = {};
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < kSessions; ++i) {
+    ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_->Create(absl::StrCat("s", i)));
+    threads.emplace_back([&, i, lease] {
+      for (uint32_t turn = 0; !stop; ++turn) {
+        ASSERT_OK(store_->AddTurn(lease, absl::StrCat("r", turn), {turn * 2}, {turn * 2 + 1}));
+        acknowledged[i] = turn * 2 + 2;
+        if (turn % 4 != 3) continue;
+        ASSERT_OK(store_->AddSnapshot(lease, absl::StrCat("x", i, ".", turn), turn * 2 + 2));
+        committed[i] = turn * 2 + 2;
+      }
+    });
+  }
+  for (int crash = 0; crash < 6; ++crash) {
+    const uint64_t start = committed[0];
+    while (committed[0] < start + 16) std::this_thread::yield();
+    uint64_t tokens_before[kSessions], snapshot_before[kSessions];
+    for (int i = 0; i < kSessions; ++i) {
+      tokens_before[i] = acknowledged[i];
+      snapshot_before[i] = committed[i];
+    }
+    const std::unique_ptr<TestStore> after = Crash();
+    for (int i = 0; i < kSessions; ++i) {
+      const std::string id = absl::StrCat("s", i);
+      ASSERT_OK_AND_ASSIGN(const std::vector<uint32_t> tokens, after->Tokens(id));
+      ASSERT_GE(tokens.size(), tokens_before[i]);
+      for (size_t t = 0; t < tokens.size(); ++t) ASSERT_EQ(tokens[t], t);
+      ASSERT_OK_AND_ASSIGN(const v1::Session session, after->catalog().GetSession(id));
+      if (snapshot_before[i] > 0) {
+        ASSERT_GT(session.snapshot_positions_size(), 0);
+        ASSERT_GE(*session.snapshot_positions().rbegin(), snapshot_before[i]);
+      }
+      for (const uint64_t position : session.snapshot_positions()) {
+        ASSERT_OK_AND_ASSIGN(const auto manifest, after->catalog().FindSnapshot(id, position, kTestModel));
+        ASSERT_TRUE(manifest.has_value());
+        for (const v1::RecordInfo& info : manifest->records()) ASSERT_OK(after->records().Get(info));
+      }
+    }
+    ASSERT_OK(CheckCatalogRows(after->database(), 8));
+  }
+  stop = true;
+  for (std::thread& thread : threads) thread.join();
+}
+
+TEST_F(StateStoreTest, OrphansAreSweptByAgeAndNothingElseIs) {
+  ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_->Create("s"));
+  ASSERT_OK(store_->AddTurn(lease, "r", {1, 2, 3}, {4}));
+  ASSERT_OK(store_->AddSnapshot(lease, "committed", 4));
+  const v1::SnapshotManifest old = Manifest("old", 3), young = Manifest("young", 2);
+  ASSERT_OK(store_->records().Put(old.records(0), Data(0)));
+  store_->clock().Advance(absl::Minutes(59));
+  ASSERT_OK(store_->store().SweepOrphans());
+  EXPECT_THAT(store_->records().Check(old.records(0)), IsOk());
+  ASSERT_OK(store_->records().Put(young.records(0), Data(0)));
+  store_->clock().Advance(absl::Minutes(1));
+  ASSERT_OK(store_->store().SweepOrphans());
+  EXPECT_THAT(store_->records().Check(old.records(0)), StatusIs(StatusCode::kDataLoss));
+  EXPECT_THAT(store_->records().Check(young.records(0)), IsOk());
+  store_->clock().Advance(absl::Hours(24));
+  ASSERT_OK(store_->store().SweepOrphans());
+  EXPECT_EQ(store_->RecordKeys().size(), 4u);
+  ASSERT_OK_AND_ASSIGN(const auto found, store_->catalog().FindSnapshot("s", 4, kTestModel));
+  ASSERT_TRUE(found.has_value());
+  EXPECT_THAT(store_->records().Get(found->records(0)), IsOk());
+}
+
+TEST_F(StateStoreTest, RecordsOfASnapshotThatWasFreedBeforeACrashAreOrphans) {
+  ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_->Create("s"));
+  ASSERT_OK(store_->AddTurn(lease, "r", {1, 2, 3}, {4}));
+  ASSERT_OK(store_->AddSnapshot(lease, "x", 4));
+  // As if the process died between the catalog's part of a delete and the records'.
+  std::vector<std::string> freed;
+  ASSERT_OK(store_->catalog().DeleteSession(lease, &freed));
+  EXPECT_THAT(freed, testing::ElementsAre("x"));
+  ASSERT_OK(store_->Reopen());
+  EXPECT_EQ(store_->RecordKeys().size(), 4u);
+  store_->clock().Advance(absl::Hours(1));
+  ASSERT_OK(store_->store().SweepOrphans());
+  EXPECT_THAT(store_->RecordKeys(), IsEmpty());
+}
+
+TEST_F(StateStoreTest, FullDiskLosesNothingThatWasAcknowledged) {
+  ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_->Create("s"));
+  ASSERT_OK(store_->AddTurn(lease, "r", {1, 2, 3}, {4}));
+  ASSERT_OK(store_->AddSnapshot(lease, "x", 4));
+  file_system_->FailWritesWith(rocksdb::IOStatus::NoSpace("No space left on device"));
+  EXPECT_THAT(store_->AddTurn(lease, "q", {5}, {6}),
+              StatusIs(StatusCode::kResourceExhausted, HasSubstr(store_->data_dir())));
+  EXPECT_THAT(store_->AddSnapshot(lease, "y", 3), StatusIs(StatusCode::kResourceExhausted));
+  EXPECT_THAT(store_->store().DeleteSession(lease), StatusIs(StatusCode::kResourceExhausted));
+  EXPECT_THAT(store_->Tokens("s"), IsOkAndHolds(testing::ElementsAre(1, 2, 3, 4)));
+  ASSERT_OK_AND_ASSIGN(const auto found, store_->catalog().FindSnapshot("s", 4, kTestModel));
+  ASSERT_TRUE(found.has_value());
+  EXPECT_THAT(store_->records().Get(found->records(1)), IsOk());
+  file_system_->FailWritesWith(rocksdb::IOStatus::OK());
+  ASSERT_OK(store_->AddTurn(lease, "q", {5}, {6}));
+  EXPECT_THAT(Crash()->Tokens("s"), IsOkAndHolds(testing::ElementsAre(1, 2, 3, 4, 5, 6)));
+}
+
+}  // namespace
+}  // namespace rwkv::state_store
