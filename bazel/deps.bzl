@@ -1,6 +1,7 @@
 """Everything this repository takes from outside, with the reason."""
 
 load("//bazel/rules:abseil_tsan.bzl", "abseil_tsan")
+load("//bazel/rules:local_cuda.bzl", "local_cuda")
 load("//bazel/rules:pypi.bzl", "pypi_wheel")
 
 # Debian 12 packages, installed by deploy/local/setup.sh and reached through //bazel/third_party only.
@@ -30,6 +31,9 @@ def rwkv_dependencies():
 
     # Debian's Abseil, built again for --config=tsan.
     abseil_tsan(name = "abseil_tsan")
+
+    # nvcc and the CUDA runtime, where this machine has them.
+    local_cuda(name = "local_cuda")
 
     # google.rpc error details: the .proto files, which no Debian package carries. Apache-2.0.
     pypi_wheel(

@@ -1,0 +1,48 @@
+"""The CUDA toolkit of this machine, if it has one."""
+
+def _find_toolkit(ctx):
+    """The folder above bin/nvcc, or None. $CUDA_HOME, then $PATH, then the usual place."""
+    candidates = []
+    if ctx.os.environ.get("CUDA_HOME"):
+        candidates.append(ctx.path(ctx.os.environ["CUDA_HOME"]))
+    nvcc = ctx.which("nvcc")
+    if nvcc:
+        candidates.append(nvcc.realpath.dirname.dirname)
+    candidates.append(ctx.path("/usr/local/cuda"))
+    for toolkit in candidates:
+        if toolkit.get_child("bin").get_child("nvcc").exists and toolkit.get_child("include").get_child("cuda_runtime.h").exists:
+            return toolkit
+    return None
+
+def _local_cuda_impl(ctx):
+    toolkit = _find_toolkit(ctx)
+    if toolkit == None:
+        if ctx.os.environ.get("RWKV_CUDA") == "required":
+            fail("--config=cuda needs nvcc: not in $CUDA_HOME, $PATH or /usr/local/cuda")
+
+        # buildifier: disable=print
+        print("no nvcc found: this build is CPU-only")
+        ctx.file("defs.bzl", "NVCC = None\n")
+        ctx.file("BUILD", """cc_library(name = "cudart", visibility = ["//visibility:public"])\n""")
+        return
+    libraries = "lib64" if toolkit.get_child("lib64").exists else "lib"
+    ctx.file("defs.bzl", "NVCC = \"%s\"\n" % toolkit.get_child("bin").get_child("nvcc"))
+
+    # A link of our own, because cc_library takes no include folder outside its package.
+    ctx.symlink(toolkit.get_child("include"), "include")
+    ctx.file("BUILD", """
+cc_library(
+    name = "cudart",
+    hdrs = glob(["include/*.h", "include/crt/**"]),
+    includes = ["include"],
+    linkopts = ["-L%s", "-lcudart_static", "-ldl", "-lpthread", "-lrt"],
+    visibility = ["//visibility:public"],
+)
+""" % toolkit.get_child(libraries))
+
+local_cuda = repository_rule(
+    implementation = _local_cuda_impl,
+    doc = "@local_cuda//:defs.bzl has NVCC, a path or None; @local_cuda//:cudart is the runtime, empty without one.",
+    environ = ["CUDA_HOME", "PATH", "RWKV_CUDA"],
+    local = True,
+)
