@@ -1,6 +1,6 @@
 #include "services/worker/model/weights.h"
 
-#include <cstring>
+#include <fstream>
 #include <limits>
 #include <memory>
 #include <string>
@@ -15,6 +15,7 @@
 #include "kernels/base/dtype.h"
 #include "kernels/base/matrix.h"
 #include "services/worker/model/checkpoint.h"
+#include "services/worker/model/fingerprint.h"
 #include "services/worker/model/formats/element_type.h"
 #include "services/worker/model/layer_range.h"
 #include "services/worker/model/model_config.h"
@@ -202,6 +203,47 @@ TEST(StageWeightsTest, AnEmbeddingThatIsNormalisedHasNoLn0) {
   ASSERT_OK_AND_ASSIGN(const auto weights, StageWeights::Load(model.checkpoint, model.config, {0, 3}));
   EXPECT_TRUE(weights->ln0().weight.empty());
   EXPECT_TRUE(weights->ln0().bias.empty());
+}
+
+// Bytes of the file of this name that this process has in memory through its maps.
+int64_t ResidentBytes(const std::string& name) {
+  std::ifstream maps("/proc/self/smaps");
+  int64_t kilobytes = 0;
+  bool is_file = false;
+  for (std::string line; std::getline(maps, line);) {
+    if (line.find(" kB") == std::string::npos && line.find('-') != std::string::npos)
+      is_file = absl::EndsWith(line, absl::StrCat("/", name));
+    if (is_file && absl::StartsWith(line, "Rss:")) kilobytes += std::stol(line.substr(4));
+  }
+  return kilobytes * 1024;
+}
+
+TEST(StageWeightsTest, AStageHasItsOwnSharePagesInMemoryOnly) {
+  RandomModelOptions options;
+  options.layers = 8;
+  options.width = 256;
+  options.vocab_size = 4096;
+  options.dtype = DType::kFloat32;
+  const std::string path = absl::StrCat(::testing::TempDir(), "/large.safetensors");
+  ASSERT_OK(testing::WriteRandomModel(options, path));
+  ASSERT_OK_AND_ASSIGN(const auto checkpoint, Checkpoint::Open(path));
+  ASSERT_OK_AND_ASSIGN(const ModelConfig config, ModelConfig::FromCheckpoint(*checkpoint));
+  ASSERT_OK(Fingerprint(*checkpoint));
+  EXPECT_LE(ResidentBytes("large.safetensors"), 256 << 10) << "the header, and the pages the kernel maps around it";
+
+  const auto share = [&](const std::vector<std::string>& prefixes) {
+    int64_t bytes = 0;
+    for (const TensorInfo& info : checkpoint->tensors()) {
+      for (const std::string& prefix : prefixes) bytes += absl::StartsWith(info.name, prefix) ? info.bytes : 0;
+    }
+    return bytes;
+  };
+  ASSERT_OK_AND_ASSIGN(const auto weights, StageWeights::Load(checkpoint, config, {2, 4}));
+  const int64_t mine = share({"blocks.2.", "blocks.3."});
+  const int64_t resident = ResidentBytes("large.safetensors");
+  EXPECT_GE(resident, mine) << "the test sees the pages at all";
+  EXPECT_LE(resident, mine + mine / 10);
+  EXPECT_LT(resident, checkpoint->file_bytes() / 3);
 }
 
 TEST(StageWeightsTest, LayersOutsideTheModelAreRefused) {
