@@ -442,15 +442,27 @@ TEST_F(ServicesTest, SessionsAreCreatedListedForkedRewoundAndDeleted) {
 TEST_F(ServicesTest, ExportStateNamesTensorsAsCheckpointsDo) {
   StartServer();
   CreateSession("s");
+  const Result turn = Generate(SessionRequest("s", "r", kPrompt, 6));
+  ASSERT_THAT(turn.status, IsOk());
   std::map<std::string, Tensor> tensors;
-  // The fake's record is shorter than its layout says: told, and not passed on as if it were right.
-  ASSERT_THAT(Generate(SessionRequest("s", "r", kPrompt, 6)).status, IsOk());
-  const absl::Status status = Export("s", &tensors);
-  if (status.ok()) {
-    EXPECT_EQ(tensors.size(), 4);
-    EXPECT_EQ(tensors.begin()->first, "blocks.0.att.state");
-    EXPECT_EQ(tensors.begin()->second.position, 10);
+  ASSERT_THAT(Export("s", &tensors), IsOk());
+  std::vector<uint32_t> log = kPrompt;
+  log.insert(log.end(), turn.tokens.begin(), turn.tokens.end());
+  const uint64_t state = FakeModel::Feed(FakeModel::kFresh, log);
+  ASSERT_EQ(tensors.size(), 4);
+  for (int layer = 0; layer < 4; ++layer) {
+    const Tensor& tensor = tensors[absl::StrCat("blocks.", layer, ".att.state")];
+    EXPECT_EQ(tensor.position, 10);
+    EXPECT_THAT(tensor.shape, ElementsAre(2));
+    EXPECT_EQ(tensor.bytes, std::string(reinterpret_cast<const char*>(&state), sizeof(state)));
   }
+
+  // Of an empty session: the initial state.
+  CreateSession("empty");
+  tensors.clear();
+  ASSERT_THAT(Export("empty", &tensors), IsOk());
+  EXPECT_EQ(tensors.size(), 4);
+  EXPECT_EQ(tensors.begin()->second.position, 0);
   EXPECT_THAT(Export("nobody", &tensors), StatusIs(absl::StatusCode::kNotFound));
   EXPECT_THAT(Export("not allowed", &tensors), StatusIs(absl::StatusCode::kInvalidArgument));
 }

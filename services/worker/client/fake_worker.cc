@@ -120,7 +120,7 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
     response.set_kernels("fake");
     v1::StateTensor* tensor = response.add_state_layout();
     tensor->set_name("att.state");
-    tensor->add_shape(4);
+    tensor->add_shape(2);  // A record is a 64 bit hash.
     response.set_draining(stage.draining);
     return response;
   }
