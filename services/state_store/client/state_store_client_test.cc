@@ -1,0 +1,356 @@
+#include "services/state_store/client/state_store_client.h"
+
+#include <atomic>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "gmock/gmock.h"
+#include "grpcpp/server.h"
+#include "grpcpp/server_builder.h"
+#include "gtest/gtest.h"
+#include "rwkv/v1/state_store.grpc.pb.h"
+#include "services/common/grpc_status.h"
+#include "services/state_store/client/crc32c.h"
+#include "services/state_store/client/fake_state_store.h"
+#include "tests/testing/fake_clock.h"
+#include "tests/testing/status_matchers.h"
+
+namespace rwkv::state_store {
+namespace {
+
+using absl::StatusCode;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsOk;
+using testing::IsOkAndHolds;
+using testing::StatusIs;
+
+constexpr char kModel[] = "0123456789abcdef0123456789abcdef";
+
+absl::Time Deadline() { return absl::Now() + absl::Seconds(60); }
+
+// --- Against the real services --------------------------------------------------------------------------------------
+
+class StateStoreClientTest : public ::testing::Test {
+ protected:
+  StateStoreClientTest() : fake_(*FakeStateStore::Create(&clock_)) {}
+
+  v1::AcquireLeaseResponse Create(const std::string& session_id) {
+    v1::CreateSessionRequest create;
+    create.set_session_id(session_id);
+    EXPECT_OK(fake_->CreateSession(create, Deadline()));
+    v1::AcquireLeaseRequest acquire;
+    acquire.set_session_id(session_id);
+    acquire.set_holder("router-0");
+    acquire.set_incarnation("1");
+    acquire.mutable_ttl()->set_seconds(10);
+    const auto grant = fake_->AcquireLease(acquire, Deadline());
+    EXPECT_OK(grant);
+    return grant.ok() ? *grant : v1::AcquireLeaseResponse();
+  }
+
+  absl::StatusOr<v1::BeginTurnResponse> Begin(const v1::Lease& lease, const std::vector<uint32_t>& tokens) {
+    v1::BeginTurnRequest request;
+    *request.mutable_lease() = lease;
+    request.set_request_id("r");
+    request.mutable_token_ids()->Add(tokens.begin(), tokens.end());
+    request.set_model_fingerprint(kModel);
+    return fake_->BeginTurn(request, Deadline());
+  }
+
+  testing::FakeClock clock_;
+  const std::unique_ptr<FakeStateStore> fake_;
+};
+
+TEST_F(StateStoreClientTest, TurnGoesThroughAndIsReadBack) {
+  const v1::AcquireLeaseResponse grant = Create("s");
+  EXPECT_EQ(grant.session().id(), "s");
+  EXPECT_FALSE(grant.log_branch().empty());
+  ASSERT_OK_AND_ASSIGN(const v1::BeginTurnResponse turn, Begin(grant.lease(), {1, 2}));
+  EXPECT_EQ(turn.session_tokens(), 2u);
+  v1::AppendTokensRequest append;
+  v1::AppendItem* item = append.add_items();
+  *item->mutable_lease() = grant.lease();
+  item->set_request_id("r");
+  item->set_expected_length(2);
+  item->add_token_ids(3);
+  item->add_logprobs(-0.5);
+  *append.add_items() = *item;
+  append.mutable_items(1)->mutable_lease()->set_session_id("missing");
+  append.add_items();
+  ASSERT_OK_AND_ASSIGN(const v1::AppendTokensResponse appended, fake_->AppendTokens(append, Deadline()));
+  ASSERT_EQ(appended.statuses_size(), 3);
+  EXPECT_THAT(common::FromStatusProto(appended.statuses(0)), IsOk());
+  EXPECT_THAT(common::FromStatusProto(appended.statuses(1)), StatusIs(StatusCode::kNotFound, HasSubstr("missing")));
+  EXPECT_THAT(common::FromStatusProto(appended.statuses(2)), StatusIs(StatusCode::kInvalidArgument));
+  v1::ReadTokensRequest read;
+  read.set_session_id("s");
+  read.set_begin(1);
+  read.set_end(3);
+  EXPECT_THAT(fake_->ReadTokens(read, Deadline()), IsOkAndHolds(ElementsAre(2, 3)));
+}
+
+TEST_F(StateStoreClientTest, LongLogIsReadInPiecesAndJoined) {
+  const v1::AcquireLeaseResponse grant = Create("s");
+  std::vector<uint32_t> tokens(200000);
+  std::iota(tokens.begin(), tokens.end(), 7);
+  ASSERT_OK(Begin(grant.lease(), tokens));
+  v1::ReadTokensRequest read;
+  read.set_session_id("s");
+  read.set_end(tokens.size());
+  EXPECT_THAT(fake_->ReadTokens(read, Deadline()), IsOkAndHolds(tokens));
+  read.set_begin(read.end());
+  EXPECT_THAT(fake_->ReadTokens(read, Deadline()), IsOkAndHolds(ElementsAre()));
+  read.set_begin(0);
+  read.set_end(tokens.size() + 1);
+  EXPECT_THAT(fake_->ReadTokens(read, Deadline()), StatusIs(StatusCode::kOutOfRange));
+  read.set_session_id("t");
+  read.set_end(0);
+  EXPECT_THAT(fake_->ReadTokens(read, Deadline()), StatusIs(StatusCode::kNotFound));
+}
+
+TEST_F(StateStoreClientTest, ErrorsArriveWithTheirDetails) {
+  v1::CreateSessionRequest create;
+  create.set_session_id("no good");
+  const auto invalid = fake_->CreateSession(create, Deadline());
+  EXPECT_THAT(invalid, StatusIs(StatusCode::kInvalidArgument, HasSubstr("no good")));
+  EXPECT_EQ(common::GetInvalidField(invalid.status()), std::string("session_id"));
+  Create("s");
+  v1::AcquireLeaseRequest acquire;
+  acquire.set_session_id("s");
+  acquire.set_holder("router-1");
+  acquire.set_incarnation("1");
+  acquire.mutable_ttl()->set_seconds(10);
+  const auto held = fake_->AcquireLease(acquire, Deadline());
+  EXPECT_THAT(held, StatusIs(StatusCode::kAborted));
+  EXPECT_EQ(common::GetRetryDelay(held.status()), absl::Seconds(10));
+  EXPECT_EQ(common::GetErrorReason(held.status()), std::string("LEASE_HELD"));
+}
+
+TEST_F(StateStoreClientTest, EveryCallOfASessionsLifeWorks) {
+  const v1::AcquireLeaseResponse grant = Create("s");
+  ASSERT_OK(Begin(grant.lease(), {1, 2, 3}));
+  const std::string data(3 << 20, 'x');
+  v1::CommitSnapshotRequest commit;
+  *commit.mutable_lease() = grant.lease();
+  commit.set_log_branch(grant.log_branch());
+  v1::SnapshotManifest& manifest = *commit.mutable_manifest();
+  manifest.set_snapshot_id("x");
+  manifest.set_session_id("s");
+  manifest.set_position(2);
+  manifest.set_model_fingerprint(kModel);
+  v1::RecordInfo& info = *manifest.add_records();
+  info.set_snapshot_id("x");
+  info.set_bytes(data.size());
+  info.set_crc32c(Crc32c(data));
+  EXPECT_THAT(fake_->CommitSnapshot(commit, Deadline()), StatusIs(StatusCode::kDataLoss));
+  ASSERT_OK(fake_->PutRecord(info, data, Deadline()));
+  ASSERT_OK(fake_->CommitSnapshot(commit, Deadline()));
+  EXPECT_THAT(fake_->GetRecord(info, Deadline()), IsOkAndHolds(data));
+
+  v1::ForkSessionRequest fork;
+  fork.set_session_id("s");
+  fork.set_position(2);
+  fork.set_new_session_id("f");
+  ASSERT_OK_AND_ASSIGN(const v1::ForkSessionResponse forked, fake_->ForkSession(fork, Deadline()));
+  EXPECT_THAT(forked.session().snapshot_positions(), ElementsAre(2));
+  ASSERT_OK_AND_ASSIGN(const v1::ListSessionsResponse list, fake_->ListSessions({}, Deadline()));
+  ASSERT_EQ(list.sessions_size(), 2);
+  v1::GetSessionRequest get;
+  get.set_session_id("f");
+  ASSERT_OK_AND_ASSIGN(const v1::GetSessionResponse got, fake_->GetSession(get, Deadline()));
+  EXPECT_EQ(got.session().token_count(), 2u);
+
+  v1::FindSnapshotRequest find;
+  find.set_session_id("f");
+  find.set_at_or_before(5);
+  find.set_model_fingerprint(kModel);
+  ASSERT_OK_AND_ASSIGN(const v1::FindSnapshotResponse found, fake_->FindSnapshot(find, Deadline()));
+  EXPECT_EQ(found.manifest().snapshot_id(), "x");
+  v1::DropSnapshotRequest drop;
+  drop.set_session_id("f");
+  drop.set_snapshot_id("x");
+  ASSERT_OK(fake_->DropSnapshot(drop, Deadline()));
+  ASSERT_OK_AND_ASSIGN(const v1::FindSnapshotResponse none, fake_->FindSnapshot(find, Deadline()));
+  EXPECT_FALSE(none.has_manifest());
+  EXPECT_THAT(fake_->GetRecord(info, Deadline()), StatusIs(StatusCode::kNotFound));
+
+  v1::RenewLeasesRequest renew;
+  *renew.add_leases() = grant.lease();
+  renew.mutable_ttl()->set_seconds(10);
+  ASSERT_OK_AND_ASSIGN(const v1::RenewLeasesResponse renewed, fake_->RenewLeases(renew, Deadline()));
+  EXPECT_EQ(renewed.lost_size(), 0);
+  v1::RewindSessionRequest rewind;
+  *rewind.mutable_lease() = grant.lease();
+  rewind.set_position(1);
+  ASSERT_OK_AND_ASSIGN(const v1::RewindSessionResponse rewound, fake_->RewindSession(rewind, Deadline()));
+  EXPECT_EQ(rewound.session().token_count(), 1u);
+  v1::DeleteSessionRequest remove;
+  *remove.mutable_lease() = grant.lease();
+  ASSERT_OK(fake_->DeleteSession(remove, Deadline()));
+  v1::ReleaseLeaseRequest release;
+  *release.mutable_lease() = grant.lease();
+  EXPECT_THAT(fake_->ReleaseLease(release, Deadline()), StatusIs(StatusCode::kNotFound));
+}
+
+TEST_F(StateStoreClientTest, RecordStreamsThatBreakTheRulesAreRefused) {
+  const auto put = [&](const std::vector<v1::PutRecordRequest>& messages) {
+    const auto stub = v1::StateRecords::NewStub(fake_->channel());
+    grpc::ClientContext context;
+    v1::PutRecordResponse response;
+    const auto writer = stub->PutRecord(&context, &response);
+    for (const v1::PutRecordRequest& message : messages) {
+      if (!writer->Write(message)) break;
+    }
+    writer->WritesDone();
+    return common::FromGrpcStatus(writer->Finish());
+  };
+  const std::string data = "abcdef";
+  v1::PutRecordRequest info, piece, big;
+  info.mutable_info()->set_snapshot_id("x");
+  info.mutable_info()->set_bytes(data.size());
+  info.mutable_info()->set_crc32c(Crc32c(data));
+  piece.set_data("abc");
+  EXPECT_THAT(put({}), StatusIs(StatusCode::kInvalidArgument, HasSubstr("info")));
+  EXPECT_THAT(put({piece}), StatusIs(StatusCode::kInvalidArgument, HasSubstr("info")));
+  EXPECT_THAT(put({info, info}), StatusIs(StatusCode::kInvalidArgument, HasSubstr("data")));
+  EXPECT_THAT(put({info, piece}), StatusIs(StatusCode::kDataLoss, HasSubstr("3 bytes")));
+  EXPECT_THAT(put({info, piece, piece, piece}), StatusIs(StatusCode::kDataLoss, HasSubstr("more than")));
+  EXPECT_THAT(put({info, piece, piece}), StatusIs(StatusCode::kDataLoss, HasSubstr("CRC32C")));
+  big = info;
+  big.mutable_info()->set_bytes(2 << 20);
+  piece.set_data(std::string((1 << 20) + 1, 'x'));
+  EXPECT_THAT(put({big, piece}), StatusIs(StatusCode::kInvalidArgument, HasSubstr("1048577 bytes in one message")));
+  big.mutable_info()->set_bytes((uint64_t{256} << 20) + 1);
+  EXPECT_THAT(put({big}), StatusIs(StatusCode::kInvalidArgument, HasSubstr("info.bytes")));
+  piece.set_data(data);
+  EXPECT_THAT(put({info, piece}), IsOk());
+}
+
+TEST_F(StateStoreClientTest, FakeCanBeAwayOrLoseItsAnswers) {
+  const v1::AcquireLeaseResponse grant = Create("s");
+  fake_->FailWith(absl::UnavailableError("away"));
+  EXPECT_THAT(Begin(grant.lease(), {1}), StatusIs(StatusCode::kUnavailable, HasSubstr("away")));
+  fake_->FailWith(absl::OkStatus());
+  fake_->LoseAnswersWith(absl::UnavailableError("lost"));
+  EXPECT_THAT(Begin(grant.lease(), {1}), StatusIs(StatusCode::kUnavailable, HasSubstr("lost")));
+  fake_->LoseAnswersWith(absl::OkStatus());
+  ASSERT_OK_AND_ASSIGN(const v1::BeginTurnResponse turn, Begin(grant.lease(), {1}));
+  EXPECT_TRUE(turn.existed());
+  EXPECT_EQ(turn.session_tokens(), 1u);
+}
+
+// --- Against a server that misbehaves -------------------------------------------------------------------------------
+
+class BadStore : public v1::StateCatalog::Service, public v1::StateRecords::Service {
+ public:
+  grpc::Status BeginTurn(grpc::ServerContext*, const v1::BeginTurnRequest*, v1::BeginTurnResponse*) override {
+    return Fail();
+  }
+  grpc::Status AppendTokens(grpc::ServerContext*, const v1::AppendTokensRequest*, v1::AppendTokensResponse*) override {
+    return Fail();
+  }
+  grpc::Status ReadTokens(grpc::ServerContext*, const v1::ReadTokensRequest*,
+                          grpc::ServerWriter<v1::ReadTokensResponse>* writer) override {
+    v1::ReadTokensResponse response;
+    response.add_token_ids(1);
+    writer->Write(response);
+    return Fail();
+  }
+  grpc::Status GetRecord(grpc::ServerContext*, const v1::GetRecordRequest*,
+                         grpc::ServerWriter<v1::GetRecordResponse>* writer) override {
+    v1::GetRecordResponse response;
+    response.set_data(record);
+    writer->Write(response);
+    return Fail();
+  }
+
+  std::atomic<int> calls{0};
+  int failures = 0;
+  std::string record;
+
+ private:
+  grpc::Status Fail() {
+    return ++calls <= failures ? grpc::Status(grpc::StatusCode::UNAVAILABLE, "restarting") : grpc::Status::OK;
+  }
+};
+
+class BadStoreTest : public ::testing::Test {
+ protected:
+  BadStoreTest() {
+    grpc::ServerBuilder builder;
+    builder.RegisterService(static_cast<v1::StateCatalog::Service*>(&store_));
+    builder.RegisterService(static_cast<v1::StateRecords::Service*>(&store_));
+    server_ = builder.BuildAndStart();
+    catalog_ = NewCatalogClient(server_->InProcessChannel({}));
+    records_ = NewRecordsClient(server_->InProcessChannel({}));
+  }
+  ~BadStoreTest() override { server_->Shutdown(); }
+
+  BadStore store_;
+  std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<CatalogClient> catalog_;
+  std::unique_ptr<RecordsClient> records_;
+};
+
+TEST_F(BadStoreTest, CallsThatMayRunTwiceAreRetriedAFewTimes) {
+  store_.failures = 2;
+  EXPECT_THAT(catalog_->BeginTurn({}, Deadline()), IsOk());
+  EXPECT_EQ(store_.calls, 3);
+  store_.failures = 1000;
+  store_.calls = 0;
+  EXPECT_THAT(catalog_->BeginTurn({}, Deadline()), StatusIs(StatusCode::kUnavailable, HasSubstr("restarting")));
+  EXPECT_EQ(store_.calls, 4);
+}
+
+TEST_F(BadStoreTest, AppendIsNeverRetried) {
+  store_.failures = 1;
+  EXPECT_THAT(catalog_->AppendTokens({}, Deadline()), StatusIs(StatusCode::kUnavailable));
+  EXPECT_EQ(store_.calls, 1);
+}
+
+TEST_F(BadStoreTest, RetriesEndWithTheDeadline) {
+  store_.failures = 1000;
+  EXPECT_THAT(catalog_->BeginTurn({}, absl::Now() + absl::Milliseconds(5)),
+              testing::AnyOf(StatusIs(StatusCode::kUnavailable), StatusIs(StatusCode::kDeadlineExceeded)));
+  EXPECT_LE(store_.calls, 1);
+}
+
+TEST_F(BadStoreTest, BrokenReadStartsAgainFromTheBeginning) {
+  store_.failures = 1;
+  v1::ReadTokensRequest read;
+  read.set_end(1);
+  EXPECT_THAT(catalog_->ReadTokens(read, Deadline()), IsOkAndHolds(ElementsAre(1)));
+}
+
+TEST_F(BadStoreTest, TokensThatDoNotFitTheRangeAreAnError) {
+  v1::ReadTokensRequest read;
+  read.set_end(2);
+  EXPECT_THAT(catalog_->ReadTokens(read, Deadline()), StatusIs(StatusCode::kInternal, HasSubstr("1 tokens")));
+}
+
+TEST_F(BadStoreTest, RecordThatIsNotWhatItsInfoSaysIsDataLoss) {
+  const std::string data = "abcdef";
+  v1::RecordInfo info;
+  info.set_snapshot_id("x");
+  info.set_bytes(data.size());
+  info.set_crc32c(Crc32c(data));
+  for (const char* wrong : {"abcdeg", "abcde", "abcdefg", ""}) {
+    store_.record = wrong;
+    EXPECT_THAT(records_->GetRecord(info, Deadline()), StatusIs(StatusCode::kDataLoss, HasSubstr("record x/0")))
+        << wrong;
+  }
+  store_.record = data;
+  EXPECT_THAT(records_->GetRecord(info, Deadline()), IsOkAndHolds(data));
+  EXPECT_THAT(records_->PutRecord(info, absl::MakeConstSpan(data).first(3), Deadline()),
+              StatusIs(StatusCode::kDataLoss, HasSubstr("3 bytes")));
+}
+
+}  // namespace
+}  // namespace rwkv::state_store

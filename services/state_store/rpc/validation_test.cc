@@ -1,0 +1,189 @@
+#include "services/state_store/rpc/validation.h"
+
+#include <functional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "services/common/grpc_status.h"
+#include "tests/testing/status_matchers.h"
+
+namespace rwkv::state_store {
+namespace {
+
+using absl::StatusCode;
+using testing::AllOf;
+using testing::HasSubstr;
+using testing::IsOk;
+using testing::StatusIs;
+
+// An error that names the field, in words and as a google.rpc.BadRequest.
+void ExpectInvalid(const absl::Status& status, absl::string_view field, absl::string_view shown = "") {
+  EXPECT_THAT(status, StatusIs(StatusCode::kInvalidArgument,
+                               AllOf(HasSubstr(std::string(field)), HasSubstr(std::string(shown)))));
+  EXPECT_EQ(common::GetInvalidField(status), std::string(field));
+}
+
+TEST(ValidationTest, IdsHaveAGrammar) {
+  for (const char* id : {"a", "A-Z_0.9:x", "0"}) EXPECT_THAT(ValidateId("id", id), IsOk()) << id;
+  EXPECT_THAT(ValidateId("id", std::string(128, 'x')), IsOk());
+  ExpectInvalid(ValidateId("id", ""), "id");
+  ExpectInvalid(ValidateId("id", std::string(129, 'x')), "id", "...");
+  ExpectInvalid(ValidateId("id", absl::string_view("a\0b", 3)), "id", "\\x00");
+  for (const char* id : {"a b", "a/b", "\n", "\xc3\xa4", "a%"}) ExpectInvalid(ValidateId("id", id), "id");
+}
+
+TEST(ValidationTest, TtlsAreBounded) {
+  google::protobuf::Duration ttl;
+  EXPECT_FALSE(ValidateTtl("ttl", false, ttl).ok());
+  EXPECT_FALSE(ValidateTtl("ttl", true, ttl).ok());
+  ttl.set_seconds(-1);
+  ExpectInvalid(ValidateTtl("ttl", true, ttl).status(), "ttl", "-1s");
+  ttl.set_seconds(3601);
+  ExpectInvalid(ValidateTtl("ttl", true, ttl).status(), "ttl", "1h1s");
+  ttl.set_seconds(INT64_MAX);
+  ExpectInvalid(ValidateTtl("ttl", true, ttl).status(), "ttl");
+  ttl.set_seconds(3600);
+  EXPECT_THAT(ValidateTtl("ttl", true, ttl), testing::IsOkAndHolds(absl::Hours(1)));
+}
+
+v1::Lease GoodLease() {
+  v1::Lease lease;
+  lease.set_session_id("s");
+  lease.set_fencing_token(1);
+  return lease;
+}
+
+TEST(ValidationTest, EveryRequestNamesItsBadSessionOrLease) {
+  ExpectInvalid(Validate(v1::CreateSessionRequest()), "session_id");
+  ExpectInvalid(Validate(v1::GetSessionRequest()), "session_id");
+  ExpectInvalid(Validate(v1::ForkSessionRequest()), "session_id");
+  ExpectInvalid(Validate(v1::RewindSessionRequest()), "lease.session_id");
+  ExpectInvalid(Validate(v1::DeleteSessionRequest()), "lease.session_id");
+  ExpectInvalid(Validate(v1::AcquireLeaseRequest()), "session_id");
+  ExpectInvalid(Validate(v1::ReleaseLeaseRequest()), "lease.session_id");
+  ExpectInvalid(Validate(v1::BeginTurnRequest()), "lease.session_id");
+  ExpectInvalid(ValidateItem(v1::AppendItem()), "lease.session_id");
+  ExpectInvalid(Validate(v1::ReadTokensRequest()), "session_id");
+  ExpectInvalid(Validate(v1::CommitSnapshotRequest()), "lease.session_id");
+  ExpectInvalid(Validate(v1::FindSnapshotRequest()), "session_id");
+  ExpectInvalid(Validate(v1::DropSnapshotRequest()), "session_id");
+  v1::ReleaseLeaseRequest release;
+  *release.mutable_lease() = GoodLease();
+  EXPECT_THAT(Validate(release), IsOk());
+  release.mutable_lease()->set_fencing_token(0);
+  ExpectInvalid(Validate(release), "lease.fencing_token");
+}
+
+TEST(ValidationTest, ListsAreBounded) {
+  v1::ListSessionsRequest list;
+  EXPECT_THAT(Validate(list), IsOk());
+  list.set_page_size(1001);
+  ExpectInvalid(Validate(list), "page_size", "1001");
+  list.set_page_size(1000);
+  list.set_page_token("a b");
+  ExpectInvalid(Validate(list), "page_token");
+  v1::RenewLeasesRequest renew;
+  for (int i = 0; i <= kMaxRenewals; ++i) *renew.add_leases() = GoodLease();
+  ExpectInvalid(Validate(renew), "leases");
+  renew.clear_leases();
+  *renew.add_leases() = GoodLease();
+  renew.add_leases();
+  ExpectInvalid(Validate(renew), "leases[1].session_id");
+}
+
+TEST(ValidationTest, TurnsAreChecked) {
+  v1::BeginTurnRequest good;
+  *good.mutable_lease() = GoodLease();
+  good.set_request_id("any text \xc3\xa4");
+  good.set_model_fingerprint("0123456789abcdef");
+  EXPECT_THAT(Validate(good), IsOk());
+  v1::BeginTurnRequest request = good;
+  request.set_request_id("");
+  ExpectInvalid(Validate(request), "request_id");
+  request.set_request_id(std::string(129, 'x'));
+  ExpectInvalid(Validate(request), "request_id", "129");
+  request = good;
+  request.set_model_fingerprint("");
+  ExpectInvalid(Validate(request), "model_fingerprint");
+  request = good;
+  request.set_spec(std::string(kMaxSpecBytes + 1, 'x'));
+  ExpectInvalid(Validate(request), "spec");
+  request = good;
+  request.mutable_token_ids()->Resize(kMaxPromptTokens + 1, 0);
+  ExpectInvalid(Validate(request), "token_ids");
+}
+
+TEST(ValidationTest, AppendsAreChecked) {
+  v1::AppendTokensRequest request;
+  for (int i = 0; i < 2; ++i) *request.add_items()->mutable_lease() = GoodLease();
+  ExpectInvalid(Validate(request), "items[1].lease.session_id", "\"s\" is in two items");
+  for (int i = 0; i <= kMaxAppendItems; ++i) request.add_items();
+  ExpectInvalid(Validate(request), "items");
+
+  v1::AppendItem good;
+  *good.mutable_lease() = GoodLease();
+  good.set_request_id("r");
+  good.add_token_ids(1);
+  good.add_logprobs(-1);
+  EXPECT_THAT(ValidateItem(good), IsOk());
+  v1::AppendItem item = good;
+  item.add_logprobs(-1);
+  ExpectInvalid(ValidateItem(item), "logprobs", "2 for 1");
+  item = good;
+  item.set_finish_reason(static_cast<v1::FinishReason>(99));
+  ExpectInvalid(ValidateItem(item), "finish_reason", "99");
+  item = good;
+  item.set_stop_token_id(0);
+  ExpectInvalid(ValidateItem(item), "stop_token_id");
+  item = good;
+  item.set_stop_string("x");
+  ExpectInvalid(ValidateItem(item), "stop_string");
+  item.set_finish_reason(v1::FINISH_REASON_STOP_STRING);
+  EXPECT_THAT(ValidateItem(item), IsOk());
+}
+
+TEST(ValidationTest, ReadingBackwardsIsRefused) {
+  v1::ReadTokensRequest request;
+  request.set_session_id("s");
+  request.set_begin(2);
+  request.set_end(1);
+  ExpectInvalid(Validate(request), "begin");
+}
+
+TEST(ValidationTest, ManifestsAreChecked) {
+  v1::CommitSnapshotRequest good;
+  *good.mutable_lease() = GoodLease();
+  good.set_log_branch("1");
+  good.mutable_manifest()->set_snapshot_id("x");
+  good.mutable_manifest()->set_session_id("s");
+  good.mutable_manifest()->set_position(1);
+  good.mutable_manifest()->set_model_fingerprint("m");
+  for (int layer = 0; layer < 2; ++layer) {
+    v1::RecordInfo* record = good.mutable_manifest()->add_records();
+    record->set_snapshot_id("x");
+    record->set_layer(layer);
+    record->set_bytes(4);
+  }
+  EXPECT_THAT(Validate(good), IsOk());
+  const auto expect = [&](const char* field, const std::function<void(v1::SnapshotManifest*)>& spoil) {
+    v1::CommitSnapshotRequest request = good;
+    spoil(request.mutable_manifest());
+    ExpectInvalid(Validate(request), field);
+  };
+  expect("manifest.snapshot_id", [](auto* m) { m->set_snapshot_id(""); });
+  expect("manifest.session_id", [](auto* m) { m->set_session_id("t"); });
+  expect("manifest.position", [](auto* m) { m->set_position(0); });
+  expect("manifest.model_fingerprint", [](auto* m) { m->set_model_fingerprint(""); });
+  expect("manifest.records", [](auto* m) { m->clear_records(); });
+  expect("manifest.records[1].layer", [](auto* m) { m->mutable_records(1)->set_layer(0); });
+  expect("manifest.records[0].layer", [](auto* m) { m->mutable_records()->SwapElements(0, 1); });
+  expect("manifest.records[1].snapshot_id", [](auto* m) { m->mutable_records(1)->set_snapshot_id("y"); });
+  expect("manifest.records[0].bytes", [](auto* m) { m->mutable_records(0)->set_bytes(0); });
+  expect("manifest.records[0].bytes", [](auto* m) { m->mutable_records(0)->set_bytes(kMaxRecordBytes + 1); });
+}
+
+}  // namespace
+}  // namespace rwkv::state_store
