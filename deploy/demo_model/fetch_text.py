@@ -4,7 +4,7 @@
   fetch_text.py --out DIR [--books-git GITDIR] [--debs DIR]
 
 Reads sources.json beside this file: books from one public git repository (pinned commit and file hashes), reference
-text and WordNet from Debian packages (pinned version and hash). Writes DIR/{books,reference,chat}.{train,heldout}.txt;
+text and WordNet from Debian packages (pinned version and hash). Writes DIR/{books,reference,chat,drill}.{train,heldout}.txt;
 in each file documents are separated by one zero byte. Needs git, apt-get, dpkg-deb; nothing outside Python's library.
 A package version that has left the mirrors is still on https://snapshot.debian.org: put it into --debs by hand.
 """
@@ -313,6 +313,44 @@ SMALL_TALK = [
 ]
 
 
+def dialogue(pairs, source, most):
+    """Documents of 1 to `most` turns from shuffled (question, answer) pairs."""
+    source.shuffle(pairs)
+    while pairs:
+        turns = [pairs.pop() for _ in range(min(len(pairs), source.randint(1, most)))]
+        yield "".join(f"User: {q}\n\nAssistant: {a}\n\n" for q, a in turns)
+
+
+def drill(folder, book_words, words=600, copies=24):
+    """The commonest nouns for things, in the plainest wordings, often enough that even a short training learns them by heart."""
+    source = random.Random(11)
+    uses, other_uses = collections.Counter(), collections.Counter()
+    with open(os.path.join(folder, "cntlist.rev"), encoding="latin-1") as f:
+        for line in f:  # how often each sense was met in WordNet's own tagged texts
+            key, _, count = line.split()
+            lemma, _, rest = key.partition("%")
+            (uses if rest[0] == "1" else other_uses)[lemma] += int(count)
+    ranked = []
+    for lemma, sense in wordnet(folder)["noun"].items():
+        concrete = sense.domain in THINGS | {13, 15, 19, 27, 28}  # and food, place, phenomenon, substance, time
+        if re.fullmatch("[a-z]{3,}", sense.word) and concrete and len(sense.gloss) < 90 and uses[lemma] >= other_uses[lemma]:
+            frequency = max(book_words[w.lower()] for w in [lemma] + sense.synonyms if len(w) > 2)
+            ranked.append(((uses[lemma] + 1) * frequency ** 0.5, lemma, sense))
+    ranked.sort(key=lambda row: (-row[0], row[1]))
+    pairs = []
+    for _, _, sense in ranked[:words]:
+        plain = sense._replace(example="", synonyms=[], parent="")
+        for _ in range(copies):
+            question, answer = ask(plain, source)
+            name = re.match(r"(.*?) is ", answer).group(1)
+            name = name[0].lower() + name[1:]
+            pairs.append((f"What is {name}?" if source.random() < 0.6 else question, answer))
+    for questions, answer in SMALL_TALK:
+        pairs += [(source.choice(questions), answer) for _ in range(2 * copies)]
+    for text in dialogue(pairs, source, 4):
+        yield "train", text
+
+
 def chat(folder, book_words):
     """Documents of 1 to 8 question/answer turns. Words that the books use often come up several times, in other wordings."""
     source = random.Random(7)
@@ -340,10 +378,8 @@ def chat(folder, book_words):
     for questions, answer in SMALL_TALK:
         pairs["train"] += [(source.choice(questions), answer) for _ in range(120)]
     for split, items in pairs.items():
-        source.shuffle(items)
-        while items:
-            turns = [items.pop() for _ in range(min(len(items), source.randint(1, 8)))]
-            yield split, "".join(f"User: {q}\n\nAssistant: {a}\n\n" for q, a in turns)
+        for text in dialogue(items, source, 8):
+            yield split, text
 
 
 # ---- all --------------------------------------------------------------------------------------------------------
@@ -377,6 +413,7 @@ def main():
     with open(os.path.join(options.out, "books.train.txt"), encoding="utf-8") as f:
         book_words = collections.Counter(re.findall(r"[a-z]+", f.read().lower()))
     write("chat", chat(roots["wordnet-base"] + "/usr/share/wordnet", book_words))
+    write("drill", drill(roots["wordnet-base"] + "/usr/share/wordnet", book_words))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 HEAD = 64  # head size N
-PARTS = ("books", "reference", "chat")
+PARTS = ("books", "reference", "chat", "drill")
 
 # ---- the recurrence ---------------------------------------------------------------------------------------------
 
@@ -356,14 +356,22 @@ def tokenize(data, tokens, native):
     return torch.tensor(ids, dtype=torch.int32).to(torch.uint16)
 
 
-def token_stream(folder, tokens, native, generator):
-    """All training documents in random order, each after an id 0."""
+def token_stream(folder, tokens, native, generator, take):
+    """All training documents in random order, each after an id 0. take: {part: bytes} makes do with random passages of a part."""
     documents = []
     for part in PARTS:
         path = os.path.join(folder, part + ".train.txt")
-        if os.path.exists(path):
-            with open(path, "rb") as f:
-                documents += f.read().split(b"\0")
+        if not os.path.exists(path):
+            continue
+        with open(path, "rb") as f:
+            data = f.read()
+        if part not in take:
+            documents += data.split(b"\0")
+            continue
+        size = 16384
+        for begin in torch.randint(0, max(1, len(data) - 2 * size), (take[part] // size,), generator=generator).tolist():
+            first = data.find(b"\n\n", begin) + 2
+            documents += data[first:data.rfind(b"\n\n", first, first + size) + 2].split(b"\0")
     order = torch.randperm(len(documents), generator=generator).tolist()
     return tokenize(b"".join(b"\0" + documents[i] for i in order), tokens, native)
 
@@ -457,6 +465,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", help="folder that fetch_text.py wrote")
     parser.add_argument("--vocabulary", required=True)
+    parser.add_argument("--take", nargs="*", default=[], metavar="PART=MB", help="use only so much of a part, for example books=2")
     parser.add_argument("--run", required=True, help="folder for checkpoint, log and token stream; outside the repository")
     parser.add_argument("--export", help="write the model here at the end")
     parser.add_argument("--dtype", choices=("bf16", "fp16"), default="fp16", help="of the exported file")
@@ -510,7 +519,8 @@ def main():
     if os.path.exists(stream_path):
         stream = torch.load(stream_path)
     else:
-        stream = token_stream(options.text, tokens, native, torch.Generator().manual_seed(options.seed))
+        take = {part: int(1e6 * float(size)) for part, size in (item.split("=") for item in options.take)}
+        stream = token_stream(options.text, tokens, native, torch.Generator().manual_seed(options.seed), take)
         torch.save(stream, stream_path)
     data = Segments(stream, options.rows, options.context, options.segment, options.seed)
     print(f"{len(stream):,} tokens of text, {len(data.starts):,} pieces", flush=True)
