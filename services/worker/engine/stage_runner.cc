@@ -1,6 +1,5 @@
 #include "services/worker/engine/stage_runner.h"
 
-#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -177,15 +176,16 @@ absl::StatusOr<std::shared_ptr<Epoch>> StageRunner::Open(const v1::OpenEpoch& op
 
 void StageRunner::Drain(absl::Time deadline) {
   std::shared_ptr<Epoch> current, pending;
+  bool first = false;
   {
     absl::MutexLock lock(&mu_);
-    draining_ = true;
+    first = !std::exchange(draining_, true);
     current = current_;
     pending = pending_;
   }
   if (pending != nullptr) pending->End(absl::UnavailableError("the worker drains"));
   const bool saved = transfer_->WaitUntilSaved(deadline);
-  common::LogInfo("drained", {{"snapshots_saved", saved}});
+  if (first) common::LogInfo("drained", {{"snapshots_saved", saved}});
   if (current != nullptr) current->End(absl::UnavailableError("the worker drains"));
 }
 
