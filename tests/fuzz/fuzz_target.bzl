@@ -22,7 +22,6 @@ def rwkv_fuzz_target(name, deps):
     )
     rwkv_cc_test(
         name = name + "_corpus_test",
-        size = "medium",
         srcs = ["corpus_test.cc"],
         data = native.glob(["corpus/" + name + "/*"]),
         local_defines = ['RWKV_CORPUS=\\"tests/fuzz/corpus/%s\\"' % name],
