@@ -1,0 +1,33 @@
+#include "services/router/turns/executor.h"
+
+#include <atomic>
+
+#include "absl/synchronization/notification.h"
+#include "absl/time/time.h"
+#include "gtest/gtest.h"
+
+namespace rwkv::router {
+namespace {
+
+TEST(ExecutorTest, WorkIsBoundedAndAllThatWasTakenRuns) {
+  absl::Notification blocked;
+  absl::Notification go_on;
+  std::atomic<int> ran{0};
+  Executor executor(1, 2);
+  ASSERT_TRUE(executor.TryRun([&] {
+    blocked.Notify();
+    go_on.WaitForNotification();
+    ++ran;
+  }));
+  ASSERT_TRUE(blocked.WaitForNotificationWithTimeout(absl::Seconds(30)));
+  EXPECT_TRUE(executor.TryRun([&] { ++ran; }));
+  EXPECT_TRUE(executor.TryRun([&] { ++ran; }));
+  EXPECT_FALSE(executor.TryRun([&] { ++ran; }));
+  go_on.Notify();
+  executor.Stop();
+  EXPECT_EQ(ran, 3);
+  EXPECT_FALSE(executor.TryRun([&] { ++ran; }));
+}
+
+}  // namespace
+}  // namespace rwkv::router
