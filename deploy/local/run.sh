@@ -81,6 +81,7 @@ lock_cluster "$data_dir"
 
 # ---- Starting one process. --------------------------------------------------------------------------------------------
 started=() # By this call, so that it can clean up behind itself.
+declare -A log_begin=() # NAME -> bytes of its log before this call.
 
 # start NAME FLAG...: runs bin/<NAME without number> and waits until its port file says where it listens.
 start() {
@@ -88,6 +89,7 @@ start() {
   shift
   rm -f "$port_file"
   if [[ -f $log && $(stat -c %s "$log") -gt 16777216 ]]; then mv "$log" "$log.old"; fi
+  log_begin[$name]=$(stat -c %s "$log" 2>/dev/null || echo 0)
   # Its own session, so that a Ctrl-C here does not reach it; no descriptor of ours, so that nobody waits for it.
   setsid "$data_dir/bin/${name%-*}" --name="$name" --port_file="$port_file" "$@" \
     </dev/null >>"$log" 2>&1 3>&- 9>&- &
@@ -98,8 +100,8 @@ start() {
   started+=("$name")
   save_cluster "$data_dir"
   while [[ ! -s $port_file ]]; do
-    is_running "$name" || fail_start "$name died while starting"
-    ((SECONDS < deadline)) || fail_start "$name is not up after $start_seconds s"
+    is_running "$name" || fail_start "$name" "died while starting"
+    ((SECONDS < deadline)) || fail_start "$name" "is not up after $start_seconds s"
     sleep 0.02
   done
   cluster[$name.grpc]=$(sed -n 's/^grpc=//p' "$port_file")
@@ -108,18 +110,21 @@ start() {
   say "$name: pid $pid, grpc ${cluster[$name.grpc]}, metrics http://${cluster[$name.metrics]}/metrics"
 }
 
-# fail_start MESSAGE...: shows the end of the log of the process that was started last, undoes this call, fails.
+# fail_start NAME MESSAGE...: shows what NAME said, undoes this call, fails.
 fail_start() {
-  local name=${started[-1]} i
-  say "$*; the end of $data_dir/logs/$name.log:"
-  tail -n 20 "$data_dir/logs/$name.log" | sed 's/^/    /' >&2
+  local name=$1 log=$data_dir/logs/$1.log
+  shift
+  say "$name $*; the end of $log:"
+  tail -c "+$((${log_begin[$name]:-0} + 1))" "$log" | tail -n 20 | sed 's/^/    /' >&2
   undo_start
   exit 1
 }
 
 undo_start() {
   local i name
-  for ((i = ${#started[@]} - 1; i >= 0; --i)); do stop_process "${started[i]}" 15; done
+  for ((i = ${#started[@]} - 1; i >= 0; --i)); do
+    if is_running "${started[i]}"; then stop_process "${started[i]}" 15; fi
+  done
   for name in "${started[@]}"; do unset "cluster[$name.pid]" "cluster[$name.started]"; done
   for name in $(process_names); do is_running "$name" && { save_cluster "$data_dir"; return; }; done
   rm -f "$data_dir/cluster.env" # Nothing of it is left.
@@ -190,8 +195,8 @@ else
     mv "$default_model.$$.new.safetensors" "$default_model"
   fi
   for binary in "${binaries[@]}"; do
-    install -m 755 "$built/services/$binary/$binary" "$data_dir/bin/$binary.new" &&
-      mv "$data_dir/bin/$binary.new" "$data_dir/bin/$binary" || die "cannot copy $binary to $data_dir/bin"
+    install -m 755 "$built/services/$binary/$binary" "$data_dir/bin/$binary.new" || die "cannot copy to $data_dir/bin"
+    mv "$data_dir/bin/$binary.new" "$data_dir/bin/$binary"
   done
   say "starting ${cluster[stages]} stages of ${cluster[model]}; logs in $data_dir/logs"
   for name in $(process_names); do start_by_name "$name"; done
@@ -205,7 +210,7 @@ deadline=$((SECONDS + start_seconds))
 until state=$("$data_dir/bin/rwkvctl" --router "$router" status --json 2>/dev/null |
   python3 -c 'import json, sys; print(json.load(sys.stdin)["pipeline_state"])' 2>/dev/null) && [[ $state == serving ]]; do
   for name in $(process_names); do
-    is_running "$name" || { started+=("$name"); fail_start "$name died"; }
+    is_running "$name" || fail_start "$name" "died"
   done
   if ((SECONDS >= deadline)); then die "the pipeline does not serve after $start_seconds s: ${state:-no answer}"; fi
   sleep 0.05

@@ -1,0 +1,79 @@
+#!/bin/bash
+# Tests of cluster.sh: what is remembered of a cluster, and which process is really one of ours.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/cluster.sh"
+
+failures=0
+expect() { # expect WHAT ACTUAL EXPECTED
+  if [[ $2 != "$3" ]]; then
+    echo "FAILED: $1: got '$2', expected '$3'"
+    failures=$((failures + 1))
+  fi
+}
+running() { if is_running "$1"; then echo yes; else echo no; fi; }
+# await COMMAND...: until it succeeds, ten seconds at most.
+await() {
+  local deadline=$((SECONDS + 10))
+  until "$@"; do
+    if ((SECONDS >= deadline)); then
+      echo "FAILED: waited in vain for: $*"
+      exit 1
+    fi
+    sleep 0.02
+  done
+}
+
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+
+# What is saved is loaded, whatever characters a path has.
+load_cluster "$dir" && expect "a folder without cluster.env" loaded "not loaded"
+cluster=([model]="/models/a b=c \$HOME \`date\` 'x' \"y\".pth" [stages]=2 [router-0.grpc]=127.0.0.1:4711)
+save_cluster "$dir"
+cluster=()
+load_cluster "$dir"
+expect "model" "${cluster[model]}" "/models/a b=c \$HOME \`date\` 'x' \"y\".pth"
+expect "address" "${cluster[router-0.grpc]}" 127.0.0.1:4711
+expect "order" "$(process_names | tr '\n' ' ')" "state_store-0 worker-0 worker-1 router-0 "
+
+# A process is ours by pid and start time.
+sleep 1000 &
+cluster[worker-0.pid]=$! cluster[worker-0.started]=$(start_time $!)
+expect "a live process" "$(running worker-0)" yes
+cluster[worker-1.pid]=${cluster[worker-0.pid]} cluster[worker-1.started]=$((${cluster[worker-0.started]} - 1))
+expect "another process with the same number" "$(running worker-1)" no
+expect "a process never started" "$(running router-0)" no
+stop_process worker-1 1 2>"$dir/says"
+expect "a foreign process is left alone" "$(running worker-0)" yes
+
+# Stopping: by SIGTERM, by SIGKILL, not at all.
+stop_process worker-0 10 2>"$dir/says"
+expect "stopped" "$(running worker-0)" no
+expect "says so" "$(<"$dir/says")" "$program: worker-0 (pid ${cluster[worker-0.pid]}) stopped"
+stop_process worker-0 10 2>"$dir/says"
+expect "stopped already" "$(<"$dir/says")" "$program: worker-0 was not running"
+bash -c 'trap "" TERM; touch "$0/deaf"; exec sleep 1000' "$dir" &
+cluster[router-0.pid]=$! cluster[router-0.started]=$(start_time $!)
+disown # Or this shell would announce its death.
+await test -f "$dir/deaf"
+stop_process router-0 1 2>"$dir/says"
+expect "killed" "$(running router-0)" no
+expect "says that" "$(<"$dir/says")" \
+  "$program: router-0 (pid ${cluster[router-0.pid]}) did not stop in 1 s and was killed"
+
+# A dead process that its parent has not waited for is dead.
+bash -c 'exit 0' &
+readonly short_lived=$!
+is_gone() { [[ -z $(start_time "$short_lived") ]]; }
+await is_gone
+
+# The lock keeps a second one out until the first has ended.
+(lock_cluster "$dir" && touch "$dir/held" && await test -f "$dir/let_go") &
+await test -f "$dir/held"
+expect "a held lock" "$(flock -n "$dir/lock" true && echo free || echo held)" held
+touch "$dir/let_go"
+wait $!
+expect "a lock that was let go" "$(flock -n "$dir/lock" true && echo free || echo held)" free
+
+[[ $failures -eq 0 ]] || exit 1
+echo "all passed"
