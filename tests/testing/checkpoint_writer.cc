@@ -100,12 +100,12 @@ std::string PickledTuple(absl::Span<const int64_t> values) {
   return out + "t";
 }
 
-std::string PickledTensor(const TensorSpec& spec, absl::string_view key) {
+std::string PickledTensor(const TensorSpec& spec, absl::string_view key, bool is_legacy) {
   std::vector<int64_t> strides(spec.shape.size(), 1);
   for (size_t i = spec.shape.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(1, spec.shape[i]);
   return absl::StrCat("ctorch._utils\n_rebuild_tensor_v2\n((", PickledString("storage"), "ctorch\n",
                       TorchStorageName(spec.type), "\n", PickledString(key), PickledString("cpu"),
-                      PickledInt(ElementsOf(spec)), "tQ", PickledInt(0), PickledTuple(spec.shape),
+                      PickledInt(ElementsOf(spec)), is_legacy ? "N" : "", "tQ", PickledInt(0), PickledTuple(spec.shape),
                       PickledTuple(strides), "\x89", "ccollections\nOrderedDict\n)RtR");
 }
 
@@ -155,12 +155,13 @@ std::string SafetensorsBytes(absl::Span<const RawTensor> tensors, const std::map
   return out;
 }
 
-std::string StateDictPickle(absl::Span<const TensorSpec> tensors) {
+std::string StateDictPickle(absl::Span<const TensorSpec> tensors, bool is_legacy) {
   std::string out =
       "\x80\x02"
       "ccollections\nOrderedDict\n)R(";
   int key = 0;
-  for (const TensorSpec& spec : tensors) out += PickledString(spec.name) + PickledTensor(spec, absl::StrCat(key++));
+  for (const TensorSpec& spec : tensors)
+    out += PickledString(spec.name) + PickledTensor(spec, absl::StrCat(key++), is_legacy);
   return out + "u.";
 }
 
@@ -229,7 +230,7 @@ std::string TorchLegacyBytes(absl::Span<const RawTensor> tensors) {
   }
   return absl::StrCat("\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.", "\x80\x02M\xe9\x03.", "\x80\x02}(",
                       PickledString("protocol_version"), "M\xe9\x03", PickledString("little_endian"), "\x88u.",
-                      StateDictPickle(SpecsOf(tensors)), keys, "e.", payloads);
+                      StateDictPickle(SpecsOf(tensors), /*is_legacy=*/true), keys, "e.", payloads);
 }
 
 absl::Status WriteFileAtomically(const std::string& path,

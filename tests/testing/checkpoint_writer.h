@@ -51,8 +51,9 @@ struct ZipOptions {
   uint16_t method = 0;           // Claimed compression; the data is stored all the same.
 };
 std::string ZipBytes(absl::Span<const ZipEntry> entries, const ZipOptions& options = {});
-// The pickle of {name: tensor}, whose storages are keyed "0", "1", ... in order.
-std::string StateDictPickle(absl::Span<const TensorSpec> tensors);
+// The pickle of {name: tensor}, whose storages are keyed "0", "1", ... in order. In legacy files their ids have a sixth
+// element, None.
+std::string StateDictPickle(absl::Span<const TensorSpec> tensors, bool is_legacy = false);
 
 // Writes beside `path` and renames, so that nobody sees half a file. `write` is called once with a function that
 // appends bytes. On error nothing is left behind.
