@@ -142,6 +142,10 @@ absl::Status Database::OpenDb() {
   // What was fsynced is whole, so damage before the tail is damage, and must not pass for the end of the log.
   options.wal_recovery_mode = rocksdb::WALRecoveryMode::kTolerateCorruptedTailRecords;
   options.max_total_wal_size = uint64_t{256} << 20;
+  // Records go through the log too. Written out as they come, they do not pile up in front of the next fsync, which
+  // some token waits for.
+  options.wal_bytes_per_sync = 1 << 20;
+  options.bytes_per_sync = 1 << 20;
   options.max_background_jobs = 2;
   options.max_open_files = 1024;
   options.keep_log_file_num = 4;

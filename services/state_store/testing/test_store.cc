@@ -185,7 +185,7 @@ absl::Status CheckCatalogRows(Database& database, int snapshots_per_branch) {
         if (!branches[FirstNumber(key)].row.ParseFromString(value)) return broken("branch unreadable");
         break;
       case 'e':
-        branches[FirstNumber(key)].children[SecondNumber(key)] = NumberAt(value, 0);
+        branches[FirstNumber(key)].children[NumberAt(key, 17)] = SecondNumber(key);
         break;
       case 'l': {
         const absl::optional<LogChunk> chunk = DecodeChunk(value);

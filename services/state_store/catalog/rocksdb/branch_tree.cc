@@ -1,7 +1,6 @@
 #include "services/state_store/catalog/rocksdb/branch_tree.h"
 
 #include <algorithm>
-#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -10,95 +9,106 @@
 #include "services/state_store/rocksdb/numbers.h"
 
 namespace rwkv::state_store {
+namespace {
 
-absl::StatusOr<BranchTree::Node*> BranchTree::Load(uint64_t branch) {
-  const auto [it, is_new] = nodes_.try_emplace(branch);
-  Node& node = it->second;
-  if (!is_new) return &node;
-  RWKV_ASSIGN_OR_RETURN(node.row, view_->Branch(branch));
-  RWKV_RETURN_IF_ERROR(view_->Scan(EdgeKey(branch, 0), EdgeKey(branch + 1, 0),
-                                   [&](absl::string_view key, absl::string_view value) -> absl::StatusOr<bool> {
-                                     if (value.size() != 8)
-                                       return absl::DataLossError("catalog: a fork's row is corrupt");
-                                     node.children[SecondNumber(key)] = NumberAt(value, 0);
-                                     return true;
-                                   }));
-  return &node;
-}
+constexpr uint64_t kNoEnd = UINT64_MAX - 1;  // Beyond any position; one more is still a number.
 
-absl::Status BranchTree::Fork(const std::vector<Link>& chain, uint64_t position, uint64_t new_branch) {
-  Node node;
-  node.row.set_is_head(true);
+}  // namespace
+
+void BranchTree::Fork(const std::vector<Link>& chain, uint64_t position, uint64_t new_branch) {
+  BranchRow row;
+  row.set_is_head(true);
   // Of a part [begin, end), the token before `position` is in it if begin < position. Position 0 shares nothing.
   const auto link = std::find_if(chain.begin(), chain.end(), [&](const Link& link) { return link.begin < position; });
   if (link != chain.end()) {
-    node.row.set_parent(link->branch);
-    node.row.set_fork_position(position);
-    RWKV_ASSIGN_OR_RETURN(Node* const parent, Load(link->branch));
-    parent->children[new_branch] = position;
-    std::string value;
-    AppendNumber(value, position);
-    edit_->Put(EdgeKey(link->branch, new_branch), value);
+    row.set_parent(link->branch);
+    row.set_fork_position(position);
+    const std::string edge = EdgeKey(link->branch, position, new_branch);
+    added_edges_.insert(edge);
+    edit_->Put(edge, "");
   }
-  edit_->Put(BranchKey(new_branch), node.row);
-  nodes_[new_branch] = std::move(node);
-  return absl::OkStatus();
+  edit_->Put(BranchKey(new_branch), row);
+}
+
+absl::StatusOr<absl::optional<uint64_t>> BranchTree::LastFork(uint64_t branch) const {
+  absl::optional<uint64_t> last;
+  RWKV_RETURN_IF_ERROR(view_->ScanBack(EdgeKey(branch, 0, 0), EdgeKey(branch + 1, 0, 0),
+                                       [&](absl::string_view key, absl::string_view) -> absl::StatusOr<bool> {
+                                         if (removed_edges_.count(std::string(key)) > 0) return true;
+                                         last = SecondNumber(key);
+                                         return false;
+                                       }));
+  for (const std::string& edge : added_edges_) {
+    if (FirstNumber(edge) == branch) last = std::max(last.value_or(0), SecondNumber(edge));
+  }
+  return last;
+}
+
+absl::StatusOr<bool> BranchTree::HasForkIn(uint64_t branch, uint64_t begin, uint64_t end) const {
+  for (const std::string& edge : added_edges_) {
+    if (FirstNumber(edge) == branch && SecondNumber(edge) >= begin && SecondNumber(edge) < end) return true;
+  }
+  bool found = false;
+  RWKV_RETURN_IF_ERROR(view_->Scan(EdgeKey(branch, begin, 0), EdgeKey(branch, end, 0),
+                                   [&](absl::string_view key, absl::string_view) -> absl::StatusOr<bool> {
+                                     found = removed_edges_.count(std::string(key)) == 0;
+                                     return !found;
+                                   }));
+  return found;
 }
 
 absl::Status BranchTree::Release(uint64_t branch) {
-  {
-    RWKV_ASSIGN_OR_RETURN(Node* const node, Load(branch));
-    node->row.set_is_head(false);
-    edit_->Put(BranchKey(branch), node->row);
-  }
-  while (branch != 0) {
-    RWKV_ASSIGN_OR_RETURN(Node* const node, Load(branch));
-    if (node->row.is_head() || !node->children.empty()) {
-      uint64_t end = UINT64_MAX - 1;  // A head keeps its tokens; only a fork that needed an old snapshot may be gone.
-      if (!node->row.is_head()) {
-        end = 0;
-        for (const auto& [child, fork_position] : node->children) end = std::max(end, fork_position);
-        // The chunk that the end falls into is cut.
-        RWKV_ASSIGN_OR_RETURN(const auto last, view_->Last(LogKey(branch, 0), LogKey(branch, end - 1)));
-        absl::optional<LogChunk> chunk;
-        if (last.has_value()) chunk = DecodeChunk(last->second);
-        if (!chunk.has_value() || SecondNumber(last->first) + chunk->token_ids.size() < end) {
-          return absl::DataLossError(absl::StrCat("catalog: the log of branch ", branch, " ends before ", end));
-        }
-        const size_t kept = end - SecondNumber(last->first);
-        if (kept < chunk->token_ids.size()) {
-          edit_->Put(last->first,
-                     EncodeChunk(absl::MakeConstSpan(chunk->token_ids).first(kept),
-                                 absl::MakeConstSpan(chunk->logprobs).first(std::min(kept, chunk->logprobs.size()))));
-        }
-        edit_->DeleteRange(LogKey(branch, end), LogKey(branch + 1, 0));
-      }
-      RWKV_ASSIGN_OR_RETURN(std::vector<SnapshotAt> snapshots, view_->Snapshots(branch, 0, UINT64_MAX - 1));
-      while (!snapshots.empty() && snapshots.back().position > end) {
-        RemoveSnapshot(branch, snapshots.back());
-        snapshots.pop_back();
-      }
-      Retain(branch, *node, snapshots);
-      return absl::OkStatus();
+  RWKV_ASSIGN_OR_RETURN(BranchRow row, view_->Branch(branch));
+  row.set_is_head(false);
+  edit_->Put(BranchKey(branch), row);
+  for (;;) {
+    RWKV_ASSIGN_OR_RETURN(std::vector<SnapshotAt> snapshots, view_->Snapshots(branch, 0, kNoEnd));
+    // A head keeps its tokens; only a fork that needed an old snapshot may be gone.
+    if (row.is_head()) return Retain(branch, snapshots);
+    RWKV_ASSIGN_OR_RETURN(const absl::optional<uint64_t> end, LastFork(branch));
+    while (!snapshots.empty() && snapshots.back().position > end.value_or(0)) {
+      RemoveSnapshot(branch, snapshots.back());
+      snapshots.pop_back();
     }
-    RWKV_ASSIGN_OR_RETURN(const std::vector<SnapshotAt> snapshots, view_->Snapshots(branch, 0, UINT64_MAX - 1));
-    for (const SnapshotAt& snapshot : snapshots) RemoveSnapshot(branch, snapshot);
+    if (end.has_value()) {
+      RWKV_RETURN_IF_ERROR(Trim(branch, *end));
+      return Retain(branch, snapshots);
+    }
     edit_->DeleteRange(LogKey(branch, 0), LogKey(branch + 1, 0));
     edit_->Delete(BranchKey(branch));
-    const uint64_t parent = node->row.parent();
-    nodes_.erase(branch);
-    if (parent != 0) {
-      edit_->Delete(EdgeKey(parent, branch));
-      RWKV_ASSIGN_OR_RETURN(Node* const parent_node, Load(parent));
-      parent_node->children.erase(branch);
-    }
-    branch = parent;
+    if (row.parent() == 0) return absl::OkStatus();
+    const std::string edge = EdgeKey(row.parent(), row.fork_position(), branch);
+    removed_edges_.insert(edge);
+    edit_->Delete(edge);
+    branch = row.parent();
+    RWKV_ASSIGN_OR_RETURN(row, view_->Branch(branch));
   }
+}
+
+absl::Status BranchTree::Trim(uint64_t branch, uint64_t end) {
+  // The chunk that the end falls into is cut.
+  std::string last_key;
+  absl::optional<LogChunk> last;
+  RWKV_RETURN_IF_ERROR(view_->ScanBack(LogKey(branch, 0), LogKey(branch, end),
+                                       [&](absl::string_view key, absl::string_view value) -> absl::StatusOr<bool> {
+                                         last_key = std::string(key);
+                                         last = DecodeChunk(value);
+                                         return false;
+                                       }));
+  if (!last.has_value() || SecondNumber(last_key) + last->token_ids.size() < end) {
+    return absl::DataLossError(absl::StrCat("catalog: the log of branch ", branch, " ends before ", end));
+  }
+  const size_t kept = end - SecondNumber(last_key);
+  if (kept < last->token_ids.size()) {
+    edit_->Put(last_key, EncodeChunk(absl::MakeConstSpan(last->token_ids).first(kept),
+                                     absl::MakeConstSpan(last->logprobs).first(std::min(kept, last->logprobs.size()))));
+  }
+  edit_->DeleteRange(LogKey(branch, end), LogKey(branch + 1, 0));
   return absl::OkStatus();
 }
 
 absl::Status BranchTree::AddSnapshot(const Link& link, const v1::SnapshotManifest& manifest) {
-  RWKV_ASSIGN_OR_RETURN(std::vector<SnapshotAt> snapshots, view_->Snapshots(link.branch, 0, UINT64_MAX - 1));
+  RWKV_ASSIGN_OR_RETURN(std::vector<SnapshotAt> snapshots, view_->Snapshots(link.branch, 0, kNoEnd));
   const auto at = std::find_if(snapshots.begin(), snapshots.end(),
                                [&](const SnapshotAt& snapshot) { return snapshot.position >= manifest.position(); });
   if (at != snapshots.end() && at->position == manifest.position()) {
@@ -113,9 +123,7 @@ absl::Status BranchTree::AddSnapshot(const Link& link, const v1::SnapshotManifes
   AppendNumber(value, manifest.position());
   edit_->Put(SnapshotIdKey(manifest.snapshot_id()), value);
   ++snapshots_delta_;
-  RWKV_ASSIGN_OR_RETURN(Node* const node, Load(link.branch));
-  Retain(link.branch, *node, snapshots);
-  return absl::OkStatus();
+  return Retain(link.branch, snapshots);
 }
 
 void BranchTree::RemoveSnapshot(uint64_t branch, const SnapshotAt& snapshot) {
@@ -125,18 +133,13 @@ void BranchTree::RemoveSnapshot(uint64_t branch, const SnapshotAt& snapshot) {
   --snapshots_delta_;
 }
 
-void BranchTree::Retain(uint64_t branch, const Node& node, const std::vector<SnapshotAt>& snapshots) {
-  if (snapshots.size() <= static_cast<size_t>(snapshots_per_branch_)) return;
-  std::set<uint64_t> for_forks;
-  for (const auto& [child, fork_position] : node.children) {
-    const auto after =
-        std::upper_bound(snapshots.begin(), snapshots.end(), fork_position,
-                         [](uint64_t position, const SnapshotAt& snapshot) { return position < snapshot.position; });
-    if (after != snapshots.begin()) for_forks.insert(std::prev(after)->position);
-  }
+absl::Status BranchTree::Retain(uint64_t branch, const std::vector<SnapshotAt>& snapshots) {
   for (size_t i = 0; i + snapshots_per_branch_ < snapshots.size(); ++i) {
-    if (for_forks.count(snapshots[i].position) == 0) RemoveSnapshot(branch, snapshots[i]);
+    // Forks from here to before the next snapshot have none newer.
+    RWKV_ASSIGN_OR_RETURN(const bool needed, HasForkIn(branch, snapshots[i].position, snapshots[i + 1].position));
+    if (!needed) RemoveSnapshot(branch, snapshots[i]);
   }
+  return absl::OkStatus();
 }
 
 }  // namespace rwkv::state_store

@@ -3,17 +3,20 @@
 
 #include <cstdint>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/optional.h"
 #include "services/state_store/catalog/rocksdb/view.h"
 
 namespace rwkv::state_store {
 
 // One change. Everything it reads and writes belongs to one family, whose lock the caller holds. Its writes go to
-// `edit`, its own later reads see them. After an error the edit is to be thrown away.
+// `edit`, its own later reads see them. After an error the edit is to be thrown away. What it costs depends on what it
+// frees, and not on how many forks or tokens a branch has.
 class BranchTree {
  public:
   // `view` (latest) and `edit` outlive it.
@@ -22,7 +25,7 @@ class BranchTree {
 
   // A head that shares the first `position` tokens of `chain` (a session's, newest part first) under a new id. Its
   // parent is the branch that holds the last of those tokens, so that no branch lies between that adds nothing.
-  absl::Status Fork(const std::vector<Link>& chain, uint64_t position, uint64_t new_branch);
+  void Fork(const std::vector<Link>& chain, uint64_t position, uint64_t new_branch);
 
   // The session on this head goes. Frees all of its branch that no fork below uses, and upwards from there.
   absl::Status Release(uint64_t branch);
@@ -36,19 +39,22 @@ class BranchTree {
   int snapshots_delta() const { return snapshots_delta_; }
 
  private:
-  struct Node {
-    BranchRow row;
-    std::map<uint64_t, uint64_t> children;  // Branch to its fork position.
-  };
-
-  absl::StatusOr<Node*> Load(uint64_t branch);
-  // Keeps the newest `snapshots_per_branch_` of `snapshots` (ascending) and the newest at or before each fork.
-  void Retain(uint64_t branch, const Node& node, const std::vector<SnapshotAt>& snapshots);
+  // Ends the branch, which is no head, after `end` > 0 tokens of the log.
+  absl::Status Trim(uint64_t branch, uint64_t end);
+  // The highest position at which another branch forks off, if one does.
+  absl::StatusOr<absl::optional<uint64_t>> LastFork(uint64_t branch) const;
+  // Whether one does in [begin, end).
+  absl::StatusOr<bool> HasForkIn(uint64_t branch, uint64_t begin, uint64_t end) const;
+  // Keeps the newest `snapshots_per_branch_` of `snapshots` (ascending, all of the branch) and the newest at or before
+  // each fork.
+  absl::Status Retain(uint64_t branch, const std::vector<SnapshotAt>& snapshots);
 
   const int snapshots_per_branch_;
   const View* const view_;
   Edit* const edit_;
-  std::map<uint64_t, Node> nodes_;
+  // Edges that the edit adds and removes, by key.
+  std::set<std::string> added_edges_;
+  std::set<std::string> removed_edges_;
   std::vector<std::string> freed_;
   int snapshots_delta_ = 0;
 };

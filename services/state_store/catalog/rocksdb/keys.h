@@ -3,7 +3,7 @@
 //   s SESSION                 SessionRow
 //   t SESSION 0 SEQUENCE      TurnRow
 //   b BRANCH                  BranchRow
-//   e PARENT CHILD            fork position: one for each branch below a branch
+//   e PARENT POSITION CHILD   nothing: one for each branch that forks off another, by fork position
 //   l BRANCH BEGIN            LogChunk: the tokens of [BEGIN, BEGIN + n), one row per append
 //   p BRANCH POSITION         SnapshotManifest
 //   i SNAPSHOT                BRANCH POSITION: where a snapshot of that id is
@@ -40,7 +40,11 @@ inline std::string NumberKey(char kind, uint64_t first, uint64_t second) {
 
 inline std::string SessionKey(absl::string_view session_id) { return absl::StrCat("s", session_id); }
 inline std::string BranchKey(uint64_t branch) { return NumberKey('b', branch); }
-inline std::string EdgeKey(uint64_t parent, uint64_t child) { return NumberKey('e', parent, child); }
+inline std::string EdgeKey(uint64_t parent, uint64_t fork_position, uint64_t child) {
+  std::string key = NumberKey('e', parent, fork_position);
+  AppendNumber(key, child);
+  return key;
+}
 inline std::string LogKey(uint64_t branch, uint64_t begin) { return NumberKey('l', branch, begin); }
 inline std::string SnapshotKey(uint64_t branch, uint64_t position) { return NumberKey('p', branch, position); }
 inline std::string SnapshotIdKey(absl::string_view snapshot_id) { return absl::StrCat("i", snapshot_id); }
@@ -53,7 +57,7 @@ inline std::string TurnKey(absl::string_view session_id, uint64_t sequence) {
   return key;
 }
 
-// Of two-number keys.
+// Of keys of two numbers or more.
 inline uint64_t FirstNumber(absl::string_view key) { return NumberAt(key, 1); }
 inline uint64_t SecondNumber(absl::string_view key) { return NumberAt(key, 9); }
 

@@ -240,7 +240,7 @@ absl::StatusOr<v1::Session> RocksdbCatalog::CreateSession(const std::string& ses
   row.set_next_turn(1);
   Edit edit(view);
   BranchTree tree(options_.snapshots_per_branch, &view, &edit);
-  RWKV_RETURN_IF_ERROR(tree.Fork({}, 0, branch));
+  tree.Fork({}, 0, branch);
   edit.Put(SessionKey(session_id), row);
   RWKV_RETURN_IF_ERROR(database_->Write(std::move(view).Close(), edit.batch(), Durability::kSynced));
   Count(1, 0, 0);
@@ -309,7 +309,7 @@ absl::StatusOr<v1::Session> RocksdbCatalog::ForkSession(const std::string& sessi
   row.set_next_turn(1);
   Edit edit(view);
   BranchTree tree(options_.snapshots_per_branch, &view, &edit);
-  RWKV_RETURN_IF_ERROR(tree.Fork(chain, at, branch));
+  tree.Fork(chain, at, branch);
   edit.Put(SessionKey(new_session_id), row);
   RWKV_RETURN_IF_ERROR(database_->Write(std::move(view).Close(), edit.batch(), Durability::kSynced));
   Count(1, 0, 0);
@@ -341,7 +341,7 @@ absl::StatusOr<v1::Session> RocksdbCatalog::RewindSession(const v1::Lease& lease
   RWKV_ASSIGN_OR_RETURN(const std::vector<Link> chain, view.Chain(row));
   Edit edit(view);
   BranchTree tree(options_.snapshots_per_branch, &view, &edit);
-  RWKV_RETURN_IF_ERROR(tree.Fork(chain, position, branch));
+  tree.Fork(chain, position, branch);
   RWKV_RETURN_IF_ERROR(tree.Release(row.branch()));
   RWKV_RETURN_IF_ERROR(ForEachTurn(view, session_id, [&](absl::string_view key, const TurnRow& turn) {
     if (TurnEnd(turn, row) > position) edit.Delete(key);

@@ -78,17 +78,19 @@ absl::Status View::Scan(
   return FromRocksdbStatus(it->status(), "catalog: read failed");
 }
 
-absl::StatusOr<absl::optional<std::pair<std::string, std::string>>> View::Last(absl::string_view begin,
-                                                                               absl::string_view last) const {
+absl::Status View::ScanBack(
+    absl::string_view begin, absl::string_view end,
+    absl::FunctionRef<absl::StatusOr<bool>(absl::string_view key, absl::string_view value)> visit) const {
   rocksdb::ReadOptions options = Options();
-  const rocksdb::Slice lower = ToSlice(begin);
+  const rocksdb::Slice lower = ToSlice(begin), upper = ToSlice(end);
   options.iterate_lower_bound = &lower;
+  options.iterate_upper_bound = &upper;
   const std::unique_ptr<rocksdb::Iterator> it = Iterate(options);
-  it->SeekForPrev(ToSlice(last));
-  absl::optional<std::pair<std::string, std::string>> row;
-  if (it->Valid()) row.emplace(it->key().ToString(), it->value().ToString());
-  RWKV_RETURN_IF_ERROR(FromRocksdbStatus(it->status(), "catalog: read failed"));
-  return row;
+  for (it->SeekToLast(); it->Valid(); it->Prev()) {
+    RWKV_ASSIGN_OR_RETURN(const bool go_on, visit(ToView(it->key()), ToView(it->value())));
+    if (!go_on) return absl::OkStatus();
+  }
+  return FromRocksdbStatus(it->status(), "catalog: read failed");
 }
 
 absl::StatusOr<SessionRow> View::Session(absl::string_view session_id) const {

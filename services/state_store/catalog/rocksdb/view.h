@@ -57,9 +57,10 @@ class View {
   absl::Status Scan(
       absl::string_view begin, absl::string_view end,
       absl::FunctionRef<absl::StatusOr<bool>(absl::string_view key, absl::string_view value)> visit) const;
-  // The last row with a key in [begin, last].
-  absl::StatusOr<absl::optional<std::pair<std::string, std::string>>> Last(absl::string_view begin,
-                                                                           absl::string_view last) const;
+  // The same, descending.
+  absl::Status ScanBack(
+      absl::string_view begin, absl::string_view end,
+      absl::FunctionRef<absl::StatusOr<bool>(absl::string_view key, absl::string_view value)> visit) const;
 
   // kNotFound, naming it.
   absl::StatusOr<SessionRow> Session(absl::string_view session_id) const;
