@@ -69,7 +69,7 @@ TEST_F(SnapshotTransferTest, WhatWasSavedIsLoaded) {
   EXPECT_EQ(infos[1].snapshot_id(), "s");
   EXPECT_EQ(infos[1].layer(), 5);
   EXPECT_EQ(infos[1].bytes(), 7u);
-  EXPECT_EQ(infos[1].crc32c(), state_store::Crc32c("second!"));
+  EXPECT_EQ(infos[1].crc32c(), state_store::Crc32c(std::string("second!")));
 
   absl::Notification loaded;
   SnapshotTransfer::LoadJob load;
