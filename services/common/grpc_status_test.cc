@@ -22,7 +22,6 @@ namespace {
 using ::rwkv::testing::IsOk;
 using ::rwkv::testing::StatusIs;
 using ::testing::EndsWith;
-using ::testing::HasSubstr;
 
 TEST(GrpcStatusTest, EveryCodeComesBackTheSame) {
   for (int code = 1; code <= 16; ++code) {

@@ -51,41 +51,39 @@ class LocalCluster {
   LocalCluster& operator=(const LocalCluster&) = delete;
 
   // "HOST:PORT" of a process; stays the same over restarts.
-  const std::string& address(const std::string& process) const { return processes_.at(process).grpc_address; }
-  const std::string& metrics_address(const std::string& process) const {
-    return processes_.at(process).metrics_address;
-  }
+  const std::string& address(const std::string& name) const { return processes_.at(name).grpc_address; }
+  const std::string& metrics_address(const std::string& name) const { return processes_.at(name).metrics_address; }
   std::string router_address() const { return address("router-0"); }
-  pid_t pid(const std::string& process) const { return processes_.at(process).pid; }
+  pid_t pid(const std::string& name) const { return processes_.at(name).pid; }
   const std::string& directory() const { return options_.directory; }
   // All names, in the order in which they start.
   std::vector<std::string> process_names() const;
 
   // A new channel to a process.
-  std::shared_ptr<grpc::Channel> Channel(const std::string& process) const;
+  std::shared_ptr<grpc::Channel> Channel(const std::string& name) const;
 
   // SIGKILL, and waits until it is gone. OK if it was gone already.
-  absl::Status Kill(const std::string& process);
+  absl::Status Kill(const std::string& name);
   // All at once, as when a machine loses power.
   absl::Status KillAll();
   // SIGTERM, and waits for its end. kInternal: it did not end well (status not 0, as when a sanitizer found something),
   // with the end of its log. kDeadlineExceeded: it did not drain in time, and was killed.
-  absl::Status Terminate(const std::string& process);
+  absl::Status Terminate(const std::string& name);
   // Terminates router, workers, store in this order. Reports the first error.
   absl::Status Stop();
   // Starts a process that is gone again, on the same port, and waits until it listens.
-  absl::Status Restart(const std::string& process);
+  absl::Status Restart(const std::string& name);
   // Restarts all that are gone.
   absl::Status RestartAll();
   // SIGSTOP and SIGCONT: alive, but silent.
-  absl::Status Freeze(const std::string& process);
-  absl::Status Thaw(const std::string& process);
+  absl::Status Freeze(const std::string& name);
+  absl::Status Thaw(const std::string& name);
 
   // Until the router says that the pipeline serves. kDeadlineExceeded after start_timeout, with what it said last.
   absl::Status WaitUntilServing();
 
   // Everything the process has written to its log, over all its starts.
-  std::string Log(const std::string& process) const;
+  std::string Log(const std::string& name) const;
 
  private:
   struct Process {
@@ -102,8 +100,8 @@ class LocalCluster {
   absl::Status StartAll();
   // Waits for the end of a process; -1: still running at the deadline; else its wait status.
   int WaitForExit(Process& process, absl::Time deadline);
-  std::string LogPath(const std::string& process) const;
-  std::string LogTail(const std::string& process) const;
+  std::string LogPath(const std::string& name) const;
+  std::string LogTail(const std::string& name) const;
 
   Options options_;
   std::map<std::string, Process> processes_;
