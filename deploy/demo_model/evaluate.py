@@ -199,6 +199,8 @@ def compressors(options, tokenizer):
     for part in ("chat", "reference", "books"):
         with open(os.path.join(options.text, part + ".train.txt"), "rb") as f:
             training += f.read()
+    if options.prime_mb:
+        training = training[-int(options.prime_mb * 1e6):]  # books
 
     def report(name, size):
         print(json.dumps({"compressor": name, "bytes": len(text), "bits_per_byte": round(8 * size / len(text), 4)}), flush=True)
@@ -219,7 +221,7 @@ def compressors(options, tokenizer):
     except ImportError:
         print(json.dumps({"compressor": "PPMd", "skipped": "pip install pyppmd"}))
     tail = training[-(options.xz_mb << 20):]
-    report(f"xz -9e, primed with {len(tail) >> 20} MiB of training text",
+    report(f"xz -9e, primed with {len(tail) / 1e6:.0f} MB of training text",
            len(lzma.compress(tail + text, preset=preset)) - len(lzma.compress(tail, preset=preset)))
 
 
@@ -308,6 +310,7 @@ def main():
     parser.add_argument("--model", default=os.path.join(HERE, "rwkv7_demo.safetensors"))
     parser.add_argument("--vocabulary", default=os.path.join(HERE, "rwkv7_demo.vocab.txt"))
     parser.add_argument("--orders", type=int, nargs="*", default=[8, 16], help="of the primed PPMd")
+    parser.add_argument("--prime-mb", type=float, default=0, help="prime with only so much of the training text (0: all of it)")
     parser.add_argument("--xz-mb", type=int, default=63, help="training text before the held-out text for xz (its window is 64 MiB)")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains the demo model, a small RWKV-7, on the CPU (or on a GPU, slower than it could be) with PyTorch.
+"""Trains the demo model, a small RWKV-7, with PyTorch, on the CPU or with --device cuda on a GPU.
 
   train.py --text DIR --vocabulary FILE --run DIR --minutes 70 --export FILE.safetensors
 
@@ -242,7 +242,7 @@ def time_mix_output(x, y, r, k, v, g, ln_w, ln_b, r_k, output):
     batch, tokens, width = x.shape
     y = y - y.mean(-1, keepdim=True)
     y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 64e-5)
-    y = y.view(batch, tokens, width) * ln_w + ln_b
+    y = y.reshape(batch, tokens, width) * ln_w + ln_b
     y = y + ((r * k * r_k).sum(-1, keepdim=True) * v).view(batch, tokens, width)
     return x + product(y * g, output)
 
@@ -284,9 +284,11 @@ class Model(torch.nn.Module):
         return dict(zip(self.names, self.tensors))
 
     def zero_state(self, batch):
-        width = self.weights()["ln_out.weight"].shape[0]
-        return [(torch.zeros(batch, width), torch.zeros(batch, width // HEAD, HEAD, HEAD), torch.zeros(batch, width))
-                for _ in range(self.layers)]
+        device, width = self.tensors[0].device, self.weights()["ln_out.weight"].shape[0]
+
+        def zeros(*shape):
+            return torch.zeros(batch, *shape, device=device)
+        return [(zeros(width), zeros(width // HEAD, HEAD, HEAD), zeros(width)) for _ in range(self.layers)]
 
     def forward(self, inputs, targets, states):
         """Mean loss to train, nats of each token, and the states after the window (per layer: shift, wkv, shift)."""
@@ -424,8 +426,7 @@ def write_safetensors(path, weights, metadata, dtype):
     names = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
     header, blobs, at = {"__metadata__": {k: str(v) for k, v in metadata.items()}}, [], 0
     for name, tensor in weights.items():
-        data = tensor.detach().to(dtype).contiguous()
-        blob = bytes(data.view(torch.uint8).flatten().tolist()) if data.numel() < 64 else data.view(torch.uint8).numpy().tobytes()
+        blob = tensor.detach().cpu().to(dtype).contiguous().view(torch.uint8).numpy().tobytes()
         header[name] = {"dtype": names[dtype], "shape": list(tensor.shape), "data_offsets": [at, at + len(blob)]}
         blobs.append(blob)
         at += len(blob)
@@ -441,8 +442,8 @@ def export(model, path, dtype, options, progress):
         "model": "RWKV-7 demo",
         "vocabulary": os.path.basename(options.vocabulary),
         "template": "User: {question}\\n\\nAssistant: {answer}\\n\\n",
-        "training_text": "249 public-domain books of 1800-1930, WordNet 3.0 as questions and answers, Jargon File, Debian Handbook "
-                         "and Debian Reference; list in sources.json",
+        "training_text": "236 public-domain books of 1800-1930, WordNet 3.0 as questions and answers, Jargon File, Debian Handbook "
+                         "and Debian Reference; list in sources.json; " + options.note,
         "licence": "Apache-2.0 for the weights; WordNet 3.0 Copyright 2006 by Princeton University",
         "context": options.context, "tokens_seen": progress["tokens"], "steps": progress["step"],
         "training_loss_nats_per_token": round(progress["loss"], 4),
@@ -468,12 +469,14 @@ def main():
     parser.add_argument("--take", nargs="*", default=[], metavar="PART=MB", help="use only so much of a part, for example books=2")
     parser.add_argument("--run", required=True, help="folder for checkpoint, log and token stream; outside the repository")
     parser.add_argument("--export", help="write the model here at the end")
+    parser.add_argument("--note", default="all of it", help="what of the training text was used, for the metadata of the export")
     parser.add_argument("--dtype", choices=("bf16", "fp16"), default="fp16", help="of the exported file")
     parser.add_argument("--export-only", action="store_true", help="export the newest checkpoint and stop")
     parser.add_argument("--minutes", type=float, default=0, help="length of the run, time of earlier starts included")
     parser.add_argument("--steps", type=int, default=0)
-    parser.add_argument("--layers", type=int, default=7)
-    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--segment", type=int, default=8, help="windows that a row reads on with its state")
@@ -494,14 +497,14 @@ def main():
     os.makedirs(options.run, exist_ok=True)
     generator = torch.Generator().manual_seed(options.seed)
     tokens = read_vocabulary(options.vocabulary)
-    model = Model(initial_weights(options.layers, options.width, len(tokens) + 1, generator))
+    model = Model(initial_weights(options.layers, options.width, len(tokens) + 1, generator)).to(options.device)
     print(f"{sum(p.numel() for p in model.parameters()):,} weights, {len(tokens) + 1} ids", flush=True)
     optimiser = torch.optim.AdamW(optimiser_groups(model, options.decay), lr=options.rate, betas=(0.9, 0.99), eps=1e-18, fused=True)
     progress = {"step": 0, "tokens": 0, "seconds": 0.0, "loss": 0.0}
     states = model.zero_state(options.rows)
     checkpoint = os.path.join(options.run, "checkpoint.pt")
     if os.path.exists(checkpoint):
-        saved = torch.load(checkpoint)
+        saved = torch.load(checkpoint, map_location=options.device)
         model.load_state_dict(saved["model"])
         optimiser.load_state_dict(saved["optimiser"])
         progress, states = saved["progress"], saved["states"]
@@ -510,7 +513,7 @@ def main():
         return export(model, options.export, options.dtype, options, progress)
 
     native = load_native(options.run) if options.native == "auto" else None
-    if native is not None and options.context % native.wkv7_chunk() == 0:
+    if native is not None and options.device == "cpu" and options.context % native.wkv7_chunk() == 0:
         NativeWkv7.library = native
         model.wkv = NativeWkv7.apply
     if options.compile == "on":
@@ -541,7 +544,7 @@ def main():
         step = progress["step"]
         for group in optimiser.param_groups:
             group["lr"] = options.rate * group["scale"] * rate(options, done, step)
-        inputs, targets, restart = data.batch(step)
+        inputs, targets, restart = (x.to(options.device) for x in data.batch(step))
         keep = (~restart).float()
         states = [(a * keep[:, None], s * keep[:, None, None, None], c * keep[:, None]) for a, s, c in states]
         loss, nats, states = model(inputs, targets, states)
