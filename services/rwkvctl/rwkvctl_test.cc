@@ -181,7 +181,6 @@ TEST_F(RwkvctlTest, TheClusterStartedLastIsTheDefault) {
 
 TEST_F(RwkvctlTest, GenerateStreamsTextAsItIs) {
   router_.answer = "Hello,\nworld";
-  std::vector<std::string> seen;
   EXPECT_EQ(Call({"generate", "--prompt", "Hi", "--max-tokens", "12"}), 0);
   EXPECT_EQ(out_, "Hello,\nworld");
   EXPECT_EQ(request().text(), "Hi");
@@ -403,17 +402,17 @@ TEST_F(RwkvctlTest, StateWritesSafetensors) {
 
 TEST_F(RwkvctlTest, SessionsAreCreatedListedShownForkedRewoundAndDeleted) {
   EXPECT_EQ(Call({"sessions", "create"}), 0);
-  EXPECT_EQ(out_, "created session session-1\n");  // The id comes last.
+  EXPECT_EQ(out_, "session-1\n");
   EXPECT_EQ(Call({"sessions", "create", "mine"}), 0);
-  EXPECT_THAT(out_, EndsWith(" mine\n"));
+  EXPECT_EQ(out_, "mine\n");
   EXPECT_EQ(Call({"sessions", "create", "--session", "mine"}), 1);
   EXPECT_THAT(err_, HasSubstr("ALREADY_EXISTS"));
   EXPECT_EQ(Call({"generate", "--session", "mine", "--prompt", "Hi", "--max-tokens", "3"}), 0);
 
   EXPECT_EQ(Call({"sessions", "fork", "mine", "4", "--new-session", "theirs"}), 0);
-  EXPECT_EQ(out_, "forked mine after 4 tokens into session theirs\n");
+  EXPECT_EQ(out_, "theirs\n");
   EXPECT_EQ(Call({"sessions", "fork", "--session=mine"}), 0);
-  EXPECT_EQ(out_, "forked mine after 5 tokens into session mine-fork\n");
+  EXPECT_EQ(out_, "mine-fork\n");
   EXPECT_EQ(Call({"sessions", "rewind", "theirs", "--position", "1"}), 0);
   EXPECT_EQ(out_, "rewound to 1 tokens: session theirs\n");
   EXPECT_EQ(Call({"sessions", "rewind", "theirs", "9"}), 1);

@@ -15,7 +15,7 @@
 namespace rwkv::rwkvctl {
 namespace {
 
-constexpr uint32_t kTokensPerCall = 65536;  // The most that one SessionsGet returns.
+constexpr uint32_t kTokensPerCall = 8192;  // Of 128 bytes at most, so that their text stays within 1 MiB, too.
 
 class SessionsCommand : public Command {
  public:
@@ -23,10 +23,11 @@ class SessionsCommand : public Command {
   absl::string_view arguments() const override { return "create|list|show|fork|rewind|delete [ID] [POSITION]"; }
   absl::string_view summary() const override { return "creates, lists, shows, forks, rewinds and deletes sessions"; }
   absl::string_view details() const override {
-    return "  create [ID]               a new session; its id comes last on the line\n"
+    return "  create [ID]               a new session; prints its id\n"
            "  list                      all sessions\n"
            "  show ID                   one session; with --log also its tokens, with --text their text\n"
-           "  fork ID [POSITION]        a new session with its first tokens (default: all); --new-session names it\n"
+           "  fork ID [POSITION]        a new session with its first tokens (default: all); prints its id;\n"
+           "                            --new-session names it\n"
            "  rewind ID POSITION        drops all tokens after the first POSITION\n"
            "  delete ID...              deletes sessions\n"
            "ID may also be given as --session ID, POSITION as --position N.\n";
@@ -106,7 +107,7 @@ class SessionsCommand : public Command {
     v1::SessionsCreateRequest request;
     if (!ids_.empty()) request.set_session_id(ids_[0]);
     return Print(context, context.client.CreateSession(request),
-                 [](const v1::Session& session) { return absl::StrCat("created session ", session.id()); });
+                 [](const v1::Session& session) { return session.id(); });
   }
 
   absl::Status Fork(Context& context) const {
@@ -114,9 +115,7 @@ class SessionsCommand : public Command {
     request.set_session_id(ids_[0]);
     if (position_.has_value()) request.set_position(*position_);
     request.set_new_session_id(new_id_);
-    return Print(context, context.client.ForkSession(request), [&](const v1::Session& session) {
-      return absl::StrCat("forked ", ids_[0], " after ", session.token_count(), " tokens into session ", session.id());
-    });
+    return Print(context, context.client.ForkSession(request), [](const v1::Session& session) { return session.id(); });
   }
 
   absl::Status Rewind(Context& context) const {

@@ -34,11 +34,12 @@ std::string SingleBytes() {
 void CheckTokenizer(const uint8_t* data, size_t size) {
   const absl::string_view input(reinterpret_cast<const char*>(data), size);
   static const std::string& single_bytes = *new std::string(SingleBytes());
-  static const WorldTokenizer& fixed = **new std::unique_ptr<WorldTokenizer>(
-      WorldTokenizer::FromString(
-          absl::StrCat(single_bytes, "257 '  ' 2\n258 'ab' 2\n259 'abc' 3\n260 b'\\xe4\\xbd' 2\n261 'abcabc' 6\n"),
-          "fixed")
-          .value());
+  static const WorldTokenizer& fixed =
+      *WorldTokenizer::FromString(
+           absl::StrCat(single_bytes, "257 '  ' 2\n258 'ab' 2\n259 'abc' 3\n260 b'\\xe4\\xbd' 2\n261 'abcabc' 6\n"),
+           "fixed")
+           .value()
+           .release();
 
   Require(fixed.Decode(fixed.Encode(input)) == input, "Decode(Encode(x)) == x");
 

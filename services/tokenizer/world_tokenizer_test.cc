@@ -1,8 +1,10 @@
 #include "services/tokenizer/world_tokenizer.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
+#include <map>
 #include <memory>
 #include <random>
 #include <sstream>
@@ -45,18 +47,26 @@ std::unique_ptr<WorldTokenizer> Load(const std::string& path) {
 std::unique_ptr<WorldTokenizer> LoadPublished() { return Load(std::getenv("WORLD_VOCABULARY")); }
 
 // The twin: at each place tries every length, the longest first.
-std::vector<uint32_t> TwinEncode(const WorldTokenizer& tokenizer, const std::string& bytes) {
-  std::map<std::string, uint32_t> ids;
-  for (uint32_t id = 1; id < tokenizer.vocab_size(); ++id) ids[std::string(tokenizer.TokenBytes(id))] = id;
-  std::vector<uint32_t> result;
-  for (size_t begin = 0; begin < bytes.size();) {
-    size_t length = std::min<size_t>(128, bytes.size() - begin);
-    while (ids.count(bytes.substr(begin, length)) == 0) --length;
-    result.push_back(ids[bytes.substr(begin, length)]);
-    begin += length;
+class Twin {
+ public:
+  explicit Twin(const WorldTokenizer& tokenizer) {
+    for (uint32_t id = 1; id < tokenizer.vocab_size(); ++id) ids_[std::string(tokenizer.TokenBytes(id))] = id;
   }
-  return result;
-}
+
+  std::vector<uint32_t> Encode(const std::string& bytes) const {
+    std::vector<uint32_t> result;
+    for (size_t begin = 0; begin < bytes.size();) {
+      size_t length = std::min<size_t>(128, bytes.size() - begin);
+      while (ids_.count(bytes.substr(begin, length)) == 0) --length;
+      result.push_back(ids_.at(bytes.substr(begin, length)));
+      begin += length;
+    }
+    return result;
+  }
+
+ private:
+  std::map<std::string, uint32_t> ids_;
+};
 
 TEST(WorldTokenizerTest, LongestMatchWins) {
   const auto tokenizer = Load(kSmallVocabulary);
@@ -78,6 +88,7 @@ TEST(WorldTokenizerTest, LongestMatchWins) {
 
 TEST(WorldTokenizerTest, EqualsATwinThatTriesEveryLength) {
   const auto tokenizer = Load(kSmallVocabulary);
+  const Twin twin(*tokenizer);
   std::mt19937 random(11);
   for (int round = 0; round < 200; ++round) {
     std::string bytes;  // Tokens and their pieces, so that long matches begin, fail and succeed.
@@ -85,7 +96,7 @@ TEST(WorldTokenizerTest, EqualsATwinThatTriesEveryLength) {
       const std::string token(tokenizer->TokenBytes(random() % tokenizer->vocab_size()));
       bytes += token.substr(0, random() % 4 == 0 ? random() % (token.size() + 1) : token.size());
     }
-    ASSERT_EQ(tokenizer->Encode(bytes), TwinEncode(*tokenizer, bytes)) << absl::CHexEscape(bytes);
+    ASSERT_EQ(tokenizer->Encode(bytes), twin.Encode(bytes)) << absl::CHexEscape(bytes);
   }
 }
 

@@ -421,7 +421,7 @@ TEST(SamplerTest, EqualsATwinThatSorts) {
   };
   Sampler sampler;
   int draws = 0;
-  for (int round = 0; round < 300; ++round) {
+  for (int round = 0; round < 150; ++round) {
     const auto vocab_size = static_cast<size_t>(pick(1, 2, 3, 7, 8, 9, 50, 257, 1500));
     std::normal_distribution<float> normal(0, pick(0.1, 1, 4, 30));
     std::vector<float> logits(vocab_size);
@@ -447,7 +447,7 @@ TEST(SamplerTest, EqualsATwinThatSorts) {
           << "round " << round << " V " << vocab_size << " position " << position << " " << sampling.ShortDebugString();
     }
   }
-  EXPECT_EQ(draws, 6000);
+  EXPECT_EQ(draws, 3000);
 }
 
 // Rows as large as a real model's, where buckets are shared and weights small.
@@ -464,7 +464,7 @@ TEST(SamplerTest, EqualsATwinThatSortsOnLargeRows) {
     sampling.set_top_k(static_cast<int32_t>(spread == 1.0f ? 3000 : 0));
     sampling.set_seed(random());
     const SamplingParams params = Params(sampling, kVocabSize);
-    for (uint64_t position = 0; position < 4; ++position) {
+    for (uint64_t position = 0; position < 2; ++position) {
       PenaltyState penalties;
       ASSERT_OK_AND_ASSIGN(const SampledToken sampled, sampler.Sample(logits, params, position, penalties));
       EXPECT_EQ(sampled.token, TwinDraw(logits, params, position)) << "spread " << spread;
