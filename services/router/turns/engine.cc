@@ -228,6 +228,9 @@ void TurnManager::Engine::EndCall(Turn& turn, const absl::Status& status) {
   by_call_.erase(turn.call);
   if (!turn.Streaming()) return;
   metrics_->CountError(status);
+  if (absl::IsInternal(status) || absl::IsDataLoss(status) || absl::IsUnknown(status)) {
+    common::LogError("call_failed", {{"session", turn.session_id}, {"status", status}});
+  }
   if (auto stream = std::exchange(turn.stream, nullptr)) stream->Close(status);
   if (auto stream = std::exchange(turn.logits_stream, nullptr)) stream->Close(status);
   if (!status.ok()) {

@@ -4,6 +4,7 @@
 //   engine_pipeline.cc   epochs, attaching, feeding, results, saving
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <deque>
@@ -19,6 +20,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "rwkv/v1/state_store.pb.h"
 #include "rwkv/v1/worker.pb.h"
@@ -126,7 +128,10 @@ class TurnManager::Engine final : public Pipeline::Listener {
   void SweepSessions();
   void SweepLeases();
   absl::Status StoreError(const absl::Status& status) const;
-  absl::Time StoreDeadline() { return absl::Now() + options_.store_timeout; }
+  // Who leaves does not wait for a store that is away.
+  absl::Time StoreDeadline() const {
+    return absl::Now() + (draining() ? std::min(options_.store_timeout, absl::Seconds(2)) : options_.store_timeout);
+  }
 
   // --- engine_pipeline.cc
   void EpochUp(uint64_t epoch, const StagePlan& plan);

@@ -32,6 +32,9 @@ bool MayHaveHappened(const absl::Status& status) {
 }  // namespace
 
 absl::Status TurnManager::Engine::StoreError(const absl::Status& status) const {
+  if (absl::IsAborted(status) && !common::GetRetryDelay(status).has_value()) {
+    return common::WithRetryInfo(status, options_.retry_delay);  // Read again, then go on.
+  }
   if (!MayHaveHappened(status)) return status;
   return common::WithRetryInfo(
       absl::UnavailableError(absl::StrCat("the state store cannot be reached: ", status.message())), absl::Seconds(1));

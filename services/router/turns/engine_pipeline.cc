@@ -374,7 +374,7 @@ void TurnManager::Engine::OnSaved(const v1::SnapshotSaved& saved) {
 bool TurnManager::Engine::Lagging(const Turn& turn) const {
   const uint64_t size = turn.answer->size();
   if (turn.HasLog() && size - turn.durable >= static_cast<uint64_t>(options_.max_uncommitted_tokens)) return true;
-  return size >= turn.sent + options_.max_stream_messages;
+  return (turn.HasLog() ? turn.durable : size) >= turn.sent + options_.max_stream_messages;
 }
 
 void TurnManager::Engine::Advance(Turn& turn) {

@@ -114,20 +114,19 @@ RouterMetrics::RouterMetrics(Metrics* metrics)
       epochs_lost(metrics->Counter("rwkv_router_epochs_lost_total", "Epochs that ended other than by a shutdown.")),
       snapshots_committed(Snapshots(metrics, "committed")),
       snapshots_failed(Snapshots(metrics, "failed")),
-      snapshots_dropped(Snapshots(metrics, "dropped")),
-      metrics_(metrics) {
+      snapshots_dropped(Snapshots(metrics, "dropped")) {
   // All label values exist from the start, so that a rate over them is never a gap.
-  for (const absl::StatusCode code : kCodes) Errors(metrics_, code);
+  for (const absl::StatusCode code : kCodes) errors_[Cause(code)] = &Errors(metrics, code);
   for (const v1::FinishReason reason : {v1::FINISH_REASON_LENGTH, v1::FINISH_REASON_STOP_TOKEN,
                                         v1::FINISH_REASON_STOP_STRING, v1::FINISH_REASON_CANCELLED}) {
-    Finishes(metrics_, reason);
+    finishes_[Reason(reason)] = &Finishes(metrics, reason);
   }
 }
 
 void RouterMetrics::CountError(const absl::Status& status) {
-  if (!status.ok()) Errors(metrics_, status.code()).Increment();
+  if (!status.ok()) errors_.at(Cause(status.code()))->Increment();
 }
 
-void RouterMetrics::CountFinish(v1::FinishReason reason) { Finishes(metrics_, reason).Increment(); }
+void RouterMetrics::CountFinish(v1::FinishReason reason) { finishes_.at(Reason(reason))->Increment(); }
 
 }  // namespace rwkv::router

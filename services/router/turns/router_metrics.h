@@ -1,6 +1,9 @@
 // The router's metrics. Handles are resolved once; labels come from closed sets.
 #pragma once
 
+#include <map>
+#include <string>
+
 #include "absl/status/status.h"
 #include "prometheus/counter.h"
 #include "prometheus/gauge.h"
@@ -42,7 +45,9 @@ class RouterMetrics {
   prometheus::Counter& snapshots_dropped;
 
  private:
-  common::Metrics* const metrics_;  // Not owned.
+  // By label value; filled by the constructor.
+  std::map<std::string, prometheus::Counter*> errors_;
+  std::map<std::string, prometheus::Counter*> finishes_;
 };
 
 }  // namespace rwkv::router
