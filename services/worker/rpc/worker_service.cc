@@ -12,6 +12,29 @@
 #include "services/common/grpc_status.h"
 
 namespace rwkv::worker {
+
+// Counts Execute streams from their start to gRPC's last word on them.
+class LiveStreams {
+ public:
+  void Add() {
+    absl::MutexLock lock(&mu_);
+    ++count_;
+  }
+  void Remove() {
+    absl::MutexLock lock(&mu_);
+    --count_;
+  }
+  void WaitUntilNone() {
+    absl::MutexLock lock(&mu_);
+    const auto none = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return count_ == 0; };
+    mu_.Await(absl::Condition(&none));
+  }
+
+ private:
+  absl::Mutex mu_;
+  int count_ ABSL_GUARDED_BY(mu_) = 0;
+};
+
 namespace {
 
 // Answers that the router has not read yet; then the device's thread waits.
@@ -22,15 +45,16 @@ class ExecuteReactor final : public grpc::ServerBidiReactor<v1::ExecuteRequest, 
                              public EpochSink,
                              public std::enable_shared_from_this<ExecuteReactor> {
  public:
-  static ExecuteReactor* Start(StageRunner* runner) {
-    auto reactor = std::make_shared<ExecuteReactor>(runner);
+  static ExecuteReactor* Start(StageRunner* runner, std::shared_ptr<LiveStreams> live) {
+    live->Add();
+    auto reactor = std::make_shared<ExecuteReactor>(runner, std::move(live));
     absl::MutexLock lock(&reactor->mu_);
     reactor->self_ = reactor;
     reactor->ReadLocked();
     return reactor.get();
   }
 
-  explicit ExecuteReactor(StageRunner* runner) : runner_(runner) {}
+  ExecuteReactor(StageRunner* runner, std::shared_ptr<LiveStreams> live) : runner_(runner), live_(std::move(live)) {}
 
   void OnReadDone(bool ok) override {
     if (!ok) return Leave(absl::CancelledError("the router ended the stream"));
@@ -68,11 +92,15 @@ class ExecuteReactor final : public grpc::ServerBidiReactor<v1::ExecuteRequest, 
 
   void OnDone() override {
     // gRPC's last word. Both go after the lock: `self` may be the last reference to this.
-    std::shared_ptr<ExecuteReactor> self;
-    std::shared_ptr<Epoch> epoch;
-    absl::MutexLock lock(&mu_);
-    self.swap(self_);
-    epoch.swap(epoch_);
+    const std::shared_ptr<LiveStreams> live = live_;
+    {
+      std::shared_ptr<ExecuteReactor> self;
+      std::shared_ptr<Epoch> epoch;
+      absl::MutexLock lock(&mu_);
+      self.swap(self_);
+      epoch.swap(epoch_);
+    }
+    live->Remove();
   }
 
   void Send(v1::ExecuteResponse response) override {
@@ -131,6 +159,7 @@ class ExecuteReactor final : public grpc::ServerBidiReactor<v1::ExecuteRequest, 
   void FinishLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { Finish(common::ToGrpcStatus(why_)); }
 
   StageRunner* const runner_;
+  const std::shared_ptr<LiveStreams> live_;
   v1::ExecuteRequest request_;  // Belongs to the outstanding read, else to whoever handles it.
 
   absl::Mutex mu_;
@@ -146,7 +175,9 @@ class ExecuteReactor final : public grpc::ServerBidiReactor<v1::ExecuteRequest, 
 }  // namespace
 
 WorkerService::WorkerService(v1::DescribeResponse description, StageRunner* runner)
-    : description_(std::move(description)), runner_(runner) {}
+    : description_(std::move(description)), runner_(runner), live_streams_(std::make_shared<LiveStreams>()) {}
+
+WorkerService::~WorkerService() { live_streams_->WaitUntilNone(); }
 
 grpc::ServerUnaryReactor* WorkerService::Describe(grpc::CallbackServerContext* context,
                                                   const v1::DescribeRequest* request, v1::DescribeResponse* response) {
@@ -159,7 +190,7 @@ grpc::ServerUnaryReactor* WorkerService::Describe(grpc::CallbackServerContext* c
 
 grpc::ServerBidiReactor<v1::ExecuteRequest, v1::ExecuteResponse>* WorkerService::Execute(
     grpc::CallbackServerContext* context) {
-  return ExecuteReactor::Start(runner_);
+  return ExecuteReactor::Start(runner_, live_streams_);
 }
 
 }  // namespace rwkv::worker

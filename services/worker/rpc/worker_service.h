@@ -1,6 +1,8 @@
 // rwkv.v1.Worker over a StageRunner.
 #pragma once
 
+#include <memory>
+
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/server_callback.h"
 #include "rwkv/v1/worker.grpc.pb.h"
@@ -9,11 +11,15 @@
 
 namespace rwkv::worker {
 
-// Thread-safe.
+class LiveStreams;
+
+// Thread-safe. Destroy it after its server was shut down, and before the runner.
 class WorkerService final : public v1::Worker::CallbackService {
  public:
   // `description` is what Describe answers, but for `draining`. `runner` is borrowed and outlives the server.
   WorkerService(v1::DescribeResponse description, StageRunner* runner);
+  // Waits until gRPC has let go of the last stream, and with it of the last epoch.
+  ~WorkerService() override;
 
   grpc::ServerUnaryReactor* Describe(grpc::CallbackServerContext* context, const v1::DescribeRequest* request,
                                      v1::DescribeResponse* response) override;
@@ -23,6 +29,7 @@ class WorkerService final : public v1::Worker::CallbackService {
  private:
   const v1::DescribeResponse description_;
   StageRunner* const runner_;
+  const std::shared_ptr<LiveStreams> live_streams_;
 };
 
 }  // namespace rwkv::worker
