@@ -17,17 +17,36 @@ def rwkv_cc_library(name, copts = [], features = [], **kwargs):
 def rwkv_cc_binary(name, copts = [], features = [], **kwargs):
     native.cc_binary(name = name, copts = _COPTS + copts, features = _FEATURES + features, **kwargs)
 
+# Found from the test's folder by TSAN_OPTIONS in .bazelrc.
+_TEST_DATA = select({
+    "//bazel:tsan": ["//tests:tsan_suppressions.txt"],
+    "//conditions:default": [],
+})
+
 def rwkv_cc_test(name, copts = [], features = [], data = [], deps = [], size = "small", **kwargs):
     native.cc_test(
         name = name,
-        # Found from the test's folder by TSAN_OPTIONS in .bazelrc.
-        data = data + select({
-            "//bazel:tsan": ["//tests:tsan_suppressions.txt"],
-            "//conditions:default": [],
-        }),
+        data = data + _TEST_DATA,
         copts = _COPTS + copts,
         features = _FEATURES + features,
         size = size,
         deps = deps + ["//bazel/third_party:gtest_main"],
+        **kwargs
+    )
+
+def rwkv_cc_benchmark(name, args = [], copts = [], features = [], data = [], deps = [], tags = [], size = "small", **kwargs):
+    """A benchmark with its own main. As a test it runs each case for a moment, so that it cannot rot.
+
+    To measure: bazel run //some:benchmark -- --benchmark_min_time=1
+    """
+    native.cc_test(
+        name = name,
+        args = args + ["--benchmark_min_time=0.001"],
+        data = data + _TEST_DATA,
+        copts = _COPTS + copts,
+        features = _FEATURES + features,
+        size = size,
+        tags = tags + ["bench"],
+        deps = deps + ["//bazel/third_party:benchmark"],
         **kwargs
     )
