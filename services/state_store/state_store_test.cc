@@ -205,5 +205,72 @@ TEST_F(StateStoreTest, FullDiskLosesNothingThatWasAcknowledged) {
   EXPECT_THAT(Crash()->Tokens("s"), IsOkAndHolds(testing::ElementsAre(1, 2, 3, 4, 5, 6)));
 }
 
+TEST_F(StateStoreTest, ChangeThatFailedAndYetHappenedBreaksNothing) {
+  ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_->Create("s"));
+  ASSERT_OK(store_->AddTurn(lease, "r", {1, 2, 3}, {4}));
+  ASSERT_OK(store_->AddSnapshot(lease, "x", 4));
+  const auto fail_syncs = [&](bool fail) {
+    file_system_->FailSyncsWith(fail ? rocksdb::IOStatus::IOError("Input/output error") : rocksdb::IOStatus::OK());
+  };
+  fail_syncs(true);
+  EXPECT_THAT(store_->store().RewindSession(lease, 2), StatusIs(StatusCode::kUnavailable));
+  EXPECT_THAT(store_->Tokens("s"), IsOkAndHolds(testing::ElementsAre(1, 2, 3, 4)));
+  fail_syncs(false);
+  // Opening the files again finds the rewind in the log. Whether or not it does, all that follows builds on what it
+  // found.
+  ASSERT_OK(store_->database().TryResume());
+  ASSERT_OK_AND_ASSIGN(std::vector<uint32_t> tokens, store_->Tokens("s"));
+  EXPECT_THAT(tokens, testing::AnyOf(testing::ElementsAre(1, 2), testing::ElementsAre(1, 2, 3, 4)));
+  ASSERT_OK(store_->AddTurn(lease, "q", {5}, {6}));
+  tokens.insert(tokens.end(), {5, 6});
+  EXPECT_THAT(store_->Tokens("s"), IsOkAndHolds(tokens));
+  ASSERT_OK(CheckCatalogRows(store_->database(), 8));
+}
+
+TEST_F(StateStoreTest, FsyncsThatFailAmidManyWritersBreakNothing) {
+  constexpr int kThreads = 4;
+  std::atomic<bool> stop{false};
+  std::atomic<int> done{0};
+  std::vector<std::thread> threads;
+  std::vector<v1::Lease> leases;
+  ASSERT_OK_AND_ASSIGN(const v1::Lease root, store_->Create("root"));
+  ASSERT_OK(store_->AddTurn(root, "r", {1, 2, 3}, {4, 5, 6}));
+  for (int i = 0; i < kThreads; ++i) {
+    const std::string id = absl::StrCat("s", i);
+    ASSERT_OK(store_->catalog().ForkSession("root", 4, id));
+    ASSERT_OK_AND_ASSIGN(leases.emplace_back(), store_->Acquire(id));
+  }
+  for (int i = 0; i < kThreads; ++i) {
+    threads.emplace_back([&, i] {
+      const std::string id = absl::StrCat("s", i);
+      for (uint32_t step = 0; !stop; ++step) {
+        // Any of these may fail, and any that failed may have happened.
+        bool ok = store_->AddTurn(leases[i], absl::StrCat("r", step), {step}, {step}).ok();
+        ok &= store_->AddSnapshot(leases[i], absl::StrCat("x", i, ".", step), 3).ok();
+        ok &= store_->store().RewindSession(leases[i], step % 7).ok();
+        ok &= store_->catalog().ForkSession(id, absl::nullopt, absl::StrCat(id, ".", step % 3)).ok();
+        if (const auto fork = store_->Acquire(absl::StrCat(id, ".", step % 3)); fork.ok() && step % 2 == 0) {
+          ok &= store_->store().DeleteSession(*fork).ok();
+        }
+        if (ok) ++done;
+      }
+    });
+  }
+  for (int round = 0; round < 10; ++round) {
+    file_system_->FailSyncsWith(rocksdb::IOStatus::IOError("Input/output error"));
+    while (store_->database().Sync().ok()) {
+    }
+    file_system_->FailSyncsWith(rocksdb::IOStatus::OK());
+    const int start = done;
+    while (done < start + 3) std::this_thread::yield();
+  }
+  stop = true;
+  for (std::thread& thread : threads) thread.join();
+  ASSERT_OK(CheckCatalogRows(store_->database(), 8));
+  EXPECT_THAT(store_->Tokens("root"), IsOkAndHolds(testing::ElementsAre(1, 2, 3, 4, 5, 6)));
+  ASSERT_OK(store_->Reopen());
+  ASSERT_OK(CheckCatalogRows(store_->database(), 8));
+}
+
 }  // namespace
 }  // namespace rwkv::state_store

@@ -69,6 +69,7 @@ struct TokenPage {
   std::string log_branch;  // Tokens of two pages belong together if this is the same.
 };
 
+// For metrics. A change that failed with kUnavailable and yet happened is missing until the next start.
 struct CatalogCounts {
   int64_t sessions = 0;
   int64_t snapshots = 0;

@@ -174,6 +174,7 @@ absl::Status Database::OpenDb() {
     return FromRocksdbStatus(status, status.IsCorruption() ? absl::StrCat(name_, ": corrupt") : name_);
   }
   db_.reset(db);
+  ++opening_;
   return absl::OkStatus();
 }
 
@@ -215,21 +216,20 @@ absl::optional<Database::Access> Database::TryRead() {
   if (db_ == nullptr) return absl::nullopt;
   access.db_ = db_.get();
   access.families_ = families_.data();
+  access.opening_ = opening_;
   return access;
 }
 
 absl::StatusOr<Database::Access> Database::Read() {
-  for (;;) {
-    if (absl::optional<Access> access = TryRead(); access.has_value()) return *std::move(access);
-    RWKV_RETURN_IF_ERROR(TryResume());  // OK means open and writing, unless it failed again at once.
-  }
+  const absl::Status resumed = TryResume();
+  if (absl::optional<Access> access = TryRead(); access.has_value()) return *std::move(access);
+  return resumed.ok() ? absl::UnavailableError(absl::StrCat(name_, ": closed")) : resumed;
 }
 
 absl::Status Database::Write(Access access, rocksdb::WriteBatch& batch, Durability durability) {
   if (stopped_.load(std::memory_order_acquire)) {
-    access = Access();
-    RWKV_RETURN_IF_ERROR(TryResume());
-    RWKV_ASSIGN_OR_RETURN(access, Read());
+    absl::MutexLock lock(&error_mu_);
+    return error_;
   }
   rocksdb::WriteOptions options;
   options.sync = durability == Durability::kSynced;

@@ -3,9 +3,11 @@
 // Files: its own lock (one process at a time), a write-ahead log for everything, and blob files for records, so that
 // compaction moves their keys and not their bytes.
 //
-// When a write fails (disk full, input or output error) the database stops writing and keeps reading. Later writes try
-// to resume, at most every `resume_interval`, and so does TryResume(): when the cause is gone, writing goes on. A
-// write that has returned OK with Durability::kSynced is there after a crash at any later moment.
+// When a write fails (disk full, input or output error) the database stops writing and keeps reading. Later reads try
+// to resume, at most every `resume_interval`, and so does TryResume(): when the cause is gone, writing goes on.
+// Resuming may open the files again, and then a write that failed may turn out to have happened: what was read before
+// must not be written after. A write that has returned OK with Durability::kSynced is there after a crash at any later
+// moment.
 #pragma once
 
 #include <atomic>
@@ -59,12 +61,15 @@ class Database {
   static absl::StatusOr<std::unique_ptr<Database>> Open(const Options& options, common::Metrics* metrics);
   ~Database();
 
-  // The right to read. While it lives the database is not reopened, so it is held for one operation, never across
-  // another call of this class (they would wait for each other) or over the network.
+  // The right to read, and then to write what the reading led to. While it lives the database is not reopened, so it is
+  // held for one operation, never across another call of this class (they would wait for each other) or over the
+  // network.
   class Access {
    public:
     rocksdb::DB& db() const { return *db_; }
     rocksdb::ColumnFamilyHandle* family(Family family) const { return families_[static_cast<size_t>(family)]; }
+    // Counts how often the files were opened. What was read under another number is not to be relied on.
+    uint64_t opening() const { return opening_; }
 
     Access(Access&&) = default;
     Access& operator=(Access&&) = default;
@@ -75,14 +80,15 @@ class Database {
     std::unique_ptr<absl::ReaderMutexLock> lock_;
     rocksdb::DB* db_ = nullptr;
     rocksdb::ColumnFamilyHandle* const* families_ = nullptr;
+    uint64_t opening_ = 0;
   };
   // Fails only if the database was closed after a failure and cannot be opened again so far.
   absl::StatusOr<Access> Read() ABSL_LOCKS_EXCLUDED(db_mu_, resume_mu_);
 
   // All of the batch or nothing. On kResourceExhausted (no space) and kUnavailable the batch is not visible; after a
-  // crash of the process it may be. Either way nothing that was acknowledged is lost. `access` is what the batch was
+  // reopening or a crash it may be. Either way nothing that was acknowledged is lost. `access` is what the batch was
   // built under; it ends here.
-  absl::Status Write(Access access, rocksdb::WriteBatch& batch, Durability durability) ABSL_LOCKS_EXCLUDED(resume_mu_);
+  absl::Status Write(Access access, rocksdb::WriteBatch& batch, Durability durability);
 
   // Makes every write so far durable.
   absl::Status Sync() ABSL_LOCKS_EXCLUDED(db_mu_, resume_mu_);
@@ -104,7 +110,7 @@ class Database {
   absl::Status OpenDb() ABSL_EXCLUSIVE_LOCKS_REQUIRED(db_mu_);
   void CloseDb() ABSL_EXCLUSIVE_LOCKS_REQUIRED(db_mu_);
   // Notes that writing has stopped, and returns what to tell the caller.
-  absl::Status Failed(const rocksdb::Status& status) ABSL_LOCKS_EXCLUDED(resume_mu_);
+  absl::Status Failed(const rocksdb::Status& status) ABSL_LOCKS_EXCLUDED(error_mu_);
   absl::Status Resume() ABSL_EXCLUSIVE_LOCKS_REQUIRED(resume_mu_) ABSL_LOCKS_EXCLUDED(db_mu_);
   absl::Status CheckFormat() ABSL_LOCKS_EXCLUDED(db_mu_);
   void CountSyncs();
@@ -118,6 +124,7 @@ class Database {
   mutable absl::Mutex db_mu_;  // Shared: using the database. Exclusive: opening and closing it.
   std::unique_ptr<rocksdb::DB> db_ ABSL_GUARDED_BY(db_mu_);
   std::vector<rocksdb::ColumnFamilyHandle*> families_ ABSL_GUARDED_BY(db_mu_);  // Owned by RocksDB until closed.
+  uint64_t opening_ ABSL_GUARDED_BY(db_mu_) = 0;
 
   std::atomic<bool> stopped_{false};  // A write failed and none has succeeded since.
   absl::Mutex resume_mu_;             // One resumes, the others are refused meanwhile.

@@ -17,13 +17,14 @@ class FaultFileSystem::File final : public rocksdb::FSWritableFileOwnerWrapper {
 
   rocksdb::IOStatus Append(const rocksdb::Slice& data, const rocksdb::IOOptions& options,
                            rocksdb::IODebugContext* debug) override {
-    if (rocksdb::IOStatus error = fs_->WriteError(); !error.ok()) return error;
-    rocksdb::IOStatus status = target()->Append(data, options, debug);
+    const rocksdb::IOStatus error = fs_->WriteError();
+    const rocksdb::Slice part(data.data(), error.ok() ? data.size() : data.size() / 2);
+    rocksdb::IOStatus status = target()->Append(part, options, debug);
     if (status.ok()) {
       absl::MutexLock lock(&fs_->mu_);
-      length_->written += data.size();
+      length_->written += part.size();
     }
-    return status;
+    return error.ok() ? status : error;
   }
   rocksdb::IOStatus Append(const rocksdb::Slice& data, const rocksdb::IOOptions& options,
                            const rocksdb::DataVerificationInfo& verification, rocksdb::IODebugContext* debug) override {
@@ -52,7 +53,7 @@ class FaultFileSystem::File final : public rocksdb::FSWritableFileOwnerWrapper {
  private:
   template <typename Sync>
   rocksdb::IOStatus DoSync(Sync sync) {
-    if (rocksdb::IOStatus error = fs_->WriteError(); !error.ok()) return error;
+    if (rocksdb::IOStatus error = fs_->SyncError(); !error.ok()) return error;
     uint64_t written;
     absl::Duration duration;
     {
@@ -78,6 +79,11 @@ void FaultFileSystem::FailWritesWith(rocksdb::IOStatus error) {
   error_ = std::move(error);
 }
 
+void FaultFileSystem::FailSyncsWith(rocksdb::IOStatus error) {
+  absl::MutexLock lock(&mu_);
+  sync_error_ = std::move(error);
+}
+
 void FaultFileSystem::SlowSyncs(absl::Duration duration) {
   absl::MutexLock lock(&mu_);
   sync_duration_ = duration;
@@ -86,6 +92,11 @@ void FaultFileSystem::SlowSyncs(absl::Duration duration) {
 rocksdb::IOStatus FaultFileSystem::WriteError() {
   absl::MutexLock lock(&mu_);
   return error_;
+}
+
+rocksdb::IOStatus FaultFileSystem::SyncError() {
+  absl::MutexLock lock(&mu_);
+  return error_.ok() ? sync_error_ : error_;
 }
 
 std::unique_ptr<rocksdb::FSWritableFile> FaultFileSystem::Wrap(const std::string& path,

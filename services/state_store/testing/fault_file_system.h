@@ -22,8 +22,11 @@ class FaultFileSystem final : public rocksdb::FileSystemWrapper {
 
   const char* Name() const override { return "FaultFileSystem"; }
 
-  // From now on whatever writes (append, sync, create) fails with `error`; OK ends it.
+  // From now on whatever writes (append, sync, create) fails with `error`; OK ends it. An append leaves half of its
+  // bytes in the file, as a disk that fills up does.
   void FailWritesWith(rocksdb::IOStatus error) ABSL_LOCKS_EXCLUDED(mu_);
+  // Only fsyncs fail: what was appended is all in the file, yet nobody may rely on it.
+  void FailSyncsWith(rocksdb::IOStatus error) ABSL_LOCKS_EXCLUDED(mu_);
   // Every fsync takes at least so long.
   void SlowSyncs(absl::Duration duration) ABSL_LOCKS_EXCLUDED(mu_);
 
@@ -54,11 +57,13 @@ class FaultFileSystem final : public rocksdb::FileSystemWrapper {
   };
 
   rocksdb::IOStatus WriteError() ABSL_LOCKS_EXCLUDED(mu_);
+  rocksdb::IOStatus SyncError() ABSL_LOCKS_EXCLUDED(mu_);
   std::unique_ptr<rocksdb::FSWritableFile> Wrap(const std::string& path, std::unique_ptr<rocksdb::FSWritableFile> file)
       ABSL_LOCKS_EXCLUDED(mu_);
 
   absl::Mutex mu_;
   rocksdb::IOStatus error_ ABSL_GUARDED_BY(mu_);
+  rocksdb::IOStatus sync_error_ ABSL_GUARDED_BY(mu_);
   absl::Duration sync_duration_ ABSL_GUARDED_BY(mu_);
   // Shared with the open file, since RocksDB renames files that it has open.
   std::map<std::string, std::shared_ptr<Length>> lengths_ ABSL_GUARDED_BY(mu_);

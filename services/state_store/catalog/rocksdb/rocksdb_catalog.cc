@@ -280,8 +280,10 @@ absl::StatusOr<v1::Session> RocksdbCatalog::ForkSession(const std::string& sessi
                                                                           absl::StrCat("session ", new_session_id)}));
   RWKV_ASSIGN_OR_RETURN(const uint64_t branch, NextId());
   SessionRow source;
+  uint64_t opening;
   {
     RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kLatest));
+    opening = view.opening();
     RWKV_ASSIGN_OR_RETURN(source, view.Session(session_id));
     SessionRow taken;
     RWKV_ASSIGN_OR_RETURN(const bool exists, view.Get(SessionKey(new_session_id), &taken));
@@ -293,7 +295,7 @@ absl::StatusOr<v1::Session> RocksdbCatalog::ForkSession(const std::string& sessi
         absl::StrCat("session ", session_id, " has ", source.length(), " tokens; it cannot be forked at ", at));
   }
   RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard family_guard, LockFamily(source.family()));
-  RWKV_ASSIGN_OR_RETURN(View view, View::Open(*database_, View::At::kLatest));
+  RWKV_ASSIGN_OR_RETURN(View view, View::Reopen(*database_, opening));
   RWKV_ASSIGN_OR_RETURN(const std::vector<Link> chain, view.Chain(source));
   SessionRow row;
   const int64_t now = absl::ToUnixNanos(clock_->Now());
@@ -323,8 +325,10 @@ absl::StatusOr<v1::Session> RocksdbCatalog::RewindSession(const v1::Lease& lease
   RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, LockSession(session_id));
   RWKV_ASSIGN_OR_RETURN(const uint64_t branch, NextId());
   SessionRow row;
+  uint64_t opening;
   {
     RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kLatest));
+    opening = view.opening();
     RWKV_ASSIGN_OR_RETURN(row, view.Session(session_id));
     if (absl::Status status = CheckLease(lease, row); !status.ok()) {
       fenced_total_.Increment();
@@ -337,7 +341,7 @@ absl::StatusOr<v1::Session> RocksdbCatalog::RewindSession(const v1::Lease& lease
     if (position == row.length()) return ToSessionWithSnapshots(view, session_id, row);
   }
   RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard family_guard, LockFamily(row.family()));
-  RWKV_ASSIGN_OR_RETURN(View view, View::Open(*database_, View::At::kLatest));
+  RWKV_ASSIGN_OR_RETURN(View view, View::Reopen(*database_, opening));
   RWKV_ASSIGN_OR_RETURN(const std::vector<Link> chain, view.Chain(row));
   Edit edit(view);
   BranchTree tree(options_.snapshots_per_branch, &view, &edit);
@@ -362,8 +366,10 @@ absl::Status RocksdbCatalog::DeleteSession(const v1::Lease& lease, std::vector<s
   const std::string& session_id = lease.session_id();
   RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, LockSession(session_id));
   SessionRow row;
+  uint64_t opening;
   {
     RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kLatest));
+    opening = view.opening();
     RWKV_ASSIGN_OR_RETURN(row, view.Session(session_id));
   }
   if (absl::Status status = CheckLease(lease, row); !status.ok()) {
@@ -371,7 +377,7 @@ absl::Status RocksdbCatalog::DeleteSession(const v1::Lease& lease, std::vector<s
     return status;
   }
   RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard family_guard, LockFamily(row.family()));
-  RWKV_ASSIGN_OR_RETURN(View view, View::Open(*database_, View::At::kLatest));
+  RWKV_ASSIGN_OR_RETURN(View view, View::Reopen(*database_, opening));
   Edit edit(view);
   BranchTree tree(options_.snapshots_per_branch, &view, &edit);
   RWKV_RETURN_IF_ERROR(tree.Release(row.branch()));
@@ -387,8 +393,10 @@ absl::StatusOr<LeaseGrant> RocksdbCatalog::AcquireLease(const std::string& sessi
                                                         const std::string& incarnation, absl::Duration ttl) {
   RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, LockSession(session_id));
   SessionRow row;
+  uint64_t opening;
   {
     RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kLatest));
+    opening = view.opening();
     RWKV_ASSIGN_OR_RETURN(row, view.Session(session_id));
   }
   LeaseRow& current = *row.mutable_lease();
@@ -410,7 +418,7 @@ absl::StatusOr<LeaseGrant> RocksdbCatalog::AcquireLease(const std::string& sessi
     current.set_incarnation(incarnation);
   }
   current.set_expiry_unix_nanos(absl::ToUnixNanos(now + ttl));
-  RWKV_ASSIGN_OR_RETURN(View view, View::Open(*database_, View::At::kLatest));
+  RWKV_ASSIGN_OR_RETURN(View view, View::Reopen(*database_, opening));
   Edit edit(view);
   edit.Put(SessionKey(session_id), row);
   RWKV_RETURN_IF_ERROR(database_->Write(std::move(view).Close(), edit.batch(), Durability::kSynced));
@@ -608,8 +616,10 @@ absl::Status RocksdbCatalog::CommitSnapshot(const v1::Lease& lease, const std::s
   const std::string& session_id = lease.session_id();
   RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, LockSession(session_id));
   SessionRow row;
+  uint64_t opening;
   {
     RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kLatest));
+    opening = view.opening();
     RWKV_ASSIGN_OR_RETURN(row, view.Session(session_id));
   }
   if (absl::Status status = CheckLease(lease, row); !status.ok()) {
@@ -628,7 +638,7 @@ absl::Status RocksdbCatalog::CommitSnapshot(const v1::Lease& lease, const std::s
                                               " is not of it"));
   }
   RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard family_guard, LockFamily(row.family()));
-  RWKV_ASSIGN_OR_RETURN(View view, View::Open(*database_, View::At::kLatest));
+  RWKV_ASSIGN_OR_RETURN(View view, View::Reopen(*database_, opening));
   RWKV_ASSIGN_OR_RETURN(const absl::optional<std::string> at, view.Get(SnapshotIdKey(manifest.snapshot_id())));
   if (at.has_value()) {
     v1::SnapshotManifest committed;
@@ -672,12 +682,14 @@ absl::StatusOr<bool> RocksdbCatalog::DropSnapshot(const std::string& session_id,
                                                   std::vector<std::string>* freed) {
   RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, LockSession(session_id));
   SessionRow row;
+  uint64_t opening;
   {
     RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kLatest));
+    opening = view.opening();
     RWKV_ASSIGN_OR_RETURN(row, view.Session(session_id));
   }
   RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard family_guard, LockFamily(row.family()));
-  RWKV_ASSIGN_OR_RETURN(View view, View::Open(*database_, View::At::kLatest));
+  RWKV_ASSIGN_OR_RETURN(View view, View::Reopen(*database_, opening));
   RWKV_ASSIGN_OR_RETURN(const absl::optional<std::string> at, view.Get(SnapshotIdKey(snapshot_id)));
   if (!at.has_value()) return false;
   if (at->size() != 16) return absl::DataLossError("catalog: the row of a snapshot's id is corrupt");

@@ -34,6 +34,14 @@ absl::StatusOr<View> View::Open(Database& database, At at) {
   return view;
 }
 
+absl::StatusOr<View> View::Reopen(Database& database, uint64_t opening) {
+  RWKV_ASSIGN_OR_RETURN(View view, Open(database, At::kLatest));
+  if (view.opening() != opening) {
+    return absl::UnavailableError(absl::StrCat(database.name(), ": opened again meanwhile; nothing was changed"));
+  }
+  return view;
+}
+
 Database::Access View::Close() && {
   snapshot_.reset();
   return std::move(access_);

@@ -43,8 +43,13 @@ class View {
     kOnce,    // All reads see the moment of Open().
   };
   static absl::StatusOr<View> Open(Database& database, At at);
+  // Latest, for an operation that has read before: kUnavailable if the database was reopened since `opening`.
+  static absl::StatusOr<View> Reopen(Database& database, uint64_t opening);
   View(View&&) = default;
   View& operator=(View&&) = delete;
+
+  // See Database::Access.
+  uint64_t opening() const { return access_.opening(); }
 
   // Ends the view, to write what it led to.
   Database::Access Close() &&;
