@@ -43,7 +43,7 @@ ABSL_FLAG(bool, allow_logits, false, "Serve Generation.Logits, a debugging call 
 ABSL_FLAG(int, max_running, 64, "Calls that hold, or are about to take, a slot. More wait.");
 ABSL_FLAG(int, max_waiting, 256, "Calls that wait to be started. More are refused.");
 ABSL_FLAG(int64_t, max_prompt_tokens, 65536, "Input tokens of one call. More are refused.");
-ABSL_FLAG(uint32_t, max_generated_tokens, 1 << 20, "Largest max_tokens of one call.");
+ABSL_FLAG(uint32_t, max_generated_tokens, 1 << 19, "Largest max_tokens of one call.");
 ABSL_FLAG(int64_t, snapshot_interval_tokens, 1024, "A running turn's state is saved about this often.");
 ABSL_FLAG(absl::Duration, lease_ttl, absl::Seconds(15),
           "Another router may take a session this long after this one died.");

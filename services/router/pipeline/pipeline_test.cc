@@ -22,6 +22,7 @@
 namespace rwkv::router {
 namespace {
 
+using ::rwkv::testing::IsOk;
 using ::rwkv::testing::StatusIs;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
@@ -124,8 +125,9 @@ TEST(PipelineTest, CommandsReachEveryStageAndAnswersComeBack) {
   EXPECT_THAT(pipeline.state().status, StatusIs(absl::StatusCode::kUnavailable));
   pipeline.Start();
   const uint64_t epoch = recorder.WaitUp(1);
+  WaitForText(pipeline, "serving");  // Told to the listener first.
   EXPECT_TRUE(pipeline.state().serving);
-  EXPECT_EQ(pipeline.state().text, "serving");
+  EXPECT_THAT(pipeline.state().status, IsOk());
   EXPECT_EQ(pipeline.state().model->name(), "fake");
   EXPECT_TRUE(pipeline.Send(epoch, Attach(0, 1)));
   const auto responses = recorder.WaitResponses(2);

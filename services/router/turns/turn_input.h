@@ -17,7 +17,7 @@ namespace rwkv::router {
 
 struct InputLimits {
   int64_t max_prompt_tokens = 65536;
-  uint32_t max_generated_tokens = 1 << 20;
+  uint32_t max_generated_tokens = 1 << 19;  // A turn comes back from the log as one message, with 4 bytes a token.
 };
 
 inline constexpr uint32_t kDefaultMaxTokens = 256;

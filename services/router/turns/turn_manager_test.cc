@@ -561,6 +561,43 @@ TEST(TurnManagerTest, AnotherTurnClosesOneWhoseClientLeft) {
   EXPECT_EQ(closed.tokens.size(), log.size() - 25);
 }
 
+TEST(TurnManagerTest, WhoLosesTheLeaseStopsAndNothingIsWrittenTwice) {
+  for (const bool by_renewal : {false, true}) {
+    SCOPED_TRACE(by_renewal);
+    TurnManager::Options options;
+    options.lease_ttl = by_renewal ? absl::Milliseconds(300) : absl::Hours(1);
+    FakeCluster cluster({}, options);
+    cluster.CreateSession("s");
+    cluster.pipeline().PauseSteps();
+    const FakeCluster::Call call = cluster.Start(SessionRequest("s", "a", Prompt(1), 40));
+    cluster.pipeline().AllowSteps(8);
+    ASSERT_TRUE(call.stream->WaitReceived(3));
+    // The same router started again elsewhere: its predecessor is dead, it thinks.
+    v1::AcquireLeaseRequest acquire;
+    acquire.set_session_id("s");
+    acquire.set_holder("router-0");
+    acquire.set_incarnation("its successor");
+    acquire.mutable_ttl()->set_seconds(60);
+    const auto taken = cluster.store().AcquireLease(acquire, absl::Now() + kTestLimit);
+    ASSERT_THAT(taken, IsOk());
+    const std::vector<uint32_t> log = cluster.Log("s");
+    if (!by_renewal) cluster.pipeline().ResumeSteps();
+    const absl::Status status = call.stream->Wait();
+    EXPECT_THAT(status, StatusIs(absl::StatusCode::kAborted));
+    EXPECT_TRUE(common::GetRetryDelay(status).has_value());
+    EXPECT_EQ(cluster.Log("s"), log);
+    cluster.pipeline().ResumeSteps();
+    EXPECT_TRUE(WaitUntil([&] { return cluster.router().counts().running == 0; }));
+    // And when it has it again, it goes on.
+    v1::ReleaseLeaseRequest release;
+    *release.mutable_lease() = taken->lease();
+    ASSERT_THAT(cluster.store().ReleaseLease(release, absl::Now() + kTestLimit), IsOk());
+    const FakeCluster::Answer again = cluster.Generate(SessionRequest("s", "a", Prompt(1), 40));
+    ASSERT_THAT(again.status, IsOk());
+    EXPECT_THAT(again.tokens, ElementsAreArray(FakeModel::Greedy(Prompt(1), 40, kVocabulary)));
+  }
+}
+
 TEST(TurnManagerTest, UnknownSessionIsNotFound) {
   FakeCluster cluster;
   EXPECT_THAT(cluster.Generate(SessionRequest("nobody", "a", Prompt(1), 10)).status,
