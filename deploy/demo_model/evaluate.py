@@ -24,7 +24,6 @@ import time
 import numpy as np
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-PIECE = 8192     # tokens after id 0
 PIECES = {"books": 16, "reference": 2, "chat": 4}
 
 
@@ -149,16 +148,16 @@ class Model:
         return nats
 
 
-def heldout_pieces(folder, tokenizer, part, count):
+def heldout_pieces(folder, tokenizer, part, count, length):
     """[(ids of one piece, its bytes)]: evenly spaced in the held-out text of the part, each from the start of a paragraph."""
     with open(os.path.join(folder, part + ".heldout.txt"), "rb") as f:
         data = f.read().replace(b"\0", b"\n\n" if part != "chat" else b"")
     pieces, stride = [], len(data) // count
     for n in range(count):
         begin = data.find(b"\n\n", n * stride) + 2 if n else 0
-        ids = tokenizer.encode(data[begin:begin + 6 * PIECE])[:PIECE]
+        ids = tokenizer.encode(data[begin:begin + 6 * length])[:length]
         pieces.append((ids, tokenizer.decode(ids)))
-    return [p for p in pieces if len(p[0]) == PIECE]
+    return [p for p in pieces if len(p[0]) == length]
 
 
 def bits_per_byte(nats, size):
@@ -168,7 +167,7 @@ def bits_per_byte(nats, size):
 def heldout(options, model, tokenizer):
     parts, rows = [], []
     for part, count in PIECES.items():
-        for ids, text in heldout_pieces(options.text, tokenizer, part, count):
+        for ids, text in heldout_pieces(options.text, tokenizer, part, count, options.piece):
             parts.append((part, len(text)))
             rows.append(ids)
     nats = model.score(rows, progress=True)
@@ -176,11 +175,12 @@ def heldout(options, model, tokenizer):
         mine = [i for i, (name, _) in enumerate(parts) if name == part]
         if mine:
             size = sum(parts[i][1] for i in mine)
-            print(json.dumps({"part": part, "tokens": len(mine) * PIECE, "bytes": size, "nats_per_token": round(float(nats[mine].mean()), 4),
+            print(json.dumps({"part": part, "tokens": len(mine) * options.piece, "bytes": size, "nats_per_token": round(float(nats[mine].mean()), 4),
                               "bits_per_byte": bits_per_byte(nats[mine].sum(), size)}), flush=True)
     books = nats[[i for i, (name, _) in enumerate(parts) if name == "books"]]
     for begin, end in ((0, 64), (64, 128), (128, 256), (256, 512), (512, 1024), (1024, 2048), (2048, 4096), (4096, 8192)):
-        print(json.dumps({"books_positions": [begin, end], "nats_per_token": round(float(books[:, begin:end].mean()), 4)}))
+        if begin < options.piece:
+            print(json.dumps({"books_positions": [begin, end], "nats_per_token": round(float(books[:, begin:end].mean()), 4)}))
 
 
 def score_file(options, model, tokenizer):
@@ -194,7 +194,7 @@ def score_file(options, model, tokenizer):
 
 def compressors(options, tokenizer):
     """Bits per byte that the held-out pieces of the books cost xz and PPMd, also after as much training text as they can use."""
-    text = b"".join(t for _, t in heldout_pieces(options.text, tokenizer, "books", PIECES["books"]))
+    text = b"".join(t for _, t in heldout_pieces(options.text, tokenizer, "books", PIECES["books"], options.piece))
     training = b""
     for part in ("chat", "reference", "books"):
         with open(os.path.join(options.text, part + ".train.txt"), "rb") as f:
@@ -232,7 +232,7 @@ NEEDLES = ["amber", "silver", "winter", "garden", "candle", "bridge", "forest", 
 def needle(options, model, tokenizer):
     """The right word among 16 by its probability; chance is 1 in 16. Depth is the share of the text before the fact."""
     source, rows, facts = random.Random(5), [], []
-    pieces = heldout_pieces(options.text, tokenizer, "books", 16)
+    pieces = heldout_pieces(options.text, tokenizer, "books", 16, 8192)
     question = tokenizer.encode(b'\n\n"The secret word of the castle is')
     for depth in (0.0, 0.25, 0.5, 0.75, 0.95):
         for ids, _ in pieces:
@@ -307,6 +307,7 @@ def main():
     parser.add_argument("what", choices=("heldout", "file", "compressors", "needle", "sample"))
     parser.add_argument("file", nargs="?")
     parser.add_argument("--text")
+    parser.add_argument("--piece", type=int, default=8192, help="tokens of a held-out piece; it follows an id 0")
     parser.add_argument("--model", default=os.path.join(HERE, "rwkv7_demo.safetensors"))
     parser.add_argument("--vocabulary", default=os.path.join(HERE, "rwkv7_demo.vocab.txt"))
     parser.add_argument("--orders", type=int, nargs="*", default=[8, 16], help="of the primed PPMd")
