@@ -11,22 +11,28 @@ _COPTS = [
 ]
 _FEATURES = ["layering_check"]
 
-def rwkv_cc_library(name, copts = [], features = [], **kwargs):
-    native.cc_library(name = name, copts = _COPTS + copts, features = _FEATURES + features, **kwargs)
-
-def rwkv_cc_binary(name, copts = [], features = [], **kwargs):
-    native.cc_binary(name = name, copts = _COPTS + copts, features = _FEATURES + features, **kwargs)
-
-# Found from the test's folder by TSAN_OPTIONS in .bazelrc.
-_TEST_DATA = select({
+# Found from a test's folder by TSAN_OPTIONS in .bazelrc.
+_SANITIZER_DATA = select({
     "//bazel:tsan": ["//tests:tsan_suppressions.txt"],
     "//conditions:default": [],
 })
 
+def rwkv_cc_library(name, copts = [], features = [], **kwargs):
+    native.cc_library(name = name, copts = _COPTS + copts, features = _FEATURES + features, **kwargs)
+
+def rwkv_cc_binary(name, copts = [], features = [], data = [], **kwargs):
+    native.cc_binary(
+        name = name,
+        data = data + _SANITIZER_DATA,
+        copts = _COPTS + copts,
+        features = _FEATURES + features,
+        **kwargs
+    )
+
 def rwkv_cc_test(name, copts = [], features = [], data = [], deps = [], size = "small", **kwargs):
     native.cc_test(
         name = name,
-        data = data + _TEST_DATA,
+        data = data + _SANITIZER_DATA,
         copts = _COPTS + copts,
         features = _FEATURES + features,
         size = size,
@@ -42,7 +48,7 @@ def rwkv_cc_benchmark(name, args = [], copts = [], features = [], data = [], dep
     native.cc_test(
         name = name,
         args = args + ["--benchmark_min_time=0.001"],
-        data = data + _TEST_DATA,
+        data = data + _SANITIZER_DATA,
         copts = _COPTS + copts,
         features = _FEATURES + features,
         size = size,
