@@ -33,11 +33,15 @@ as_root() {
   fi
 }
 
-is_installed() { [[ $(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null) == installed ]]; }
+# missing_of PACKAGE...: those that are not installed, one a line.
+missing_of() {
+  comm -23 <(printf '%s\n' "$@" | sort) \
+    <(dpkg-query -W -f='${db:Status-Status} ${Package}\n' "$@" 2>/dev/null | sed -n 's/^installed //p' | sort -u)
+}
 
 install_packages() {
-  local missing=() package
-  for package in "$@"; do is_installed "$package" || missing+=("$package"); done
+  local missing
+  mapfile -t missing < <(missing_of "$@")
   [[ ${#missing[@]} -eq 0 ]] && return
   command -v apt-get >/dev/null ||
     die "these Debian 12 packages are missing and there is no apt-get to install them: ${missing[*]}"
@@ -45,7 +49,10 @@ install_packages() {
   as_root apt-get update -q >&2 || say "apt-get update failed; trying with what is known"
   as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}" >&2 ||
     die "apt-get could not install: ${missing[*]} (this is made for Debian 12)"
-  for package in "${missing[@]}"; do is_installed "$package" || die "$package is still missing after apt-get"; done
+  mapfile -t missing < <(missing_of "$@")
+  [[ ${#missing[@]} -eq 0 ]] || die "still missing after apt-get: ${missing[*]}"
+  # A Bazel that has looked at this machine before lists the headers it saw then.
+  (cd "$root" && bazel sync --configure >/dev/null 2>&1) || true
 }
 
 # download_wheels: every line of bazel/pypi_requirements.txt whose wheel is not in the cache with the right hash.
@@ -103,7 +110,8 @@ main() {
   done
   mkdir -p "$cache" || die "cannot create $cache"
   exec 9>"$cache/setup.lock"
-  flock 9  # Two set-ups at once: the second waits and then finds nothing to do.
+  # Two set-ups at once: the second waits and then finds nothing to do.
+  flock -n 9 || { say "another set-up is running; waiting for it"; flock 9; }
   install_packages "${packages[@]}"
   download_wheels
   unpack_vocabulary

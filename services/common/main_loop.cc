@@ -10,6 +10,7 @@
 
 #include "absl/flags/parse.h"
 #include "absl/flags/usage.h"
+#include "absl/flags/usage_config.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/string_view.h"
@@ -71,6 +72,11 @@ int RunMain(int argc, char** argv, const char* usage, absl::FunctionRef<absl::St
   gpr_set_log_function(LogFromGrpc);
 
   absl::SetProgramUsageMessage(usage);
+  // --help: the flags of this program, which main.cc defines, not those of the libraries.
+  absl::FlagsUsageConfig help;
+  help.contains_help_flags = [](absl::string_view file) { return absl::EndsWith(file, "/main.cc"); };
+  help.contains_helpshort_flags = help.contains_help_flags;
+  absl::SetFlagsUsageConfig(help);
   exit_code = AsksForHelp(argc, argv) ? 0 : kUsageExitCode;
   std::atexit(ExitWithUsageCode);
   const std::vector<char*> arguments = absl::ParseCommandLine(argc, argv);
