@@ -53,6 +53,7 @@ setup=("$root/deploy/local/setup.sh")
 # Data of published models, where this checkout lies beside it; tests that want it skip otherwise.
 [[ ! -d $root/../shared ]] || arguments+=("--test_env=RWKV_SHARED=$(readlink -f "$root/../shared")")
 [[ ${#targets[@]} -gt 0 ]] || targets=(//...)
-# Everything is built, not only what tests use, and one failure hides no other.
-bazel test --keep_going --nobuild_tests_only --show_progress --show_progress_rate_limit=10 --curses=no \
+# What no test uses is not built: asking for a library by name would compile it a second time, for a shared object that
+# nobody loads. One failure hides no other.
+bazel test --keep_going --build_tests_only --show_progress --show_progress_rate_limit=10 --curses=no \
   --build_event_json_file="$events" "${arguments[@]}" -- "${targets[@]}"
