@@ -11,6 +11,8 @@
 #include "kernels/base/status_macros.h"
 #include "kernels/base/stream.h"
 #include "kernels/dispatch/op_table.h"
+#include "services/checkpoint/checkpoint.h"
+#include "services/checkpoint/model_config.h"
 #include "services/common/channel.h"
 #include "services/common/logging.h"
 #include "services/common/metrics.h"
@@ -22,9 +24,7 @@
 #include "services/worker/engine/worker_metrics.h"
 #include "services/worker/link/grpc_link.h"
 #include "services/worker/model/block/stage_model.h"
-#include "services/worker/model/checkpoint.h"
 #include "services/worker/model/layer_range.h"
-#include "services/worker/model/model_config.h"
 #include "services/worker/model/model_info.h"
 #include "services/worker/model/weights.h"
 #include "services/worker/rpc/worker_service.h"
@@ -95,8 +95,9 @@ class WorkerImpl final : public Worker {
 absl::Status WorkerImpl::Init(const Options& options) {
   RWKV_RETURN_IF_ERROR(CheckOptions(options));
   RWKV_ASSIGN_OR_RETURN(const kernels::OpTable* const ops, kernels::ChooseOpTable(options.kernels));
-  RWKV_ASSIGN_OR_RETURN(std::shared_ptr<const Checkpoint> checkpoint, Checkpoint::Open(options.model));
-  RWKV_ASSIGN_OR_RETURN(const ModelConfig config, ModelConfig::FromCheckpoint(*checkpoint));
+  RWKV_ASSIGN_OR_RETURN(std::shared_ptr<const checkpoint::Checkpoint> checkpoint,
+                        checkpoint::Checkpoint::Open(options.model));
+  RWKV_ASSIGN_OR_RETURN(const checkpoint::ModelConfig config, checkpoint::ModelConfig::FromCheckpoint(*checkpoint));
   RWKV_ASSIGN_OR_RETURN(const LayerRange layers, ChooseLayers(options, config.layer_count));
   RWKV_ASSIGN_OR_RETURN(metrics_, common::Metrics::Create(options.metrics_listen, {{"process", options.name}}));
   worker_metrics_ = std::make_unique<WorkerMetrics>(*metrics_);

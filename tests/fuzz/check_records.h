@@ -6,15 +6,15 @@
 #include <vector>
 
 #include "absl/types/optional.h"
-#include "services/worker/model/formats/element_type.h"
-#include "services/worker/model/formats/tensor_record.h"
+#include "services/checkpoint/formats/element_type.h"
+#include "services/checkpoint/formats/tensor_record.h"
 
 namespace rwkv::testing {
 
 // Aborts unless every element of every tensor lies inside a file of `file_bytes`.
-inline void CheckRecords(const std::vector<worker::TensorRecord>& records, uint64_t file_bytes) {
-  for (const worker::TensorRecord& record : records) {
-    const absl::optional<int64_t> elements = worker::ElementCount(record.shape);
+inline void CheckRecords(const std::vector<checkpoint::TensorRecord>& records, uint64_t file_bytes) {
+  for (const checkpoint::TensorRecord& record : records) {
+    const absl::optional<int64_t> elements = checkpoint::ElementCount(record.shape);
     if (!elements.has_value() || record.offset < 0 || static_cast<uint64_t>(record.offset) > file_bytes) abort();
     if (!record.strides.empty() && record.strides.size() != record.shape.size()) abort();
     if (*elements == 0) continue;
@@ -26,7 +26,7 @@ inline void CheckRecords(const std::vector<worker::TensorRecord>& records, uint6
         last += static_cast<__int128>(record.shape[i] - 1) * record.strides[i];
       }
     }
-    if (record.offset + (last + 1) * worker::ElementSize(record.type) > static_cast<__int128>(file_bytes)) abort();
+    if (record.offset + (last + 1) * checkpoint::ElementSize(record.type) > static_cast<__int128>(file_bytes)) abort();
   }
 }
 

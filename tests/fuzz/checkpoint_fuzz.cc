@@ -13,24 +13,25 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
-#include "services/worker/model/checkpoint.h"
-#include "services/worker/model/fingerprint.h"
-#include "services/worker/model/formats/element_type.h"
+#include "services/checkpoint/checkpoint.h"
+#include "services/checkpoint/fingerprint.h"
+#include "services/checkpoint/formats/element_type.h"
+#include "services/checkpoint/model_config.h"
 #include "services/worker/model/layer_range.h"
-#include "services/worker/model/model_config.h"
 #include "services/worker/model/weights.h"
 
 namespace rwkv::worker {
 namespace {
 
 void OpenAll(const std::string& path, size_t size) {
-  const absl::StatusOr<std::shared_ptr<const Checkpoint>> checkpoint = Checkpoint::Open(path);
+  const absl::StatusOr<std::shared_ptr<const checkpoint::Checkpoint>> checkpoint = checkpoint::Checkpoint::Open(path);
   if (!checkpoint.ok()) return;
   int64_t total = 0;
-  for (const TensorInfo& info : (*checkpoint)->tensors()) {
-    const absl::StatusOr<Tensor> tensor = (*checkpoint)->Read(info.name);
+  for (const checkpoint::TensorInfo& info : (*checkpoint)->tensors()) {
+    const absl::StatusOr<checkpoint::Tensor> tensor = (*checkpoint)->Read(info.name);
     if (!tensor.ok() || tensor->info != &info) abort();
-    if (reinterpret_cast<uintptr_t>(tensor->data) % static_cast<uintptr_t>(ElementSize(info.type)) != 0) abort();
+    if (reinterpret_cast<uintptr_t>(tensor->data) % static_cast<uintptr_t>(checkpoint::ElementSize(info.type)) != 0)
+      abort();
     // Touch every byte, for the address sanitizer.
     std::vector<uint8_t> bytes(static_cast<const uint8_t*>(tensor->data),
                                static_cast<const uint8_t*>(tensor->data) + info.bytes);
@@ -39,8 +40,8 @@ void OpenAll(const std::string& path, size_t size) {
     total += info.bytes;
   }
   if (total / 2 > static_cast<int64_t>(size)) abort();
-  if (!Fingerprint(**checkpoint).ok()) abort();
-  const absl::StatusOr<ModelConfig> config = ModelConfig::FromCheckpoint(**checkpoint);
+  if (!checkpoint::Fingerprint(**checkpoint).ok()) abort();
+  const absl::StatusOr<checkpoint::ModelConfig> config = checkpoint::ModelConfig::FromCheckpoint(**checkpoint);
   if (!config.ok()) return;
   const auto weights = StageWeights::Load(*checkpoint, *config, LayerRange{0, config->layer_count});
   if (!weights.ok() && weights.status().code() != absl::StatusCode::kDataLoss) abort();  // Only not-finite is left.

@@ -9,14 +9,14 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/base/dtype.h"
 #include "kernels/base/status_macros.h"
-#include "services/worker/model/formats/element_type.h"
+#include "services/checkpoint/formats/element_type.h"
 #include "tests/testing/checkpoint_writer.h"
 #include "tests/testing/random_model.h"
 
 namespace rwkv::testing {
 namespace {
 
-using worker::ElementType;
+using checkpoint::ElementType;
 
 RandomModelOptions SmallestModel(kernels::DType dtype) {
   RandomModelOptions options;
@@ -32,10 +32,10 @@ RandomModelOptions SmallestModel(kernels::DType dtype) {
 }
 
 std::vector<RawTensor> FewTensors() {
-  return {{{"a", ElementType::kFloat32, {2, 3}}, std::string(24, 'a')},
-          {{"b", ElementType::kBFloat16, {1, 1, 4}}, std::string(8, 'b')},
-          {{"c", ElementType::kInt64, {}}, std::string(8, 'c')},
-          {{"d", ElementType::kUint8, {0, 3}}, ""}};
+  return {{{"a", checkpoint::ElementType::kFloat32, {2, 3}}, std::string(24, 'a')},
+          {{"b", checkpoint::ElementType::kBFloat16, {1, 1, 4}}, std::string(8, 'b')},
+          {{"c", checkpoint::ElementType::kInt64, {}}, std::string(8, 'c')},
+          {{"d", checkpoint::ElementType::kUint8, {0, 3}}, ""}};
 }
 
 absl::Status WriteAll(const std::string& root) {

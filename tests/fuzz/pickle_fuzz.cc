@@ -4,10 +4,10 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "services/worker/model/formats/pickle.h"
+#include "services/checkpoint/formats/pickle.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  using rwkv::worker::Pickle;
+  using rwkv::checkpoint::Pickle;
   const absl::StatusOr<Pickle> pickle = Pickle::Parse(absl::MakeConstSpan(data, size));
   if (!pickle.ok()) return 0;
   if (pickle->size_bytes() <= 0 || static_cast<size_t>(pickle->size_bytes()) > size) abort();

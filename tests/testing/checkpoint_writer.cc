@@ -16,7 +16,7 @@
 namespace rwkv::testing {
 namespace {
 
-using worker::ElementType;
+using checkpoint::ElementType;
 
 const char* SafetensorsName(ElementType type) {
   switch (type) {
@@ -139,7 +139,7 @@ std::string SafetensorsHeader(absl::Span<const TensorSpec> tensors,
   }
   int64_t offset = 0;
   for (const TensorSpec& spec : tensors) {
-    const int64_t end = offset + ElementsOf(spec) * worker::ElementSize(spec.type);
+    const int64_t end = offset + ElementsOf(spec) * checkpoint::ElementSize(spec.type);
     fields.push_back(absl::StrCat(JsonString(spec.name), ":{\"dtype\":\"", SafetensorsName(spec.type), "\",\"shape\":[",
                                   absl::StrJoin(spec.shape, ","), "],\"data_offsets\":[", offset, ",", end, "]}"));
     offset = end;

@@ -10,13 +10,13 @@
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
-#include "services/worker/model/formats/element_type.h"
+#include "services/checkpoint/formats/element_type.h"
 
 namespace rwkv::testing {
 
 struct TensorSpec {
   std::string name;
-  worker::ElementType type = worker::ElementType::kFloat32;
+  checkpoint::ElementType type = checkpoint::ElementType::kFloat32;
   std::vector<int64_t> shape;
 };
 

@@ -10,7 +10,7 @@
 namespace rwkv::testing {
 namespace {
 
-using worker::ElementType;
+using checkpoint::ElementType;
 
 struct PlannedTensor {
   TensorSpec spec;

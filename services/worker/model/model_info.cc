@@ -8,7 +8,7 @@
 #include "absl/strings/string_view.h"
 #include "kernels/base/dtype.h"
 #include "kernels/base/status_macros.h"
-#include "services/worker/model/fingerprint.h"
+#include "services/checkpoint/fingerprint.h"
 
 namespace rwkv::worker {
 namespace {
@@ -24,9 +24,10 @@ std::string ModelName(absl::string_view path) {
 
 }  // namespace
 
-absl::StatusOr<v1::ModelInfo> MakeModelInfo(const Checkpoint& checkpoint, const ModelConfig& config) {
+absl::StatusOr<v1::ModelInfo> MakeModelInfo(const checkpoint::Checkpoint& checkpoint,
+                                            const checkpoint::ModelConfig& config) {
   v1::ModelInfo info;
-  RWKV_ASSIGN_OR_RETURN(std::string fingerprint, Fingerprint(checkpoint));
+  RWKV_ASSIGN_OR_RETURN(std::string fingerprint, checkpoint::Fingerprint(checkpoint));
   info.set_name(ModelName(checkpoint.path()));
   info.set_fingerprint(std::move(fingerprint));
   info.set_version(absl::StrCat(config.version));

@@ -3,13 +3,14 @@
 
 #include "absl/status/statusor.h"
 #include "rwkv/v1/common.pb.h"
-#include "services/worker/model/checkpoint.h"
-#include "services/worker/model/model_config.h"
+#include "services/checkpoint/checkpoint.h"
+#include "services/checkpoint/model_config.h"
 
 namespace rwkv::worker {
 
 // Named after its file, without folder and extension. The tokenizer is told by the vocabulary's size: 65,536 is World.
 // Computes the fingerprint, which reads parts of the whole file: call it once.
-absl::StatusOr<v1::ModelInfo> MakeModelInfo(const Checkpoint& checkpoint, const ModelConfig& config);
+absl::StatusOr<v1::ModelInfo> MakeModelInfo(const checkpoint::Checkpoint& checkpoint,
+                                            const checkpoint::ModelConfig& config);
 
 }  // namespace rwkv::worker

@@ -7,9 +7,9 @@
 #include "gtest/gtest.h"
 #include "kernels/base/dtype.h"
 #include "rwkv/v1/common.pb.h"
-#include "services/worker/model/checkpoint.h"
-#include "services/worker/model/fingerprint.h"
-#include "services/worker/model/model_config.h"
+#include "services/checkpoint/checkpoint.h"
+#include "services/checkpoint/fingerprint.h"
+#include "services/checkpoint/model_config.h"
 #include "tests/testing/equals_proto.h"
 #include "tests/testing/random_model.h"
 #include "tests/testing/status_matchers.h"
@@ -23,9 +23,9 @@ using testing::RandomModelOptions;
 v1::ModelInfo InfoOf(const RandomModelOptions& options, const std::string& file) {
   const std::string path = absl::StrCat(::testing::TempDir(), "/", file);
   EXPECT_OK(testing::WriteRandomModel(options, path));
-  const auto checkpoint = Checkpoint::Open(path).value();
-  v1::ModelInfo info = MakeModelInfo(*checkpoint, ModelConfig::FromCheckpoint(*checkpoint).value()).value();
-  EXPECT_EQ(info.fingerprint(), Fingerprint(*checkpoint).value());
+  const auto checkpoint = checkpoint::Checkpoint::Open(path).value();
+  v1::ModelInfo info = MakeModelInfo(*checkpoint, checkpoint::ModelConfig::FromCheckpoint(*checkpoint).value()).value();
+  EXPECT_EQ(info.fingerprint(), checkpoint::Fingerprint(*checkpoint).value());
   info.clear_fingerprint();
   return info;
 }

@@ -9,8 +9,8 @@
 #include "absl/types/optional.h"
 #include "kernels/base/dtype.h"
 #include "kernels/base/status_macros.h"
-#include "services/worker/model/formats/element_type.h"
-#include "services/worker/model/formats/tensor_record.h"
+#include "services/checkpoint/formats/element_type.h"
+#include "services/checkpoint/formats/tensor_record.h"
 
 namespace rwkv::worker {
 namespace {
@@ -55,19 +55,20 @@ struct Weight {
 };
 
 // Not to be called with a config of another checkpoint; then kFailedPrecondition.
-absl::StatusOr<Weight> ReadWeight(const Checkpoint& checkpoint, absl::string_view name, int64_t elements) {
-  RWKV_ASSIGN_OR_RETURN(const Tensor tensor, checkpoint.Read(name));
-  const absl::optional<kernels::DType> dtype = WeightDType(tensor.info->type);
+absl::StatusOr<Weight> ReadWeight(const checkpoint::Checkpoint& checkpoint, absl::string_view name, int64_t elements) {
+  RWKV_ASSIGN_OR_RETURN(const checkpoint::Tensor tensor, checkpoint.Read(name));
+  const absl::optional<kernels::DType> dtype = checkpoint::WeightDType(tensor.info->type);
   if (!dtype.has_value() || tensor.info->bytes != elements * kernels::SizeOf(*dtype)) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(checkpoint.path(), ": tensor ", Quoted(name), " is ", ElementTypeName(tensor.info->type), " ",
-                     ShapeString(tensor.info->shape), ", not the ", elements, " weights of the model's config"));
+    return absl::FailedPreconditionError(absl::StrCat(checkpoint.path(), ": tensor ", checkpoint::Quoted(name), " is ",
+                                                      checkpoint::ElementTypeName(tensor.info->type), " ",
+                                                      checkpoint::ShapeString(tensor.info->shape), ", not the ",
+                                                      elements, " weights of the model's config"));
   }
   const Weight weight{*dtype, elements, tensor.data};
   if (const int64_t index = FindNotFinite(weight.dtype, weight.data, weight.elements); index >= 0) {
-    return absl::DataLossError(absl::StrCat(checkpoint.path(), ": element ", index, " of tensor ", Quoted(name),
-                                            " of shape ", ShapeString(tensor.info->shape), " is ",
-                                            kernels::LoadAsFloat(weight.dtype, weight.data, index)));
+    return absl::DataLossError(absl::StrCat(
+        checkpoint.path(), ": element ", index, " of tensor ", checkpoint::Quoted(name), " of shape ",
+        checkpoint::ShapeString(tensor.info->shape), " is ", kernels::LoadAsFloat(weight.dtype, weight.data, index)));
   }
   return weight;
 }
@@ -86,11 +87,13 @@ void Transpose(const void* source, int64_t rows, int64_t cols, void* destination
 
 }  // namespace
 
-StageWeights::StageWeights(std::shared_ptr<const Checkpoint> checkpoint, const ModelConfig& config, LayerRange layers)
+StageWeights::StageWeights(std::shared_ptr<const checkpoint::Checkpoint> checkpoint,
+                           const checkpoint::ModelConfig& config, LayerRange layers)
     : checkpoint_(std::move(checkpoint)), config_(config), layers_(layers) {}
 
-absl::StatusOr<std::unique_ptr<const StageWeights>> StageWeights::Load(std::shared_ptr<const Checkpoint> checkpoint,
-                                                                       const ModelConfig& config, LayerRange layers) {
+absl::StatusOr<std::unique_ptr<const StageWeights>> StageWeights::Load(
+    std::shared_ptr<const checkpoint::Checkpoint> checkpoint, const checkpoint::ModelConfig& config,
+    LayerRange layers) {
   if (layers.begin < 0 || layers.begin >= layers.end || layers.end > config.layer_count) {
     return absl::InvalidArgumentError(
         absl::StrCat("layers ", layers.ToString(), " are not a part of the model's 0:", config.layer_count));
@@ -121,7 +124,7 @@ absl::Status StageWeights::LoadLayer(int layer, LayerWeights* weights) {
   const int64_t A = config_.attention_width;
   const int64_t F = config_.ffn_width;
   const int64_t N = config_.head_size;
-  const ModelConfig::Ranks& ranks = config_.ranks[layer];
+  const checkpoint::ModelConfig::Ranks& ranks = config_.ranks[layer];
   const std::string block = absl::StrCat("blocks.", layer, ".");
 
   RWKV_RETURN_IF_ERROR(LoadNorm(absl::StrCat(block, "ln1"), D, &weights->ln1));

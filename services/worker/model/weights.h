@@ -12,9 +12,9 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/base/matrix.h"
-#include "services/worker/model/checkpoint.h"
+#include "services/checkpoint/checkpoint.h"
+#include "services/checkpoint/model_config.h"
 #include "services/worker/model/layer_range.h"
-#include "services/worker/model/model_config.h"
 
 namespace rwkv::worker {
 
@@ -54,10 +54,11 @@ class StageWeights {
   // Touches the pages of its own layers only; the embedding belongs to the first stage, ln_out and head to the last.
   // Every weight is read once to see that it is finite: one NaN would silently spoil every answer.
   //   kDataLoss: a weight is NaN or infinite; tensor and index are named.
-  static absl::StatusOr<std::unique_ptr<const StageWeights>> Load(std::shared_ptr<const Checkpoint> checkpoint,
-                                                                  const ModelConfig& config, LayerRange layers);
+  static absl::StatusOr<std::unique_ptr<const StageWeights>> Load(
+      std::shared_ptr<const checkpoint::Checkpoint> checkpoint, const checkpoint::ModelConfig& config,
+      LayerRange layers);
 
-  const ModelConfig& config() const { return config_; }
+  const checkpoint::ModelConfig& config() const { return config_; }
   LayerRange layers() const { return layers_; }
   bool is_first() const { return layers_.begin == 0; }
   bool is_last() const { return layers_.end == config_.layer_count; }
@@ -74,7 +75,8 @@ class StageWeights {
   const kernels::MatrixView& head() const { return head_; }  // [V, D]
 
  private:
-  StageWeights(std::shared_ptr<const Checkpoint> checkpoint, const ModelConfig& config, LayerRange layers);
+  StageWeights(std::shared_ptr<const checkpoint::Checkpoint> checkpoint, const checkpoint::ModelConfig& config,
+               LayerRange layers);
 
   absl::Status LoadAll();
   absl::Status LoadLayer(int layer, LayerWeights* weights);
@@ -84,8 +86,8 @@ class StageWeights {
   // The file's tensor is [cols, rows].
   absl::Status LoadTransposed(const std::string& name, int64_t rows, int64_t cols, kernels::MatrixView* out);
 
-  const std::shared_ptr<const Checkpoint> checkpoint_;
-  const ModelConfig config_;
+  const std::shared_ptr<const checkpoint::Checkpoint> checkpoint_;
+  const checkpoint::ModelConfig config_;
   const LayerRange layers_;
   std::vector<LayerWeights> layer_weights_;
   kernels::MatrixView embedding_;

@@ -14,11 +14,11 @@
 #include "gtest/gtest.h"
 #include "kernels/base/dtype.h"
 #include "kernels/base/matrix.h"
-#include "services/worker/model/checkpoint.h"
-#include "services/worker/model/fingerprint.h"
-#include "services/worker/model/formats/element_type.h"
+#include "services/checkpoint/checkpoint.h"
+#include "services/checkpoint/fingerprint.h"
+#include "services/checkpoint/formats/element_type.h"
+#include "services/checkpoint/model_config.h"
 #include "services/worker/model/layer_range.h"
-#include "services/worker/model/model_config.h"
 #include "tests/testing/checkpoint_writer.h"
 #include "tests/testing/random_model.h"
 #include "tests/testing/status_matchers.h"
@@ -47,16 +47,16 @@ RandomModelOptions Options(DType dtype) {
 
 struct Model {
   std::vector<RawTensor> tensors;
-  std::shared_ptr<const Checkpoint> checkpoint;
-  ModelConfig config;
+  std::shared_ptr<const checkpoint::Checkpoint> checkpoint;
+  checkpoint::ModelConfig config;
 
   // The tensor's elements as floats, in the file's order.
   std::vector<float> Expected(const std::string& name) const {
     for (const RawTensor& tensor : tensors) {
       if (tensor.spec.name != name) continue;
       std::vector<float> values(testing::ElementsOf(tensor.spec));
-      kernels::WidenToFloat(*WeightDType(tensor.spec.type), tensor.data.data(), static_cast<int64_t>(values.size()),
-                            values.data());
+      kernels::WidenToFloat(*checkpoint::WeightDType(tensor.spec.type), tensor.data.data(),
+                            static_cast<int64_t>(values.size()), values.data());
       return values;
     }
     ADD_FAILURE() << "no tensor " << name;
@@ -70,8 +70,8 @@ Model Open(std::vector<RawTensor> tensors, bool as_pth = false) {
   const std::string path = absl::StrCat(::testing::TempDir(), "/model");
   EXPECT_OK(testing::WriteFileAtomically(
       path, as_pth ? testing::TorchZipBytes(model.tensors) : testing::SafetensorsBytes(model.tensors)));
-  model.checkpoint = *Checkpoint::Open(path);
-  model.config = *ModelConfig::FromCheckpoint(*model.checkpoint);
+  model.checkpoint = *checkpoint::Checkpoint::Open(path);
+  model.config = *checkpoint::ModelConfig::FromCheckpoint(*model.checkpoint);
   return model;
 }
 
@@ -226,14 +226,14 @@ TEST(StageWeightsTest, AStageHasItsOwnSharePagesInMemoryOnly) {
   options.dtype = DType::kFloat32;
   const std::string path = absl::StrCat(::testing::TempDir(), "/large.safetensors");
   ASSERT_OK(testing::WriteRandomModel(options, path));
-  ASSERT_OK_AND_ASSIGN(const auto checkpoint, Checkpoint::Open(path));
-  ASSERT_OK_AND_ASSIGN(const ModelConfig config, ModelConfig::FromCheckpoint(*checkpoint));
-  ASSERT_OK(Fingerprint(*checkpoint));
+  ASSERT_OK_AND_ASSIGN(const auto checkpoint, checkpoint::Checkpoint::Open(path));
+  ASSERT_OK_AND_ASSIGN(const checkpoint::ModelConfig config, checkpoint::ModelConfig::FromCheckpoint(*checkpoint));
+  ASSERT_OK(checkpoint::Fingerprint(*checkpoint));
   EXPECT_LE(ResidentBytes("large.safetensors"), 256 << 10) << "the header, and the pages the kernel maps around it";
 
   const auto share = [&](const std::vector<std::string>& prefixes) {
     int64_t bytes = 0;
-    for (const TensorInfo& info : checkpoint->tensors()) {
+    for (const checkpoint::TensorInfo& info : checkpoint->tensors()) {
       for (const std::string& prefix : prefixes) bytes += absl::StartsWith(info.name, prefix) ? info.bytes : 0;
     }
     return bytes;
@@ -257,7 +257,7 @@ TEST(StageWeightsTest, LayersOutsideTheModelAreRefused) {
 
 TEST(StageWeightsTest, AConfigOfAnotherModelIsRefused) {
   const Model model = Open(*testing::MakeRandomModel(Options(DType::kBFloat16)));
-  ModelConfig config = model.config;
+  checkpoint::ModelConfig config = model.config;
   config.width = 64;
   EXPECT_THAT(StageWeights::Load(model.checkpoint, config, {0, 3}),
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("emb.weight")));

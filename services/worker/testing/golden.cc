@@ -9,7 +9,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
-#include "services/worker/model/checkpoint.h"
+#include "services/checkpoint/checkpoint.h"
 
 namespace rwkv::worker {
 namespace {
@@ -43,9 +43,10 @@ absl::StatusOr<Golden> ReadGolden(const std::string& stem) {
   RWKV_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens, ReadNpy<int32_t>(stem + ".tokens.npy", "'<i4'"));
   golden.tokens.assign(tokens.begin(), tokens.end());
   RWKV_ASSIGN_OR_RETURN(golden.logits, ReadNpy<float>(stem + ".logits.npy", "'<f4'"));
-  RWKV_ASSIGN_OR_RETURN(const std::shared_ptr<const Checkpoint> state, Checkpoint::Open(stem + ".state.safetensors"));
-  for (const TensorInfo& info : state->tensors()) {
-    RWKV_ASSIGN_OR_RETURN(const Tensor tensor, state->Read(info.name));
+  RWKV_ASSIGN_OR_RETURN(const std::shared_ptr<const checkpoint::Checkpoint> state,
+                        checkpoint::Checkpoint::Open(stem + ".state.safetensors"));
+  for (const checkpoint::TensorInfo& info : state->tensors()) {
+    RWKV_ASSIGN_OR_RETURN(const checkpoint::Tensor tensor, state->Read(info.name));
     std::vector<float>& values = golden.state[info.name];
     values.resize(info.bytes / sizeof(float));
     std::memcpy(values.data(), tensor.data, info.bytes);

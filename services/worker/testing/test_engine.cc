@@ -7,10 +7,10 @@
 #include "kernels/base/status_macros.h"
 #include "kernels/base/stream.h"
 #include "kernels/dispatch/op_table.h"
+#include "services/checkpoint/checkpoint.h"
+#include "services/checkpoint/model_config.h"
 #include "services/worker/model/block/stage_model.h"
-#include "services/worker/model/checkpoint.h"
 #include "services/worker/model/layer_range.h"
-#include "services/worker/model/model_config.h"
 #include "services/worker/model/weights.h"
 
 namespace rwkv::worker {
@@ -18,8 +18,8 @@ namespace rwkv::worker {
 absl::StatusOr<std::unique_ptr<StageEngine>> MakeTestEngine(const std::string& path, int stage, int stages,
                                                             const TestEngineOptions& options) {
   RWKV_ASSIGN_OR_RETURN(const kernels::OpTable* const ops, kernels::ChooseOpTable(options.kernels));
-  RWKV_ASSIGN_OR_RETURN(std::shared_ptr<const Checkpoint> checkpoint, Checkpoint::Open(path));
-  RWKV_ASSIGN_OR_RETURN(const ModelConfig config, ModelConfig::FromCheckpoint(*checkpoint));
+  RWKV_ASSIGN_OR_RETURN(std::shared_ptr<const checkpoint::Checkpoint> checkpoint, checkpoint::Checkpoint::Open(path));
+  RWKV_ASSIGN_OR_RETURN(const checkpoint::ModelConfig config, checkpoint::ModelConfig::FromCheckpoint(*checkpoint));
   RWKV_ASSIGN_OR_RETURN(const LayerRange layers, LayersOfStage(stage, stages, config.layer_count));
   RWKV_ASSIGN_OR_RETURN(std::shared_ptr<const StageWeights> weights, StageWeights::Load(checkpoint, config, layers));
   RWKV_ASSIGN_OR_RETURN(std::unique_ptr<StageModel> model,

@@ -26,7 +26,7 @@ Rwkv7Stage::Rwkv7Stage(std::shared_ptr<const StageWeights> weights, const kernel
            {"ffn.x_prev", {weights_->config().width}}}) {}
 
 absl::Status Rwkv7Stage::Allocate() {
-  const ModelConfig& config = weights_->config();
+  const checkpoint::ModelConfig& config = weights_->config();
   const auto allocate = [this](int64_t width, kernels::AlignedBuffer<float>& buffer) -> absl::Status {
     RWKV_ASSIGN_OR_RETURN(buffer, kernels::AlignedBuffer<float>::Create(max_rows_ * width));
     return absl::OkStatus();
@@ -38,7 +38,7 @@ absl::Status Rwkv7Stage::Allocate() {
     RWKV_RETURN_IF_ERROR(allocate(config.attention_width, *buffer));
   }
   int64_t largest_rank = 1;
-  for (const ModelConfig::Ranks& ranks : config.ranks) {
+  for (const checkpoint::ModelConfig::Ranks& ranks : config.ranks) {
     largest_rank = std::max({largest_rank, ranks.decay, ranks.iclr, ranks.value_residual, ranks.gate});
   }
   RWKV_RETURN_IF_ERROR(allocate(largest_rank, act_.low_rank));
@@ -75,7 +75,7 @@ absl::Status Rwkv7Stage::Forward(const StageStep& step, const StateView& state, 
 }
 
 absl::Status Rwkv7Stage::TimeMix(int layer, const StageStep& step, const StateView& state, kernels::Stream& stream) {
-  const ModelConfig& config = weights_->config();
+  const checkpoint::ModelConfig& config = weights_->config();
   const LayerWeights& weights = weights_->layer(layer);
   const int stage_layer = layer - weights_->layers().begin;
   const int64_t rows = step.rows;

@@ -1,4 +1,4 @@
-#include "services/worker/model/formats/safetensors.h"
+#include "services/checkpoint/formats/safetensors.h"
 
 #include <algorithm>
 #include <limits>
@@ -11,9 +11,9 @@
 #include "absl/types/optional.h"
 #include "kernels/base/status_macros.h"
 #include "nlohmann/json.hpp"
-#include "services/worker/model/formats/byte_reader.h"
+#include "services/checkpoint/formats/byte_reader.h"
 
-namespace rwkv::worker {
+namespace rwkv::checkpoint {
 namespace {
 
 absl::optional<ElementType> ParseElementType(absl::string_view name) {
@@ -293,4 +293,4 @@ absl::StatusOr<SafetensorsDirectory> ReadSafetensors(absl::Span<const uint8_t> f
   return directory;
 }
 
-}  // namespace rwkv::worker
+}  // namespace rwkv::checkpoint

@@ -1,4 +1,4 @@
-#include "services/worker/model/formats/pickle.h"
+#include "services/checkpoint/formats/pickle.h"
 
 #include <string>
 #include <vector>
@@ -7,11 +7,11 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "services/worker/model/formats/tensor_record.h"
+#include "services/checkpoint/formats/tensor_record.h"
 #include "tests/testing/checkpoint_writer.h"
 #include "tests/testing/status_matchers.h"
 
-namespace rwkv::worker {
+namespace rwkv::checkpoint {
 namespace {
 
 using namespace std::string_literals;  // "...\0..."s keeps its zero bytes.
@@ -325,4 +325,4 @@ TEST(PickleTest, BytesAfterStopAreLeftAlone) {
 }
 
 }  // namespace
-}  // namespace rwkv::worker
+}  // namespace rwkv::checkpoint

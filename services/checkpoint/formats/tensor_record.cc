@@ -1,10 +1,10 @@
-#include "services/worker/model/formats/tensor_record.h"
+#include "services/checkpoint/formats/tensor_record.h"
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 
-namespace rwkv::worker {
+namespace rwkv::checkpoint {
 
 absl::optional<int64_t> ElementCount(absl::Span<const int64_t> shape) {
   int64_t count = 1;
@@ -35,4 +35,4 @@ std::string Quoted(absl::string_view name) {
   return absl::StrCat("\"", absl::CHexEscape(name.substr(0, kLongest)), cut ? "..." : "", "\"");
 }
 
-}  // namespace rwkv::worker
+}  // namespace rwkv::checkpoint

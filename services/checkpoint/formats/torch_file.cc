@@ -1,4 +1,4 @@
-#include "services/worker/model/formats/torch_file.h"
+#include "services/checkpoint/formats/torch_file.h"
 
 #include <algorithm>
 #include <string>
@@ -12,11 +12,11 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/optional.h"
 #include "kernels/base/status_macros.h"
-#include "services/worker/model/formats/byte_reader.h"
-#include "services/worker/model/formats/pickle.h"
-#include "services/worker/model/formats/zip_archive.h"
+#include "services/checkpoint/formats/byte_reader.h"
+#include "services/checkpoint/formats/pickle.h"
+#include "services/checkpoint/formats/zip_archive.h"
 
-namespace rwkv::worker {
+namespace rwkv::checkpoint {
 namespace {
 
 using Kind = Pickle::Kind;
@@ -235,4 +235,4 @@ absl::StatusOr<std::vector<TensorRecord>> ReadTorchLegacy(absl::Span<const uint8
   return MakeRecords(pickle, offsets);
 }
 
-}  // namespace rwkv::worker
+}  // namespace rwkv::checkpoint

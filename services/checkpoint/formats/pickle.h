@@ -19,9 +19,9 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
-#include "services/worker/model/formats/element_type.h"
+#include "services/checkpoint/formats/element_type.h"
 
-namespace rwkv::worker {
+namespace rwkv::checkpoint {
 
 // Together they keep a hostile pickle below about 100 MB; the largest real one stays below a tenth of each.
 struct PickleLimits {
@@ -88,4 +88,4 @@ class Pickle {
   std::vector<PickledTensor> tensors_;
 };
 
-}  // namespace rwkv::worker
+}  // namespace rwkv::checkpoint

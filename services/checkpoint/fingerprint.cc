@@ -1,4 +1,4 @@
-#include "services/worker/model/fingerprint.h"
+#include "services/checkpoint/fingerprint.h"
 
 #include <algorithm>
 #include <memory>
@@ -9,10 +9,10 @@
 #include "absl/strings/str_format.h"
 #include "absl/types/span.h"
 #include "kernels/base/status_macros.h"
-#include "services/worker/model/formats/element_type.h"
+#include "services/checkpoint/formats/element_type.h"
 #include "xxhash.h"
 
-namespace rwkv::worker {
+namespace rwkv::checkpoint {
 namespace {
 
 constexpr int64_t kWholeBytes = 1 << 20;  // Tensors up to this size are hashed whole.
@@ -86,4 +86,4 @@ absl::StatusOr<std::string> Fingerprint(const Checkpoint& checkpoint) {
   return hasher.Hex();
 }
 
-}  // namespace rwkv::worker
+}  // namespace rwkv::checkpoint

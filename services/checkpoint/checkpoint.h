@@ -14,11 +14,11 @@
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/types/span.h"
-#include "services/worker/model/formats/element_type.h"
-#include "services/worker/model/formats/mapped_file.h"
-#include "services/worker/model/formats/tensor_record.h"
+#include "services/checkpoint/formats/element_type.h"
+#include "services/checkpoint/formats/mapped_file.h"
+#include "services/checkpoint/formats/tensor_record.h"
 
-namespace rwkv::worker {
+namespace rwkv::checkpoint {
 
 // What the file says about a tensor; its bytes have not been touched.
 struct TensorInfo {
@@ -89,4 +89,4 @@ class Checkpoint {
   mutable absl::flat_hash_map<const TensorInfo*, std::unique_ptr<uint8_t[]>> copies_ ABSL_GUARDED_BY(mu_);
 };
 
-}  // namespace rwkv::worker
+}  // namespace rwkv::checkpoint

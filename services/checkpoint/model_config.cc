@@ -1,4 +1,4 @@
-#include "services/worker/model/model_config.h"
+#include "services/checkpoint/model_config.h"
 
 #include <algorithm>
 #include <string>
@@ -16,10 +16,10 @@
 #include "absl/types/optional.h"
 #include "absl/types/span.h"
 #include "kernels/base/status_macros.h"
-#include "services/worker/model/formats/element_type.h"
-#include "services/worker/model/formats/tensor_record.h"
+#include "services/checkpoint/formats/element_type.h"
+#include "services/checkpoint/formats/tensor_record.h"
 
-namespace rwkv::worker {
+namespace rwkv::checkpoint {
 namespace {
 
 // The N of "blocks.N.rest"; nothing for other names. Plain decimal, so that no two names mean one layer.
@@ -308,4 +308,4 @@ absl::StatusOr<ModelConfig> ModelConfig::FromCheckpoint(const Checkpoint& checkp
   return absl::Status(config.status().code(), absl::StrCat(checkpoint.path(), ": ", config.status().message()));
 }
 
-}  // namespace rwkv::worker
+}  // namespace rwkv::checkpoint

@@ -9,7 +9,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 
-namespace rwkv::worker {
+namespace rwkv::checkpoint {
 
 class MappedFile {
  public:
@@ -33,4 +33,4 @@ class MappedFile {
   const absl::Span<const uint8_t> bytes_;
 };
 
-}  // namespace rwkv::worker
+}  // namespace rwkv::checkpoint

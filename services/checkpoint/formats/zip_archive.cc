@@ -1,4 +1,4 @@
-#include "services/worker/model/formats/zip_archive.h"
+#include "services/checkpoint/formats/zip_archive.h"
 
 #include <algorithm>
 #include <string>
@@ -6,10 +6,10 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
-#include "services/worker/model/formats/byte_reader.h"
-#include "services/worker/model/formats/tensor_record.h"
+#include "services/checkpoint/formats/byte_reader.h"
+#include "services/checkpoint/formats/tensor_record.h"
 
-namespace rwkv::worker {
+namespace rwkv::checkpoint {
 namespace {
 
 // Section numbers are the APPNOTE's.
@@ -228,4 +228,4 @@ absl::StatusOr<std::vector<ZipMember>> ReadZipDirectory(absl::Span<const uint8_t
   return members;
 }
 
-}  // namespace rwkv::worker
+}  // namespace rwkv::checkpoint

@@ -7,7 +7,7 @@
 #include "absl/types/optional.h"
 #include "kernels/base/dtype.h"
 
-namespace rwkv::worker {
+namespace rwkv::checkpoint {
 
 // Everything the formats can hold. Weights must be one of the three that have a kernels::DType; the others are known so
 // that a file which carries them beside its weights still opens, and so that an error can say what it found.
@@ -33,4 +33,4 @@ int64_t ElementSize(ElementType type);                         // Bytes.
 absl::string_view ElementTypeName(ElementType type);           // "fp32", "bf16", "int64", ...
 absl::optional<kernels::DType> WeightDType(ElementType type);  // Nothing if no kernel computes with it.
 
-}  // namespace rwkv::worker
+}  // namespace rwkv::checkpoint

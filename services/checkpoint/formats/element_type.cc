@@ -1,6 +1,6 @@
-#include "services/worker/model/formats/element_type.h"
+#include "services/checkpoint/formats/element_type.h"
 
-namespace rwkv::worker {
+namespace rwkv::checkpoint {
 
 int64_t ElementSize(ElementType type) {
   switch (type) {
@@ -76,4 +76,4 @@ absl::optional<kernels::DType> WeightDType(ElementType type) {
   }
 }
 
-}  // namespace rwkv::worker
+}  // namespace rwkv::checkpoint

@@ -1,4 +1,4 @@
-#include "services/worker/model/fingerprint.h"
+#include "services/checkpoint/fingerprint.h"
 
 #include <unistd.h>
 
@@ -12,13 +12,13 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "services/worker/model/checkpoint.h"
-#include "services/worker/model/formats/element_type.h"
+#include "services/checkpoint/checkpoint.h"
+#include "services/checkpoint/formats/element_type.h"
 #include "tests/testing/checkpoint_writer.h"
 #include "tests/testing/random_model.h"
 #include "tests/testing/status_matchers.h"
 
-namespace rwkv::worker {
+namespace rwkv::checkpoint {
 namespace {
 
 using testing::RawTensor;
@@ -43,7 +43,7 @@ std::vector<RawTensor> BaseModel() { return *testing::MakeRandomModel({}); }
 
 // Snapshots in a state store name their model by it: it must never change for a file that exists.
 TEST(FingerprintTest, TheFingerprintOfAFileStaysWhatItWas) {
-  ASSERT_OK_AND_ASSIGN(const auto small, Checkpoint::Open("services/worker/model/testdata/torch_zip.pth"));
+  ASSERT_OK_AND_ASSIGN(const auto small, Checkpoint::Open("services/checkpoint/testdata/torch_zip.pth"));
   EXPECT_EQ(Fingerprint(*small).value(), "91615d520fdd79042eebfa9c18931153");
   std::string counted(3 << 20, '\0');
   for (size_t i = 0; i < counted.size(); ++i) counted[i] = static_cast<char>(i * i >> 8);
@@ -70,7 +70,7 @@ TEST(FingerprintTest, IsIndependentOfTheContainer) {
 }
 
 TEST(FingerprintTest, AStridedTensorHasTheFingerprintOfItsContent) {
-  const std::string folder = "services/worker/model/testdata/";
+  const std::string folder = "services/checkpoint/testdata/";
   ASSERT_OK_AND_ASSIGN(const auto strided, Checkpoint::Open(folder + "torch_zip.pth"));
   ASSERT_OK_AND_ASSIGN(const auto plain, Checkpoint::Open(folder + "safetensors.safetensors"));
   EXPECT_EQ(Fingerprint(*strided).value(), Fingerprint(*plain).value());
@@ -127,4 +127,4 @@ TEST(FingerprintTest, AFileCutWhileOpenIsDataLoss) {
 }
 
 }  // namespace
-}  // namespace rwkv::worker
+}  // namespace rwkv::checkpoint

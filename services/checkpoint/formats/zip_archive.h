@@ -9,7 +9,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 
-namespace rwkv::worker {
+namespace rwkv::checkpoint {
 
 struct ZipMember {
   absl::string_view name;  // A view of the file.
@@ -25,4 +25,4 @@ struct ZipMember {
 //   kInvalidArgument: anything else that contradicts the format.
 absl::StatusOr<std::vector<ZipMember>> ReadZipDirectory(absl::Span<const uint8_t> file);
 
-}  // namespace rwkv::worker
+}  // namespace rwkv::checkpoint

@@ -8,9 +8,9 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/optional.h"
 #include "absl/types/span.h"
-#include "services/worker/model/formats/element_type.h"
+#include "services/checkpoint/formats/element_type.h"
 
-namespace rwkv::worker {
+namespace rwkv::checkpoint {
 
 // More than any model has (61 layers need 2,500), few enough that a hostile directory costs megabytes.
 constexpr int kMaxTensors = 32768;
@@ -36,4 +36,4 @@ std::string ShapeString(absl::Span<const int64_t> shape);
 // For messages: a name from the file in quotes, escaped and cut to a length that a log line bears.
 std::string Quoted(absl::string_view name);
 
-}  // namespace rwkv::worker
+}  // namespace rwkv::checkpoint

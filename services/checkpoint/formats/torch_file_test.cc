@@ -1,4 +1,4 @@
-#include "services/worker/model/formats/torch_file.h"
+#include "services/checkpoint/formats/torch_file.h"
 
 #include <string>
 #include <vector>
@@ -11,7 +11,7 @@
 #include "tests/testing/checkpoint_writer.h"
 #include "tests/testing/status_matchers.h"
 
-namespace rwkv::worker {
+namespace rwkv::checkpoint {
 namespace {
 
 using namespace std::string_literals;
@@ -264,4 +264,4 @@ TEST(TorchFileTest, EveryBitFlipIsRefusedOrReadsWithinTheFile) {
 }
 
 }  // namespace
-}  // namespace rwkv::worker
+}  // namespace rwkv::checkpoint

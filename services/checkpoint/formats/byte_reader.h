@@ -5,7 +5,7 @@
 
 #include "absl/types/span.h"
 
-namespace rwkv::worker {
+namespace rwkv::checkpoint {
 
 // A cursor. A read that does not fit returns false and leaves the cursor where it was.
 class ByteReader {
@@ -47,4 +47,4 @@ class ByteReader {
   uint64_t position_;
 };
 
-}  // namespace rwkv::worker
+}  // namespace rwkv::checkpoint

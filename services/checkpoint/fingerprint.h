@@ -4,9 +4,9 @@
 #include <string>
 
 #include "absl/status/statusor.h"
-#include "services/worker/model/checkpoint.h"
+#include "services/checkpoint/checkpoint.h"
 
-namespace rwkv::worker {
+namespace rwkv::checkpoint {
 
 // 32 lower-case hex digits: XXH3-128 over the tensors in order of name, each as name, element type, shape without unit
 // dimensions, and content. Tensors above 1 MiB are sampled, so that a stage finds the fingerprint without reading other
@@ -16,4 +16,4 @@ namespace rwkv::worker {
 // kDataLoss: the file has been cut since it was opened.
 absl::StatusOr<std::string> Fingerprint(const Checkpoint& checkpoint);
 
-}  // namespace rwkv::worker
+}  // namespace rwkv::checkpoint

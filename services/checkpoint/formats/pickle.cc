@@ -1,4 +1,4 @@
-#include "services/worker/model/formats/pickle.h"
+#include "services/checkpoint/formats/pickle.h"
 
 #include <algorithm>
 #include <cstring>
@@ -7,10 +7,10 @@
 #include "absl/strings/str_format.h"
 #include "absl/types/optional.h"
 #include "kernels/base/status_macros.h"
-#include "services/worker/model/formats/byte_reader.h"
-#include "services/worker/model/formats/tensor_record.h"
+#include "services/checkpoint/formats/byte_reader.h"
+#include "services/checkpoint/formats/tensor_record.h"
 
-namespace rwkv::worker {
+namespace rwkv::checkpoint {
 namespace {
 
 using Kind = Pickle::Kind;
@@ -506,4 +506,4 @@ absl::StatusOr<std::vector<std::pair<absl::string_view, const PickledTensor*>>> 
   return tensors;
 }
 
-}  // namespace rwkv::worker
+}  // namespace rwkv::checkpoint

@@ -1,4 +1,4 @@
-#include "services/worker/model/formats/zip_archive.h"
+#include "services/checkpoint/formats/zip_archive.h"
 
 #include <functional>
 #include <string>
@@ -11,7 +11,7 @@
 #include "tests/testing/checkpoint_writer.h"
 #include "tests/testing/status_matchers.h"
 
-namespace rwkv::worker {
+namespace rwkv::checkpoint {
 namespace {
 
 using testing::HasSubstr;
@@ -212,4 +212,4 @@ TEST(ZipArchiveTest, EveryBitFlipIsRefusedOrReadsWithinTheFile) {
 }
 
 }  // namespace
-}  // namespace rwkv::worker
+}  // namespace rwkv::checkpoint

@@ -1,4 +1,4 @@
-#include "services/worker/model/checkpoint.h"
+#include "services/checkpoint/checkpoint.h"
 
 #include <algorithm>
 #include <cstring>
@@ -7,10 +7,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "kernels/base/status_macros.h"
-#include "services/worker/model/formats/safetensors.h"
-#include "services/worker/model/formats/torch_file.h"
+#include "services/checkpoint/formats/safetensors.h"
+#include "services/checkpoint/formats/torch_file.h"
 
-namespace rwkv::worker {
+namespace rwkv::checkpoint {
 namespace {
 
 // What PyTorch's wrappers put before a model's own names.
@@ -151,4 +151,4 @@ absl::Status Checkpoint::ReadBytes(const TensorInfo& info, int64_t offset, absl:
   return absl::OkStatus();
 }
 
-}  // namespace rwkv::worker
+}  // namespace rwkv::checkpoint

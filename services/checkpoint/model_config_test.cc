@@ -1,4 +1,4 @@
-#include "services/worker/model/model_config.h"
+#include "services/checkpoint/model_config.h"
 
 #include <algorithm>
 #include <cstdlib>
@@ -13,13 +13,13 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/base/dtype.h"
-#include "services/worker/model/checkpoint.h"
-#include "services/worker/model/formats/element_type.h"
+#include "services/checkpoint/checkpoint.h"
+#include "services/checkpoint/formats/element_type.h"
 #include "tests/testing/checkpoint_writer.h"
 #include "tests/testing/random_model.h"
 #include "tests/testing/status_matchers.h"
 
-namespace rwkv::worker {
+namespace rwkv::checkpoint {
 namespace {
 
 using testing::HasSubstr;
@@ -436,4 +436,4 @@ TEST(ModelConfigTest, PublishedModelsOpenOrAreRefused) {
 }
 
 }  // namespace
-}  // namespace rwkv::worker
+}  // namespace rwkv::checkpoint

@@ -1,4 +1,4 @@
-#include "services/worker/model/formats/mapped_file.h"
+#include "services/checkpoint/formats/mapped_file.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -8,7 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 
-namespace rwkv::worker {
+namespace rwkv::checkpoint {
 
 absl::StatusOr<std::unique_ptr<MappedFile>> MappedFile::Open(const std::string& path) {
   // O_NONBLOCK: opening a pipe that nobody writes to must not hang.
@@ -56,4 +56,4 @@ absl::Status MappedFile::ReadAt(int64_t offset, absl::Span<uint8_t> out) const {
   return absl::OkStatus();
 }
 
-}  // namespace rwkv::worker
+}  // namespace rwkv::checkpoint

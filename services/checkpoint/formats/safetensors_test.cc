@@ -1,4 +1,4 @@
-#include "services/worker/model/formats/safetensors.h"
+#include "services/checkpoint/formats/safetensors.h"
 
 #include <string>
 #include <vector>
@@ -12,7 +12,7 @@
 #include "tests/testing/checkpoint_writer.h"
 #include "tests/testing/status_matchers.h"
 
-namespace rwkv::worker {
+namespace rwkv::checkpoint {
 namespace {
 
 using testing::ElementsAre;
@@ -227,4 +227,4 @@ TEST(SafetensorsTest, EveryBitFlipOfTheHeaderIsRefusedOrReadsWithinTheFile) {
 }
 
 }  // namespace
-}  // namespace rwkv::worker
+}  // namespace rwkv::checkpoint

@@ -6,9 +6,9 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "services/worker/model/formats/tensor_record.h"
+#include "services/checkpoint/formats/tensor_record.h"
 
-namespace rwkv::worker {
+namespace rwkv::checkpoint {
 
 bool LooksLikeTorchZip(absl::Span<const uint8_t> file);
 bool LooksLikeTorchLegacy(absl::Span<const uint8_t> file);
@@ -24,4 +24,4 @@ absl::StatusOr<std::vector<TensorRecord>> ReadTorchLegacy(absl::Span<const uint8
 //   kInvalidArgument: code in the pickle, a storage missing or of another size, a tensor that reaches out of its
 //   storage, repeats elements of it, or walks backwards; named.
 
-}  // namespace rwkv::worker
+}  // namespace rwkv::checkpoint

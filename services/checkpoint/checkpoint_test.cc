@@ -1,4 +1,4 @@
-#include "services/worker/model/checkpoint.h"
+#include "services/checkpoint/checkpoint.h"
 
 #include <sys/stat.h>
 #include <unistd.h>
@@ -14,11 +14,11 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/base/dtype.h"
-#include "services/worker/model/formats/element_type.h"
+#include "services/checkpoint/formats/element_type.h"
 #include "tests/testing/checkpoint_writer.h"
 #include "tests/testing/status_matchers.h"
 
-namespace rwkv::worker {
+namespace rwkv::checkpoint {
 namespace {
 
 using testing::ElementsAre;
@@ -26,7 +26,7 @@ using testing::HasSubstr;
 using testing::RawTensor;
 using testing::StatusIs;
 
-constexpr char kTestdata[] = "services/worker/model/testdata/";
+constexpr char kTestdata[] = "services/checkpoint/testdata/";
 
 std::string WriteTemporary(const std::string& name, const std::string& bytes) {
   const std::string path = absl::StrCat(::testing::TempDir(), "/", name);
@@ -261,4 +261,4 @@ TEST(CheckpointTest, AFileCutWhileOpenIsDataLoss) {
 }
 
 }  // namespace
-}  // namespace rwkv::worker
+}  // namespace rwkv::checkpoint

@@ -6,9 +6,9 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/base/dtype.h"
-#include "services/worker/model/checkpoint.h"
+#include "services/checkpoint/checkpoint.h"
 
-namespace rwkv::worker {
+namespace rwkv::checkpoint {
 
 struct ModelConfig {
   // Inner widths of a layer's low-rank pairs. Layers may differ.
@@ -39,4 +39,4 @@ struct ModelConfig {
   static absl::StatusOr<ModelConfig> FromCheckpoint(const Checkpoint& checkpoint);
 };
 
-}  // namespace rwkv::worker
+}  // namespace rwkv::checkpoint

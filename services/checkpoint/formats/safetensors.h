@@ -9,9 +9,9 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "services/worker/model/formats/tensor_record.h"
+#include "services/checkpoint/formats/tensor_record.h"
 
-namespace rwkv::worker {
+namespace rwkv::checkpoint {
 
 constexpr int64_t kMaxSafetensorsHeaderBytes = 100'000'000;  // The format's own limit.
 constexpr int kMaxSafetensorsMetadata = 4096;                // Entries of __metadata__.
@@ -27,4 +27,4 @@ struct SafetensorsDirectory {
 //   kInvalidArgument: anything else that contradicts the format.
 absl::StatusOr<SafetensorsDirectory> ReadSafetensors(absl::Span<const uint8_t> file);
 
-}  // namespace rwkv::worker
+}  // namespace rwkv::checkpoint
