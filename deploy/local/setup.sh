@@ -51,8 +51,9 @@ install_packages() {
     die "apt-get could not install: ${missing[*]} (this is made for Debian 12)"
   mapfile -t missing < <(missing_of "$@")
   [[ ${#missing[@]} -eq 0 ]] || die "still missing after apt-get: ${missing[*]}"
-  # A Bazel that has looked at this machine before lists the headers it saw then.
-  (cd "$root" && bazel sync --configure >/dev/null 2>&1) || true
+  # A Bazel that has looked at this machine before lists the headers it saw then. Its server outlives this script, so it
+  # must not inherit the lock: the next set-up would wait for the server to end.
+  (cd "$root" && bazel sync --configure >/dev/null 2>&1 9>&-) || true
 }
 
 # download_wheels: every line of bazel/pypi_requirements.txt whose wheel is not in the cache with the right hash.
