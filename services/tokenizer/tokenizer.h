@@ -1,4 +1,4 @@
-// Text to token ids and back. Byte strings in and out: nothing here needs them to be UTF-8.
+// Text to token ids and back. Byte strings in and out: nothing here fails on those that are not UTF-8.
 #pragma once
 
 #include <cstdint>
@@ -15,9 +15,10 @@ class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
 
-  virtual absl::string_view name() const = 0;  // As in v1::ModelInfo.tokenizer: "world".
+  virtual absl::string_view name() const = 0;  // As in v1::ModelInfo.tokenizer: "world", "neox".
 
-  // Never fails: every byte string has ids. Encode(a) + Encode(b) is in general not Encode(a + b).
+  // Never fails: every byte string has ids. Encode(a) + Encode(b) is in general not Encode(a + b). Decode(Encode(x)) is
+  // x, or what the kind says its text becomes.
   virtual std::vector<uint32_t> Encode(absl::string_view bytes) const = 0;
 
   // The bytes of one token; empty for ids that have none (end of text, padding rows, ids beyond the vocabulary). Valid

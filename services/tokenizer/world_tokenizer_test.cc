@@ -38,7 +38,7 @@ std::string ReadFile(const std::string& path) {
 }
 
 std::unique_ptr<WorldTokenizer> Load(const std::string& path) {
-  absl::StatusOr<std::unique_ptr<WorldTokenizer>> tokenizer = WorldTokenizer::FromFile(path);
+  absl::StatusOr<std::unique_ptr<WorldTokenizer>> tokenizer = WorldTokenizer::FromString(ReadFile(path), path);
   EXPECT_TRUE(tokenizer.ok()) << tokenizer.status();
   return *std::move(tokenizer);
 }
@@ -190,13 +190,6 @@ TEST(WorldTokenizerTest, CrLfLinesAndAMissingLastLineEndAreTheSameVocabulary) {
   }
 }
 
-TEST(WorldTokenizerTest, UnreadableFilesAreNamed) {
-  EXPECT_THAT(WorldTokenizer::FromFile("/nonexistent/vocabulary.txt"),
-              StatusIs(absl::StatusCode::kNotFound, HasSubstr("/nonexistent/vocabulary.txt")));
-  EXPECT_FALSE(WorldTokenizer::FromFile("/").ok());
-  EXPECT_THAT(WorldTokenizer::FromFile("/dev/zero"), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("bytes")));
-}
-
 TEST(WorldTokenizerTest, MalformedLinesAreNamed) {
   struct Case {
     const char* line;  // Stands in as line 258 of the small vocabulary.
@@ -237,8 +230,6 @@ TEST(WorldTokenizerTest, MalformedLinesAreNamed) {
       {"258 'q\xff' 2", "not UTF-8"},
       {"258 b'q\xc3\xa9' 3", "not ASCII"},
       {"258 '' 0", "empty"},
-      {"258 'a' 1", "id 98 again"},
-      {"258 b'a' 1", "id 98 again"},
   };
   const std::string canonical = ReadFile(kSmallVocabulary);
   const size_t begin = canonical.find("258 ");
@@ -275,24 +266,31 @@ TEST(WorldTokenizerTest, TokensHaveABound) {
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("bytes of a vocabulary")));
 }
 
-// 256 single bytes, all pairs: the densest trie.
-TEST(WorldTokenizerTest, DenseTriesWork) {
-  std::string vocabulary;
-  int id = 0;
-  const auto add = [&](const std::string& bytes) {
-    std::string literal;
-    for (char byte : bytes)
-      absl::StrAppend(&literal, "\\x", absl::Hex(static_cast<unsigned char>(byte), absl::kZeroPad2));
-    absl::StrAppend(&vocabulary, ++id, " b'", literal, "' ", bytes.size(), "\n");
-  };
-  for (int a = 0; a < 256; ++a) add(std::string(1, static_cast<char>(a)));
-  for (int a = 0; a < 256; ++a) {
-    for (int b = 0; b < 256; ++b) add({static_cast<char>(a), static_cast<char>(b)});
-  }
-  ASSERT_OK_AND_ASSIGN(const auto tokenizer, WorldTokenizer::FromString(vocabulary, "dense"));
-  for (uint32_t token = 1; token < tokenizer->vocab_size(); ++token) {
-    ASSERT_THAT(tokenizer->Encode(tokenizer->TokenBytes(token)), ElementsAre(token));
-  }
+// Such as a GGUF file's: id 0 without text, padding at the end.
+TEST(WorldTokenizerTest, TakesAListOfTokens) {
+  std::vector<std::string> tokens = {""};
+  for (int byte = 0; byte < 256; ++byte) tokens.emplace_back(1, static_cast<char>(byte));
+  tokens.insert(tokens.end(), {"ab", "", "abc", "", ""});
+  ASSERT_OK_AND_ASSIGN(const auto tokenizer, WorldTokenizer::FromTokens(tokens, "list"));
+  EXPECT_EQ(tokenizer->vocab_size(), 260);
+  EXPECT_THAT(tokenizer->Encode("abcab\xFF"), ElementsAre(259, 257, 256));
+  EXPECT_EQ(tokenizer->Decode(std::vector<uint32_t>{0, 259, 258, 261, 256}), "abc\xFF");
+}
+
+// A model whose tokens are bytes.
+TEST(WorldTokenizerTest, IdZeroMayBeAToken) {
+  std::vector<std::string> tokens;
+  for (int byte = 0; byte < 256; ++byte) tokens.emplace_back(1, static_cast<char>(byte));
+  ASSERT_OK_AND_ASSIGN(const auto tokenizer, WorldTokenizer::FromTokens(tokens, "bytes"));
+  EXPECT_THAT(tokenizer->Encode(std::string("\0a", 2)), ElementsAre(0, 'a'));
+}
+
+TEST(WorldTokenizerTest, TokensAlikeAreRefused) {
+  EXPECT_THAT(WorldTokenizer::FromString(absl::StrCat(ReadFile(kSmallVocabulary), "308 b'a' 1\n"), "v.txt"),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("v.txt: token 308 is that of id 98 again")));
+  EXPECT_THAT(WorldTokenizer::FromTokens({"a", "b", "a"}, "list"),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("list: token 2 is that of id 0 again")));
+  EXPECT_THAT(WorldTokenizer::FromTokens({}, "list"), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("0x00")));
 }
 
 }  // namespace

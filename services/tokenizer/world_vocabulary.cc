@@ -3,7 +3,6 @@
 #include <cstdint>
 #include <utility>
 
-#include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -129,10 +128,8 @@ absl::StatusOr<std::string> ParseLiteral(absl::string_view literal) {
 
 }  // namespace
 
-absl::StatusOr<std::vector<std::string>> ParseWorldVocabulary(absl::string_view vocabulary, absl::string_view name,
-                                                              size_t max_token_bytes) {
+absl::StatusOr<std::vector<std::string>> ParseWorldVocabulary(absl::string_view vocabulary, absl::string_view name) {
   std::vector<std::string> tokens(1);
-  absl::flat_hash_map<std::string, uint32_t> ids;
   while (!vocabulary.empty()) {
     // On LF only: a literal may hold any other character that some call a line end.
     const size_t line_end = vocabulary.find('\n');
@@ -159,18 +156,7 @@ absl::StatusOr<std::vector<std::string>> ParseWorldVocabulary(absl::string_view 
       return error(absl::StrCat("the token has ", token->size(), " bytes, but its length says ", length));
     }
     if (token->empty()) return error("the token is empty");
-    if (token->size() > max_token_bytes) {
-      return error(absl::StrCat("the token has ", token->size(), " bytes, at most ", max_token_bytes, " are allowed"));
-    }
-    const auto [it, inserted] = ids.try_emplace(*token, id);
-    if (!inserted) return error(absl::StrCat("the token is that of id ", it->second, " again"));
     tokens.push_back(*std::move(token));
-  }
-  for (int byte = 0; byte < 256; ++byte) {
-    if (!ids.contains(std::string(1, static_cast<char>(byte)))) {
-      return absl::InvalidArgumentError(
-          absl::StrFormat("%s: no token is the single byte 0x%02x", std::string(name), byte));
-    }
   }
   return tokens;
 }

@@ -1,7 +1,6 @@
 // Reads a World vocabulary file. Data only: literals are parsed here, never evaluated.
 #pragma once
 
-#include <cstddef>
 #include <string>
 #include <vector>
 
@@ -11,9 +10,8 @@
 namespace rwkv::tokenizer {
 
 // Token bytes by id; [0] is empty, since the file starts at id 1. A line ends in LF or CR LF; see WorldTokenizer for
-// its form. kInvalidArgument naming `name` and the line: malformed, an id out of order, a length that does not fit, a
-// token that is empty, over `max_token_bytes` or there twice; or, for the whole file, a single byte without a token.
-absl::StatusOr<std::vector<std::string>> ParseWorldVocabulary(absl::string_view vocabulary, absl::string_view name,
-                                                              size_t max_token_bytes);
+// its form. kInvalidArgument naming `name` and the line: malformed, an id out of order, a length that does not fit, an
+// empty token.
+absl::StatusOr<std::vector<std::string>> ParseWorldVocabulary(absl::string_view vocabulary, absl::string_view name);
 
 }  // namespace rwkv::tokenizer

@@ -1,6 +1,7 @@
 // Writes the seeds of the fuzz targets: make_corpus tests/fuzz/corpus
 #include <sys/stat.h>
 
+#include <functional>
 #include <iostream>
 #include <string>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "kernels/base/dtype.h"
 #include "kernels/base/status_macros.h"
 #include "services/checkpoint/formats/element_type.h"
+#include "tests/fuzz/small_tokenizers.h"
 #include "tests/testing/checkpoint_writer.h"
 #include "tests/testing/random_model.h"
 
@@ -38,8 +40,29 @@ std::vector<RawTensor> FewTensors() {
           {{"d", checkpoint::ElementType::kUint8, {0, 3}}, ""}};
 }
 
+using Write = std::function<absl::Status(const std::string& folder, const std::string& name, const std::string& bytes)>;
+
+absl::Status WriteTokenizers(const Write& write) {
+  RWKV_RETURN_IF_ERROR(write("neox_vocabulary", "whole", SmallNeoxTokenizer()));
+  RWKV_RETURN_IF_ERROR(write("neox_vocabulary", "merges", R"("t h","th e","a a")"));
+  RWKV_RETURN_IF_ERROR(write("neox_vocabulary", "merge_pairs", R"(["t","h"],["th","e"],["Ã","©"])"));
+  RWKV_RETURN_IF_ERROR(write("neox_vocabulary", "deep", "[[[[[[[[[[[[[[[[{\"a\":[1e99,-0,\"\\ud83d\"]}"));
+
+  RWKV_RETURN_IF_ERROR(write("world_vocabulary", "whole", SmallWorldVocabulary()));
+  RWKV_RETURN_IF_ERROR(write("world_vocabulary", "lines", "257 'ab' 2\n258 'abc' 3\n259 b'\\xe4\\xbd' 2\n"));
+  RWKV_RETURN_IF_ERROR(write("world_vocabulary", "quotes", "257 \"it's\" 4\r\n258 '\\u4f60' 3\r\n259 '\\x80' 2"));
+  RWKV_RETURN_IF_ERROR(write("world_vocabulary", "blanks", "257 '  ' 2\n258 '   ' 3\n259 '\\\\a' 2\n"));
+  RWKV_RETURN_IF_ERROR(write("world_vocabulary", "surrogate", "257 '\\U0001f600' 4\n258 '\\ud83d' 3\n"));
+
+  RWKV_RETURN_IF_ERROR(write("tokenizer_text", "words", "the aaaaaaa it's  12.5\r\n\t x<|endoftext|>  caf\u00e9 "));
+  RWKV_RETURN_IF_ERROR(write("tokenizer_text", "marks", "e\u0301\u0323 \u1100\u1161\u11a8 \u304b\u3099 \u0958 \u212b"));
+  RWKV_RETURN_IF_ERROR(
+      write("tokenizer_text", "pieces", "abcabcab  \xE4\xBD\xA0\xE4\xBD \xF0\x9F\x98\x80\xED\xA0\x80"));
+  return absl::OkStatus();
+}
+
 absl::Status WriteAll(const std::string& root) {
-  const auto write = [&root](const std::string& folder, const std::string& name, const std::string& bytes) {
+  const Write write = [&root](const std::string& folder, const std::string& name, const std::string& bytes) {
     mkdir(absl::StrCat(root, "/", folder).c_str(), 0755);
     return WriteFileAtomically(absl::StrCat(root, "/", folder, "/", name), bytes);
   };
@@ -76,7 +99,7 @@ absl::Status WriteAll(const std::string& root) {
   RWKV_RETURN_IF_ERROR(write("checkpoint", "model.safetensors", SafetensorsBytes(model)));
   RWKV_RETURN_IF_ERROR(write("checkpoint", "model_fp32.pth", TorchZipBytes(wide)));
   RWKV_RETURN_IF_ERROR(write("checkpoint", "model_legacy.pth", TorchLegacyBytes(model)));
-  return absl::OkStatus();
+  return WriteTokenizers(write);
 }
 
 }  // namespace
