@@ -43,6 +43,10 @@ std::vector<RawTensor> FewTensors() {
 using Write = std::function<absl::Status(const std::string& folder, const std::string& name, const std::string& bytes)>;
 
 absl::Status WriteTokenizers(const Write& write) {
+  RWKV_RETURN_IF_ERROR(write("chat_template", "one", "Hi\r\n\r\nUser: you \n\n\n Assistant: <think"));
+  RWKV_RETURN_IF_ERROR(write("chat_template", "conversation", std::string("System\0User\0Assistant\n\n\0\n User", 28)));
+  RWKV_RETURN_IF_ERROR(write("chat_template", "raven", "RWKV-4-Raven-14B-v12"));
+
   RWKV_RETURN_IF_ERROR(write("neox_vocabulary", "whole", SmallNeoxTokenizer()));
   RWKV_RETURN_IF_ERROR(write("neox_vocabulary", "merges", R"("t h","th e","a a")"));
   RWKV_RETURN_IF_ERROR(write("neox_vocabulary", "merge_pairs", R"(["t","h"],["th","e"],["Ã","©"])"));
