@@ -1,6 +1,7 @@
 #include "kernels/api/check.h"
 
 #include <cstdint>
+#include <string>
 
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
@@ -14,6 +15,31 @@ constexpr int64_t kSizeLimit = int64_t{1} << 31;
 
 bool IsAligned(const void* pointer, int64_t alignment) {
   return reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(alignment) == 0;
+}
+
+absl::Status CheckQuantization(absl::string_view op, absl::string_view name, const MatrixView& matrix) {
+  if (matrix.quantization != Quantization::kInt8 && matrix.quantization != Quantization::kInt4) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(op, ": ", name, " has unknown quantization ", static_cast<int>(matrix.quantization)));
+  }
+  if (matrix.dtype != DType::kFloat16) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(op, ": ", name, " has scales of ", Name(matrix.dtype), ", expected fp16"));
+  }
+  if (matrix.group != 32 && matrix.group != 64) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(op, ": ", name, " has groups of ", matrix.group, " weights, expected 32 or 64"));
+  }
+  const bool needs_minimums = matrix.quantization == Quantization::kInt4;
+  if (matrix.scales == nullptr || (needs_minimums && matrix.minimums == nullptr)) {
+    return absl::InvalidArgumentError(absl::StrCat(op, ": ", name, " is ", Name(matrix.quantization), " and has no ",
+                                                   matrix.scales == nullptr ? "scales" : "minimums"));
+  }
+  if (!IsAligned(matrix.scales, 2) || !IsAligned(matrix.minimums, 2)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(op, ": ", name, " has scales or minimums that are not aligned to 2 bytes"));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -57,6 +83,7 @@ absl::Status CheckMatrix(absl::string_view op, absl::string_view name, const Mat
           absl::StrCat(op, ": ", name, " has unknown dtype ", static_cast<int>(matrix.dtype)));
   }
   if (matrix.data == nullptr) return absl::InvalidArgumentError(absl::StrCat(op, ": ", name, " is null"));
+  if (matrix.quantization != Quantization::kNone) return CheckQuantization(op, name, matrix);
   if (!IsAligned(matrix.data, SizeOf(matrix.dtype))) {
     return absl::InvalidArgumentError(
         absl::StrCat(op, ": ", name, " is not aligned to its element of ", SizeOf(matrix.dtype), " bytes"));
@@ -64,46 +91,67 @@ absl::Status CheckMatrix(absl::string_view op, absl::string_view name, const Mat
   return absl::OkStatus();
 }
 
-absl::Status CheckStateAccess(absl::string_view op, const StateAccess& access) {
-  RWKV_RETURN_IF_ERROR(CheckSizes(op, {{"rows", access.rows},
-                                       {"span_count", access.span_count},
-                                       {"state_slots", access.state_slots},
-                                       {"state_stride", access.state_stride}}));
-  RWKV_RETURN_IF_ERROR(CheckPointers(op, {{"spans", access.spans}, {"state_pool", access.state_pool}}));
-  if (access.state_stride < access.state_size) {
-    return absl::InvalidArgumentError(absl::StrCat(op, ": state_stride is ", access.state_stride,
-                                                   ", less than a state of ", access.state_size, " floats"));
+absl::Status CheckTokens(absl::string_view op, const int32_t* tokens, int64_t rows, int64_t vocabulary) {
+  for (int64_t row = 0; row < rows; ++row) {
+    if (tokens[row] < 0 || tokens[row] >= vocabulary) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(op, ": token ", tokens[row], " in row ", row, " is outside the vocabulary of ", vocabulary));
+    }
   }
-  if (access.span_count > access.rows) {
-    return absl::InvalidArgumentError(absl::StrCat(op, ": ", access.span_count, " spans for ", access.rows, " rows"));
+  return absl::OkStatus();
+}
+
+absl::Status CheckSpans(absl::string_view op, const SequenceSpan* spans, int64_t span_count, int64_t rows,
+                        int64_t state_slots) {
+  RWKV_RETURN_IF_ERROR(CheckSizes(op, {{"rows", rows}, {"span_count", span_count}, {"state_slots", state_slots}}));
+  RWKV_RETURN_IF_ERROR(CheckPointers(op, {{"spans", spans}}));
+  if (span_count > rows) {
+    return absl::InvalidArgumentError(absl::StrCat(op, ": ", span_count, " spans for ", rows, " rows"));
   }
   int64_t next_row = 0;
-  for (int64_t i = 0; i < access.span_count; ++i) {
-    const SequenceSpan& span = access.spans[i];
-    if (span.slot < 0 || span.slot >= access.state_slots) {
+  for (int64_t i = 0; i < span_count; ++i) {
+    const SequenceSpan& span = spans[i];
+    if (span.slot < 0 || span.slot >= state_slots) {
       return absl::InvalidArgumentError(
-          absl::StrCat(op, ": slot ", span.slot, " is outside the pool of ", access.state_slots));
+          absl::StrCat(op, ": slot ", span.slot, " is outside the pool of ", state_slots));
     }
-    if (span.row_begin != next_row || span.row_count < 1 || span.row_count > access.rows - next_row) {
+    if (span.row_begin != next_row || span.row_count < 1 || span.row_count > rows - next_row) {
       return absl::InvalidArgumentError(absl::StrCat(op, ": span ", i, " has ", span.row_count, " rows from ",
                                                      span.row_begin, "; expected at least one from ", next_row, " of ",
-                                                     access.rows));
+                                                     rows));
     }
     next_row += span.row_count;
   }
-  if (next_row != access.rows) {
-    return absl::InvalidArgumentError(absl::StrCat(op, ": spans cover ", next_row, " of ", access.rows, " rows"));
+  if (next_row != rows) {
+    return absl::InvalidArgumentError(absl::StrCat(op, ": spans cover ", next_row, " of ", rows, " rows"));
   }
-  if (access.span_count > 1) {
+  if (span_count > 1) {
     absl::flat_hash_set<int32_t> seen;
-    seen.reserve(static_cast<size_t>(access.span_count));
-    for (int64_t i = 0; i < access.span_count; ++i) {
-      if (!seen.insert(access.spans[i].slot).second) {
-        return absl::InvalidArgumentError(absl::StrCat(op, ": slot ", access.spans[i].slot, " is given twice"));
+    seen.reserve(static_cast<size_t>(span_count));
+    for (int64_t i = 0; i < span_count; ++i) {
+      if (!seen.insert(spans[i].slot).second) {
+        return absl::InvalidArgumentError(absl::StrCat(op, ": slot ", spans[i].slot, " is given twice"));
       }
     }
   }
   return absl::OkStatus();
+}
+
+absl::Status CheckStatePool(absl::string_view op, absl::string_view name, const StatePool& pool, int64_t state_size) {
+  const std::string stride_name = absl::StrCat(name, " stride");
+  RWKV_RETURN_IF_ERROR(CheckSizes(op, {{stride_name, pool.stride}}));
+  RWKV_RETURN_IF_ERROR(CheckPointers(op, {{name, pool.data}}));
+  if (pool.stride < state_size) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(op, ": ", stride_name, " is ", pool.stride, ", less than a state of ", state_size, " floats"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckStateAccess(absl::string_view op, const StateAccess& access) {
+  RWKV_RETURN_IF_ERROR(CheckSpans(op, access.spans, access.span_count, access.rows, access.state_slots));
+  return CheckStatePool(op, "state_pool", {const_cast<float*>(access.state_pool), access.state_stride},
+                        access.state_size);
 }
 
 }  // namespace rwkv::kernels::internal

@@ -1,6 +1,5 @@
 #include "kernels/api/embed.h"
 
-#include "absl/strings/str_cat.h"
 #include "kernels/api/check.h"
 #include "kernels/base/status_macros.h"
 
@@ -14,13 +13,7 @@ absl::Status Validate(const EmbedArgs& args) {
     RWKV_RETURN_IF_ERROR(internal::CheckPointers("embed", {{"weight", args.weight}, {"bias", args.bias}}));
   }
   RWKV_RETURN_IF_ERROR(internal::CheckEpsilon("embed", args.epsilon));
-  for (int64_t row = 0; row < args.rows; ++row) {
-    if (args.tokens[row] < 0 || args.tokens[row] >= args.embedding.rows) {
-      return absl::InvalidArgumentError(absl::StrCat("embed: token ", args.tokens[row], " in row ", row,
-                                                     " is outside the vocabulary of ", args.embedding.rows));
-    }
-  }
-  return absl::OkStatus();
+  return internal::CheckTokens("embed", args.tokens, args.rows, args.embedding.rows);
 }
 
 }  // namespace rwkv::kernels

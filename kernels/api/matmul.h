@@ -1,6 +1,6 @@
 // Rows times a weight matrix, with what follows it:
-//   y[t][o] = act(sum_k x[t][k] * weight[o][k])                  or  y[t][o] += ... with `accumulate` (the residual
-//   sum)
+//   y[t][o] = act(sum_k x[t][k] * weight[o][k] + bias[o]) * gate[t][o]
+// without bias and gate where there are none, or y[t][o] += ... with `accumulate` (the residual sum).
 // Weights are widened to float exactly, products and sums are float. The order of the sum depends on the number of
 // inputs alone: the bits of a row are the same alone, beside any other rows, and at any place among them (law N1).
 #pragma once
@@ -18,15 +18,19 @@ enum class Activation : uint8_t {
   kSigmoid = 1,  // 1 / (1 + exp(-z))
   kTanh = 2,
   kSquaredRelu = 3,  // max(z, 0)^2
+  kSilu = 4,         // z / (1 + exp(-z)), the gate of RWKV-5 and 6
+  kDecay = 5,        // exp(-exp(z)), the decay of RWKV-6
 };
 
 struct MatmulArgs {
-  int64_t rows = 0;          // >= 1
-  MatrixView weight;         // [out, in]
-  const float* x = nullptr;  // [rows, in]
+  int64_t rows = 0;             // >= 1
+  MatrixView weight;            // [out, in]
+  const float* x = nullptr;     // [rows, in]
+  const float* bias = nullptr;  // [out], or null
   Activation activation = Activation::kNone;
-  bool accumulate = false;  // Add to y what else would be stored there.
-  float* y = nullptr;       // [rows, out], out; overlaps no input
+  const float* gate = nullptr;  // [rows, out], or null
+  bool accumulate = false;      // Add to y what else would be stored there.
+  float* y = nullptr;           // [rows, out], out; may be gate, else overlaps no input
 };
 
 // kInvalidArgument: size < 1, null or misaligned pointer, unknown dtype or activation. kResourceExhausted: no memory

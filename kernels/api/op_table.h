@@ -2,10 +2,15 @@
 #pragma once
 
 #include "absl/strings/string_view.h"
+#include "kernels/api/deep_embed.h"
+#include "kernels/api/deep_embed_attention.h"
 #include "kernels/api/embed.h"
+#include "kernels/api/group_norm.h"
 #include "kernels/api/layer_norm.h"
 #include "kernels/api/matmul.h"
 #include "kernels/api/token_shift.h"
+#include "kernels/api/wkv4.h"
+#include "kernels/api/wkv6.h"
 #include "kernels/api/wkv7.h"
 #include "kernels/api/wkv7_output.h"
 #include "kernels/api/wkv7_prepare.h"
@@ -20,9 +25,14 @@ struct OpTable {
   LayerNormOp* layer_norm = nullptr;
   TokenShiftOp* token_shift = nullptr;
   MatmulOp* matmul = nullptr;
+  GroupNormOp* group_norm = nullptr;
+  Wkv4Op* wkv4 = nullptr;
+  Wkv6Op* wkv6 = nullptr;
   Wkv7PrepareOp* wkv7_prepare = nullptr;
   Wkv7Op* wkv7 = nullptr;
   Wkv7OutputOp* wkv7_output = nullptr;
+  DeepEmbedOp* deep_embed = nullptr;
+  DeepEmbedAttentionOp* deep_embed_attention = nullptr;
 };
 
 }  // namespace rwkv::kernels

@@ -15,6 +15,9 @@ absl::Status Validate(const TokenShiftArgs& args) {
   RWKV_RETURN_IF_ERROR(internal::CheckPointers("token_shift", {{"x", args.x}}));
   for (int64_t m = 0; m < args.outputs; ++m) {
     RWKV_RETURN_IF_ERROR(internal::CheckPointers("token_shift", {{"mix", args.mix[m]}, {"y", args.y[m]}}));
+    if (args.mix_delta[m] != nullptr) {
+      RWKV_RETURN_IF_ERROR(internal::CheckPointers("token_shift", {{"mix_delta", args.mix_delta[m]}}));
+    }
   }
   return internal::CheckStateAccess("token_shift", {args.spans, args.span_count, args.rows, args.state_pool, args.width,
                                                     args.state_stride, args.state_slots});

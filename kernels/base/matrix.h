@@ -3,19 +3,51 @@
 
 #include <cstdint>
 
+#include "absl/strings/string_view.h"
 #include "kernels/base/dtype.h"
 
 namespace rwkv::kernels {
 
+// Weights stored as small whole numbers, of which `group` neighbours in a row share a scale and a minimum:
+//   weight = float(q * scale + minimum)        the product is exact, the sum is rounded once: the same float everywhere
+enum class Quantization : uint8_t {
+  kNone = 0,
+  kInt8 = 1,  // q in [-128, 127]
+  kInt4 = 2,  // q in [0, 15]
+};
+
+// "none", "int8", "int4".
+absl::string_view Name(Quantization quantization);
+
 // Row-major without gaps, applied as y = W x: `rows` outputs of `cols` inputs each, as PyTorch stores a Linear.
 // (RWKV's low-rank factors are stored [in, out]: whoever loads them transposes them.)
 struct MatrixView {
-  DType dtype = DType::kFloat32;
-  int64_t rows = 0;            // outputs
-  int64_t cols = 0;            // inputs
-  const void* data = nullptr;  // rows * cols elements, aligned to one element (not more)
+  DType dtype = DType::kFloat32;  // of the weights; of a quantised matrix's scales and minimums, which are fp16
+  int64_t rows = 0;               // outputs
+  int64_t cols = 0;               // inputs
+  // rows * cols weights, aligned to one element (not more). kInt8: an int8_t each. kInt4: a row takes (cols + 1) / 2
+  // bytes, the weight of an even column is in the low four bits.
+  const void* data = nullptr;
+
+  // Quantised matrices only. A row has groups = ceil(cols / group) of them, the last one may be shorter.
+  Quantization quantization = Quantization::kNone;
+  int64_t group = 0;                   // 32 (as in ggml) or 64
+  const uint16_t* scales = nullptr;    // [rows, groups]
+  const uint16_t* minimums = nullptr;  // [rows, groups]; null in kInt8: zeros
 };
 
-inline int64_t SizeInBytes(const MatrixView& matrix) { return matrix.rows * matrix.cols * SizeOf(matrix.dtype); }
+// Groups of one row, 0 if the matrix is not quantised.
+inline int64_t GroupsPerRow(const MatrixView& matrix) {
+  return matrix.quantization == Quantization::kNone ? 0 : (matrix.cols + matrix.group - 1) / matrix.group;
+}
+
+// Bytes of one row of `data`.
+int64_t RowBytes(const MatrixView& matrix);
+
+// Of data, scales and minimums.
+int64_t SizeInBytes(const MatrixView& matrix);
+
+// One weight, exactly; 0 <= row < rows and 0 <= col < cols.
+float LoadAsFloat(const MatrixView& matrix, int64_t row, int64_t col);
 
 }  // namespace rwkv::kernels

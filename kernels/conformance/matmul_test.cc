@@ -23,6 +23,9 @@ struct Case {
   int64_t outputs = 12;
   DType dtype = DType::kBFloat16;
   Activation activation = Activation::kNone;
+  bool bias = false;
+  bool gate = false;
+  bool in_place = false;  // y is the gate
   bool accumulate = false;
 };
 
@@ -58,6 +61,17 @@ std::vector<Case> Cases() {
   add("tanh", [](Case& c) { c.activation = Activation::kTanh; });
   add("squared_relu", [](Case& c) { c.activation = Activation::kSquaredRelu; });
   add("squared_relu_many_rows", [](Case& c) { c.activation = Activation::kSquaredRelu, c.rows = 19; });
+  add("silu", [](Case& c) { c.activation = Activation::kSilu; });
+  add("decay", [](Case& c) { c.activation = Activation::kDecay; });
+  add("decay_biased_many_rows", [](Case& c) { c.activation = Activation::kDecay, c.bias = true, c.rows = 19; });
+  for (int64_t rows : {1, 5, 19}) {
+    const std::string suffix = "_rows_" + std::to_string(rows);
+    add("bias" + suffix, [=](Case& c) { c.bias = true, c.rows = rows; });
+    add("gate" + suffix, [=](Case& c) { c.gate = true, c.rows = rows; });
+    add("gate_in_place" + suffix, [=](Case& c) { c.gate = c.in_place = c.bias = true, c.rows = rows; });
+    add("gate_accumulate" + suffix, [=](Case& c) { c.gate = c.accumulate = true, c.rows = rows; });
+    add("bias_outputs_67" + suffix, [=](Case& c) { c.bias = true, c.outputs = 67, c.rows = rows; });
+  }
   add("accumulate", [](Case& c) { c.accumulate = true; });
   add("accumulate_one_row", [](Case& c) { c.accumulate = true, c.rows = 1; });
   add("accumulate_many_rows", [](Case& c) { c.accumulate = true, c.rows = 19; });
@@ -73,6 +87,8 @@ struct Problem {
   std::vector<float> weight;  // as narrowed, and widened again
   std::vector<char> weight_bytes;
   std::vector<float> x;
+  std::vector<float> bias;
+  std::vector<float> gate;
   std::vector<float> y;  // what accumulate adds to
 };
 
@@ -84,18 +100,24 @@ Problem MakeProblem(const Case& c) {
   WidenToFloat(c.dtype, p.weight_bytes.data(), c.outputs * c.inputs, p.weight.data());
   p.x = random.Uniforms(c.rows * c.inputs, -2.0f, 2.0f);
   p.y = random.Uniforms(c.rows * c.outputs, -3.0f, 3.0f);
+  p.bias = c.bias ? random.Uniforms(c.outputs, -3.0f, 3.0f) : std::vector<float>(static_cast<size_t>(c.outputs));
+  p.gate = c.gate ? random.Uniforms(c.rows * c.outputs, -2.0f, 2.0f) : std::vector<float>(p.y.size(), 1.0f);
   return p;
 }
 
 // Rows [begin, begin + count) of the problem alone.
 std::vector<float> Compute(MatmulOp* matmul, const Case& c, const Problem& p, int64_t begin, int64_t count) {
   const std::vector<float> x(p.x.begin() + begin * c.inputs, p.x.begin() + (begin + count) * c.inputs);
+  const std::vector<float> gate(p.gate.begin() + begin * c.outputs, p.gate.begin() + (begin + count) * c.outputs);
   std::vector<float> y(p.y.begin() + begin * c.outputs, p.y.begin() + (begin + count) * c.outputs);
+  if (c.in_place) y = gate;
   MatmulArgs args;
   args.rows = count;
   args.weight = {c.dtype, c.outputs, c.inputs, p.weight_bytes.data()};
   args.x = x.data();
+  if (c.bias) args.bias = p.bias.data();
   args.activation = c.activation;
+  if (c.gate) args.gate = c.in_place ? y.data() : gate.data();
   args.accumulate = c.accumulate;
   args.y = y.data();
   CpuStream stream;
@@ -109,14 +131,14 @@ std::vector<double> Tolerance(const Case& c, const Problem& p) {
   std::vector<double> tolerance;
   for (int64_t row = 0; row < c.rows; ++row) {
     for (int64_t o = 0; o < c.outputs; ++o) {
-      double sum = 0.0;
-      double magnitude = 0.0;
+      double sum = p.bias[o];
+      double magnitude = std::abs(sum);
       for (int64_t k = 0; k < c.inputs; ++k) {
         const double product = static_cast<double>(p.x[row * c.inputs + k]) * p.weight[o * c.inputs + k];
         sum += product;
         magnitude += std::abs(product);
       }
-      double bound = static_cast<double>(c.inputs + c.inputs / 16 + 8) * kUnitRoundoff * magnitude;
+      double bound = static_cast<double>(c.inputs + c.inputs / 16 + 9) * kUnitRoundoff * magnitude;
       double value = sum;
       switch (c.activation) {
         case Activation::kNone:
@@ -133,7 +155,20 @@ std::vector<double> Tolerance(const Case& c, const Problem& p) {
           value = sum * sum;
           bound = (2 * std::abs(sum) + bound) * bound + 2 * kUnitRoundoff * value;
           break;
+        case Activation::kSilu:  // z sigmoid(z); its slope is below 1.1
+          value = sum;
+          bound = 1.1 * bound + 2 * (kFunctionUlps + 1) * kUnitRoundoff * 2 * std::abs(value);
+          break;
+        case Activation::kDecay: {  // e exp(-e) <= 1 / e bounds its slope; e = exp(z) is itself off by a few units
+          value = 1.0;
+          const double function_error = 2 * kFunctionUlps * kUnitRoundoff * 2;
+          bound = (bound + function_error) / 2 + function_error;
+          break;
+        }
       }
+      const double gate = std::abs(p.gate[row * c.outputs + o]);
+      if (c.gate) bound = gate * (bound + 2 * kUnitRoundoff * std::abs(value));
+      value *= gate;
       if (c.accumulate) bound += 2 * kUnitRoundoff * (std::abs(value) + std::abs(p.y[row * c.outputs + o]));
       tolerance.push_back(bound);
     }
@@ -210,7 +245,8 @@ TEST_P(MatmulSpecialTest, WidensEveryWeightExactly) {
 }
 
 TEST_P(MatmulSpecialTest, NotANumberStaysInItsRow) {
-  for (Activation activation : {Activation::kNone, Activation::kSigmoid, Activation::kTanh, Activation::kSquaredRelu}) {
+  for (Activation activation : {Activation::kNone, Activation::kSigmoid, Activation::kTanh, Activation::kSquaredRelu,
+                                Activation::kSilu, Activation::kDecay}) {
     const int64_t rows = 9;
     const int64_t inputs = 20;
     const int64_t outputs = 6;

@@ -32,6 +32,21 @@ struct Ops {
     kKernels.matmul(args, workspace);
     return absl::OkStatus();
   }
+  static absl::Status GroupNorm(const GroupNormArgs& args, Stream&) {
+    RWKV_RETURN_IF_ERROR(Validate(args));
+    kKernels.group_norm(args);
+    return absl::OkStatus();
+  }
+  static absl::Status Wkv4(const Wkv4Args& args, Stream&) {
+    RWKV_RETURN_IF_ERROR(Validate(args));
+    kKernels.wkv4(args);
+    return absl::OkStatus();
+  }
+  static absl::Status Wkv6(const Wkv6Args& args, Stream&) {
+    RWKV_RETURN_IF_ERROR(Validate(args));
+    kKernels.wkv6(args);
+    return absl::OkStatus();
+  }
   static absl::Status Wkv7Prepare(const Wkv7PrepareArgs& args, Stream&) {
     RWKV_RETURN_IF_ERROR(Validate(args));
     kKernels.wkv7_prepare(args);
@@ -47,8 +62,21 @@ struct Ops {
     kKernels.wkv7_output(args);
     return absl::OkStatus();
   }
+  static absl::Status DeepEmbed(const DeepEmbedArgs& args, Stream& stream) {
+    RWKV_RETURN_IF_ERROR(Validate(args));
+    RWKV_ASSIGN_OR_RETURN(void* workspace, stream.Workspace(kKernels.deep_embed_workspace_bytes(args)));
+    kKernels.deep_embed(args, workspace);
+    return absl::OkStatus();
+  }
+  static absl::Status DeepEmbedAttention(const DeepEmbedAttentionArgs& args, Stream& stream) {
+    RWKV_RETURN_IF_ERROR(Validate(args));
+    RWKV_ASSIGN_OR_RETURN(void* workspace, stream.Workspace(kKernels.deep_embed_attention_workspace_bytes(args)));
+    kKernels.deep_embed_attention(args, workspace);
+    return absl::OkStatus();
+  }
   static constexpr OpTable Table(absl::string_view name, absl::string_view numeric_family) {
-    return {name, numeric_family, Embed, LayerNorm, TokenShift, Matmul, Wkv7Prepare, Wkv7, Wkv7Output};
+    return {name, numeric_family, Embed,       LayerNorm, TokenShift, Matmul,    GroupNorm,
+            Wkv4, Wkv6,           Wkv7Prepare, Wkv7,      Wkv7Output, DeepEmbed, DeepEmbedAttention};
   }
 };
 

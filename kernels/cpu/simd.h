@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "kernels/base/matrix.h"
+
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -25,7 +27,12 @@ typedef uint16_t U16 __attribute__((vector_size(32)));
 typedef float F32x8 __attribute__((vector_size(32)));
 typedef float F32x4 __attribute__((vector_size(16)));
 typedef float F32Unaligned __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int8_t I8 __attribute__((vector_size(16)));
+typedef uint8_t U8 __attribute__((vector_size(16)));
+typedef uint8_t U8x8 __attribute__((vector_size(8)));
 typedef uint16_t U16Unaligned __attribute__((vector_size(32), aligned(2), may_alias));
+typedef int8_t I8Unaligned __attribute__((vector_size(16), aligned(1), may_alias));
+typedef uint8_t U8x8Unaligned __attribute__((vector_size(8), aligned(1), may_alias));
 
 RWKV_INLINE F32 Broadcast(float value) { return F32{} + value; }
 
@@ -112,47 +119,135 @@ RWKV_INLINE F32x4 Sum4(F32 a, F32 b, F32 c, F32 d) {
   return __builtin_shufflevector(ab, cd, 0, 2, 4, 6) + __builtin_shufflevector(ab, cd, 1, 3, 5, 7);
 }
 
-// Weights of each dtype, widened exactly. Tail lanes are zero.
+// How the weights of a matrix are widened, exactly, for each way to store them. A Row is where one row's weights are; a
+// Group is what kStep columns from a multiple of kStep on have in common. Load() takes a multiple of 16 as `col`;
+// the lanes from `count` on are zero in LoadTail().
 struct Float32Weights {
-  using Element = float;
-  static RWKV_INLINE F32 Load(const float* p) { return cpu::Load(p); }
-  static RWKV_INLINE F32 LoadTail(const float* p, int64_t count) { return cpu::LoadTail(p, count); }
+  static constexpr int64_t kStep = kLanes;
+  struct Row {
+    const float* weights;
+  };
+  struct Group {};
+  static RWKV_INLINE Row RowOf(const MatrixView& matrix, int64_t row) {
+    return {static_cast<const float*>(matrix.data) + row * matrix.cols};
+  }
+  static RWKV_INLINE Group GroupOf(Row, int64_t) { return {}; }
+  static RWKV_INLINE F32 Load(Row row, Group, int64_t col) { return cpu::Load(row.weights + col); }
+  static RWKV_INLINE F32 LoadTail(Row row, Group, int64_t col, int64_t count) {
+    return cpu::LoadTail(row.weights + col, count);
+  }
 };
 
-RWKV_INLINE U16 Load16Tail(const uint16_t* p, int64_t count) {
-  U16 v = {};
-  for (int64_t i = 0; i < count; ++i) v[i] = p[i];
-  return v;
+RWKV_INLINE F32 WidenBFloat16(U16 v) { return (F32)(__builtin_convertvector(v, U32) << 16); }
+
+RWKV_INLINE F32 WidenHalf(U16 v) {
+#if defined(__AVX512F__)
+  return (F32)_mm512_cvtph_ps((__m256i)v);
+#elif defined(__F16C__)
+  return Combine((F32x8)_mm256_cvtph_ps(_mm256_castsi256_si128((__m256i)v)),
+                 (F32x8)_mm256_cvtph_ps(_mm256_extracti128_si256((__m256i)v, 1)));
+#else
+  const U32 half = __builtin_convertvector(v, U32);
+  const U32 magnitude = (half & 0x7fffu) << 13;
+  // The exponent moved by a product, which is exact and makes a half subnormal a normal float.
+  const U32 finite = (U32)((F32)magnitude * 0x1p112f);
+  const U32 special = magnitude | 0x7f800000u;  // infinity and NaN
+  const U32 is_special = (U32)(magnitude >= 0x0f800000u);
+  return (F32)(((half & 0x8000u) << 16) | (is_special & special) | (~is_special & finite));
+#endif
 }
 
-struct BFloat16Weights {
-  using Element = uint16_t;
-  static RWKV_INLINE F32 Widen(U16 v) { return (F32)(__builtin_convertvector(v, U32) << 16); }
-  static RWKV_INLINE F32 Load(const uint16_t* p) { return Widen(*reinterpret_cast<const U16Unaligned*>(p)); }
-  static RWKV_INLINE F32 LoadTail(const uint16_t* p, int64_t count) { return Widen(Load16Tail(p, count)); }
+template <F32 (*kWiden)(U16)>
+struct SixteenBitWeights {
+  static constexpr int64_t kStep = kLanes;
+  struct Row {
+    const uint16_t* weights;
+  };
+  struct Group {};
+  static RWKV_INLINE Row RowOf(const MatrixView& matrix, int64_t row) {
+    return {static_cast<const uint16_t*>(matrix.data) + row * matrix.cols};
+  }
+  static RWKV_INLINE Group GroupOf(Row, int64_t) { return {}; }
+  static RWKV_INLINE F32 Load(Row row, Group, int64_t col) {
+    return kWiden(*reinterpret_cast<const U16Unaligned*>(row.weights + col));
+  }
+  static RWKV_INLINE F32 LoadTail(Row row, Group, int64_t col, int64_t count) {
+    U16 v = {};
+    for (int64_t i = 0; i < count; ++i) v[i] = row.weights[col + i];
+    return kWiden(v);
+  }
+};
+using BFloat16Weights = SixteenBitWeights<WidenBFloat16>;
+using Float16Weights = SixteenBitWeights<WidenHalf>;
+
+// Sixteen codes as floats; the lanes from `count` on are undefined.
+struct EightBitCodes {
+  static RWKV_INLINE const uint8_t* RowOf(const MatrixView& matrix, int64_t row) {
+    return static_cast<const uint8_t*>(matrix.data) + row * matrix.cols;
+  }
+  static RWKV_INLINE F32 Load(const uint8_t* row, int64_t col) {
+    return __builtin_convertvector(*reinterpret_cast<const I8Unaligned*>(row + col), F32);
+  }
+  static RWKV_INLINE F32 LoadTail(const uint8_t* row, int64_t col, int64_t count) {
+    I8 v = {};
+    for (int64_t i = 0; i < count; ++i) v[i] = static_cast<int8_t>(row[col + i]);
+    return __builtin_convertvector(v, F32);
+  }
 };
 
-struct Float16Weights {
-  using Element = uint16_t;
-  static RWKV_INLINE F32 Widen(U16 v) {
-#if defined(__AVX512F__)
-    return (F32)_mm512_cvtph_ps((__m256i)v);
-#elif defined(__F16C__)
-    return Combine((F32x8)_mm256_cvtph_ps(_mm256_castsi256_si128((__m256i)v)),
-                   (F32x8)_mm256_cvtph_ps(_mm256_extracti128_si256((__m256i)v, 1)));
-#else
-    const U32 half = __builtin_convertvector(v, U32);
-    const U32 magnitude = (half & 0x7fffu) << 13;
-    // The exponent moved by a product, which is exact and makes a half subnormal a normal float.
-    const U32 finite = (U32)((F32)magnitude * 0x1p112f);
-    const U32 special = magnitude | 0x7f800000u;  // infinity and NaN
-    const U32 is_special = (U32)(magnitude >= 0x0f800000u);
-    return (F32)(((half & 0x8000u) << 16) | (is_special & special) | (~is_special & finite));
-#endif
+struct FourBitCodes {
+  static RWKV_INLINE const uint8_t* RowOf(const MatrixView& matrix, int64_t row) {
+    return static_cast<const uint8_t*>(matrix.data) + row * ((matrix.cols + 1) / 2);
   }
-  static RWKV_INLINE F32 Load(const uint16_t* p) { return Widen(*reinterpret_cast<const U16Unaligned*>(p)); }
-  static RWKV_INLINE F32 LoadTail(const uint16_t* p, int64_t count) { return Widen(Load16Tail(p, count)); }
+  static RWKV_INLINE F32 Widen(U8x8 pairs) {
+    const U8x8 even = pairs & 0xf;
+    const U8x8 odd = pairs >> 4;
+    const U8 codes = __builtin_shufflevector(even, odd, 0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
+    return __builtin_convertvector(__builtin_convertvector(codes, I32), F32);
+  }
+  static RWKV_INLINE F32 Load(const uint8_t* row, int64_t col) {
+    return Widen(*reinterpret_cast<const U8x8Unaligned*>(row + col / 2));
+  }
+  static RWKV_INLINE F32 LoadTail(const uint8_t* row, int64_t col, int64_t count) {
+    U8x8 v = {};
+    for (int64_t i = 0; i < (count + 1) / 2; ++i) v[i] = row[col / 2 + i];
+    return Widen(v);
+  }
 };
+
+// weight = code * scale + minimum. The product is exact, so fused or not the sum is the same.
+template <typename Codes>
+struct QuantizedWeights {
+  static constexpr int64_t kStep = 32;  // Divides both sizes of groups.
+  struct Row {
+    const uint8_t* codes;
+    const uint16_t* scales;
+    const uint16_t* minimums;  // or null
+    int64_t group;             // 32 or 64
+  };
+  struct Group {
+    F32 scale;
+    F32 minimum;
+  };
+  static RWKV_INLINE Row RowOf(const MatrixView& matrix, int64_t row) {
+    const int64_t first = row * (matrix.group == 32 ? (matrix.cols + 31) / 32 : (matrix.cols + 63) / 64);
+    return {Codes::RowOf(matrix, row), matrix.scales + first,
+            matrix.minimums != nullptr ? matrix.minimums + first : nullptr, matrix.group};
+  }
+  static RWKV_INLINE Group GroupOf(Row row, int64_t col) {
+    const int64_t group = row.group == 32 ? col / 32 : col / 64;
+    return {WidenHalf(U16{} + row.scales[group]),
+            row.minimums != nullptr ? WidenHalf(U16{} + row.minimums[group]) : F32{}};
+  }
+  static RWKV_INLINE F32 Load(Row row, Group group, int64_t col) {
+    return Fma(Codes::Load(row.codes, col), group.scale, group.minimum);
+  }
+  static RWKV_INLINE F32 LoadTail(Row row, Group group, int64_t col, int64_t count) {
+    return KeepFirst(Fma(Codes::LoadTail(row.codes, col, count), group.scale, group.minimum), count);
+  }
+};
+using Int8Weights = QuantizedWeights<EightBitCodes>;
+using Int4Weights = QuantizedWeights<FourBitCodes>;
 
 }  // namespace
 }  // namespace rwkv::kernels::cpu

@@ -30,9 +30,14 @@ TEST(OpTableTest, EveryAvailableTableIsFoundByItsNameAndIsWhole) {
     EXPECT_NE(table->layer_norm, nullptr) << table->name;
     EXPECT_NE(table->token_shift, nullptr) << table->name;
     EXPECT_NE(table->matmul, nullptr) << table->name;
+    EXPECT_NE(table->group_norm, nullptr) << table->name;
+    EXPECT_NE(table->wkv4, nullptr) << table->name;
+    EXPECT_NE(table->wkv6, nullptr) << table->name;
     EXPECT_NE(table->wkv7_prepare, nullptr) << table->name;
     EXPECT_NE(table->wkv7, nullptr) << table->name;
     EXPECT_NE(table->wkv7_output, nullptr) << table->name;
+    EXPECT_NE(table->deep_embed, nullptr) << table->name;
+    EXPECT_NE(table->deep_embed_attention, nullptr) << table->name;
   }
   EXPECT_EQ(names.count("reference"), 1u);
   EXPECT_EQ(names.count("cpu/portable"), 1u);

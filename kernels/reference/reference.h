@@ -10,9 +10,14 @@ EmbedOp Embed;
 LayerNormOp LayerNorm;
 TokenShiftOp TokenShift;
 MatmulOp Matmul;
+GroupNormOp GroupNorm;
+Wkv4Op Wkv4;
+Wkv6Op Wkv6;
 Wkv7PrepareOp Wkv7Prepare;
 Wkv7Op Wkv7;
 Wkv7OutputOp Wkv7Output;
+DeepEmbedOp DeepEmbed;
+DeepEmbedAttentionOp DeepEmbedAttention;
 
 // All of them, as a table named "reference".
 const OpTable& Table();
