@@ -26,8 +26,8 @@ usage_error() {
 # The comment at the top of the script.
 print_help() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; }
 
-# Everything known about the cluster, as in cluster.env. Keys: model, stages, and for every process NAME (router-0,
-# worker-I, state_store-0): NAME.pid, NAME.started, NAME.grpc, NAME.metrics.
+# Everything known about the cluster, as in cluster.env. Keys: model, tokenizer (empty: run.sh looks for it), stages, and for
+# every process NAME (router-0, worker-I, state_store-0): NAME.pid, NAME.started, NAME.grpc, NAME.metrics.
 declare -A cluster=()
 
 # load_cluster DIR: fills `cluster`; false if there is no cluster.env.

@@ -2,9 +2,12 @@
 # Starts a cluster on this machine (a state store, workers, a router; each its own process) and streams an answer.
 # Installs what is missing and builds first. Called again, it finds the running cluster and restarts what died.
 #
-#   deploy/local/run.sh [--model PATH] [--stages N] [--data-dir DIR] [PROMPT]
+#   deploy/local/run.sh [--model PATH] [--tokenizer FILE] [--stages N] [--data-dir DIR] [PROMPT]
 #
 #   --model PATH    an RWKV-7 checkpoint, .safetensors or .pth. Default: a small random model, which speaks nonsense
+#   --tokenizer FILE
+#                   a vocabulary in World format, or a 20B_tokenizer.json. Default: the first that fits the model of
+#                   MODEL.vocab.txt, rwkv_vocab_v20230424.txt and 20B_tokenizer.json beside it, and the published ones
 #   --stages N      worker processes, each with a share of the layers (1 to 64, default 2)
 #   --data-dir DIR  where sessions and logs live (default: ~/.local/share/rwkv-serving/default)
 #   PROMPT          streams the model's answer on standard output; everything else goes to standard error
@@ -22,7 +25,7 @@ readonly start_seconds=300 # For one process to come up; a large model takes lon
 exec 3>&1 1>&2 # Standard output is for the answer alone.
 
 # ---- Arguments. -------------------------------------------------------------------------------------------------------
-model='' stages='' data_dir=$default_data_dir prompt='' has_prompt=false
+model='' tokenizer='' stages='' data_dir=$default_data_dir prompt='' has_prompt=false
 set_prompt() {
   $has_prompt && usage_error "more than one prompt: '$1'; quote it"
   prompt=$1 has_prompt=true
@@ -33,16 +36,18 @@ while [[ $# -gt 0 ]]; do
       print_help >&3
       exit 0
       ;;
-    --model | --stages | --data-dir)
+    --model | --tokenizer | --stages | --data-dir)
       [[ $# -ge 2 && -n $2 ]] || usage_error "$1 needs a value"
       case $1 in
         --model) model=$2 ;;
+        --tokenizer) tokenizer=$2 ;;
         --stages) stages=$2 ;;
         --data-dir) data_dir=$2 ;;
       esac
       shift
       ;;
     --model=?*) model=${1#*=} ;;
+    --tokenizer=?*) tokenizer=${1#*=} ;;
     --stages=?*) stages=${1#*=} ;;
     --data-dir=?*) data_dir=${1#*=} ;;
     --)
@@ -60,8 +65,13 @@ if [[ -n $model ]]; then
   [[ -f $model && -r $model ]] || usage_error "--model '$model' is no readable file"
   model=$(readlink -f "$model")
 fi
+if [[ -n $tokenizer ]]; then
+  [[ -f $tokenizer && -r $tokenizer ]] || usage_error "--tokenizer '$tokenizer' is no readable file"
+  tokenizer=$(readlink -f "$tokenizer")
+  [[ $tokenizer != *,* ]] || usage_error "--tokenizer '$tokenizer' has a comma in its path"
+fi
 if $has_prompt && [[ -z $prompt ]]; then usage_error "the prompt is empty"; fi
-[[ $data_dir != *$'\n'* && $model != *$'\n'* ]] || usage_error "a path with a line break"
+[[ $data_dir != *$'\n'* && $model != *$'\n'* && $tokenizer != *$'\n'* ]] || usage_error "a path with a line break"
 
 # ---- Install and build. -----------------------------------------------------------------------------------------------
 "$here/setup.sh"
@@ -142,12 +152,25 @@ start_worker() {
   start "worker-$1" --listen="$(address grpc "worker-$1")" --metrics_listen="$(address metrics "worker-$1")" \
     --model="${cluster[model]}" --stage="$1/${cluster[stages]}"
 }
+
+# tokenizers_of MODEL: the files that may be its tokenizer, by commas, the likeliest first.
+tokenizers_of() {
+  local candidates=("${1%.*}.vocab.txt") files=() name file
+  for name in rwkv_vocab_v20230424.txt 20B_tokenizer.json; do
+    if [[ -f ${1%/*}/$name ]]; then candidates+=("${1%/*}/$name"); else candidates+=("$cache/vocabulary/$name"); fi
+  done
+  for file in "${candidates[@]}"; do
+    [[ -f $file ]] || continue
+    if [[ $file == *,* ]]; then say "note: $file is not used: it has a comma in its path"; else files+=("$file"); fi
+  done
+  (IFS=,; echo "${files[*]}")
+}
 start_router() {
   local workers=() stage
   for ((stage = 0; stage < cluster[stages]; ++stage)); do workers+=("${cluster[worker-$stage.grpc]}"); done
   start router-0 --listen="$(address grpc router-0)" --metrics_listen="$(address metrics router-0)" \
     --workers="$(IFS=,; echo "${workers[*]}")" --state_store="${cluster[state_store-0.grpc]}" \
-    --vocabulary="$cache/vocabulary/rwkv_vocab_v20230424.txt" --allow_logits
+    --tokenizer="${cluster[tokenizer]:-$(tokenizers_of "${cluster[model]}")}" --allow_logits
 }
 start_by_name() {
   case $1 in
@@ -170,6 +193,8 @@ fi
 if ((running > 0)); then
   differs=''
   [[ -z $model || $model == "${cluster[model]}" ]] || differs="the model ${cluster[model]}"
+  [[ -z $tokenizer || $tokenizer == "${cluster[tokenizer]:-}" ]] ||
+    differs+="${differs:+ and }${cluster[tokenizer]:-no --tokenizer}"
   [[ -z $stages || $stages == "${cluster[stages]}" ]] || differs+="${differs:+ and }${cluster[stages]} stages"
   [[ -z $differs ]] || die "a cluster with $differs runs in $data_dir; stop it first: $here/stop.sh --data-dir $data_dir"
   for binary in "${binaries[@]}"; do
@@ -185,9 +210,10 @@ if ((running > 0)); then
 else
   if $crashed; then
     say "the last cluster here died without being stopped; starting it again"
+    [[ -n $model && $model != "${cluster[model]}" ]] || tokenizer=${tokenizer:-${cluster[tokenizer]:-}}
     model=${model:-${cluster[model]}} stages=${stages:-${cluster[stages]}}
   fi
-  cluster=([model]=${model:-$default_model} [stages]=${stages:-$default_stages})
+  cluster=([model]=${model:-$default_model} [tokenizer]=$tokenizer [stages]=${stages:-$default_stages})
   if [[ ${cluster[model]} == "$default_model" && ! -f $default_model ]]; then
     say "making a small random model: $default_model"
     mkdir -p "${default_model%/*}"

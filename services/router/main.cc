@@ -38,8 +38,10 @@ ABSL_FLAG(std::string, metrics_listen, "127.0.0.1:0", "HOST:PORT of /metrics; em
 ABSL_FLAG(std::string, port_file, "", "File to write the addresses to once listening; empty: none.");
 ABSL_FLAG(std::vector<std::string>, workers, {}, "HOST:PORT of every worker of the pipeline, in any order. Required.");
 ABSL_FLAG(std::string, state_store, "", "HOST:PORT of the state store. Required.");
-ABSL_FLAG(std::string, vocabulary, "",
-          "World vocabulary file, for models with 65,536 ids; empty: such models take token ids only.");
+ABSL_FLAG(
+    std::vector<std::string>, tokenizer, {},
+    "Tokenizer files: vocabularies in World format, 20B_tokenizer.json. The first that fits the model is used; none: "
+    "token ids only.");
 ABSL_FLAG(bool, allow_logits, false, "Serve Generation.Logits, a debugging call that sends whole rows of logits.");
 ABSL_FLAG(int, max_running, 64, "Calls that hold, or are about to take, a slot. More wait.");
 ABSL_FLAG(int, max_waiting, 256, "Calls that wait to be started. More are refused.");
@@ -97,9 +99,12 @@ absl::Status Run() {
                         common::Metrics::Create(absl::GetFlag(FLAGS_metrics_listen), {{"process", name}}));
   RouterMetrics router_metrics(metrics.get());
   common::SystemClock clock;
-  std::unique_ptr<tokenizer::Tokenizer> world;
-  if (!absl::GetFlag(FLAGS_vocabulary).empty()) {
-    RWKV_ASSIGN_OR_RETURN(world, tokenizer::OpenTokenizer(absl::GetFlag(FLAGS_vocabulary)));
+  std::vector<std::unique_ptr<tokenizer::Tokenizer>> owned_tokenizers;
+  std::vector<const tokenizer::Tokenizer*> tokenizers;
+  for (const std::string& path : absl::GetFlag(FLAGS_tokenizer)) {
+    RWKV_ASSIGN_OR_RETURN(std::unique_ptr<tokenizer::Tokenizer> tokenizer, tokenizer::OpenTokenizer(path));
+    tokenizers.push_back(tokenizer.get());
+    owned_tokenizers.push_back(std::move(tokenizer));
   }
 
   const std::string store_address = absl::GetFlag(FLAGS_state_store);
@@ -133,8 +138,8 @@ absl::Status Run() {
   pipeline_options.router = options.router;
   pipeline_options.incarnation = options.incarnation;
   pipeline_options.state_store_address = store_address;
-  TurnManager turns(options, pipeline_options, std::move(workers), catalog.get(), world.get(), &router_metrics, &clock,
-                    Random);
+  TurnManager turns(options, pipeline_options, std::move(workers), catalog.get(), std::move(tokenizers),
+                    &router_metrics, &clock, Random);
 
   Executor executor(kRpcThreads, kMaxQueuedRpcs);
   GenerationService generation(&turns);

@@ -155,9 +155,7 @@ absl::Status LocalCluster::StartAll() {
       for (int stage = 0; stage < options_.stages; ++stage) workers.push_back(address(absl::StrCat("worker-", stage)));
       Process& router = processes_["router-0"];
       router.flags = {absl::StrCat("--workers=", absl::StrJoin(workers, ",")),
-                      absl::StrCat("--state_store=", address("state_store-0")),
-                      absl::StrCat("--vocabulary=", Runfile("../rwkv_pip_package/rwkv/rwkv_vocab_v20230424.txt")),
-                      "--allow_logits"};
+                      absl::StrCat("--state_store=", address("state_store-0")), "--allow_logits"};
       router.flags.insert(router.flags.end(), options_.router_flags.begin(), options_.router_flags.end());
     }
     RWKV_RETURN_IF_ERROR(Restart(name));

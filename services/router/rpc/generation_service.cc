@@ -38,8 +38,8 @@ absl::StatusOr<Request> Parse(const grpc::ByteBuffer& bytes) {
 }
 
 absl::Status NoTokenizer(const ServingModel& model) {
-  return absl::FailedPreconditionError(
-      absl::StrCat("the model \"", model.info.name(), "\" (", model.info.vocab_size(), " ids) has no known tokenizer"));
+  return absl::FailedPreconditionError(absl::StrCat("the model \"", model.info.name(), "\" (", model.info.vocab_size(),
+                                                    " ids) has no known tokenizer: ", model.no_tokenizer));
 }
 
 // A unary call that the turn manager answers, and that can be cancelled until then.

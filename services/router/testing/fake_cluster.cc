@@ -72,9 +72,9 @@ void FakeCluster::RestartRouter() {
   std::vector<std::unique_ptr<worker::WorkerClient>> workers;
   for (int stage = 0; stage < pipeline_options_.stage_count; ++stage) workers.push_back(pipeline_->Connect(stage));
   auto draws = std::make_shared<std::atomic<uint64_t>>(incarnation_ * 1000003ull);
-  router_ = std::make_unique<TurnManager>(router_options_, options, std::move(workers), store_.get(), &tokenizer_,
-                                          router_metrics_.get(), &clock_,
-                                          [draws] { return draws->fetch_add(0x9e3779b97f4a7c15); });
+  router_ = std::make_unique<TurnManager>(router_options_, options, std::move(workers), store_.get(),
+                                          std::vector<const tokenizer::Tokenizer*>{&tokenizer_}, router_metrics_.get(),
+                                          &clock_, [draws] { return draws->fetch_add(0x9e3779b97f4a7c15); });
   router_->Start();
   EXPECT_TRUE(WaitUntil([this] { return router_->pipeline().state().serving; }));
 }

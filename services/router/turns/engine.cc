@@ -31,11 +31,11 @@ constexpr double kDrainRunningShare = 0.7;
 
 TurnManager::Engine::Engine(const Options& options, Pipeline::Options pipeline_options,
                             std::vector<std::unique_ptr<worker::WorkerClient>> workers,
-                            state_store::CatalogClient* catalog, const tokenizer::Tokenizer* world,
+                            state_store::CatalogClient* catalog, std::vector<const tokenizer::Tokenizer*> tokenizers,
                             RouterMetrics* metrics, common::Clock* clock, std::function<uint64_t()> random)
     : options_(options),
       catalog_(catalog),
-      world_(world),
+      tokenizers_(std::move(tokenizers)),
       metrics_(metrics),
       clock_(clock),
       random_(std::move(random)),

@@ -46,7 +46,7 @@ class TurnManager::Engine final : public Pipeline::Listener {
 
   Engine(const Options& options, Pipeline::Options pipeline_options,
          std::vector<std::unique_ptr<worker::WorkerClient>> workers, state_store::CatalogClient* catalog,
-         const tokenizer::Tokenizer* world, RouterMetrics* metrics, common::Clock* clock,
+         std::vector<const tokenizer::Tokenizer*> tokenizers, RouterMetrics* metrics, common::Clock* clock,
          std::function<uint64_t()> random);
   ~Engine() override;
 
@@ -170,7 +170,7 @@ class TurnManager::Engine final : public Pipeline::Listener {
 
   const Options options_;
   state_store::CatalogClient* const catalog_;  // Not owned, as the next four.
-  const tokenizer::Tokenizer* const world_;
+  const std::vector<const tokenizer::Tokenizer*> tokenizers_;
   RouterMetrics* const metrics_;
   common::Clock* const clock_;
   const std::function<uint64_t()> random_;

@@ -29,7 +29,7 @@ constexpr size_t kSavesPerSlot = 2;
 }  // namespace
 
 void TurnManager::Engine::OnEpochUp(uint64_t epoch, const StagePlan& plan) {
-  auto model = std::make_shared<const ServingModel>(MakeServingModel(plan.model, world_));
+  auto model = std::make_shared<const ServingModel>(MakeServingModel(plan.model, tokenizers_));
   {
     absl::MutexLock lock(&mu_);
     model_ = std::move(model);

@@ -1,24 +1,48 @@
 #include "services/router/turns/serving_model.h"
 
-#include <string>
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 
 namespace rwkv::router {
 namespace {
 
-constexpr int32_t kWorldEmbeddingRows = 65536;
+// The tokenizers of published models, by their number of ids, and the rows of those models.
+struct Published {
+  absl::string_view name;
+  uint32_t ids;
+  uint32_t min_rows;
+  uint32_t max_rows;
+};
+constexpr Published kPublished[] = {{"world", 65530, 65536, 65536}, {"neox", 50277, 50277, 50304}};
+
+bool Fits(const tokenizer::Tokenizer& tokenizer, uint32_t rows) {
+  for (const Published& published : kPublished) {
+    if (tokenizer.name() != published.name || tokenizer.vocab_size() != published.ids) continue;
+    return rows >= published.min_rows && rows <= published.max_rows;
+  }
+  return tokenizer.vocab_size() <= rows;
+}
 
 }  // namespace
 
-ServingModel MakeServingModel(const v1::ModelInfo& info, const tokenizer::Tokenizer* world) {
+ServingModel MakeServingModel(const v1::ModelInfo& info, const std::vector<const tokenizer::Tokenizer*>& tokenizers) {
   ServingModel model;
   model.info = info;
   model.info.clear_tokenizer();
-  if (world == nullptr || info.vocab_size() != kWorldEmbeddingRows) return model;
-  model.tokenizer = world;
-  model.info.set_tokenizer(std::string(world->name()));
-  if (world->vocab_size() < static_cast<uint32_t>(info.vocab_size())) {
-    model.banned_token_ids = {world->vocab_size(), static_cast<uint32_t>(info.vocab_size())};
+  const auto rows = static_cast<uint32_t>(info.vocab_size());
+  for (const tokenizer::Tokenizer* const tokenizer : tokenizers) {
+    if (!Fits(*tokenizer, rows)) {
+      absl::StrAppend(&model.no_tokenizer, model.no_tokenizer.empty() ? "" : ", ", "\"", tokenizer->name(), "\" with ",
+                      tokenizer->vocab_size(), " ids does not fit");
+      continue;
+    }
+    model.no_tokenizer.clear();
+    model.tokenizer = tokenizer;
+    model.info.set_tokenizer(std::string(tokenizer->name()));
+    if (tokenizer->vocab_size() < rows) model.banned_token_ids = {tokenizer->vocab_size(), rows};
+    return model;
   }
+  if (tokenizers.empty()) model.no_tokenizer = "the router was started without one";
   return model;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "rwkv/v1/common.pb.h"
@@ -12,10 +13,13 @@ namespace rwkv::router {
 struct ServingModel {
   v1::ModelInfo info;                               // With the tokenizer's name.
   const tokenizer::Tokenizer* tokenizer = nullptr;  // Null: token ids only. Not owned.
+  std::string no_tokenizer;                         // Why it is null, for messages.
   std::vector<uint32_t> banned_token_ids;           // [begin, end) pairs: ids that mean nothing to the tokenizer.
 };
 
-// The model of `info` with `world` as its tokenizer, if that is given and fits (V is that of the World models).
-ServingModel MakeServingModel(const v1::ModelInfo& info, const tokenizer::Tokenizer* world);
+// The model of `info` with the first of `tokenizers` that fits; with none it takes token ids only. A tokenizer fits a
+// model with a row for each of its ids; the published ones fit the numbers of rows that models trained with them have,
+// no other.
+ServingModel MakeServingModel(const v1::ModelInfo& info, const std::vector<const tokenizer::Tokenizer*>& tokenizers);
 
 }  // namespace rwkv::router

@@ -18,9 +18,9 @@ namespace {
 using common::InvalidFieldError;
 
 absl::Status NeedsTokenizer(absl::string_view field, const ServingModel& model) {
-  return absl::FailedPreconditionError(absl::StrCat(field, ": the model \"", model.info.name(), "\" (",
-                                                    model.info.vocab_size(),
-                                                    " ids) has no known tokenizer; send token ids"));
+  return absl::FailedPreconditionError(
+      absl::StrCat(field, ": the model \"", model.info.name(), "\" (", model.info.vocab_size(),
+                   " ids) has no known tokenizer: ", model.no_tokenizer, "; send token ids"));
 }
 
 absl::Status CheckTokens(absl::string_view field, absl::Span<const uint32_t> ids, const ServingModel& model) {

@@ -28,7 +28,7 @@ ServingModel Model(int vocab_size = 1000) {
   info.set_fingerprint("abcd");
   info.set_vocab_size(vocab_size);
   info.set_tokenizer("what a worker says does not count");
-  return MakeServingModel(info, nullptr);
+  return MakeServingModel(info, {});
 }
 
 v1::GenerateRequest Base() {

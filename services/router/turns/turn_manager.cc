@@ -11,10 +11,10 @@ namespace rwkv::router {
 
 TurnManager::TurnManager(const Options& options, Pipeline::Options pipeline_options,
                          std::vector<std::unique_ptr<worker::WorkerClient>> workers,
-                         state_store::CatalogClient* catalog, const tokenizer::Tokenizer* world, RouterMetrics* metrics,
-                         common::Clock* clock, std::function<uint64_t()> random)
-    : engine_(std::make_unique<Engine>(options, std::move(pipeline_options), std::move(workers), catalog, world,
-                                       metrics, clock, std::move(random))) {}
+                         state_store::CatalogClient* catalog, std::vector<const tokenizer::Tokenizer*> tokenizers,
+                         RouterMetrics* metrics, common::Clock* clock, std::function<uint64_t()> random)
+    : engine_(std::make_unique<Engine>(options, std::move(pipeline_options), std::move(workers), catalog,
+                                       std::move(tokenizers), metrics, clock, std::move(random))) {}
 
 TurnManager::~TurnManager() = default;
 

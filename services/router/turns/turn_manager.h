@@ -75,11 +75,11 @@ class TurnManager {
     std::vector<v1::StateTensor> layout;
   };
 
-  // All pointers are borrowed and outlive it. `world` may be null. `random` draws seeds and ids; called from any
-  // thread.
+  // All pointers are borrowed and outlive it. `tokenizers`: the first that fits the model is used. `random` draws seeds
+  // and ids; called from any thread.
   TurnManager(const Options& options, Pipeline::Options pipeline_options,
               std::vector<std::unique_ptr<worker::WorkerClient>> workers, state_store::CatalogClient* catalog,
-              const tokenizer::Tokenizer* world, RouterMetrics* metrics, common::Clock* clock,
+              std::vector<const tokenizer::Tokenizer*> tokenizers, RouterMetrics* metrics, common::Clock* clock,
               std::function<uint64_t()> random);
   ~TurnManager();  // Stop().
   TurnManager(const TurnManager&) = delete;
