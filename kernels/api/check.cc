@@ -26,7 +26,7 @@ absl::Status CheckQuantization(absl::string_view op, absl::string_view name, con
     return absl::InvalidArgumentError(
         absl::StrCat(op, ": ", name, " has scales of ", Name(matrix.dtype), ", expected fp16"));
   }
-  if (matrix.group != 32 && matrix.group != 64) {
+  if (!IsGroupSize(matrix.group)) {
     return absl::InvalidArgumentError(
         absl::StrCat(op, ": ", name, " has groups of ", matrix.group, " weights, expected 32 or 64"));
   }

@@ -31,10 +31,12 @@ struct MatrixView {
 
   // Quantised matrices only. A row has groups = ceil(cols / group) of them, the last one may be shorter.
   Quantization quantization = Quantization::kNone;
-  int64_t group = 0;                   // 32 (as in ggml) or 64
+  int64_t group = 0;                   // 32 (as in ggml) or 64: IsGroupSize()
   const uint16_t* scales = nullptr;    // [rows, groups]
   const uint16_t* minimums = nullptr;  // [rows, groups]; null in kInt8: zeros
 };
+
+inline bool IsGroupSize(int64_t group) { return group == 32 || group == 64; }
 
 // Groups of one row, 0 if the matrix is not quantised.
 inline int64_t GroupsPerRow(const MatrixView& matrix) {
