@@ -4,7 +4,8 @@
 #include <cmath>
 #include <cstring>
 
-#include "kernels/base/dtype.h"
+#include "absl/status/status.h"
+#include "kernels/base/quantize.h"
 #include "kernels/dispatch/op_table.h"
 
 namespace rwkv::kernels::conformance {
@@ -87,10 +88,56 @@ std::vector<SequenceSpan> PackSpans(absl::Span<const int64_t> lengths, absl::Spa
   return spans;
 }
 
-std::vector<char> Narrow(DType dtype, absl::Span<const float> values) {
-  std::vector<char> bytes(values.size() * static_cast<size_t>(SizeOf(dtype)));
-  NarrowFromFloat(dtype, values.data(), static_cast<int64_t>(values.size()), bytes.data());
-  return bytes;
+std::vector<Storage> Storages() {
+  return {
+      {"fp32", DType::kFloat32},
+      {"bf16", DType::kBFloat16},
+      {"fp16", DType::kFloat16},
+      {"int8", DType::kFloat16, Quantization::kInt8, 32, false},
+      {"int8_group_64", DType::kFloat16, Quantization::kInt8, 64, false},
+      {"int8_minimums", DType::kFloat16, Quantization::kInt8, 32, true},
+      {"int4", DType::kFloat16, Quantization::kInt4, 32, true},
+      {"int4_group_64", DType::kFloat16, Quantization::kInt4, 64, true},
+  };
+}
+
+StoredMatrix::StoredMatrix(const Storage& how, int64_t row_count, int64_t col_count, absl::Span<const float> values)
+    : storage(how), rows(row_count), cols(col_count) {
+  const int64_t row_bytes = RowBytes(view());
+  const int64_t groups = GroupsPerRow(view());
+  data.resize(static_cast<size_t>(rows * row_bytes));
+  scales.resize(static_cast<size_t>(rows * groups));
+  if (storage.has_minimums) minimums.resize(scales.size());
+  for (int64_t row = 0; row < rows; ++row) {
+    const float* const from = values.data() + row * cols;
+    uint8_t* const to = data.data() + row * row_bytes;
+    if (storage.quantization == Quantization::kNone) {
+      NarrowFromFloat(storage.dtype, from, cols, to);
+    } else {
+      const absl::Status status =
+          QuantizeRow(storage.quantization, storage.group, from, cols, to, scales.data() + row * groups,
+                      storage.has_minimums ? minimums.data() + row * groups : nullptr);
+      EXPECT_TRUE(status.ok()) << status;
+    }
+  }
+  // The quantiser makes no minimums for int8; any will do.
+  if (storage.quantization == Quantization::kInt8) {
+    for (size_t i = 0; i < minimums.size(); ++i) minimums[i] = FloatToHalf(0.03f * static_cast<float>(i % 7) - 0.1f);
+  }
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t col = 0; col < cols; ++col) widened.push_back(LoadAsFloat(view(), row, col));
+  }
+}
+
+MatrixView StoredMatrix::view() const {
+  MatrixView matrix = {storage.dtype, rows, cols, data.data()};
+  matrix.quantization = storage.quantization;
+  if (storage.quantization != Quantization::kNone) {
+    matrix.group = storage.group;
+    matrix.scales = scales.data();
+    if (storage.has_minimums) matrix.minimums = minimums.data();
+  }
+  return matrix;
 }
 
 }  // namespace rwkv::kernels::conformance

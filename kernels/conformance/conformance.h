@@ -10,6 +10,8 @@
 #include "gtest/gtest.h"
 #include "kernels/api/op_table.h"
 #include "kernels/api/sequence_span.h"
+#include "kernels/base/dtype.h"
+#include "kernels/base/matrix.h"
 
 namespace rwkv::kernels::conformance {
 
@@ -44,7 +46,31 @@ std::string TestName(const OpTable* table);
 // Spans of `lengths[i]` rows for slot `slots[i]`, packed one after the other.
 std::vector<SequenceSpan> PackSpans(absl::Span<const int64_t> lengths, absl::Span<const int32_t> slots);
 
-// `values` narrowed to `dtype`, as bytes.
-std::vector<char> Narrow(DType dtype, absl::Span<const float> values);
+// How a matrix is stored.
+struct Storage {
+  std::string name;
+  DType dtype = DType::kFloat32;
+  Quantization quantization = Quantization::kNone;
+  int64_t group = 0;
+  bool has_minimums = false;
+};
+
+// Every kind that backends compute with, among them int8 with minimums, which is what ggml's Q5_1 becomes.
+std::vector<Storage> Storages();
+
+// A matrix as a checkpoint may hold it.
+struct StoredMatrix {
+  StoredMatrix() = default;
+  StoredMatrix(const Storage& storage, int64_t rows, int64_t cols, absl::Span<const float> values);
+  MatrixView view() const;  // Of this object's memory.
+
+  Storage storage;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  std::vector<uint8_t> data;
+  std::vector<uint16_t> scales;
+  std::vector<uint16_t> minimums;
+  std::vector<float> widened;  // [rows, cols], the floats that it stands for
+};
 
 }  // namespace rwkv::kernels::conformance

@@ -2,7 +2,6 @@
 // caches hold).
 //   GB/s: weights read per second.   GFLOP/s: 2 * rows * outputs * inputs per second.
 #include <cstdint>
-#include <cstring>
 #include <string>
 #include <vector>
 
@@ -13,7 +12,7 @@
 #include "kernels/api/matmul.h"
 #include "kernels/api/op_table.h"
 #include "kernels/base/aligned_buffer.h"
-#include "kernels/base/dtype.h"
+#include "kernels/base/matrix.h"
 #include "kernels/base/stream.h"
 #include "kernels/conformance/conformance.h"
 #include "kernels/dispatch/op_table.h"
@@ -24,35 +23,32 @@ namespace {
 constexpr int64_t kColdBytes =
     256 << 20;  // Weights cycled through, well beyond the third-level cache's share of one core.
 
-void BenchmarkMatmul(benchmark::State& state, const OpTable* table, DType dtype, int64_t rows, int64_t outputs,
-                     int64_t inputs) {
-  const int64_t matrix_bytes = outputs * inputs * SizeOf(dtype);
-  const int64_t matrices = kColdBytes / matrix_bytes;
-  absl::StatusOr<AlignedBuffer<char>> weights = AlignedBuffer<char>::Create(matrices * matrix_bytes);
+void BenchmarkMatmul(benchmark::State& state, const OpTable* table, const conformance::Storage& storage, int64_t rows,
+                     int64_t outputs, int64_t inputs) {
+  std::vector<float> values(static_cast<size_t>(outputs * inputs));
+  for (int64_t i = 0; i < outputs * inputs; ++i) values[i] = static_cast<float>(i % inputs % 13 - 6) / 64.0f;
+  std::vector<conformance::StoredMatrix> weights = {{storage, outputs, inputs, values}};
+  const int64_t matrix_bytes = SizeInBytes(weights[0].view());
+  weights[0].widened = {};
+  weights.resize(static_cast<size_t>(kColdBytes / matrix_bytes), weights[0]);
   absl::StatusOr<AlignedBuffer<float>> x = AlignedBuffer<float>::Create(rows * inputs);
   absl::StatusOr<AlignedBuffer<float>> y = AlignedBuffer<float>::Create(rows * outputs);
-  if (!weights.ok() || !x.ok() || !y.ok()) return state.SkipWithError("no memory");
-  std::vector<float> row(static_cast<size_t>(inputs));
-  for (int64_t i = 0; i < inputs; ++i) row[i] = static_cast<float>(i % 13 - 6) / 64.0f;
-  const std::vector<char> narrow = conformance::Narrow(dtype, row);
-  for (int64_t o = 0; o < matrices * outputs; ++o) {
-    std::memcpy(weights->data() + o * static_cast<int64_t>(narrow.size()), narrow.data(), narrow.size());
-  }
+  if (!x.ok() || !y.ok()) return state.SkipWithError("no memory");
   for (int64_t i = 0; i < x->size(); ++i) (*x)[i] = static_cast<float>(i % 7 - 3) / 8.0f;
 
   CpuStream stream;
-  int64_t matrix = 0;
+  size_t matrix = 0;
   for (auto _ : state) {
     MatmulArgs args;
     args.rows = rows;
-    args.weight = {dtype, outputs, inputs, weights->data() + matrix * matrix_bytes};
+    args.weight = weights[matrix].view();
     args.x = x->data();
     args.y = y->data();
     const absl::Status status = table->matmul(args, stream);
     if (!status.ok()) return state.SkipWithError(std::string(status.message()).c_str());
     benchmark::DoNotOptimize(y->data());
     benchmark::ClobberMemory();
-    matrix = (matrix + 1) % matrices;
+    matrix = (matrix + 1) % weights.size();
   }
   const auto iterations = static_cast<double>(state.iterations());
   state.counters["GB/s"] =
@@ -68,15 +64,15 @@ void RegisterAll() {
   };
   for (const OpTable* table : AvailableOpTables()) {
     if (table->name == "reference") continue;  // Minutes, and nobody asks.
-    for (DType dtype : {DType::kBFloat16, DType::kFloat16, DType::kFloat32}) {
+    for (const conformance::Storage& storage : conformance::Storages()) {
       for (const Shape& shape : {Shape{768, 768}, Shape{3072, 768}, Shape{768, 3072}}) {
-        if (dtype != DType::kBFloat16 && shape.outputs != shape.inputs) continue;
+        if (storage.name != "bf16" && shape.outputs != shape.inputs) continue;
         for (int64_t rows : {1, 4, 32, 128}) {
-          benchmark::RegisterBenchmark(absl::StrCat("matmul/", table->name, "/", Name(dtype), "/out:", shape.outputs,
+          benchmark::RegisterBenchmark(absl::StrCat("matmul/", table->name, "/", storage.name, "/out:", shape.outputs,
                                                     "/in:", shape.inputs, "/rows:", rows)
                                            .c_str(),
                                        [=](benchmark::State& state) {
-                                         BenchmarkMatmul(state, table, dtype, rows, shape.outputs, shape.inputs);
+                                         BenchmarkMatmul(state, table, storage, rows, shape.outputs, shape.inputs);
                                        });
         }
       }

@@ -21,7 +21,7 @@ struct Case {
   int64_t rows = 5;
   int64_t inputs = 64;
   int64_t outputs = 12;
-  DType dtype = DType::kBFloat16;
+  Storage storage = {"bf16", DType::kBFloat16};
   Activation activation = Activation::kNone;
   bool bias = false;
   bool gate = false;
@@ -49,13 +49,17 @@ std::vector<Case> Cases() {
     add("one_row_outputs_" + std::to_string(outputs), [=](Case& c) { c.outputs = outputs, c.rows = 1; });
     add("many_rows_outputs_" + std::to_string(outputs), [=](Case& c) { c.outputs = outputs, c.rows = 20; });
   }
-  for (DType dtype : {DType::kFloat32, DType::kFloat16}) {
-    const std::string name(Name(dtype));
-    add(name, [=](Case& c) { c.dtype = dtype; });
-    add(name + "_one_row", [=](Case& c) { c.dtype = dtype, c.rows = 1; });
-    add(name + "_many_rows", [=](Case& c) { c.dtype = dtype, c.rows = 17; });
-    add(name + "_tail", [=](Case& c) { c.dtype = dtype, c.inputs = 27; });
-    add(name + "_tail_many_rows", [=](Case& c) { c.dtype = dtype, c.inputs = 27, c.rows = 17; });
+  for (const Storage& storage : Storages()) {
+    const std::string& name = storage.name;
+    for (int64_t rows : {1, 5, 17}) {
+      const std::string suffix = "_rows_" + std::to_string(rows);
+      add(name + suffix, [=](Case& c) { c.storage = storage, c.rows = rows, c.inputs = 192; });
+      // Shorter than a group, a group and a bit, one that ends in the middle of its second half.
+      for (int64_t inputs : {1, 27, 33, 64, 85, 127}) {
+        add(name + suffix + "_inputs_" + std::to_string(inputs),
+            [=](Case& c) { c.storage = storage, c.rows = rows, c.inputs = inputs; });
+      }
+    }
   }
   add("sigmoid", [](Case& c) { c.activation = Activation::kSigmoid; });
   add("tanh", [](Case& c) { c.activation = Activation::kTanh; });
@@ -84,8 +88,7 @@ std::vector<Case> Cases() {
 }
 
 struct Problem {
-  std::vector<float> weight;  // as narrowed, and widened again
-  std::vector<char> weight_bytes;
+  StoredMatrix weight;
   std::vector<float> x;
   std::vector<float> bias;
   std::vector<float> gate;
@@ -95,9 +98,7 @@ struct Problem {
 Problem MakeProblem(const Case& c) {
   Random random(7);
   Problem p;
-  p.weight = random.Uniforms(c.outputs * c.inputs, -1.0f, 1.0f);
-  p.weight_bytes = Narrow(c.dtype, p.weight);
-  WidenToFloat(c.dtype, p.weight_bytes.data(), c.outputs * c.inputs, p.weight.data());
+  p.weight = StoredMatrix(c.storage, c.outputs, c.inputs, random.Uniforms(c.outputs * c.inputs, -1.0f, 1.0f));
   p.x = random.Uniforms(c.rows * c.inputs, -2.0f, 2.0f);
   p.y = random.Uniforms(c.rows * c.outputs, -3.0f, 3.0f);
   p.bias = c.bias ? random.Uniforms(c.outputs, -3.0f, 3.0f) : std::vector<float>(static_cast<size_t>(c.outputs));
@@ -113,7 +114,7 @@ std::vector<float> Compute(MatmulOp* matmul, const Case& c, const Problem& p, in
   if (c.in_place) y = gate;
   MatmulArgs args;
   args.rows = count;
-  args.weight = {c.dtype, c.outputs, c.inputs, p.weight_bytes.data()};
+  args.weight = p.weight.view();
   args.x = x.data();
   if (c.bias) args.bias = p.bias.data();
   args.activation = c.activation;
@@ -134,7 +135,7 @@ std::vector<double> Tolerance(const Case& c, const Problem& p) {
       double sum = p.bias[o];
       double magnitude = std::abs(sum);
       for (int64_t k = 0; k < c.inputs; ++k) {
-        const double product = static_cast<double>(p.x[row * c.inputs + k]) * p.weight[o * c.inputs + k];
+        const double product = static_cast<double>(p.x[row * c.inputs + k]) * p.weight.widened[o * c.inputs + k];
         sum += product;
         magnitude += std::abs(product);
       }
@@ -206,6 +207,25 @@ TEST_P(MatmulTest, AnySplitOfTheRowsHasTheBitsOfTheWhole) {
     const std::vector<float> rest = Compute(table->matmul, c, p, split, c.rows - split);
     parts.insert(parts.end(), rest.begin(), rest.end());
     EXPECT_TRUE(SameBits(whole, parts)) << "split at " << split;
+  }
+}
+
+// Whatever way the weights are stored, the product is that of the floats they stand for.
+TEST_P(MatmulTest, StoredWeightsGiveTheBitsOfTheirFloats) {
+  const auto& [table, c] = GetParam();
+  Problem p = MakeProblem(c);
+  const std::vector<float> stored = Compute(table->matmul, c, p, 0, c.rows);
+  p.weight = StoredMatrix(Storages()[0], c.outputs, c.inputs, p.weight.widened);
+  EXPECT_TRUE(SameBits(Compute(table->matmul, c, p, 0, c.rows), stored));
+}
+
+TEST_P(MatmulTest, TablesOfOneFamilyGiveTheSameBits) {
+  const auto& [table, c] = GetParam();
+  const Problem p = MakeProblem(c);
+  const std::vector<float> mine = Compute(table->matmul, c, p, 0, c.rows);
+  for (const OpTable* other : Backends()) {
+    if (other->numeric_family != table->numeric_family) continue;
+    EXPECT_TRUE(SameBits(mine, Compute(other->matmul, c, p, 0, c.rows))) << other->name;
   }
 }
 

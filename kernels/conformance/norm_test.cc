@@ -23,7 +23,7 @@ struct Case {
   int64_t width = 64;
   float center = 0.3f;  // of the inputs, which spread by `spread` around it
   float spread = 2.0f;
-  DType dtype = DType::kBFloat16;  // of the embedding
+  Storage storage = {"bf16", DType::kBFloat16};  // of the embedding
 };
 
 std::vector<Case> Cases() {
@@ -42,10 +42,11 @@ std::vector<Case> Cases() {
   add("far_from_zero", [](Case& c) { c.center = 50.0f; });
   add("smaller_than_epsilon", [](Case& c) { c.center = 0.0f, c.spread = 1e-4f; });
   add("constant", [](Case& c) { c.spread = 0.0f; });
-  add("fp32", [](Case& c) { c.dtype = DType::kFloat32; });
-  add("fp16", [](Case& c) { c.dtype = DType::kFloat16; });
-  add("fp16_tail", [](Case& c) { c.dtype = DType::kFloat16, c.width = 21; });
-  add("bf16_tail", [](Case& c) { c.width = 21; });
+  for (const Storage& storage : Storages()) {
+    add(storage.name, [=](Case& c) { c.storage = storage; });
+    add(storage.name + "_tail", [=](Case& c) { c.storage = storage, c.width = 21; });
+    add(storage.name + "_odd_groups", [=](Case& c) { c.storage = storage, c.width = 85; });
+  }
   return cases;
 }
 
@@ -131,26 +132,13 @@ TEST_P(NormTest, LayerNormOfRowAloneHasTheBitsOfRowInBatch) {
   EXPECT_TRUE(SameBits(RunLayerNorm(table->layer_norm, c, p, 0, c.rows, false), rows));
 }
 
-struct Embedding {
-  std::vector<char> bytes;
-  std::vector<float> widened;
-};
-
-Embedding MakeEmbedding(const Case& c, const Problem& p) {
-  Embedding embedding;
-  embedding.bytes = Narrow(c.dtype, p.x);
-  embedding.widened.resize(p.x.size());
-  WidenToFloat(c.dtype, embedding.bytes.data(), static_cast<int64_t>(p.x.size()), embedding.widened.data());
-  return embedding;
-}
-
-std::vector<float> RunEmbed(EmbedOp* op, const Case& c, const Problem& p, const Embedding& embedding,
+std::vector<float> RunEmbed(EmbedOp* op, const Case& c, const Problem& p, const StoredMatrix& embedding,
                             const std::vector<int32_t>& tokens, bool norm) {
   std::vector<float> x(tokens.size() * static_cast<size_t>(c.width));
   EmbedArgs args;
   args.rows = static_cast<int64_t>(tokens.size());
   args.tokens = tokens.data();
-  args.embedding = {c.dtype, c.rows, c.width, embedding.bytes.data()};
+  args.embedding = embedding.view();
   args.weight = norm ? p.weight.data() : nullptr;
   args.bias = norm ? p.bias.data() : nullptr;
   args.x = x.data();
@@ -162,7 +150,7 @@ std::vector<float> RunEmbed(EmbedOp* op, const Case& c, const Problem& p, const 
 TEST_P(NormTest, EmbedEqualsReference) {
   const auto& [table, c] = GetParam();
   const Problem p = MakeProblem(c);
-  const Embedding embedding = MakeEmbedding(c, p);
+  const StoredMatrix embedding(c.storage, c.rows, c.width, p.x);
   const auto last = static_cast<int32_t>(c.rows - 1);
   const std::vector<int32_t> tokens = {last, 0, last};
   std::vector<float> gathered;
@@ -178,7 +166,7 @@ TEST_P(NormTest, EmbedEqualsReference) {
 TEST_P(NormTest, EmbedHasTheBitsOfLayerNormOfTheRow) {
   const auto& [table, c] = GetParam();
   Problem p = MakeProblem(c);
-  const Embedding embedding = MakeEmbedding(c, p);
+  const StoredMatrix embedding(c.storage, c.rows, c.width, p.x);
   std::vector<int32_t> tokens(static_cast<size_t>(c.rows));
   for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(i);
   const std::vector<float> embedded = RunEmbed(table->embed, c, p, embedding, tokens, true);

@@ -2,29 +2,33 @@
 #include "kernels/api/token_shift.h"
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "absl/status/status.h"
+#include "absl/types/span.h"
 #include "gtest/gtest.h"
+#include "kernels/api/op_table.h"
+#include "kernels/api/sequence_span.h"
 #include "kernels/base/stream.h"
 #include "kernels/conformance/conformance.h"
+#include "kernels/conformance/recurrence.h"
 #include "kernels/reference/reference.h"
 #include "tests/testing/status_matchers.h"
 
 namespace rwkv::kernels::conformance {
 namespace {
 
-constexpr float kUntouched = 1234.5f;
-
 struct Case {
   std::string name;
   std::vector<int64_t> lengths = {3, 1, 4};
-  std::vector<int32_t> slots = {2, 0, 3};
-  int64_t slot_count = 5;
+  Packing packing = {{2, 0, 3}, 5, 0};
   int64_t width = 48;
   int64_t outputs = 6;
-  int64_t stride_gap = 0;
+  int64_t deltas = 0;     // how many of the outputs have a delta, from the last one on
+  bool in_place = false;  // y of those is their delta
 };
 
 std::vector<Case> Cases() {
@@ -36,91 +40,73 @@ std::vector<Case> Cases() {
     cases.push_back(c);
   };
   add("base", [](Case&) {});
-  add("one_token", [](Case& c) { c.lengths = {1}, c.slots = {4}; });
-  add("one_sequence", [](Case& c) { c.lengths = {7}, c.slots = {1}; });
-  add("slots_reversed", [](Case& c) { c.slots = {3, 2, 1}; });
+  add("one_token", [](Case& c) { c.lengths = {1}, c.packing.slots = {4}; });
+  add("one_sequence", [](Case& c) { c.lengths = {7}, c.packing.slots = {1}; });
+  add("slots_reversed", [](Case& c) { c.packing.slots = {3, 2, 1}; });
   add("one_output", [](Case& c) { c.outputs = 1; });
   add("most_outputs", [](Case& c) { c.outputs = kMaxTokenShiftOutputs; });
-  add("pool_with_gaps", [](Case& c) { c.stride_gap = 13; });
+  add("pool_with_gaps", [](Case& c) { c.packing.stride_gap = 13; });
+  add("one_delta", [](Case& c) { c.deltas = 1; });
+  add("all_deltas", [](Case& c) { c.deltas = 6; });
+  add("deltas_in_place", [](Case& c) { c.deltas = 5, c.in_place = true; });
   for (int64_t width : {1, 15, 17, 40}) {
     add("width_" + std::to_string(width), [=](Case& c) { c.width = width; });
+    add("deltas_width_" + std::to_string(width), [=](Case& c) { c.width = width, c.deltas = 2; });
   }
   return cases;
 }
 
-struct Sequence {
-  int64_t length;
-  std::vector<float> x;      // [length, D]
-  std::vector<float> state;  // [D]
-};
-
-struct Result {
-  std::vector<std::vector<float>> y;      // per sequence: [K, length, D]
-  std::vector<std::vector<float>> state;  // per sequence: [D]
-};
-
+// Inputs: x, and a delta for each output (of which c.deltas are used). One state: the last x.
 std::vector<Sequence> MakeSequences(const Case& c) {
   Random random(13);
   std::vector<Sequence> sequences;
   for (int64_t length : c.lengths) {
     Sequence sequence;
     sequence.length = length;
-    sequence.x = random.Uniforms(length * c.width, -2.0f, 2.0f);
-    sequence.state = random.Uniforms(c.width, -2.0f, 2.0f);
+    sequence.inputs.push_back(random.Uniforms(length * c.width, -2.0f, 2.0f));
+    for (int64_t m = 0; m < c.outputs; ++m) {
+      sequence.inputs.push_back(random.Uniforms(length * c.width, -0.5f, 0.5f));
+    }
+    sequence.states.push_back(random.Uniforms(c.width, -2.0f, 2.0f));
     sequences.push_back(sequence);
   }
   return sequences;
 }
 
-Result Compute(TokenShiftOp* op, const Case& c, const std::vector<Sequence>& sequences,
-               const std::vector<int32_t>& slots) {
-  Random random(17);
-  std::vector<std::vector<float>> mix;  // Not confined to [0, 1] in trained models.
-  for (int64_t m = 0; m < c.outputs; ++m) mix.push_back(random.Uniforms(c.width, -0.3f, 1.4f));
-
-  const int64_t stride = c.width + c.stride_gap;
-  std::vector<float> pool(static_cast<size_t>(c.slot_count * stride), kUntouched);
-  std::vector<float> x;
-  std::vector<int64_t> lengths;
-  for (size_t i = 0; i < sequences.size(); ++i) {
-    x.insert(x.end(), sequences[i].x.begin(), sequences[i].x.end());
-    lengths.push_back(sequences[i].length);
-    std::copy(sequences[i].state.begin(), sequences[i].state.end(), pool.begin() + slots[i] * stride);
-  }
-  const std::vector<SequenceSpan> spans = PackSpans(lengths, slots);
-  std::vector<std::vector<float>> y(static_cast<size_t>(c.outputs), std::vector<float>(x.size()));
-  TokenShiftArgs args;
-  args.rows = static_cast<int64_t>(x.size()) / c.width;
-  args.width = c.width;
-  args.spans = spans.data();
-  args.span_count = static_cast<int64_t>(spans.size());
-  args.state_pool = pool.data();
-  args.state_stride = stride;
-  args.state_slots = c.slot_count;
-  args.x = x.data();
-  args.outputs = c.outputs;
-  for (int64_t m = 0; m < c.outputs; ++m) {
-    args.mix[m] = mix[m].data();
-    args.y[m] = y[m].data();
-  }
-  CpuStream stream;
-  EXPECT_OK(op(args, stream));
-
-  Result result;
-  for (size_t i = 0; i < sequences.size(); ++i) {
-    std::vector<float> mine;
+// y is [rows, outputs, width]: the rows of all outputs, side by side.
+Recurrence MakeRecurrence(const Case& c, bool keep_state = false) {
+  const auto run = [&c, keep_state](const OpTable& table, const PackedCall& call, Stream& stream) {
+    Random random(17);
+    std::vector<Floats> mix;  // Not confined to [0, 1] in trained models.
+    for (int64_t m = 0; m < c.outputs; ++m) mix.push_back(random.Uniforms(c.width, -0.3f, 1.4f));
+    std::vector<Floats> delta(call.inputs.begin() + 1, call.inputs.end());
+    std::vector<Floats> y(mix.size(), Floats(call.inputs[0].size()));
+    TokenShiftArgs args;
+    args.rows = call.rows;
+    args.width = c.width;
+    args.spans = call.spans.data();
+    args.span_count = static_cast<int64_t>(call.spans.size());
+    args.state_pool = call.states[0].data;
+    args.state_stride = call.states[0].stride;
+    args.state_slots = call.slots;
+    args.x = call.inputs[0].data();
+    args.outputs = c.outputs;
+    args.keep_state = keep_state;
     for (int64_t m = 0; m < c.outputs; ++m) {
-      const auto begin = y[m].begin() + spans[i].row_begin * c.width;
-      mine.insert(mine.end(), begin, begin + spans[i].row_count * c.width);
+      const bool has_delta = m >= c.outputs - c.deltas;
+      args.mix[m] = mix[m].data();
+      if (has_delta) args.mix_delta[m] = delta[m].data();
+      args.y[m] = has_delta && c.in_place ? delta[m].data() : y[m].data();
     }
-    result.y.push_back(mine);
-    const auto state = pool.begin() + slots[i] * stride;
-    result.state.emplace_back(state, state + c.width);
-    std::fill(state, state + c.width, kUntouched);
-  }
-  EXPECT_EQ(std::count(pool.begin(), pool.end(), kUntouched), static_cast<int64_t>(pool.size()))
-      << "wrote outside the states of its sequences";
-  return result;
+    const absl::Status status = table.token_shift(args, stream);
+    for (int64_t row = 0; row < call.rows; ++row) {
+      for (int64_t m = 0; m < c.outputs; ++m) {
+        std::copy(args.y[m] + row * c.width, args.y[m] + (row + 1) * c.width, call.y + (row * c.outputs + m) * c.width);
+      }
+    }
+    return status;
+  };
+  return {c.outputs * c.width, run};
 }
 
 class TokenShiftTest : public ::testing::TestWithParam<std::tuple<const OpTable*, Case>> {};
@@ -128,56 +114,54 @@ class TokenShiftTest : public ::testing::TestWithParam<std::tuple<const OpTable*
 TEST_P(TokenShiftTest, EqualsReference) {
   const auto& [table, c] = GetParam();
   const std::vector<Sequence> sequences = MakeSequences(c);
-  const Result expected = Compute(reference::TokenShift, c, sequences, c.slots);
-  const Result actual = Compute(table->token_shift, c, sequences, c.slots);
-  for (size_t i = 0; i < sequences.size(); ++i) {
-    // Three roundings of at most |x| + 2 |x| * 1.4, with |x| <= 2.
-    EXPECT_TRUE(AllClose(expected.y[i], actual.y[i], 3 * 8.0 * kUnitRoundoff)) << "sequence " << i;
-    EXPECT_TRUE(SameBits(expected.state[i], actual.state[i])) << "sequence " << i;
+  const std::vector<SequenceResult> expected = Compute(reference::Table(), MakeRecurrence(c), sequences, c.packing);
+  const std::vector<SequenceResult> actual = Compute(*table, MakeRecurrence(c), sequences, c.packing);
+  for (size_t s = 0; s < sequences.size(); ++s) {
+    // Four roundings of at most |x| + 2 |x| * 1.9, with |x| <= 2.
+    EXPECT_TRUE(AllClose(expected[s].y, actual[s].y, 4 * 10.0 * kUnitRoundoff)) << "sequence " << s;
+    EXPECT_TRUE(SameBits(expected[s].states[0], actual[s].states[0])) << "sequence " << s;
   }
 }
 
 TEST_P(TokenShiftTest, StateIsTheLastInput) {
   const auto& [table, c] = GetParam();
   const std::vector<Sequence> sequences = MakeSequences(c);
-  const Result actual = Compute(table->token_shift, c, sequences, c.slots);
-  for (size_t i = 0; i < sequences.size(); ++i) {
-    EXPECT_TRUE(SameBits(absl::MakeConstSpan(sequences[i].x).last(static_cast<size_t>(c.width)), actual.state[i]));
+  const std::vector<SequenceResult> actual = Compute(*table, MakeRecurrence(c), sequences, c.packing);
+  for (size_t s = 0; s < sequences.size(); ++s) {
+    const absl::Span<const float> x = sequences[s].inputs[0];
+    EXPECT_TRUE(SameBits(x.last(static_cast<size_t>(c.width)), actual[s].states[0]));
+  }
+}
+
+TEST_P(TokenShiftTest, KeptStateIsWhatItWasAndChangesNoOutput) {
+  const auto& [table, c] = GetParam();
+  const std::vector<Sequence> sequences = MakeSequences(c);
+  const std::vector<SequenceResult> updated = Compute(*table, MakeRecurrence(c), sequences, c.packing);
+  const std::vector<SequenceResult> kept = Compute(*table, MakeRecurrence(c, true), sequences, c.packing);
+  for (size_t s = 0; s < sequences.size(); ++s) {
+    EXPECT_TRUE(SameBits(updated[s].y, kept[s].y)) << "sequence " << s;
+    EXPECT_TRUE(SameBits(sequences[s].states[0], kept[s].states[0])) << "sequence " << s;
   }
 }
 
 TEST_P(TokenShiftTest, SequenceAloneHasTheBitsOfSequenceAmongOthers) {
   const auto& [table, c] = GetParam();
-  const std::vector<Sequence> sequences = MakeSequences(c);
-  const Result together = Compute(table->token_shift, c, sequences, c.slots);
-  for (size_t i = 0; i < sequences.size(); ++i) {
-    const Result alone = Compute(table->token_shift, c, {sequences[i]}, {0});
-    EXPECT_TRUE(SameBits(together.y[i], alone.y[0])) << "sequence " << i;
-    EXPECT_TRUE(SameBits(together.state[i], alone.state[0])) << "sequence " << i;
-  }
+  ExpectSequencesAreIndependent(*table, MakeRecurrence(c), MakeSequences(c), c.packing);
+}
+
+TEST_P(TokenShiftTest, OrderOfTheSequencesIsFree) {
+  const auto& [table, c] = GetParam();
+  ExpectOrderIsFree(*table, MakeRecurrence(c), MakeSequences(c), c.packing);
 }
 
 TEST_P(TokenShiftTest, SplitAtAnyTokenHasTheBitsOfTheWhole) {
   const auto& [table, c] = GetParam();
-  for (const Sequence& sequence : MakeSequences(c)) {
-    const Result whole = Compute(table->token_shift, c, {sequence}, {1});
-    for (int64_t split = 1; split < sequence.length; ++split) {
-      Sequence head = {split, {sequence.x.begin(), sequence.x.begin() + split * c.width}, sequence.state};
-      const Result first = Compute(table->token_shift, c, {head}, {1});
-      Sequence tail = {
-          sequence.length - split, {sequence.x.begin() + split * c.width, sequence.x.end()}, first.state[0]};
-      const Result second = Compute(table->token_shift, c, {tail}, {1});
-      std::vector<float> joined;
-      for (int64_t m = 0; m < c.outputs; ++m) {
-        const auto a = first.y[0].begin() + m * head.length * c.width;
-        joined.insert(joined.end(), a, a + head.length * c.width);
-        const auto b = second.y[0].begin() + m * tail.length * c.width;
-        joined.insert(joined.end(), b, b + tail.length * c.width);
-      }
-      EXPECT_TRUE(SameBits(whole.y[0], joined)) << "split at " << split;
-      EXPECT_TRUE(SameBits(whole.state[0], second.state[0])) << "split at " << split;
-    }
-  }
+  ExpectAnySplitIsTheWhole(*table, MakeRecurrence(c), MakeSequences(c));
+}
+
+TEST_P(TokenShiftTest, TablesOfOneFamilyGiveTheSameBits) {
+  const auto& [table, c] = GetParam();
+  ExpectFamilyAgrees(*table, MakeRecurrence(c), MakeSequences(c), c.packing);
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, TokenShiftTest,
@@ -185,6 +169,47 @@ INSTANTIATE_TEST_SUITE_P(Backends, TokenShiftTest,
                          [](const auto& info) {
                            return TestName(std::get<0>(info.param)) + "_" + std::get<1>(info.param).name;
                          });
+
+class TokenShiftMixTest : public ::testing::TestWithParam<const OpTable*> {};
+
+// RWKV-4 and 5 store the share of the token itself: x m + previous (1 - m) is the shift by 1 - m, rounded once more.
+TEST_P(TokenShiftMixTest, OneMinusTheMixOfRwkv4IsItsShift) {
+  Random random(67);
+  const int64_t width = 4000;
+  const Floats x = random.Uniforms(width, -4.0f, 4.0f);
+  const Floats previous = random.Uniforms(width, -4.0f, 4.0f);
+  const Floats time_mix = random.Uniforms(width, -0.5f, 1.5f);
+  Floats mix(time_mix.size());
+  for (size_t i = 0; i < mix.size(); ++i) mix[i] = 1.0f - time_mix[i];
+  Floats state = previous;
+  Floats y(mix.size());
+  const SequenceSpan span = {0, 0, 1};
+  TokenShiftArgs args;
+  args.rows = 1;
+  args.width = width;
+  args.spans = &span;
+  args.span_count = 1;
+  args.state_pool = state.data();
+  args.state_stride = width;
+  args.state_slots = 1;
+  args.x = x.data();
+  args.outputs = 1;
+  args.mix[0] = mix.data();
+  args.y[0] = y.data();
+  CpuStream stream;
+  ASSERT_OK(GetParam()->token_shift(args, stream));
+  Floats expected(y.size());
+  std::vector<double> tolerance(y.size());
+  for (size_t i = 0; i < y.size(); ++i) {
+    const double m = time_mix[i];
+    expected[i] = static_cast<float>(x[i] * m + previous[i] * (1.0 - m));
+    tolerance[i] = 4 * kUnitRoundoff * (std::abs(x[i]) + std::abs(previous[i])) * 1.5;
+  }
+  EXPECT_TRUE(AllClose(expected, y, tolerance));
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, TokenShiftMixTest, ::testing::ValuesIn(Backends()),
+                         [](const auto& info) { return TestName(info.param); });
 
 }  // namespace
 }  // namespace rwkv::kernels::conformance
