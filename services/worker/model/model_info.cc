@@ -1,8 +1,11 @@
 #include "services/worker/model/model_info.h"
 
+#include <algorithm>
+#include <map>
 #include <string>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
@@ -22,11 +25,24 @@ std::string ModelName(absl::string_view path) {
   return absl::CHexEscape(dot == absl::string_view::npos || dot == 0 ? name : name.substr(0, dot));
 }
 
+// What the file says of its chat template: in safetensors under "template", in GGUF under llama.cpp's key. Empty if it
+// is nothing to go by: too long, or not ASCII (a proto string has to be UTF-8, a file's may be any bytes).
+std::string ChatTemplateOf(const std::map<std::string, std::string>& metadata) {
+  constexpr size_t kMaxBytes = 16 << 10;
+  for (const char* const key : {"template", "tokenizer.chat_template"}) {
+    const auto it = metadata.find(key);
+    if (it == metadata.end() || it->second.size() > kMaxBytes) continue;
+    if (std::all_of(it->second.begin(), it->second.end(), absl::ascii_isascii)) return it->second;
+  }
+  return "";
+}
+
 }  // namespace
 
 absl::StatusOr<v1::ModelInfo> MakeModelInfo(const checkpoint::Checkpoint& checkpoint,
                                             const checkpoint::ModelConfig& config) {
   v1::ModelInfo info;
+  info.set_chat_template(ChatTemplateOf(checkpoint.metadata()));
   RWKV_ASSIGN_OR_RETURN(std::string fingerprint, checkpoint::Fingerprint(checkpoint));
   info.set_name(ModelName(checkpoint.path()));
   info.set_fingerprint(std::move(fingerprint));

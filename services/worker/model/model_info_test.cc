@@ -1,6 +1,8 @@
 #include "services/worker/model/model_info.h"
 
+#include <map>
 #include <string>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
@@ -10,6 +12,7 @@
 #include "services/checkpoint/checkpoint.h"
 #include "services/checkpoint/fingerprint.h"
 #include "services/checkpoint/model_config.h"
+#include "tests/testing/checkpoint_writer.h"
 #include "tests/testing/equals_proto.h"
 #include "tests/testing/random_model.h"
 #include "tests/testing/status_matchers.h"
@@ -68,6 +71,22 @@ TEST(ModelInfoTest, TheVocabularysSizeTellsTheTokenizer) {
 TEST(ModelInfoTest, AFileNameThatIsNoTextIsEscaped) {
   EXPECT_EQ(InfoOf({}, "m\xff.pth").name(), "m\\xff");
   EXPECT_EQ(InfoOf({}, ".hidden").name(), ".hidden");
+}
+
+TEST(ModelInfoTest, TheFileSaysItsChatTemplate) {
+  ASSERT_OK_AND_ASSIGN(const std::vector<testing::RawTensor> tensors, testing::MakeRandomModel({}));
+  const std::string path = absl::StrCat(::testing::TempDir(), "/templates.safetensors");
+  const auto said = [&](const std::map<std::string, std::string>& metadata) {
+    EXPECT_OK(testing::WriteFileAtomically(path, testing::SafetensorsBytes(tensors, metadata)));
+    const auto checkpoint = checkpoint::Checkpoint::Open(path).value();
+    const auto config = checkpoint::ModelConfig::FromCheckpoint(*checkpoint).value();
+    return MakeModelInfo(*checkpoint, config).value().chat_template();
+  };
+  EXPECT_EQ(said({}), "");
+  EXPECT_EQ(said({{"template", "raven"}, {"vocabulary", "x"}}), "raven");
+  EXPECT_EQ(said({{"tokenizer.chat_template", "rwkv-world"}}), "rwkv-world");
+  EXPECT_EQ(said({{"template", "\u4E16"}}), "");
+  EXPECT_EQ(said({{"template", std::string((16 << 10) + 1, 'x')}}), "");
 }
 
 }  // namespace
