@@ -5,7 +5,9 @@
 #include "absl/random/random.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/types/optional.h"
 #include "rwkv/v1/generation.pb.h"
+#include "services/rwkvctl/chat_prompt.h"
 #include "services/rwkvctl/input.h"
 #include "services/rwkvctl/json.h"
 #include "services/rwkvctl/sampling_flags.h"
@@ -21,7 +23,8 @@ class GenerateCommand : public Command {
     return "Text goes to standard output as it comes. A model without a tokenizer takes --tokens, and its ids are "
            "printed,\n"
            "parted by blanks. --json prints an object per token {index, id, text, logprob} and a last one with\n"
-           "finish_reason, counts and timings. With a session a lost connection is taken up again by itself.\n";
+           "finish_reason, counts and timings. With a session a lost connection is taken up again by itself.\n"
+           "With --template the prompt is what a user says: one turn of a chat, as models were trained on it.\n";
   }
 
   void AddFlags(FlagSet& flags) override {
@@ -38,6 +41,7 @@ class GenerateCommand : public Command {
     flags.AddString("request-id", "ID", "names the turn: sent twice, it runs once", set(request_.mutable_request_id()));
     flags.AddUint32("max-tokens", "at most so many (default 256)",
                     [this](uint32_t value) { request_.set_max_tokens(value); });
+    prompt_.AddFlags(flags);
     AddSamplingFlags(flags, request_.mutable_sampling());
     flags.AddString("stop", "TEXT", "end before this text; may be given often", [this](const std::string& value) {
       request_.add_stop(value);
@@ -56,6 +60,10 @@ class GenerateCommand : public Command {
   absl::Status Check(const std::vector<std::string>& positional) override {
     if (absl::Status status = CheckNoArguments(positional); !status.ok()) return status;
     if (absl::Status status = input_.Check(); !status.ok()) return status;
+    if (absl::Status status = prompt_.CheckNeedsTemplate(); !status.ok()) return status;
+    if (prompt_.has_template() && request_.resume_from() > 0) {
+      return absl::InvalidArgumentError("--template and --resume-from exclude each other: send what was sent before");
+    }
     if (!request_.request_id().empty() && request_.session_id().empty()) {
       return absl::InvalidArgumentError("--request-id needs --session: only a session's turns can be named");
     }
@@ -69,7 +77,13 @@ class GenerateCommand : public Command {
     absl::StatusOr<InputFlags::Input> input = input_.Read(context.in);
     if (!input.ok()) return input.status();
     bool print_ids = false;
-    if (input->is_text) {
+    absl::optional<ChatPrompt::Answer> answer;
+    if (prompt_.has_template()) {
+      if (!input->is_text) return absl::InvalidArgumentError("--template needs --prompt TEXT");
+      if (absl::Status status = prompt_.Choose(context.client, request_.model()); !status.ok()) return status;
+      if (absl::Status status = prompt_.AddTurn(context.client, input->text, &request_); !status.ok()) return status;
+      answer.emplace(prompt_.MakeAnswer());
+    } else if (input->is_text) {
       request_.set_text(std::move(input->text));
     } else {
       *request_.mutable_tokens() = std::move(input->tokens);
@@ -89,8 +103,9 @@ class GenerateCommand : public Command {
         if (response.has_token_id()) context.out << (any ? " " : "") << response.token_id();
         if (response.has_finish()) context.out << "\n";
       } else {
-        context.out << response.text();
-        if (!response.text().empty()) line_open = response.text().back() != '\n';
+        const std::string text = answer.has_value() ? answer->Push(response.text()) : response.text();
+        context.out << text;
+        if (!text.empty()) line_open = text.back() != '\n';
       }
       any = true;
       return FlushOutput(context.out);
@@ -113,6 +128,7 @@ class GenerateCommand : public Command {
   }
 
   InputFlags input_;
+  ChatPrompt prompt_;
   v1::GenerateRequest request_;
   bool ignore_end_of_text_ = false;
   bool json_ = false;

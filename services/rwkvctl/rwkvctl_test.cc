@@ -21,7 +21,6 @@
 #include "nlohmann/json.hpp"
 #include "services/common/grpc_status.h"
 #include "services/router/client/fake_router_client.h"
-#include "services/rwkvctl/chat_command.h"
 
 namespace rwkv::rwkvctl {
 namespace {
@@ -43,6 +42,15 @@ class FakeInterrupts : public Interrupts {
  private:
   std::function<void()> handler_;
 };
+
+// What a request feeds, as bytes: the fake's ids.
+std::string Fed(const v1::GenerateRequest& request) {
+  return request.has_text() ? request.text()
+                            : std::string(request.tokens().ids().begin(), request.tokens().ids().end());
+}
+
+// A session's text, after the end of text that it begins with.
+std::string Begun(const std::string& text) { return std::string(1, '\0') + text; }
 
 class RwkvctlTest : public ::testing::Test {
  protected:
@@ -498,7 +506,7 @@ TEST_F(RwkvctlTest, ChatKeepsItsSessionAndItsTemplate) {
   EXPECT_EQ(err_, "session session-1\n");
   EXPECT_EQ(out_, "Hello.\nHello.\n");
   ASSERT_THAT(router_.generate_requests, SizeIs(2));
-  EXPECT_EQ(router_.generate_requests[0].text(), "User: Hi\n\nAssistant:");
+  EXPECT_EQ(Fed(router_.generate_requests[0]), Begun("User: Hi\n\nAssistant:"));
   EXPECT_THAT(router_.generate_requests[0].stop(), ElementsAre("\n\nUser:"));
   // The fake left the stop string in the session, as the router does: only the rest is fed.
   EXPECT_EQ(router_.generate_requests[1].text(), " Who are you?\n\nAssistant:");
@@ -506,7 +514,7 @@ TEST_F(RwkvctlTest, ChatKeepsItsSessionAndItsTemplate) {
   EXPECT_NE(router_.generate_requests[0].request_id(), router_.generate_requests[1].request_id());
   const std::vector<uint32_t>& log = router_.logs["session-1"];
   EXPECT_EQ(std::string(log.begin(), log.end()),
-            "User: Hi\n\nAssistant: Hello.\n\nUser: Who are you?\n\nAssistant: Hello.\n\nUser:");
+            Begun("User: Hi\n\nAssistant: Hello.\n\nUser: Who are you?\n\nAssistant: Hello.\n\nUser:"));
 }
 
 TEST_F(RwkvctlTest, ChatGoesOnWithASessionHoweverItEnded) {
@@ -520,7 +528,57 @@ TEST_F(RwkvctlTest, ChatGoesOnWithASessionHoweverItEnded) {
 
 TEST_F(RwkvctlTest, ChatTakesMessagesOfSeveralLines) {
   EXPECT_EQ(Call({"chat"}, "\"\"\"\nfirst\n\nsecond \r\n\"\"\"\n"), 0);
-  EXPECT_EQ(request().text(), "User: first\nsecond\n\nAssistant:");
+  EXPECT_EQ(Fed(request()), Begun("User: first\nsecond\n\nAssistant:"));
+}
+
+TEST_F(RwkvctlTest, ChatTakesTheModelsTemplateOrTheOneGiven) {
+  router_.chat_template = "raven";
+  EXPECT_EQ(Call({"chat"}, "Hi\n"), 0);
+  EXPECT_EQ(request().text(), "Bob: Hi\n\nAlice:");  // Raven's sessions do not begin with the end of text.
+  EXPECT_THAT(request().stop(), ElementsAre("\n\nBob:"));
+  EXPECT_EQ(Call({"chat", "--template=instruction", "--system", "Translate.", "--stop=x"}, "Hi\nMore\n"), 0);
+  EXPECT_EQ(Fed(router_.generate_requests[1]), Begun("Instruction: Translate.\n\nInput: Hi\n\nResponse:"));
+  EXPECT_EQ(request().text(), "\n\nInstruction: More\n\nResponse:");
+  EXPECT_THAT(request().stop(), ElementsAre("x"));
+  router_.chat_template = "";
+  router_.model_name = "rwkv7-g1a-0.1b-20250728-ctx4096";
+  terminal_ = true;
+  router_.answer = ">\nHm.</think>\nYes.";
+  EXPECT_EQ(Call({"chat", "--think=on"}, "Hi\n"), 0);
+  EXPECT_EQ(Fed(request()), Begun("User: Hi\n\nAssistant: <think"));
+  EXPECT_EQ(out_, "Assistant: <think>\nHm.</think>\nYes.\n");
+  terminal_ = false;
+  router_.answer = ">\nYes.";
+  EXPECT_EQ(Call({"chat", "--think=off"}, "Hi\n"), 0);
+  EXPECT_EQ(Fed(request()), Begun("User: Hi\n\nAssistant: <think>\n</think"));
+  EXPECT_EQ(out_, "Yes.\n");
+}
+
+TEST_F(RwkvctlTest, ChatRefusesWhatTheTemplateCannotDo) {
+  EXPECT_EQ(Call({"chat", "--template=nobody's"}, "Hi\n"), 2);
+  EXPECT_THAT(err_, AllOf(HasSubstr("nobody's"), HasSubstr("world, g1, instruction, raven")));
+  EXPECT_EQ(Call({"chat", "--think=maybe"}, "Hi\n"), 2);
+  EXPECT_EQ(Call({"chat", "--think=on"}, "Hi\n"), 1);
+  EXPECT_THAT(err_, HasSubstr("\"world\" knows no thinking"));
+  router_.logs["s"] = {'H', 'i'};
+  EXPECT_EQ(Call({"chat", "--session=s", "--system=Be kind."}, "Hi\n"), 1);
+  EXPECT_THAT(err_, HasSubstr("has begun without it"));
+}
+
+TEST_F(RwkvctlTest, GenerateWithATemplateIsOneTurnOfAChat) {
+  router_.answer = " Hello.";
+  EXPECT_EQ(Call({"generate", "--template", "world", "--prompt", "Hi\n\nthere "}), 0);
+  EXPECT_EQ(out_, "Hello.");
+  EXPECT_EQ(Fed(request()), Begun("User: Hi\nthere\n\nAssistant:"));
+  EXPECT_THAT(request().stop(), ElementsAre("\n\nUser:"));
+  router_.logs["s"] = {'x'};
+  EXPECT_EQ(Call({"generate", "--template=world", "--session=s", "--prompt=Hi"}), 0);
+  EXPECT_EQ(request().text(), "\n\nUser: Hi\n\nAssistant:");
+  EXPECT_EQ(Call({"generate", "--template=world", "--tokens=1"}), 1);
+  EXPECT_THAT(err_, HasSubstr("--template needs --prompt"));
+  EXPECT_EQ(Call({"generate", "--template=world", "--prompt=Hi", "--session=s", "--resume-from=1"}), 2);
+  EXPECT_EQ(Call({"generate", "--think=on", "--prompt=Hi"}), 2);
+  EXPECT_THAT(err_, HasSubstr("need --template"));
 }
 
 TEST_F(RwkvctlTest, ChatInterruptEndsTheAnswerNotTheSession) {
@@ -531,7 +589,7 @@ TEST_F(RwkvctlTest, ChatInterruptEndsTheAnswerNotTheSession) {
     if (index == 3 && ++answers == 1) interrupts_.Interrupt();
   };
   EXPECT_EQ(Call({"chat"}, "one\ntwo\n"), 0);
-  EXPECT_THAT(out_, StartsWith("Assistant:a l\n"));
+  EXPECT_THAT(out_, StartsWith("Assistant: a l\n"));
   EXPECT_THAT(out_, HasSubstr("a long answer"));
   EXPECT_THAT(err_, HasSubstr("[stopped]"));
   ASSERT_THAT(router_.generate_requests, SizeIs(2));
@@ -556,21 +614,6 @@ TEST_F(RwkvctlTest, ChatErrorsEndAScriptButNotATerminal) {
   EXPECT_EQ(Call({"chat"}, "one\ntwo\n"), 0);
   EXPECT_THAT(err_, HasSubstr("UNAVAILABLE: no pipeline"));
   EXPECT_THAT(out_, HasSubstr("Hello."));
-}
-
-TEST(ChatTemplateTest, CleanMessageKeepsTheTemplateWhole) {
-  EXPECT_EQ(CleanMessage("  a \r\n\r\n\n b\t\r c  "), "a\n b\n c");
-  EXPECT_EQ(CleanMessage("\n \n"), "");
-}
-
-TEST(ChatTemplateTest, TurnAddsWhatTheSessionLacks) {
-  EXPECT_EQ(MakeTurn("", "m"), "User: m\n\nAssistant:");
-  EXPECT_EQ(MakeTurn("x", "m"), "\n\nUser: m\n\nAssistant:");
-  EXPECT_EQ(MakeTurn("x\n", "m"), "\nUser: m\n\nAssistant:");
-  EXPECT_EQ(MakeTurn("x\n\n", "m"), "User: m\n\nAssistant:");
-  EXPECT_EQ(MakeTurn("x\n\nUs", "m"), "er: m\n\nAssistant:");
-  EXPECT_EQ(MakeTurn("x\n\nUser:", "m"), " m\n\nAssistant:");
-  EXPECT_EQ(MakeTurn("User:", "m"), "\n\nUser: m\n\nAssistant:");
 }
 
 }  // namespace

@@ -122,7 +122,8 @@ absl::StatusOr<v1::DetokenizeResponse> FakeRouterClient::Detokenize(const v1::De
 absl::StatusOr<v1::ListModelsResponse> FakeRouterClient::ListModels() {
   v1::ListModelsResponse response;
   v1::ModelInfo* model = response.add_models();
-  model->set_name("fake");
+  model->set_name(state_->model_name);
+  model->set_chat_template(state_->chat_template);
   model->set_fingerprint("00112233445566778899aabbccddeeff");
   model->set_vocab_size(256);
   if (state_->has_tokenizer) model->set_tokenizer("bytes");

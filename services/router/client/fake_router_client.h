@@ -24,6 +24,8 @@ class FakeRouterClient : public RouterClient {
     // request's first stop string if the script ran out.
     std::string answer = "Hello.";
     bool has_tokenizer = true;
+    std::string model_name = "fake";
+    std::string chat_template;                          // What the model's file says of it.
     absl::Status generate_status;                       // After the tokens, in place of the finish, if not OK.
     std::vector<absl::Status> first_statuses;           // Generate takes these first, one a call, before any token.
     std::map<std::string, std::vector<uint32_t>> logs;  // Of the sessions, by id.
