@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/escaping.h"
@@ -231,6 +232,50 @@ std::string TorchLegacyBytes(absl::Span<const RawTensor> tensors) {
   return absl::StrCat("\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.", "\x80\x02M\xe9\x03.", "\x80\x02}(",
                       PickledString("protocol_version"), "M\xe9\x03", PickledString("little_endian"), "\x88u.",
                       StateDictPickle(SpecsOf(tensors), /*is_legacy=*/true), keys, "e.", payloads);
+}
+
+GgufKey GgufText(absl::string_view name, absl::string_view text) {
+  return {std::string(name), absl::StrCat(Little(8, 4), Little(text.size(), 8), text)};
+}
+
+GgufKey GgufUint32(absl::string_view name, uint32_t value) {
+  return {std::string(name), absl::StrCat(Little(4, 4), Little(value, 4))};
+}
+
+GgufKey GgufTexts(absl::string_view name, absl::Span<const std::string> texts) {
+  std::string value = absl::StrCat(Little(9, 4), Little(8, 4), Little(texts.size(), 8));
+  for (const std::string& text : texts) absl::StrAppend(&value, Little(text.size(), 8), text);
+  return {std::string(name), std::move(value)};
+}
+
+std::string GgufBytes(absl::Span<const GgufKey> keys, absl::Span<const GgmlTensor> tensors,
+                      const GgufOptions& options) {
+  std::string out = absl::StrCat("GGUF", Little(options.version, 4), Little(tensors.size(), 8), Little(keys.size(), 8));
+  for (const GgufKey& key : keys) absl::StrAppend(&out, Little(key.name.size(), 8), key.name, key.value);
+  const auto pad = [&options](std::string* bytes) {
+    bytes->append((options.alignment - bytes->size() % options.alignment) % options.alignment, '\0');
+  };
+  std::string payload;
+  for (const GgmlTensor& tensor : tensors) {
+    pad(&payload);
+    absl::StrAppend(&out, Little(tensor.name.size(), 8), tensor.name, Little(tensor.shape.size(), 4));
+    for (size_t i = tensor.shape.size(); i-- > 0;) out += Little(static_cast<uint64_t>(tensor.shape[i]), 8);
+    absl::StrAppend(&out, Little(tensor.type, 4), Little(payload.size(), 8));
+    payload += tensor.data;
+  }
+  pad(&out);
+  return out + payload;
+}
+
+std::string RwkvCppBytes(const RwkvCppHeader& header, absl::Span<const GgmlTensor> tensors) {
+  std::string out = absl::StrCat("fmgg", Little(header.version, 4), Little(header.vocab_size, 4),
+                                 Little(header.width, 4), Little(header.layers, 4), Little(0, 4));
+  for (const GgmlTensor& tensor : tensors) {
+    absl::StrAppend(&out, Little(tensor.shape.size(), 4), Little(tensor.name.size(), 4), Little(tensor.type, 4));
+    for (size_t i = tensor.shape.size(); i-- > 0;) out += Little(static_cast<uint64_t>(tensor.shape[i]), 4);
+    absl::StrAppend(&out, tensor.name, tensor.data);
+  }
+  return out;
 }
 
 absl::Status WriteFileAtomically(const std::string& path,

@@ -55,6 +55,40 @@ std::string ZipBytes(absl::Span<const ZipEntry> entries, const ZipOptions& optio
 // element, None.
 std::string StateDictPickle(absl::Span<const TensorSpec> tensors, bool is_legacy = false);
 
+// A tensor as ggml's files describe it, with the type's code in that file (they differ between GGUF and rwkv.cpp).
+struct GgmlTensor {
+  std::string name;
+  uint32_t type = 0;           // 0: F32, 1: F16
+  std::vector<int64_t> shape;  // As PyTorch has it; the files list it the other way round.
+  std::string data;
+};
+
+// One key of a GGUF file: its type and value, encoded.
+struct GgufKey {
+  std::string name;
+  std::string value;
+};
+GgufKey GgufText(absl::string_view name, absl::string_view text);
+GgufKey GgufUint32(absl::string_view name, uint32_t value);
+GgufKey GgufTexts(absl::string_view name, absl::Span<const std::string> texts);  // An array of them.
+
+struct GgufOptions {
+  uint32_t version = 3;
+  uint64_t alignment = 32;  // What the tensors keep; a key that says so is the caller's.
+};
+// As llama.cpp's gguf-py.
+std::string GgufBytes(absl::Span<const GgufKey> keys, absl::Span<const GgmlTensor> tensors,
+                      const GgufOptions& options = {});
+
+// As rwkv.cpp's converter.
+struct RwkvCppHeader {
+  uint32_t version = 101;
+  uint32_t vocab_size = 0;
+  uint32_t width = 0;
+  uint32_t layers = 0;
+};
+std::string RwkvCppBytes(const RwkvCppHeader& header, absl::Span<const GgmlTensor> tensors);
+
 // Writes beside `path` and renames, so that nobody sees half a file. `write` is called once with a function that
 // appends bytes. On error nothing is left behind.
 using AppendFunction = std::function<absl::Status(absl::string_view)>;

@@ -16,14 +16,15 @@
 namespace rwkv::checkpoint {
 namespace {
 
+constexpr std::pair<absl::string_view, ElementType> kTypes[] = {
+    {"F64", ElementType::kFloat64},   {"F32", ElementType::kFloat32},        {"F16", ElementType::kFloat16},
+    {"BF16", ElementType::kBFloat16}, {"F8_E4M3", ElementType::kFloat8E4M3}, {"F8_E5M2", ElementType::kFloat8E5M2},
+    {"I64", ElementType::kInt64},     {"I32", ElementType::kInt32},          {"I16", ElementType::kInt16},
+    {"I8", ElementType::kInt8},       {"U64", ElementType::kUint64},         {"U32", ElementType::kUint32},
+    {"U16", ElementType::kUint16},    {"U8", ElementType::kUint8},           {"BOOL", ElementType::kBool},
+};
+
 absl::optional<ElementType> ParseElementType(absl::string_view name) {
-  static constexpr std::pair<absl::string_view, ElementType> kTypes[] = {
-      {"F64", ElementType::kFloat64},   {"F32", ElementType::kFloat32},        {"F16", ElementType::kFloat16},
-      {"BF16", ElementType::kBFloat16}, {"F8_E4M3", ElementType::kFloat8E4M3}, {"F8_E5M2", ElementType::kFloat8E5M2},
-      {"I64", ElementType::kInt64},     {"I32", ElementType::kInt32},          {"I16", ElementType::kInt16},
-      {"I8", ElementType::kInt8},       {"U64", ElementType::kUint64},         {"U32", ElementType::kUint32},
-      {"U16", ElementType::kUint16},    {"U8", ElementType::kUint8},           {"BOOL", ElementType::kBool},
-  };
   for (const auto& [text, type] : kTypes) {
     if (name == text) return type;
   }
@@ -291,6 +292,13 @@ absl::StatusOr<SafetensorsDirectory> ReadSafetensors(absl::Span<const uint8_t> f
         absl::StrCat("the last ", payload_bytes - covered, " bytes of the file belong to no tensor"));
   }
   return directory;
+}
+
+absl::string_view SafetensorsName(ElementType type) {
+  for (const auto& [text, named] : kTypes) {
+    if (named == type) return text;
+  }
+  return "";
 }
 
 }  // namespace rwkv::checkpoint

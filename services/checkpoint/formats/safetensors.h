@@ -8,7 +8,9 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "services/checkpoint/formats/element_type.h"
 #include "services/checkpoint/formats/tensor_record.h"
 
 namespace rwkv::checkpoint {
@@ -26,5 +28,8 @@ struct SafetensorsDirectory {
 //   kDataLoss: the file ends before its header or a tensor does.
 //   kInvalidArgument: anything else that contradicts the format.
 absl::StatusOr<SafetensorsDirectory> ReadSafetensors(absl::Span<const uint8_t> file);
+
+// "F32", "BF16", ...: what the format calls the type.
+absl::string_view SafetensorsName(ElementType type);
 
 }  // namespace rwkv::checkpoint

@@ -6,6 +6,23 @@
 
 namespace rwkv::checkpoint {
 
+bool IsPlain(const TensorRecord& record) {
+  return record.blocks == BlockType::kNone && record.applied == Applied::kNothing && record.exponent == 0;
+}
+
+int64_t StoredBytes(const TensorRecord& record) {
+  const int64_t elements = ElementCount(record.shape).value_or(0);
+  if (elements == 0) return 0;
+  int64_t last = elements - 1;  // The index, in the order of the file.
+  if (!record.strides.empty()) {
+    last = 0;
+    for (size_t i = 0; i < record.shape.size(); ++i) last += (record.shape[i] - 1) * record.strides[i];
+  }
+  if (record.blocks == BlockType::kNone) return (last + 1) * ElementSize(record.type);
+  const int64_t per_block = PartBytes(record.blocks, record.part) / ElementSize(record.type);
+  return (last / per_block + 1) * BlockBytes(record.blocks);
+}
+
 absl::optional<int64_t> ElementCount(absl::Span<const int64_t> shape) {
   int64_t count = 1;
   bool is_empty = false;

@@ -9,6 +9,7 @@
 #include "absl/types/optional.h"
 #include "absl/types/span.h"
 #include "services/checkpoint/formats/element_type.h"
+#include "services/checkpoint/formats/ggml_blocks.h"
 
 namespace rwkv::checkpoint {
 
@@ -16,14 +17,35 @@ namespace rwkv::checkpoint {
 constexpr int kMaxTensors = 32768;
 constexpr int kMaxTensorRank = 8;
 
+// The function that a converter applied to a parameter x before it wrote it; reading takes it back.
+enum class Applied : uint8_t {
+  kNothing,
+  kExp,             // The file holds exp(x).
+  kNegativeExp,     // -exp(x)
+  kExpNegativeExp,  // exp(-exp(x))
+};
+
 // A reader hands out records only after it has checked them against the file: every element they reach lies inside it.
 struct TensorRecord {
   std::string name;
-  ElementType type = ElementType::kFloat32;
-  std::vector<int64_t> shape;    // Each >= 0.
-  std::vector<int64_t> strides;  // In elements, each >= 0, as many as shape; empty: row-major.
-  int64_t offset = 0;            // Bytes from the start of the file to element [0, 0, ...].
+  ElementType type = ElementType::kFloat32;  // Of the elements as they are read; in the file too, but for `blocks`.
+  std::vector<int64_t> shape;                // Each >= 0.
+  std::vector<int64_t> strides;              // In elements, each >= 0, as many as shape; empty: row-major.
+  int64_t offset = 0;                        // Bytes from the start of the file to element [0, 0, ...].
+
+  // Elements that are not read as they stand in the file. With `blocks`, type is that of the part, and the strides
+  // count weights; a part other than kWeights has none.
+  BlockType blocks = BlockType::kNone;
+  BlockPart part = BlockPart::kWeights;
+  Applied applied = Applied::kNothing;  // Of type kFloat32 only.
+  int exponent = 0;                     // The element times 2^exponent is meant; of fp32, bf16 and fp16 only.
 };
+
+// Whether the elements are those of the file, bit for bit.
+bool IsPlain(const TensorRecord& record);
+
+// Bytes from `offset` to the end of the last element's (or its block's), 0 if there is none.
+int64_t StoredBytes(const TensorRecord& record);
 
 // Number of elements; nothing if a size is negative or the product does not fit (counting zero sizes as one, so that
 // no order of multiplication can overflow).
