@@ -14,6 +14,8 @@
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/types/span.h"
+#include "services/checkpoint/adapter.h"
+#include "services/checkpoint/container.h"
 #include "services/checkpoint/formats/element_type.h"
 #include "services/checkpoint/formats/mapped_file.h"
 #include "services/checkpoint/formats/tensor_record.h"
@@ -22,7 +24,7 @@ namespace rwkv::checkpoint {
 
 // What the file says about a tensor; its bytes have not been touched.
 struct TensorInfo {
-  std::string name;  // Without the prefixes trainers add ("_forward_module.", "model.").
+  std::string name;  // The original one of BlinkDL's files, whatever the file calls it.
   ElementType type = ElementType::kFloat32;
   std::vector<int64_t> shape;  // Each >= 0; empty for a scalar.
   int64_t bytes = 0;           // Product of shape times the element's size.
@@ -38,52 +40,80 @@ struct Tensor {
 // a file that shrinks under its map kills the process with SIGBUS.
 class Checkpoint {
  public:
-  // Finds the format by content: safetensors, .pth as a zip archive, .pth as torch < 1.6 wrote it. Reads the directory
-  // of the file and nothing else, so it costs the same for any size of model.
+  // Finds format and dialect by content: safetensors and .pth (zip, or as torch < 1.6 wrote it) with the names of
+  // BlinkDL, Hugging Face or web-rwkv; GGUF; rwkv.cpp. Reads the directory of the file and nothing else, so it costs
+  // the same for any size of model.
   //   kNotFound: no such file. kPermissionDenied: not readable.
   //   kDataLoss: the file is shorter than it says.
   //   kInvalidArgument: not a checkpoint, or one that contradicts itself; the message names file, tensor and values.
-  //   kUnimplemented: a known format that this build does not read (GGUF, rwkv.cpp, big-endian or compressed .pth).
+  //   kUnimplemented: a known format or variant that this build does not read.
   static absl::StatusOr<std::shared_ptr<const Checkpoint>> Open(const std::string& path);
+
+  // The same with a LoRA adapter merged: its matrices are added as they are read, in fp32, and cast back to the stored
+  // type; see adapter.h for the formula and for errors of `adapter`.
+  //   kInvalidArgument: the adapter has a tensor that the model has not, or of another shape.
+  //   kFailedPrecondition: it changes a matrix that is quantised here.
+  static absl::StatusOr<std::shared_ptr<const Checkpoint>> OpenWithAdapter(const std::string& path,
+                                                                           const std::string& adapter, double alpha);
 
   ~Checkpoint();
   Checkpoint(const Checkpoint&) = delete;
   Checkpoint& operator=(const Checkpoint&) = delete;
 
   const std::string& path() const { return path_; }
-  absl::string_view format() const { return format_; }  // "safetensors", "pth", "pth-legacy"
+  absl::string_view format() const { return container_.format; }    // "safetensors", "pth", "pth-legacy", "gguf", ...
+  absl::string_view dialect() const { return container_.dialect; }  // "", "web-rwkv", "hugging-face"
   int64_t file_bytes() const { return static_cast<int64_t>(file_->bytes().size()); }
 
   // Sorted by name, names unique.
   absl::Span<const TensorInfo> tensors() const { return infos_; }
   const TensorInfo* Find(absl::string_view name) const;  // nullptr: not in the file.
 
-  // The elements. Views into the map where the file holds them contiguous and aligned; the others (transposed views of
-  // a .pth, odd offsets) are copied at the first call. All tensors together are at most twice the file, so copies are.
-  // kNotFound: no such tensor.
+  // The elements. Views into the map where the file holds them as they are, contiguous and aligned; the others
+  // (transposed or fused, decoded from blocks, merged, at odd offsets) are copied at the first call. What the tensors
+  // cover is at most twice the file, so copies are bounded by that, times eight at worst (four-bit blocks as fp32).
+  // kNotFound: no such tensor. kDataLoss: the file has been cut since it was opened.
   absl::StatusOr<Tensor> Read(absl::string_view name) const ABSL_LOCKS_EXCLUDED(mu_);
 
   // Bytes [offset, offset + out.size()) of the tensor's row-major content, without mapping any page where the file
-  // holds it contiguous: for those who look at a little of everything. offset and size are multiples of the element's.
+  // holds it contiguous and without keeping a copy: for those who look at a little of everything, or once at
+  // everything. offset and size are multiples of the element's.
   // kDataLoss: the file has been cut since it was opened.
   absl::Status ReadBytes(const TensorInfo& info, int64_t offset, absl::Span<uint8_t> out) const;
 
-  // safetensors' __metadata__; empty for other formats.
-  const std::map<std::string, std::string>& metadata() const { return metadata_; }
+  // safetensors' __metadata__, GGUF's keys as texts. "quantisation.group" is there if tensors are quantised: X of int8
+  // [out, in] or uint8 [out, in / 2] (two weights a byte, the even one low), X.scale and X.min fp16 [out, groups].
+  const std::map<std::string, std::string>& metadata() const { return container_.metadata; }
+
+  // The bytes of every token, by id, that the file itself brings (GGUF does); empty for ids that stand for no text.
+  // kNotFound: it brings none. kUnimplemented: of another kind than RWKV's. kInvalidArgument: malformed.
+  absl::StatusOr<std::vector<std::string>> Vocabulary() const;
 
  private:
-  Checkpoint(std::string path, std::unique_ptr<MappedFile> file);
+  // Where a tensor comes from; parallel to infos_.
+  struct Source {
+    const TensorRecord* record = nullptr;
+    const MappedFile* file = nullptr;
+    const Adapter::Update* update = nullptr;  // Null: none.
+  };
 
+  Checkpoint(std::string path, std::unique_ptr<MappedFile> file, std::unique_ptr<const Adapter> adapter);
+
+  static absl::StatusOr<std::shared_ptr<const Checkpoint>> Open(const std::string& path,
+                                                                std::unique_ptr<const Adapter> adapter);
   absl::Status ReadDirectory();
-  absl::Status AddRecords(std::vector<TensorRecord> records);
-  const TensorRecord& RecordOf(const TensorInfo& info) const { return records_[&info - infos_.data()]; }
+  absl::Status AddTensor(const TensorRecord& record, const MappedFile& file);
+  absl::Status AddAdapter();
+  absl::Status MergeBytes(const TensorInfo& info, int64_t offset, absl::Span<uint8_t> out) const;
+  const Source& SourceOf(const TensorInfo& info) const { return sources_[&info - infos_.data()]; }
 
   const std::string path_;
   const std::unique_ptr<MappedFile> file_;
-  absl::string_view format_;
+  const std::unique_ptr<const Adapter> adapter_;  // Null: none.
+  Container container_;
   std::vector<TensorInfo> infos_;
-  std::vector<TensorRecord> records_;  // Parallel to infos_.
-  std::map<std::string, std::string> metadata_;
+  std::vector<Source> sources_;
+  int64_t stored_bytes_ = 0;  // What the tensors cover in the file, shared bytes counted as often as they are.
 
   mutable absl::Mutex mu_;
   mutable absl::flat_hash_map<const TensorInfo*, std::unique_ptr<uint8_t[]>> copies_ ABSL_GUARDED_BY(mu_);

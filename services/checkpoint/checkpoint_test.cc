@@ -151,8 +151,8 @@ TEST(CheckpointTest, OpenNamesTheFileInEveryError) {
        "legacy.pth: "},
       {"text", WriteTemporary("text.pth", "Not a model, but a page of text."), absl::StatusCode::kInvalidArgument,
        "text.pth: not a checkpoint"},
-      {"GGUF", WriteTemporary("x.gguf", "GGUF\3"), absl::StatusCode::kUnimplemented, "x.gguf: a GGUF file"},
-      {"rwkv.cpp", WriteTemporary("x.bin", "fmgg"), absl::StatusCode::kUnimplemented, "x.bin: an rwkv.cpp file"},
+      {"only GGUF's magic", WriteTemporary("x.gguf", "GGUF\3"), absl::StatusCode::kDataLoss, "x.gguf: GGUF: the file"},
+      {"only rwkv.cpp's magic", WriteTemporary("x.bin", "fmgg"), absl::StatusCode::kDataLoss, "x.bin: rwkv.cpp: the"},
   };
   for (const auto& test : kCases) {
     SCOPED_TRACE(test.name);

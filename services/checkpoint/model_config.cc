@@ -83,7 +83,6 @@ absl::Status CheckVersion(const Checkpoint& checkpoint) {
   }
   if (any(".att.time_maa_rkvw_w1") || any(".att.gate_w1")) return Recognised("RWKV-6 (an x060a/b/c experiment)");
   if (any(".att.time_maa_")) return Recognised("RWKV-6 (x060)");
-  if (any(".att.time_mix_w1")) return Recognised("RWKV-6 (x060, web-rwkv's transposed dialect)");
   if (any(".att.ln_x.")) {
     const TensorInfo* decay = checkpoint.Find(absl::StrCat("blocks.", layers - 1, ".att.time_decay"));
     if (decay != nullptr && decay->shape.size() == 2 && decay->shape[1] > 1) return Recognised("RWKV-5.2");
