@@ -7,6 +7,7 @@
 
 #include "absl/types/optional.h"
 #include "services/checkpoint/formats/element_type.h"
+#include "services/checkpoint/formats/ggml_blocks.h"
 #include "services/checkpoint/formats/tensor_record.h"
 
 namespace rwkv::testing {
@@ -26,7 +27,12 @@ inline void CheckRecords(const std::vector<checkpoint::TensorRecord>& records, u
         last += static_cast<__int128>(record.shape[i] - 1) * record.strides[i];
       }
     }
-    if (record.offset + (last + 1) * checkpoint::ElementSize(record.type) > static_cast<__int128>(file_bytes)) abort();
+    const __int128 bytes =
+        record.blocks == checkpoint::BlockType::kNone
+            ? (last + 1) * checkpoint::ElementSize(record.type)
+            : (last / checkpoint::BlockWeights(record.blocks) + 1) * checkpoint::BlockBytes(record.blocks);
+    if (record.offset + bytes > static_cast<__int128>(file_bytes)) abort();
+    if (bytes != checkpoint::StoredBytes(record)) abort();
   }
 }
 

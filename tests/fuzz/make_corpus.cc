@@ -4,6 +4,7 @@
 #include <functional>
 #include <iostream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -65,6 +66,48 @@ absl::Status WriteTokenizers(const Write& write) {
   return absl::OkStatus();
 }
 
+GgmlTensor Zeros(const std::string& name, uint32_t type, std::vector<int64_t> shape, size_t bytes) {
+  return {name, type, std::move(shape), std::string(bytes, '\0')};
+}
+
+// Every dialect's change and every kind of block; types are GGUF's codes.
+std::vector<GgmlTensor> GgufTensors() {
+  return {Zeros("token_embd.weight", 1, {3, 4}, 24),
+          Zeros("blk.0.time_mix_lerp_fused.weight", 0, {6, 1, 1, 4}, 96),
+          Zeros("blk.1.time_mix_w1.weight", 0, {2, 4}, 32),
+          Zeros("blk.1.time_mix_r_k.weight", 0, {4}, 16),
+          Zeros("blk.0.time_mix_key.weight", 8, {1, 32}, 34),
+          Zeros("blk.0.time_mix_value.weight", 3, {1, 32}, 20),
+          Zeros("blk.0.time_mix_output.weight", 7, {1, 32}, 24),
+          Zeros("blk.0.channel_mix_key.weight", 14, {1, 256}, 210)};
+}
+
+std::string GgufFile(const std::string& architecture) {
+  return GgufBytes(
+      std::vector<GgufKey>{GgufText("general.architecture", architecture),
+                           GgufUint32(architecture + ".wkv.head_size", 2),
+                           GgufUint32("rwkv6.rescale_every_n_layers", 1), GgufText("tokenizer.ggml.model", "rwkv"),
+                           GgufTexts("tokenizer.ggml.tokens", {"<s>", "\\x00", "a\\n"})},
+      GgufTensors());
+}
+
+std::vector<GgmlTensor> RwkvCppTensors(const std::string& version_tensor) {
+  return {Zeros("emb.weight", 0, {3, 4}, 48),
+          Zeros(version_tensor, 0, {1, 4}, 16),
+          Zeros("blocks.0.att.time_decay", 0, {2, 2, 1}, 16),
+          Zeros("blocks.0.att.time_faaaa", 0, {2, 2, 1}, 16),
+          Zeros("blocks.0.att.time_maa_w2", 0, {5, 4, 2}, 160),
+          Zeros("blocks.0.att.x_rwkvag", 0, {6, 1, 4}, 96),
+          Zeros("blocks.0.att.w1", 2, {2, 32}, 36),
+          Zeros("blocks.0.att.key.weight", 7, {1, 32}, 22),
+          Zeros("blocks.0.ffn.key.weight", 9, {1, 32}, 34)};
+}
+
+std::vector<RawTensor> WithNames(std::vector<RawTensor> tensors, const std::vector<std::string>& names) {
+  for (size_t i = 0; i < tensors.size(); ++i) tensors[i].spec.name = names[i];
+  return tensors;
+}
+
 absl::Status WriteAll(const std::string& root) {
   const Write write = [&root](const std::string& folder, const std::string& name, const std::string& bytes) {
     mkdir(absl::StrCat(root, "/", folder).c_str(), 0755);
@@ -98,6 +141,34 @@ absl::Status WriteAll(const std::string& root) {
                                          "cos\nsystem\nX\2\0\0\0id\x85R.",
                                          25)));
   RWKV_RETURN_IF_ERROR(write("pickle", "itself", std::string("\x80\x02}q\0(X\1\0\0\0ah\0X\1\0\0\0bh\0u.", 24)));
+
+  const RwkvCppHeader header = {101, 3, 4, 1};
+  for (const char* architecture : {"rwkv6", "rwkv7"}) {
+    RWKV_RETURN_IF_ERROR(write("gguf", architecture, GgufFile(architecture)));
+    RWKV_RETURN_IF_ERROR(write("checkpoint", absl::StrCat(architecture, ".gguf"), GgufFile(architecture)));
+  }
+  RWKV_RETURN_IF_ERROR(write("gguf", "empty", GgufBytes({}, {})));
+  const std::pair<const char*, const char*> kVersions[] = {{"4", "blocks.0.att.time_mix_k"},
+                                                           {"5", "blocks.0.att.ln_x.weight"},
+                                                           {"6", "blocks.0.att.time_maa_x"},
+                                                           {"7", "blocks.0.att.r_k"}};
+  for (const auto& [version, tensor] : kVersions) {
+    const std::string bytes = RwkvCppBytes(header, RwkvCppTensors(tensor));
+    RWKV_RETURN_IF_ERROR(write("rwkv_cpp", version, bytes));
+    RWKV_RETURN_IF_ERROR(write("checkpoint", absl::StrCat(version, ".bin"), bytes));
+  }
+  RWKV_RETURN_IF_ERROR(
+      write("checkpoint", "fla.safetensors",
+            SafetensorsBytes(WithNames(few, {"model.layers.0.attn.w_lora.lora.0.weight", "model.layers.0.attn.x_r",
+                                             "model.norm.weight", "model.layers.0.attn.r_proj.weight"}))));
+  RWKV_RETURN_IF_ERROR(
+      write("checkpoint", "port.safetensors",
+            SafetensorsBytes(WithNames(few, {"rwkv.blocks.0.attention.key.weight", "rwkv.blocks.0.pre_ln.weight",
+                                             "rwkv.embeddings.weight", "rwkv.blocks.0.feed_forward.time_mix_key"}))));
+  RWKV_RETURN_IF_ERROR(
+      write("checkpoint", "web_rwkv.st",
+            SafetensorsBytes(WithNames(few, {"blocks.0.att.time_mix_w1", "blocks.0.att.time_mix_w2",
+                                             "blocks.0.att.time_decay_w1", "blocks.0.att.time_state"}))));
 
   RWKV_RETURN_IF_ERROR(write("checkpoint", "few.safetensors", SafetensorsBytes(few)));
   RWKV_RETURN_IF_ERROR(write("checkpoint", "model.safetensors", SafetensorsBytes(model)));
