@@ -51,6 +51,12 @@ TEST(FingerprintTest, TheFingerprintOfAFileStaysWhatItWas) {
             "0be2222d9cc8723788ca25b9b5f2588d");
 }
 
+TEST(FingerprintTest, IsIndependentOfTheDialect) {
+  ASSERT_OK_AND_ASSIGN(const auto original, Checkpoint::Open("services/checkpoint/testdata/v6.safetensors"));
+  ASSERT_OK_AND_ASSIGN(const auto web_rwkv, Checkpoint::Open("services/checkpoint/testdata/v6.st"));
+  EXPECT_EQ(Fingerprint(*web_rwkv).value(), Fingerprint(*original).value());
+}
+
 TEST(FingerprintTest, IsIndependentOfTheContainer) {
   std::vector<RawTensor> tensors = BaseModel();
   const std::string expected = FingerprintOf(tensors);

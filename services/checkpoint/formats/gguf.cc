@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/status/status.h"
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/types/optional.h"
@@ -236,6 +237,10 @@ class Reader {
     uint32_t type = 0;
     uint64_t count = 0;
     if (!reader_.U32(&type) || !reader_.U64(&count)) return TooShort(what);
+    if (absl::StartsWith(key, "tokenizer.ggml.token") && count > kMaxGgufTokens) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("GGUF: ", what, " has ", count, " entries; at most ", kMaxGgufTokens));
+    }
     if (type == kString) {
       const bool keep = key == "tokenizer.ggml.tokens";
       if (keep && !directory_.tokens.empty()) {

@@ -17,6 +17,7 @@ namespace rwkv::checkpoint {
 constexpr uint64_t kMaxGgufHeaderBytes = 100'000'000;  // Everything before the tensors' bytes.
 constexpr uint64_t kMaxGgufKeys = 4096;
 constexpr uint64_t kMaxGgufTextBytes = 1 << 20;  // Of one key or text.
+constexpr uint64_t kMaxGgufTokens = 1 << 20;
 
 struct GgufDirectory {
   std::vector<TensorRecord> tensors;            // With GGUF's names; shapes as PyTorch has them, [out, in].
