@@ -16,7 +16,9 @@ ABSL_FLAG(std::string, listen, "127.0.0.1:0", "HOST:PORT of the gRPC services; p
 ABSL_FLAG(std::string, metrics_listen, "127.0.0.1:0",
           "HOST:PORT of the Prometheus endpoint; port 0 picks a free one, empty: none.");
 ABSL_FLAG(std::string, port_file, "", "File that gets the addresses once the worker answers; empty: none.");
-ABSL_FLAG(std::string, model, "", "Checkpoint (.safetensors or .pth) with RWKV tensor names. Required.");
+ABSL_FLAG(std::string, model, "", "Checkpoint: .pth, .safetensors, GGUF or rwkv.cpp's .bin. Required.");
+ABSL_FLAG(std::string, lora, "", "LoRA adapter (.pth or .safetensors) to merge into the model; empty: none.");
+ABSL_FLAG(double, lora_alpha, 0, "The alpha that --lora was trained with, which is not in its file.");
 ABSL_FLAG(std::string, stage, "", "I/S: this is stage I of S and takes its even share of the layers.");
 ABSL_FLAG(std::string, layers, "", "BEGIN:END: the layers of this stage, instead of --stage. Neither: all layers.");
 ABSL_FLAG(int32_t, slots, 64, "Sequences whose state is kept in memory. More cost memory, fewer cost reloads.");
@@ -35,6 +37,8 @@ absl::Status Run() {
   options.metrics_listen = absl::GetFlag(FLAGS_metrics_listen);
   options.port_file = absl::GetFlag(FLAGS_port_file);
   options.model = absl::GetFlag(FLAGS_model);
+  options.lora = absl::GetFlag(FLAGS_lora);
+  options.lora_alpha = absl::GetFlag(FLAGS_lora_alpha);
   options.stage = absl::GetFlag(FLAGS_stage);
   options.layers = absl::GetFlag(FLAGS_layers);
   options.slots = absl::GetFlag(FLAGS_slots);

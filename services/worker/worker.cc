@@ -12,6 +12,7 @@
 #include "kernels/base/stream.h"
 #include "kernels/dispatch/op_table.h"
 #include "services/checkpoint/checkpoint.h"
+#include "services/checkpoint/formats/tensor_record.h"
 #include "services/checkpoint/model_config.h"
 #include "services/common/channel.h"
 #include "services/common/logging.h"
@@ -39,6 +40,11 @@ constexpr int64_t kMaxReceiveBytes = int64_t{1} << 30;
 
 absl::Status CheckOptions(const Worker::Options& options) {
   if (options.model.empty()) return absl::InvalidArgumentError("--model: no checkpoint named");
+  if (options.lora.empty() != (options.lora_alpha == 0)) {
+    return absl::InvalidArgumentError(absl::StrCat("--lora and --lora_alpha: one without the other (",
+                                                   checkpoint::Quoted(options.lora), ", ", options.lora_alpha,
+                                                   "); alpha is what the adapter was trained with"));
+  }
   if (!options.stage.empty() && !options.layers.empty()) {
     return absl::InvalidArgumentError("--stage and --layers: only one of them");
   }
@@ -96,7 +102,9 @@ absl::Status WorkerImpl::Init(const Options& options) {
   RWKV_RETURN_IF_ERROR(CheckOptions(options));
   RWKV_ASSIGN_OR_RETURN(const kernels::OpTable* const ops, kernels::ChooseOpTable(options.kernels));
   RWKV_ASSIGN_OR_RETURN(std::shared_ptr<const checkpoint::Checkpoint> checkpoint,
-                        checkpoint::Checkpoint::Open(options.model));
+                        options.lora.empty()
+                            ? checkpoint::Checkpoint::Open(options.model)
+                            : checkpoint::Checkpoint::OpenWithAdapter(options.model, options.lora, options.lora_alpha));
   RWKV_ASSIGN_OR_RETURN(const checkpoint::ModelConfig config, checkpoint::ModelConfig::FromCheckpoint(*checkpoint));
   RWKV_ASSIGN_OR_RETURN(const LayerRange layers, ChooseLayers(options, config.layer_count));
   RWKV_ASSIGN_OR_RETURN(metrics_, common::Metrics::Create(options.metrics_listen, {{"process", options.name}}));

@@ -20,6 +20,8 @@ class Worker {
     std::string metrics_listen = "127.0.0.1:0";  // Empty: no endpoint.
     std::string port_file;                       // Empty: none.
     std::string model;                           // Path of the checkpoint. Required.
+    std::string lora;                            // A LoRA adapter to merge into it; empty: none.
+    double lora_alpha = 0;                       // What it was trained with, > 0; with lora only, and then required.
     // Which layers: one of the two, or neither for all.
     std::string stage;           // "I/S"
     std::string layers;          // "BEGIN:END"

@@ -17,13 +17,16 @@
 #include "grpcpp/client_context.h"
 #include "grpcpp/support/sync_stream.h"
 #include "gtest/gtest.h"
+#include "kernels/base/dtype.h"
 #include "rwkv/v1/worker.grpc.pb.h"
 #include "rwkv/v1/worker.pb.h"
+#include "services/checkpoint/formats/element_type.h"
 #include "services/common/channel.h"
 #include "services/common/grpc_status.h"
 #include "services/worker/client/worker_client.h"
 #include "services/worker/testing/pipeline_driver.h"
 #include "services/worker/testing/test_engine.h"
+#include "tests/testing/checkpoint_writer.h"
 #include "tests/testing/random_model.h"
 #include "tests/testing/status_matchers.h"
 
@@ -39,12 +42,16 @@ class WorkerTest : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
     path_ = absl::StrCat(std::getenv("TEST_TMPDIR"), "/worker-test.safetensors");
+    ASSERT_THAT(rwkv::testing::WriteRandomModel(ModelOptions(), path_), IsOk());
+  }
+
+  static rwkv::testing::RandomModelOptions ModelOptions() {
     rwkv::testing::RandomModelOptions options;
     options.layers = 5;
     options.width = 32;
     options.head_size = 16;
     options.vocab_size = 67;
-    ASSERT_THAT(rwkv::testing::WriteRandomModel(options, path_), IsOk());
+    return options;
   }
 
   static Worker::Options OptionsOf(int stage, int stages) {
@@ -115,6 +122,45 @@ TEST_F(WorkerTest, DescribeSaysWhatTheStageIs) {
   ASSERT_EQ(description->state_layout_size(), 3);
   EXPECT_EQ(description->state_layout(1).name(), "att.state");
   EXPECT_FALSE(description->draining());
+}
+
+// The fingerprint is over what the worker reads, so that equal ones mean equal weights.
+TEST_F(WorkerTest, AnAdapterMakesTheModelThatMergingItMakes) {
+  const std::vector<float> a(32, 0.5f);
+  const std::vector<float> b(32, 0.25f);
+  const auto bytes = [](const std::vector<float>& values) {
+    return std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float));
+  };
+  using checkpoint::ElementType;
+  Worker::Options adapted = OptionsOf(0, 1);
+  adapted.lora = absl::StrCat(path_, ".lora");
+  adapted.lora_alpha = 2;
+  ASSERT_THAT(rwkv::testing::WriteFileAtomically(
+                  adapted.lora, rwkv::testing::SafetensorsBytes(std::vector<rwkv::testing::RawTensor>{
+                                    {{"blocks.1.att.key.lora_A", ElementType::kFloat32, {1, 32}}, bytes(a)},
+                                    {{"blocks.1.att.key.lora_B", ElementType::kFloat32, {32, 1}}, bytes(b)}})),
+              IsOk());
+  absl::StatusOr<std::vector<rwkv::testing::RawTensor>> tensors = rwkv::testing::MakeRandomModel(ModelOptions());
+  ASSERT_THAT(tensors, IsOk());
+  for (rwkv::testing::RawTensor& tensor : *tensors) {
+    if (tensor.spec.name != "blocks.1.att.key.weight") continue;
+    std::vector<float> weights(32 * 32);
+    kernels::WidenToFloat(kernels::DType::kBFloat16, tensor.data.data(), 32 * 32, weights.data());
+    for (float& weight : weights) weight += 0.25f;
+    kernels::NarrowFromFloat(kernels::DType::kBFloat16, weights.data(), 32 * 32, &tensor.data[0]);
+  }
+  Worker::Options merged = OptionsOf(0, 1);
+  merged.model = absl::StrCat(path_, ".merged");
+  ASSERT_THAT(rwkv::testing::WriteFileAtomically(merged.model, rwkv::testing::SafetensorsBytes(*tensors)), IsOk());
+
+  std::vector<std::string> fingerprints;
+  for (const Worker::Options& options : {OptionsOf(0, 1), adapted, merged}) {
+    const absl::StatusOr<std::unique_ptr<Worker>> worker = Worker::Start(options);
+    ASSERT_THAT(worker, IsOk());
+    fingerprints.push_back((*worker)->description().model().fingerprint());
+  }
+  EXPECT_EQ(fingerprints[1], fingerprints[2]);
+  EXPECT_NE(fingerprints[1], fingerprints[0]);
 }
 
 TEST_F(WorkerTest, StepsUnderWayAreAnsweredInOrder) {
@@ -340,6 +386,12 @@ TEST_F(WorkerTest, AWrongOptionIsNamed) {
       {"no model", [](Worker::Options& o) { o.model = ""; }, absl::StatusCode::kInvalidArgument, "--model"},
       {"missing file", [](Worker::Options& o) { o.model = "/no/such.pth"; }, absl::StatusCode::kNotFound,
        "/no/such.pth"},
+      {"adapter without alpha", [](Worker::Options& o) { o.lora = "a.pth"; }, absl::StatusCode::kInvalidArgument,
+       "--lora_alpha"},
+      {"alpha without adapter", [](Worker::Options& o) { o.lora_alpha = 8; }, absl::StatusCode::kInvalidArgument,
+       "--lora "},
+      {"missing adapter", [](Worker::Options& o) { o.lora = "/no/such.pth", o.lora_alpha = 8; },
+       absl::StatusCode::kNotFound, "/no/such.pth"},
       {"stage", [](Worker::Options& o) { o.stage = "2/2"; }, absl::StatusCode::kInvalidArgument, "2/2"},
       {"stages", [](Worker::Options& o) { o.stage = "0/9"; }, absl::StatusCode::kInvalidArgument, "0/9"},
       {"both", [](Worker::Options& o) { o.layers = "0:5"; }, absl::StatusCode::kInvalidArgument, "--layers"},
