@@ -1,6 +1,7 @@
 #include "services/checkpoint/model_config.h"
 
 #include <algorithm>
+#include <map>
 #include <string>
 #include <utility>
 
@@ -18,6 +19,7 @@
 #include "kernels/base/status_macros.h"
 #include "services/checkpoint/formats/element_type.h"
 #include "services/checkpoint/formats/tensor_record.h"
+#include "services/checkpoint/model_tensors.h"
 
 namespace rwkv::checkpoint {
 namespace {
@@ -52,12 +54,28 @@ bool OnlyTunedStates(const Checkpoint& checkpoint) {
 }
 
 absl::Status Recognised(absl::string_view what) {
-  return absl::UnimplementedError(absl::StrCat(what, " is recognised, but this build serves RWKV-7 only"));
+  return absl::UnimplementedError(absl::StrCat(what, " is recognised, but not supported"));
 }
 
-// Ok for an RWKV-7. shared/spec: the names tell the version; they are looked for in any layer, so that a file in which
-// one tensor is missing is not taken for another version but gets an error that names the tensor.
-absl::Status CheckVersion(const Checkpoint& checkpoint) {
+// 5.2 has a decay for each channel, 5.0 and 5.1 one for each head.
+bool HasChannelDecay(const Checkpoint& checkpoint) {
+  return std::any_of(checkpoint.tensors().begin(), checkpoint.tensors().end(), [](const TensorInfo& info) {
+    return absl::EndsWith(info.name, ".att.time_decay") && !info.shape.empty() &&
+           *ElementCount(info.shape) > info.shape[0];
+  });
+}
+
+// RWKV-3 has the names of RWKV-4, but its decay is a column.
+bool HasColumnDecay(const Checkpoint& checkpoint) {
+  return std::any_of(checkpoint.tensors().begin(), checkpoint.tensors().end(), [](const TensorInfo& info) {
+    return absl::EndsWith(info.name, ".att.time_decay") && info.shape.size() == 2 && info.shape[0] > 1 &&
+           info.shape[1] == 1;
+  });
+}
+
+// The names tell the version. They are looked for in any layer, so that a file in which one tensor is missing is not
+// taken for another version but gets an error that names the tensor.
+absl::StatusOr<ModelVersion> FindVersion(const Checkpoint& checkpoint) {
   if (checkpoint.tensors().empty()) return absl::InvalidArgumentError("holds no tensor");
   if (OnlyTunedStates(checkpoint)) {
     return absl::InvalidArgumentError(
@@ -72,186 +90,208 @@ absl::Status CheckVersion(const Checkpoint& checkpoint) {
   }
   const auto any = [&](absl::string_view part) { return AnyNameHas(checkpoint, part); };
 
+  if (any(".lora_A") || any(".lora_B") || any(".disha") || any(".bone")) {
+    return absl::UnimplementedError("holds trainer's adapters (LoRA or the like); merge them into the model first");
+  }
   if (any(".att.r_k") || any(".att.x_r") || any(".att.k_k") || any(".att.a0")) {
     if (any(".ffn.enn.") || any(".ennk") || any(".emm")) return Recognised("the RWKV-8 experiment (ffn.enn)");
-    if (any(".qkv.")) return Recognised("RWKV-7b (DeepEmbed with attention)");
-    if (any(".s_emb")) return Recognised("RWKV-7a (DeepEmbed)");
-    if (any(".lora_A") || any(".lora_B") || any(".disha") || any(".bone")) {
-      return absl::UnimplementedError("holds trainer's adapters (LoRA or the like); merge them into the model first");
-    }
-    return absl::OkStatus();
+    if (any(".qkv.")) return ModelVersion::k7b;
+    return any(".ffn.s_emb") ? ModelVersion::k7a : ModelVersion::k7;
   }
   if (any(".att.time_maa_rkvw_w1") || any(".att.gate_w1")) return Recognised("RWKV-6 (an x060a/b/c experiment)");
-  if (any(".att.time_maa_")) return Recognised("RWKV-6 (x060)");
-  if (any(".att.ln_x.")) {
-    const TensorInfo* decay = checkpoint.Find(absl::StrCat("blocks.", layers - 1, ".att.time_decay"));
-    if (decay != nullptr && decay->shape.size() == 2 && decay->shape[1] > 1) return Recognised("RWKV-5.2");
-    return Recognised(any(".att.gate.") ? "RWKV-5.1" : "RWKV-5.0");
+  if (any(".att.time_maa_")) {
+    if (any(".ffn.aa.") || any(".ffn.bb.")) return Recognised("RWKV-6 with MishGLU (an experiment)");
+    return ModelVersion::k6;
   }
-  if (any(".att.time_mix_v") || any("ffnPre.")) return Recognised(any(".ln0.") ? "RWKV-4" : "RWKV-3 or older");
+  if (any(".att.ln_x.")) {
+    if (HasChannelDecay(checkpoint)) return ModelVersion::k5_2;
+    return any(".att.gate.") || any(".att.time_mix_g") ? ModelVersion::k5_1 : ModelVersion::k5_0;
+  }
+  if (any(".att.time_mix_k") || any(".att.time_mix_v") || any("ffnPre.")) {
+    if (any("head_q.") || any("head_k.")) return Recognised("RWKV-3 or 4 with a head that copies (head_q)");
+    if (any("ffnPre.")) return Recognised("RWKV-3 or 4 with a channel mix in place of the first time mix (ffnPre)");
+    if (HasColumnDecay(checkpoint)) return Recognised("RWKV-3");
+    return ModelVersion::k4;
+  }
   if (any(".att.time_mix")) return Recognised("RWKV-2");
+  if (any(".attn.time_w") || any(".attn.time_alpha")) return Recognised("RWKV-1");
   if (any(".rosa")) return Recognised("RWKV-8 (ROSA)");
   return absl::InvalidArgumentError(
       absl::StrCat("is no RWKV model that is known: it has ", layers, " blocks, but none of the names of any version"));
 }
 
-// Finds expected tensors, checks them, and keeps book of what was asked for.
+// Checks tensors against their specs, and keeps book of what was asked for.
 class Inventory {
  public:
   explicit Inventory(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {}
 
+  // `prefix` is "blocks.N." or empty. Sizes that are not known yet become known.
+  absl::Status Check(const ModelTensor& spec, absl::string_view prefix, Sizes* sizes) {
+    const std::string name = absl::StrCat(prefix, spec.name);
+    if (spec.kind == Kind::kNorm) {
+      const std::string weight = absl::StrCat(name, ".weight"), bias = absl::StrCat(name, ".bias");
+      if (spec.presence == Presence::kOptional && !Has(weight) && !Has(bias)) return absl::OkStatus();
+      RWKV_RETURN_IF_ERROR(CheckVector(spec, weight, sizes));
+      return CheckVector(spec, bias, sizes);
+    }
+    if (spec.presence == Presence::kOptional && !Has(name)) return absl::OkStatus();
+    switch (spec.kind) {
+      case Kind::kMatrix:
+        return CheckMatrix(spec, name, sizes);
+      case Kind::kLowRank:
+      case Kind::kLowRankStack:
+        return CheckLowRank(spec, name, sizes);
+      default:
+        return CheckVector(spec, name, sizes);
+    }
+  }
+
   bool Has(absl::string_view name) const { return checkpoint_.Find(name) != nullptr; }
-
-  absl::StatusOr<const TensorInfo*> Need(absl::string_view name) {
-    const TensorInfo* info = checkpoint_.Find(name);
-    if (info == nullptr) return absl::InvalidArgumentError(absl::StrCat("tensor ", Quoted(name), " is missing"));
-    const absl::optional<kernels::DType> dtype = WeightDType(info->type);
-    if (!dtype.has_value()) {
-      return absl::InvalidArgumentError(absl::StrCat("tensor ", Quoted(name), " is ", ElementTypeName(info->type),
-                                                     "; weights are fp32, bf16 or fp16"));
-    }
-    if (known_.insert(info).second) {
-      const int64_t elements = info->bytes / ElementSize(info->type);
-      parameters_ += elements;
-      elements_of_[static_cast<int>(*dtype)] += elements;
-    }
-    return info;
-  }
-
-  // `shape` as it is.
-  absl::Status NeedShape(absl::string_view name, absl::Span<const int64_t> shape) {
-    RWKV_ASSIGN_OR_RETURN(const TensorInfo* info, Need(name));
-    return absl::MakeConstSpan(info->shape) == shape ? absl::OkStatus() : WrongShape(*info, ShapeString(shape));
-  }
-
-  // [size], [1, size] or [1, 1, size].
-  absl::Status NeedVector(absl::string_view name, int64_t size) {
-    RWKV_ASSIGN_OR_RETURN(const TensorInfo* info, Need(name));
-    const bool fits = !info->shape.empty() && info->shape.back() == size &&
-                      std::all_of(info->shape.begin(), info->shape.end() - 1, [](int64_t n) { return n == 1; });
-    return fits ? absl::OkStatus() : WrongShape(*info, absl::StrCat("[", size, "], or that behind dimensions of 1"));
-  }
-
-  // Any matrix of at least one row and column.
-  absl::StatusOr<const TensorInfo*> NeedMatrix(absl::string_view name) {
-    RWKV_ASSIGN_OR_RETURN(const TensorInfo* info, Need(name));
-    if (info->shape.size() != 2 || info->bytes == 0) return WrongShape(*info, "that of a matrix");
-    return info;
-  }
 
   // Counts as known, whatever it is.
   void Ignore(absl::string_view name) {
     if (const TensorInfo* info = checkpoint_.Find(name)) known_.insert(info);
   }
 
-  absl::Status CheckNothingElse() const {
+  absl::Status CheckNothingElse(ModelVersion version) const {
     for (const TensorInfo& info : checkpoint_.tensors()) {
       if (!known_.contains(&info)) {
         return absl::InvalidArgumentError(absl::StrCat("tensor ", Quoted(info.name), " of shape ",
-                                                       ShapeString(info.shape),
-                                                       " is not part of an RWKV-7 that this build knows"));
+                                                       ShapeString(info.shape), " is not part of an RWKV-",
+                                                       Name(version), " that this build knows"));
       }
     }
     return absl::OkStatus();
   }
 
-  static absl::Status WrongShape(const TensorInfo& info, absl::string_view expected) {
-    return absl::InvalidArgumentError(absl::StrCat("tensor ", Quoted(info.name), " has shape ", ShapeString(info.shape),
-                                                   ", but its place in the model wants ", expected));
-  }
-
   int64_t parameters() const { return parameters_; }
-  kernels::DType MostFrequentDType() const {
-    return static_cast<kernels::DType>(std::max_element(std::begin(elements_of_), std::end(elements_of_)) -
-                                       std::begin(elements_of_));
+  absl::string_view MostFrequentType() const {
+    const auto largest = std::max_element(elements_of_.begin(), elements_of_.end(),
+                                          [](const auto& a, const auto& b) { return a.second < b.second; });
+    return largest == elements_of_.end() ? "" : largest->first;
   }
 
  private:
+  absl::StatusOr<const TensorInfo*> Need(absl::string_view name) const {
+    const TensorInfo* info = checkpoint_.Find(name);
+    if (info == nullptr) return absl::InvalidArgumentError(absl::StrCat("tensor ", Quoted(name), " is missing"));
+    return info;
+  }
+
+  absl::StatusOr<const TensorInfo*> NeedFloats(absl::string_view name) {
+    RWKV_ASSIGN_OR_RETURN(const TensorInfo* info, Need(name));
+    if (!WeightDType(info->type).has_value()) {
+      return absl::InvalidArgumentError(absl::StrCat("tensor ", Quoted(name), " is ", ElementTypeName(info->type),
+                                                     "; weights are fp32, bf16 or fp16"));
+    }
+    Count(info, info->bytes / ElementSize(info->type), ElementTypeName(info->type));
+    return info;
+  }
+
+  void Count(const TensorInfo* info, int64_t elements, absl::string_view type) {
+    if (!known_.insert(info).second) return;
+    parameters_ += elements;
+    elements_of_[type] += elements;
+  }
+
+  static absl::Status WrongShape(const TensorInfo& info, const ModelTensor& spec, const Sizes& sizes) {
+    std::vector<std::string> expected;
+    for (int i = 0; i < spec.rank(); ++i) {
+      const int64_t size = sizes[spec.shape[i]];
+      expected.push_back(size != 0 ? absl::StrCat(size) : std::string(Name(spec.shape[i])));
+    }
+    return absl::InvalidArgumentError(absl::StrCat("tensor ", Quoted(info.name), " has shape ", ShapeString(info.shape),
+                                                   ", but its place in the model wants [",
+                                                   absl::StrJoin(expected, ", "), "]"));
+  }
+
+  // Whether `shape` is the spec's; what it tells of the sizes is kept.
+  static absl::Status Match(const TensorInfo& info, const ModelTensor& spec, absl::Span<const int64_t> shape,
+                            Sizes* sizes) {
+    const Sizes before = *sizes;
+    bool fits = static_cast<int>(shape.size()) == spec.rank();
+    for (int i = 0; fits && i < spec.rank(); ++i) fits = sizes->Set(spec.shape[i], shape[i]);
+    return fits ? absl::OkStatus() : WrongShape(info, spec, before);
+  }
+
+  // Dimensions of one may be anywhere.
+  absl::Status CheckVector(const ModelTensor& spec, const std::string& name, Sizes* sizes) {
+    RWKV_ASSIGN_OR_RETURN(const TensorInfo* info, NeedFloats(name));
+    std::vector<int64_t> shape = info->shape;
+    for (size_t i = shape.size(); i-- > 0 && static_cast<int>(shape.size()) > spec.rank();) {
+      if (shape[i] == 1) shape.erase(shape.begin() + i);
+    }
+    return Match(*info, spec, shape, sizes);
+  }
+
+  absl::Status CheckLowRank(const ModelTensor& spec, const std::string& name, Sizes* sizes) {
+    RWKV_ASSIGN_OR_RETURN(const TensorInfo* info, NeedFloats(name));
+    if (spec.kind == Kind::kLowRank && info->shape.size() == 2 && info->shape[0] != info->shape[1] &&
+        info->shape[1] == (*sizes)[spec.shape[0]]) {
+      return absl::UnimplementedError(absl::StrCat("tensor ", Quoted(name), " has shape ", ShapeString(info->shape),
+                                                   ", transposed: this is web-rwkv's dialect; this build reads the "
+                                                   "original layout [in, out]"));
+    }
+    return Match(*info, spec, info->shape, sizes);
+  }
+
+  // As it is, or NAME int8 [out, in] with NAME.scale fp16 [out, groups], or NAME uint8 [out, ceil(in / 2)] (two to a
+  // byte) with NAME.scale and NAME.min.
+  absl::Status CheckMatrix(const ModelTensor& spec, const std::string& name, Sizes* sizes) {
+    const std::string scale = absl::StrCat(name, ".scale"), minimum = absl::StrCat(name, ".min");
+    RWKV_ASSIGN_OR_RETURN(const TensorInfo* info, Need(name));
+    const bool is_int8 = info->type == ElementType::kInt8, is_int4 = info->type == ElementType::kUint8;
+    if (!is_int8 && !is_int4) {
+      RWKV_RETURN_IF_ERROR(NeedFloats(name).status());
+      return Match(*info, spec, info->shape, sizes);
+    }
+    std::vector<int64_t> shape = info->shape;
+    const int64_t cols = (*sizes)[spec.shape[1]];
+    if (is_int4) {
+      if (shape.size() != 2 || shape[1] != (cols + 1) / 2) return WrongShape(*info, spec, *sizes);
+      shape[1] = cols;
+    }
+    RWKV_RETURN_IF_ERROR(Match(*info, spec, shape, sizes));
+    Count(info, shape[0] * shape[1], is_int8 ? "int8" : "int4");
+    RWKV_ASSIGN_OR_RETURN(const TensorInfo* first, Need(scale));
+    const int64_t groups = first->shape.empty() ? 0 : first->shape.back();
+    RWKV_RETURN_IF_ERROR(CheckGroups(scale, shape[0], shape[1], groups));
+    return is_int4 ? CheckGroups(minimum, shape[0], shape[1], groups) : absl::OkStatus();
+  }
+
+  absl::Status CheckGroups(const std::string& name, int64_t rows, int64_t cols, int64_t groups) {
+    RWKV_ASSIGN_OR_RETURN(const TensorInfo* info, Need(name));
+    known_.insert(info);
+    if (info->type != ElementType::kFloat16 || info->shape != std::vector<int64_t>{rows, groups} ||
+        QuantizationGroup(cols, groups) == 0) {
+      return absl::InvalidArgumentError(absl::StrCat("tensor ", Quoted(name), " is ", ElementTypeName(info->type), " ",
+                                                     ShapeString(info->shape), ", but ", rows, " rows of ", cols,
+                                                     " quantised weights need fp16 for groups of 32 or 64"));
+    }
+    return absl::OkStatus();
+  }
+
   const Checkpoint& checkpoint_;
   absl::flat_hash_set<const TensorInfo*> known_;
   int64_t parameters_ = 0;
-  int64_t elements_of_[3] = {0, 0, 0};  // By kernels::DType.
+  std::map<absl::string_view, int64_t> elements_of_;  // By the name of their type.
 };
 
-// Sizes that one tensor each decides; all others are then held to them.
-absl::Status ReadSizes(Inventory* inventory, ModelConfig* config) {
-  RWKV_ASSIGN_OR_RETURN(const TensorInfo* embedding, inventory->NeedMatrix("emb.weight"));
-  RWKV_ASSIGN_OR_RETURN(const TensorInfo* bonus, inventory->NeedMatrix("blocks.0.att.r_k"));
-  RWKV_ASSIGN_OR_RETURN(const TensorInfo* ffn_key, inventory->NeedMatrix("blocks.0.ffn.key.weight"));
-  config->vocab_size = embedding->shape[0];
-  config->width = embedding->shape[1];
-  config->head_count = bonus->shape[0];
-  config->head_size = bonus->shape[1];
-  config->attention_width = config->head_count * config->head_size;  // Elements of a tensor in the file: no overflow.
-  config->ffn_width = ffn_key->shape[0];
-  // They cross the wire as int32.
-  constexpr int64_t kLargest = 1 << 30;
-  for (int64_t size : {config->vocab_size, config->width, config->attention_width, config->ffn_width}) {
-    if (size > kLargest) return absl::InvalidArgumentError(absl::StrCat("a width of ", size, " is beyond any model"));
-  }
-  return absl::OkStatus();
-}
-
-// The pair PREFIX1 [D, rank], PREFIX2 [rank, A].
-absl::Status CheckLowRank(Inventory* inventory, const std::string& prefix, const ModelConfig& config, int64_t* rank) {
-  const std::string down = absl::StrCat(prefix, "1");
-  RWKV_ASSIGN_OR_RETURN(const TensorInfo* info, inventory->NeedMatrix(down));
-  if (info->shape[0] != config.width) {
-    if (info->shape[1] == config.width) {
-      return absl::UnimplementedError(
-          absl::StrCat("tensor ", Quoted(down), " has shape ", ShapeString(info->shape),
-                       ", transposed: this is web-rwkv's dialect; this build reads the original layout [D, rank]"));
+absl::Status CheckLayer(ModelVersion version, int layer, Inventory* inventory, Sizes* sizes) {
+  const std::string prefix = absl::StrCat("blocks.", layer, ".");
+  const absl::Span<const ModelTensor> specs = LayerTensors(version);
+  absl::optional<Role> done;  // By the first of two alternatives.
+  for (size_t i = 0; i < specs.size(); ++i) {
+    const ModelTensor& spec = specs[i];
+    if (done == spec.role) continue;
+    if (spec.presence == Presence::kNotInLayer0 && layer == 0) {
+      inventory->Ignore(absl::StrCat(prefix, spec.name));
+      continue;
     }
-    return Inventory::WrongShape(*info, absl::StrCat("[", config.width, ", rank]"));
-  }
-  *rank = info->shape[1];
-  return inventory->NeedShape(absl::StrCat(prefix, "2"), {*rank, config.attention_width});
-}
-
-absl::Status CheckLayer(Inventory* inventory, int layer, ModelConfig* config) {
-  const int64_t D = config->width;
-  const int64_t A = config->attention_width;
-  const int64_t F = config->ffn_width;
-  const std::string block = absl::StrCat("blocks.", layer, ".");
-  const std::string att = absl::StrCat(block, "att.");
-  const std::string ffn = absl::StrCat(block, "ffn.");
-
-  for (const char* norm : {"ln1", "ln2"}) {
-    RWKV_RETURN_IF_ERROR(inventory->NeedVector(absl::StrCat(block, norm, ".weight"), D));
-    RWKV_RETURN_IF_ERROR(inventory->NeedVector(absl::StrCat(block, norm, ".bias"), D));
-  }
-  for (const char* name : {"x_r", "x_w", "x_k", "x_v", "x_a", "x_g"}) {
-    RWKV_RETURN_IF_ERROR(inventory->NeedVector(absl::StrCat(att, name), D));
-  }
-  for (const char* name : {"w0", "a0", "k_k", "k_a", "ln_x.weight", "ln_x.bias"}) {
-    RWKV_RETURN_IF_ERROR(inventory->NeedVector(absl::StrCat(att, name), A));
-  }
-  RWKV_RETURN_IF_ERROR(inventory->NeedShape(absl::StrCat(att, "r_k"), {config->head_count, config->head_size}));
-
-  ModelConfig::Ranks& ranks = config->ranks[layer];
-  RWKV_RETURN_IF_ERROR(CheckLowRank(inventory, absl::StrCat(att, "w"), *config, &ranks.decay));
-  RWKV_RETURN_IF_ERROR(CheckLowRank(inventory, absl::StrCat(att, "a"), *config, &ranks.iclr));
-  RWKV_RETURN_IF_ERROR(CheckLowRank(inventory, absl::StrCat(att, "g"), *config, &ranks.gate));
-  if (layer == 0) {
-    // Layer 0 makes v_first and mixes nothing into it; some files carry dummies here.
-    for (const char* name : {"v0", "v1", "v2"}) inventory->Ignore(absl::StrCat(att, name));
-  } else {
-    RWKV_RETURN_IF_ERROR(inventory->NeedVector(absl::StrCat(att, "v0"), A));
-    RWKV_RETURN_IF_ERROR(CheckLowRank(inventory, absl::StrCat(att, "v"), *config, &ranks.value_residual));
-  }
-
-  for (const char* name : {"receptance.weight", "key.weight", "value.weight"}) {
-    RWKV_RETURN_IF_ERROR(inventory->NeedShape(absl::StrCat(att, name), {A, D}));
-  }
-  RWKV_RETURN_IF_ERROR(inventory->NeedShape(absl::StrCat(att, "output.weight"), {D, A}));
-  RWKV_RETURN_IF_ERROR(inventory->NeedVector(absl::StrCat(ffn, "x_k"), D));
-  RWKV_RETURN_IF_ERROR(inventory->NeedShape(absl::StrCat(ffn, "key.weight"), {F, D}));
-  RWKV_RETURN_IF_ERROR(inventory->NeedShape(absl::StrCat(ffn, "value.weight"), {D, F}));
-
-  const std::string state = absl::StrCat(att, "time_state");
-  config->has_initial_state[layer] = inventory->Has(state);
-  if (config->has_initial_state[layer]) {
-    RWKV_RETURN_IF_ERROR(inventory->NeedShape(state, {config->head_count, config->head_size, config->head_size}));
+    const bool has_alternative = i + 1 < specs.size() && specs[i + 1].role == spec.role;
+    if (has_alternative && !inventory->Has(absl::StrCat(prefix, spec.name))) continue;
+    RWKV_RETURN_IF_ERROR(inventory->Check(spec, prefix, sizes));
+    done = spec.role;
   }
   return absl::OkStatus();
 }
@@ -272,29 +312,30 @@ absl::Status CheckNumbering(const Checkpoint& checkpoint, int layer_count) {
 }
 
 absl::StatusOr<ModelConfig> Build(const Checkpoint& checkpoint) {
-  RWKV_RETURN_IF_ERROR(CheckVersion(checkpoint));
   ModelConfig config;
+  RWKV_ASSIGN_OR_RETURN(config.version, FindVersion(checkpoint));
   config.layer_count = CountLayers(checkpoint);
   RWKV_RETURN_IF_ERROR(CheckNumbering(checkpoint, config.layer_count));
-  config.ranks.resize(config.layer_count);
-  config.has_initial_state.resize(config.layer_count);
 
   Inventory inventory(checkpoint);
-  RWKV_RETURN_IF_ERROR(ReadSizes(&inventory, &config));
+  Sizes sizes;
+  for (const ModelTensor& spec : ModelTensors()) RWKV_RETURN_IF_ERROR(inventory.Check(spec, "", &sizes));
   for (int layer = 0; layer < config.layer_count; ++layer) {
-    RWKV_RETURN_IF_ERROR(CheckLayer(&inventory, layer, &config));
+    sizes.ClearRanks();
+    RWKV_RETURN_IF_ERROR(CheckLayer(config.version, layer, &inventory, &sizes));
+    config.layer_sizes.push_back(sizes);
+    config.has_initial_state |= inventory.Has(absl::StrCat("blocks.", layer, ".att.time_state"));
   }
-  config.embedding_is_normalised = !inventory.Has("blocks.0.ln0.weight") && !inventory.Has("blocks.0.ln0.bias");
-  if (!config.embedding_is_normalised) {
-    RWKV_RETURN_IF_ERROR(inventory.NeedVector("blocks.0.ln0.weight", config.width));
-    RWKV_RETURN_IF_ERROR(inventory.NeedVector("blocks.0.ln0.bias", config.width));
-  }
-  RWKV_RETURN_IF_ERROR(inventory.NeedVector("ln_out.weight", config.width));
-  RWKV_RETURN_IF_ERROR(inventory.NeedVector("ln_out.bias", config.width));
-  RWKV_RETURN_IF_ERROR(inventory.NeedShape("head.weight", {config.vocab_size, config.width}));
-  if (inventory.Has("head.bias")) return absl::UnimplementedError("head.bias is recognised, but not supported");
-  RWKV_RETURN_IF_ERROR(inventory.CheckNothingElse());
-  config.dtype = inventory.MostFrequentDType();
+  if (inventory.Has("head.bias")) return Recognised("head.bias");
+  RWKV_RETURN_IF_ERROR(inventory.CheckNothingElse(config.version));
+  config.width = sizes[Size::kWidth];
+  config.attention_width = sizes[Size::kAttentionWidth];
+  config.head_count = sizes[Size::kHeads];
+  config.head_size = sizes[Size::kHeadSize];
+  config.ffn_width = sizes[Size::kFfnWidth];
+  config.vocab_size = sizes[Size::kVocabulary];
+  config.embedding_is_normalised = !inventory.Has("blocks.0.ln0.weight");
+  config.dtype = std::string(inventory.MostFrequentType());
   config.parameters = inventory.parameters();
   return config;
 }

@@ -4,17 +4,21 @@
 #include <cstdlib>
 #include <fstream>
 #include <functional>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/base/dtype.h"
 #include "services/checkpoint/checkpoint.h"
 #include "services/checkpoint/formats/element_type.h"
+#include "services/checkpoint/model_tensors.h"
 #include "tests/testing/checkpoint_writer.h"
 #include "tests/testing/random_model.h"
 #include "tests/testing/status_matchers.h"
@@ -31,13 +35,15 @@ constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
 constexpr auto kUnimplemented = absl::StatusCode::kUnimplemented;
 
 // The base row: 3 layers, D 32, H 2, N 16, F 48, V 11; small, because one test rewrites it for each of its tensors.
-RandomModelOptions BaseOptions() {
+RandomModelOptions BaseOptions(ModelVersion version = ModelVersion::k7) {
   RandomModelOptions options;
+  options.version = version;
   options.layers = 3;
   options.width = 32;
   options.head_size = 16;
   options.ffn_width = 48;
   options.vocab_size = 11;
+  options.mix_rank = 4;
   options.decay_rank = 5;
   options.iclr_rank = 6;
   options.value_residual_rank = 7;
@@ -83,7 +89,7 @@ RawTensor Zeros(const std::string& name, std::vector<int64_t> shape, ElementType
 
 TEST(ModelConfigTest, ReadsEverySizeOffTheTensors) {
   ASSERT_OK_AND_ASSIGN(const ModelConfig config, ConfigOf(BaseModel()));
-  EXPECT_EQ(config.version, 7);
+  EXPECT_EQ(config.version, ModelVersion::k7);
   EXPECT_EQ(config.layer_count, 3);
   EXPECT_EQ(config.width, 32);
   EXPECT_EQ(config.attention_width, 32);
@@ -91,17 +97,17 @@ TEST(ModelConfigTest, ReadsEverySizeOffTheTensors) {
   EXPECT_EQ(config.head_size, 16);
   EXPECT_EQ(config.ffn_width, 48);
   EXPECT_EQ(config.vocab_size, 11);
-  ASSERT_EQ(config.ranks.size(), 3);
-  EXPECT_EQ(config.ranks[0].value_residual, 0);
+  ASSERT_EQ(config.layer_sizes.size(), 3);
+  EXPECT_EQ(config.layer_sizes[0][Size::kValueResidualRank], 0);
   for (int layer : {1, 2}) {
-    EXPECT_EQ(config.ranks[layer].decay, 5);
-    EXPECT_EQ(config.ranks[layer].iclr, 6);
-    EXPECT_EQ(config.ranks[layer].value_residual, 7);
-    EXPECT_EQ(config.ranks[layer].gate, 40);
-    EXPECT_FALSE(config.has_initial_state[layer]);
+    EXPECT_EQ(config.layer_sizes[layer][Size::kDecayRank], 5);
+    EXPECT_EQ(config.layer_sizes[layer][Size::kIclrRank], 6);
+    EXPECT_EQ(config.layer_sizes[layer][Size::kValueResidualRank], 7);
+    EXPECT_EQ(config.layer_sizes[layer][Size::kGateRank], 40);
   }
+  EXPECT_FALSE(config.has_initial_state);
   EXPECT_FALSE(config.embedding_is_normalised);
-  EXPECT_EQ(config.dtype, kernels::DType::kBFloat16);
+  EXPECT_EQ(config.dtype, "bf16");
 }
 
 // shared/spec, rwkv.md 13: 2VD + 4D + L(12D^2 + 19D + 2D(Rw+Ra+Rv+Rg)), less D + 2D Rv for block 0, with F = 4D.
@@ -140,37 +146,34 @@ TEST(ModelConfigTest, AcceptsWhatRealFilesDo) {
          t->push_back(Zeros("blocks.0.att.v1", {3, 3}));
          t->push_back(Zeros("blocks.0.att.v2", {9}, ElementType::kFloat64));
        },
-       [](const ModelConfig& c) { EXPECT_EQ(c.ranks[0].value_residual, 0); }},
+       [](const ModelConfig& c) { EXPECT_EQ(c.layer_sizes[0][Size::kValueResidualRank], 0); }},
       {"a rank of its own in one layer",
        [](auto* t) {
          Reshape(&Named(t, "blocks.1.att.w1"), {32, 9});
          Reshape(&Named(t, "blocks.1.att.w2"), {9, 32});
        },
        [](const ModelConfig& c) {
-         EXPECT_EQ(c.ranks[0].decay, 5);
-         EXPECT_EQ(c.ranks[1].decay, 9);
+         EXPECT_EQ(c.layer_sizes[0][Size::kDecayRank], 5);
+         EXPECT_EQ(c.layer_sizes[1][Size::kDecayRank], 9);
        }},
       {"a rank as wide as the model",
        [](auto* t) {
          Reshape(&Named(t, "blocks.1.att.w1"), {32, 32});
          Reshape(&Named(t, "blocks.1.att.w2"), {32, 32});
        },
-       [](const ModelConfig& c) { EXPECT_EQ(c.ranks[1].decay, 32); }},
+       [](const ModelConfig& c) { EXPECT_EQ(c.layer_sizes[1][Size::kDecayRank], 32); }},
       {"mixed types",
        [](auto* t) {
          RawTensor& x = Named(t, "blocks.1.att.w0");
          x.spec.type = ElementType::kFloat32;
          Reshape(&x, {1, 1, 32});
        },
-       [](const ModelConfig& c) { EXPECT_EQ(c.dtype, kernels::DType::kBFloat16); }},
+       [](const ModelConfig& c) { EXPECT_EQ(c.dtype, "bf16"); }},
       {"a tuned state in one layer",
        [](auto* t) {
          t->push_back(Zeros("blocks.1.att.time_state", {2, 16, 16}));
        },
-       [](const ModelConfig& c) {
-         EXPECT_FALSE(c.has_initial_state[0]);
-         EXPECT_TRUE(c.has_initial_state[1]);
-       }},
+       [](const ModelConfig& c) { EXPECT_TRUE(c.has_initial_state); }},
       {"a trainer's prefix",
        [](auto* t) {
          for (RawTensor& x : *t) x.spec.name = absl::StrCat("model.", x.spec.name);
@@ -203,30 +206,57 @@ TEST(ModelConfigTest, ReadsOddButLegalShapes) {
   EXPECT_EQ(config.attention_width, 96);
   EXPECT_EQ(config.width, 40);
   EXPECT_EQ(config.head_count, 8);
-  EXPECT_EQ(config.dtype, kernels::DType::kFloat16);
+  EXPECT_EQ(config.dtype, "fp16");
+}
+
+class EveryVersionTest : public ::testing::TestWithParam<ModelVersion> {};
+
+INSTANTIATE_TEST_SUITE_P(Versions, EveryVersionTest, ::testing::ValuesIn(kModelVersions), [](const auto& info) {
+  return absl::StrReplaceAll(absl::StrCat("Rwkv", Name(info.param)), {{".", "_"}});
+});
+
+TEST_P(EveryVersionTest, IsToldByItsTensors) {
+  ASSERT_OK_AND_ASSIGN(const ModelConfig config, ConfigOf(*testing::MakeRandomModel(BaseOptions(GetParam()))));
+  EXPECT_EQ(config.version, GetParam());
+  EXPECT_EQ(config.layer_count, 3);
+  EXPECT_EQ(config.width, 32);
+  EXPECT_EQ(config.attention_width, 32);
+  EXPECT_EQ(config.head_count, GetParam() == ModelVersion::k4 ? 0 : 2);
+  EXPECT_EQ(config.head_size, GetParam() == ModelVersion::k4 ? 0 : 16);
+  EXPECT_EQ(config.ffn_width, 48);
+  EXPECT_EQ(config.vocab_size, 11);
 }
 
 // Every tensor in turn: gone, of another shape, of a type that is no weight's.
-TEST(ModelConfigTest, EveryTensorIsNeededInItsShapeAndType) {
-  const std::vector<RawTensor> base = BaseModel();
+TEST_P(EveryVersionTest, EveryTensorIsNeededInItsShapeAndType) {
+  RandomModelOptions options = BaseOptions(GetParam());
+  options.layers = 2;
+  const std::vector<RawTensor> base = *testing::MakeRandomModel(options);
   ASSERT_OK(ConfigOf(base));
+  // A size that one tensor decides makes others look wrong.
+  std::set<std::string> decides = {"ln_out.weight"};
+  for (int layer = 0; layer < 2; ++layer) {
+    for (const char* name : {"att.time_decay_w1", "att.w1", "att.a1", "att.v1", "att.g1", "ffn.s1", "qkv.k1"}) {
+      decides.insert(absl::StrCat("blocks.", layer, ".", name));
+    }
+  }
   for (size_t i = 0; i < base.size(); ++i) {
     const std::string& name = base[i].spec.name;
     SCOPED_TRACE(name);
     std::vector<RawTensor> gone = base;
     gone.erase(gone.begin() + i);
-    EXPECT_THAT(ConfigOf(gone), StatusIs(kInvalid, HasSubstr(absl::StrCat("\"", name, "\" is missing"))));
+    const bool has_alternative = absl::EndsWith(name, ".att.time_first") && GetParam() == ModelVersion::k5_0;
+    EXPECT_THAT(ConfigOf(gone),
+                StatusIs(kInvalid, HasSubstr(has_alternative ? "time_faaaa\" is missing"
+                                                             : absl::StrCat("\"", name, "\" is missing"))));
 
-    // The sizes that emb, r_k and ffn.key decide make other tensors look wrong.
-    const bool decides_sizes = name == "emb.weight" || name == "blocks.0.att.r_k" || name == "blocks.0.ffn.key.weight";
     std::vector<RawTensor> larger = base;
     std::vector<int64_t> shape = base[i].spec.shape;
     ++shape.back();
     Reshape(&larger[i], shape);
-    EXPECT_THAT(ConfigOf(larger), StatusIs(kInvalid, HasSubstr("has shape")));
-    if (!decides_sizes && !absl::EndsWith(name, "1")) {  // A wider w1 makes w2 wrong.
-      EXPECT_THAT(ConfigOf(larger), StatusIs(kInvalid, HasSubstr(absl::StrCat("\"", name, "\" has shape"))));
-    }
+    EXPECT_THAT(ConfigOf(larger),
+                StatusIs(kInvalid, HasSubstr(decides.count(name) > 0 ? std::string("has shape")
+                                                                     : absl::StrCat("\"", name, "\" has shape"))));
 
     std::vector<RawTensor> flat = base;
     Reshape(&flat[i], {});
@@ -240,6 +270,16 @@ TEST(ModelConfigTest, EveryTensorIsNeededInItsShapeAndType) {
     retyped[i].spec.type = ElementType::kInt32;
     Reshape(&retyped[i], base[i].spec.shape);
     EXPECT_THAT(ConfigOf(retyped), StatusIs(kInvalid, HasSubstr(absl::StrCat("\"", name, "\" is int32"))));
+  }
+}
+
+TEST_P(EveryVersionTest, ATensorThatDoesNotBelongIsRefused) {
+  for (const char* name : {"blocks.1.att.surprise", "blocks.1.ln0.weight", "tail.weight"}) {
+    std::vector<RawTensor> tensors = *testing::MakeRandomModel(BaseOptions(GetParam()));
+    tensors.push_back(Zeros(name, {32}));
+    EXPECT_THAT(ConfigOf(tensors),
+                StatusIs(kInvalid, HasSubstr(absl::StrCat("\"", name, "\" of shape [32] is not part of an RWKV-",
+                                                          Name(GetParam())))));
   }
 }
 
@@ -296,20 +336,14 @@ TEST(ModelConfigTest, RefusesTensorsThatDoNotBelong) {
        [](auto* t) {
          for (int i = 0; i < 3; ++i) Reshape(&Named(t, absl::StrCat("blocks.", i, ".att.r_k")), {3, 16});
        },
-       kInvalid, "blocks.0.att.w0"},
+       kInvalid, "\"blocks.0.att.r_k\" has shape [3, 16]"},
       {"a flattened r_k", [](auto* t) { Reshape(&Named(t, "blocks.0.att.r_k"), {32}); }, kInvalid,
        "\"blocks.0.att.r_k\" has shape [32]"},
-      {"DeepEmbed",
+      {"a DeepEmbed table without the rest",
        [](auto* t) {
          t->push_back(Zeros("blocks.0.ffn.s_emb.weight", {11, 1024}));
        },
-       kUnimplemented, "RWKV-7a"},
-      {"DeepEmbed with attention",
-       [](auto* t) {
-         t->push_back(Zeros("blocks.0.ffn.s_emb.weight", {11, 1024}));
-         t->push_back(Zeros("blocks.0.qkv.qq.weight", {256, 32}));
-       },
-       kUnimplemented, "RWKV-7b"},
+       kInvalid, "\"blocks.0.ffn.s1\" is missing"},
       {"the RWKV-8 experiment",
        [](auto* t) {
          t->push_back(Zeros("blocks.0.ffn.enn.weight", {11, 32}));
@@ -335,29 +369,33 @@ TEST(ModelConfigTest, RefusesTensorsThatDoNotBelong) {
   }
 }
 
-TEST(ModelConfigTest, OtherVersionsAreRecognised) {
+TEST(ModelConfigTest, WhatIsNotServedIsRecognised) {
   const auto with = [](std::vector<std::string> names) {
     std::vector<RawTensor> tensors = {Zeros("emb.weight", {11, 32}), Zeros("blocks.0.ln0.weight", {32})};
-    for (const std::string& name : names) tensors.push_back(Zeros(absl::StrCat("blocks.0.att.", name), {32}));
+    for (const std::string& name : names) tensors.push_back(Zeros(absl::StrCat("blocks.0.", name), {32}));
     return tensors;
   };
-  std::vector<RawTensor> five_two = with({"ln_x.weight"});
-  five_two.push_back(Zeros("blocks.0.att.time_decay", {2, 16}));
+  std::vector<RawTensor> three = with({"att.time_mix_k", "att.time_mix_v"});
+  three.push_back(Zeros("blocks.0.att.time_decay", {32, 1}));
+  std::vector<RawTensor> copying = with({"att.time_mix_k", "att.time_mix_v", "att.time_decay"});
+  copying.push_back(Zeros("head_q.weight", {256, 32}));
   const struct {
     const char* name;
     std::vector<RawTensor> tensors;
     absl::StatusCode code;
     const char* message;
   } kCases[] = {
-      {"6", with({"time_maa_x", "time_maa_w1", "ln_x.weight"}), kUnimplemented,
-       "RWKV-6 (x060) is recognised, but this build serves RWKV-7 only"},
-      {"6, experimental", with({"time_maa_x", "time_maa_rkvw_w1"}), kUnimplemented, "x060a/b/c"},
-      {"5.2", five_two, kUnimplemented, "RWKV-5.2 is recognised"},
-      {"5.1", with({"ln_x.weight", "gate.weight", "time_decay"}), kUnimplemented, "RWKV-5.1 is recognised"},
-      {"5.0", with({"ln_x.weight", "time_decay"}), kUnimplemented, "RWKV-5.0 is recognised"},
-      {"4", with({"time_mix_v", "time_decay"}), kUnimplemented, "RWKV-4 is recognised"},
-      {"2", with({"time_mix"}), kUnimplemented, "RWKV-2 is recognised"},
-      {"blocks of something else", with({"q_proj.weight"}), kInvalid, "no RWKV model that is known"},
+      {"6, experimental", with({"att.time_maa_x", "att.time_maa_rkvw_w1"}), kUnimplemented,
+       "RWKV-6 (an x060a/b/c experiment) is recognised, but not supported"},
+      {"6, low-rank gate", with({"att.time_maa_x", "att.gate_w1"}), kUnimplemented, "x060a/b/c"},
+      {"6, MishGLU", with({"att.time_maa_x", "ffn.aa.weight"}), kUnimplemented, "MishGLU"},
+      {"4, ffnPre", with({"ffnPre.key.weight", "att.time_mix_v"}), kUnimplemented, "ffnPre"},
+      {"3", three, kUnimplemented, "RWKV-3 is recognised"},
+      {"3 or 4 that copies", copying, kUnimplemented, "head_q"},
+      {"2", with({"att.time_mix"}), kUnimplemented, "RWKV-2 is recognised"},
+      {"1", with({"attn.time_w"}), kUnimplemented, "RWKV-1 is recognised"},
+      {"8", with({"rosa.q.weight"}), kUnimplemented, "RWKV-8 (ROSA) is recognised"},
+      {"blocks of something else", with({"att.q_proj.weight"}), kInvalid, "no RWKV model that is known"},
       {"names of something else",
        {Zeros("model.layers.0.self_attn.q_proj.weight", {32, 32})},
        kInvalid,
@@ -371,6 +409,72 @@ TEST(ModelConfigTest, OtherVersionsAreRecognised) {
   }
 }
 
+TEST(ModelConfigTest, TheBonusOfRwkv5HasTwoNames) {
+  std::vector<RawTensor> tensors = *testing::MakeRandomModel(BaseOptions(ModelVersion::k5_0));
+  for (int layer = 0; layer < 3; ++layer) {
+    Named(&tensors, absl::StrCat("blocks.", layer, ".att.time_first")).spec.name =
+        absl::StrCat("blocks.", layer, ".att.time_faaaa");
+  }
+  EXPECT_OK(ConfigOf(tensors));
+  tensors.push_back(Zeros("blocks.1.att.time_first", {2}));
+  EXPECT_THAT(ConfigOf(tensors), StatusIs(kInvalid, HasSubstr("time_faaaa\" of shape [2] is not part")));
+}
+
+// X becomes int8 with X.scale, or two to a byte with X.scale and X.min.
+void Quantize(std::vector<RawTensor>* tensors, const std::string& name, bool is_int4, int64_t group) {
+  const std::vector<int64_t> shape = Named(tensors, name).spec.shape;
+  const int64_t groups = (shape[1] + group - 1) / group;
+  RawTensor& matrix = Named(tensors, name);
+  matrix = Zeros(name, {shape[0], is_int4 ? (shape[1] + 1) / 2 : shape[1]},
+                 is_int4 ? ElementType::kUint8 : ElementType::kInt8);
+  tensors->push_back(Zeros(absl::StrCat(name, ".scale"), {shape[0], groups}, ElementType::kFloat16));
+  if (is_int4) tensors->push_back(Zeros(absl::StrCat(name, ".min"), {shape[0], groups}, ElementType::kFloat16));
+}
+
+TEST(ModelConfigTest, MatricesMayBeQuantised) {
+  RandomModelOptions options = BaseOptions();
+  options.ffn_width = 97;
+  ASSERT_OK_AND_ASSIGN(const ModelConfig plain, ConfigOf(*testing::MakeRandomModel(options)));
+  for (bool is_int4 : {false, true}) {
+    for (int64_t group : {32, 64}) {
+      std::vector<RawTensor> tensors = *testing::MakeRandomModel(options);
+      std::vector<std::string> names;
+      for (const RawTensor& tensor : tensors) {
+        if (tensor.spec.shape.size() == 2 && absl::EndsWith(tensor.spec.name, ".weight")) {
+          names.push_back(tensor.spec.name);
+        }
+      }
+      for (const std::string& name : names) Quantize(&tensors, name, is_int4, group);
+      ASSERT_OK_AND_ASSIGN(const ModelConfig config, ConfigOf(tensors));
+      EXPECT_EQ(config.dtype, is_int4 ? "int4" : "int8");
+      EXPECT_EQ(config.parameters, plain.parameters);
+      EXPECT_EQ(config.width, 32);
+      EXPECT_EQ(config.ffn_width, 97);
+
+      const std::string value = "blocks.1.ffn.value.weight";
+      for (const std::string& part : {value + ".scale", is_int4 ? value + ".min" : value + ".scale"}) {
+        std::vector<RawTensor> wrong = tensors;
+        Remove(&wrong, [&](const std::string& name) { return name == part; });
+        EXPECT_THAT(ConfigOf(wrong), StatusIs(kInvalid, HasSubstr(absl::StrCat("\"", part, "\" is missing"))));
+        wrong = tensors;
+        Reshape(&Named(&wrong, part), {32, 7});
+        EXPECT_THAT(ConfigOf(wrong), StatusIs(kInvalid, HasSubstr(absl::StrCat("\"", part, "\" is fp16 [32, 7]"))));
+        wrong = tensors;
+        Named(&wrong, part).spec.type = ElementType::kBFloat16;
+        EXPECT_THAT(ConfigOf(wrong), StatusIs(kInvalid, HasSubstr(absl::StrCat("\"", part, "\" is bf16"))));
+      }
+    }
+  }
+}
+
+TEST(ModelConfigTest, OnlyMatricesMayBeQuantised) {
+  for (const char* name : {"blocks.0.att.w1", "blocks.1.att.r_k"}) {
+    std::vector<RawTensor> tensors = BaseModel();
+    Quantize(&tensors, name, false, 64);
+    EXPECT_THAT(ConfigOf(tensors), StatusIs(kInvalid, HasSubstr(absl::StrCat("\"", name, "\" is int8"))));
+  }
+}
+
 // Models published with the specification; they are not part of this repository.
 TEST(ModelConfigTest, PublishedModelsOpenOrAreRefused) {
   const char* shared = std::getenv("RWKV_SHARED");
@@ -381,55 +485,54 @@ TEST(ModelConfigTest, PublishedModelsOpenOrAreRefused) {
   };
   const struct {
     const char* file;
+    ModelVersion version;
     int layers;
     int64_t width, heads, ffn, vocab;
-    kernels::DType dtype;
+    const char* dtype;
   } kServed[] = {
-      {"tiny-7v0.safetensors", 12, 64, 1, 256, 256, kernels::DType::kBFloat16},
-      {"rand-7.safetensors", 2, 128, 2, 512, 101, kernels::DType::kBFloat16},
-      {"rand-7-pth.pth", 3, 64, 2, 256, 101, kernels::DType::kBFloat16},
-      {"rand-7-time_state.safetensors", 2, 64, 2, 256, 101, kernels::DType::kBFloat16},
-      {"reverse-v7.safetensors", 2, 64, 4, 128, 12, kernels::DType::kFloat32},
+      {"tiny-4v0.safetensors", ModelVersion::k4, 4, 128, 0, 256, 256, "fp32"},
+      {"tiny-5v2.safetensors", ModelVersion::k5_2, 12, 64, 8, 256, 256, "fp32"},
+      {"tiny-6v0-f16.safetensors", ModelVersion::k6, 12, 128, 16, 448, 256, "fp16"},
+      {"tiny-7v0.safetensors", ModelVersion::k7, 12, 64, 1, 256, 256, "bf16"},
+      {"rand-7.safetensors", ModelVersion::k7, 2, 128, 2, 512, 101, "bf16"},
+      {"rand-7-pth.pth", ModelVersion::k7, 3, 64, 2, 256, 101, "bf16"},
+      {"rand-7-time_state.safetensors", ModelVersion::k7, 2, 64, 2, 256, 101, "bf16"},
+      {"reverse-v7.safetensors", ModelVersion::k7, 2, 64, 4, 128, 12, "fp32"},
   };
   for (const auto& test : kServed) {
     SCOPED_TRACE(test.file);
     const absl::StatusOr<ModelConfig> config = config_of(test.file);
     ASSERT_OK(config);
+    EXPECT_EQ(config->version, test.version);
     EXPECT_EQ(config->layer_count, test.layers);
     EXPECT_EQ(config->width, test.width);
     EXPECT_EQ(config->head_count, test.heads);
-    EXPECT_EQ(config->head_size * test.heads, test.width);
+    if (test.heads != 0) EXPECT_EQ(config->head_size * test.heads, test.width);
     EXPECT_EQ(config->ffn_width, test.ffn);
     EXPECT_EQ(config->vocab_size, test.vocab);
     EXPECT_EQ(config->dtype, test.dtype);
-    for (int layer = 0; layer < config->layer_count; ++layer) {
-      EXPECT_EQ(config->has_initial_state[layer], absl::StrContains(test.file, "time_state"));
-    }
+    EXPECT_EQ(config->has_initial_state, absl::StrContains(test.file, "time_state"));
   }
-  const struct {
-    const char* file;
-    absl::StatusCode code;
-    const char* message;
-  } kRefused[] = {
-      {"tiny-4v0.safetensors", kUnimplemented, "RWKV-4 is"},
-      {"tiny-5v2.safetensors", kUnimplemented, "RWKV-5.2 is"},
-      {"tiny-6v0-f16.safetensors", kUnimplemented, "RWKV-6 (x060) is"},
-      {"rand-4.safetensors", kUnimplemented, "RWKV-4 is"},
-      {"rand-4-torch-legacy.pth", kUnimplemented, "RWKV-4 is"},
-      {"rand-5.0.safetensors", kUnimplemented, "RWKV-5.0 is"},
-      {"rand-5.1.safetensors", kUnimplemented, "RWKV-5.1 is"},
-      {"rand-5.2.safetensors", kUnimplemented, "RWKV-5.2 is"},
-      {"rand-6.safetensors", kUnimplemented, "RWKV-6 (x060) is"},
-      {"rand-6-time_state.safetensors", kUnimplemented, "RWKV-6 (x060) is"},
-      {"rand-6-torch-zip.pth", kUnimplemented, "RWKV-6 (x060) is"},
-      {"rand-7a.safetensors", kUnimplemented, "RWKV-7a"},
-      {"rand-7b.safetensors", kUnimplemented, "RWKV-7b"},
-      {"260123_reverse_L2_only_rwkv7.pth", kInvalid, "is no RWKV model with the original names"},
+  const std::pair<const char*, ModelVersion> kVersions[] = {
+      {"rand-4.safetensors", ModelVersion::k4},
+      {"rand-4-torch-legacy.pth", ModelVersion::k4},
+      {"rand-5.0.safetensors", ModelVersion::k5_0},
+      {"rand-5.1.safetensors", ModelVersion::k5_1},
+      {"rand-5.2.safetensors", ModelVersion::k5_2},
+      {"rand-6.safetensors", ModelVersion::k6},
+      {"rand-6-time_state.safetensors", ModelVersion::k6},
+      {"rand-6-torch-zip.pth", ModelVersion::k6},
+      {"rand-7a.safetensors", ModelVersion::k7a},
+      {"rand-7b.safetensors", ModelVersion::k7b},
   };
-  for (const auto& test : kRefused) {
-    SCOPED_TRACE(test.file);
-    EXPECT_THAT(config_of(test.file), StatusIs(test.code, HasSubstr(test.message)));
+  for (const auto& [file, version] : kVersions) {
+    SCOPED_TRACE(file);
+    const absl::StatusOr<ModelConfig> config = config_of(file);
+    ASSERT_OK(config);
+    EXPECT_EQ(config->version, version);
   }
+  EXPECT_THAT(config_of("260123_reverse_L2_only_rwkv7.pth"),
+              StatusIs(kInvalid, HasSubstr("is no RWKV model with the original names")));
 }
 
 }  // namespace

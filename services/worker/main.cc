@@ -23,6 +23,11 @@ ABSL_FLAG(std::string, stage, "", "I/S: this is stage I of S and takes its even 
 ABSL_FLAG(std::string, layers, "", "BEGIN:END: the layers of this stage, instead of --stage. Neither: all layers.");
 ABSL_FLAG(int32_t, slots, 64, "Sequences whose state is kept in memory. More cost memory, fewer cost reloads.");
 ABSL_FLAG(int32_t, max_batch_tokens, 128, "Rows a step may have. More speed prefill and slow the decodes beside it.");
+ABSL_FLAG(float, group_norm_eps, 64e-5f,
+          "Epsilon of the group norm behind the recurrence. The reference's; 1e-5 gives what rwkv.cpp computes of an "
+          "RWKV-5.");
+ABSL_FLAG(int32_t, deep_embed_context, 4096,
+          "RWKV-7b: tokens a sequence may have. Each costs a slot 260 bytes a layer; longer sequences are refused.");
 ABSL_FLAG(std::string, kernels, "auto", "auto, reference, cpu/portable, cpu/avx2 or cpu/avx512.");
 ABSL_FLAG(int64_t, max_snapshot_bytes_in_flight, int64_t{256} << 20,
           "Copies of states on their way to the state store; beyond it a snapshot is refused, not waited for.");
@@ -43,6 +48,8 @@ absl::Status Run() {
   options.layers = absl::GetFlag(FLAGS_layers);
   options.slots = absl::GetFlag(FLAGS_slots);
   options.max_batch_tokens = absl::GetFlag(FLAGS_max_batch_tokens);
+  options.group_norm_epsilon = absl::GetFlag(FLAGS_group_norm_eps);
+  options.deep_embed_context = absl::GetFlag(FLAGS_deep_embed_context);
   options.kernels = absl::GetFlag(FLAGS_kernels);
   options.max_snapshot_bytes_in_flight = absl::GetFlag(FLAGS_max_snapshot_bytes_in_flight);
   options.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);

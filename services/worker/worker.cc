@@ -35,6 +35,7 @@ namespace {
 
 constexpr int kMaxSlots = 65'536;
 constexpr int kMaxBatchTokens = 8'192;
+constexpr int kMaxDeepEmbedContext = 1 << 20;
 constexpr int kMinReceiveBytes = 4 << 20;
 constexpr int64_t kMaxReceiveBytes = int64_t{1} << 30;
 
@@ -54,6 +55,14 @@ absl::Status CheckOptions(const Worker::Options& options) {
   if (options.max_batch_tokens < 1 || options.max_batch_tokens > kMaxBatchTokens) {
     return absl::InvalidArgumentError(
         absl::StrCat("--max_batch_tokens: ", options.max_batch_tokens, " is not in 1 .. ", kMaxBatchTokens));
+  }
+  if (!(options.group_norm_epsilon > 0 && options.group_norm_epsilon <= 1)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--group_norm_eps: ", options.group_norm_epsilon, " is not in (0, 1]"));
+  }
+  if (options.deep_embed_context < 1 || options.deep_embed_context > kMaxDeepEmbedContext) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--deep_embed_context: ", options.deep_embed_context, " is not in 1 .. ", kMaxDeepEmbedContext));
   }
   if (options.max_snapshot_bytes_in_flight < 1) {
     return absl::InvalidArgumentError("--max_snapshot_bytes_in_flight: must be positive");
@@ -112,8 +121,11 @@ absl::Status WorkerImpl::Init(const Options& options) {
 
   const absl::Time begin = absl::Now();
   RWKV_ASSIGN_OR_RETURN(std::shared_ptr<const StageWeights> weights, StageWeights::Load(checkpoint, config, layers));
-  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<StageModel> model,
-                        CreateStageModel(std::move(weights), *ops, options.max_batch_tokens));
+  StageModelOptions model_options;
+  model_options.max_rows = options.max_batch_tokens;
+  model_options.group_norm_epsilon = options.group_norm_epsilon;
+  model_options.deep_embed_context = options.deep_embed_context;
+  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<StageModel> model, CreateStageModel(std::move(weights), *ops, model_options));
 
   RWKV_ASSIGN_OR_RETURN(*description_.mutable_model(), MakeModelInfo(*checkpoint, config));
   description_.set_name(options.name);

@@ -23,10 +23,12 @@ class Worker {
     std::string lora;                            // A LoRA adapter to merge into it; empty: none.
     double lora_alpha = 0;                       // What it was trained with, > 0; with lora only, and then required.
     // Which layers: one of the two, or neither for all.
-    std::string stage;           // "I/S"
-    std::string layers;          // "BEGIN:END"
-    int slots = 64;              // 1 .. 65,536
-    int max_batch_tokens = 128;  // 1 .. 8,192
+    std::string stage;                  // "I/S"
+    std::string layers;                 // "BEGIN:END"
+    int slots = 64;                     // 1 .. 65,536
+    int max_batch_tokens = 128;         // 1 .. 8,192
+    float group_norm_epsilon = 64e-5f;  // In (0, 1].
+    int deep_embed_context = 4096;      // 1 .. 1,048,576 tokens; RWKV-7b only.
     std::string kernels = "auto";
     int64_t max_snapshot_bytes_in_flight = int64_t{256} << 20;
     absl::Duration drain_timeout = absl::Seconds(10);

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
+#include "absl/types/optional.h"
 #include "kernels/base/status_macros.h"
 
 namespace rwkv::testing {
@@ -31,89 +33,163 @@ ElementType TypeOf(kernels::DType dtype) {
   return ElementType::kFloat32;
 }
 
-class Plan {
- public:
-  explicit Plan(ElementType type) : type_(type) {}
+using checkpoint::Kind;
+using checkpoint::ModelTensor;
+using checkpoint::ModelVersion;
+using checkpoint::Presence;
+using checkpoint::Role;
+using checkpoint::Size;
 
-  void Normal(const std::string& name, std::vector<int64_t> shape, double spread, double mean = 0) {
-    tensors_.push_back({{name, type_, std::move(shape)}, true, mean, spread});
-  }
-  void Uniform(const std::string& name, std::vector<int64_t> shape, double low, double high) {
-    tensors_.push_back({{name, type_, std::move(shape)}, false, (low + high) / 2, (high - low) / 2});
-  }
-  void Norm(const std::string& name, int64_t width) {
-    Normal(absl::StrCat(name, ".weight"), {width}, 0.1, 1);
-    Normal(absl::StrCat(name, ".bias"), {width}, 0.1);
-  }
-  void Linear(const std::string& name, int64_t out, int64_t in, double gain = 1) {
-    Normal(absl::StrCat(name, ".weight"), {out, in}, gain / std::sqrt(static_cast<double>(in)));
-  }
+using Plan = std::vector<PlannedTensor>;
 
-  const std::vector<PlannedTensor>& tensors() const { return tensors_; }
+PlannedTensor Normal(double spread, double mean = 0) { return {{}, true, mean, spread}; }
+PlannedTensor Uniform(double low, double high) { return {{}, false, (low + high) / 2, (high - low) / 2}; }
 
- private:
-  const ElementType type_;
-  std::vector<PlannedTensor> tensors_;
-};
+// The scale of a tensor's elements, which have `inputs` products in a sum if it is a matrix.
+PlannedTensor ScaleOf(ModelVersion version, const ModelTensor& spec, int64_t inputs) {
+  const double in_scale = 1 / std::sqrt(static_cast<double>(inputs));
+  const bool is_7 = version >= ModelVersion::k7;
+  switch (spec.role) {
+    case Role::kEmbedding:
+      return Normal(0.5);
+    case Role::kHead:
+      return Normal(2 * in_scale);
+    case Role::kOutput:
+      return Normal(0.7 * in_scale);
+    case Role::kFfnValue:
+      return Normal(0.5 * in_scale);
+    case Role::kDecay:
+      if (version == ModelVersion::k4) return Uniform(-5, 3);
+      return is_7 ? Uniform(-7, 1) : version == ModelVersion::k6 ? Uniform(-6, 1) : Uniform(-6, 0);
+    case Role::kBonus:
+      if (is_7) return Normal(0.2);
+      return version == ModelVersion::k4     ? Normal(0.5, -1.2)
+             : version == ModelVersion::k5_0 ? Normal(0.5, -1)
+                                             : Normal(0.5);
+    case Role::kIclr:
+      return Normal(0.5);
+    case Role::kValueResidual:
+      return Normal(0.3, 0.7);
+    case Role::kKeyScale:
+      return Normal(0.1, 0.85);
+    case Role::kKeyIclrScale:
+      return Normal(0.2, 1);
+    case Role::kInitialState:
+      return Normal(0.3);
+    case Role::kDeepEmbedBias:
+      return Normal(0.2, 1);
+    case Role::kDeepEmbedTable:
+      return Normal(0.1);
+    case Role::kKeyTable:
+    case Role::kValueTable:
+      return Normal(0.3, 1);
+    case Role::kDeepEmbedMap:
+    case Role::kKeyMap:
+    case Role::kValueMap:
+      return Normal(0.1 * in_scale);
+    case Role::kShiftUp:
+    case Role::kDeepEmbedUp:
+      return Normal(0.1);
+    case Role::kDecayUp:
+      return Normal(is_7 ? 0.3 : 0.1);
+    default:
+      break;
+  }
+  switch (spec.kind) {
+    case Kind::kMatrix:
+      return Normal(in_scale);
+    case Kind::kLowRank:  // A second factor's inputs are the rank.
+      return checkpoint::IsRank(spec.shape[0]) ? Normal(0.3) : Normal(in_scale);
+    default:
+      return Uniform(0, 1);  // The mixes of a token shift.
+  }
+}
+
+// A vector of the model's width is [1, 1, D] in files of all versions, other vectors from RWKV-6 on too.
+std::vector<int64_t> FileShape(ModelVersion version, const ModelTensor& spec, const checkpoint::Sizes& sizes) {
+  std::vector<int64_t> shape;
+  for (int i = 0; i < spec.rank(); ++i) shape.push_back(sizes[spec.shape[i]]);
+  const bool is_flat = spec.shape[0] == Size::kAttentionWidth && version == ModelVersion::k4;
+  if (spec.kind == Kind::kVector && shape.size() == 1 && !is_flat) shape.insert(shape.begin(), 2, 1);
+  return shape;
+}
+
+void AddTensor(const RandomModelOptions& options, const ModelTensor& spec, const std::string& prefix,
+               const checkpoint::Sizes& sizes, Plan* plan) {
+  const std::string name = absl::StrCat(prefix, spec.name);
+  const ElementType type = TypeOf(options.dtype);
+  if (spec.kind == Kind::kNorm) {
+    const int64_t width = sizes[spec.shape[0]];
+    plan->push_back({{absl::StrCat(name, ".weight"), type, {width}}, true, 1, 0.1});
+    plan->push_back({{absl::StrCat(name, ".bias"), type, {width}}, true, 0, 0.1});
+    return;
+  }
+  const std::vector<int64_t> shape = FileShape(options.version, spec, sizes);
+  PlannedTensor planned = ScaleOf(options.version, spec, spec.kind == Kind::kMatrix ? shape[1] : shape[0]);
+  planned.spec = {name, type, shape};
+  plan->push_back(std::move(planned));
+}
+
+absl::StatusOr<checkpoint::Sizes> SizesOf(const RandomModelOptions& options) {
+  const int64_t D = options.width;
+  const bool has_heads = options.version != ModelVersion::k4;
+  const std::pair<Size, int64_t> kGiven[] = {
+      {Size::kWidth, D},
+      {Size::kHeadSize, options.head_size},
+      {Size::kFfnWidth, options.ffn_width != 0 ? options.ffn_width : 4 * D},
+      {Size::kVocabulary, options.vocab_size},
+      {Size::kMixRank, options.mix_rank},
+      {Size::kDecayRank, options.decay_rank},
+      {Size::kIclrRank, options.iclr_rank},
+      {Size::kValueResidualRank, options.value_residual_rank},
+      {Size::kGateRank, options.gate_rank},
+      {Size::kDeepEmbedWidth, options.deep_embed_width},
+      {Size::kQueryWidth, options.query_width},
+      {Size::kCacheWidth, options.cache_width},
+  };
+  constexpr int64_t kLargest = 1 << 24;  // Keeps every product below 2^63.
+  checkpoint::Sizes sizes;
+  for (const auto& [size, value] : kGiven) {
+    if (size == Size::kHeadSize && !has_heads) continue;
+    if (value > kLargest || !sizes.Set(size, value)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("random model: a ", checkpoint::Name(size), " of ", value, " is not in [1, ", kLargest, "]"));
+    }
+  }
+  const int64_t A = options.attention_width != 0 ? options.attention_width : D;
+  if (has_heads && A % options.head_size != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("random model: attention width ", A, " is not a multiple of the head size ", options.head_size));
+  }
+  if (A > kLargest || !sizes.Set(Size::kAttentionWidth, A) ||
+      (has_heads && !sizes.Set(Size::kHeads, A / options.head_size))) {
+    return absl::InvalidArgumentError(absl::StrCat("random model: no attention width of ", A));
+  }
+  if (options.layers < 1 || options.layers > kLargest) {
+    return absl::InvalidArgumentError(absl::StrCat("random model: ", options.layers, " layers"));
+  }
+  return sizes;
+}
 
 absl::StatusOr<Plan> MakePlan(const RandomModelOptions& options) {
-  const int64_t D = options.width;
-  const int64_t N = options.head_size;
-  const int64_t V = options.vocab_size;
-  const int64_t A = options.attention_width != 0 ? options.attention_width : D;
-  const int64_t F = options.ffn_width != 0 ? options.ffn_width : 4 * D;
-  constexpr int64_t kLargest = 1 << 24;  // Keeps every product below 2^63.
-  for (int64_t size : {int64_t{options.layers}, D, N, V, A, F, options.decay_rank, options.iclr_rank,
-                       options.value_residual_rank, options.gate_rank}) {
-    if (size < 1 || size > kLargest) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("random model: a size of ", size, " is not in [1, ", kLargest, "]"));
-    }
+  RWKV_ASSIGN_OR_RETURN(const checkpoint::Sizes sizes, SizesOf(options));
+  Plan plan;
+  for (const ModelTensor& spec : checkpoint::ModelTensors()) {
+    if (spec.role != Role::kLn0 || options.ln0) AddTensor(options, spec, "", sizes, &plan);
   }
-  if (A % N != 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("random model: attention width ", A, " is not a multiple of the head size ", N));
-  }
-  const double in_scale = 1 / std::sqrt(static_cast<double>(D));
-
-  Plan plan(TypeOf(options.dtype));
-  plan.Normal("emb.weight", {V, D}, 0.5);
   for (int layer = 0; layer < options.layers; ++layer) {
-    const std::string block = absl::StrCat("blocks.", layer, ".");
-    const std::string att = block + "att.";
-    const std::string ffn = block + "ffn.";
-    const auto low_rank = [&](const std::string& name, int64_t rank) {
-      plan.Normal(name + "1", {D, rank}, in_scale);
-      plan.Normal(name + "2", {rank, A}, 0.3);
-    };
-    if (layer == 0 && options.ln0) plan.Norm(block + "ln0", D);
-    plan.Norm(block + "ln1", D);
-    plan.Norm(block + "ln2", D);
-    for (const char* name : {"x_r", "x_w", "x_k", "x_v", "x_a", "x_g"}) plan.Uniform(att + name, {1, 1, D}, 0, 1);
-    plan.Uniform(att + "w0", {1, 1, A}, -7, 1);
-    low_rank(att + "w", options.decay_rank);
-    plan.Normal(att + "a0", {1, 1, A}, 0.5);
-    low_rank(att + "a", options.iclr_rank);
-    if (layer > 0 || options.layer0_value_residual) {
-      plan.Normal(att + "v0", {1, 1, A}, 0.3, 0.7);
-      low_rank(att + "v", options.value_residual_rank);
+    absl::optional<Role> before;
+    for (const ModelTensor& spec : checkpoint::LayerTensors(options.version)) {
+      if (spec.presence == Presence::kNotInLayer0 && layer == 0 && !options.layer0_value_residual) continue;
+      if (spec.role == Role::kInitialState && !options.time_state) continue;
+      // Of two alternatives RWKV-5.0 has the first, 5.1 the second.
+      const bool is_second = before == spec.role;
+      if (is_second && options.version == ModelVersion::k5_0) continue;
+      if (is_second) plan.pop_back();
+      before = spec.role;
+      AddTensor(options, spec, absl::StrCat("blocks.", layer, "."), sizes, &plan);
     }
-    low_rank(att + "g", options.gate_rank);
-    plan.Normal(att + "k_k", {1, 1, A}, 0.1, 0.85);
-    plan.Normal(att + "k_a", {1, 1, A}, 0.2, 1);
-    plan.Normal(att + "r_k", {A / N, N}, 0.2);
-    plan.Linear(att + "receptance", A, D);
-    plan.Linear(att + "key", A, D);
-    plan.Linear(att + "value", A, D);
-    plan.Linear(att + "output", D, A, 0.7);
-    plan.Norm(att + "ln_x", A);
-    plan.Uniform(ffn + "x_k", {1, 1, D}, 0, 1);
-    plan.Linear(ffn + "key", F, D);
-    plan.Linear(ffn + "value", D, F, 0.5);
-    if (options.time_state) plan.Normal(att + "time_state", {A / N, N, N}, 0.3);
   }
-  plan.Norm("ln_out", D);
-  plan.Linear("head", V, D, 2);
   return plan;
 }
 
@@ -165,7 +241,7 @@ absl::Status Generate(const PlannedTensor& tensor, const RandomModelOptions& opt
 absl::StatusOr<std::vector<RawTensor>> MakeRandomModel(const RandomModelOptions& options) {
   RWKV_ASSIGN_OR_RETURN(const Plan plan, MakePlan(options));
   std::vector<RawTensor> tensors;
-  for (const PlannedTensor& planned : plan.tensors()) {
+  for (const PlannedTensor& planned : plan) {
     RawTensor tensor{planned.spec, ""};
     RWKV_RETURN_IF_ERROR(Generate(planned, options, [&tensor](absl::string_view bytes) {
       tensor.data.append(bytes.data(), bytes.size());
@@ -179,11 +255,13 @@ absl::StatusOr<std::vector<RawTensor>> MakeRandomModel(const RandomModelOptions&
 absl::Status WriteRandomModel(const RandomModelOptions& options, const std::string& path) {
   RWKV_ASSIGN_OR_RETURN(const Plan plan, MakePlan(options));
   std::vector<TensorSpec> specs;
-  for (const PlannedTensor& planned : plan.tensors()) specs.push_back(planned.spec);
+  for (const PlannedTensor& planned : plan) specs.push_back(planned.spec);
   return WriteFileAtomically(path, [&](const AppendFunction& append) -> absl::Status {
-    RWKV_RETURN_IF_ERROR(append(
-        SafetensorsHeader(specs, {{"format", "pt"}, {"origin", absl::StrCat("random RWKV-7, seed ", options.seed)}})));
-    for (const PlannedTensor& planned : plan.tensors()) RWKV_RETURN_IF_ERROR(Generate(planned, options, append));
+    RWKV_RETURN_IF_ERROR(append(SafetensorsHeader(
+        specs,
+        {{"format", "pt"},
+         {"origin", absl::StrCat("random RWKV-", checkpoint::Name(options.version), ", seed ", options.seed)}})));
+    for (const PlannedTensor& planned : plan) RWKV_RETURN_IF_ERROR(Generate(planned, options, append));
     return absl::OkStatus();
   });
 }

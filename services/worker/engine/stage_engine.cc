@@ -64,7 +64,9 @@ void StageEngine::Reset() {
 }
 
 absl::Status StageEngine::WarmUp() {
-  for (const int64_t rows : {static_cast<int64_t>(options_.max_batch_tokens), int64_t{1}}) {
+  int64_t full = options_.max_batch_tokens;
+  if (model_->max_tokens() != 0) full = std::min(full, model_->max_tokens());
+  for (const int64_t rows : {full, int64_t{1}}) {
     pool_->Reset(0);
     std::fill(x_.begin(), x_.end(), 0.0f);
     std::fill(v_first_.begin(), v_first_.end(), 0.0f);
@@ -244,6 +246,13 @@ absl::optional<StageEngine::Refusal> StageEngine::CheckEntry(const v1::StepEntry
     return Refusal{RefusalCause::kRows, absl::InvalidArgumentError(
                                             absl::StrCat("slot ", entry.slot(), ": ", rows, " rows after ", rows_before,
                                                          ", a step has at most ", options_.max_batch_tokens))};
+  }
+  const uint64_t limit = model_->max_tokens();
+  if (limit != 0 && entry.expected_position() + rows > limit) {
+    return Refusal{RefusalCause::kContext,
+                   absl::FailedPreconditionError(absl::StrCat("slot ", entry.slot(), ": ", rows, " tokens after ",
+                                                              entry.expected_position(),
+                                                              " pass the model's context of ", limit, " tokens"))};
   }
   const int scores = entry.score_token_ids_size();
   if (scores != 0 && scores != rows && scores != rows - 1) {

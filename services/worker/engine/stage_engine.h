@@ -27,8 +27,8 @@
 namespace rwkv::worker {
 
 // Why this stage refused an entry, as metrics count it.
-enum class RefusalCause { kSlot, kSequence, kPosition, kTokens, kRows, kNumeric };
-constexpr int kRefusalCauses = 6;
+enum class RefusalCause { kSlot, kSequence, kPosition, kTokens, kRows, kContext, kNumeric };
+constexpr int kRefusalCauses = 7;
 
 struct StepOutput {
   LinkFrame frame;                         // For the next stage; not filled on the last.

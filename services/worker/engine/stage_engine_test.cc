@@ -7,6 +7,7 @@
 #include <limits>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -17,6 +18,7 @@
 #include "gtest/gtest.h"
 #include "kernels/dispatch/op_table.h"
 #include "rwkv/v1/worker.pb.h"
+#include "services/checkpoint/model_tensors.h"
 #include "services/common/grpc_status.h"
 #include "services/worker/testing/test_engine.h"
 #include "tests/testing/checkpoint_writer.h"
@@ -26,6 +28,7 @@
 namespace rwkv::worker {
 namespace {
 
+using ::rwkv::checkpoint::ModelVersion;
 using ::rwkv::testing::IsOk;
 using ::rwkv::testing::StatusIs;
 using ::testing::ElementsAre;
@@ -35,13 +38,15 @@ constexpr int kVocab = 61;
 
 std::string TempPath(const std::string& name) { return absl::StrCat(std::getenv("TEST_TMPDIR"), "/", name); }
 
-rwkv::testing::RandomModelOptions SmallModel() {
+rwkv::testing::RandomModelOptions SmallModel(ModelVersion version = ModelVersion::k7) {
   rwkv::testing::RandomModelOptions options;
+  options.version = version;
   options.layers = 4;
   options.width = 40;
   options.head_size = 20;
   options.ffn_width = 72;
   options.vocab_size = kVocab;
+  options.mix_rank = 3;
   options.decay_rank = 6;
   options.iclr_rank = 5;
   options.value_residual_rank = 3;
@@ -49,9 +54,9 @@ rwkv::testing::RandomModelOptions SmallModel() {
   return options;
 }
 
-std::string WriteSmallModel() {
-  const std::string path = TempPath("small.safetensors");
-  EXPECT_THAT(rwkv::testing::WriteRandomModel(SmallModel(), path), IsOk());
+std::string WriteSmallModel(ModelVersion version = ModelVersion::k7) {
+  const std::string path = TempPath(absl::StrCat("small-", checkpoint::Name(version), ".safetensors"));
+  EXPECT_THAT(rwkv::testing::WriteRandomModel(SmallModel(version), path), IsOk());
   return path;
 }
 
@@ -81,22 +86,21 @@ std::string FeedInChunks(EnginePipeline& pipeline, int slot, uint64_t sequence, 
   return logits;
 }
 
-class LawTest : public ::testing::TestWithParam<std::string> {
+// On the tables of kernels by name, for every version.
+class LawTest : public ::testing::TestWithParam<std::tuple<std::string, ModelVersion>> {
  protected:
-  LawTest() {
+  LawTest() : path_(WriteSmallModel(version())) {
     options_.slots = 40;
     options_.max_batch_tokens = 200;
-    options_.kernels = GetParam();
+    options_.kernels = std::get<0>(GetParam());
   }
 
-  static void SetUpTestSuite() { path_ = WriteSmallModel(); }
+  ModelVersion version() const { return std::get<1>(GetParam()); }
 
-  static std::string path_;
+  const std::string path_;
   TestEngineOptions options_;
   const std::vector<uint32_t> tokens_ = SomeTokens(37, 1);
 };
-
-std::string LawTest::path_;
 
 TEST_P(LawTest, PrefillEqualsDecodesAndEverySplit) {
   EnginePipeline pipeline(path_, 1, options_);
@@ -201,8 +205,8 @@ TEST_P(LawTest, AloneEqualsBeside31OthersInAnyOrderOfSlots) {
 
 TEST_P(LawTest, APoisonedEntryDisturbsNoOther) {
   // Token 9's embedding overflows the layer norm; everything of a sequence that reads it becomes NaN.
-  absl::StatusOr<std::vector<rwkv::testing::RawTensor>> tensors = rwkv::testing::MakeRandomModel([] {
-    rwkv::testing::RandomModelOptions options = SmallModel();
+  absl::StatusOr<std::vector<rwkv::testing::RawTensor>> tensors = rwkv::testing::MakeRandomModel([this] {
+    rwkv::testing::RandomModelOptions options = SmallModel(version());
     options.dtype = kernels::DType::kFloat32;
     return options;
   }());
@@ -251,12 +255,23 @@ std::vector<std::string> TableNames() {
   return names;
 }
 
-INSTANTIATE_TEST_SUITE_P(Kernels, LawTest, ::testing::ValuesIn(TableNames()),
-                         [](const ::testing::TestParamInfo<std::string>& info) {
-                           std::string name = info.param;
-                           for (char& c : name) c = std::isalnum(static_cast<unsigned char>(c)) ? c : '_';
-                           return name;
-                         });
+std::string LawName(const ::testing::TestParamInfo<std::tuple<std::string, ModelVersion>>& info) {
+  std::string name = absl::StrCat(std::get<0>(info.param), "_rwkv", checkpoint::Name(std::get<1>(info.param)));
+  for (char& c : name) c = std::isalnum(static_cast<unsigned char>(c)) ? c : '_';
+  return name;
+}
+
+// One version on every table, and every version on the best of them: kernels/conformance holds each operation to the
+// same laws on each table.
+INSTANTIATE_TEST_SUITE_P(Kernels, LawTest,
+                         ::testing::Combine(::testing::ValuesIn(TableNames()), ::testing::Values(ModelVersion::k7)),
+                         LawName);
+INSTANTIATE_TEST_SUITE_P(Versions, LawTest,
+                         ::testing::Combine(::testing::Values(TableNames().back()),
+                                            ::testing::Values(ModelVersion::k4, ModelVersion::k5_0, ModelVersion::k5_1,
+                                                              ModelVersion::k5_2, ModelVersion::k6, ModelVersion::k7a,
+                                                              ModelVersion::k7b)),
+                         LawName);
 
 class StageEngineTest : public ::testing::Test {
  protected:
@@ -631,6 +646,24 @@ TEST_F(StageEngineTest, BannedTokensAreNeverDrawn) {
   const absl::StatusOr<StepOutput> output = pipeline_.Feed(0, 1, 0, {1, 2}, false, true);
   ASSERT_THAT(output, IsOk());
   EXPECT_EQ(output->result.entries(0).token_id(), 60u);
+}
+
+// RWKV-7b's caches hold a fixed number of tokens; everything else has no end.
+TEST_F(StageEngineTest, WhatPassesTheContextIsRefusedBeforeItIsComputed) {
+  TestEngineOptions options = Options();
+  options.deep_embed_context = 8;  // Less than a full batch: the warm-up must fit, too.
+  EnginePipeline pipeline(WriteSmallModel(ModelVersion::k7b), 2, options);
+  for (int stage : {0, 1}) ASSERT_THAT(pipeline.stage(stage).WarmUp(), IsOk());
+  ASSERT_THAT(pipeline.AttachFresh(0, 1), IsOk());
+  ASSERT_THAT(pipeline.Feed(0, 1, 0, SomeTokens(5, 1)), IsOk());
+  const auto before = pipeline.CopyState(0, 1, 5);
+  ASSERT_THAT(before, IsOk());
+  EXPECT_THAT(pipeline.Feed(0, 1, 5, SomeTokens(4, 2)).status(),
+              StatusIs(absl::StatusCode::kFailedPrecondition,
+                       HasSubstr("4 tokens after 5 pass the model's context of 8 tokens")));
+  EXPECT_EQ(*pipeline.CopyState(0, 1, 5), *before);
+  EXPECT_THAT(pipeline.Feed(0, 1, 5, SomeTokens(3, 2)), IsOk());
+  EXPECT_THAT(pipeline.Feed(0, 1, 8, {1}).status(), StatusIs(absl::StatusCode::kFailedPrecondition));
 }
 
 TEST_F(StageEngineTest, ATunedInitialStateIsWhatAFreshSlotHolds) {

@@ -59,7 +59,7 @@ StatePool::StatePool(const StageModel& model, int slots) : model_(model), layers
 void StatePool::Reset(int slot) {
   for (int layer = 0; layer < layers_; ++layer) {
     for (int i = 0; i < view_.tensors_per_layer; ++i) {
-      const StateTensorPool& pool = view_.tensor(layer, i);
+      const kernels::StatePool& pool = view_.tensor(layer, i);
       float* const state = pool.data + slot * pool.stride;
       const absl::Span<const float> initial = model_.InitialState(layer, i);
       const int64_t size = model_.state_layout().tensors()[i].size();
@@ -76,7 +76,7 @@ absl::Status StatePool::CopyOut(int slot, int stage_layer, std::string* record) 
   record->resize(model_.state_layout().record_bytes());
   char* out = record->data();
   for (int i = 0; i < view_.tensors_per_layer; ++i) {
-    const StateTensorPool& pool = view_.tensor(stage_layer, i);
+    const kernels::StatePool& pool = view_.tensor(stage_layer, i);
     const StateTensorSpec& tensor = model_.state_layout().tensors()[i];
     const float* const state = pool.data + slot * pool.stride;
     if (!AllFinite(state, tensor.size())) {
@@ -103,7 +103,7 @@ absl::Status StatePool::CopyIn(int slot, int stage_layer, absl::string_view reco
   }
   const float* in = values.data();
   for (int i = 0; i < view_.tensors_per_layer; ++i) {
-    const StateTensorPool& pool = view_.tensor(stage_layer, i);
+    const kernels::StatePool& pool = view_.tensor(stage_layer, i);
     const int64_t size = model_.state_layout().tensors()[i].size();
     std::copy(in, in + size, pool.data + slot * pool.stride);
     in += size;

@@ -44,7 +44,8 @@ WorkerMetrics::WorkerMetrics(common::Metrics& metrics)
       save_overflows(Errors(metrics, "save_overflow")),
       step_errors(Errors(metrics, "step")),
       link_errors(Errors(metrics, "link")) {
-  static constexpr const char* kCauses[kRefusalCauses] = {"slot", "sequence", "position", "tokens", "rows", "numeric"};
+  static constexpr const char* kCauses[kRefusalCauses] = {"slot", "sequence", "position", "tokens",
+                                                          "rows", "context",  "numeric"};
   for (int i = 0; i < kRefusalCauses; ++i) {
     refused_entries[i] = &metrics.Counter("rwkv_worker_refused_entries_total",
                                           "Entries of steps that this stage refused.", {{"cause", kCauses[i]}});

@@ -9,14 +9,26 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
-#include "kernels/base/dtype.h"
 #include "kernels/base/status_macros.h"
 #include "services/checkpoint/fingerprint.h"
+#include "services/checkpoint/model_tensors.h"
 
 namespace rwkv::worker {
 namespace {
 
-constexpr int64_t kWorldVocabulary = 65536;  // Rows of every World model; the tokenizer uses 65530 of them.
+// The number of rows of the embedding tells the tokenizer. World models have more rows than tokens (65,530); some
+// models of the Pile were padded to a multiple of 128.
+absl::string_view TokenizerOf(int64_t vocab_size) {
+  switch (vocab_size) {
+    case 65536:
+      return "world";
+    case 50277:
+    case 50304:
+      return "neox";
+    default:
+      return "";
+  }
+}
 
 // "dir/model.safetensors" -> "model". Escaped, because a file's name may be any bytes and a proto string may not.
 std::string ModelName(absl::string_view path) {
@@ -46,15 +58,15 @@ absl::StatusOr<v1::ModelInfo> MakeModelInfo(const checkpoint::Checkpoint& checkp
   RWKV_ASSIGN_OR_RETURN(std::string fingerprint, checkpoint::Fingerprint(checkpoint));
   info.set_name(ModelName(checkpoint.path()));
   info.set_fingerprint(std::move(fingerprint));
-  info.set_version(absl::StrCat(config.version));
+  info.set_version(std::string(checkpoint::Name(config.version)));
   info.set_layer_count(config.layer_count);
   info.set_width(static_cast<int32_t>(config.width));
   info.set_head_count(static_cast<int32_t>(config.head_count));
   info.set_head_size(static_cast<int32_t>(config.head_size));
   info.set_ffn_width(static_cast<int32_t>(config.ffn_width));
   info.set_vocab_size(static_cast<int32_t>(config.vocab_size));
-  info.set_dtype(std::string(kernels::Name(config.dtype)));
-  info.set_tokenizer(config.vocab_size == kWorldVocabulary ? "world" : "");
+  info.set_dtype(config.dtype);
+  info.set_tokenizer(std::string(TokenizerOf(config.vocab_size)));
   info.set_parameters(config.parameters);
   return info;
 }

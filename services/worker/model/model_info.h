@@ -8,7 +8,8 @@
 
 namespace rwkv::worker {
 
-// Named after its file, without folder and extension. The tokenizer is told by the vocabulary's size: 65,536 is World.
+// Named after its file, without folder and extension. The vocabulary's size tells the tokenizer: 65,536 is "world",
+// 50,277 and 50,304 are "neox" (Pile, Raven).
 // Computes the fingerprint, which reads parts of the whole file: call it once.
 absl::StatusOr<v1::ModelInfo> MakeModelInfo(const checkpoint::Checkpoint& checkpoint,
                                             const checkpoint::ModelConfig& config);

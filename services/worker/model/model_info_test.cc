@@ -64,6 +64,10 @@ TEST(ModelInfoTest, TheVocabularysSizeTellsTheTokenizer) {
   options.head_size = 8;
   options.vocab_size = 65536;
   EXPECT_EQ(InfoOf(options, "model").tokenizer(), "world");
+  for (int vocab_size : {50277, 50304}) {
+    options.vocab_size = vocab_size;
+    EXPECT_EQ(InfoOf(options, "model").tokenizer(), "neox");
+  }
   options.vocab_size = 65535;
   EXPECT_EQ(InfoOf(options, "model").tokenizer(), "");
 }

@@ -1,12 +1,14 @@
 #include "services/worker/model/weights.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/types/optional.h"
+#include "absl/types/span.h"
 #include "kernels/base/dtype.h"
 #include "kernels/base/status_macros.h"
 #include "services/checkpoint/formats/element_type.h"
@@ -47,30 +49,59 @@ int64_t FindNotFinite(kernels::DType dtype, const void* data, int64_t count) {
   return -1;
 }
 
-// A tensor known to be a weight, with all its elements finite.
+absl::Status NotOfTheConfig(const checkpoint::Checkpoint& checkpoint, absl::string_view name, int64_t elements) {
+  const checkpoint::TensorInfo* info = checkpoint.Find(name);
+  return absl::FailedPreconditionError(
+      absl::StrCat(checkpoint.path(), ": tensor ", checkpoint::Quoted(name), " is ",
+                   info == nullptr ? "not there" : checkpoint::ElementTypeName(info->type), " ",
+                   info == nullptr ? "" : checkpoint::ShapeString(info->shape), ", not the ", elements,
+                   " weights of the model's config"));
+}
+
+// `data` are the tensor's elements. kDataLoss: one is not finite.
+absl::Status CheckFinite(const checkpoint::Checkpoint& checkpoint, const checkpoint::TensorInfo& info,
+                         kernels::DType dtype, const void* data) {
+  const int64_t index = FindNotFinite(dtype, data, info.bytes / kernels::SizeOf(dtype));
+  if (index < 0) return absl::OkStatus();
+  return absl::DataLossError(
+      absl::StrCat(checkpoint.path(), ": element ", index, " of tensor ", checkpoint::Quoted(info.name), " of shape ",
+                   checkpoint::ShapeString(info.shape), " is ", kernels::LoadAsFloat(dtype, data, index)));
+}
+
+// A copy of a tensor's elements, all finite.
 struct Weight {
   kernels::DType dtype;
-  int64_t elements;
-  const void* data;
+  std::unique_ptr<uint8_t[]> data;
 };
 
-// Not to be called with a config of another checkpoint; then kFailedPrecondition.
+// Read, not mapped: what is copied leaves no page of the file in memory.
 absl::StatusOr<Weight> ReadWeight(const checkpoint::Checkpoint& checkpoint, absl::string_view name, int64_t elements) {
-  RWKV_ASSIGN_OR_RETURN(const checkpoint::Tensor tensor, checkpoint.Read(name));
-  const absl::optional<kernels::DType> dtype = checkpoint::WeightDType(tensor.info->type);
-  if (!dtype.has_value() || tensor.info->bytes != elements * kernels::SizeOf(*dtype)) {
-    return absl::FailedPreconditionError(absl::StrCat(checkpoint.path(), ": tensor ", checkpoint::Quoted(name), " is ",
-                                                      checkpoint::ElementTypeName(tensor.info->type), " ",
-                                                      checkpoint::ShapeString(tensor.info->shape), ", not the ",
-                                                      elements, " weights of the model's config"));
+  const checkpoint::TensorInfo* info = checkpoint.Find(name);
+  const absl::optional<kernels::DType> dtype = info == nullptr ? absl::nullopt : checkpoint::WeightDType(info->type);
+  if (!dtype.has_value() || info->bytes != elements * kernels::SizeOf(*dtype)) {
+    return NotOfTheConfig(checkpoint, name, elements);
   }
-  const Weight weight{*dtype, elements, tensor.data};
-  if (const int64_t index = FindNotFinite(weight.dtype, weight.data, weight.elements); index >= 0) {
-    return absl::DataLossError(absl::StrCat(
-        checkpoint.path(), ": element ", index, " of tensor ", checkpoint::Quoted(name), " of shape ",
-        checkpoint::ShapeString(tensor.info->shape), " is ", kernels::LoadAsFloat(weight.dtype, weight.data, index)));
-  }
+  Weight weight{*dtype, std::make_unique<uint8_t[]>(info->bytes)};
+  RWKV_RETURN_IF_ERROR(checkpoint.ReadBytes(*info, 0, absl::MakeSpan(weight.data.get(), info->bytes)));
+  RWKV_RETURN_IF_ERROR(CheckFinite(checkpoint, *info, *dtype, weight.data.get()));
   return weight;
+}
+
+// exp() in double and then rounded: the float is the same whatever the library's last bit.
+float Transformed(checkpoint::Transform transform, float value) {
+  switch (transform) {
+    case checkpoint::Transform::kNone:
+      return value;
+    case checkpoint::Transform::kOneMinus:
+      return 1.0f - value;
+    case checkpoint::Transform::kExp:
+      return static_cast<float>(std::exp(double{value}));
+    case checkpoint::Transform::kMinusExp:
+      return static_cast<float>(-std::exp(double{value}));
+    case checkpoint::Transform::kExpMinusExp:
+      return static_cast<float>(std::exp(-std::exp(double{value})));
+  }
+  return value;
 }
 
 template <typename Bits>
@@ -103,108 +134,134 @@ absl::StatusOr<std::unique_ptr<const StageWeights>> StageWeights::Load(
   return std::unique_ptr<const StageWeights>(std::move(weights));
 }
 
+bool StageWeights::Wants(Role role) const {
+  switch (role) {
+    case Role::kEmbedding:
+      return is_first() || checkpoint::HasDeepEmbed(config_.version);
+    case Role::kLn0:
+      return Wants(Role::kEmbedding) && !config_.embedding_is_normalised;
+    default:
+      return is_last();
+  }
+}
+
 absl::Status StageWeights::LoadAll() {
-  if (is_first()) {
-    RWKV_RETURN_IF_ERROR(LoadMatrix("emb.weight", config_.vocab_size, config_.width, &embedding_));
-    if (!config_.embedding_is_normalised) RWKV_RETURN_IF_ERROR(LoadNorm("blocks.0.ln0", config_.width, &ln0_));
+  for (const checkpoint::ModelTensor& spec : checkpoint::ModelTensors()) {
+    if (Wants(spec.role)) RWKV_RETURN_IF_ERROR(LoadTensor(spec, "", config_.layer_sizes[layers_.begin], &model_));
   }
   layer_weights_.resize(layers_.size());
   for (int layer = layers_.begin; layer < layers_.end; ++layer) {
-    RWKV_RETURN_IF_ERROR(LoadLayer(layer, &layer_weights_[layer - layers_.begin]));
-  }
-  if (is_last()) {
-    RWKV_RETURN_IF_ERROR(LoadNorm("ln_out", config_.width, &ln_out_));
-    RWKV_RETURN_IF_ERROR(LoadMatrix("head.weight", config_.vocab_size, config_.width, &head_));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status StageWeights::LoadLayer(int layer, LayerWeights* weights) {
-  const int64_t D = config_.width;
-  const int64_t A = config_.attention_width;
-  const int64_t F = config_.ffn_width;
-  const int64_t N = config_.head_size;
-  const checkpoint::ModelConfig::Ranks& ranks = config_.ranks[layer];
-  const std::string block = absl::StrCat("blocks.", layer, ".");
-
-  RWKV_RETURN_IF_ERROR(LoadNorm(absl::StrCat(block, "ln1"), D, &weights->ln1));
-  RWKV_RETURN_IF_ERROR(LoadNorm(absl::StrCat(block, "ln2"), D, &weights->ln2));
-  RWKV_RETURN_IF_ERROR(LoadNorm(absl::StrCat(block, "att.ln_x"), A, &weights->ln_x));
-
-  struct VectorPlace {
-    const char* name;
-    int64_t size;
-    std::vector<float>* vector;
-  };
-  std::vector<VectorPlace> vectors = {
-      {"att.x_r", D, &weights->x_r}, {"att.x_w", D, &weights->x_w}, {"att.x_k", D, &weights->x_k},
-      {"att.x_v", D, &weights->x_v}, {"att.x_a", D, &weights->x_a}, {"att.x_g", D, &weights->x_g},
-      {"att.w0", A, &weights->w0},   {"att.a0", A, &weights->a0},   {"att.k_k", A, &weights->k_k},
-      {"att.k_a", A, &weights->k_a}, {"att.r_k", A, &weights->r_k}, {"ffn.x_k", D, &weights->ffn_x_k},
-  };
-  if (layer > 0) vectors.push_back({"att.v0", A, &weights->v0});
-  if (config_.has_initial_state[layer]) vectors.push_back({"att.time_state", A * N, &weights->initial_state});
-  for (const VectorPlace& place : vectors) {
-    RWKV_RETURN_IF_ERROR(LoadVector(absl::StrCat(block, place.name), place.size, place.vector));
-  }
-
-  struct MatrixPlace {
-    const char* name;
-    int64_t rows;  // Of the matrix to be, [out, in].
-    int64_t cols;
-    kernels::MatrixView* matrix;
-  };
-  const MatrixPlace matrices[] = {
-      {"att.receptance.weight", A, D, &weights->receptance}, {"att.key.weight", A, D, &weights->key},
-      {"att.value.weight", A, D, &weights->value},           {"att.output.weight", D, A, &weights->output},
-      {"ffn.key.weight", F, D, &weights->ffn_key},           {"ffn.value.weight", D, F, &weights->ffn_value},
-  };
-  for (const MatrixPlace& place : matrices) {
-    RWKV_RETURN_IF_ERROR(LoadMatrix(absl::StrCat(block, place.name), place.rows, place.cols, place.matrix));
-  }
-  std::vector<MatrixPlace> low_rank = {
-      {"att.w1", ranks.decay, D, &weights->w1}, {"att.w2", A, ranks.decay, &weights->w2},
-      {"att.a1", ranks.iclr, D, &weights->a1},  {"att.a2", A, ranks.iclr, &weights->a2},
-      {"att.g1", ranks.gate, D, &weights->g1},  {"att.g2", A, ranks.gate, &weights->g2},
-  };
-  if (layer > 0) {
-    low_rank.push_back({"att.v1", ranks.value_residual, D, &weights->v1});
-    low_rank.push_back({"att.v2", A, ranks.value_residual, &weights->v2});
-  }
-  for (const MatrixPlace& place : low_rank) {
-    RWKV_RETURN_IF_ERROR(LoadTransposed(absl::StrCat(block, place.name), place.rows, place.cols, place.matrix));
+    const std::string prefix = absl::StrCat("blocks.", layer, ".");
+    const absl::Span<const checkpoint::ModelTensor> specs = checkpoint::LayerTensors(config_.version);
+    for (size_t i = 0; i < specs.size(); ++i) {
+      const checkpoint::ModelTensor& spec = specs[i];
+      if (spec.presence == checkpoint::Presence::kNotInLayer0 && layer == 0) continue;
+      const bool may_be_absent = spec.presence == checkpoint::Presence::kOptional ||
+                                 (i > 0 && specs[i - 1].role == spec.role) ||
+                                 (i + 1 < specs.size() && specs[i + 1].role == spec.role);
+      if (may_be_absent && checkpoint_->Find(absl::StrCat(prefix, spec.name)) == nullptr) continue;
+      RWKV_RETURN_IF_ERROR(
+          LoadTensor(spec, prefix, config_.layer_sizes[layer], &layer_weights_[layer - layers_.begin]));
+    }
   }
   return absl::OkStatus();
 }
 
-absl::Status StageWeights::LoadVector(const std::string& name, int64_t size, std::vector<float>* out) {
-  RWKV_ASSIGN_OR_RETURN(const Weight weight, ReadWeight(*checkpoint_, name, size));
-  out->resize(size);
-  kernels::WidenToFloat(weight.dtype, weight.data, size, out->data());
-  return absl::OkStatus();
+absl::Status StageWeights::LoadTensor(const checkpoint::ModelTensor& spec, absl::string_view prefix,
+                                      const checkpoint::Sizes& sizes, WeightSet* weights) {
+  const std::string name = absl::StrCat(prefix, spec.name);
+  const int role = static_cast<int>(spec.role);
+  const auto size = [&](int dimension) { return sizes[spec.shape[dimension]]; };
+  switch (spec.kind) {
+    case checkpoint::Kind::kNorm:
+      RWKV_RETURN_IF_ERROR(LoadVector(spec, absl::StrCat(name, ".weight"), sizes, &weights->norms_[role].weight));
+      return LoadVector(spec, absl::StrCat(name, ".bias"), sizes, &weights->norms_[role].bias);
+    case checkpoint::Kind::kVector:
+    case checkpoint::Kind::kHeadVector:
+      return LoadVector(spec, name, sizes, &weights->vectors_[role]);
+    case checkpoint::Kind::kMatrix:
+      return LoadMatrix(name, size(0), size(1), &weights->matrices_[role]);
+    case checkpoint::Kind::kLowRank:
+      return LoadTransposed(name, 1, size(1), size(0), &weights->matrices_[role]);
+    case checkpoint::Kind::kLowRankStack:
+      return LoadTransposed(name, size(0), size(2), size(1), &weights->matrices_[role]);
+  }
+  return absl::InternalError(absl::StrCat("tensor ", name, " is of no kind"));
 }
 
-absl::Status StageWeights::LoadNorm(const std::string& prefix, int64_t size, NormWeights* out) {
-  RWKV_RETURN_IF_ERROR(LoadVector(absl::StrCat(prefix, ".weight"), size, &out->weight));
-  return LoadVector(absl::StrCat(prefix, ".bias"), size, &out->bias);
+absl::Status StageWeights::LoadVector(const checkpoint::ModelTensor& spec, const std::string& name,
+                                      const checkpoint::Sizes& sizes, std::vector<float>* out) {
+  int64_t elements = 1;
+  for (int i = 0; i < spec.rank(); ++i) elements *= sizes[spec.shape[i]];
+  RWKV_ASSIGN_OR_RETURN(const Weight weight, ReadWeight(*checkpoint_, name, elements));
+  const int64_t copies = spec.kind == checkpoint::Kind::kHeadVector ? sizes[checkpoint::Size::kHeadSize] : 1;
+  out->reserve(elements * copies);
+  for (int64_t i = 0; i < elements; ++i) {
+    out->insert(out->end(), copies, Transformed(spec.transform, LoadAsFloat(weight.dtype, weight.data.get(), i)));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status StageWeights::LoadMatrix(const std::string& name, int64_t rows, int64_t cols, kernels::MatrixView* out) {
-  RWKV_ASSIGN_OR_RETURN(const Weight weight, ReadWeight(*checkpoint_, name, rows * cols));
-  *out = kernels::MatrixView{weight.dtype, rows, cols, weight.data};
+  const checkpoint::TensorInfo* info = checkpoint_->Find(name);
+  if (info == nullptr) return NotOfTheConfig(*checkpoint_, name, rows * cols);
+  const absl::optional<kernels::DType> dtype = checkpoint::WeightDType(info->type);
+  if (!dtype.has_value()) return LoadQuantized(*info, rows, cols, out);
+  if (info->bytes != rows * cols * kernels::SizeOf(*dtype)) return NotOfTheConfig(*checkpoint_, name, rows * cols);
+  RWKV_ASSIGN_OR_RETURN(const checkpoint::Tensor tensor, checkpoint_->Read(name));
+  RWKV_RETURN_IF_ERROR(CheckFinite(*checkpoint_, *info, *dtype, tensor.data));
+  out->dtype = *dtype;
+  out->rows = rows;
+  out->cols = cols;
+  out->data = tensor.data;
   return absl::OkStatus();
 }
 
-absl::Status StageWeights::LoadTransposed(const std::string& name, int64_t rows, int64_t cols,
-                                          kernels::MatrixView* out) {
-  RWKV_ASSIGN_OR_RETURN(const Weight weight, ReadWeight(*checkpoint_, name, rows * cols));
-  auto memory = std::make_unique<uint8_t[]>(weight.elements * kernels::SizeOf(weight.dtype));
-  if (weight.dtype == kernels::DType::kFloat32) {
-    Transpose<uint32_t>(weight.data, cols, rows, memory.get());
-  } else {
-    Transpose<uint16_t>(weight.data, cols, rows, memory.get());
+absl::Status StageWeights::LoadQuantized(const checkpoint::TensorInfo& info, int64_t rows, int64_t cols,
+                                         kernels::MatrixView* out) {
+  const bool is_int4 = info.type == checkpoint::ElementType::kUint8;
+  out->dtype = kernels::DType::kFloat16;
+  out->rows = rows;
+  out->cols = cols;
+  out->quantization = is_int4 ? kernels::Quantization::kInt4 : kernels::Quantization::kInt8;
+  if ((!is_int4 && info.type != checkpoint::ElementType::kInt8) || info.bytes != rows * kernels::RowBytes(*out)) {
+    return NotOfTheConfig(*checkpoint_, info.name, rows * cols);
   }
-  *out = kernels::MatrixView{weight.dtype, rows, cols, memory.get()};
+  RWKV_ASSIGN_OR_RETURN(const checkpoint::Tensor tensor, checkpoint_->Read(info.name));
+  out->data = tensor.data;
+  RWKV_RETURN_IF_ERROR(LoadGroups(absl::StrCat(info.name, ".scale"), rows, cols, &out->group, &out->scales));
+  if (!is_int4) return absl::OkStatus();
+  return LoadGroups(absl::StrCat(info.name, ".min"), rows, cols, &out->group, &out->minimums);
+}
+
+absl::Status StageWeights::LoadGroups(const std::string& name, int64_t rows, int64_t cols, int64_t* group,
+                                      const uint16_t** out) {
+  const checkpoint::TensorInfo* info = checkpoint_->Find(name);
+  *group = info == nullptr || info->shape.size() != 2 ? 0 : checkpoint::QuantizationGroup(cols, info->shape[1]);
+  if (*group == 0 || info->shape[0] != rows || info->type != checkpoint::ElementType::kFloat16) {
+    return NotOfTheConfig(*checkpoint_, name, rows);
+  }
+  RWKV_ASSIGN_OR_RETURN(const checkpoint::Tensor tensor, checkpoint_->Read(name));
+  *out = static_cast<const uint16_t*>(tensor.data);
+  return CheckFinite(*checkpoint_, *info, kernels::DType::kFloat16, tensor.data);
+}
+
+absl::Status StageWeights::LoadTransposed(const std::string& name, int64_t stack, int64_t rows, int64_t cols,
+                                          kernels::MatrixView* out) {
+  RWKV_ASSIGN_OR_RETURN(const Weight weight, ReadWeight(*checkpoint_, name, stack * rows * cols));
+  const int64_t bytes = rows * cols * kernels::SizeOf(weight.dtype);  // Of one of the stack.
+  auto memory = std::make_unique<uint8_t[]>(stack * bytes);
+  for (int64_t i = 0; i < stack; ++i) {
+    if (weight.dtype == kernels::DType::kFloat32) {
+      Transpose<uint32_t>(weight.data.get() + i * bytes, cols, rows, memory.get() + i * bytes);
+    } else {
+      Transpose<uint16_t>(weight.data.get() + i * bytes, cols, rows, memory.get() + i * bytes);
+    }
+  }
+  out->dtype = weight.dtype;
+  out->rows = stack * rows;
+  out->cols = cols;
+  out->data = memory.get();
   transposed_.push_back(std::move(memory));
   return absl::OkStatus();
 }

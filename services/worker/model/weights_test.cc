@@ -1,15 +1,19 @@
 #include "services/worker/model/weights.h"
 
+#include <cmath>
 #include <fstream>
 #include <limits>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "absl/types/span.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/base/dtype.h"
@@ -18,6 +22,7 @@
 #include "services/checkpoint/fingerprint.h"
 #include "services/checkpoint/formats/element_type.h"
 #include "services/checkpoint/model_config.h"
+#include "services/checkpoint/model_tensors.h"
 #include "services/worker/model/layer_range.h"
 #include "tests/testing/checkpoint_writer.h"
 #include "tests/testing/random_model.h"
@@ -26,6 +31,7 @@
 namespace rwkv::worker {
 namespace {
 
+using checkpoint::ModelVersion;
 using kernels::DType;
 using testing::HasSubstr;
 using testing::RandomModelOptions;
@@ -89,83 +95,113 @@ std::vector<float> Transposed(const std::vector<float>& values, int64_t rows, in
   return out;
 }
 
-class WeightsOfEveryTypeTest : public ::testing::TestWithParam<DType> {};
+// What a loaded vector holds of the file's elements.
+float Transformed(checkpoint::Transform transform, float value) {
+  switch (transform) {
+    case checkpoint::Transform::kNone:
+      return value;
+    case checkpoint::Transform::kOneMinus:
+      return 1 - value;
+    case checkpoint::Transform::kExp:
+      return std::exp(value);
+    case checkpoint::Transform::kMinusExp:
+      return -std::exp(value);
+    case checkpoint::Transform::kExpMinusExp:
+      return std::exp(-std::exp(value));
+  }
+  return value;
+}
 
-TEST_P(WeightsOfEveryTypeTest, EveryTensorArrivesAtItsPlace) {
-  const Model model = Open(*testing::MakeRandomModel(Options(GetParam())));
+class EveryVersionAndTypeTest : public ::testing::TestWithParam<std::tuple<ModelVersion, DType>> {};
+
+INSTANTIATE_TEST_SUITE_P(All, EveryVersionAndTypeTest,
+                         ::testing::Combine(::testing::ValuesIn(checkpoint::kModelVersions),
+                                            ::testing::Values(DType::kFloat32, DType::kBFloat16, DType::kFloat16)),
+                         [](const auto& info) {
+                           return absl::StrCat("Rwkv", absl::StrReplaceAll(Name(std::get<0>(info.param)), {{".", "_"}}),
+                                               "_", kernels::Name(std::get<1>(info.param)));
+                         });
+
+TEST_P(EveryVersionAndTypeTest, EveryTensorArrivesAtItsPlace) {
+  const ModelVersion version = std::get<0>(GetParam());
+  const DType dtype = std::get<1>(GetParam());
+  RandomModelOptions options = Options(dtype);
+  options.version = version;
+  const Model model = Open(*testing::MakeRandomModel(options));
   ASSERT_OK_AND_ASSIGN(const auto weights, StageWeights::Load(model.checkpoint, model.config, {0, 3}));
-  const int64_t D = 48, A = 32, F = 192, V = 11;
   EXPECT_TRUE(weights->is_first());
   EXPECT_TRUE(weights->is_last());
 
-  const auto expect_matrix = [&](const kernels::MatrixView& matrix, const std::string& name, int64_t rows,
-                                 int64_t cols) {
-    SCOPED_TRACE(name);
-    EXPECT_EQ(matrix.dtype, GetParam());
-    EXPECT_EQ(matrix.rows, rows);
-    EXPECT_EQ(matrix.cols, cols);
+  const auto expect_matrix = [&](const kernels::MatrixView& matrix, const std::string& name) {
+    const std::vector<int64_t>& shape = model.checkpoint->Find(name)->shape;
+    EXPECT_EQ(matrix.dtype, dtype);
+    EXPECT_EQ(matrix.rows, shape[0]);
+    EXPECT_EQ(matrix.cols, shape[1]);
     EXPECT_EQ(Floats(matrix), model.Expected(name));
     EXPECT_EQ(matrix.data, model.checkpoint->Read(name)->data) << "a view of the file, not a copy";
-  };
-  const auto expect_transposed = [&](const kernels::MatrixView& matrix, const std::string& name, int64_t rows,
-                                     int64_t cols) {
-    SCOPED_TRACE(name);
-    EXPECT_EQ(matrix.dtype, GetParam());
-    EXPECT_EQ(matrix.rows, rows);
-    EXPECT_EQ(matrix.cols, cols);
-    EXPECT_EQ(Floats(matrix), Transposed(model.Expected(name), cols, rows));
   };
   const auto expect_norm = [&](const NormWeights& norm, const std::string& name) {
     EXPECT_EQ(norm.weight, model.Expected(absl::StrCat(name, ".weight"))) << name;
     EXPECT_EQ(norm.bias, model.Expected(absl::StrCat(name, ".bias"))) << name;
   };
-
-  expect_matrix(weights->embedding(), "emb.weight", V, D);
-  expect_matrix(weights->head(), "head.weight", V, D);
+  expect_matrix(weights->embedding(), "emb.weight");
+  expect_matrix(weights->head(), "head.weight");
   expect_norm(weights->ln0(), "blocks.0.ln0");
   expect_norm(weights->ln_out(), "ln_out");
+
+  const absl::Span<const checkpoint::ModelTensor> specs = checkpoint::LayerTensors(version);
+  size_t seen = 2 + 2 + 2;  // Tensors of the model's own.
   for (int i = 0; i < 3; ++i) {
-    const LayerWeights& layer = weights->layer(i);
-    const std::string block = absl::StrCat("blocks.", i, ".");
-    const std::string att = block + "att.";
-    const std::string ffn = block + "ffn.";
-    expect_norm(layer.ln1, block + "ln1");
-    expect_norm(layer.ln2, block + "ln2");
-    expect_norm(layer.ln_x, att + "ln_x");
-    const std::pair<const std::vector<float>*, std::string> vectors[] = {
-        {&layer.x_r, "x_r"}, {&layer.x_w, "x_w"}, {&layer.x_k, "x_k"}, {&layer.x_v, "x_v"},
-        {&layer.x_a, "x_a"}, {&layer.x_g, "x_g"}, {&layer.w0, "w0"},   {&layer.a0, "a0"},
-        {&layer.k_k, "k_k"}, {&layer.k_a, "k_a"}, {&layer.r_k, "r_k"}, {&layer.initial_state, "time_state"}};
-    for (const auto& [vector, name] : vectors) EXPECT_EQ(*vector, model.Expected(att + name)) << name;
-    EXPECT_EQ(layer.initial_state.size(), A * 16);
-    EXPECT_EQ(layer.ffn_x_k, model.Expected(ffn + "x_k"));
-    expect_matrix(layer.receptance, att + "receptance.weight", A, D);
-    expect_matrix(layer.key, att + "key.weight", A, D);
-    expect_matrix(layer.value, att + "value.weight", A, D);
-    expect_matrix(layer.output, att + "output.weight", D, A);
-    expect_matrix(layer.ffn_key, ffn + "key.weight", F, D);
-    expect_matrix(layer.ffn_value, ffn + "value.weight", D, F);
-    expect_transposed(layer.w1, att + "w1", 5, D);
-    expect_transposed(layer.w2, att + "w2", A, 5);
-    expect_transposed(layer.a1, att + "a1", 32, D);
-    expect_transposed(layer.a2, att + "a2", A, 32);
-    expect_transposed(layer.g1, att + "g1", 64, D);
-    expect_transposed(layer.g2, att + "g2", A, 64);
-    if (i == 0) {
-      EXPECT_TRUE(layer.v0.empty());
-      EXPECT_EQ(layer.v1.data, nullptr);
-      EXPECT_EQ(layer.v2.data, nullptr);
-    } else {
-      EXPECT_EQ(layer.v0, model.Expected(att + "v0"));
-      expect_transposed(layer.v1, att + "v1", 32, D);
-      expect_transposed(layer.v2, att + "v2", A, 32);
+    const WeightSet& layer = weights->layer(i);
+    for (const checkpoint::ModelTensor& spec : specs) {
+      const std::string name = absl::StrCat("blocks.", i, ".", spec.name);
+      SCOPED_TRACE(name);
+      if (spec.kind == checkpoint::Kind::kNorm) {
+        expect_norm(layer.norm(spec.role), name);
+        seen += 2;
+        continue;
+      }
+      const checkpoint::TensorInfo* info = model.checkpoint->Find(name);
+      if (info == nullptr) {
+        const bool is_alternative = spec.role == Role::kBonus;
+        EXPECT_TRUE(is_alternative || (i == 0 && spec.presence == checkpoint::Presence::kNotInLayer0));
+        if (!is_alternative) {
+          EXPECT_TRUE(layer.vector(spec.role).empty());
+          EXPECT_EQ(layer.matrix(spec.role).data, nullptr);
+        }
+        continue;
+      }
+      ++seen;
+      std::vector<float> expected = model.Expected(name);
+      if (spec.kind == checkpoint::Kind::kMatrix) {
+        expect_matrix(layer.matrix(spec.role), name);
+      } else if (spec.kind == checkpoint::Kind::kLowRank) {
+        EXPECT_EQ(layer.matrix(spec.role).rows, info->shape[1]);
+        EXPECT_EQ(layer.matrix(spec.role).cols, info->shape[0]);
+        EXPECT_EQ(Floats(layer.matrix(spec.role)), Transposed(expected, info->shape[0], info->shape[1]));
+      } else if (spec.kind == checkpoint::Kind::kLowRankStack) {
+        EXPECT_EQ(layer.matrix(spec.role).rows, info->shape[0] * info->shape[2]);
+        EXPECT_EQ(layer.matrix(spec.role).cols, info->shape[1]);
+        const int64_t each = info->shape[1] * info->shape[2];
+        std::vector<float> stacked;
+        for (int64_t f = 0; f < info->shape[0]; ++f) {
+          const std::vector<float> part(expected.begin() + f * each, expected.begin() + (f + 1) * each);
+          const std::vector<float> transposed = Transposed(part, info->shape[1], info->shape[2]);
+          stacked.insert(stacked.end(), transposed.begin(), transposed.end());
+        }
+        EXPECT_EQ(Floats(layer.matrix(spec.role)), stacked);
+      } else {
+        const size_t copies = spec.kind == checkpoint::Kind::kHeadVector ? 16 : 1;  // N
+        const std::vector<float>& got = layer.vector(spec.role);
+        ASSERT_EQ(got.size(), expected.size() * copies);
+        for (size_t n = 0; n < got.size(); ++n) {
+          EXPECT_FLOAT_EQ(got[n], Transformed(spec.transform, expected[n / copies]));
+        }
+      }
     }
   }
+  EXPECT_EQ(seen, model.tensors.size());
 }
-
-INSTANTIATE_TEST_SUITE_P(Types, WeightsOfEveryTypeTest,
-                         ::testing::Values(DType::kFloat32, DType::kBFloat16, DType::kFloat16),
-                         [](const auto& info) { return std::string(kernels::Name(info.param)); });
 
 TEST(StageWeightsTest, AStageHoldsItsLayersOnly) {
   const Model model = Open(*testing::MakeRandomModel(Options(DType::kBFloat16)));
@@ -180,7 +216,7 @@ TEST(StageWeightsTest, AStageHoldsItsLayersOnly) {
   EXPECT_TRUE(middle->ln_out().weight.empty());
   EXPECT_EQ(last->embedding().data, nullptr);
   EXPECT_NE(last->head().data, nullptr);
-  EXPECT_EQ(last->layer(2).w0, model.Expected("blocks.2.att.w0"));
+  EXPECT_EQ(last->layer(2).vector(Role::kDecay), model.Expected("blocks.2.att.w0"));
 }
 
 TEST(StageWeightsTest, ATorchFileGivesTheSameWeights) {
@@ -190,9 +226,9 @@ TEST(StageWeightsTest, ATorchFileGivesTheSameWeights) {
   EXPECT_EQ(pth.checkpoint->format(), "pth");
   ASSERT_OK_AND_ASSIGN(const auto b, StageWeights::Load(pth.checkpoint, pth.config, {0, 3}));
   for (int i = 0; i < 3; ++i) {
-    EXPECT_EQ(Floats(a->layer(i).ffn_key), Floats(b->layer(i).ffn_key));
-    EXPECT_EQ(Floats(a->layer(i).w2), Floats(b->layer(i).w2));
-    EXPECT_EQ(a->layer(i).r_k, b->layer(i).r_k);
+    EXPECT_EQ(Floats(a->layer(i).matrix(Role::kFfnKey)), Floats(b->layer(i).matrix(Role::kFfnKey)));
+    EXPECT_EQ(Floats(a->layer(i).matrix(Role::kDecayUp)), Floats(b->layer(i).matrix(Role::kDecayUp)));
+    EXPECT_EQ(a->layer(i).vector(Role::kBonus), b->layer(i).vector(Role::kBonus));
   }
 }
 
@@ -218,8 +254,16 @@ int64_t ResidentBytes(const std::string& name) {
   return kilobytes * 1024;
 }
 
-TEST(StageWeightsTest, AStageHasItsOwnSharePagesInMemoryOnly) {
+class MemoryOfEveryVersionTest : public ::testing::TestWithParam<ModelVersion> {};
+
+INSTANTIATE_TEST_SUITE_P(Versions, MemoryOfEveryVersionTest, ::testing::ValuesIn(checkpoint::kModelVersions),
+                         [](const auto& info) {
+                           return absl::StrCat("Rwkv", absl::StrReplaceAll(Name(info.param), {{".", "_"}}));
+                         });
+
+TEST_P(MemoryOfEveryVersionTest, AStageHasItsOwnSharePagesInMemoryOnly) {
   RandomModelOptions options;
+  options.version = GetParam();
   options.layers = 8;
   options.width = 256;
   options.vocab_size = 4096;
@@ -231,19 +275,57 @@ TEST(StageWeightsTest, AStageHasItsOwnSharePagesInMemoryOnly) {
   ASSERT_OK(checkpoint::Fingerprint(*checkpoint));
   EXPECT_LE(ResidentBytes("large.safetensors"), 256 << 10) << "the header, and the pages the kernel maps around it";
 
-  const auto share = [&](const std::vector<std::string>& prefixes) {
-    int64_t bytes = 0;
-    for (const checkpoint::TensorInfo& info : checkpoint->tensors()) {
-      for (const std::string& prefix : prefixes) bytes += absl::StartsWith(info.name, prefix) ? info.bytes : 0;
-    }
-    return bytes;
+  // Matrices stay in the file's pages; of what is copied out of the file no page stays.
+  int64_t matrices = 0;
+  const auto count = [&](absl::string_view prefix, const checkpoint::ModelTensor& tensor) {
+    if (tensor.kind == checkpoint::Kind::kMatrix)
+      matrices += checkpoint->Find(absl::StrCat(prefix, tensor.name))->bytes;
   };
+  for (const checkpoint::ModelTensor& tensor : checkpoint::LayerTensors(GetParam())) {
+    for (const char* block : {"blocks.2.", "blocks.3."}) count(block, tensor);
+  }
+  if (checkpoint::HasDeepEmbed(GetParam())) matrices += checkpoint->Find("emb.weight")->bytes;
   ASSERT_OK_AND_ASSIGN(const auto weights, StageWeights::Load(checkpoint, config, {2, 4}));
-  const int64_t mine = share({"blocks.2.", "blocks.3."});
   const int64_t resident = ResidentBytes("large.safetensors");
-  EXPECT_GE(resident, mine) << "the test sees the pages at all";
-  EXPECT_LE(resident, mine + mine / 10);
-  EXPECT_LT(resident, checkpoint->file_bytes() / 3);
+  EXPECT_GE(resident, matrices) << "the test sees the pages at all";
+  EXPECT_LE(resident, matrices + matrices / 10);
+}
+
+TEST(StageWeightsTest, QuantisedMatricesAreViews) {
+  for (bool is_int4 : {false, true}) {
+    for (int64_t group : {32, 64}) {
+      RandomModelOptions options = Options(DType::kBFloat16);
+      options.ffn_width = 97;
+      std::vector<RawTensor> tensors = *testing::MakeRandomModel(options);
+      const std::string name = "blocks.1.ffn.value.weight";  // [48, 97]
+      const int64_t groups = (97 + group - 1) / group;
+      for (RawTensor& tensor : tensors) {
+        if (tensor.spec.name != name) continue;
+        tensor.spec.type = is_int4 ? checkpoint::ElementType::kUint8 : checkpoint::ElementType::kInt8;
+        tensor.spec.shape = {48, is_int4 ? 49 : 97};
+        tensor.data.assign(testing::ElementsOf(tensor.spec), '\x93');  // -109, or 3 and 9
+      }
+      const std::string halves(2 * 48 * groups, '\x38');  // 0x3838: 0.52734375
+      tensors.push_back({{name + ".scale", checkpoint::ElementType::kFloat16, {48, groups}}, halves});
+      if (is_int4) tensors.push_back({{name + ".min", checkpoint::ElementType::kFloat16, {48, groups}}, halves});
+      const Model model = Open(tensors);
+      ASSERT_OK_AND_ASSIGN(const auto weights, StageWeights::Load(model.checkpoint, model.config, {0, 3}));
+      const kernels::MatrixView& matrix = weights->layer(1).matrix(Role::kFfnValue);
+      EXPECT_EQ(matrix.data, model.checkpoint->Read(name)->data);
+      EXPECT_EQ(matrix.rows, 48);
+      EXPECT_EQ(matrix.cols, 97);
+      EXPECT_EQ(matrix.group, group);
+      EXPECT_EQ(matrix.minimums != nullptr, is_int4);
+      const float half = 0.52734375f;
+      EXPECT_EQ(kernels::LoadAsFloat(matrix, 47, 96), is_int4 ? 3 * half + half : -109 * half);
+      if (is_int4) EXPECT_EQ(kernels::LoadAsFloat(matrix, 0, 1), 9 * half + half);
+
+      tensors.back().data.back() = '\x7c';  // Infinity's exponent.
+      const Model infinite = Open(tensors);
+      EXPECT_THAT(StageWeights::Load(infinite.checkpoint, infinite.config, {0, 3}),
+                  StatusIs(absl::StatusCode::kDataLoss, HasSubstr(tensors.back().spec.name)));
+    }
+  }
 }
 
 TEST(StageWeightsTest, LayersOutsideTheModelAreRefused) {
@@ -258,9 +340,13 @@ TEST(StageWeightsTest, LayersOutsideTheModelAreRefused) {
 TEST(StageWeightsTest, AConfigOfAnotherModelIsRefused) {
   const Model model = Open(*testing::MakeRandomModel(Options(DType::kBFloat16)));
   checkpoint::ModelConfig config = model.config;
-  config.width = 64;
+  for (checkpoint::Sizes& sizes : config.layer_sizes) {
+    sizes = checkpoint::Sizes();
+    ASSERT_TRUE(sizes.Set(checkpoint::Size::kWidth, 64));
+    ASSERT_TRUE(sizes.Set(checkpoint::Size::kVocabulary, 11));
+  }
   EXPECT_THAT(StageWeights::Load(model.checkpoint, config, {0, 3}),
-              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("emb.weight")));
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("ln_out.weight")));
 }
 
 TEST(StageWeightsTest, WeightsThatAreNotFiniteAreDataLoss) {

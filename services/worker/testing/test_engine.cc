@@ -22,8 +22,11 @@ absl::StatusOr<std::unique_ptr<StageEngine>> MakeTestEngine(const std::string& p
   RWKV_ASSIGN_OR_RETURN(const checkpoint::ModelConfig config, checkpoint::ModelConfig::FromCheckpoint(*checkpoint));
   RWKV_ASSIGN_OR_RETURN(const LayerRange layers, LayersOfStage(stage, stages, config.layer_count));
   RWKV_ASSIGN_OR_RETURN(std::shared_ptr<const StageWeights> weights, StageWeights::Load(checkpoint, config, layers));
-  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<StageModel> model,
-                        CreateStageModel(std::move(weights), *ops, options.max_batch_tokens));
+  StageModelOptions model_options;
+  model_options.max_rows = options.max_batch_tokens;
+  model_options.group_norm_epsilon = options.group_norm_epsilon;
+  model_options.deep_embed_context = options.deep_embed_context;
+  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<StageModel> model, CreateStageModel(std::move(weights), *ops, model_options));
   StageEngine::Options engine;
   engine.slots = options.slots;
   engine.max_batch_tokens = options.max_batch_tokens;

@@ -16,6 +16,8 @@ namespace rwkv::worker {
 struct TestEngineOptions {
   int slots = 8;
   int max_batch_tokens = 64;
+  float group_norm_epsilon = 64e-5f;
+  int deep_embed_context = 256;
   std::string kernels = "auto";
 };
 

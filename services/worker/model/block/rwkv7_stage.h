@@ -1,77 +1,86 @@
 // RWKV-7 ("Goose"): layers as in arXiv:2503.14456 and BlinkDL/RWKV-LM RWKV-v7/rwkv_v7_demo_rnn.py.
 //
-//   x = LN(emb[token]; ln0)                             first stage
-//   x = x + TimeMix(LN(x; ln1)),  x = x + ChannelMix(LN(x; ln2))    per layer
-//   logits = head LN(x; ln_out)                         last stage
-//
 // A layer's state: the last normalised input of either mix and the wkv matrices. v_first, the value of layer 0, is an
 // activation: later layers blend it in, so it crosses stages beside x.
+//
+// RWKV-7a ("DeepEmbed", RWKV-v7/rwkv_v7a_demo.py) gates the channel mix's hidden units by a small matrix of the token's
+// own. RWKV-7b (rwkv_v7b_demo.py) adds an attention over all tokens so far, which reads a short cached row of each:
+//   x = x + TimeMix(LN(x; ln1)) + Attention(x)
+// Its caches hold a fixed number of tokens and are part of the state; for want of room a longer sequence is refused.
 #pragma once
 
 #include <cstdint>
 #include <memory>
-#include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "kernels/api/op_table.h"
-#include "kernels/base/aligned_buffer.h"
-#include "kernels/base/stream.h"
+#include "services/worker/model/block/block_stage.h"
+#include "services/worker/model/block/merged_table.h"
 #include "services/worker/model/block/stage_model.h"
 #include "services/worker/model/block/state_layout.h"
 #include "services/worker/model/weights.h"
 
 namespace rwkv::worker {
 
-class Rwkv7Stage final : public StageModel {
+class Rwkv7Stage final : public BlockStage {
  public:
   static absl::StatusOr<std::unique_ptr<StageModel>> Create(std::shared_ptr<const StageWeights> weights,
-                                                            const kernels::OpTable& ops, int64_t max_rows);
+                                                            const kernels::OpTable& ops,
+                                                            const StageModelOptions& options);
 
-  const StageWeights& weights() const override { return *weights_; }
-  const StateLayout& state_layout() const override { return layout_; }
   int64_t v_first_width() const override { return weights_->config().attention_width; }
+  int64_t max_tokens() const override { return has_attention_ ? options_.deep_embed_context : 0; }
   absl::Span<const float> InitialState(int stage_layer, int tensor) const override;
-  absl::Status Forward(const StageStep& step, const StateView& state, kernels::Stream& stream) override;
 
  private:
   // Places in the layout.
   static constexpr int kTimeMixShift = 0;     // "att.x_prev" [D]
   static constexpr int kWkv = 1;              // "att.state" [H, N(value), N(key)]
   static constexpr int kChannelMixShift = 2;  // "ffn.x_prev" [D]
-  static constexpr int kShifted = 6;          // r, w, k, v, a, g
+  static constexpr int kLength = 3;           // "qkv.length" [1], RWKV-7b only as what follows
+  static constexpr int kTokenCache = 4;       // "qkv.tokens" [tokens]
+  static constexpr int kKeyCache = 5;         // "qkv.k_cache" [tokens, cache width]
+  static constexpr int kValueCache = 6;       // "qkv.v_cache" [tokens, cache width]
+  static constexpr int kLastQuery = 7;        // "qkv.q_prev" [query width]
 
-  // Activations of one step, [max_rows, width of each].
-  struct Activations {
-    kernels::AlignedBuffer<float> normed;               // D
-    kernels::AlignedBuffer<float> shifted[kShifted];    // D
-    kernels::AlignedBuffer<float> r, k, v, w, a, b, g;  // A
-    kernels::AlignedBuffer<float> value_gate, y;        // A
-    kernels::AlignedBuffer<float> low_rank;             // The largest rank.
-    kernels::AlignedBuffer<float> ffn_hidden;           // F
+  Rwkv7Stage(std::shared_ptr<const StageWeights> weights, const kernels::OpTable& ops,
+             const StageModelOptions& options);
+
+  absl::Status TimeMix(const LayerStep& at) override;
+  absl::Status ChannelMix(const LayerStep& at) override;
+
+  absl::Status AllocateDeepEmbed();
+  absl::Status BeginStep(const StageStep& step, const StateView& state, kernels::Stream& stream) override;
+  // Makes what rows of the merged tables the step needs and does not find.
+  absl::Status MakeRows(const StageStep& step, const StateView& state, kernels::Stream& stream);
+  // hidden_ *= (y s2 + s0), y being (normed_ s1) times the token's own matrix
+  absl::Status GateHidden(const LayerStep& at);
+  // step.x += Attention(step.x)
+  absl::Status AddAttention(const LayerStep& at);
+
+  const bool has_deep_embed_;
+  const bool has_attention_;
+  Buffer r_, k_, v_, w_, a_, b_, g_, value_gate_, y_;  // [A]
+
+  // DeepEmbed only.
+  std::vector<int32_t> row_numbers_;  // 0, 1, ..., max_rows - 1
+  Buffer embedded_;                   // [D], the tokens' rows of the embedding
+  Buffer token_matrix_;               // [n * n], n the largest DeepEmbed width
+  Buffer deep_x_, deep_y_;            // [n]
+
+  // Attention only.
+  struct Tables {
+    MergedTable key, value;
   };
-
-  Rwkv7Stage(std::shared_ptr<const StageWeights> weights, const kernels::OpTable& ops, int64_t max_rows);
-
-  absl::Status Allocate();
-  absl::Status TimeMix(int layer, const StageStep& step, const StateView& state, kernels::Stream& stream);
-  absl::Status ChannelMix(int layer, const StageStep& step, const StateView& state, kernels::Stream& stream);
-  absl::Status Logits(const StageStep& step, kernels::Stream& stream);
-
-  absl::Status Norm(const NormWeights& norm, int64_t rows, const float* x, float* y, kernels::Stream& stream) const;
-  absl::Status Matmul(const kernels::MatrixView& weight, int64_t rows, const float* x, float* y,
-                      kernels::Activation activation, bool accumulate, kernels::Stream& stream) const;
-  // y = second(act(first(x)))
-  absl::Status LowRank(const kernels::MatrixView& first, kernels::Activation activation,
-                       const kernels::MatrixView& second, int64_t rows, const float* x, float* y,
-                       kernels::Stream& stream);
-
-  const std::shared_ptr<const StageWeights> weights_;
-  const kernels::OpTable& ops_;
-  const int64_t max_rows_;
-  const StateLayout layout_;
-  Activations act_;
+  std::vector<Tables> tables_;      // By layer of the stage.
+  std::vector<bool> has_row_;       // [V], in all tables.
+  std::vector<int32_t> missing_;    // Ids to make.
+  Buffer made_;                     // [the wider of the tables]
+  Buffer query_;                    // [query width]
+  Buffer cache_key_, cache_value_;  // [cache width]
 };
 
 }  // namespace rwkv::worker

@@ -19,7 +19,7 @@ namespace rwkv::worker {
 struct StageStep {
   absl::Span<const kernels::SequenceSpan> spans;  // Cover the rows in order; no slot twice.
   int64_t rows = 0;                               // R
-  const int32_t* tokens = nullptr;                // [R], below V. First stage only.
+  const int32_t* tokens = nullptr;                // [R], below V.
   float* x = nullptr;                             // [R, D]: in on later stages; out.
   float* v_first = nullptr;                       // [R, v_first_width]: in on later stages, out on the first.
   absl::Span<const int64_t> logit_rows;           // Ascending. Last stage only: the rows that need logits.
@@ -37,6 +37,9 @@ class StageModel {
   // Channels of what the link carries beside x [rows, D]; 0: nothing.
   virtual int64_t v_first_width() const = 0;
 
+  // Tokens a sequence may have in all; 0: no bound, as every recurrence. The engine refuses what would pass it.
+  virtual int64_t max_tokens() const = 0;
+
   // What a fresh slot holds; empty: zeros. `stage_layer` counts from this stage's first layer, `tensor` as in the
   // layout.
   virtual absl::Span<const float> InitialState(int stage_layer, int tensor) const = 0;
@@ -47,9 +50,17 @@ class StageModel {
   virtual absl::Status Forward(const StageStep& step, const StateView& state, kernels::Stream& stream) = 0;
 };
 
-// By the version in the weights' config. `ops` lives on; `max_rows` >= 1 sizes the activations.
-// kUnimplemented: no block for this version. kResourceExhausted: no memory.
+struct StageModelOptions {
+  int64_t max_rows = 1;  // Of a step, >= 1; sizes the activations.
+  // Of the group norm ln_x, inside the root: 1e-5 * 8^2 in the reference; rwkv.cpp computes RWKV-5 with 1e-5.
+  float group_norm_epsilon = 64e-5f;
+  int64_t deep_embed_context = 4096;  // RWKV-7b: tokens of a sequence that a slot can cache, >= 1.
+};
+
+// By the version in the weights' config. `ops` lives on. kUnimplemented: no block for this version.
+// kResourceExhausted: no memory.
 absl::StatusOr<std::unique_ptr<StageModel>> CreateStageModel(std::shared_ptr<const StageWeights> weights,
-                                                             const kernels::OpTable& ops, int64_t max_rows);
+                                                             const kernels::OpTable& ops,
+                                                             const StageModelOptions& options);
 
 }  // namespace rwkv::worker

@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/api/state_pool.h"
+
 namespace rwkv::worker {
 
 struct StateTensorSpec {
@@ -36,19 +38,13 @@ class StateLayout {
   int64_t size_ = 0;
 };
 
-// One tensor of one layer in the state pool: slot s has its elements from data + s * stride.
-struct StateTensorPool {
-  float* data = nullptr;
-  int64_t stride = 0;  // floats
-};
-
 // The pool as a block sees it. Borrowed from the pool.
 struct StateView {
   int64_t slots = 0;
   int tensors_per_layer = 0;
-  const StateTensorPool* pools = nullptr;  // [layers of the stage, tensors_per_layer]
+  const kernels::StatePool* pools = nullptr;  // [layers of the stage, tensors_per_layer]
 
-  const StateTensorPool& tensor(int stage_layer, int index) const {
+  const kernels::StatePool& tensor(int stage_layer, int index) const {
     return pools[stage_layer * tensors_per_layer + index];
   }
 };

@@ -1,0 +1,103 @@
+// What all versions share: the way of a step through a stage, and the pieces that every block is made of.
+//
+//   x = LN(emb[token]; ln0)                                         first stage
+//   x = x + TimeMix(LN(x; ln1)),  x = x + ChannelMix(LN(x; ln2))    per layer
+//   logits = head LN(x; ln_out)                                     last stage
+//
+// A version is a subclass that says what a layer's state is and what its two mixes do.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <memory>
+
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "kernels/api/matmul.h"
+#include "kernels/api/op_table.h"
+#include "kernels/api/state_pool.h"
+#include "kernels/api/token_shift.h"
+#include "kernels/base/aligned_buffer.h"
+#include "kernels/base/matrix.h"
+#include "kernels/base/stream.h"
+#include "services/worker/model/block/stage_model.h"
+#include "services/worker/model/block/state_layout.h"
+#include "services/worker/model/weights.h"
+
+namespace rwkv::worker {
+
+class BlockStage : public StageModel {
+ public:
+  const StageWeights& weights() const final { return *weights_; }
+  const StateLayout& state_layout() const final { return layout_; }
+  int64_t v_first_width() const override { return 0; }
+  int64_t max_tokens() const override { return 0; }
+  absl::Span<const float> InitialState(int stage_layer, int tensor) const override { return {}; }
+  absl::Status Forward(const StageStep& step, const StateView& state, kernels::Stream& stream) final;
+
+ protected:
+  using Buffer = kernels::AlignedBuffer<float>;  // [max_rows, a width]
+
+  // One layer of a step.
+  struct LayerStep {
+    int layer;  // Counts from the model's first.
+    const WeightSet& weights;
+    const kernels::StatePool* pools;  // The layer's, as in the layout.
+    int64_t state_slots;
+    const StageStep& step;
+    kernels::Stream& stream;
+  };
+
+  BlockStage(std::shared_ptr<const StageWeights> weights, const kernels::OpTable& ops, const StageModelOptions& options,
+             StateLayout layout);
+
+  // To be called once, by Create(); subclasses allocate what they add.
+  absl::Status AllocateShared(int shifts);
+  absl::Status Allocate(int64_t width, std::initializer_list<Buffer*> buffers) const;
+
+  // What a version needs before its layers run.
+  virtual absl::Status BeginStep(const StageStep& step, const StateView& state, kernels::Stream& stream) {
+    return absl::OkStatus();
+  }
+  // Each adds its result to step.x. LN(x; ln1), respectively LN(x; ln2), is in normed_.
+  virtual absl::Status TimeMix(const LayerStep& at) = 0;
+  virtual absl::Status ChannelMix(const LayerStep& at) = 0;
+
+  // The channel mix of RWKV-4, 5 and 6:
+  //   x += sigmoid(Wr x_r) * (Wv relu(Wk x_k)^2)
+  absl::Status GatedChannelMix(const LayerStep& at, int state_tensor);
+
+  // shifted_[i] = normed_ mixed with the token before by mixes[i]; the state tensor keeps the last one.
+  absl::Status TokenShift(const LayerStep& at, int state_tensor, std::initializer_list<Role> mixes);
+  kernels::TokenShiftArgs TokenShiftArgs(const LayerStep& at, int state_tensor, std::initializer_list<Role> mixes);
+  // y = LN(embedding[token]; ln0)
+  absl::Status Embed(const int32_t* tokens, int64_t rows, float* y, kernels::Stream& stream) const;
+  absl::Status Norm(const NormWeights& norm, int64_t rows, const float* x, float* y, kernels::Stream& stream) const;
+  // y = act(weight x + bias) * gate of the step's rows, without bias and gate where they are null; y may be gate.
+  absl::Status Matmul(const LayerStep& at, const kernels::MatrixView& weight, const float* x, float* y,
+                      kernels::Activation activation = kernels::Activation::kNone, const float* bias = nullptr,
+                      const float* gate = nullptr) const;
+  // step.x += (weight x) * gate
+  absl::Status AddMatmul(const LayerStep& at, const kernels::MatrixView& weight, const float* x,
+                         const float* gate = nullptr) const;
+  // y = act_up(up act(down x) + bias)
+  absl::Status LowRank(const LayerStep& at, const kernels::MatrixView& down, kernels::Activation activation,
+                       const kernels::MatrixView& up, const float* x, float* y, const float* bias = nullptr,
+                       kernels::Activation activation_up = kernels::Activation::kNone);
+
+  const std::shared_ptr<const StageWeights> weights_;
+  const kernels::OpTable& ops_;
+  const StageModelOptions options_;
+  const StateLayout layout_;
+
+  static constexpr int kMaxShifts = 6;
+  Buffer normed_;               // [D]
+  Buffer shifted_[kMaxShifts];  // [D]
+  Buffer low_rank_;             // [the largest rank]
+  Buffer hidden_;               // [F]
+
+ private:
+  absl::Status Logits(const StageStep& step, kernels::Stream& stream);
+};
+
+}  // namespace rwkv::worker
