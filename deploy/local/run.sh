@@ -4,7 +4,8 @@
 #
 #   deploy/local/run.sh [--model PATH] [--tokenizer FILE] [--stages N] [--data-dir DIR] [PROMPT]
 #
-#   --model PATH    an RWKV-7 checkpoint, .safetensors or .pth. Default: a small random model, which speaks nonsense
+#   --model PATH    an RWKV checkpoint: .pth, .safetensors, GGUF or .bin of rwkv.cpp. Default: a small random model,
+#                   which speaks nonsense
 #   --tokenizer FILE
 #                   a vocabulary in World format, or a 20B_tokenizer.json. Default: the first that fits the model of
 #                   MODEL.vocab.txt, rwkv_vocab_v20230424.txt and 20B_tokenizer.json beside it, and the published ones

@@ -73,16 +73,16 @@ class ChatCommand : public Command {
   absl::Status Check(const std::vector<std::string>& positional) override { return CheckNoArguments(positional); }
 
   absl::Status Run(Context& context) override {
-    if (absl::Status status = prompt_.Choose(context.client, model_); !status.ok()) return status;
+    if (absl::Status status = prompt_.Choose(*context.client, model_); !status.ok()) return status;
     if (session_id_.empty()) {
-      absl::StatusOr<v1::Session> session = context.client.CreateSession(v1::SessionsCreateRequest());
+      absl::StatusOr<v1::Session> session = context.client->CreateSession(v1::SessionsCreateRequest());
       if (!session.ok()) return session.status();
       session_id_ = session->id();
       context.err << "session " << session_id_ << std::endl;
     } else {
       v1::SessionsGetRequest request;
       request.set_session_id(session_id_);
-      if (absl::Status status = context.client.GetSession(request).status(); !status.ok()) return status;
+      if (absl::Status status = context.client->GetSession(request).status(); !status.ok()) return status;
     }
     if (context.in_is_terminal) context.err << "/exit or Ctrl-D ends, Ctrl-C stops an answer" << std::endl;
 
@@ -138,7 +138,7 @@ class ChatCommand : public Command {
     request.set_max_tokens(max_tokens_);
     *request.mutable_sampling() = sampling_;
     for (const std::string& stop : stops_) request.add_stop(stop);
-    if (absl::Status status = prompt_.AddTurn(context.client, message, &request); !status.ok()) return status;
+    if (absl::Status status = prompt_.AddTurn(*context.client, message, &request); !status.ok()) return status;
 
     if (context.out_is_terminal) context.out << prompt_.chat().assistant << " " << std::flush;
     ChatPrompt::Answer answer = prompt_.MakeAnswer();
@@ -146,7 +146,7 @@ class ChatCommand : public Command {
     // A turn that was just cancelled may still hold the session for a moment.
     constexpr int kMaxAttempts = 50;
     for (int attempt = 1;; ++attempt) {
-      absl::Status status = context.client.Generate(
+      absl::Status status = context.client->Generate(
           request,
           [&](const v1::GenerateResponse& response) {
             started = started || !response.text().empty();

@@ -25,7 +25,7 @@ class Interrupts {
 
 // What a command works with. Everything outlives the command.
 struct Context {
-  router::RouterClient& client;
+  router::RouterClient* client = nullptr;  // Null for commands that need no router.
   std::istream& in;
   std::ostream& out;  // Results only; messages go to err.
   std::ostream& err;
@@ -43,6 +43,8 @@ class Command {
   virtual absl::string_view arguments() const { return ""; }  // After the name, for the help: "[TEXT]".
   virtual absl::string_view summary() const = 0;              // One line.
   virtual absl::string_view details() const { return ""; }    // Lines after the flags in the help.
+
+  virtual bool needs_router() const { return true; }
 
   virtual void AddFlags(FlagSet& flags) = 0;
   // After the flags were set. An error is wrong usage.

@@ -80,15 +80,15 @@ class GenerateCommand : public Command {
     absl::optional<ChatPrompt::Answer> answer;
     if (prompt_.has_template()) {
       if (!input->is_text) return absl::InvalidArgumentError("--template needs --prompt TEXT");
-      if (absl::Status status = prompt_.Choose(context.client, request_.model()); !status.ok()) return status;
-      if (absl::Status status = prompt_.AddTurn(context.client, input->text, &request_); !status.ok()) return status;
+      if (absl::Status status = prompt_.Choose(*context.client, request_.model()); !status.ok()) return status;
+      if (absl::Status status = prompt_.AddTurn(*context.client, input->text, &request_); !status.ok()) return status;
       answer.emplace(prompt_.MakeAnswer());
     } else if (input->is_text) {
       request_.set_text(std::move(input->text));
     } else {
       *request_.mutable_tokens() = std::move(input->tokens);
       if (!json_) {
-        absl::StatusOr<bool> has_tokenizer = HasTokenizer(context.client);
+        absl::StatusOr<bool> has_tokenizer = HasTokenizer(*context.client);
         if (!has_tokenizer.ok()) return has_tokenizer.status();
         print_ids = !*has_tokenizer;
       }
@@ -96,7 +96,7 @@ class GenerateCommand : public Command {
 
     bool any = false;
     bool line_open = false;
-    absl::Status status = context.client.Generate(request_, [&](const v1::GenerateResponse& response) {
+    absl::Status status = context.client->Generate(request_, [&](const v1::GenerateResponse& response) {
       if (json_) {
         context.out << DumpLine(response.has_finish() ? FinishToJson(response) : TokenToJson(response));
       } else if (print_ids) {

@@ -50,7 +50,7 @@ class LogitsCommand : public Command {
     const auto tokens = static_cast<uint64_t>(request_.tokens().ids_size());
     absl::optional<NpyWriter> writer;
     uint64_t next_row = 0;
-    absl::Status status = context.client.Logits(request_, [&](const v1::LogitsResponse& response) {
+    absl::Status status = context.client->Logits(request_, [&](const v1::LogitsResponse& response) {
       if (response.first_row() != next_row || response.vocab_size() == 0 ||
           response.logits().size() != uint64_t{response.rows()} * response.vocab_size() * sizeof(float)) {
         return absl::DataLossError(absl::StrCat("rows ", response.first_row(), " + ", response.rows(), " of ",

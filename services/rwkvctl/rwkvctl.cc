@@ -12,7 +12,9 @@
 #include "services/common/address.h"
 #include "services/common/grpc_status.h"
 #include "services/rwkvctl/chat_command.h"
+#include "services/rwkvctl/convert_command.h"
 #include "services/rwkvctl/generate_command.h"
+#include "services/rwkvctl/inspect_command.h"
 #include "services/rwkvctl/logits_command.h"
 #include "services/rwkvctl/sessions_command.h"
 #include "services/rwkvctl/state_command.h"
@@ -35,6 +37,8 @@ std::vector<std::unique_ptr<Command>> MakeCommands() {
   commands.push_back(MakeStatusCommand());
   commands.push_back(MakeLogitsCommand());
   commands.push_back(MakeStateCommand());
+  commands.push_back(MakeInspectCommand());
+  commands.push_back(MakeConvertCommand());
   return commands;
 }
 
@@ -171,13 +175,16 @@ int Run(const std::vector<std::string>& arguments, const Environment& environmen
   if (!positional.ok()) return wrong_usage(positional.status());
   if (absl::Status status = command.Check(*positional); !status.ok()) return wrong_usage(status);
 
-  if (!router.has_value()) {
-    absl::StatusOr<std::string> last = DefaultRouter(environment.last_cluster_file);
-    if (!last.ok()) return fail(kFailed, OneLine(last.status().message()));
-    router = *std::move(last);
+  std::unique_ptr<router::RouterClient> client;
+  if (command.needs_router()) {
+    if (!router.has_value()) {
+      absl::StatusOr<std::string> last = DefaultRouter(environment.last_cluster_file);
+      if (!last.ok()) return fail(kFailed, OneLine(last.status().message()));
+      router = *std::move(last);
+    }
+    client = environment.connect(*router);
   }
-  const std::unique_ptr<router::RouterClient> client = environment.connect(*router);
-  Context context{*client,
+  Context context{client.get(),
                   environment.in,
                   environment.out,
                   environment.err,

@@ -60,13 +60,14 @@ absl::Status TensorCollector::Finish() const {
   return absl::OkStatus();
 }
 
-std::string SafetensorsHeader(const std::vector<Tensor>& tensors, const std::map<std::string, std::string>& metadata) {
+std::string SafetensorsHeader(const std::vector<TensorHeader>& tensors,
+                              const std::map<std::string, std::string>& metadata) {
   Json json = Json::object();
   if (!metadata.empty()) json["__metadata__"] = metadata;
   uint64_t offset = 0;
-  for (const Tensor& tensor : tensors) {
-    const uint64_t end = offset + tensor.data.size();
-    json[tensor.name] = {{"dtype", "F32"}, {"shape", tensor.shape}, {"data_offsets", {offset, end}}};
+  for (const TensorHeader& tensor : tensors) {
+    const uint64_t end = offset + tensor.bytes;
+    json[tensor.name] = {{"dtype", tensor.dtype}, {"shape", tensor.shape}, {"data_offsets", {offset, end}}};
     offset = end;
   }
   std::string text = json.dump(-1, ' ', false, Json::error_handler_t::replace);
@@ -80,7 +81,9 @@ absl::Status WriteSafetensors(const std::string& path, const std::vector<Tensor>
                               const std::map<std::string, std::string>& metadata) {
   absl::StatusOr<OutputFile> file = OutputFile::Create(path);
   if (!file.ok()) return file.status();
-  if (absl::Status status = file->Write(SafetensorsHeader(tensors, metadata)); !status.ok()) return status;
+  std::vector<TensorHeader> headers;
+  for (const Tensor& tensor : tensors) headers.push_back({tensor.name, "F32", tensor.shape, tensor.data.size()});
+  if (absl::Status status = file->Write(SafetensorsHeader(headers, metadata)); !status.ok()) return status;
   for (const Tensor& tensor : tensors) {
     if (absl::Status status = file->Write(tensor.data); !status.ok()) return status;
   }

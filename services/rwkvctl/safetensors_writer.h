@@ -1,4 +1,4 @@
-// A .safetensors file of float32 tensors. Source: huggingface/safetensors, README, "Format".
+// Writes .safetensors files. Source: huggingface/safetensors, README, "Format".
 #pragma once
 
 #include <cstdint>
@@ -36,10 +36,20 @@ class TensorCollector {
   uint64_t total_bytes_ = 0;  // As the shapes announce.
 };
 
+// What a file's header says of a tensor.
+struct TensorHeader {
+  std::string name;
+  std::string dtype;  // "F32"
+  std::vector<int64_t> shape;
+  uint64_t bytes = 0;
+};
+
 // 8 bytes of length, then the JSON header: __metadata__, then the tensors in order; padded so that data starts at a
 // multiple of 8.
-std::string SafetensorsHeader(const std::vector<Tensor>& tensors, const std::map<std::string, std::string>& metadata);
+std::string SafetensorsHeader(const std::vector<TensorHeader>& tensors,
+                              const std::map<std::string, std::string>& metadata);
 
+// A whole file of float32 tensors.
 absl::Status WriteSafetensors(const std::string& path, const std::vector<Tensor>& tensors,
                               const std::map<std::string, std::string>& metadata);
 

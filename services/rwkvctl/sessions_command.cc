@@ -106,7 +106,7 @@ class SessionsCommand : public Command {
   absl::Status Create(Context& context) const {
     v1::SessionsCreateRequest request;
     if (!ids_.empty()) request.set_session_id(ids_[0]);
-    return Print(context, context.client.CreateSession(request),
+    return Print(context, context.client->CreateSession(request),
                  [](const v1::Session& session) { return session.id(); });
   }
 
@@ -115,14 +115,15 @@ class SessionsCommand : public Command {
     request.set_session_id(ids_[0]);
     if (position_.has_value()) request.set_position(*position_);
     request.set_new_session_id(new_id_);
-    return Print(context, context.client.ForkSession(request), [](const v1::Session& session) { return session.id(); });
+    return Print(context, context.client->ForkSession(request),
+                 [](const v1::Session& session) { return session.id(); });
   }
 
   absl::Status Rewind(Context& context) const {
     v1::SessionsRewindRequest request;
     request.set_session_id(ids_[0]);
     request.set_position(*position_);
-    return Print(context, context.client.RewindSession(request), [](const v1::Session& session) {
+    return Print(context, context.client->RewindSession(request), [](const v1::Session& session) {
       return absl::StrCat("rewound to ", session.token_count(), " tokens: session ", session.id());
     });
   }
@@ -139,7 +140,7 @@ class SessionsCommand : public Command {
     std::vector<std::vector<std::string>> rows = {{"SESSION", "TOKENS", "UPDATED", "FORKED FROM"}};
     v1::SessionsListRequest request;
     do {
-      absl::StatusOr<v1::SessionsListResponse> page = context.client.ListSessions(request);
+      absl::StatusOr<v1::SessionsListResponse> page = context.client->ListSessions(request);
       if (!page.ok()) return page.status();
       for (const v1::Session& session : page->sessions()) {
         all.push_back(SessionToJson(session));
@@ -162,7 +163,7 @@ class SessionsCommand : public Command {
     std::vector<uint32_t> tokens;
     std::string text;
     for (;;) {
-      absl::StatusOr<v1::SessionsGetResponse> response = context.client.GetSession(request);
+      absl::StatusOr<v1::SessionsGetResponse> response = context.client->GetSession(request);
       if (!response.ok()) return response.status();
       session = std::move(*response->mutable_session());
       tokens.insert(tokens.end(), response->token_ids().begin(), response->token_ids().end());
@@ -170,7 +171,7 @@ class SessionsCommand : public Command {
       if (text_ && response->token_ids_size() > 0) {
         v1::DetokenizeRequest detokenize;
         *detokenize.mutable_token_ids() = response->token_ids();
-        absl::StatusOr<v1::DetokenizeResponse> bytes = context.client.Detokenize(detokenize);
+        absl::StatusOr<v1::DetokenizeResponse> bytes = context.client->Detokenize(detokenize);
         if (!bytes.ok()) return bytes.status();
         text += bytes->data();
       }
@@ -196,7 +197,7 @@ class SessionsCommand : public Command {
     for (const std::string& id : ids_) {
       v1::SessionsDeleteRequest request;
       request.set_session_id(id);
-      if (absl::Status status = context.client.DeleteSession(request); !status.ok()) return status;
+      if (absl::Status status = context.client->DeleteSession(request); !status.ok()) return status;
       if (json_) {
         context.out << DumpLine({{"deleted", id}});
       } else {

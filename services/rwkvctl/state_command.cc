@@ -42,7 +42,7 @@ class StateCommand : public Command {
   absl::Status Run(Context& context) override {
     TensorCollector collector;
     absl::optional<uint64_t> position;
-    absl::Status status = context.client.ExportState(request_, [&](const v1::SessionsExportStateResponse& response) {
+    absl::Status status = context.client->ExportState(request_, [&](const v1::SessionsExportStateResponse& response) {
       if (position.value_or(response.position()) != response.position()) {
         return absl::DataLossError(absl::StrCat("the state's position changes from ", *position, " to ",
                                                 response.position(), " at tensor ", response.tensor()));

@@ -79,7 +79,7 @@ class StatusCommand : public Command {
   absl::Status Check(const std::vector<std::string>& positional) override { return CheckNoArguments(positional); }
 
   absl::Status Run(Context& context) override {
-    absl::StatusOr<v1::GetStatusResponse> status = context.client.GetStatus();
+    absl::StatusOr<v1::GetStatusResponse> status = context.client->GetStatus();
     if (!status.ok()) return status.status();
     context.out << (json_ ? DumpIndented(ToJson(*status)) : ToText(*status));
     return absl::OkStatus();

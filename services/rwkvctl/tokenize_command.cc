@@ -50,7 +50,7 @@ class TokenizeCommand : public Command {
       text_ = *std::move(text);
     }
     request_.set_data(*text_);
-    absl::StatusOr<v1::TokenizeResponse> response = context.client.Tokenize(request_);
+    absl::StatusOr<v1::TokenizeResponse> response = context.client->Tokenize(request_);
     if (!response.ok()) return response.status();
     const std::vector<uint32_t> ids(response->token_ids().begin(), response->token_ids().end());
     if (json_) {
@@ -105,7 +105,7 @@ class DetokenizeCommand : public Command {
       if (!text.ok()) return text.status();
       if (absl::Status status = SetIds(*text); !status.ok()) return status;
     }
-    absl::StatusOr<v1::DetokenizeResponse> response = context.client.Detokenize(request_);
+    absl::StatusOr<v1::DetokenizeResponse> response = context.client->Detokenize(request_);
     if (!response.ok()) return response.status();
     if (json_) {
       context.out << DumpLine({{"text", response->data()}});
