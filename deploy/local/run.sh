@@ -7,8 +7,9 @@
 #   --model PATH    an RWKV checkpoint: .pth, .safetensors, GGUF or .bin of rwkv.cpp. Default: a small random model,
 #                   which speaks nonsense
 #   --tokenizer FILE
-#                   a vocabulary in World format, or a 20B_tokenizer.json. Default: the first that fits the model of
-#                   MODEL.vocab.txt, rwkv_vocab_v20230424.txt and 20B_tokenizer.json beside it, and the published ones
+#                   a vocabulary in World format, a 20B_tokenizer.json, or a GGUF that brings one. Default: the first
+#                   that fits the model of what a GGUF brings itself, MODEL.vocab.txt, rwkv_vocab_v20230424.txt and
+#                   20B_tokenizer.json beside it, and the published ones
 #   --stages N      worker processes, each with a share of the layers (1 to 64, default 2)
 #   --data-dir DIR  where sessions and logs live (default: ~/.local/share/rwkv-serving/default)
 #   PROMPT          streams the model's answer on standard output; everything else goes to standard error
@@ -157,6 +158,7 @@ start_worker() {
 # tokenizers_of MODEL: the files that may be its tokenizer, by commas, the likeliest first.
 tokenizers_of() {
   local candidates=("${1%.*}.vocab.txt") files=() name file
+  if [[ $(head -c 4 "$1" | tr -d '\0') == GGUF ]]; then candidates=("$1"); fi
   for name in rwkv_vocab_v20230424.txt 20B_tokenizer.json; do
     if [[ -f ${1%/*}/$name ]]; then candidates+=("${1%/*}/$name"); else candidates+=("$cache/vocabulary/$name"); fi
   done

@@ -21,6 +21,7 @@
 #include "services/common/metrics.h"
 #include "services/common/rpc_server.h"
 #include "services/router/pipeline/pipeline.h"
+#include "services/router/router_tokenizer.h"
 #include "services/router/rpc/cluster_service.h"
 #include "services/router/rpc/generation_service.h"
 #include "services/router/rpc/sessions_service.h"
@@ -28,7 +29,6 @@
 #include "services/router/turns/router_metrics.h"
 #include "services/router/turns/turn_manager.h"
 #include "services/state_store/client/state_store_client.h"
-#include "services/tokenizer/open_tokenizer.h"
 #include "services/tokenizer/tokenizer.h"
 #include "services/worker/client/worker_client.h"
 
@@ -102,7 +102,7 @@ absl::Status Run() {
   std::vector<std::unique_ptr<tokenizer::Tokenizer>> owned_tokenizers;
   std::vector<const tokenizer::Tokenizer*> tokenizers;
   for (const std::string& path : absl::GetFlag(FLAGS_tokenizer)) {
-    RWKV_ASSIGN_OR_RETURN(std::unique_ptr<tokenizer::Tokenizer> tokenizer, tokenizer::OpenTokenizer(path));
+    RWKV_ASSIGN_OR_RETURN(std::unique_ptr<tokenizer::Tokenizer> tokenizer, OpenRouterTokenizer(path));
     tokenizers.push_back(tokenizer.get());
     owned_tokenizers.push_back(std::move(tokenizer));
   }
