@@ -86,4 +86,11 @@ absl::StatusOr<std::string> Fingerprint(const Checkpoint& checkpoint) {
   return hasher.Hex();
 }
 
+std::string FingerprintWith(absl::string_view fingerprint, absl::string_view option) {
+  Hasher hasher;
+  hasher.String(fingerprint);
+  hasher.String(option);
+  return hasher.Hex();
+}
+
 }  // namespace rwkv::checkpoint

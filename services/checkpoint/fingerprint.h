@@ -4,6 +4,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "services/checkpoint/checkpoint.h"
 
 namespace rwkv::checkpoint {
@@ -15,5 +16,9 @@ namespace rwkv::checkpoint {
 // proof against someone who makes two models collide on purpose, and no checksum of the parts it does not sample.
 // kDataLoss: the file has been cut since it was opened.
 absl::StatusOr<std::string> Fingerprint(const Checkpoint& checkpoint);
+
+// The fingerprint of a model that is computed otherwise than usual: the same weights, but another function. `option`
+// names what differs, with its value.
+std::string FingerprintWith(absl::string_view fingerprint, absl::string_view option);
 
 }  // namespace rwkv::checkpoint

@@ -128,6 +128,16 @@ TEST(FingerprintTest, ALargeTensorIsSampledAtBothEndsAndBetween) {
   EXPECT_EQ(FingerprintOf(tensors), expected) << "byte 100000 is in no window, so that no stage need read it";
 }
 
+TEST(FingerprintTest, AnOptionMakesAnotherModel) {
+  const std::string plain(32, 'a');
+  const std::string with = FingerprintWith(plain, "epsilon=1e-5");
+  EXPECT_EQ(with.size(), plain.size());
+  EXPECT_NE(with, plain);
+  EXPECT_EQ(with, FingerprintWith(plain, "epsilon=1e-5"));
+  EXPECT_NE(with, FingerprintWith(plain, "epsilon=1e-4"));
+  EXPECT_NE(with, FingerprintWith(std::string(32, 'b'), "epsilon=1e-5"));
+}
+
 TEST(FingerprintTest, AFileCutWhileOpenIsDataLoss) {
   const std::string path = absl::StrCat(::testing::TempDir(), "/cut");
   ASSERT_OK(testing::WriteFileAtomically(path, testing::SafetensorsBytes(BaseModel())));

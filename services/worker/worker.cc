@@ -12,6 +12,7 @@
 #include "kernels/base/stream.h"
 #include "kernels/dispatch/op_table.h"
 #include "services/checkpoint/checkpoint.h"
+#include "services/checkpoint/fingerprint.h"
 #include "services/checkpoint/formats/tensor_record.h"
 #include "services/checkpoint/model_config.h"
 #include "services/common/channel.h"
@@ -128,6 +129,12 @@ absl::Status WorkerImpl::Init(const Options& options) {
   RWKV_ASSIGN_OR_RETURN(std::unique_ptr<StageModel> model, CreateStageModel(std::move(weights), *ops, model_options));
 
   RWKV_ASSIGN_OR_RETURN(*description_.mutable_model(), MakeModelInfo(*checkpoint, config));
+  if (options.group_norm_epsilon != StageModelOptions().group_norm_epsilon) {
+    // Stages that differ in it make no pipeline, and their states are not each other's.
+    v1::ModelInfo& info = *description_.mutable_model();
+    info.set_fingerprint(checkpoint::FingerprintWith(
+        info.fingerprint(), absl::StrCat("group_norm_epsilon=", options.group_norm_epsilon)));
+  }
   description_.set_name(options.name);
   description_.set_pid(getpid());
   description_.set_metrics_address(metrics_->address());

@@ -163,6 +163,18 @@ TEST_F(WorkerTest, AnAdapterMakesTheModelThatMergingItMakes) {
   EXPECT_NE(fingerprints[1], fingerprints[0]);
 }
 
+TEST_F(WorkerTest, AnotherGroupNormIsAnotherModel) {
+  const auto fingerprint = [](float epsilon) {
+    Worker::Options options = OptionsOf(0, 1);
+    options.group_norm_epsilon = epsilon;
+    return Worker::Start(options).value()->description().model().fingerprint();
+  };
+  const std::string usual = fingerprint(64e-5f);
+  EXPECT_NE(fingerprint(1e-5f), usual);
+  EXPECT_EQ(fingerprint(1e-5f), fingerprint(1e-5f));
+  EXPECT_EQ(fingerprint(Worker::Options().group_norm_epsilon), usual);
+}
+
 TEST_F(WorkerTest, StepsUnderWayAreAnsweredInOrder) {
   Start(3);
   PipelineDriver driver = MakeDriver();
