@@ -3,7 +3,8 @@
 
   evaluate.py heldout     --text DIR   bits per byte of held-out text, by part and by position up to 8,192 tokens
   evaluate.py file FILE                bits per byte of any text, fed as one document after id 0
-  evaluate.py compressors --text DIR   xz -9e and PPMd on the same held-out bytes, alone and primed with training text
+  evaluate.py compressors --text DIR --training FILE
+                                       xz -9e and PPMd on the same held-out bytes, alone and after the training text
   evaluate.py needle      --text DIR   a fact hidden in 480 tokens of held-out prose, asked for at the end
   evaluate.py sample                   answers and continuations
 
@@ -171,8 +172,8 @@ def heldout(options, model, tokenizer):
             parts.append((part, len(text)))
             rows.append(ids)
     nats = model.score(rows, progress=True)
-    for part in PIECES:
-        mine = [i for i, (name, _) in enumerate(parts) if name == part]
+    for part in (*PIECES, "total"):
+        mine = [i for i, (name, _) in enumerate(parts) if part in (name, "total")]
         if mine:
             size = sum(parts[i][1] for i in mine)
             print(json.dumps({"part": part, "tokens": len(mine) * options.piece, "bytes": size, "nats_per_token": round(float(nats[mine].mean()), 4),
@@ -193,36 +194,44 @@ def score_file(options, model, tokenizer):
 
 
 def compressors(options, tokenizer):
-    """Bits per byte that the held-out pieces of the books cost xz and PPMd, also after as much training text as they can use."""
-    text = b"".join(t for _, t in heldout_pieces(options.text, tokenizer, "books", PIECES["books"], options.piece))
-    training = b""
-    for part in ("chat", "reference", "books"):
-        with open(os.path.join(options.text, part + ".train.txt"), "rb") as f:
-            training += f.read()
-    if options.prime_mb:
-        training = training[-int(options.prime_mb * 1e6):]  # books
+    """Bits per byte that the same held-out pieces cost xz and PPMd, alone and after the text that the model was trained on."""
+    texts = {part: b"".join(t for _, t in heldout_pieces(options.text, tokenizer, part, count, options.piece)) for part, count in PIECES.items()}
+    with open(options.training, "rb") as f:
+        training = f.read()
+    primed = f"primed with {len(training) / 1e6:.1f} MB"
 
-    def report(name, size):
-        print(json.dumps({"compressor": name, "bytes": len(text), "bits_per_byte": round(8 * size / len(text), 4)}), flush=True)
+    def report(name, sizes):
+        """sizes: bytes of code after the priming and after each part, all from the beginning."""
+        row, total = {"compressor": name}, sum(map(len, texts.values()))
+        for n, (part, text) in enumerate(texts.items()):
+            row[part] = round(8 * (sizes[n + 1] - sizes[n]) / len(text), 4)
+        print(json.dumps({**row, "total": round(8 * (sizes[-1] - sizes[0]) / total, 4), "bytes": total}), flush=True)
 
-    preset = 9 | lzma.PRESET_EXTREME
-    report("xz -9e", len(lzma.compress(text, preset=preset)))
+    def xz_size(data):
+        # Matches reach back over all of it.
+        filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": max(1 << 26, len(data))}]
+        return len(lzma.compress(data, format=lzma.FORMAT_XZ, filters=filters)) if data else 0
+
+    for name, before in (("xz -9e", b""), (f"xz -9e, {primed}", training)):
+        sizes = [xz_size(before)]
+        for text in texts.values():
+            before += text
+            sizes.append(xz_size(before))
+        report(name, sizes)
     try:
         import pyppmd
-        for order in (6, 16):
-            encoder = pyppmd.Ppmd7Encoder(order, 64 << 20)
-            report(f"PPMd (7-zip variant H), order {order}", len(encoder.encode(text) + encoder.flush()))
-        for order in options.orders:
-            encoder, size = pyppmd.Ppmd7Encoder(order, 2000 << 20), 0
-            for i in range(0, len(training), 1 << 20):
-                size += len(encoder.encode(training[i:i + (1 << 20)]))
-            primed = len(encoder.encode(text)) + len(encoder.flush())
-            report(f"PPMd order {order}, 2000 MiB, primed with {len(training) / 1e6:.0f} MB of training text", primed)
     except ImportError:
         print(json.dumps({"compressor": "PPMd", "skipped": "pip install pyppmd"}))
-    tail = training[-(options.xz_mb << 20):]
-    report(f"xz -9e, primed with {len(tail) / 1e6:.0f} MB of training text",
-           len(lzma.compress(tail + text, preset=preset)) - len(lzma.compress(tail, preset=preset)))
+        return
+    for name, before in ("", b""), (f", {primed}", training):
+        for order in options.orders:
+            encoder, size, sizes = pyppmd.Ppmd7Encoder(order, options.ppmd_mb << 20), 0, []
+            for text in (before, *texts.values()):
+                for i in range(0, len(text), 1 << 20):
+                    size += len(encoder.encode(text[i:i + (1 << 20)]))
+                sizes.append(size)
+            sizes[-1] += len(encoder.flush())
+            report(f"PPMd (7-zip's variant H) order {order}{name}", sizes)
 
 
 NEEDLES = ["amber", "silver", "winter", "garden", "candle", "bridge", "forest", "yellow", "copper", "island", "orange", "marble",
@@ -310,9 +319,9 @@ def main():
     parser.add_argument("--piece", type=int, default=8192, help="tokens of a held-out piece; it follows an id 0")
     parser.add_argument("--model", default=os.path.join(HERE, "rwkv7_demo.safetensors"))
     parser.add_argument("--vocabulary", default=os.path.join(HERE, "rwkv7_demo.vocab.txt"))
-    parser.add_argument("--orders", type=int, nargs="*", default=[8, 16], help="of the primed PPMd")
-    parser.add_argument("--prime-mb", type=float, default=0, help="prime with only so much of the training text (0: all of it)")
-    parser.add_argument("--xz-mb", type=int, default=63, help="training text before the held-out text for xz (its window is 64 MiB)")
+    parser.add_argument("--training", help="the text that the model was trained on: training.txt of train.py's --run")
+    parser.add_argument("--orders", type=int, nargs="*", default=[6, 8, 12, 16], help="of PPMd")
+    parser.add_argument("--ppmd-mb", type=int, default=3000, help="memory of PPMd")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     tokenizer = Tokenizer(options.vocabulary)

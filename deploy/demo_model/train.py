@@ -3,15 +3,15 @@
 
   train.py --text DIR --vocabulary FILE --run DIR --minutes 70 --export FILE.safetensors
 
-DIR of --text is what fetch_text.py wrote. Everything of a run is in --run: the token stream, checkpoint.pt (weights, optimiser,
-position in the data; written every few minutes, read at the start if there), log.jsonl. --steps instead of --minutes makes a run
-that depends on nothing but the seed. --export alone writes the model of the newest checkpoint and stops.
+DIR of --text is what fetch_text.py wrote. Everything of a run is in --run: the training text and its tokens, checkpoint.pt
+(weights, optimisers, position in the data; written every few minutes, read at the start if there), log.jsonl. --steps instead of
+--minutes makes a run that depends on nothing but the seed. --export-only writes the model of the newest checkpoint and stops.
 
-Recipe (initialisation, decay groups, rates): BlinkDL/RWKV-LM RWKV-v7/train_temp, as the authors insist on it. Two things differ,
-both for a model of a few million weights and a few hours of two cores: the peak rate is higher, and rows of a batch read on in
-their text with the state of the window before (gradient cut), from zero every --segment windows, so that the model meets states
-much older than a window. The WKV recurrence is computed by wkv7.cc where a C++ compiler is there, else by wkv7_chunked below in
-plain tensor operations; train_test.py holds both against the plain recurrence.
+Recipe (initialisation, decay groups): BlinkDL/RWKV-LM RWKV-v7/train_temp, as the authors insist on it. Three things differ, for a
+model of a few million weights and an hour or two of one core: Muon instead of Adam for the matrices of the blocks; higher rates,
+down to zero at the end; and rows of a batch read on in their text with the state of the window before (gradient cut), from zero
+every --segment windows, so that the model meets states much older than a window. The WKV recurrence is computed by wkv7.cc where a
+C++ compiler is there, else by wkv7_chunked below in plain tensor operations; train_test.py holds both against the plain recurrence.
 """
 
 import argparse
@@ -311,14 +311,50 @@ class Model(torch.nn.Module):
         return loss, nats, after
 
 
-def optimiser_groups(model, decay):
-    groups = {"matrices": [], "w0": [], "rest": []}
+class Muon(torch.optim.Optimizer):
+    """Momentum whose step is made orthogonal: for the square and oblong matrices inside the blocks, where it learns from fewer
+    tokens than Adam. A step has the spectral norm rate * sqrt(max(1, rows / columns))."""
+
+    COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic Newton-Schulz iteration
+
+    def __init__(self, params, lr, weight_decay, momentum=0.95):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @staticmethod
+    def orthogonal(m):
+        """A matrix with m's singular vectors and singular values near 1."""
+        c1, c3, c5 = Muon.COEFFICIENTS
+        x = m.T if m.shape[0] > m.shape[1] else m
+        x = (x / (x.norm() + 1e-12)).to(COMPUTE)
+        for _ in range(5):
+            gram = x @ x.T
+            x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=c3, alpha=c5), x, beta=c1)
+        return (x.T if m.shape[0] > m.shape[1] else x).to(m.dtype)
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for weight in group["params"]:
+                momentum = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+                momentum.lerp_(weight.grad, 1 - group["momentum"])
+                update = self.orthogonal(weight.grad.lerp(momentum, group["momentum"]))
+                rate = group["lr"] * math.sqrt(max(1.0, weight.shape[0] / weight.shape[1]))
+                weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
+
+
+def optimisers(model, options):
+    """Muon for the matrices of the blocks, AdamW with the reference's groups for the rest; "peak" is a group's highest rate."""
+    inner, outer, w0, rest = [], [], [], []
     for name, tensor in model.weights().items():
         matrix = name.endswith(".weight") and tensor.squeeze().dim() == 2
-        groups["w0" if name.endswith("att.w0") else "matrices" if matrix else "rest"].append(tensor)
-    return [{"params": groups["matrices"], "weight_decay": decay, "scale": 1.0},
-            {"params": groups["w0"], "weight_decay": 0.0, "scale": 2.0},
-            {"params": groups["rest"], "weight_decay": 0.0, "scale": 1.0}]
+        group = w0 if name.endswith("att.w0") else rest if not matrix else inner if name.startswith("blocks.") else outer
+        group.append(tensor)
+    muon = Muon([{"params": inner, "peak": options.muon_rate}], lr=options.muon_rate, weight_decay=options.decay)
+    adam = torch.optim.AdamW([{"params": outer, "weight_decay": options.decay, "peak": options.rate},
+                              {"params": w0, "weight_decay": 0.0, "peak": 2 * options.rate},
+                              {"params": rest, "weight_decay": 0.0, "peak": options.rate}],
+                             lr=options.rate, betas=(0.9, 0.99), eps=1e-18, fused=True)
+    return muon, adam
 
 
 # ---- vocabulary and data ----------------------------------------------------------------------------------------
@@ -358,8 +394,8 @@ def tokenize(data, tokens, native):
     return torch.tensor(ids, dtype=torch.int32).to(torch.uint16)
 
 
-def token_stream(folder, tokens, native, generator, take):
-    """All training documents in random order, each after an id 0. take: {part: bytes} makes do with random passages of a part."""
+def training_text(folder, generator, take):
+    """All training documents in random order, each after a zero byte. take: {part: bytes} makes do with random passages of a part."""
     documents = []
     for part in PARTS:
         path = os.path.join(folder, part + ".train.txt")
@@ -375,7 +411,7 @@ def token_stream(folder, tokens, native, generator, take):
             first = data.find(b"\n\n", begin) + 2
             documents += data[first:data.rfind(b"\n\n", first, first + size) + 2].split(b"\0")
     order = torch.randperm(len(documents), generator=generator).tolist()
-    return tokenize(b"".join(b"\0" + documents[i] for i in order), tokens, native)
+    return b"".join(b"\0" + documents[i] for i in order)
 
 
 class Segments:
@@ -443,10 +479,10 @@ def export(model, path, dtype, options, progress):
         "vocabulary": os.path.basename(options.vocabulary),
         "template": "User: {question}\\n\\nAssistant: {answer}\\n\\n",
         "training_text": "236 public-domain books of 1800-1930, WordNet 3.0 as questions and answers, Jargon File, Debian Handbook "
-                         "and Debian Reference; list in sources.json; " + options.note,
+                         "and Debian Reference; list in sources.json; of it " + (" ".join(options.take) + " MB" if options.take else "all"),
         "licence": "Apache-2.0 for the weights; WordNet 3.0 Copyright 2006 by Princeton University",
         "context": options.context, "tokens_seen": progress["tokens"], "steps": progress["step"],
-        "training_loss_nats_per_token": round(progress["loss"], 4),
+        "training_loss_nats_per_token": round(progress["loss"], 4), "heldout": options.heldout,
         "made_by": "deploy/demo_model/train.py",
     }
     write_safetensors(path, model.weights(), metadata, {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype])
@@ -457,9 +493,8 @@ def export(model, path, dtype, options, progress):
 
 
 def rate(options, progress, step):
-    """Share of the peak rate: warm-up, then a cosine down to --final; progress is the share of the run that is done."""
-    warm = min(1.0, 0.01 + step / options.warmup)
-    return warm * (options.final + (1 - options.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+    """Share of the peak rate: warm-up, level for --level of the run, then a line down to zero; progress is the share done."""
+    return min(1.0, 0.01 + step / options.warmup, (1 - progress) / (1 - options.level))
 
 
 def main():
@@ -469,23 +504,24 @@ def main():
     parser.add_argument("--take", nargs="*", default=[], metavar="PART=MB", help="use only so much of a part, for example books=2")
     parser.add_argument("--run", required=True, help="folder for checkpoint, log and token stream; outside the repository")
     parser.add_argument("--export", help="write the model here at the end")
-    parser.add_argument("--note", default="all of it", help="what of the training text was used, for the metadata of the export")
+    parser.add_argument("--heldout", default="not measured", help="the loss on held-out text, for the metadata of the export")
     parser.add_argument("--dtype", choices=("bf16", "fp16"), default="fp16", help="of the exported file")
     parser.add_argument("--export-only", action="store_true", help="export the newest checkpoint and stop")
     parser.add_argument("--minutes", type=float, default=0, help="length of the run, time of earlier starts included")
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--width", type=int, default=192)
-    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--layers", type=int, default=5)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--rows", type=int, default=12)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--segment", type=int, default=8, help="windows that a row reads on with its state")
-    parser.add_argument("--rate", type=float, default=1.6e-3)
-    parser.add_argument("--final", type=float, default=0.04, help="share of the rate that is left at the end")
+    parser.add_argument("--rate", type=float, default=3e-3, help="highest rate of AdamW")
+    parser.add_argument("--muon-rate", type=float, default=0.02, help="highest rate of Muon")
+    parser.add_argument("--level", type=float, default=0.2, help="share of the run at the highest rate, before the line down to zero")
     parser.add_argument("--warmup", type=int, default=50)
     parser.add_argument("--decay", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--save-minutes", type=float, default=4)
     parser.add_argument("--log-steps", type=int, default=10)
     parser.add_argument("--native", choices=("auto", "off"), default="auto")
@@ -499,14 +535,15 @@ def main():
     tokens = read_vocabulary(options.vocabulary)
     model = Model(initial_weights(options.layers, options.width, len(tokens) + 1, generator)).to(options.device)
     print(f"{sum(p.numel() for p in model.parameters()):,} weights, {len(tokens) + 1} ids", flush=True)
-    optimiser = torch.optim.AdamW(optimiser_groups(model, options.decay), lr=options.rate, betas=(0.9, 0.99), eps=1e-18, fused=True)
+    both = optimisers(model, options)
     progress = {"step": 0, "tokens": 0, "seconds": 0.0, "loss": 0.0}
     states = model.zero_state(options.rows)
     checkpoint = os.path.join(options.run, "checkpoint.pt")
     if os.path.exists(checkpoint):
         saved = torch.load(checkpoint, map_location=options.device)
         model.load_state_dict(saved["model"])
-        optimiser.load_state_dict(saved["optimiser"])
+        for optimiser, state in zip(both, saved["optimisers"]):
+            optimiser.load_state_dict(state)
         progress, states = saved["progress"], saved["states"]
         print("resumed:", progress, flush=True)
     if options.export_only:
@@ -523,13 +560,16 @@ def main():
         stream = torch.load(stream_path)
     else:
         take = {part: int(1e6 * float(size)) for part, size in (item.split("=") for item in options.take)}
-        stream = token_stream(options.text, tokens, native, torch.Generator().manual_seed(options.seed), take)
+        text = training_text(options.text, torch.Generator().manual_seed(options.seed), take)
+        with open(os.path.join(options.run, "training.txt"), "wb") as f:
+            f.write(text)
+        stream = tokenize(text, tokens, native)
         torch.save(stream, stream_path)
     data = Segments(stream, options.rows, options.context, options.segment, options.seed)
     print(f"{len(stream):,} tokens of text, {len(data.starts):,} pieces", flush=True)
 
     def save():
-        torch.save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "progress": progress, "states": states},
+        torch.save({"model": model.state_dict(), "optimisers": [o.state_dict() for o in both], "progress": progress, "states": states},
                    checkpoint + ".part")
         os.replace(checkpoint + ".part", checkpoint)
 
@@ -542,18 +582,20 @@ def main():
         if done >= 1:
             break
         step = progress["step"]
-        for group in optimiser.param_groups:
-            group["lr"] = options.rate * group["scale"] * rate(options, done, step)
+        now = rate(options, done, step)
+        for group in (g for o in both for g in o.param_groups):
+            group["lr"] = group["peak"] * now
         inputs, targets, restart = (x.to(options.device) for x in data.batch(step))
         keep = (~restart).float()
         states = [(a * keep[:, None], s * keep[:, None, None, None], c * keep[:, None]) for a, s, c in states]
         loss, nats, states = model(inputs, targets, states)
-        optimiser.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
         if not math.isfinite(norm):
             sys.exit(f"step {step}: the gradient is not finite; the last checkpoint is kept")
-        optimiser.step()
+        for optimiser in both:
+            optimiser.step()
         nats = nats.mean().item()
         progress["step"] += 1
         progress["tokens"] += inputs.numel()
@@ -563,7 +605,7 @@ def main():
         if progress["step"] % options.log_steps == 0:
             row = {"step": progress["step"], "tokens": progress["tokens"], "minutes": round(progress["seconds"] / 60, 2),
                    "loss": round(sum(n for n, _, _ in recent) / len(recent), 4), "norm": round(sum(n for _, n, _ in recent) / len(recent), 3),
-                   "rate": optimiser.param_groups[0]["lr"],
+                   "rate": round(now, 4),
                    "tokens_per_second": round(len(recent) * inputs.numel() / sum(s for _, _, s in recent))}
             log.write(json.dumps(row) + "\n")
             log.flush()

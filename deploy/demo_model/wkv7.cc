@@ -3,8 +3,9 @@
 //
 // Per sequence and head, with state S[i][j] (i value channel, j key channel, 64 by 64), one token does
 //   sa_i = sum_j S_ij a_j;   S_ij = S_ij w_j + sa_i b_j + v_i k_j;   y_i = sum_j S_ij r_j.
-// Rows i do not see each other, so a few rows at a time stay in registers while a chunk of tokens goes by. The backward pass
-// recomputes a chunk's states from the state at its start, which the forward pass has kept.
+// The forward pass holds the state transposed, value channels side by side: then a token is one sweep over its rows j without a
+// sum across lanes, which also gathers sa of the next token. The backward pass takes kRows rows i at a time through a chunk of
+// tokens, after it has recomputed their states from the state at the chunk's start, which the forward pass has kept.
 //
 // Layouts: r w k v a b y sa and their gradients [B, T, H, 64]; state [B, H, 64, 64]; starts [B, H, T / kChunk, 64, 64].
 // All float, T a multiple of kChunk. Sequence-heads are dealt to the threads; nothing is shared between them.
@@ -18,11 +19,12 @@ namespace {
 
 constexpr int kHead = 64;
 constexpr int kChunk = 16;
-constexpr int kRows = 4;  // rows in registers: kRows * 4 vectors of 16 floats
+constexpr int kRows = 8;  // of the backward pass: what it recomputes for them, (kChunk + 1) * kRows * 256 bytes, stays in cache
 
 typedef float Lanes __attribute__((vector_size(64)));
 constexpr int kLanes = 16;
 constexpr int kVectors = kHead / kLanes;
+static_assert(2 * kRows == kLanes, "two sums for each row of the backward pass are taken together");
 
 struct Vector64 {
   Lanes part[kVectors];
@@ -36,24 +38,59 @@ inline Vector64 Load(const float* p) {
 
 inline void Store(float* p, const Vector64& x) { std::memcpy(p, &x, sizeof(x)); }
 
-inline float Sum(Lanes x) {
-  typedef float Half __attribute__((vector_size(32)));
-  typedef float Quarter __attribute__((vector_size(16)));
-  Half low, high;
-  std::memcpy(&low, &x, 32);
-  std::memcpy(&high, reinterpret_cast<const char*>(&x) + 32, 32);
-  low += high;
-  Quarter a, b;
-  std::memcpy(&a, &low, 16);
-  std::memcpy(&b, reinterpret_cast<const char*>(&low) + 16, 16);
-  a += b;
-  return (a[0] + a[1]) + (a[2] + a[3]);
+inline Lanes LoadLanes(const float* p) {
+  Lanes result;
+  std::memcpy(&result, p, sizeof(result));
+  return result;
 }
 
-inline float Dot(const Vector64& x, const Vector64& y) {
-  Lanes sum = x.part[0] * y.part[0];
-  for (int n = 1; n < kVectors; ++n) sum += x.part[n] * y.part[n];
-  return Sum(sum);
+inline void StoreLanes(float* p, Lanes x) { std::memcpy(p, &x, sizeof(x)); }
+
+// Lanes of x summed in pairs kApart apart, those of y likewise, side by side.
+template <int kApart>
+inline Lanes Fold(Lanes x, Lanes y) {
+  typedef int32_t Places __attribute__((vector_size(64)));
+  Places first, second;
+  for (int l = 0; l < kLanes; ++l) {
+    const int source = (l / (2 * kApart)) * (2 * kApart) + l % kApart + ((l & kApart) != 0 ? kLanes : 0);
+    first[l] = source;
+    second[l] = source + kApart;
+  }
+  return __builtin_shuffle(x, y, first) + __builtin_shuffle(x, y, second);
+}
+
+// The sums of 16 vectors, sum l in lane l.
+inline Lanes Sums(const Lanes* x) {
+  Lanes eight[8], four[4];
+  for (int n = 0; n < 8; ++n) eight[n] = Fold<8>(x[n], x[n + 8]);
+  for (int n = 0; n < 4; ++n) four[n] = Fold<4>(eight[n], eight[n + 4]);
+  return Fold<1>(Fold<2>(four[0], four[2]), Fold<2>(four[1], four[3]));
+}
+
+inline void Transpose(const float* from, float* to) {
+  typedef int32_t Places __attribute__((vector_size(64)));
+  for (int i = 0; i < kHead; i += kLanes) {
+    for (int j = 0; j < kHead; j += kLanes) {
+      Lanes x[kLanes];
+      for (int n = 0; n < kLanes; ++n) x[n] = LoadLanes(from + (i + n) * kHead + j);
+#pragma GCC unroll 4
+      for (int apart = kLanes / 2; apart > 0; apart /= 2) {  // Swaps the upper right and lower left of blocks 2 apart wide.
+        Places upper, lower;
+        for (int l = 0; l < kLanes; ++l) {
+          upper[l] = (l & apart) == 0 ? l : kLanes + l - apart;
+          lower[l] = (l & apart) == 0 ? l + apart : kLanes + l;
+        }
+#pragma GCC unroll 16
+        for (int n = 0; n < kLanes; ++n) {
+          if ((n & apart) != 0) continue;
+          const Lanes first = x[n];
+          x[n] = __builtin_shuffle(first, x[n + apart], upper);
+          x[n + apart] = __builtin_shuffle(first, x[n + apart], lower);
+        }
+      }
+      for (int n = 0; n < kLanes; ++n) StoreLanes(to + (j + n) * kHead + i, x[n]);
+    }
+  }
 }
 
 template <typename Body>
@@ -79,36 +116,35 @@ void wkv7_forward(int64_t batch, int64_t tokens, int64_t heads, int threads, con
   ForEachHead(batch * heads, threads, [=](int64_t n) {
     const int64_t step = heads * kHead;
     const int64_t origin = (n / heads) * tokens * step + (n % heads) * kHead;
-    float* s = state + n * kHead * kHead;
-    for (int64_t begin = 0; begin < tokens; begin += kChunk) {
-      if (starts != nullptr) {
-        std::memcpy(starts + (n * (tokens / kChunk) + begin / kChunk) * kHead * kHead, s, sizeof(float) * kHead * kHead);
-      }
-      for (int i = 0; i < kHead; i += kRows) {
-        Vector64 row[kRows];
-        for (int m = 0; m < kRows; ++m) row[m] = Load(s + (i + m) * kHead);
-        for (int64_t t = begin; t < begin + kChunk; ++t) {
-          const int64_t at = origin + t * step;
-          float recall[kRows];
-          const Vector64 at_a = Load(a + at);
-          for (int m = 0; m < kRows; ++m) recall[m] = Dot(row[m], at_a);
-          for (int p = 0; p < kVectors; ++p) {
-            const Lanes at_w = *reinterpret_cast<const Lanes*>(w + at + p * kLanes);
-            const Lanes at_b = *reinterpret_cast<const Lanes*>(b + at + p * kLanes);
-            const Lanes at_k = *reinterpret_cast<const Lanes*>(k + at + p * kLanes);
-            for (int m = 0; m < kRows; ++m) {
-              row[m].part[p] = row[m].part[p] * at_w + recall[m] * at_b + v[at + i + m] * at_k;
-            }
-          }
-          const Vector64 at_r = Load(r + at);
-          for (int m = 0; m < kRows; ++m) {
-            y[at + i + m] = Dot(row[m], at_r);
-            if (sa != nullptr) sa[at + i + m] = recall[m];
-          }
-        }
-        for (int m = 0; m < kRows; ++m) Store(s + (i + m) * kHead, row[m]);
-      }
+    alignas(64) float s[kHead * kHead];
+    Transpose(state + n * kHead * kHead, s);
+    Vector64 recall = {};
+    for (int j = 0; j < kHead; ++j) {
+      for (int p = 0; p < kVectors; ++p) recall.part[p] += Load(s + j * kHead).part[p] * a[origin + j];
     }
+    for (int64_t t = 0; t < tokens; ++t) {
+      const int64_t at = origin + t * step;
+      if (starts != nullptr && t % kChunk == 0) {
+        Transpose(s, starts + (n * (tokens / kChunk) + t / kChunk) * kHead * kHead);
+      }
+      const float* next_a = a + (t + 1 < tokens ? at + step : at);
+      const Vector64 at_v = Load(v + at);
+      Vector64 next_recall = {}, at_y = {};
+      for (int j = 0; j < kHead; ++j) {
+        Vector64 row = Load(s + j * kHead);
+        const float at_w = w[at + j], at_k = k[at + j], at_b = b[at + j], at_r = r[at + j], at_a = next_a[j];
+        for (int p = 0; p < kVectors; ++p) {
+          row.part[p] = row.part[p] * at_w + recall.part[p] * at_b + at_v.part[p] * at_k;
+          at_y.part[p] += row.part[p] * at_r;
+          next_recall.part[p] += row.part[p] * at_a;
+        }
+        Store(s + j * kHead, row);
+      }
+      Store(y + at, at_y);
+      if (sa != nullptr) Store(sa + at, recall);
+      recall = next_recall;
+    }
+    Transpose(s, state + n * kHead * kHead);
   });
 }
 
@@ -117,65 +153,83 @@ void wkv7_backward(int64_t batch, int64_t tokens, int64_t heads, int threads, co
                    const float* v, const float* a, const float* b, const float* sa, const float* starts, const float* dy,
                    float* dr, float* dw, float* dk, float* dv, float* da, float* db) {
   ForEachHead(batch * heads, threads, [=](int64_t n) {
-    constexpr int kBack = 2;
     const int64_t step = heads * kHead;
     const int64_t origin = (n / heads) * tokens * step + (n % heads) * kHead;
-    std::vector<float> gradient(kHead * kHead, 0.0f);
-    alignas(64) float history[kBack][kChunk + 1][kHead];
+    const float nothing[kHead] = {};
+    alignas(64) float gradient[kHead][kHead] = {};
+    alignas(64) float history[kRows][kChunk + 1][kHead];
     for (int64_t begin = tokens - kChunk; begin >= 0; begin -= kChunk) {
       const float* start = starts + (n * (tokens / kChunk) + begin / kChunk) * kHead * kHead;
-      for (int i = 0; i < kHead; i += kBack) {
-        Vector64 row[kBack];
-        for (int m = 0; m < kBack; ++m) {
-          row[m] = Load(start + (i + m) * kHead);
-          Store(history[m][0], row[m]);
-        }
-        for (int t = 0; t < kChunk; ++t) {
-          const int64_t at = origin + (begin + t) * step;
-          const Vector64 at_w = Load(w + at), at_b = Load(b + at), at_k = Load(k + at);
-          for (int m = 0; m < kBack; ++m) {
+      for (int i = 0; i < kHead; i += kRows) {
+        for (int m = 0; m < kRows; m += 2) {  // Two rows fit into the registers.
+          Vector64 row0 = Load(start + (i + m) * kHead), row1 = Load(start + (i + m + 1) * kHead);
+          Store(history[m][0], row0);
+          Store(history[m + 1][0], row1);
+          for (int t = 0; t < kChunk; ++t) {
+            const int64_t at = origin + (begin + t) * step;
+            const Vector64 at_w = Load(w + at), at_b = Load(b + at), at_k = Load(k + at);
+            const float *at_sa = sa + at + i + m, *at_v = v + at + i + m;
             for (int p = 0; p < kVectors; ++p) {
-              row[m].part[p] = row[m].part[p] * at_w.part[p] + sa[at + i + m] * at_b.part[p] + v[at + i + m] * at_k.part[p];
+              row0.part[p] = row0.part[p] * at_w.part[p] + at_sa[0] * at_b.part[p] + at_v[0] * at_k.part[p];
+              row1.part[p] = row1.part[p] * at_w.part[p] + at_sa[1] * at_b.part[p] + at_v[1] * at_k.part[p];
             }
-            Store(history[m][t + 1], row[m]);
+            Store(history[m][t + 1], row0);
+            Store(history[m + 1][t + 1], row1);
           }
         }
-        Vector64 g[kBack];
-        for (int m = 0; m < kBack; ++m) g[m] = Load(gradient.data() + (i + m) * kHead);
+        // A sweep goes from the gradient of token t's state to that of token t - 1, and takes what sums over j the latter needs.
+        alignas(64) float rows[kRows][kHead];
+        std::memcpy(rows, gradient[i], sizeof(rows));
+        Lanes sums[2 * kRows] = {};
+        {
+          const int64_t at = origin + (begin + kChunk - 1) * step;
+          const Vector64 at_r = Load(r + at), at_b = Load(b + at), at_k = Load(k + at);
+          for (int m = 0; m < kRows; ++m) {
+            Vector64 row = Load(rows[m]);
+            for (int p = 0; p < kVectors; ++p) {
+              row.part[p] += dy[at + i + m] * at_r.part[p];
+              sums[m] += row.part[p] * at_b.part[p];
+              sums[kRows + m] += row.part[p] * at_k.part[p];
+            }
+            Store(rows[m], row);
+          }
+        }
         for (int t = kChunk - 1; t >= 0; --t) {
           const int64_t at = origin + (begin + t) * step;
-          float recall_gradient[kBack];
-          {
-            const Vector64 at_r = Load(r + at), at_k = Load(k + at), at_b = Load(b + at);
-            for (int m = 0; m < kBack; ++m) {
-              for (int p = 0; p < kVectors; ++p) g[m].part[p] += dy[at + i + m] * at_r.part[p];
-              dv[at + i + m] = Dot(g[m], at_k);
-              recall_gradient[m] = Dot(g[m], at_b);
-            }
-          }
-          for (int p = 0; p < kVectors; ++p) {
-            const int64_t here = at + p * kLanes;
+          alignas(64) float recall_gradient[2 * kRows];  // and dv behind it
+          const Lanes both = Sums(sums);
+          std::memcpy(recall_gradient, &both, sizeof(both));
+          std::memcpy(dv + at + i, recall_gradient + kRows, sizeof(float) * kRows);
+          const float *next_dy = t > 0 ? dy + at - step + i : nothing, *next_r = t > 0 ? r + at - step : nothing;
+          const float *next_b = t > 0 ? b + at - step : nothing, *next_k = t > 0 ? k + at - step : nothing;
+          const float *at_dy = dy + at + i, *at_v = v + at + i, *at_sa = sa + at + i;
+          for (int m = 0; m < 2 * kRows; ++m) sums[m] = Lanes{};
+          for (int p = 0; p < kHead; p += kLanes) {
             Lanes sum_r = {}, sum_w = {}, sum_k = {}, sum_a = {}, sum_b = {};
-            const Lanes at_w = *reinterpret_cast<const Lanes*>(w + here);
-            const Lanes at_a = *reinterpret_cast<const Lanes*>(a + here);
-            for (int m = 0; m < kBack; ++m) {
-              const Lanes before = *reinterpret_cast<const Lanes*>(&history[m][t][p * kLanes]);
-              const Lanes after = *reinterpret_cast<const Lanes*>(&history[m][t + 1][p * kLanes]);
-              sum_r += after * dy[at + i + m];
-              sum_w += before * g[m].part[p];
-              sum_k += g[m].part[p] * v[at + i + m];
-              sum_b += g[m].part[p] * sa[at + i + m];
+            const Lanes at_w = LoadLanes(w + at + p), at_a = LoadLanes(a + at + p);
+            const Lanes to_r = LoadLanes(next_r + p), to_b = LoadLanes(next_b + p), to_k = LoadLanes(next_k + p);
+#pragma GCC unroll 8
+            for (int m = 0; m < kRows; ++m) {
+              const Lanes before = LoadLanes(&history[m][t][p]), after = LoadLanes(&history[m][t + 1][p]);
+              Lanes row = LoadLanes(&rows[m][p]);
+              sum_r += after * at_dy[m];
+              sum_w += before * row;
+              sum_k += row * at_v[m];
+              sum_b += row * at_sa[m];
               sum_a += before * recall_gradient[m];
-              g[m].part[p] = g[m].part[p] * at_w + recall_gradient[m] * at_a;
+              row = row * at_w + recall_gradient[m] * at_a + next_dy[m] * to_r;
+              sums[m] += row * to_b;
+              sums[kRows + m] += row * to_k;
+              StoreLanes(&rows[m][p], row);
             }
-            *reinterpret_cast<Lanes*>(dr + here) += sum_r;
-            *reinterpret_cast<Lanes*>(dw + here) += sum_w;
-            *reinterpret_cast<Lanes*>(dk + here) += sum_k;
-            *reinterpret_cast<Lanes*>(da + here) += sum_a;
-            *reinterpret_cast<Lanes*>(db + here) += sum_b;
+            StoreLanes(dr + at + p, LoadLanes(dr + at + p) + sum_r);
+            StoreLanes(dw + at + p, LoadLanes(dw + at + p) + sum_w);
+            StoreLanes(dk + at + p, LoadLanes(dk + at + p) + sum_k);
+            StoreLanes(da + at + p, LoadLanes(da + at + p) + sum_a);
+            StoreLanes(db + at + p, LoadLanes(db + at + p) + sum_b);
           }
         }
-        for (int m = 0; m < kBack; ++m) Store(gradient.data() + (i + m) * kHead, g[m]);
+        std::memcpy(gradient[i], rows, sizeof(rows));
       }
     }
   });
