@@ -60,7 +60,6 @@ class VocabularyTest(unittest.TestCase):
         self.assertTrue({b"\n\n", b"User:", b"Assistant:"} <= values)
 
 
-@unittest.skipUnless(os.path.exists(MODEL), "the model file is not here")
 class ModelFileTest(unittest.TestCase):
     def setUp(self):
         with open(MODEL, "rb") as f:
