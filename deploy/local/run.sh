@@ -4,8 +4,8 @@
 #
 #   deploy/local/run.sh [--model PATH] [--tokenizer FILE] [--stages N] [--data-dir DIR] [PROMPT]
 #
-#   --model PATH    an RWKV checkpoint: .pth, .safetensors, GGUF or .bin of rwkv.cpp. Default: a small random model,
-#                   which speaks nonsense
+#   --model PATH    an RWKV checkpoint: .pth, .safetensors, GGUF or .bin of rwkv.cpp. Default: the small model in
+#                   deploy/demo_model
 #   --tokenizer FILE
 #                   a vocabulary in World format, a 20B_tokenizer.json, or a GGUF that brings one. Default: the first
 #                   that fits the model of what a GGUF brings itself, MODEL.vocab.txt, rwkv_vocab_v20230424.txt and
@@ -20,8 +20,7 @@ readonly here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 readonly root=$(cd "$here/../.." && pwd)
 source "$here/cluster.sh"
 readonly default_stages=2
-# The model without --model, and how it is made. A small one with random weights until one is worth downloading.
-readonly default_model=$cache/models/random-rwkv7-world-v1.safetensors
+readonly default_model=$root/deploy/demo_model/rwkv7_demo.safetensors
 readonly start_seconds=300 # For one process to come up; a large model takes long to map and check.
 
 exec 3>&1 1>&2 # Standard output is for the answer alone.
@@ -81,7 +80,7 @@ say "building (minutes the first time, seconds afterwards)"
 readonly binaries=(state_store worker router rwkvctl)
 cd "$root"
 bazel build --show_progress --show_progress_rate_limit=10 --curses=no \
-  //services/state_store //services/worker //services/router //services/rwkvctl //deploy/local:random_model ||
+  //services/state_store //services/worker //services/router //services/rwkvctl ||
   die "the build failed"
 readonly built=$root/.bazel/bin
 
@@ -217,12 +216,6 @@ else
     model=${model:-${cluster[model]}} stages=${stages:-${cluster[stages]}}
   fi
   cluster=([model]=${model:-$default_model} [tokenizer]=$tokenizer [stages]=${stages:-$default_stages})
-  if [[ ${cluster[model]} == "$default_model" && ! -f $default_model ]]; then
-    say "making a small random model: $default_model"
-    mkdir -p "${default_model%/*}"
-    "$built/deploy/local/random_model" --out="$default_model.$$.new.safetensors" || die "cannot make the random model"
-    mv "$default_model.$$.new.safetensors" "$default_model"
-  fi
   for binary in "${binaries[@]}"; do
     install -m 755 "$built/services/$binary/$binary" "$data_dir/bin/$binary.new" || die "cannot copy to $data_dir/bin"
     mv "$data_dir/bin/$binary.new" "$data_dir/bin/$binary"
@@ -231,7 +224,7 @@ else
   for name in $(process_names); do start_by_name "$name"; done
 fi
 [[ ${cluster[model]} != "$default_model" ]] ||
-  say "this is the built-in random model: what it says is nonsense. For sense: --model PATH"
+  say "this is the demo model of 6 million weights: it makes sentences, not sense. For sense: --model PATH"
 
 # ---- Until the pipeline serves. ---------------------------------------------------------------------------------------
 readonly router=${cluster[router-0.grpc]}
@@ -250,4 +243,10 @@ echo "$router" >"$last_cluster.$$" && mv "$last_cluster.$$" "$last_cluster"
 say "serving on $router; logs in $data_dir/logs; stop with: $here/stop.sh --data-dir $data_dir"
 exec 9>&- # Others may look now.
 
-if $has_prompt; then exec "$data_dir/bin/rwkvctl" --router "$router" generate --prompt "$prompt" >&3 3>&-; fi
+if $has_prompt; then
+  how=()
+  # Drawn greedily, what so small a model says goes round in circles. The seed: the same answer each time.
+  [[ ${cluster[model]} != "$default_model" ]] ||
+    how=(--temperature 0.9 --top-p 0.6 --presence-penalty 0.4 --frequency-penalty 0.4 --seed 15)
+  exec "$data_dir/bin/rwkvctl" --router "$router" generate --prompt "$prompt" "${how[@]}" >&3 3>&-
+fi
