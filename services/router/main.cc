@@ -46,6 +46,8 @@ ABSL_FLAG(bool, allow_logits, false, "Serve Generation.Logits, a debugging call 
 ABSL_FLAG(int, max_running, 64, "Calls that hold, or are about to take, a slot. More wait.");
 ABSL_FLAG(int, max_waiting, 256, "Calls that wait to be started. More are refused.");
 ABSL_FLAG(int64_t, max_prompt_tokens, 65536, "Input tokens of one call. More are refused.");
+ABSL_FLAG(int64_t, max_document_bytes, 16 << 20,
+          "Text (and 4 bytes a token id) of one ScoreDocument. More is refused.");
 ABSL_FLAG(uint32_t, max_generated_tokens, 1 << 19, "Largest max_tokens of one call.");
 ABSL_FLAG(int64_t, snapshot_interval_tokens, 1024, "A running turn's state is saved about this often.");
 ABSL_FLAG(absl::Duration, lease_ttl, absl::Seconds(15),
@@ -80,8 +82,10 @@ absl::Status CheckFlags() {
   if (absl::GetFlag(FLAGS_max_running) < 1 || absl::GetFlag(FLAGS_max_waiting) < 0) {
     return absl::InvalidArgumentError("--max_running has to be positive, --max_waiting not negative");
   }
-  if (absl::GetFlag(FLAGS_max_prompt_tokens) < 1 || absl::GetFlag(FLAGS_snapshot_interval_tokens) < 1) {
-    return absl::InvalidArgumentError("--max_prompt_tokens and --snapshot_interval_tokens have to be positive");
+  if (absl::GetFlag(FLAGS_max_prompt_tokens) < 1 || absl::GetFlag(FLAGS_max_document_bytes) < 1 ||
+      absl::GetFlag(FLAGS_snapshot_interval_tokens) < 1) {
+    return absl::InvalidArgumentError(
+        "--max_prompt_tokens, --max_document_bytes and --snapshot_interval_tokens have to be positive");
   }
   for (const absl::Duration timeout :
        {absl::GetFlag(FLAGS_lease_ttl), absl::GetFlag(FLAGS_store_timeout), absl::GetFlag(FLAGS_progress_timeout),
@@ -125,6 +129,7 @@ absl::Status Run() {
   options.max_running = absl::GetFlag(FLAGS_max_running);
   options.max_waiting = absl::GetFlag(FLAGS_max_waiting);
   options.limits.max_prompt_tokens = absl::GetFlag(FLAGS_max_prompt_tokens);
+  options.limits.max_document_bytes = absl::GetFlag(FLAGS_max_document_bytes);
   options.limits.max_generated_tokens = absl::GetFlag(FLAGS_max_generated_tokens);
   options.allow_logits = absl::GetFlag(FLAGS_allow_logits);
   options.snapshot_interval_tokens = absl::GetFlag(FLAGS_snapshot_interval_tokens);
@@ -142,7 +147,7 @@ absl::Status Run() {
                     &router_metrics, &clock, Random);
 
   Executor executor(kRpcThreads, kMaxQueuedRpcs);
-  GenerationService generation(&turns);
+  GenerationService generation(&turns, &executor);
   SessionsService sessions(&turns, catalog.get(), records.get(), &executor, Random);
   ClusterService cluster(name, store_address, &turns, catalog.get(), &executor);
   common::RpcServer::Options server_options;

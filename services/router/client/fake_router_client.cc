@@ -16,6 +16,8 @@ std::vector<uint32_t> BytesToIds(const std::string& bytes) {
   return ids;
 }
 
+absl::Status NoTokenizer() { return absl::FailedPreconditionError("the model has no tokenizer"); }
+
 }  // namespace
 
 absl::Status FakeRouterClient::Generate(const v1::GenerateRequest& request, GenerateCallback callback,
@@ -39,14 +41,16 @@ absl::Status FakeRouterClient::Generate(const v1::GenerateRequest& request, Gene
   log->insert(log->end(), input.begin(), input.end());
 
   const uint64_t max_tokens = request.has_max_tokens() ? request.max_tokens() : 256;
-  const uint64_t count = std::min<uint64_t>(max_tokens, state_->answer.size());
+  const std::string answer =
+      state_->answer_to ? state_->answer_to(std::string(input.begin(), input.end())) : state_->answer;
+  const uint64_t count = std::min<uint64_t>(max_tokens, answer.size());
   for (uint64_t index = request.resume_from(); index < count; ++index) {
     if (state_->on_token) state_->on_token(index);
     if (cancellation != nullptr && cancellation->cancelled()) return absl::CancelledError("cancelled");
     v1::GenerateResponse response;
     response.set_index(index);
-    response.set_token_id(static_cast<unsigned char>(state_->answer[index]));
-    if (state_->has_tokenizer) response.set_text(state_->answer.substr(index, 1));
+    response.set_token_id(static_cast<unsigned char>(answer[index]));
+    if (state_->has_tokenizer) response.set_text(answer.substr(index, 1));
     response.set_logprob(-0.5f * static_cast<float>(index + 1));
     for (uint32_t n = 0; n < request.sampling().top_logprobs(); ++n) {
       v1::TokenLogprob* logprob = response.add_top_logprobs();
@@ -105,15 +109,36 @@ absl::StatusOr<v1::ScoreResponse> FakeRouterClient::Score(const v1::ScoreRequest
   return response;
 }
 
+absl::Status FakeRouterClient::ScoreDocument(const v1::ScoreDocumentRequest& document, DocumentCallback callback) {
+  constexpr size_t kTokensPerMessage = 3;
+  state_->documents.push_back(document);
+  if (!document.text().empty() && !state_->has_tokenizer) return NoTokenizer();
+  std::vector<uint32_t> ids(document.token_ids().begin(), document.token_ids().end());
+  const std::vector<uint32_t> text = BytesToIds(document.text());
+  ids.insert(ids.end(), text.begin(), text.end());
+  if (ids.empty()) return common::InvalidFieldError("text", "the document is empty");
+  for (size_t first = 1; first < ids.size(); first += kTokensPerMessage) {
+    v1::ScoreDocumentResponse response;
+    response.set_token_count(ids.size());
+    response.set_first(first);
+    for (size_t i = first; i < std::min(ids.size(), first + kTokensPerMessage); ++i) {
+      response.add_token_ids(ids[i]);
+      response.add_logprobs(-static_cast<float>(ids[i] + 1) / 256);
+    }
+    if (absl::Status status = callback(response); !status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<v1::TokenizeResponse> FakeRouterClient::Tokenize(const v1::TokenizeRequest& request) {
-  if (!state_->has_tokenizer) return absl::FailedPreconditionError("the model has no tokenizer");
+  if (!state_->has_tokenizer) return NoTokenizer();
   v1::TokenizeResponse response;
   for (uint32_t id : BytesToIds(request.data())) response.add_token_ids(id);
   return response;
 }
 
 absl::StatusOr<v1::DetokenizeResponse> FakeRouterClient::Detokenize(const v1::DetokenizeRequest& request) {
-  if (!state_->has_tokenizer) return absl::FailedPreconditionError("the model has no tokenizer");
+  if (!state_->has_tokenizer) return NoTokenizer();
   v1::DetokenizeResponse response;
   for (uint32_t id : request.token_ids()) response.mutable_data()->push_back(static_cast<char>(id));
   return response;

@@ -23,6 +23,7 @@ class FakeRouterClient : public RouterClient {
     // What each Generate says, byte by byte, up to max_tokens; then it finishes by LENGTH, or by STOP_STRING with the
     // request's first stop string if the script ran out.
     std::string answer = "Hello.";
+    std::function<std::string(const std::string& input)> answer_to;  // If set, instead of `answer`. Input as bytes.
     bool has_tokenizer = true;
     std::string model_name = "fake";
     std::string chat_template;                          // What the model's file says of it.
@@ -30,6 +31,7 @@ class FakeRouterClient : public RouterClient {
     std::vector<absl::Status> first_statuses;           // Generate takes these first, one a call, before any token.
     std::map<std::string, std::vector<uint32_t>> logs;  // Of the sessions, by id.
     std::vector<v1::GenerateRequest> generate_requests;
+    std::vector<v1::ScoreDocumentRequest> documents;
     v1::GetStatusResponse status;
     std::vector<v1::SessionsExportStateResponse> exported_state;
     std::function<void(uint64_t index)> on_token;  // Before each token.
@@ -41,6 +43,8 @@ class FakeRouterClient : public RouterClient {
   // Row t is [token t, token t + 0.25, ...] in steps of 0.25, V = 4; one message a row.
   absl::Status Logits(const v1::LogitsRequest& request, LogitsCallback callback) override;
   absl::StatusOr<v1::ScoreResponse> Score(const v1::ScoreRequest& request) override;
+  // Every token has logprob -(id + 1) / 256; three a message. Needs a tokenizer for text.
+  absl::Status ScoreDocument(const v1::ScoreDocumentRequest& document, DocumentCallback callback) override;
   absl::StatusOr<v1::TokenizeResponse> Tokenize(const v1::TokenizeRequest& request) override;
   absl::StatusOr<v1::DetokenizeResponse> Detokenize(const v1::DetokenizeRequest& request) override;
   absl::StatusOr<v1::ListModelsResponse> ListModels() override;

@@ -14,6 +14,10 @@
 namespace rwkv::router {
 namespace {
 
+// Of a document that goes out in one message; a token id takes at most kMaxTokenBytes.
+constexpr int kPieceBytes = 1 << 20;
+constexpr int kMaxTokenBytes = 5;
+
 void SetDeadline(grpc::ClientContext& context, absl::Time deadline) {
   if (deadline != absl::InfiniteFuture()) context.set_deadline(absl::ToChronoTime(deadline));
 }
@@ -60,6 +64,44 @@ class GrpcRouterClient : public RouterClient {
 
   absl::StatusOr<v1::ScoreResponse> Score(const v1::ScoreRequest& request) override {
     return Call<v1::ScoreResponse>(*generation_, &v1::Generation::Stub::Score, request);
+  }
+  absl::Status ScoreDocument(const v1::ScoreDocumentRequest& document, DocumentCallback callback) override {
+    grpc::ClientContext context;
+    SetDeadline(context, absl::Now() + options_.stream_timeout);
+    const auto stream = generation_->ScoreDocument(&context);
+    v1::ScoreDocumentRequest piece;
+    piece.set_model(document.model());
+    // A write that fails means that the call is over; Finish() will say why.
+    bool writing = true;
+    for (int begin = 0; writing && begin < document.token_ids_size(); begin += kPieceBytes / kMaxTokenBytes) {
+      const int end = std::min(document.token_ids_size(), begin + kPieceBytes / kMaxTokenBytes);
+      piece.mutable_token_ids()->Assign(document.token_ids().begin() + begin, document.token_ids().begin() + end);
+      writing = stream->Write(piece);
+      piece.Clear();
+    }
+    for (size_t begin = 0; writing && begin < document.text().size(); begin += kPieceBytes) {
+      piece.set_text(document.text().substr(begin, kPieceBytes));
+      writing = stream->Write(piece);
+      piece.Clear();
+    }
+    if (writing) stream->WritesDone();
+    uint64_t next = 1;
+    uint64_t end = 0;  // Unknown.
+    const absl::Status status =
+        Drain<v1::ScoreDocumentResponse>(context, *stream, [&](const v1::ScoreDocumentResponse& response) {
+          if (response.first() != next || response.token_ids_size() != response.logprobs_size()) {
+            return absl::DataLossError(
+                absl::StrCat("the stream goes on with token ", response.first(), " where ", next, " was expected"));
+          }
+          next += response.logprobs_size();
+          end = response.token_count();
+          return callback(response);
+        });
+    if (status.ok() && next != end) {
+      return absl::DataLossError(absl::StrCat("the stream ended without the tokens from ", next,
+                                              end == 0 ? " on" : absl::StrCat(" to ", end)));
+    }
+    return status;
   }
   absl::StatusOr<v1::TokenizeResponse> Tokenize(const v1::TokenizeRequest& request) override {
     return Call<v1::TokenizeResponse>(*generation_, &v1::Generation::Stub::Tokenize, request);

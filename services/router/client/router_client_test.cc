@@ -86,6 +86,37 @@ class ScriptedGeneration : public v1::Generation::Service {
     return grpc::Status::OK;
   }
 
+  // Every token has logprob -1. Says nothing of the last one if a piece of text is "!".
+  grpc::Status ScoreDocument(
+      grpc::ServerContext*,
+      grpc::ServerReaderWriter<v1::ScoreDocumentResponse, v1::ScoreDocumentRequest>* stream) override {
+    constexpr size_t kTokensPerMessage = 10000;
+    std::vector<uint32_t> tokens;
+    bool first = true;
+    bool short_answer = false;
+    v1::ScoreDocumentRequest piece;
+    while (stream->Read(&piece)) {
+      if (first && piece.model() != "m") return common::ToGrpcStatus(absl::NotFoundError(piece.model()));
+      tokens.insert(tokens.end(), piece.token_ids().begin(), piece.token_ids().end());
+      for (const char c : piece.text()) tokens.push_back(static_cast<unsigned char>(c));
+      if (piece.text() == "!") short_answer = true;
+      first = false;
+    }
+    v1::ScoreDocumentResponse response;
+    const size_t end = tokens.size() - short_answer;
+    for (size_t next = 1; next < end;) {
+      response.Clear();
+      response.set_token_count(tokens.size());
+      response.set_first(next);
+      for (const size_t begin = next; next < std::min(end, begin + kTokensPerMessage); ++next) {
+        response.add_token_ids(tokens[next]);
+        response.add_logprobs(-1);
+      }
+      stream->Write(response);
+    }
+    return grpc::Status::OK;
+  }
+
   grpc::Status Logits(grpc::ServerContext*, const v1::LogitsRequest* request,
                       grpc::ServerWriter<v1::LogitsResponse>* writer) override {
     for (int row = 0; row < request->tokens().ids_size(); ++row) {
@@ -401,6 +432,34 @@ TEST_F(RouterClientTest, CallsCarryTheirFieldsAndStatuses) {
   ASSERT_OK_AND_ASSIGN(const v1::GetStatusResponse status, client->GetStatus());
   EXPECT_EQ(status.pipeline_state(), "serving");
   EXPECT_THAT(client->ListSessions({}), StatusIs(absl::StatusCode::kUnimplemented));
+}
+
+TEST_F(RouterClientTest, ADocumentGoesOutInPieces) {
+  const std::unique_ptr<RouterClient> client = Client();
+  v1::ScoreDocumentRequest document;
+  document.set_model("m");
+  for (uint32_t id = 0; id < 300000; ++id) document.add_token_ids(id);
+  document.set_text(std::string((5 << 20) + 7, 'x'));  // More than a message may hold.
+  std::vector<uint32_t> tokens;
+  EXPECT_OK(client->ScoreDocument(document, [&](const v1::ScoreDocumentResponse& response) {
+    tokens.insert(tokens.end(), response.token_ids().begin(), response.token_ids().end());
+    return absl::OkStatus();
+  }));
+  ASSERT_EQ(tokens.size(), 300000 + document.text().size() - 1);
+  for (uint32_t id = 1; id < 300000; ++id) ASSERT_EQ(tokens[id - 1], id);
+
+  const auto ignore = [](const v1::ScoreDocumentResponse&) { return absl::OkStatus(); };
+  document.Clear();
+  document.set_model("m");
+  document.set_text("!");
+  document.add_token_ids(0);
+  EXPECT_THAT(client->ScoreDocument(document, ignore), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("from 1 on")));
+  document.add_token_ids(0);
+  EXPECT_THAT(client->ScoreDocument(document, ignore), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("from 2 to 3")));
+  EXPECT_THAT(client->ScoreDocument(document, [](const auto&) { return absl::UnavailableError("full"); }),
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("full")));
+  document.set_model("other");
+  EXPECT_THAT(client->ScoreDocument(document, ignore), StatusIs(absl::StatusCode::kNotFound));
 }
 
 TEST_F(RouterClientTest, StreamsCallBackInOrderAndStopOnAnError) {

@@ -3,6 +3,7 @@
 #include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/slice.h>
 
+#include <atomic>
 #include <memory>
 #include <string>
 #include <utility>
@@ -10,10 +11,12 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
 #include "kernels/base/status_macros.h"
 #include "rwkv/v1/turn_spec.pb.h"
 #include "services/common/grpc_status.h"
 #include "services/router/rpc/stream_reactor.h"
+#include "services/router/turns/executor.h"
 #include "services/router/turns/serving_model.h"
 #include "services/router/turns/turn_input.h"
 
@@ -43,12 +46,13 @@ absl::Status NoTokenizer(const ServingModel& model) {
 }
 
 // A unary call that the turn manager answers, and that can be cancelled until then.
-class ScoreReactor final : public grpc::ServerUnaryReactor {
+template <typename Response>
+class UnaryReactor final : public grpc::ServerUnaryReactor {
  public:
-  ScoreReactor(TurnManager* turns, CallId call, grpc::ByteBuffer* response)
+  UnaryReactor(TurnManager* turns, CallId call, grpc::ByteBuffer* response)
       : turns_(turns), call_(call), response_(response) {}
 
-  void Done(const absl::StatusOr<v1::ScoreResponse>& result) {
+  void Done(const absl::StatusOr<Response>& result) {
     if (result.ok()) *response_ = ToBytes(*result);
     Finish(common::ToGrpcStatus(result.status()));
   }
@@ -59,6 +63,75 @@ class ScoreReactor final : public grpc::ServerUnaryReactor {
   TurnManager* const turns_;
   const CallId call_;
   grpc::ByteBuffer* const response_;
+};
+
+// Reads a document whole, then hands it over; the turn manager writes and closes. `documents` counts those that are
+// there.
+class DocumentReactor final
+    : public StreamReactor<v1::ScoreDocumentResponse, v1::ScoreDocumentResponse,
+                           grpc::ServerBidiReactor<v1::ScoreDocumentRequest, v1::ScoreDocumentResponse>> {
+ public:
+  DocumentReactor(TurnManager* turns, Executor* executor, std::atomic<int>* documents)
+      : DocumentReactor(turns, executor, documents, std::make_shared<std::atomic<bool>>(false), turns->NewCall()) {}
+
+  void OnReadDone(bool ok) override {
+    if (!ok) return Score();
+    if (first_) document_.model = piece_.model();
+    first_ = false;
+    document_.token_ids.insert(document_.token_ids.end(), piece_.token_ids().begin(), piece_.token_ids().end());
+    document_.text += piece_.text();
+    if (document_.Bytes() > turns_->limits().max_document_bytes) {
+      return stream()->Close(DocumentTooLarge(turns_->limits()));
+    }
+    StartRead(&piece_);
+  }
+
+  void OnDone() override {
+    --*documents_;
+    StreamReactor::OnDone();
+  }
+
+ private:
+  DocumentReactor(TurnManager* turns, Executor* executor, std::atomic<int>* documents,
+                  std::shared_ptr<std::atomic<bool>> gone, CallId call)
+      : StreamReactor([](const v1::ScoreDocumentResponse& response) { return response; },
+                      [turns, call, gone] {
+                        *gone = true;
+                        turns->Cancel(call);
+                      }),
+        turns_(turns),
+        executor_(executor),
+        documents_(documents),
+        gone_(std::move(gone)),
+        call_(call) {
+    if (++*documents_ > GenerationService::kMaxDocuments) {
+      stream()->Close(
+          common::WithRetryInfo(absl::ResourceExhaustedError(absl::StrCat("already ", GenerationService::kMaxDocuments,
+                                                                          " documents are being scored")),
+                                absl::Seconds(1)));
+      return;
+    }
+    StartRead(&piece_);
+  }
+
+  void Score() {
+    auto document = std::make_shared<const Document>(std::move(document_));
+    const auto score = [turns = turns_, call = call_, gone = gone_, document, stream = stream()] {
+      turns->ScoreDocument(call, *document, stream);
+      if (*gone) turns->Cancel(call);  // The first Cancel() may have come before there was anything to cancel.
+    };
+    if (executor_->TryRun(score)) return;
+    stream()->Close(common::WithRetryInfo(absl::ResourceExhaustedError("too many calls wait"), absl::Seconds(1)));
+  }
+
+  TurnManager* const turns_;
+  Executor* const executor_;
+  std::atomic<int>* const documents_;
+  const std::shared_ptr<std::atomic<bool>> gone_;  // The client, that is.
+  const CallId call_;
+  v1::ScoreDocumentRequest piece_;
+  Document document_;
+  bool first_ = true;
 };
 
 }  // namespace
@@ -81,7 +154,7 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::Generate(grpc::Ca
 grpc::ServerUnaryReactor* GenerationService::Score(grpc::CallbackServerContext* context, const grpc::ByteBuffer* bytes,
                                                    grpc::ByteBuffer* response) {
   const CallId call = turns_->NewCall();
-  auto* const reactor = new ScoreReactor(turns_, call, response);
+  auto* const reactor = new UnaryReactor<v1::ScoreResponse>(turns_, call, response);
   const absl::StatusOr<v1::ScoreRequest> request = Parse<v1::ScoreRequest, v1::ScoreRequestText>(*bytes);
   if (request.ok()) {
     turns_->Score(call, *request,
@@ -90,6 +163,11 @@ grpc::ServerUnaryReactor* GenerationService::Score(grpc::CallbackServerContext* 
     reactor->Done(request.status());
   }
   return reactor;
+}
+
+grpc::ServerBidiReactor<v1::ScoreDocumentRequest, v1::ScoreDocumentResponse>* GenerationService::ScoreDocument(
+    grpc::CallbackServerContext* context) {
+  return new DocumentReactor(turns_, executor_, &documents_);
 }
 
 grpc::ServerWriteReactor<v1::LogitsResponse>* GenerationService::Logits(grpc::CallbackServerContext* context,

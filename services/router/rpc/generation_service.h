@@ -1,17 +1,21 @@
 // rwkv.v1.Generation, thin over the turn manager. Nothing here blocks.
 #pragma once
 
+#include <atomic>
+
 #include "rwkv/v1/generation.grpc.pb.h"
+#include "services/router/turns/executor.h"
 #include "services/router/turns/turn_manager.h"
 
 namespace rwkv::router {
 
-// Generate and Score are taken as bytes: a text that is not UTF-8 does not parse, and gRPC by itself would only say
-// that something is wrong.
+// Generate and Score are taken as bytes: a text that is not UTF-8 does not parse, and gRPC by itself would only
+// say that something is wrong.
 using GenerationServiceBase = v1::Generation::WithRawCallbackMethod_Generate<
-    v1::Generation::WithRawCallbackMethod_Score<v1::Generation::WithCallbackMethod_Logits<
-        v1::Generation::WithCallbackMethod_Tokenize<v1::Generation::WithCallbackMethod_Detokenize<
-            v1::Generation::WithCallbackMethod_ListModels<v1::Generation::Service>>>>>>;
+    v1::Generation::WithRawCallbackMethod_Score<
+        v1::Generation::WithCallbackMethod_ScoreDocument<v1::Generation::WithCallbackMethod_Logits<
+            v1::Generation::WithCallbackMethod_Tokenize<v1::Generation::WithCallbackMethod_Detokenize<
+                v1::Generation::WithCallbackMethod_ListModels<v1::Generation::Service>>>>>>>;
 
 class GenerationService final : public GenerationServiceBase {
  public:
@@ -19,12 +23,18 @@ class GenerationService final : public GenerationServiceBase {
   static constexpr size_t kMaxTextBytes = 1 << 20;
   static constexpr int kMaxTokenIds = 1 << 18;
 
-  explicit GenerationService(TurnManager* turns) : turns_(turns) {}  // Not owned.
+  // Documents that are read or scored at a time; one more is RESOURCE_EXHAUSTED.
+  static constexpr int kMaxDocuments = 4;
+
+  // Neither is owned; documents are tokenized on the executor.
+  GenerationService(TurnManager* turns, Executor* executor) : turns_(turns), executor_(executor) {}
 
   grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context,
                                                        const grpc::ByteBuffer* request) override;
   grpc::ServerUnaryReactor* Score(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
                                   grpc::ByteBuffer* response) override;
+  grpc::ServerBidiReactor<v1::ScoreDocumentRequest, v1::ScoreDocumentResponse>* ScoreDocument(
+      grpc::CallbackServerContext* context) override;
   grpc::ServerWriteReactor<v1::LogitsResponse>* Logits(grpc::CallbackServerContext* context,
                                                        const v1::LogitsRequest* request) override;
   grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context, const v1::TokenizeRequest* request,
@@ -39,6 +49,8 @@ class GenerationService final : public GenerationServiceBase {
   absl::Status DetokenizeNow(const v1::DetokenizeRequest& request, v1::DetokenizeResponse* response) const;
 
   TurnManager* const turns_;
+  Executor* const executor_;
+  std::atomic<int> documents_{0};
 };
 
 }  // namespace rwkv::router

@@ -54,7 +54,7 @@ class ServicesTest : public ::testing::Test {
     cluster_ = std::make_unique<FakeCluster>(pipeline, options);
     executor_ = std::make_unique<Executor>(4, 64);
     const auto random = [this] { return ++random_; };
-    generation_service_ = std::make_unique<GenerationService>(&cluster_->router());
+    generation_service_ = std::make_unique<GenerationService>(&cluster_->router(), executor_.get());
     sessions_service_ = std::make_unique<SessionsService>(&cluster_->router(), &cluster_->store(), &cluster_->store(),
                                                           executor_.get(), random);
     cluster_service_ = std::make_unique<ClusterService>("router-0", "store:1", &cluster_->router(), &cluster_->store(),
@@ -348,6 +348,80 @@ TEST_F(ServicesTest, ScoreAndLogits) {
   }
   EXPECT_THAT(common::FromGrpcStatus(reader->Finish()), IsOk());
   EXPECT_EQ(rows, 4);
+}
+
+TEST_F(ServicesTest, ADocumentComesInPieces) {
+  TurnManager::Options options;
+  options.limits.max_document_bytes = 5000;
+  StartServer(World(), options);
+  const auto score = [&](const std::vector<v1::ScoreDocumentRequest>& pieces, std::vector<uint32_t>* tokens) {
+    grpc::ClientContext context;
+    const auto stream = generation_->ScoreDocument(&context);
+    for (const v1::ScoreDocumentRequest& piece : pieces) stream->Write(piece);
+    stream->WritesDone();
+    v1::ScoreDocumentResponse response;
+    while (stream->Read(&response)) {
+      EXPECT_EQ(response.first(), tokens->size() + 1);
+      tokens->insert(tokens->end(), response.token_ids().begin(), response.token_ids().end());
+    }
+    return common::FromGrpcStatus(stream->Finish());
+  };
+  std::vector<v1::ScoreDocumentRequest> pieces(3);
+  pieces[0].add_token_ids(0);
+  pieces[1].set_text("ab\xe2");  // A character cut in two.
+  pieces[2].set_text("\x82\xac");
+  std::vector<uint32_t> tokens;
+  ASSERT_THAT(score(pieces, &tokens), IsOk());
+  EXPECT_THAT(tokens, ElementsAreArray(cluster_->tokenizer().Encode("ab\xe2\x82\xac")));
+
+  pieces[0].set_model("other");
+  EXPECT_THAT(score(pieces, &tokens), StatusIs(absl::StatusCode::kNotFound, HasSubstr("other")));
+  pieces[0].clear_model();
+  pieces[1].set_text(std::string(4997, 'x'));
+  EXPECT_THAT(score(pieces, &tokens), StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("5000 bytes")));
+}
+
+TEST_F(ServicesTest, DocumentsAreBoundedInNumberAndFreedWhenTheirClientsLeave) {
+  StartServer(World());
+  cluster_->pipeline().PauseSteps();
+  std::vector<std::unique_ptr<grpc::ClientContext>> contexts;
+  std::vector<std::unique_ptr<grpc::ClientReaderWriter<v1::ScoreDocumentRequest, v1::ScoreDocumentResponse>>> streams;
+  v1::ScoreDocumentRequest document;
+  document.set_text("text");
+  const auto start = [&] {
+    streams.push_back(generation_->ScoreDocument(contexts.emplace_back(std::make_unique<grpc::ClientContext>()).get()));
+    streams.back()->Write(document);
+  };
+  for (int i = 0; i < GenerationService::kMaxDocuments; ++i) start();
+  streams[0]->WritesDone();
+  ASSERT_TRUE(WaitUntil([&] { return cluster_->pipeline().stats().slots_used == 1; }));
+  start();
+  const absl::Status refused = common::FromGrpcStatus(streams.back()->Finish());
+  EXPECT_THAT(refused, StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("documents")));
+  EXPECT_TRUE(common::GetRetryDelay(refused).has_value());
+
+  contexts[0]->TryCancel();  // Being scored.
+  contexts[1]->TryCancel();  // Being read.
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_THAT(common::FromGrpcStatus(streams[i]->Finish()), StatusIs(absl::StatusCode::kCancelled));
+  }
+  cluster_->pipeline().ResumeSteps();
+  EXPECT_TRUE(WaitUntil([&] { return cluster_->pipeline().stats().slots_used == 0; }));
+  EXPECT_TRUE(WaitUntil([&] {
+    start();
+    streams.back()->WritesDone();
+    v1::ScoreDocumentResponse response;
+    while (streams.back()->Read(&response)) {
+    }
+    return streams.back()->Finish().ok();
+  }));
+  for (int i = 2; i < GenerationService::kMaxDocuments; ++i) {
+    streams[i]->WritesDone();
+    v1::ScoreDocumentResponse response;
+    while (streams[i]->Read(&response)) {
+    }
+    EXPECT_THAT(common::FromGrpcStatus(streams[i]->Finish()), IsOk());
+  }
 }
 
 TEST_F(ServicesTest, ListModelsNamesTheTokenizer) {

@@ -1,4 +1,5 @@
-// A server stream over gRPC's callback API as a ResponseStream: no thread a call, a queue that the sender bounds.
+// The answering side of a call over gRPC's callback API as a ResponseStream: no thread a call, a queue that the sender
+// bounds.
 #pragma once
 
 #include <grpcpp/support/server_callback.h>
@@ -16,9 +17,10 @@
 
 namespace rwkv::router {
 
-// Wire is what gRPC writes: Response itself, or a ByteBuffer of it. Deletes itself when the call is over.
-template <typename Response, typename Wire>
-class StreamReactor final : public grpc::ServerWriteReactor<Wire> {
+// Wire is what gRPC writes: Response itself, or a ByteBuffer of it; Base is gRPC's reactor, which may also read.
+// Deletes itself when the call is over.
+template <typename Response, typename Wire, typename Base = grpc::ServerWriteReactor<Wire>>
+class StreamReactor : public Base {
  public:
   // Outlives the reactor for as long as anybody sends into it.
   class Stream final : public ResponseStream<Response> {

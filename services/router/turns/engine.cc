@@ -215,6 +215,7 @@ void TurnManager::Engine::StartTurn(const TurnPtr& turn) {
       turn->answer.emplace(turn->model->tokenizer, turn->spec);
       return Park(*turn);
     case Kind::kScore:
+    case Kind::kDocument:
     case Kind::kLogits:
       return Park(*turn);
     case Kind::kExport:
@@ -233,6 +234,7 @@ void TurnManager::Engine::EndCall(Turn& turn, const absl::Status& status) {
   }
   if (auto stream = std::exchange(turn.stream, nullptr)) stream->Close(status);
   if (auto stream = std::exchange(turn.logits_stream, nullptr)) stream->Close(status);
+  if (auto stream = std::exchange(turn.document_stream, nullptr)) stream->Close(status);
   if (!status.ok()) {
     if (auto done = std::exchange(turn.score_done, nullptr)) done(status);
     if (auto done = std::exchange(turn.export_done, nullptr)) done(status);

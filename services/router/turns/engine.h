@@ -160,6 +160,10 @@ class TurnManager::Engine final : public Pipeline::Listener {
   // What a running sequence does next.
   void Advance(Turn& turn);
   bool Lagging(const Turn& turn) const;
+  // Whether the client of Logits or ScoreDocument takes more, with `queued` messages in its stream. Fails the turn of
+  // one that takes nothing for too long.
+  bool HasRoom(Turn& turn, size_t queued);
+  void SendScores(Turn& turn);
   bool Save(Turn& turn);
   void SaveAndRetire(Turn& turn);
   void RemoveSequence(Turn& turn);

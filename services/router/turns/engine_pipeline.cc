@@ -22,7 +22,10 @@ constexpr int kAttemptsWithSnapshot = 10;
 constexpr int kAttempts = 14;
 // Logits that may be on their way to one client, of all steps together.
 constexpr int64_t kLogitsWindowBytes = 8 << 20;
-constexpr size_t kLogitsQueuedMessages = 4;
+// Messages that may wait in the stream of a client of Logits or ScoreDocument.
+constexpr size_t kQueuedMessages = 4;
+// Tokens of a document that may be on their way, or scored and not sent.
+constexpr uint64_t kDocumentWindow = 16384;
 // Snapshots on their way at a time, as a multiple of the slots: beyond it running turns are not saved in between.
 constexpr size_t kSavesPerSlot = 2;
 
@@ -243,7 +246,9 @@ void TurnManager::Engine::BeginAttach(const TurnPtr& turn, SequenceId sequence, 
 
 void TurnManager::Engine::FeedKnown(Turn& turn) {
   uint64_t end = turn.KnownEnd();
-  if (turn.kind == Kind::kLogits) end = turn.logits_received;  // After a loss: these are fed, not returned again.
+  // After a loss: what the client has is fed, and not returned again.
+  if (turn.kind == Kind::kLogits) end = turn.logits_received;
+  if (turn.kind == Kind::kDocument) end = turn.scores_sent;
   if (end <= turn.fed_end) return;
   scheduler_->Feed(turn.sequence, static_cast<int64_t>(end - turn.fed_end), Scheduler::FeedKind::kPrefill);
   turn.fed_end = end;
@@ -405,12 +410,27 @@ void TurnManager::Engine::Advance(Turn& turn) {
       if (auto done = std::exchange(turn.score_done, nullptr)) {
         v1::ScoreResponse response;
         response.mutable_token_ids()->Add(turn.prompt.begin(), turn.prompt.end());
-        response.add_token_ids(turn.score_targets.back());
+        response.add_token_ids(turn.last_target);
         response.mutable_logprobs()->Add(turn.scores.begin(), turn.scores.end());
         done(std::move(response));
       }
       EndCall(turn, absl::OkStatus());
       return RemoveSequence(turn);
+    }
+    case Kind::kDocument: {
+      if (turn.document_stream == nullptr) return;
+      if (!turn.scores.empty() && HasRoom(turn, turn.document_stream->queued())) SendScores(turn);
+      if (turn.stopped) return;
+      if (turn.scores_sent == turn.KnownEnd()) {
+        EndCall(turn, absl::OkStatus());
+        return RemoveSequence(turn);
+      }
+      const uint64_t ahead = turn.fed_end - turn.scores_sent;
+      if (turn.fed_end == turn.KnownEnd() || turn.done_end < turn.scores_sent || ahead > kDocumentWindow / 2) return;
+      const uint64_t tokens = std::min(kDocumentWindow - ahead, turn.KnownEnd() - turn.fed_end);
+      scheduler_->Feed(turn.sequence, static_cast<int64_t>(tokens), Scheduler::FeedKind::kPrefill);
+      turn.fed_end += tokens;
+      return;
     }
     case Kind::kLogits: {
       if (!idle || turn.logits_received < turn.fed_end || turn.logits_stream == nullptr) return;
@@ -418,17 +438,7 @@ void TurnManager::Engine::Advance(Turn& turn) {
         EndCall(turn, absl::OkStatus());
         return RemoveSequence(turn);
       }
-      const size_t queued = turn.logits_stream->queued();
-      if (queued >= kLogitsQueuedMessages) {
-        const absl::Time now = absl::Now();
-        if (turn.stalled_since == absl::InfiniteFuture() || queued < turn.stalled_at) turn.stalled_since = now;
-        turn.stalled_at = queued;
-        if (now - turn.stalled_since > options_.slow_client_timeout) {
-          Fail(turn, absl::ResourceExhaustedError("the client does not read"));
-        }
-        return;
-      }
-      turn.stalled_since = absl::InfiniteFuture();
+      if (!HasRoom(turn, turn.logits_stream->queued())) return;
       const int64_t row_bytes = static_cast<int64_t>(turn.model->info.vocab_size()) * sizeof(float);
       const uint64_t window = std::max<int64_t>(1, kLogitsWindowBytes / row_bytes);
       const uint64_t rows = std::min(window, turn.KnownEnd() - turn.fed_end);
@@ -444,6 +454,31 @@ void TurnManager::Engine::Advance(Turn& turn) {
     case Kind::kExclusive:
       return;
   }
+}
+
+bool TurnManager::Engine::HasRoom(Turn& turn, size_t queued) {
+  if (queued < kQueuedMessages) {
+    turn.stalled_since = absl::InfiniteFuture();
+    return true;
+  }
+  const absl::Time now = absl::Now();
+  if (turn.stalled_since == absl::InfiniteFuture() || queued < turn.stalled_at) turn.stalled_since = now;
+  turn.stalled_at = queued;
+  if (now - turn.stalled_since > options_.slow_client_timeout) {
+    Fail(turn, absl::ResourceExhaustedError("the client does not read"));
+  }
+  return false;
+}
+
+void TurnManager::Engine::SendScores(Turn& turn) {
+  v1::ScoreDocumentResponse response;
+  response.set_token_count(turn.prompt.size() + 1);
+  response.set_first(turn.scores_sent + 1);
+  for (size_t i = 0; i < turn.scores.size(); ++i) response.add_token_ids(turn.ScoreTarget(turn.scores_sent + i));
+  response.mutable_logprobs()->Add(turn.scores.begin(), turn.scores.end());
+  turn.scores_sent += turn.scores.size();
+  turn.scores.clear();
+  turn.document_stream->Send(std::move(response));
 }
 
 bool TurnManager::Engine::Save(Turn& turn) {
@@ -523,9 +558,11 @@ void TurnManager::Engine::FillStep(const StepCommand& command, v1::Step* step) {
     entry.set_sequence(planned.sequence);
     entry.set_expected_position(planned.position);
     const uint64_t end = planned.position + planned.tokens;
+    const bool scores =
+        turn.kind == Kind::kScore || (turn.kind == Kind::kDocument && planned.position >= turn.scores_sent);
     for (uint64_t position = planned.position; position < end; ++position) {
       entry.add_token_ids(turn.TokenAt(position));
-      if (turn.kind == Kind::kScore) entry.add_score_token_ids(turn.score_targets[position]);
+      if (scores) entry.add_score_token_ids(turn.ScoreTarget(position));
     }
     entry.set_sample(turn.WantsToken() && end == turn.KnownEnd());
     entry.set_logits(turn.kind == Kind::kLogits && planned.position >= turn.logits_received);

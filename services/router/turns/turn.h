@@ -31,6 +31,7 @@ struct Turn {
   enum class Kind {
     kGenerate,
     kScore,
+    kDocument,  // A kScore whose results are streamed.
     kLogits,
     kExport,     // Feeds what the log has beyond the newest snapshot, and saves.
     kExclusive,  // Holds the session's lease for a job that changes the log; no slot.
@@ -57,9 +58,9 @@ struct Turn {
 
   // What was asked for.
   std::string request_id;
-  bool named = false;                   // The client gave the request_id.
-  std::vector<uint32_t> prompt;         // kScore: without the last token.
-  std::vector<uint32_t> score_targets;  // kScore: the token after each of them.
+  bool named = false;            // The client gave the request_id.
+  std::vector<uint32_t> prompt;  // kScore, kDocument: without the last token.
+  uint32_t last_target = 0;      // kScore, kDocument: the last token, which is only scored.
   v1::TurnSpec spec;
   uint64_t resume_from = 0;
 
@@ -67,6 +68,7 @@ struct Turn {
   CallId call = 0;
   std::shared_ptr<ResponseStream<v1::GenerateResponse>> stream;
   std::shared_ptr<ResponseStream<v1::LogitsResponse>> logits_stream;
+  std::shared_ptr<ResponseStream<v1::ScoreDocumentResponse>> document_stream;
   std::function<void(absl::StatusOr<v1::ScoreResponse>)> score_done;
   std::function<void(absl::StatusOr<TurnManager::ExportedState>)> export_done;
   std::function<absl::Status(const v1::Lease&)> exclusive_job;
@@ -113,7 +115,8 @@ struct Turn {
   bool attached_once = false;   // What was reused is known.
 
   // Results.
-  std::vector<float> scores;
+  std::vector<float> scores;     // kDocument: those that are not sent yet.
+  uint64_t scores_sent = 0;      // kDocument
   uint64_t logits_received = 0;  // Rows.
   std::string export_snapshot;   // Its id while it is being saved.
   uint64_t reused_tokens = 0;
@@ -124,8 +127,8 @@ struct Turn {
   bool HasLog() const { return kind == Kind::kGenerate && !session_id.empty(); }
   bool decided() const { return answer.has_value() && answer->finished(); }
   bool Streaming() const {
-    return stream != nullptr || logits_stream != nullptr || score_done != nullptr || export_done != nullptr ||
-           exclusive_done != nullptr;
+    return stream != nullptr || logits_stream != nullptr || document_stream != nullptr || score_done != nullptr ||
+           export_done != nullptr || exclusive_done != nullptr;
   }
   // All tokens that are known: those to be fed.
   uint64_t KnownEnd() const { return begin + prompt.size() + (answer.has_value() ? answer->size() : 0); }
@@ -133,6 +136,10 @@ struct Turn {
     if (position < begin) return tail[position - attach_position];
     const uint64_t i = position - begin;
     return i < prompt.size() ? prompt[i] : answer->ids()[i - prompt.size()];
+  }
+  // kScore, kDocument: the token after the one at `position`.
+  uint32_t ScoreTarget(uint64_t position) const {
+    return position + 1 < prompt.size() ? prompt[position + 1] : last_target;
   }
   // The token after the last known one is wanted.
   bool WantsToken() const {

@@ -154,6 +154,27 @@ absl::StatusOr<std::vector<uint32_t>> MakeTokens(const std::string* text, const 
   return ids;
 }
 
+absl::StatusOr<std::vector<uint32_t>> MakeDocumentTokens(const Document& document, const ServingModel& model,
+                                                         const InputLimits& limits) {
+  RWKV_RETURN_IF_ERROR(CheckModel(document.model, model));
+  if (document.Bytes() > limits.max_document_bytes) return DocumentTooLarge(limits);
+  RWKV_RETURN_IF_ERROR(CheckTokens("token_ids", document.token_ids, model));
+  std::vector<uint32_t> ids = document.token_ids;
+  if (!document.text.empty()) {
+    if (model.tokenizer == nullptr) return NeedsTokenizer("text", model);
+    const std::vector<uint32_t> text_ids = model.tokenizer->Encode(document.text);
+    RWKV_RETURN_IF_ERROR(CheckTokens("text", text_ids, model));
+    ids.insert(ids.end(), text_ids.begin(), text_ids.end());
+  }
+  if (ids.empty()) return InvalidFieldError("text", "the document is empty");
+  return ids;
+}
+
+absl::Status DocumentTooLarge(const InputLimits& limits) {
+  return absl::ResourceExhaustedError(
+      absl::StrCat("the document has more than the ", limits.max_document_bytes, " bytes that are allowed"));
+}
+
 absl::StatusOr<TurnInput> MakeTurnInput(const v1::GenerateRequest& request, const ServingModel& model,
                                         const InputLimits& limits, uint64_t drawn_seed) {
   RWKV_RETURN_IF_ERROR(CheckRequest(request));

@@ -17,6 +17,8 @@ namespace rwkv::router {
 
 struct InputLimits {
   int64_t max_prompt_tokens = 65536;
+  // Of ScoreDocument: bytes of text and 4 a token id. Kept in memory while it is scored, with 4 bytes a token.
+  int64_t max_document_bytes = 16 << 20;
   uint32_t max_generated_tokens = 1 << 19;  // A turn comes back from the log as one message, with 4 bytes a token.
 };
 
@@ -50,6 +52,22 @@ absl::Status CheckSameSpec(const v1::TurnSpec& stored, const v1::TurnSpec& spec)
 // The input of Score and Logits.
 absl::StatusOr<std::vector<uint32_t>> MakeTokens(const std::string* text, const v1::TokenList* tokens,
                                                  const ServingModel& model, const InputLimits& limits);
+
+// A document as ScoreDocument takes it.
+struct Document {
+  std::string model;                // Empty: the one that is served.
+  std::vector<uint32_t> token_ids;  // Before the text.
+  std::string text;                 // Any bytes.
+
+  int64_t Bytes() const { return static_cast<int64_t>(text.size() + sizeof(uint32_t) * token_ids.size()); }
+};
+
+// kResourceExhausted, for a document of more than limits.max_document_bytes.
+absl::Status DocumentTooLarge(const InputLimits& limits);
+
+// The tokens of a document, at least one. Errors as of MakeTurnInput().
+absl::StatusOr<std::vector<uint32_t>> MakeDocumentTokens(const Document& document, const ServingModel& model,
+                                                         const InputLimits& limits);
 
 // kNotFound unless `name` is empty, the model's name or its fingerprint.
 absl::Status CheckModel(absl::string_view name, const ServingModel& model);

@@ -23,6 +23,7 @@ void TurnManager::Drain(absl::Time deadline) { engine_->Drain(deadline); }
 void TurnManager::Stop() { engine_->Stop(); }
 void TurnManager::Cancel(CallId call) { engine_->Cancel(call); }
 std::shared_ptr<const ServingModel> TurnManager::model() const { return engine_->model(); }
+const InputLimits& TurnManager::limits() const { return engine_->options().limits; }
 Pipeline& TurnManager::pipeline() { return engine_->pipeline(); }
 TurnManager::Counts TurnManager::counts() const { return engine_->counts(); }
 bool TurnManager::draining() const { return engine_->draining(); }
@@ -78,7 +79,31 @@ void TurnManager::Score(CallId call, const v1::ScoreRequest& request,
     return turn->score_done(std::move(response));
   }
   turn->model = *model;
-  turn->score_targets.assign(tokens->begin() + 1, tokens->end());
+  turn->last_target = tokens->back();
+  tokens->pop_back();
+  turn->prompt = *std::move(tokens);
+  engine_->Submit(std::move(turn));
+}
+
+void TurnManager::ScoreDocument(CallId call, const Document& document,
+                                std::shared_ptr<ResponseStream<v1::ScoreDocumentResponse>> stream) {
+  auto turn = std::make_shared<Turn>();
+  turn->kind = Turn::Kind::kDocument;
+  turn->call = call;
+  turn->document_stream = std::move(stream);
+  const absl::StatusOr<std::shared_ptr<const ServingModel>> model = ModelOrWhyNot();
+  if (!model.ok()) return engine_->Reject(*turn, model.status());
+  absl::StatusOr<std::vector<uint32_t>> tokens = MakeDocumentTokens(document, **model, engine_->options().limits);
+  if (!tokens.ok()) return engine_->Reject(*turn, tokens.status());
+  if (tokens->size() == 1) {  // Nothing comes before it.
+    v1::ScoreDocumentResponse response;
+    response.set_token_count(1);
+    response.set_first(1);
+    turn->document_stream->Send(std::move(response));
+    return turn->document_stream->Close(absl::OkStatus());
+  }
+  turn->model = *model;
+  turn->last_target = tokens->back();
   tokens->pop_back();
   turn->prompt = *std::move(tokens);
   engine_->Submit(std::move(turn));

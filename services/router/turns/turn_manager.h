@@ -39,7 +39,7 @@ namespace rwkv::router {
 // Names a call from NewCall() on.
 using CallId = uint64_t;
 
-// Thread-safe. No public method blocks, but Drain() and Stop().
+// Thread-safe. No public method blocks, but Drain(), Stop() and ScoreDocument().
 class TurnManager {
  public:
   struct Options {
@@ -101,6 +101,9 @@ class TurnManager {
   void Generate(CallId call, const v1::GenerateRequest& request,
                 std::shared_ptr<ResponseStream<v1::GenerateResponse>> stream);
   void Score(CallId call, const v1::ScoreRequest& request, std::function<void(absl::StatusOr<v1::ScoreResponse>)> done);
+  // Blocks while it tokenizes: not for gRPC's threads.
+  void ScoreDocument(CallId call, const Document& document,
+                     std::shared_ptr<ResponseStream<v1::ScoreDocumentResponse>> stream);
   void Logits(CallId call, const v1::LogitsRequest& request,
               std::shared_ptr<ResponseStream<v1::LogitsResponse>> stream);
   // Makes sure that there is a snapshot at the end of the session's log.
@@ -118,6 +121,7 @@ class TurnManager {
   // That model, or why there is none.
   absl::StatusOr<std::shared_ptr<const ServingModel>> ModelOrWhyNot() const;
 
+  const InputLimits& limits() const;
   Pipeline& pipeline();
   Counts counts() const;
   bool draining() const;

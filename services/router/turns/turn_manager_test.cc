@@ -777,6 +777,94 @@ TEST(TurnManagerTest, ScoreReturnsOneLogprobATokenAfterTheFirst) {
   }
 }
 
+// What ScoreDocument sent, checked to be the tokens of the document in order. One logprob a token after the first.
+std::vector<float> DocumentLogprobs(const FakeStream<v1::ScoreDocumentResponse>& stream,
+                                    const std::vector<uint32_t>& tokens) {
+  std::vector<float> logprobs;
+  for (const v1::ScoreDocumentResponse& response : stream.received()) {
+    EXPECT_EQ(response.token_count(), tokens.size());
+    EXPECT_EQ(response.first(), logprobs.size() + 1);
+    EXPECT_EQ(response.token_ids_size(), response.logprobs_size());
+    for (int i = 0; i < response.token_ids_size(); ++i) {
+      EXPECT_EQ(response.token_ids(i), tokens.at(logprobs.size() + 1));
+      logprobs.push_back(response.logprobs(i));
+    }
+  }
+  return logprobs;
+}
+
+std::vector<float> FakeLogprobs(const std::vector<uint32_t>& tokens) {
+  std::vector<float> logprobs;
+  for (size_t i = 1; i < tokens.size(); ++i) logprobs.push_back(-static_cast<float>(tokens[i] % 97) / 8);
+  return logprobs;
+}
+
+TEST(TurnManagerTest, ADocumentOfAnyLengthIsScored) {
+  FakePipeline::Options pipeline;
+  pipeline.max_batch_tokens = 1024;
+  FakeCluster cluster(pipeline);
+  for (const int count : {1, 2, 500, 100000}) {
+    SCOPED_TRACE(count);
+    Document document;
+    document.token_ids = Prompt(3, count);
+    auto stream = std::make_shared<FakeStream<v1::ScoreDocumentResponse>>();
+    cluster.router().ScoreDocument(cluster.router().NewCall(), document, stream);
+    ASSERT_THAT(stream->Wait(), IsOk());
+    EXPECT_EQ(DocumentLogprobs(*stream, document.token_ids), FakeLogprobs(document.token_ids));
+  }
+}
+
+TEST(TurnManagerTest, ADocumentIsScoredOnceOverALostEpoch) {
+  FakePipeline::Options pipeline;
+  pipeline.max_batch_tokens = 16;
+  FakeCluster cluster(pipeline);
+  cluster.pipeline().PauseSteps();
+  Document document;
+  document.token_ids = Prompt(3, 300);
+  auto stream = std::make_shared<FakeStream<v1::ScoreDocumentResponse>>();
+  cluster.router().ScoreDocument(cluster.router().NewCall(), document, stream);
+  cluster.pipeline().AllowSteps(5);
+  ASSERT_TRUE(stream->WaitReceived(1));
+  cluster.pipeline().BreakEpoch();
+  cluster.pipeline().ResumeSteps();
+  ASSERT_THAT(stream->Wait(), IsOk());
+  EXPECT_EQ(DocumentLogprobs(*stream, document.token_ids), FakeLogprobs(document.token_ids));
+  EXPECT_EQ(cluster.pipeline().stats().attaches_fresh, 2);
+}
+
+TEST(TurnManagerTest, AClientThatTakesNoScoresIsWaitedForAndThenDropped) {
+  TurnManager::Options options;
+  options.slow_client_timeout = absl::Milliseconds(200);
+  FakePipeline::Options pipeline;
+  pipeline.max_batch_tokens = 16;
+  FakeCluster cluster(pipeline, options);
+  Document document;
+  document.token_ids = Prompt(3, 60000);
+  auto stream = std::make_shared<FakeStream<v1::ScoreDocumentResponse>>();
+  stream->Hold();
+  cluster.router().ScoreDocument(cluster.router().NewCall(), document, stream);
+  EXPECT_THAT(stream->Wait(), StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("does not read")));
+  EXPECT_THAT(stream->received(), SizeIs(Le(4)));
+  EXPECT_TRUE(WaitUntil([&] { return cluster.pipeline().stats().slots_used == 0; }));
+}
+
+TEST(TurnManagerTest, WrongDocumentsAreRefused) {
+  TurnManager::Options options;
+  options.limits.max_document_bytes = 100;
+  FakeCluster cluster({}, options);
+  const auto score = [&](const Document& document) {
+    auto stream = std::make_shared<FakeStream<v1::ScoreDocumentResponse>>();
+    cluster.router().ScoreDocument(cluster.router().NewCall(), document, stream);
+    return stream->Wait();
+  };
+  EXPECT_THAT(score({}), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("empty")));
+  EXPECT_THAT(score({"", {1, kVocabulary}, ""}),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("token_ids[1]")));
+  EXPECT_THAT(score({"", {0}, "text"}), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("tokenizer")));
+  EXPECT_THAT(score({"other", {0}, ""}), StatusIs(absl::StatusCode::kNotFound, HasSubstr("other")));
+  EXPECT_THAT(score({"", Prompt(1, 26), ""}), StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("100 bytes")));
+}
+
 TEST(TurnManagerTest, LogitsComeRowByRowAlsoOverALostEpoch) {
   TurnManager::Options options;
   options.allow_logits = true;
