@@ -105,6 +105,25 @@ absl::StatusOr<Rows> Logits(RouterClient& client, const Tokens& tokens) {
   return rows;
 }
 
+absl::StatusOr<std::vector<float>> DocumentLogprobs(RouterClient& client, const Tokens& tokens) {
+  v1::ScoreDocumentRequest document;
+  document.mutable_token_ids()->Assign(tokens.begin(), tokens.end());
+  std::vector<float> logprobs;
+  RWKV_RETURN_IF_ERROR(client.ScoreDocument(document, [&](const v1::ScoreDocumentResponse& response) {
+    logprobs.insert(logprobs.end(), response.logprobs().begin(), response.logprobs().end());
+    return absl::OkStatus();
+  }));
+  return logprobs;
+}
+
+absl::StatusOr<std::vector<float>> Embed(RouterClient& client, const Tokens& tokens, v1::EmbedSource source) {
+  v1::EmbedRequest request;
+  request.mutable_tokens()->mutable_ids()->Assign(tokens.begin(), tokens.end());
+  request.set_source(source);
+  RWKV_ASSIGN_OR_RETURN(const v1::EmbedResponse response, client.Embed(request));
+  return std::vector<float>(response.values().begin(), response.values().end());
+}
+
 absl::Status CreateSession(RouterClient& client, const std::string& id) {
   v1::SessionsCreateRequest request;
   request.set_session_id(id);
@@ -136,6 +155,37 @@ TEST(ClusterTest, OneTwoAndThreeStagesGiveTheSameBits) {
     }
     EXPECT_EQ(tokens, first_tokens);
     EXPECT_TRUE(rows == first_rows) << "the logits differ in some bit";
+  }
+}
+
+// A document longer than a prompt may be, in several steps; and what embeddings are made of.
+TEST(ClusterTest, DocumentsAndEmbeddingsAreTheSameBitsHoweverTheyAreCut) {
+  Tokens document;
+  for (uint32_t i = 0; i < 1000; ++i) document.push_back((i * i + 7 * i) % 101);
+  const Tokens prefix(document.begin(), document.begin() + 60);
+  std::vector<std::vector<float>> first;
+  for (const int stages : {1, 3}) {
+    SCOPED_TRACE(absl::StrCat(stages, " stages"));
+    LocalCluster::Options options = ClusterOfStages(stages);
+    options.router_flags = {"--max_prompt_tokens=100"};
+    options.worker_flags = {absl::StrCat("--max_batch_tokens=", stages == 1 ? 128 : 13)};
+    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<LocalCluster> cluster, LocalCluster::Start(options));
+    const std::unique_ptr<RouterClient> client = ClientOf(*cluster);
+    std::vector<std::vector<float>> results(4);
+    ASSERT_OK_AND_ASSIGN(results[0], DocumentLogprobs(*client, document));
+    EXPECT_THAT(results[0], SizeIs(999));
+    v1::ScoreRequest score;
+    score.mutable_tokens()->mutable_ids()->Assign(prefix.begin(), prefix.end());
+    ASSERT_OK_AND_ASSIGN(const v1::ScoreResponse scored, client->Score(score));
+    EXPECT_EQ(std::vector<float>(results[0].begin(), results[0].begin() + 59),
+              std::vector<float>(scored.logprobs().begin(), scored.logprobs().end()));
+    ASSERT_OK_AND_ASSIGN(results[1], Embed(*client, prefix, v1::EMBED_SOURCE_HIDDEN_LAST));
+    ASSERT_OK_AND_ASSIGN(results[2], Embed(*client, prefix, v1::EMBED_SOURCE_HIDDEN_MEAN));
+    ASSERT_OK_AND_ASSIGN(results[3], Embed(*client, prefix, v1::EMBED_SOURCE_STATE));
+    EXPECT_EQ(results[1].size(), results[2].size());
+    EXPECT_NE(results[1], results[2]);
+    if (stages == 1) first = results;
+    EXPECT_EQ(results, first);
   }
 }
 

@@ -109,6 +109,18 @@ absl::StatusOr<v1::ScoreResponse> FakeRouterClient::Score(const v1::ScoreRequest
   return response;
 }
 
+absl::StatusOr<v1::EmbedResponse> FakeRouterClient::Embed(const v1::EmbedRequest& request) {
+  std::vector<uint32_t> ids = BytesToIds(request.text());
+  if (request.has_tokens()) ids.assign(request.tokens().ids().begin(), request.tokens().ids().end());
+  if (ids.empty()) return common::InvalidFieldError("input", "is missing");
+  v1::EmbedResponse response;
+  for (const uint32_t value : {ids.front(), ids.back(), static_cast<uint32_t>(request.source())}) {
+    response.add_values(static_cast<float>(value) * (request.normalize() ? 0.5f : 1.0f));
+  }
+  response.set_prompt_tokens(static_cast<uint32_t>(ids.size()));
+  return response;
+}
+
 absl::Status FakeRouterClient::ScoreDocument(const v1::ScoreDocumentRequest& document, DocumentCallback callback) {
   constexpr size_t kTokensPerMessage = 3;
   state_->documents.push_back(document);

@@ -43,6 +43,8 @@ class FakeRouterClient : public RouterClient {
   // Row t is [token t, token t + 0.25, ...] in steps of 0.25, V = 4; one message a row.
   absl::Status Logits(const v1::LogitsRequest& request, LogitsCallback callback) override;
   absl::StatusOr<v1::ScoreResponse> Score(const v1::ScoreRequest& request) override;
+  // [first token, last token, source], or half of each when normalized.
+  absl::StatusOr<v1::EmbedResponse> Embed(const v1::EmbedRequest& request) override;
   // Every token has logprob -(id + 1) / 256; three a message. Needs a tokenizer for text.
   absl::Status ScoreDocument(const v1::ScoreDocumentRequest& document, DocumentCallback callback) override;
   absl::StatusOr<v1::TokenizeResponse> Tokenize(const v1::TokenizeRequest& request) override;

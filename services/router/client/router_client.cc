@@ -65,6 +65,9 @@ class GrpcRouterClient : public RouterClient {
   absl::StatusOr<v1::ScoreResponse> Score(const v1::ScoreRequest& request) override {
     return Call<v1::ScoreResponse>(*generation_, &v1::Generation::Stub::Score, request);
   }
+  absl::StatusOr<v1::EmbedResponse> Embed(const v1::EmbedRequest& request) override {
+    return Call<v1::EmbedResponse>(*generation_, &v1::Generation::Stub::Embed, request);
+  }
   absl::Status ScoreDocument(const v1::ScoreDocumentRequest& document, DocumentCallback callback) override {
     grpc::ClientContext context;
     SetDeadline(context, absl::Now() + options_.stream_timeout);

@@ -35,6 +35,7 @@ class RouterClient {
   virtual absl::Status Logits(const v1::LogitsRequest& request, LogitsCallback callback) = 0;
 
   virtual absl::StatusOr<v1::ScoreResponse> Score(const v1::ScoreRequest& request) = 0;
+  virtual absl::StatusOr<v1::EmbedResponse> Embed(const v1::EmbedRequest& request) = 0;
   // Sends the document, however long, in pieces, and calls back for each answer: every token but the first, in order.
   // An error of the callback ends the call and is returned. kDataLoss: the stream lacks a token.
   using DocumentCallback = absl::FunctionRef<absl::Status(const v1::ScoreDocumentResponse&)>;

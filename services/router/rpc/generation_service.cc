@@ -165,6 +165,21 @@ grpc::ServerUnaryReactor* GenerationService::Score(grpc::CallbackServerContext* 
   return reactor;
 }
 
+grpc::ServerUnaryReactor* GenerationService::Embed(grpc::CallbackServerContext* context, const grpc::ByteBuffer* bytes,
+                                                   grpc::ByteBuffer* response) {
+  const CallId call = turns_->NewCall();
+  auto* const reactor = new UnaryReactor<v1::EmbedResponse>(turns_, call, response);
+  // Both have their text at the same place.
+  const absl::StatusOr<v1::EmbedRequest> request = Parse<v1::EmbedRequest, v1::ScoreRequestText>(*bytes);
+  if (request.ok()) {
+    turns_->Embed(call, *request,
+                  [reactor](const absl::StatusOr<v1::EmbedResponse>& result) { reactor->Done(result); });
+  } else {
+    reactor->Done(request.status());
+  }
+  return reactor;
+}
+
 grpc::ServerBidiReactor<v1::ScoreDocumentRequest, v1::ScoreDocumentResponse>* GenerationService::ScoreDocument(
     grpc::CallbackServerContext* context) {
   return new DocumentReactor(turns_, executor_, &documents_);

@@ -9,13 +9,13 @@
 
 namespace rwkv::router {
 
-// Generate and Score are taken as bytes: a text that is not UTF-8 does not parse, and gRPC by itself would only
+// Generate, Score and Embed are taken as bytes: a text that is not UTF-8 does not parse, and gRPC by itself would only
 // say that something is wrong.
 using GenerationServiceBase = v1::Generation::WithRawCallbackMethod_Generate<
-    v1::Generation::WithRawCallbackMethod_Score<
+    v1::Generation::WithRawCallbackMethod_Score<v1::Generation::WithRawCallbackMethod_Embed<
         v1::Generation::WithCallbackMethod_ScoreDocument<v1::Generation::WithCallbackMethod_Logits<
             v1::Generation::WithCallbackMethod_Tokenize<v1::Generation::WithCallbackMethod_Detokenize<
-                v1::Generation::WithCallbackMethod_ListModels<v1::Generation::Service>>>>>>>;
+                v1::Generation::WithCallbackMethod_ListModels<v1::Generation::Service>>>>>>>>;
 
 class GenerationService final : public GenerationServiceBase {
  public:
@@ -32,6 +32,8 @@ class GenerationService final : public GenerationServiceBase {
   grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context,
                                                        const grpc::ByteBuffer* request) override;
   grpc::ServerUnaryReactor* Score(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                  grpc::ByteBuffer* response) override;
+  grpc::ServerUnaryReactor* Embed(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
                                   grpc::ByteBuffer* response) override;
   grpc::ServerBidiReactor<v1::ScoreDocumentRequest, v1::ScoreDocumentResponse>* ScoreDocument(
       grpc::CallbackServerContext* context) override;

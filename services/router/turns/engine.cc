@@ -217,6 +217,7 @@ void TurnManager::Engine::StartTurn(const TurnPtr& turn) {
     case Kind::kScore:
     case Kind::kDocument:
     case Kind::kLogits:
+    case Kind::kEmbed:
       return Park(*turn);
     case Kind::kExport:
       return OpenTurn(turn);
@@ -237,6 +238,7 @@ void TurnManager::Engine::EndCall(Turn& turn, const absl::Status& status) {
   if (auto stream = std::exchange(turn.document_stream, nullptr)) stream->Close(status);
   if (!status.ok()) {
     if (auto done = std::exchange(turn.score_done, nullptr)) done(status);
+    if (auto done = std::exchange(turn.embed_done, nullptr)) done(status);
     if (auto done = std::exchange(turn.export_done, nullptr)) done(status);
   }
   if (auto done = std::exchange(turn.exclusive_done, nullptr)) done(status);

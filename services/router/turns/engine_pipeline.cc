@@ -9,6 +9,7 @@
 #include "services/common/grpc_status.h"
 #include "services/common/logging.h"
 #include "services/common/sampling/sampling_params.h"
+#include "services/router/turns/embedding.h"
 #include "services/router/turns/engine.h"
 
 namespace rwkv::router {
@@ -119,6 +120,10 @@ void TurnManager::Engine::Locate(const TurnPtr& turn) {
     return Fail(*turn, absl::FailedPreconditionError(absl::StrCat(
                            "the model has changed: the turn began with fingerprint ", turn->model->info.fingerprint(),
                            ", the pipeline now holds ", plan_.model.fingerprint())));
+  }
+  if (turn->kind == Kind::kEmbed) {
+    const absl::Status status = CheckEmbedSource(turn->embed.source(), plan_.state_layout);
+    if (!status.ok()) return Fail(*turn, status);
   }
   turn->snapshot.Clear();
   turn->warm_source = absl::nullopt;
@@ -321,6 +326,9 @@ void TurnManager::Engine::OnEntry(Turn& turn, const v1::EntryResult& result) {
   turn.done_end = result.position();
   turn.attempts = 0;
   turn.scores.insert(turn.scores.end(), result.scores().begin(), result.scores().end());
+  if (turn.kind == Kind::kEmbed && turn.done_end == turn.KnownEnd()) {
+    turn.embedding = EmbeddingBytes(turn.embed.source(), result);
+  }
   if (!result.has_token_id()) return;
   if (!turn.WantsToken() || result.position() != turn.KnownEnd()) {
     return OnEntryFailed(turn, absl::InternalError(absl::StrCat("a token for position ", result.position(),
@@ -446,6 +454,15 @@ void TurnManager::Engine::Advance(Turn& turn) {
       turn.fed_end += rows;
       return;
     }
+    case Kind::kEmbed: {
+      if (!idle || turn.done_end < turn.KnownEnd() || turn.embed_done == nullptr) return;
+      absl::StatusOr<v1::EmbedResponse> response =
+          MakeEmbedding(turn.embed, turn.embedding, static_cast<uint32_t>(turn.prompt.size()));
+      if (!response.ok()) return Fail(turn, response.status());
+      std::exchange(turn.embed_done, nullptr)(*std::move(response));
+      EndCall(turn, absl::OkStatus());
+      return RemoveSequence(turn);
+    }
     case Kind::kExport: {
       if (!idle || turn.fed_end < turn.KnownEnd() || !turn.export_snapshot.empty()) return;
       if (!Save(turn)) return Fail(turn, absl::InternalError("the state could not be saved"));
@@ -566,6 +583,7 @@ void TurnManager::Engine::FillStep(const StepCommand& command, v1::Step* step) {
     }
     entry.set_sample(turn.WantsToken() && end == turn.KnownEnd());
     entry.set_logits(turn.kind == Kind::kLogits && planned.position >= turn.logits_received);
+    if (turn.kind == Kind::kEmbed) AskForEmbedding(turn.embed.source(), end == turn.KnownEnd(), &entry);
     turn.planned_end = end;
     if (end >= turn.begin && !turn.tail.empty()) std::vector<uint32_t>().swap(turn.tail);
     if (!turn.first_rows.has_value()) {

@@ -33,6 +33,7 @@ struct Turn {
     kScore,
     kDocument,  // A kScore whose results are streamed.
     kLogits,
+    kEmbed,
     kExport,     // Feeds what the log has beyond the newest snapshot, and saves.
     kExclusive,  // Holds the session's lease for a job that changes the log; no slot.
   };
@@ -62,6 +63,7 @@ struct Turn {
   std::vector<uint32_t> prompt;  // kScore, kDocument: without the last token.
   uint32_t last_target = 0;      // kScore, kDocument: the last token, which is only scored.
   v1::TurnSpec spec;
+  v1::EmbedRequest embed;  // kEmbed: without its input.
   uint64_t resume_from = 0;
 
   // Where messages go; null once closed.
@@ -70,6 +72,7 @@ struct Turn {
   std::shared_ptr<ResponseStream<v1::LogitsResponse>> logits_stream;
   std::shared_ptr<ResponseStream<v1::ScoreDocumentResponse>> document_stream;
   std::function<void(absl::StatusOr<v1::ScoreResponse>)> score_done;
+  std::function<void(absl::StatusOr<v1::EmbedResponse>)> embed_done;
   std::function<void(absl::StatusOr<TurnManager::ExportedState>)> export_done;
   std::function<absl::Status(const v1::Lease&)> exclusive_job;
   std::function<void(absl::Status)> exclusive_done;
@@ -118,6 +121,7 @@ struct Turn {
   std::vector<float> scores;     // kDocument: those that are not sent yet.
   uint64_t scores_sent = 0;      // kDocument
   uint64_t logits_received = 0;  // Rows.
+  std::string embedding;         // fp32, as it came; empty until then.
   std::string export_snapshot;   // Its id while it is being saved.
   uint64_t reused_tokens = 0;
   absl::optional<absl::Time> first_rows;
@@ -128,7 +132,7 @@ struct Turn {
   bool decided() const { return answer.has_value() && answer->finished(); }
   bool Streaming() const {
     return stream != nullptr || logits_stream != nullptr || document_stream != nullptr || score_done != nullptr ||
-           export_done != nullptr || exclusive_done != nullptr;
+           export_done != nullptr || embed_done != nullptr || exclusive_done != nullptr;
   }
   // All tokens that are known: those to be fed.
   uint64_t KnownEnd() const { return begin + prompt.size() + (answer.has_value() ? answer->size() : 0); }

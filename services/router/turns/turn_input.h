@@ -49,7 +49,7 @@ absl::StatusOr<TurnInput> MakeTurnInput(const v1::GenerateRequest& request, cons
 // is not compared.
 absl::Status CheckSameSpec(const v1::TurnSpec& stored, const v1::TurnSpec& spec);
 
-// The input of Score and Logits.
+// The input of Score, Logits and Embed.
 absl::StatusOr<std::vector<uint32_t>> MakeTokens(const std::string* text, const v1::TokenList* tokens,
                                                  const ServingModel& model, const InputLimits& limits);
 

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "services/common/grpc_status.h"
 #include "services/router/turns/engine.h"
@@ -127,6 +128,31 @@ void TurnManager::Logits(CallId call, const v1::LogitsRequest& request,
       MakeTokens(nullptr, &request.tokens(), **model, engine_->options().limits);
   if (!tokens.ok()) return engine_->Reject(*turn, tokens.status());
   turn->model = *model;
+  turn->prompt = *std::move(tokens);
+  engine_->Submit(std::move(turn));
+}
+
+void TurnManager::Embed(CallId call, const v1::EmbedRequest& request,
+                        std::function<void(absl::StatusOr<v1::EmbedResponse>)> done) {
+  auto turn = std::make_shared<Turn>();
+  turn->kind = Turn::Kind::kEmbed;
+  turn->call = call;
+  turn->embed_done = std::move(done);
+  if (!v1::EmbedSource_IsValid(request.source())) {
+    return engine_->Reject(*turn, common::InvalidFieldError("source", absl::StrCat("there is no ", request.source())));
+  }
+  const absl::StatusOr<std::shared_ptr<const ServingModel>> model = ModelOrWhyNot();
+  if (!model.ok()) return engine_->Reject(*turn, model.status());
+  if (const absl::Status status = CheckModel(request.model(), **model); !status.ok()) {
+    return engine_->Reject(*turn, status);
+  }
+  absl::StatusOr<std::vector<uint32_t>> tokens =
+      MakeTokens(request.has_text() ? &request.text() : nullptr, request.has_tokens() ? &request.tokens() : nullptr,
+                 **model, engine_->options().limits);
+  if (!tokens.ok()) return engine_->Reject(*turn, tokens.status());
+  turn->model = *model;
+  turn->embed.set_source(request.source());
+  turn->embed.set_normalize(request.normalize());
   turn->prompt = *std::move(tokens);
   engine_->Submit(std::move(turn));
 }

@@ -106,6 +106,7 @@ class TurnManager {
                      std::shared_ptr<ResponseStream<v1::ScoreDocumentResponse>> stream);
   void Logits(CallId call, const v1::LogitsRequest& request,
               std::shared_ptr<ResponseStream<v1::LogitsResponse>> stream);
+  void Embed(CallId call, const v1::EmbedRequest& request, std::function<void(absl::StatusOr<v1::EmbedResponse>)> done);
   // Makes sure that there is a snapshot at the end of the session's log.
   void Export(CallId call, const std::string& session_id, std::function<void(absl::StatusOr<ExportedState>)> done);
   // Runs `job` on the executor while no turn of the session runs and this router holds its lease; afterwards the

@@ -14,6 +14,7 @@ namespace rwkv::worker {
 namespace {
 
 constexpr int64_t kLogitsMessageBytes = 1 << 20;
+constexpr int64_t kMaxWkvStateBytes = 1 << 20;
 
 // NaN or +inf: no distribution. (-inf is a token that cannot be drawn.)
 bool IsBroken(const float* logits, int64_t count) {
@@ -53,6 +54,7 @@ absl::Status StageEngine::Allocate() {
   RWKV_ASSIGN_OR_RETURN(x_, kernels::AlignedBuffer<float>::Create(rows * width_));
   RWKV_ASSIGN_OR_RETURN(v_first_, kernels::AlignedBuffer<float>::Create(rows * v_first_width_));
   RWKV_ASSIGN_OR_RETURN(logits_, kernels::AlignedBuffer<float>::Create(is_last() ? rows * vocab_size_ : 0));
+  RWKV_ASSIGN_OR_RETURN(hidden_, kernels::AlignedBuffer<float>::Create(is_last() ? rows * width_ : 0));
   return absl::OkStatus();
 }
 
@@ -287,6 +289,7 @@ absl::StatusOr<StepOutput> StageEngine::RunStep(const v1::Step& step, const Link
   active_.clear();
   tokens_.clear();
   logit_rows_.clear();
+  hidden_rows_.clear();
   std::fill(slot_in_step_.begin(), slot_in_step_.end(), false);
   int64_t rows = 0;
   int64_t input_row = 0;
@@ -320,6 +323,9 @@ absl::StatusOr<StepOutput> StageEngine::RunStep(const v1::Step& step, const Link
       active.logit_row_end = all || entry.sample() ? count : entry.score_token_ids_size();
       active.first_logit_row = static_cast<int64_t>(logit_rows_.size());
       for (int64_t row = active.logit_row_begin; row < active.logit_row_end; ++row) logit_rows_.push_back(rows + row);
+      active.hidden_rows = entry.hidden_sum() ? count : entry.hidden_last() ? 1 : 0;
+      active.first_hidden_row = static_cast<int64_t>(hidden_rows_.size());
+      for (int64_t row = count - active.hidden_rows; row < count; ++row) hidden_rows_.push_back(rows + row);
     }
     if (input != nullptr) {
       std::copy_n(input->x.data() + from_row * width_, count * width_, x_.data() + rows * width_);
@@ -347,6 +353,8 @@ absl::StatusOr<StepOutput> StageEngine::RunStep(const v1::Step& step, const Link
     forward.v_first = v_first_.data();
     forward.logit_rows = logit_rows_;
     forward.logits = logits_.data();
+    forward.hidden_rows = hidden_rows_;
+    forward.hidden = hidden_.data();
     absl::Status status = model_->Forward(forward, pool_->view(), *stream_);
     if (status.ok()) status = stream_->Synchronize();
     if (!status.ok()) return absl::InternalError(absl::StrCat("step ", step.step_id(), ": ", status.message()));
@@ -384,6 +392,8 @@ absl::StatusOr<StepOutput> StageEngine::RunStep(const v1::Step& step, const Link
         result.clear_logprob();
         result.clear_top_logprobs();
         result.clear_scores();
+        result.clear_hidden_sum();
+        result.clear_hidden_last();
       }
     }
     if (CheckSlotNumber(entry.slot()).ok() && slots_[entry.slot()].sequence == entry.sequence()) {
@@ -435,6 +445,43 @@ absl::Status StageEngine::Answer(const v1::StepEntry& entry, const ActiveEntry& 
       output.logits.push_back(std::move(message));
     }
   }
+  RWKV_RETURN_IF_ERROR(AnswerHidden(entry, active, result));
+  return entry.wkv_state() ? AnswerWkvState(entry, result) : absl::OkStatus();
+}
+
+absl::Status StageEngine::AnswerHidden(const v1::StepEntry& entry, const ActiveEntry& active, v1::EntryResult& result) {
+  const float* const hidden = hidden_.data() + active.first_hidden_row * width_;
+  for (int64_t i = 0; i < active.hidden_rows * width_; ++i) {
+    if (std::isfinite(hidden[i])) continue;
+    return absl::InternalError(absl::StrCat("slot ", entry.slot(), ": a final hidden state is not finite"));
+  }
+  const size_t bytes = width_ * sizeof(float);
+  if (entry.hidden_sum()) {
+    std::vector<float>& sum = slots_[entry.slot()].hidden_sum;
+    sum.resize(width_, 0.0f);
+    for (int64_t row = 0; row < active.hidden_rows; ++row) {
+      for (int64_t c = 0; c < width_; ++c) sum[c] += hidden[row * width_ + c];
+    }
+    result.set_hidden_sum(sum.data(), bytes);
+  }
+  if (entry.hidden_last()) result.set_hidden_last(hidden + (active.hidden_rows - 1) * width_, bytes);
+  return absl::OkStatus();
+}
+
+absl::Status StageEngine::AnswerWkvState(const v1::StepEntry& entry, v1::EntryResult& result) const {
+  const std::vector<StateTensorSpec>& tensors = model_->state_layout().tensors();
+  const auto matrix = std::find_if(tensors.begin(), tensors.end(),
+                                   [](const StateTensorSpec& tensor) { return tensor.name == "att.state"; });
+  if (matrix == tensors.end()) {
+    return absl::FailedPreconditionError(absl::StrCat("slot ", entry.slot(), ": the model has no matrix state"));
+  }
+  const int64_t bytes = matrix->size() * static_cast<int64_t>(sizeof(float));
+  if (bytes > kMaxWkvStateBytes) {
+    return absl::FailedPreconditionError(absl::StrCat("slot ", entry.slot(), ": the matrix state has ", bytes,
+                                                      " bytes, at most ", kMaxWkvStateBytes, " are sent"));
+  }
+  const auto& pool = pool_->view().tensor(pool_->layers() - 1, static_cast<int>(matrix - tensors.begin()));
+  result.set_wkv_state(pool.data + entry.slot() * pool.stride, bytes);
   return absl::OkStatus();
 }
 

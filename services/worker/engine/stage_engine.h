@@ -100,6 +100,7 @@ class StageEngine {
     uint64_t position = 0;  // Tokens the state has seen; when loading, those it will have seen.
     absl::optional<SamplingParams> sampling;
     PenaltyState penalties;
+    std::vector<float> hidden_sum;  // [D] since the attach; empty: nobody asked. Last stage only.
   };
   // An entry of the running step that this stage computes.
   struct ActiveEntry {
@@ -108,6 +109,8 @@ class StageEngine {
     int64_t first_logit_row = -1;  // Place of its first row in the logits; its rows there are consecutive.
     int64_t logit_row_begin = 0;   // Its rows that need logits: [begin, end), counted from its first.
     int64_t logit_row_end = 0;
+    int64_t first_hidden_row = 0;  // The same of its final hidden states: its last rows.
+    int64_t hidden_rows = 0;
   };
   struct Refusal {
     RefusalCause cause;
@@ -125,6 +128,9 @@ class StageEngine {
   // Fills the entry's result from its logits; kInternal when they are not numbers.
   absl::Status Answer(const v1::StepEntry& entry, const ActiveEntry& active, uint64_t step_id, StepOutput& output,
                       v1::EntryResult& result);
+  // The parts of Answer() that embeddings are made of.
+  absl::Status AnswerHidden(const v1::StepEntry& entry, const ActiveEntry& active, v1::EntryResult& result);
+  absl::Status AnswerWkvState(const v1::StepEntry& entry, v1::EntryResult& result) const;
   const float* LogitsOf(const ActiveEntry& active, int64_t row) const {
     return logits_.data() + (active.first_logit_row + row - active.logit_row_begin) * vocab_size_;
   }
@@ -145,10 +151,12 @@ class StageEngine {
   std::vector<ActiveEntry> active_;
   std::vector<int32_t> tokens_;
   std::vector<int64_t> logit_rows_;
+  std::vector<int64_t> hidden_rows_;
   std::vector<bool> slot_in_step_;
   kernels::AlignedBuffer<float> x_;        // [max_batch_tokens, D]
   kernels::AlignedBuffer<float> v_first_;  // [max_batch_tokens, v_first_width]
   kernels::AlignedBuffer<float> logits_;   // [max_batch_tokens, V]; last stage only
+  kernels::AlignedBuffer<float> hidden_;   // [max_batch_tokens, D]; last stage only
 };
 
 }  // namespace rwkv::worker

@@ -33,6 +33,7 @@ using ::rwkv::testing::IsOk;
 using ::rwkv::testing::StatusIs;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::SizeIs;
 
 constexpr int kVocab = 61;
 
@@ -201,6 +202,77 @@ TEST_P(LawTest, AloneEqualsBeside31OthersInAnyOrderOfSlots) {
     }
     EXPECT_EQ(logits, expected);
   }
+}
+
+// What an embedding is made of after `tokens`, fed in chunks: the sum, the last hidden state, the matrix state.
+std::vector<std::string> EmbedInChunks(EnginePipeline& pipeline, int slot, uint64_t sequence,
+                                       const std::vector<uint32_t>& tokens, size_t chunk, bool matrix,
+                                       bool company = false) {
+  EXPECT_THAT(pipeline.AttachFresh(slot, sequence), IsOk());
+  if (company) EXPECT_THAT(pipeline.AttachFresh(slot + 1, sequence + 1), IsOk());
+  v1::EntryResult last;
+  for (size_t begin = 0; begin < tokens.size(); begin += chunk) {
+    const size_t end = std::min(begin + chunk, tokens.size());
+    v1::Step step;
+    if (company) {
+      *step.add_entries() = Entry(slot + 1, sequence + 1, begin, {tokens.rbegin(), tokens.rbegin() + end - begin});
+    }
+    v1::StepEntry& entry = *step.add_entries();
+    entry = Entry(slot, sequence, begin, {tokens.begin() + begin, tokens.begin() + end}, company);
+    entry.set_hidden_sum(true);
+    entry.set_hidden_last(true);
+    entry.set_wkv_state(matrix);
+    const absl::StatusOr<StepOutput> output = pipeline.Step(step);
+    EXPECT_THAT(output, IsOk());
+    if (!output.ok()) return {};
+    last = *output->result.entries().rbegin();
+    EXPECT_THAT(StatusOf(last), IsOk());
+  }
+  return {last.hidden_sum(), last.hidden_last(), last.wkv_state()};
+}
+
+TEST_P(LawTest, EmbeddingsDependOnTheTokensAlone) {
+  const bool matrix = version() != ModelVersion::k4;
+  EnginePipeline pipeline(path_, 1, options_);
+  const std::vector<std::string> whole = EmbedInChunks(pipeline, 0, 1, tokens_, tokens_.size(), matrix);
+  ASSERT_THAT(whole, ElementsAre(SizeIs(40 * sizeof(float)), SizeIs(40 * sizeof(float)),
+                                 SizeIs(matrix ? 2 * 20 * 20 * sizeof(float) : 0)));
+  for (const size_t chunk : {1, 5, 36})
+    EXPECT_EQ(EmbedInChunks(pipeline, 2, 3, tokens_, chunk, matrix), whole) << chunk;
+  EXPECT_EQ(EmbedInChunks(pipeline, 4, 5, tokens_, 7, matrix, true), whole) << "in company";
+  EnginePipeline three(path_, 3, options_);
+  EXPECT_EQ(EmbedInChunks(three, 0, 1, tokens_, tokens_.size(), matrix), whole) << "three stages";
+
+  // The sum is that of the hidden states after each token, in order; the state is that of a snapshot.
+  ASSERT_THAT(pipeline.AttachFresh(0, 7), IsOk());
+  std::vector<float> sum(40, 0.0f);
+  for (size_t t = 0; t < tokens_.size(); ++t) {
+    v1::Step step;
+    *step.add_entries() = Entry(0, 7, t, {tokens_[t]}, false);
+    step.mutable_entries(0)->set_hidden_last(true);
+    const absl::StatusOr<StepOutput> output = pipeline.Step(step);
+    ASSERT_THAT(output, IsOk());
+    const std::string& hidden = output->result.entries(0).hidden_last();
+    ASSERT_EQ(hidden.size(), sum.size() * sizeof(float));
+    EXPECT_EQ(output->result.entries(0).hidden_sum(), "");
+    for (size_t c = 0; c < sum.size(); ++c) {
+      float value;
+      std::memcpy(&value, hidden.data() + c * sizeof(value), sizeof(value));
+      sum[c] += value;
+    }
+  }
+  EXPECT_EQ(std::memcmp(sum.data(), whole[0].data(), whole[0].size()), 0);
+  const auto records = pipeline.CopyState(0, 7, tokens_.size());
+  ASSERT_THAT(records, IsOk());
+  EXPECT_THAT(records->back(), HasSubstr(whole[2]));
+
+  v1::Step step;
+  *step.add_entries() = Entry(0, 7, tokens_.size(), {1}, false);
+  step.mutable_entries(0)->set_wkv_state(true);
+  const absl::StatusOr<StepOutput> output = pipeline.Step(step);
+  ASSERT_THAT(output, IsOk());
+  EXPECT_THAT(StatusOf(output->result.entries(0)),
+              StatusIs(matrix ? absl::StatusCode::kOk : absl::StatusCode::kFailedPrecondition));
 }
 
 TEST_P(LawTest, APoisonedEntryDisturbsNoOther) {

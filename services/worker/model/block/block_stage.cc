@@ -54,7 +54,10 @@ absl::Status BlockStage::Forward(const StageStep& step, const StateView& state, 
     RWKV_RETURN_IF_ERROR(Norm(weights.norm(Role::kLn2), step.rows, step.x, normed_.data(), stream));
     RWKV_RETURN_IF_ERROR(ChannelMix(at));
   }
-  if (weights_->is_last() && !step.logit_rows.empty()) return Logits(step, stream);
+  if (weights_->is_last()) {
+    RWKV_RETURN_IF_ERROR(FinalNorm(step.hidden_rows, step.x, step.hidden, stream));
+    if (!step.logit_rows.empty()) return Logits(step, stream);
+  }
   return absl::OkStatus();
 }
 
@@ -71,19 +74,24 @@ absl::Status BlockStage::Embed(const int32_t* tokens, int64_t rows, float* y, ke
   return ops_.embed(args, stream);
 }
 
-absl::Status BlockStage::Logits(const StageStep& step, kernels::Stream& stream) {
+absl::Status BlockStage::FinalNorm(absl::Span<const int64_t> rows, const float* x, float* y,
+                                   kernels::Stream& stream) const {
   const int64_t width = weights_->config().width;
-  const int64_t count = static_cast<int64_t>(step.logit_rows.size());
+  const int64_t count = static_cast<int64_t>(rows.size());
   // The norm gathers: each run of neighbouring rows is one call.
   for (int64_t begin = 0; begin < count;) {
     int64_t end = begin + 1;
-    while (end < count && step.logit_rows[end] == step.logit_rows[end - 1] + 1) ++end;
-    RWKV_RETURN_IF_ERROR(Norm(weights_->ln_out(), end - begin, step.x + step.logit_rows[begin] * width,
-                              normed_.data() + begin * width, stream));
+    while (end < count && rows[end] == rows[end - 1] + 1) ++end;
+    RWKV_RETURN_IF_ERROR(Norm(weights_->ln_out(), end - begin, x + rows[begin] * width, y + begin * width, stream));
     begin = end;
   }
+  return absl::OkStatus();
+}
+
+absl::Status BlockStage::Logits(const StageStep& step, kernels::Stream& stream) {
+  RWKV_RETURN_IF_ERROR(FinalNorm(step.logit_rows, step.x, normed_.data(), stream));
   kernels::MatmulArgs args;
-  args.rows = count;
+  args.rows = static_cast<int64_t>(step.logit_rows.size());
   args.weight = weights_->head();
   args.x = normed_.data();
   args.y = step.logits;

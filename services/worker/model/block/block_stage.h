@@ -97,6 +97,8 @@ class BlockStage : public StageModel {
   Buffer hidden_;               // [F]
 
  private:
+  // y[i] = LN(x[rows[i]]; ln_out)
+  absl::Status FinalNorm(absl::Span<const int64_t> rows, const float* x, float* y, kernels::Stream& stream) const;
   absl::Status Logits(const StageStep& step, kernels::Stream& stream);
 };
 

@@ -24,6 +24,8 @@ struct StageStep {
   float* v_first = nullptr;                       // [R, v_first_width]: in on later stages, out on the first.
   absl::Span<const int64_t> logit_rows;           // Ascending. Last stage only: the rows that need logits.
   float* logits = nullptr;                        // [logit_rows.size(), V], out.
+  absl::Span<const int64_t> hidden_rows;  // Ascending. Last stage only: the rows whose final hidden state is wanted.
+  float* hidden = nullptr;                // [hidden_rows.size(), D], out: LN(x; ln_out).
 };
 
 // Owned by one thread at a time, as its stream is.
