@@ -13,6 +13,11 @@ std::string Layers(const StagePlan::Stage& stage) {
   return absl::StrCat(stage.address, " (layers ", stage.worker.first_layer(), ":", stage.worker.end_layer(), ")");
 }
 
+std::string Kernels(const StagePlan::Stage& stage) {
+  return absl::StrCat(stage.address, " (kernels ", stage.worker.kernels(), ", numeric family ",
+                      stage.worker.numeric_family(), ")");
+}
+
 absl::Status CheckWorker(const StagePlan::Stage& stage) {
   const v1::DescribeResponse& worker = stage.worker;
   if (worker.draining()) return absl::UnavailableError(absl::StrCat("worker ", stage.address, " drains"));
@@ -70,6 +75,11 @@ absl::StatusOr<StagePlan> MakeStagePlan(const std::vector<std::pair<std::string,
       return absl::FailedPreconditionError(absl::StrCat("two state layouts in one pipeline: worker ", first.address,
                                                         " has ", Layout(first.worker), ", worker ", stage.address,
                                                         " has ", Layout(stage.worker)));
+    }
+    if (stage.worker.numeric_family() != first.worker.numeric_family()) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("two numeric families in one pipeline, which would give other bits than one: worker ",
+                       Kernels(first), ", worker ", Kernels(stage)));
     }
     plan.slots = std::min(plan.slots, stage.worker.slots());
     plan.max_batch_rows = std::min(plan.max_batch_rows, stage.worker.max_batch_tokens());

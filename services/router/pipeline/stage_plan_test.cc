@@ -85,6 +85,17 @@ TEST(StagePlanTest, TwoStateLayoutsAreRefused) {
                                                         AllOf(HasSubstr("att.state[2]"), HasSubstr("att.state[3]"))));
 }
 
+TEST(StagePlanTest, TwoNumericFamiliesAreRefused) {
+  auto workers = std::vector{Worker("a:1", 0, 2), Worker("b:2", 2, 6)};
+  for (auto& [address, worker] : workers) worker.set_numeric_family("fp32");
+  EXPECT_THAT(MakeStagePlan(workers).status(), IsOk());
+  workers[1].second.set_numeric_family("amx");
+  workers[1].second.set_kernels("cpu/amx");
+  EXPECT_THAT(MakeStagePlan(workers).status(),
+              StatusIs(absl::StatusCode::kFailedPrecondition,
+                       AllOf(HasSubstr("a:1"), HasSubstr("fp32"), HasSubstr("b:2 (kernels cpu/amx"))));
+}
+
 TEST(StagePlanTest, AWorkerThatDrainsIsUnavailable) {
   auto workers = std::vector{Worker("a:1", 0, 6)};
   workers[0].second.set_draining(true);
