@@ -32,6 +32,7 @@ struct Context {
   Interrupts& interrupts;
   bool in_is_terminal = false;
   bool out_is_terminal = false;
+  bool err_is_terminal = false;
 };
 
 // Made for one run: flags are members.

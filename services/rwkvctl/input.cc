@@ -1,5 +1,8 @@
 #include "services/rwkvctl/input.h"
 
+#include <cerrno>
+#include <cstring>
+#include <fstream>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -12,25 +15,29 @@ absl::Status CheckUtf8(absl::string_view text) {
   return absl::InvalidArgumentError("the text is not valid UTF-8");
 }
 
-absl::StatusOr<std::string> ReadAll(std::istream& in) {
+absl::StatusOr<std::string> ReadAll(std::istream& in, absl::string_view name) {
   constexpr size_t kMaxBytes = 64 << 20;
   std::string content;
   char buffer[1 << 16];
   while (in.read(buffer, sizeof(buffer)), in.gcount() > 0) {
     content.append(buffer, static_cast<size_t>(in.gcount()));
     if (content.size() > kMaxBytes) {
-      return absl::InvalidArgumentError(absl::StrCat("standard input has more than ", kMaxBytes, " bytes"));
+      return absl::InvalidArgumentError(absl::StrCat(name, " has more than ", kMaxBytes, " bytes"));
     }
   }
-  if (in.bad()) return absl::UnavailableError("cannot read standard input");
+  if (in.bad()) return absl::UnavailableError(absl::StrCat("cannot read ", name));
   return content;
 }
 
+absl::StatusOr<std::string> ReadFile(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return absl::NotFoundError(absl::StrCat("cannot open ", path, ": ", std::strerror(errno)));
+  return ReadAll(file, path);
+}
+
 void InputFlags::AddFlags(FlagSet& flags) {
-  flags.AddString("prompt", "TEXT", "text to feed; - reads it from standard input", [this](const std::string& value) {
-    prompt_ = value;
-    return CheckUtf8(value);
-  });
+  flags.AddString("prompt", "TEXT", "text to feed; - reads it from standard input",
+                  [this](const std::string& value) { return SetText(value); });
   flags.AddString("tokens", "1,2,3", "token ids to feed", [this](const std::string& value) {
     absl::StatusOr<std::vector<uint32_t>> ids = ParseTokenIds(value);
     if (!ids.ok()) return ids.status();
@@ -38,6 +45,11 @@ void InputFlags::AddFlags(FlagSet& flags) {
     tokens_->mutable_ids()->Add(ids->begin(), ids->end());
     return absl::OkStatus();
   });
+}
+
+absl::Status InputFlags::SetText(const std::string& text) {
+  prompt_ = text;
+  return CheckUtf8(text);
 }
 
 absl::Status InputFlags::Check() const {

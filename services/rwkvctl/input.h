@@ -16,6 +16,8 @@ namespace rwkv::rwkvctl {
 class InputFlags {
  public:
   void AddFlags(FlagSet& flags);
+  // As --prompt does, for a command that takes its text as an argument.
+  absl::Status SetText(const std::string& text);
   absl::Status Check() const;  // Exactly one of the two.
 
   struct Input {
@@ -34,7 +36,10 @@ class InputFlags {
 // kInvalidArgument if the bytes are not UTF-8, which text fields of the API have to be.
 absl::Status CheckUtf8(absl::string_view text);
 
-// Everything up to the end; kInvalidArgument beyond 64 MiB.
-absl::StatusOr<std::string> ReadAll(std::istream& in);
+// Everything up to the end; kInvalidArgument beyond 64 MiB. `name` is what errors call it.
+absl::StatusOr<std::string> ReadAll(std::istream& in, absl::string_view name = "standard input");
+
+// The whole file; kNotFound: it cannot be opened. kInvalidArgument: above 64 MiB.
+absl::StatusOr<std::string> ReadFile(const std::string& path);
 
 }  // namespace rwkv::rwkvctl

@@ -33,6 +33,7 @@ int main(int argc, char** argv) {
       interrupts,
       isatty(STDIN_FILENO) != 0,
       isatty(STDOUT_FILENO) != 0,
+      isatty(STDERR_FILENO) != 0,
       HomeFolder() + "/.cache/rwkv-serving/last-cluster",
       [](const std::string& address) { return rwkv::router::MakeRouterClient(rwkv::common::MakeChannel(address)); },
   };

@@ -13,6 +13,8 @@
 #include "services/common/grpc_status.h"
 #include "services/rwkvctl/chat_command.h"
 #include "services/rwkvctl/convert_command.h"
+#include "services/rwkvctl/embed_command.h"
+#include "services/rwkvctl/eval_command.h"
 #include "services/rwkvctl/generate_command.h"
 #include "services/rwkvctl/inspect_command.h"
 #include "services/rwkvctl/logits_command.h"
@@ -35,6 +37,8 @@ std::vector<std::unique_ptr<Command>> MakeCommands() {
   commands.push_back(MakeTokenizeCommand());
   commands.push_back(MakeDetokenizeCommand());
   commands.push_back(MakeStatusCommand());
+  commands.push_back(MakeEmbedCommand());
+  commands.push_back(MakeEvalCommand());
   commands.push_back(MakeLogitsCommand());
   commands.push_back(MakeStateCommand());
   commands.push_back(MakeInspectCommand());
@@ -190,7 +194,8 @@ int Run(const std::vector<std::string>& arguments, const Environment& environmen
                   environment.err,
                   environment.interrupts,
                   environment.in_is_terminal,
-                  environment.out_is_terminal};
+                  environment.out_is_terminal,
+                  environment.err_is_terminal};
   absl::Status status = command.Run(context);
   if (status.ok()) status = FlushOutput(environment.out);
   if (!status.ok()) {

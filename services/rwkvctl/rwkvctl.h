@@ -21,6 +21,7 @@ struct Environment {
   Interrupts& interrupts;
   bool in_is_terminal = false;
   bool out_is_terminal = false;
+  bool err_is_terminal = false;
   std::string last_cluster_file;  // Its first line is the default of --router.
   std::function<std::unique_ptr<router::RouterClient>(const std::string& address)> connect;
 };

@@ -1,6 +1,7 @@
 // Whole command lines against a router in memory.
 #include "services/rwkvctl/rwkvctl.h"
 
+#include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -70,7 +71,7 @@ class RwkvctlTest : public ::testing::Test {
     std::istringstream in(input);
     std::ostringstream out, err;
     const Environment environment{
-        in, out, err, interrupts_, terminal_, terminal_, LastCluster(), [this](const std::string& address) {
+        in, out, err, interrupts_, terminal_, terminal_, terminal_, LastCluster(), [this](const std::string& address) {
           connected_ = address;
           return std::make_unique<router::FakeRouterClient>(&router_);
         }};
@@ -86,6 +87,13 @@ class RwkvctlTest : public ::testing::Test {
     return status;
   }
 
+  // Its path.
+  std::string WriteFile(const std::string& name, const std::string& content) const {
+    const std::string path = (folder_ / name).string();
+    std::ofstream(path, std::ios::binary) << content;
+    return path;
+  }
+
   const v1::GenerateRequest& request() const { return router_.generate_requests.back(); }
 
   const std::filesystem::path folder_;
@@ -99,7 +107,7 @@ class RwkvctlTest : public ::testing::Test {
 TEST_F(RwkvctlTest, HelpIsOnStandardOutput) {
   EXPECT_EQ(Call({"--help"}), 0);
   for (const char* command :
-       {"generate", "chat", "sessions", "tokenize", "detokenize", "status", "logits", "state", "--router"}) {
+       {"generate", "chat", "sessions", "tokenize", "detokenize", "status", "eval", "logits", "state", "--router"}) {
     EXPECT_THAT(out_, HasSubstr(command));
   }
   EXPECT_EQ(Call({"-h"}), 0);
@@ -151,6 +159,19 @@ TEST_F(RwkvctlTest, WrongUsageIsOneLineAndStatus2) {
       {{"sessions", "rewind", "a", "-1"}, "POSITION"},
       {{"sessions", "create", "a", "--position", "1"}, "takes no --position"},
       {{"sessions", "show", "a", "--new-session", "b"}, "takes no --new-session"},
+      {{"eval"}, "what to measure is missing"},
+      {{"eval", "speed"}, "\"speed\""},
+      {{"eval", "perplexity"}, "one FILE"},
+      {{"eval", "perplexity", "a", "b"}, "one FILE"},
+      {{"eval", "lambada"}, "one FILE"},
+      {{"eval", "needle", "a"}, "--haystack"},
+      {{"eval", "needle", "--depth", "101"}, "--depth 101"},
+      {{"eval", "needle", "--trials", "0"}, "--trials"},
+      {{"eval", "context", "a", "--window-tokens", "0"}, "--window-tokens"},
+      {{"embed"}, "--prompt TEXT or --tokens"},
+      {{"embed", "a", "b"}, "more than one text"},
+      {{"embed", "a", "--source", "middle"}, "\"middle\""},
+      {{"embed", "a", "--tokens", "1"}, "exclude each other"},
       {{"tokenize", "a", "b"}, "more than one text"},
       {{"detokenize", "1", "x"}, "token id 1"},
       {{"status", "x"}, "unexpected argument"},
@@ -354,9 +375,10 @@ TEST_F(RwkvctlTest, AFullStandardOutputIsAnError) {
   std::istringstream in;
   std::ostream out(nullptr);  // Takes nothing.
   std::ostringstream err;
-  const Environment environment{in, out, err, interrupts_, false, false, LastCluster(), [this](const std::string&) {
-                                  return std::make_unique<router::FakeRouterClient>(&router_);
-                                }};
+  const Environment environment{
+      in, out, err, interrupts_, false, false, false, LastCluster(), [this](const std::string&) {
+        return std::make_unique<router::FakeRouterClient>(&router_);
+      }};
   EXPECT_EQ(rwkvctl::Run({"generate", "--prompt", "Hi"}, environment), 1);
   EXPECT_THAT(err.str(), HasSubstr("cannot write to standard output"));
   EXPECT_EQ(rwkvctl::Run({"status"}, environment), 1);
@@ -524,6 +546,75 @@ TEST_F(RwkvctlTest, ChatGoesOnWithASessionHoweverItEnded) {
   EXPECT_EQ(request().text(), "\n\nUser: More\n\nAssistant:");
   EXPECT_EQ(Call({"chat", "--session", "nobody"}, "More\n"), 1);
   EXPECT_THAT(err_, HasSubstr("NOT_FOUND"));
+}
+
+TEST_F(RwkvctlTest, EvalPerplexityFeedsOneDocumentAfterIdZero) {
+  const std::string path = WriteFile("text", "abcd\xff");
+  EXPECT_EQ(Call({"eval", "perplexity", path, "--json"}), 0);
+  ASSERT_THAT(router_.documents, SizeIs(1));
+  EXPECT_THAT(router_.documents[0].token_ids(), ElementsAre(0));
+  EXPECT_EQ(router_.documents[0].text(), "abcd\xff");
+  const nlohmann::json json = nlohmann::json::parse(out_);
+  EXPECT_EQ(json.size(), 4);
+  EXPECT_EQ(json["tokens"], 5);
+  EXPECT_EQ(json["bytes"], 5);
+  const double nats = ('a' + 'b' + 'c' + 'd' + 4 + 256) / 256.0;
+  EXPECT_NEAR(json["nats_per_token"].get<double>(), nats / 5, 1e-9);
+  EXPECT_NEAR(json["bits_per_byte"].get<double>(), nats / 5 / std::log(2.0), 1e-9);
+
+  EXPECT_EQ(Call({"eval", "perplexity", path}), 0);
+  EXPECT_THAT(out_, HasSubstr("BITS/BYTE"));
+  EXPECT_THAT(out_, HasSubstr("0.5109"));
+  terminal_ = true;
+  EXPECT_EQ(Call({"eval", "perplexity", path}), 0);
+  EXPECT_THAT(err_, AllOf(HasSubstr("60 %"), HasSubstr("100 %"), EndsWith("\r\x1b[K")));
+}
+
+TEST_F(RwkvctlTest, EvalSaysWhatIsWrongWithTheText) {
+  EXPECT_EQ(Call({"eval", "perplexity", (folder_ / "none").string()}), 1);
+  EXPECT_THAT(err_, AllOf(HasSubstr("NOT_FOUND"), HasSubstr("none")));
+  EXPECT_EQ(Call({"eval", "perplexity", WriteFile("empty", "")}), 1);
+  EXPECT_THAT(err_, AllOf(HasSubstr("INVALID_ARGUMENT"), HasSubstr("empty is empty")));
+  router_.has_tokenizer = false;
+  EXPECT_EQ(Call({"eval", "perplexity", WriteFile("text", "a")}), 1);
+  EXPECT_THAT(err_, AllOf(HasSubstr("FAILED_PRECONDITION"), HasSubstr("no tokenizer")));
+}
+
+TEST_F(RwkvctlTest, EvalPrintsATableOrOneObject) {
+  struct Case {
+    std::vector<std::string> arguments;
+    const char* table;
+    const char* key;
+  };
+  const std::string lambada = WriteFile("lambada.jsonl", "{\"text\": \"Say Hello.\"}\n");
+  const std::string text = WriteFile("text", std::string(200, 'a'));
+  const Case kCases[] = {
+      {{"eval", "lambada", lambada}, "ACCURACY", "accuracy"},
+      {{"eval", "context", text, "--window-tokens", "100"}, "POSITIONS", "rise_nats"},
+      {{"eval", "needle", "--length", "400", "--depth", "50", "--trials", "1"}, "DEPTH 50 %", "accuracy"},
+      {{"eval", "needle", "--haystack", text, "--length", "400", "--trials", "1"}, "DEPTH 100 %", "cells"},
+  };
+  for (Case run : kCases) {
+    EXPECT_EQ(Call(run.arguments), 0) << err_;
+    EXPECT_THAT(out_, HasSubstr(run.table));
+    run.arguments.push_back("--json");
+    EXPECT_EQ(Call(run.arguments), 0) << err_;
+    EXPECT_TRUE(nlohmann::json::parse(out_).contains(run.key)) << out_;
+    EXPECT_EQ(std::count(out_.begin(), out_.end(), '\n'), 1);
+  }
+  EXPECT_EQ(Call({"eval", "lambada", text}), 1);
+  EXPECT_THAT(err_, AllOf(HasSubstr("text: line 1"), HasSubstr("INVALID_ARGUMENT")));
+}
+
+TEST_F(RwkvctlTest, EmbedPrintsOneVector) {
+  EXPECT_EQ(Call({"embed", "abc"}), 0);
+  EXPECT_EQ(out_, "97 99 0\n");
+  EXPECT_EQ(Call({"embed", "--tokens", "5,6", "--source", "hidden-mean", "--normalize"}), 0);
+  EXPECT_EQ(out_, "2.5 3 1\n");
+  EXPECT_EQ(Call({"embed", "--prompt", "-", "--source=state", "--json"}, "xy"), 0);
+  const nlohmann::json json = nlohmann::json::parse(out_);
+  EXPECT_THAT(json["values"], ElementsAre(120, 121, 3));
+  EXPECT_EQ(json["prompt_tokens"], 2);
 }
 
 TEST_F(RwkvctlTest, ChatTakesMessagesOfSeveralLines) {

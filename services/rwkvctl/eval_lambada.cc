@@ -1,0 +1,82 @@
+#include "services/rwkvctl/eval_lambada.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "absl/status/status.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
+#include "services/rwkvctl/eval_tokens.h"
+#include "services/rwkvctl/table.h"
+
+namespace rwkv::rwkvctl {
+
+double LambadaResult::Perplexity() const { return std::exp(nats / static_cast<double>(examples)); }
+
+absl::StatusOr<std::vector<LambadaExample>> ParseLambada(absl::string_view jsonl) {
+  std::vector<LambadaExample> examples;
+  int line = 0;
+  for (const absl::string_view row : absl::StrSplit(jsonl, '\n')) {
+    ++line;
+    if (absl::StripAsciiWhitespace(row).empty()) continue;
+    const Json json = Json::parse(row, nullptr, /*allow_exceptions=*/false);
+    if (!json.is_object() || !json.contains("text") || !json["text"].is_string()) {
+      return absl::InvalidArgumentError(absl::StrCat("line ", line, " is not {\"text\": \"...\"}"));
+    }
+    const std::string text = json["text"].get<std::string>();
+    const size_t blank = text.rfind(' ');
+    if (blank == std::string::npos || blank == 0 || blank + 1 == text.size()) {
+      return absl::InvalidArgumentError(absl::StrCat("line ", line, ": the text has no last word after a blank"));
+    }
+    examples.push_back({text.substr(0, blank), text.substr(blank)});
+  }
+  if (examples.empty()) return absl::InvalidArgumentError("there is no example");
+  return examples;
+}
+
+absl::StatusOr<LambadaResult> EvaluateLambada(router::RouterClient& client, const std::vector<LambadaExample>& examples,
+                                              ProgressBar& progress) {
+  LambadaResult result;
+  for (const LambadaExample& example : examples) {
+    absl::StatusOr<TokenIds> tokens = EncodeText(client, example.context);
+    if (!tokens.ok()) return tokens.status();
+    absl::StatusOr<TokenIds> target = EncodeText(client, example.target);
+    if (!target.ok()) return target.status();
+    tokens->insert(tokens->begin(), 0);
+    absl::StatusOr<std::vector<v1::GenerateResponse>> likeliest =
+        ContinueGreedily(client, *tokens, static_cast<uint32_t>(target->size()));
+    if (!likeliest.ok()) return likeliest.status();
+    const bool correct =
+        std::equal(target->begin(), target->end(), likeliest->begin(), likeliest->end(),
+                   [](uint32_t id, const v1::GenerateResponse& response) { return id == response.token_id(); });
+
+    const size_t begin = tokens->size();
+    tokens->insert(tokens->end(), target->begin(), target->end());
+    absl::StatusOr<std::vector<float>> logprobs = ScoreTokens(client, *tokens, begin);
+    if (!logprobs.ok()) return logprobs.status();
+    for (const float logprob : *logprobs) result.nats -= logprob;
+    result.correct += correct;
+    progress.Update(++result.examples, examples.size());
+  }
+  return result;
+}
+
+Json LambadaToJson(const LambadaResult& result) {
+  return {
+      {"examples", result.examples},
+      {"correct", result.correct},
+      {"accuracy", result.Accuracy()},
+      {"perplexity", result.Perplexity()},
+  };
+}
+
+std::string LambadaToTable(const LambadaResult& result) {
+  return FormatTable(
+      {{"EXAMPLES", "CORRECT", "ACCURACY", "PERPLEXITY"},
+       {absl::StrCat(result.examples), absl::StrCat(result.correct),
+        absl::StrFormat("%.2f %%", 100 * result.Accuracy()), absl::StrFormat("%.3f", result.Perplexity())}});
+}
+
+}  // namespace rwkv::rwkvctl

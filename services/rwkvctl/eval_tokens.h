@@ -1,0 +1,27 @@
+// What the measures of `eval` share: texts as tokens, and what the model says next.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "rwkv/v1/generation.pb.h"
+#include "services/router/client/router_client.h"
+
+namespace rwkv::rwkvctl {
+
+using TokenIds = std::vector<uint32_t>;
+
+// kFailedPrecondition: the model has no known tokenizer. At most 1 MiB a call, as the router takes it.
+absl::StatusOr<TokenIds> EncodeText(router::RouterClient& client, absl::string_view text);
+
+// The log-probability of each of tokens[begin ..], given all before it; begin >= 1.
+absl::StatusOr<std::vector<float>> ScoreTokens(router::RouterClient& client, const TokenIds& tokens, size_t begin);
+
+// The `count` likeliest tokens after `tokens`, each after the ones before it (greedy), with text and logprobs.
+absl::StatusOr<std::vector<v1::GenerateResponse>> ContinueGreedily(router::RouterClient& client, const TokenIds& tokens,
+                                                                   uint32_t count);
+
+}  // namespace rwkv::rwkvctl
