@@ -86,6 +86,7 @@ class CheckpointCommandsTest : public ::testing::Test {
                                   interrupts,
                                   false,
                                   false,
+                                  false,
                                   Path("none"),
                                   [](const std::string&) -> std::unique_ptr<router::RouterClient> {
                                     ADD_FAILURE() << "asked for a router";
