@@ -1,12 +1,14 @@
 #include "services/router/testing/fake_cluster.h"
 
 #include <atomic>
+#include <memory>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "gtest/gtest.h"
 #include "services/router/pipeline/pipeline.h"
+#include "services/state_store/client/state_store_client.h"
 #include "services/worker/client/worker_client.h"
 
 namespace rwkv::router {
@@ -114,15 +116,17 @@ void FakeCluster::CreateSession(const std::string& id) {
 }
 
 std::vector<uint32_t> FakeCluster::Log(const std::string& session_id) {
+  // Past the fake's switches: what is in the log while the router hears nothing of it.
+  const std::unique_ptr<state_store::CatalogClient> catalog = state_store::NewCatalogClient(store_->channel());
   v1::GetSessionRequest get;
   get.set_session_id(session_id);
-  const auto session = store_->GetSession(get, absl::Now() + kTestLimit);
+  const auto session = catalog->GetSession(get, absl::Now() + kTestLimit);
   EXPECT_TRUE(session.ok()) << session.status();
   if (!session.ok()) return {};
   v1::ReadTokensRequest read;
   read.set_session_id(session_id);
   read.set_end(session->session().token_count());
-  const auto tokens = store_->ReadTokens(read, absl::Now() + kTestLimit);
+  const auto tokens = catalog->ReadTokens(read, absl::Now() + kTestLimit);
   EXPECT_TRUE(tokens.ok()) << tokens.status();
   return tokens.ok() ? *tokens : std::vector<uint32_t>();
 }
