@@ -438,6 +438,17 @@ TEST_F(ServicesTest, ListModelsNamesTheTokenizer) {
   }
 }
 
+TEST_F(ServicesTest, ASessionWithATunedStateThatIsNotServedIsRefused) {
+  StartServer(World());
+  v1::SessionsCreateRequest request;
+  request.set_session_id("tuned");
+  request.set_initial_state("poet");
+  v1::SessionsCreateResponse response;
+  EXPECT_THAT(Call(*sessions_, &v1::Sessions::Stub::Create, request, &response),
+              StatusIs(absl::StatusCode::kNotFound, HasSubstr("\"poet\"")));
+  EXPECT_EQ(CreateSession("tuned"), "tuned") << "nothing was made";
+}
+
 TEST_F(ServicesTest, SessionsAreCreatedListedForkedRewoundAndDeleted) {
   StartServer(World());
   const std::string made = CreateSession();
