@@ -253,14 +253,16 @@ TEST(TurnManagerTest, ALostWorkerChangesNoToken) {
     FakeCluster cluster;
     cluster.CreateSession("s");
     cluster.pipeline().PauseSteps();
-    v1::GenerateRequest sampled = SessionRequest("s", "a", Prompt(1), 60);
+    v1::GenerateRequest sampled = SessionRequest("s", "a", Prompt(1), 300);
     sampled.mutable_sampling()->set_temperature(1);
     sampled.mutable_sampling()->set_seed(7);
     const FakeCluster::Call with_session = cluster.Start(sampled);
-    const FakeCluster::Call without = cluster.Start(Request(Prompt(2), 60));
-    cluster.pipeline().AllowSteps(30);
-    ASSERT_TRUE(with_session.stream->WaitReceived(3));
-    ASSERT_TRUE(without.stream->WaitReceived(3));
+    const FakeCluster::Call without = cluster.Start(Request(Prompt(2), 300));
+    // As many steps as it takes: the turn that begins first must not use up those of the other.
+    ASSERT_TRUE(WaitUntil([&] {
+      cluster.pipeline().AllowSteps(1);
+      return with_session.stream->received().size() >= 3 && without.stream->received().size() >= 3;
+    }));
     cluster.pipeline().Kill(killed);
     ASSERT_TRUE(WaitUntil([&] { return !cluster.router().pipeline().state().serving; }));
     EXPECT_FALSE(with_session.stream->closed());
@@ -270,8 +272,8 @@ TEST(TurnManagerTest, ALostWorkerChangesNoToken) {
     const FakeCluster::Answer b = cluster.Finish(without);
     ASSERT_THAT(a.status, IsOk());
     ASSERT_THAT(b.status, IsOk());
-    EXPECT_THAT(a.tokens, ElementsAreArray(FakeModel::Generate(Prompt(1), 60, sampled.sampling(), kVocabulary)));
-    EXPECT_THAT(b.tokens, ElementsAreArray(FakeModel::Greedy(Prompt(2), 60, kVocabulary)));
+    EXPECT_THAT(a.tokens, ElementsAreArray(FakeModel::Generate(Prompt(1), 300, sampled.sampling(), kVocabulary)));
+    EXPECT_THAT(b.tokens, ElementsAreArray(FakeModel::Greedy(Prompt(2), 300, kVocabulary)));
     EXPECT_EQ(cluster.Log("s"), Concat(Prompt(1), a.tokens));
   }
 }
