@@ -229,8 +229,8 @@ class Inventory {
     if (spec.kind == Kind::kLowRank && info->shape.size() == 2 && info->shape[0] != info->shape[1] &&
         info->shape[1] == (*sizes)[spec.shape[0]]) {
       return absl::UnimplementedError(absl::StrCat("tensor ", Quoted(name), " has shape ", ShapeString(info->shape),
-                                                   ", transposed: this is web-rwkv's dialect; this build reads the "
-                                                   "original layout [in, out]"));
+                                                   ", transposed as in web-rwkv's dialect, which the rest of the "
+                                                   "file does not follow; the original layout is [in, out]"));
     }
     return Match(*info, spec, info->shape, sizes);
   }

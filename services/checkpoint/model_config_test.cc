@@ -354,7 +354,7 @@ TEST(ModelConfigTest, RefusesTensorsThatDoNotBelong) {
          t->push_back(Zeros("blocks.0.att.key.lora_A", {4, 32}));
        },
        kUnimplemented, "adapters"},
-      {"web-rwkv's dialect",
+      {"one tensor in web-rwkv's dialect",
        [](auto* t) {
          Reshape(&Named(t, "blocks.0.att.w1"), {5, 32});
        },
