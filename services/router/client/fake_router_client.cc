@@ -16,6 +16,8 @@ std::vector<uint32_t> BytesToIds(const std::string& bytes) {
   return ids;
 }
 
+float Logprob(uint32_t id) { return -static_cast<float>(id + 1) / 256; }
+
 absl::Status NoTokenizer() { return absl::FailedPreconditionError("the model has no tokenizer"); }
 
 }  // namespace
@@ -102,10 +104,11 @@ absl::Status FakeRouterClient::Logits(const v1::LogitsRequest& request, LogitsCa
 }
 
 absl::StatusOr<v1::ScoreResponse> FakeRouterClient::Score(const v1::ScoreRequest& request) {
+  std::vector<uint32_t> ids = BytesToIds(request.text());
+  if (request.has_tokens()) ids.assign(request.tokens().ids().begin(), request.tokens().ids().end());
   v1::ScoreResponse response;
-  const std::vector<uint32_t> ids = BytesToIds(request.text());
   response.mutable_token_ids()->Add(ids.begin(), ids.end());
-  for (size_t i = 1; i < ids.size(); ++i) response.add_logprobs(-1);
+  for (size_t i = 1; i < ids.size(); ++i) response.add_logprobs(Logprob(ids[i]));
   return response;
 }
 
@@ -135,7 +138,7 @@ absl::Status FakeRouterClient::ScoreDocument(const v1::ScoreDocumentRequest& doc
     response.set_first(first);
     for (size_t i = first; i < std::min(ids.size(), first + kTokensPerMessage); ++i) {
       response.add_token_ids(ids[i]);
-      response.add_logprobs(-static_cast<float>(ids[i] + 1) / 256);
+      response.add_logprobs(Logprob(ids[i]));
     }
     if (absl::Status status = callback(response); !status.ok()) return status;
   }
@@ -147,6 +150,11 @@ absl::StatusOr<v1::TokenizeResponse> FakeRouterClient::Tokenize(const v1::Tokeni
   v1::TokenizeResponse response;
   for (uint32_t id : BytesToIds(request.data())) response.add_token_ids(id);
   return response;
+}
+
+absl::StatusOr<std::vector<uint32_t>> FakeRouterClient::TokenizeDocument(absl::string_view text) {
+  if (!state_->has_tokenizer) return NoTokenizer();
+  return BytesToIds(std::string(text));
 }
 
 absl::StatusOr<v1::DetokenizeResponse> FakeRouterClient::Detokenize(const v1::DetokenizeRequest& request) {

@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "rwkv/v1/cluster.pb.h"
 #include "rwkv/v1/generation.pb.h"
 #include "rwkv/v1/sessions.pb.h"
@@ -42,12 +43,14 @@ class FakeRouterClient : public RouterClient {
                         Cancellation* cancellation) override;
   // Row t is [token t, token t + 0.25, ...] in steps of 0.25, V = 4; one message a row.
   absl::Status Logits(const v1::LogitsRequest& request, LogitsCallback callback) override;
+  // Every token has logprob -(id + 1) / 256.
   absl::StatusOr<v1::ScoreResponse> Score(const v1::ScoreRequest& request) override;
   // [first token, last token, source], or half of each when normalized.
   absl::StatusOr<v1::EmbedResponse> Embed(const v1::EmbedRequest& request) override;
-  // Every token has logprob -(id + 1) / 256; three a message. Needs a tokenizer for text.
+  // As Score; three a message. Needs a tokenizer for text.
   absl::Status ScoreDocument(const v1::ScoreDocumentRequest& document, DocumentCallback callback) override;
   absl::StatusOr<v1::TokenizeResponse> Tokenize(const v1::TokenizeRequest& request) override;
+  absl::StatusOr<std::vector<uint32_t>> TokenizeDocument(absl::string_view text) override;
   absl::StatusOr<v1::DetokenizeResponse> Detokenize(const v1::DetokenizeRequest& request) override;
   absl::StatusOr<v1::ListModelsResponse> ListModels() override;
   absl::StatusOr<v1::Session> CreateSession(const v1::SessionsCreateRequest& request) override;

@@ -109,6 +109,26 @@ class GrpcRouterClient : public RouterClient {
   absl::StatusOr<v1::TokenizeResponse> Tokenize(const v1::TokenizeRequest& request) override {
     return Call<v1::TokenizeResponse>(*generation_, &v1::Generation::Stub::Tokenize, request);
   }
+  absl::StatusOr<std::vector<uint32_t>> TokenizeDocument(absl::string_view text) override {
+    grpc::ClientContext context;
+    SetDeadline(context, absl::Now() + options_.stream_timeout);
+    const auto stream = generation_->TokenizeDocument(&context);
+    v1::TokenizeDocumentRequest piece;
+    bool writing = true;  // As in ScoreDocument.
+    for (size_t begin = 0; writing && begin < text.size(); begin += kPieceBytes) {
+      piece.set_text(std::string(text.substr(begin, kPieceBytes)));
+      writing = stream->Write(piece);
+    }
+    if (writing) stream->WritesDone();
+    std::vector<uint32_t> tokens;
+    const absl::Status status =
+        Drain<v1::TokenizeDocumentResponse>(context, *stream, [&](const v1::TokenizeDocumentResponse& response) {
+          tokens.insert(tokens.end(), response.token_ids().begin(), response.token_ids().end());
+          return absl::OkStatus();
+        });
+    if (!status.ok()) return status;
+    return tokens;
+  }
   absl::StatusOr<v1::DetokenizeResponse> Detokenize(const v1::DetokenizeRequest& request) override {
     return Call<v1::DetokenizeResponse>(*generation_, &v1::Generation::Stub::Detokenize, request);
   }

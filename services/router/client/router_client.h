@@ -4,10 +4,12 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "grpcpp/channel.h"
 #include "rwkv/v1/cluster.pb.h"
@@ -41,6 +43,8 @@ class RouterClient {
   using DocumentCallback = absl::FunctionRef<absl::Status(const v1::ScoreDocumentResponse&)>;
   virtual absl::Status ScoreDocument(const v1::ScoreDocumentRequest& document, DocumentCallback callback) = 0;
   virtual absl::StatusOr<v1::TokenizeResponse> Tokenize(const v1::TokenizeRequest& request) = 0;
+  // The token ids of a text, however long; it goes out in pieces.
+  virtual absl::StatusOr<std::vector<uint32_t>> TokenizeDocument(absl::string_view text) = 0;
   virtual absl::StatusOr<v1::DetokenizeResponse> Detokenize(const v1::DetokenizeRequest& request) = 0;
   virtual absl::StatusOr<v1::ListModelsResponse> ListModels() = 0;
 

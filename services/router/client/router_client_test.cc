@@ -117,6 +117,25 @@ class ScriptedGeneration : public v1::Generation::Service {
     return grpc::Status::OK;
   }
 
+  // The bytes.
+  grpc::Status TokenizeDocument(
+      grpc::ServerContext*,
+      grpc::ServerReaderWriter<v1::TokenizeDocumentResponse, v1::TokenizeDocumentRequest>* stream) override {
+    std::string text;
+    v1::TokenizeDocumentRequest piece;
+    while (stream->Read(&piece)) text += piece.text();
+    if (text == "!") return common::ToGrpcStatus(absl::FailedPreconditionError("no tokenizer"));
+    v1::TokenizeDocumentResponse response;
+    for (const char c : text) {
+      response.add_token_ids(static_cast<unsigned char>(c));
+      if (response.token_ids_size() < (1 << 20)) continue;
+      stream->Write(response);
+      response.Clear();
+    }
+    stream->Write(response);
+    return grpc::Status::OK;
+  }
+
   grpc::Status Logits(grpc::ServerContext*, const v1::LogitsRequest* request,
                       grpc::ServerWriter<v1::LogitsResponse>* writer) override {
     for (int row = 0; row < request->tokens().ids_size(); ++row) {
@@ -460,6 +479,15 @@ TEST_F(RouterClientTest, ADocumentGoesOutInPieces) {
               StatusIs(absl::StatusCode::kUnavailable, HasSubstr("full")));
   document.set_model("other");
   EXPECT_THAT(client->ScoreDocument(document, ignore), StatusIs(absl::StatusCode::kNotFound));
+}
+
+TEST_F(RouterClientTest, ATextIsTokenizedInPieces) {
+  const std::unique_ptr<RouterClient> client = Client();
+  std::string text((5 << 20) + 7, 'x');
+  text.back() = 'y';
+  ASSERT_OK_AND_ASSIGN(const std::vector<uint32_t> tokens, client->TokenizeDocument(text));
+  EXPECT_EQ(std::string(tokens.begin(), tokens.end()), text);
+  EXPECT_THAT(client->TokenizeDocument("!"), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("tokenizer")));
 }
 
 TEST_F(RouterClientTest, StreamsCallBackInOrderAndStopOnAnError) {

@@ -3,10 +3,13 @@
 #include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/slice.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -65,6 +68,16 @@ class UnaryReactor final : public grpc::ServerUnaryReactor {
   grpc::ByteBuffer* const response_;
 };
 
+absl::Status TooManyDocuments() {
+  return common::WithRetryInfo(absl::ResourceExhaustedError(absl::StrCat("already ", GenerationService::kMaxDocuments,
+                                                                         " documents are in work")),
+                               absl::Seconds(1));
+}
+
+absl::Status TooManyCalls() {
+  return common::WithRetryInfo(absl::ResourceExhaustedError("too many calls wait"), absl::Seconds(1));
+}
+
 // Reads a document whole, then hands it over; the turn manager writes and closes. `documents` counts those that are
 // there.
 class DocumentReactor final
@@ -105,10 +118,7 @@ class DocumentReactor final
         gone_(std::move(gone)),
         call_(call) {
     if (++*documents_ > GenerationService::kMaxDocuments) {
-      stream()->Close(
-          common::WithRetryInfo(absl::ResourceExhaustedError(absl::StrCat("already ", GenerationService::kMaxDocuments,
-                                                                          " documents are being scored")),
-                                absl::Seconds(1)));
+      stream()->Close(TooManyDocuments());
       return;
     }
     StartRead(&piece_);
@@ -121,7 +131,7 @@ class DocumentReactor final
       if (*gone) turns->Cancel(call);  // The first Cancel() may have come before there was anything to cancel.
     };
     if (executor_->TryRun(score)) return;
-    stream()->Close(common::WithRetryInfo(absl::ResourceExhaustedError("too many calls wait"), absl::Seconds(1)));
+    stream()->Close(TooManyCalls());
   }
 
   TurnManager* const turns_;
@@ -132,6 +142,74 @@ class DocumentReactor final
   v1::ScoreDocumentRequest piece_;
   Document document_;
   bool first_ = true;
+};
+
+// Reads a document whole, then writes its tokens, a message at a time. `documents` counts those that are there.
+class TokenizeReactor final
+    : public grpc::ServerBidiReactor<v1::TokenizeDocumentRequest, v1::TokenizeDocumentResponse> {
+ public:
+  TokenizeReactor(const TurnManager* turns, Executor* executor, std::atomic<int>* documents)
+      : turns_(turns), executor_(executor), documents_(documents) {
+    if (++*documents_ > GenerationService::kMaxDocuments) {
+      End(TooManyDocuments());
+    } else {
+      StartRead(&piece_);
+    }
+  }
+
+  void OnReadDone(bool ok) override {
+    if (!ok) {  // All of it is here. The reactor lives until Finish, which only what runs next can call.
+      if (!executor_->TryRun([this] { Tokenize(); })) End(TooManyCalls());
+      return;
+    }
+    if (first_) document_.model = piece_.model();
+    first_ = false;
+    document_.text += piece_.text();
+    if (document_.Bytes() > turns_->limits().max_document_bytes) return End(DocumentTooLarge(turns_->limits()));
+    StartRead(&piece_);
+  }
+
+  void OnWriteDone(bool ok) override {
+    if (!ok || sent_ == tokens_.size()) return End(absl::OkStatus());  // Not ok: nobody is there to be told.
+    WriteNext();
+  }
+
+  void OnDone() override {
+    --*documents_;
+    delete this;
+  }
+
+ private:
+  static constexpr size_t kTokensPerMessage = 1 << 16;
+
+  void End(const absl::Status& status) { Finish(common::ToGrpcStatus(status)); }
+
+  void Tokenize() {
+    const absl::StatusOr<std::shared_ptr<const ServingModel>> model = turns_->ModelOrWhyNot();
+    if (!model.ok()) return End(model.status());
+    absl::StatusOr<std::vector<uint32_t>> tokens = MakeDocumentTokens(document_, **model, turns_->limits());
+    if (!tokens.ok()) return End(tokens.status());
+    document_ = Document();
+    tokens_ = *std::move(tokens);
+    WriteNext();
+  }
+
+  void WriteNext() {
+    const size_t end = std::min(tokens_.size(), sent_ + kTokensPerMessage);
+    response_.mutable_token_ids()->Assign(tokens_.begin() + sent_, tokens_.begin() + end);
+    sent_ = end;
+    StartWrite(&response_);
+  }
+
+  const TurnManager* const turns_;
+  Executor* const executor_;
+  std::atomic<int>* const documents_;
+  v1::TokenizeDocumentRequest piece_;
+  Document document_;
+  bool first_ = true;
+  std::vector<uint32_t> tokens_;
+  size_t sent_ = 0;
+  v1::TokenizeDocumentResponse response_;
 };
 
 }  // namespace
@@ -213,6 +291,11 @@ grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContex
   auto* const reactor = context->DefaultReactor();
   reactor->Finish(common::ToGrpcStatus(TokenizeNow(*request, response)));
   return reactor;
+}
+
+grpc::ServerBidiReactor<v1::TokenizeDocumentRequest, v1::TokenizeDocumentResponse>* GenerationService::TokenizeDocument(
+    grpc::CallbackServerContext* context) {
+  return new TokenizeReactor(turns_, executor_, &documents_);
 }
 
 absl::Status GenerationService::DetokenizeNow(const v1::DetokenizeRequest& request,

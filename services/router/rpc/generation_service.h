@@ -11,11 +11,12 @@ namespace rwkv::router {
 
 // Generate, Score and Embed are taken as bytes: a text that is not UTF-8 does not parse, and gRPC by itself would only
 // say that something is wrong.
-using GenerationServiceBase = v1::Generation::WithRawCallbackMethod_Generate<
-    v1::Generation::WithRawCallbackMethod_Score<v1::Generation::WithRawCallbackMethod_Embed<
-        v1::Generation::WithCallbackMethod_ScoreDocument<v1::Generation::WithCallbackMethod_Logits<
-            v1::Generation::WithCallbackMethod_Tokenize<v1::Generation::WithCallbackMethod_Detokenize<
-                v1::Generation::WithCallbackMethod_ListModels<v1::Generation::Service>>>>>>>>;
+using GenerationServiceBase =
+    v1::Generation::WithRawCallbackMethod_Generate<v1::Generation::WithRawCallbackMethod_Score<
+        v1::Generation::WithRawCallbackMethod_Embed<v1::Generation::WithCallbackMethod_ScoreDocument<
+            v1::Generation::WithCallbackMethod_Logits<v1::Generation::WithCallbackMethod_Tokenize<
+                v1::Generation::WithCallbackMethod_TokenizeDocument<v1::Generation::WithCallbackMethod_Detokenize<
+                    v1::Generation::WithCallbackMethod_ListModels<v1::Generation::Service>>>>>>>>>;
 
 class GenerationService final : public GenerationServiceBase {
  public:
@@ -23,7 +24,7 @@ class GenerationService final : public GenerationServiceBase {
   static constexpr size_t kMaxTextBytes = 1 << 20;
   static constexpr int kMaxTokenIds = 1 << 18;
 
-  // Documents that are read or scored at a time; one more is RESOURCE_EXHAUSTED.
+  // Documents that are read, tokenized or scored at a time; one more is RESOURCE_EXHAUSTED.
   static constexpr int kMaxDocuments = 4;
 
   // Neither is owned; documents are tokenized on the executor.
@@ -41,6 +42,8 @@ class GenerationService final : public GenerationServiceBase {
                                                        const v1::LogitsRequest* request) override;
   grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context, const v1::TokenizeRequest* request,
                                      v1::TokenizeResponse* response) override;
+  grpc::ServerBidiReactor<v1::TokenizeDocumentRequest, v1::TokenizeDocumentResponse>* TokenizeDocument(
+      grpc::CallbackServerContext* context) override;
   grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context, const v1::DetokenizeRequest* request,
                                        v1::DetokenizeResponse* response) override;
   grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* context, const v1::ListModelsRequest* request,

@@ -381,6 +381,59 @@ TEST_F(ServicesTest, ADocumentComesInPieces) {
   EXPECT_THAT(score(pieces, &tokens), StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("5000 bytes")));
 }
 
+TEST_F(ServicesTest, ADocumentIsTokenizedAsOneText) {
+  TurnManager::Options options;
+  options.limits.max_document_bytes = 260'000;
+  StartServer(World(), options);
+  const auto tokenize = [&](const std::vector<std::string>& pieces, std::vector<uint32_t>* tokens,
+                            const std::string& model = "") {
+    grpc::ClientContext context;
+    const auto stream = generation_->TokenizeDocument(&context);
+    for (const std::string& text : pieces) {
+      v1::TokenizeDocumentRequest piece;
+      piece.set_model(model);
+      piece.set_text(text);
+      stream->Write(piece);
+    }
+    stream->WritesDone();
+    v1::TokenizeDocumentResponse response;
+    while (stream->Read(&response)) {
+      tokens->insert(tokens->end(), response.token_ids().begin(), response.token_ids().end());
+    }
+    return common::FromGrpcStatus(stream->Finish());
+  };
+  std::string text;
+  for (int i = 0; i < 20'000; ++i) text += "the house \xe2\x82\xac";  // More tokens than a message holds.
+  const std::vector<uint32_t> expected = cluster_->tokenizer().Encode(text);
+  ASSERT_GT(expected.size(), 1 << 16);
+  std::vector<uint32_t> tokens;
+  ASSERT_THAT(tokenize({text.substr(0, 12), text.substr(12, 100), text.substr(112)}, &tokens), IsOk());
+  EXPECT_EQ(tokens, expected);
+
+  tokens.clear();
+  EXPECT_THAT(tokenize({}, &tokens), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("empty")));
+  EXPECT_THAT(tokenize({"a"}, &tokens, "other"), StatusIs(absl::StatusCode::kNotFound, HasSubstr("other")));
+  EXPECT_THAT(tokenize({text, "a"}, &tokens),
+              StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("--max_document_bytes")));
+  EXPECT_EQ(tokens.size(), 0);
+
+  // One place each until the client is gone.
+  std::vector<std::unique_ptr<grpc::ClientContext>> contexts;
+  std::vector<std::unique_ptr<grpc::ClientReaderWriter<v1::TokenizeDocumentRequest, v1::TokenizeDocumentResponse>>>
+      streams;
+  for (int i = 0; i < GenerationService::kMaxDocuments; ++i) {
+    contexts.push_back(std::make_unique<grpc::ClientContext>());
+    streams.push_back(generation_->TokenizeDocument(contexts.back().get()));
+    streams.back()->Write(v1::TokenizeDocumentRequest());
+  }
+  ASSERT_TRUE(WaitUntil([&] { return absl::IsResourceExhausted(tokenize({"a"}, &tokens)); }));
+  for (int i = 0; i < GenerationService::kMaxDocuments; ++i) {
+    contexts[i]->TryCancel();
+    EXPECT_THAT(common::FromGrpcStatus(streams[i]->Finish()), StatusIs(absl::StatusCode::kCancelled));
+  }
+  EXPECT_TRUE(WaitUntil([&] { return tokenize({"a"}, &tokens).ok(); }));
+}
+
 TEST_F(ServicesTest, DocumentsAreBoundedInNumberAndFreedWhenTheirClientsLeave) {
   StartServer(World());
   cluster_->pipeline().PauseSteps();

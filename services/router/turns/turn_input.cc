@@ -171,8 +171,8 @@ absl::StatusOr<std::vector<uint32_t>> MakeDocumentTokens(const Document& documen
 }
 
 absl::Status DocumentTooLarge(const InputLimits& limits) {
-  return absl::ResourceExhaustedError(
-      absl::StrCat("the document has more than the ", limits.max_document_bytes, " bytes that are allowed"));
+  return absl::ResourceExhaustedError(absl::StrCat("the document has more than the ", limits.max_document_bytes,
+                                                   " bytes that this router allows (--max_document_bytes)"));
 }
 
 absl::StatusOr<TurnInput> MakeTurnInput(const v1::GenerateRequest& request, const ServingModel& model,
