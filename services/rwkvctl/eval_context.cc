@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -14,42 +13,57 @@
 namespace rwkv::rwkvctl {
 namespace {
 
-constexpr size_t kPieceBytes = 1 << 20;  // Of text, tokenized at a time; a window does not reach over its end.
 constexpr uint64_t kFirstBucketEnd = 64;
 
 // Windows of `options.tokens`, each after id 0.
 absl::StatusOr<std::vector<TokenIds>> CutIntoWindows(router::RouterClient& client, absl::string_view text,
                                                      const ContextOptions& options) {
+  absl::StatusOr<TokenIds> tokens = EncodeDocument(client, text);
+  if (!tokens.ok()) return tokens.status();
   std::vector<TokenIds> windows;
-  size_t most = 0;
-  for (size_t begin = 0; begin < text.size() && windows.size() < options.windows; begin += kPieceBytes) {
-    absl::StatusOr<TokenIds> tokens = EncodeText(client, text.substr(begin, kPieceBytes));
-    if (!tokens.ok()) return tokens.status();
-    most = std::max(most, tokens->size());
-    for (size_t first = 0; first + options.tokens <= tokens->size() && windows.size() < options.windows;
-         first += options.tokens) {
-      TokenIds& window = windows.emplace_back(1, 0);
-      window.insert(window.end(), tokens->begin() + first, tokens->begin() + first + options.tokens);
-    }
+  for (size_t first = 0; first + options.tokens <= tokens->size() && windows.size() < options.windows;
+       first += options.tokens) {
+    TokenIds& window = windows.emplace_back(1, 0);
+    window.insert(window.end(), tokens->begin() + first, tokens->begin() + first + options.tokens);
   }
   if (windows.empty()) {
     return absl::InvalidArgumentError(
-        absl::StrCat("the text has ", most, " tokens in a row, a window needs ", options.tokens));
+        absl::StrCat("the text has ", tokens->size(), " tokens, a window needs ", options.tokens));
   }
   return windows;
 }
 
-}  // namespace
+struct Mean {
+  double value = 0;
+  double standard_error = 0;  // 0 of one value.
+};
 
-double ContextResult::RiseNats() const {
-  double lowest = std::numeric_limits<double>::infinity();
-  double rise = 0;
-  for (const ContextBucket& bucket : buckets) {
-    rise = std::max(rise, bucket.nats_per_token - lowest);
-    lowest = std::min(lowest, bucket.nats_per_token);
-  }
-  return rise;
+Mean MeanOf(const std::vector<double>& values) {
+  const auto count = static_cast<double>(values.size());
+  Mean mean;
+  for (const double value : values) mean.value += value / count;
+  if (values.size() == 1) return mean;
+  double squares = 0;
+  for (const double value : values) squares += (value - mean.value) * (value - mean.value);
+  mean.standard_error = std::sqrt(squares / (count - 1) / count);
+  return mean;
 }
+
+// `means` [bucket][window]
+void FindRise(const std::vector<std::vector<double>>& means, ContextResult* result) {
+  for (size_t to = 1; to < means.size(); ++to) {
+    for (size_t from = 0; from < to; ++from) {
+      std::vector<double> differences = means[to];
+      for (size_t w = 0; w < differences.size(); ++w) differences[w] -= means[from][w];
+      const Mean rise = MeanOf(differences);
+      if (rise.value <= result->rise_nats) continue;
+      result->rise_nats = rise.value;
+      result->rise_standard_error = rise.standard_error;
+    }
+  }
+}
+
+}  // namespace
 
 absl::StatusOr<ContextResult> EvaluateContext(router::RouterClient& client, const std::string& text,
                                               const ContextOptions& options, ProgressBar& progress) {
@@ -62,31 +76,24 @@ absl::StatusOr<ContextResult> EvaluateContext(router::RouterClient& client, cons
     bucket.begin = begin;
     bucket.end = std::min<uint64_t>(end, options.tokens);
   }
-  // Of a bucket's means over the windows.
-  std::vector<double> sums(result.buckets.size());
-  std::vector<double> squares(result.buckets.size());
+  std::vector<std::vector<double>> means(result.buckets.size());  // By bucket, then window.
   for (const TokenIds& window : *windows) {
-    absl::StatusOr<std::vector<float>> logprobs = ScoreTokens(client, window, 1);
+    absl::StatusOr<std::vector<float>> logprobs = ScoreDocument(client, window);
     if (!logprobs.ok()) return logprobs.status();
     for (size_t b = 0; b < result.buckets.size(); ++b) {
       const ContextBucket& bucket = result.buckets[b];
       double nats = 0;
       for (uint64_t i = bucket.begin; i < bucket.end; ++i) nats -= (*logprobs)[i];
-      const double mean = nats / static_cast<double>(bucket.end - bucket.begin);
-      sums[b] += mean;
-      squares[b] += mean * mean;
+      means[b].push_back(nats / static_cast<double>(bucket.end - bucket.begin));
     }
     progress.Update(++result.windows, windows->size());
   }
-  const auto count = static_cast<double>(result.windows);
   for (size_t b = 0; b < result.buckets.size(); ++b) {
-    const double mean = sums[b] / count;
-    result.buckets[b].nats_per_token = mean;
-    if (result.windows > 1) {
-      const double variance = std::max(0.0, squares[b] - count * mean * mean) / (count - 1);
-      result.buckets[b].standard_error = std::sqrt(variance / count);
-    }
+    const Mean mean = MeanOf(means[b]);
+    result.buckets[b].nats_per_token = mean.value;
+    result.buckets[b].standard_error = mean.standard_error;
   }
+  FindRise(means, &result);
   return result;
 }
 
@@ -102,7 +109,8 @@ Json ContextToJson(const ContextResult& result) {
       {"tokens", result.tokens},
       {"windows", result.windows},
       {"buckets", std::move(buckets)},
-      {"rise_nats", result.RiseNats()},
+      {"rise_nats", result.rise_nats},
+      {"rise_standard_error", result.rise_standard_error},
   };
 }
 
@@ -112,9 +120,11 @@ std::string ContextToTable(const ContextResult& result) {
     rows.push_back({absl::StrCat(bucket.begin, "..", bucket.end - 1), absl::StrFormat("%.4f", bucket.nats_per_token),
                     absl::StrFormat("%.4f", bucket.standard_error)});
   }
-  return absl::StrCat(
-      FormatTable(rows), "\n", result.windows, " windows of ", result.tokens, " tokens; ",
-      result.RiseNats() > 0 ? absl::StrFormat("rises by at most %.4f nats", result.RiseNats()) : "never rises", "\n");
+  return absl::StrCat(FormatTable(rows), "\n", result.windows, " windows of ", result.tokens, " tokens; ",
+                      result.rise_nats > 0 ? absl::StrFormat("rises by at most %.4f +- %.4f nats", result.rise_nats,
+                                                             result.rise_standard_error)
+                                           : "never rises",
+                      "\n");
 }
 
 }  // namespace rwkv::rwkvctl

@@ -29,15 +29,19 @@ struct ContextResult {
   uint64_t tokens = 0;  // Of a window.
   uint64_t windows = 0;
   std::vector<ContextBucket> buckets;  // [0, 64), then each to twice the last one's end.
-  double RiseNats() const;             // The most that a bucket lies above one before it; 0: it never rises.
+  // The most that a bucket lies above one before it, 0 if none does, and the standard error of that difference over the
+  // windows, each compared with itself; 0 with one window.
+  double rise_nats = 0;
+  double rise_standard_error = 0;
 };
 
 // Cuts the text into windows of options.tokens, feeds each from a fresh state after id 0, and takes means.
-// kInvalidArgument: the text has not even one window; else the router's errors.
+// kInvalidArgument: the text, not empty, has not even one window; else the router's errors.
 absl::StatusOr<ContextResult> EvaluateContext(router::RouterClient& client, const std::string& text,
                                               const ContextOptions& options, ProgressBar& progress);
 
-// {"tokens", "windows", "buckets": [{"begin", "end", "nats_per_token", "standard_error"}], "rise_nats"}
+// {"tokens", "windows", "buckets": [{"begin", "end", "nats_per_token", "standard_error"}], "rise_nats",
+//  "rise_standard_error"}
 Json ContextToJson(const ContextResult& result);
 std::string ContextToTable(const ContextResult& result);
 

@@ -9,9 +9,40 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
 #include "services/rwkvctl/eval_tokens.h"
+#include "services/rwkvctl/parallel.h"
 #include "services/rwkvctl/table.h"
 
 namespace rwkv::rwkvctl {
+namespace {
+
+struct Answer {
+  bool correct = false;
+  double nats = 0;
+};
+
+absl::StatusOr<Answer> Try(router::RouterClient& client, const LambadaExample& example) {
+  absl::StatusOr<TokenIds> tokens = EncodeText(client, example.context);
+  if (!tokens.ok()) return tokens.status();
+  absl::StatusOr<TokenIds> target = EncodeText(client, example.target);
+  if (!target.ok()) return target.status();
+  tokens->insert(tokens->begin(), 0);
+  absl::StatusOr<std::vector<v1::GenerateResponse>> likeliest =
+      ContinueGreedily(client, *tokens, static_cast<uint32_t>(target->size()));
+  if (!likeliest.ok()) return likeliest.status();
+  Answer answer;
+  answer.correct =
+      std::equal(target->begin(), target->end(), likeliest->begin(), likeliest->end(),
+                 [](uint32_t id, const v1::GenerateResponse& response) { return id == response.token_id(); });
+
+  const size_t begin = tokens->size();
+  tokens->insert(tokens->end(), target->begin(), target->end());
+  absl::StatusOr<std::vector<float>> logprobs = ScoreTokens(client, *tokens, begin);
+  if (!logprobs.ok()) return logprobs.status();
+  for (const float logprob : *logprobs) answer.nats -= logprob;
+  return answer;
+}
+
+}  // namespace
 
 double LambadaResult::Perplexity() const { return std::exp(nats / static_cast<double>(examples)); }
 
@@ -22,8 +53,9 @@ absl::StatusOr<std::vector<LambadaExample>> ParseLambada(absl::string_view jsonl
     ++line;
     if (absl::StripAsciiWhitespace(row).empty()) continue;
     const Json json = Json::parse(row, nullptr, /*allow_exceptions=*/false);
+    if (json.is_discarded()) return absl::InvalidArgumentError(absl::StrCat("line ", line, " is not JSON"));
     if (!json.is_object() || !json.contains("text") || !json["text"].is_string()) {
-      return absl::InvalidArgumentError(absl::StrCat("line ", line, " is not {\"text\": \"...\"}"));
+      return absl::InvalidArgumentError(absl::StrCat("line ", line, " is not an object with a string \"text\""));
     }
     const std::string text = json["text"].get<std::string>();
     const size_t blank = text.rfind(' ');
@@ -37,28 +69,22 @@ absl::StatusOr<std::vector<LambadaExample>> ParseLambada(absl::string_view jsonl
 }
 
 absl::StatusOr<LambadaResult> EvaluateLambada(router::RouterClient& client, const std::vector<LambadaExample>& examples,
-                                              ProgressBar& progress) {
+                                              uint32_t parallel, ProgressBar& progress) {
+  std::vector<Answer> answers(examples.size());
+  absl::Status status = RunInParallel(
+      examples.size(), parallel,
+      [&](size_t i) {
+        absl::StatusOr<Answer> answer = Try(client, examples[i]);
+        if (answer.ok()) answers[i] = *answer;
+        return answer.status();
+      },
+      [&](size_t done) { progress.Update(done, examples.size()); });
+  if (!status.ok()) return status;
   LambadaResult result;
-  for (const LambadaExample& example : examples) {
-    absl::StatusOr<TokenIds> tokens = EncodeText(client, example.context);
-    if (!tokens.ok()) return tokens.status();
-    absl::StatusOr<TokenIds> target = EncodeText(client, example.target);
-    if (!target.ok()) return target.status();
-    tokens->insert(tokens->begin(), 0);
-    absl::StatusOr<std::vector<v1::GenerateResponse>> likeliest =
-        ContinueGreedily(client, *tokens, static_cast<uint32_t>(target->size()));
-    if (!likeliest.ok()) return likeliest.status();
-    const bool correct =
-        std::equal(target->begin(), target->end(), likeliest->begin(), likeliest->end(),
-                   [](uint32_t id, const v1::GenerateResponse& response) { return id == response.token_id(); });
-
-    const size_t begin = tokens->size();
-    tokens->insert(tokens->end(), target->begin(), target->end());
-    absl::StatusOr<std::vector<float>> logprobs = ScoreTokens(client, *tokens, begin);
-    if (!logprobs.ok()) return logprobs.status();
-    for (const float logprob : *logprobs) result.nats -= logprob;
-    result.correct += correct;
-    progress.Update(++result.examples, examples.size());
+  result.examples = examples.size();
+  for (const Answer& answer : answers) {
+    result.correct += answer.correct;
+    result.nats += answer.nats;
   }
   return result;
 }

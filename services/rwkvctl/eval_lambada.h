@@ -31,8 +31,9 @@ struct LambadaResult {
 // One {"text": "..."} a line; empty lines are skipped. kInvalidArgument names the line; no line at all is one, too.
 absl::StatusOr<std::vector<LambadaExample>> ParseLambada(absl::string_view jsonl);
 
+// `parallel` examples at a time, >= 1; the result is the same, bit for bit, whatever it is.
 absl::StatusOr<LambadaResult> EvaluateLambada(router::RouterClient& client, const std::vector<LambadaExample>& examples,
-                                              ProgressBar& progress);
+                                              uint32_t parallel, ProgressBar& progress);
 
 // {"examples", "correct", "accuracy", "perplexity"}
 Json LambadaToJson(const LambadaResult& result);

@@ -1,6 +1,7 @@
 #include "services/rwkvctl/eval_needle.h"
 
 #include <random>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/ascii.h"
@@ -8,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "services/rwkvctl/eval_tokens.h"
+#include "services/rwkvctl/parallel.h"
 #include "services/rwkvctl/table.h"
 
 namespace rwkv::rwkvctl {
@@ -24,53 +26,79 @@ constexpr uint32_t kAnswerTokens = 8;  // A key has five digits, each a token at
 
 void Append(const TokenIds& more, TokenIds& tokens) { tokens.insert(tokens.end(), more.begin(), more.end()); }
 
+// What every text of a run is made of.
+struct Parts {
+  TokenIds task;  // After id 0.
+  TokenIds filler;
+  TokenIds question;
+};
+
+absl::StatusOr<Parts> EncodeParts(router::RouterClient& client, const std::string& haystack) {
+  Parts parts;
+  absl::StatusOr<TokenIds> task = EncodeText(client, kTask);
+  if (!task.ok()) return task.status();
+  parts.task = *std::move(task);
+  parts.task.insert(parts.task.begin(), 0);
+  absl::StatusOr<TokenIds> filler = EncodeDocument(client, haystack.empty() ? kFiller : haystack);
+  if (!filler.ok()) return filler.status();
+  parts.filler = *std::move(filler);
+  absl::StatusOr<TokenIds> question = EncodeText(client, kQuestion);
+  if (!question.ok()) return question.status();
+  parts.question = *std::move(question);
+  return parts;
+}
+
+// Whether the model finds `key`, which stands at `depth` percent of a text of `length` tokens.
+absl::StatusOr<bool> FindsKey(router::RouterClient& client, const Parts& parts, uint32_t length, uint32_t depth,
+                              int key) {
+  absl::StatusOr<TokenIds> needle = EncodeText(client, absl::StrFormat(kKey, key, key));
+  if (!needle.ok()) return needle.status();
+  const size_t fixed = parts.task.size() + needle->size() + parts.question.size();
+  if (length < fixed) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("length ", length, ": task, key and question alone have ", fixed, " tokens"));
+  }
+  const size_t filling = length - fixed;
+  const size_t before = filling * depth / 100;
+  TokenIds tokens = parts.task;
+  for (size_t i = 0; i < filling; ++i) {
+    if (i == before) Append(*needle, tokens);
+    tokens.push_back(parts.filler[i % parts.filler.size()]);
+  }
+  if (before == filling) Append(*needle, tokens);
+  Append(parts.question, tokens);
+  absl::StatusOr<std::vector<v1::GenerateResponse>> answer = ContinueGreedily(client, tokens, kAnswerTokens);
+  if (!answer.ok()) return answer.status();
+  std::string text;
+  for (const v1::GenerateResponse& token : *answer) text += token.text();
+  return absl::StartsWith(absl::StripLeadingAsciiWhitespace(text), absl::StrCat(key));
+}
+
 }  // namespace
 
 absl::StatusOr<std::vector<NeedleCell>> EvaluateNeedle(router::RouterClient& client, const NeedleOptions& options,
-                                                       ProgressBar& progress) {
-  absl::StatusOr<TokenIds> task = EncodeText(client, kTask);
-  if (!task.ok()) return task.status();
-  task->insert(task->begin(), 0);
-  absl::StatusOr<TokenIds> filler = EncodeText(client, options.haystack.empty() ? kFiller : options.haystack);
-  if (!filler.ok()) return filler.status();
-  absl::StatusOr<TokenIds> question = EncodeText(client, kQuestion);
-  if (!question.ok()) return question.status();
-
-  std::mt19937 random(20230525);  // Seeded: runs can be compared.
+                                                       uint32_t parallel, ProgressBar& progress) {
+  absl::StatusOr<Parts> parts = EncodeParts(client, options.haystack);
+  if (!parts.ok()) return parts.status();
   std::vector<NeedleCell> cells;
-  uint64_t done = 0;
   for (const uint32_t length : options.lengths) {
-    for (const uint32_t depth : options.depths) {
-      NeedleCell& cell = cells.emplace_back();
-      cell.length = length;
-      cell.depth = depth;
-      for (; cell.trials < options.trials; ++cell.trials) {
-        const int key = 10000 + static_cast<int>(random() % 90000);
-        absl::StatusOr<TokenIds> needle = EncodeText(client, absl::StrFormat(kKey, key, key));
-        if (!needle.ok()) return needle.status();
-        const size_t fixed = task->size() + needle->size() + question->size();
-        if (length < fixed) {
-          return absl::InvalidArgumentError(
-              absl::StrCat("length ", length, ": task, key and question alone have ", fixed, " tokens"));
-        }
-        const size_t filling = length - fixed;
-        const size_t before = filling * depth / 100;
-        TokenIds tokens = *task;
-        for (size_t i = 0; i < filling; ++i) {
-          if (i == before) Append(*needle, tokens);
-          tokens.push_back((*filler)[i % filler->size()]);
-        }
-        if (before == filling) Append(*needle, tokens);
-        Append(*question, tokens);
-        absl::StatusOr<std::vector<v1::GenerateResponse>> answer = ContinueGreedily(client, tokens, kAnswerTokens);
-        if (!answer.ok()) return answer.status();
-        std::string text;
-        for (const v1::GenerateResponse& token : *answer) text += token.text();
-        cell.correct += absl::StartsWith(absl::StripLeadingAsciiWhitespace(text), absl::StrCat(key));
-        progress.Update(++done, uint64_t{options.trials} * options.lengths.size() * options.depths.size());
-      }
-    }
+    for (const uint32_t depth : options.depths) cells.push_back({length, depth, options.trials, 0});
   }
+  std::mt19937 random(20230525);  // Seeded: runs can be compared.
+  std::vector<int> keys(cells.size() * options.trials);
+  for (int& key : keys) key = 10000 + static_cast<int>(random() % 90000);
+  std::vector<char> found(keys.size());  // Not of bool, whose elements share bytes.
+  absl::Status status = RunInParallel(
+      keys.size(), parallel,
+      [&](size_t i) {
+        const NeedleCell& cell = cells[i / options.trials];
+        absl::StatusOr<bool> finds = FindsKey(client, *parts, cell.length, cell.depth, keys[i]);
+        if (finds.ok()) found[i] = static_cast<char>(*finds);
+        return finds.status();
+      },
+      [&](size_t done) { progress.Update(done, keys.size()); });
+  if (!status.ok()) return status;
+  for (size_t i = 0; i < found.size(); ++i) cells[i / options.trials].correct += found[i];
   return cells;
 }
 

@@ -26,10 +26,11 @@ struct NeedleCell {
   uint32_t correct = 0;
 };
 
-// By length, then depth. Right is an answer that begins with the key. The keys are the same in every run.
+// By length, then depth. Right is an answer that begins with the key. The keys are the same in every run. `parallel`
+// trials at a time, >= 1; the cells are the same whatever it is.
 // kInvalidArgument: a length leaves no room for filler; else the router's errors.
 absl::StatusOr<std::vector<NeedleCell>> EvaluateNeedle(router::RouterClient& client, const NeedleOptions& options,
-                                                       ProgressBar& progress);
+                                                       uint32_t parallel, ProgressBar& progress);
 
 // {"cells": [{"length", "depth", "trials", "correct"}], "accuracy"}
 Json NeedleToJson(const std::vector<NeedleCell>& cells);

@@ -10,6 +10,8 @@
 
 namespace rwkv::rwkvctl {
 
+double PerplexityResult::Perplexity() const { return std::exp(NatsPerToken()); }
+
 double PerplexityResult::BitsPerByte() const { return nats / std::log(2.0) / static_cast<double>(bytes); }
 
 absl::StatusOr<PerplexityResult> EvaluatePerplexity(router::RouterClient& client, const std::string& text,
@@ -35,6 +37,7 @@ Json PerplexityToJson(const PerplexityResult& result) {
       {"tokens", result.tokens},
       {"bytes", result.bytes},
       {"nats_per_token", result.NatsPerToken()},
+      {"perplexity", result.Perplexity()},
       {"bits_per_byte", result.BitsPerByte()},
   };
 }
@@ -43,7 +46,7 @@ std::string PerplexityToTable(const PerplexityResult& result) {
   return FormatTable(
       {{"TOKENS", "BYTES", "NATS/TOKEN", "PERPLEXITY", "BITS/BYTE"},
        {absl::StrCat(result.tokens), absl::StrCat(result.bytes), absl::StrFormat("%.4f", result.NatsPerToken()),
-        absl::StrFormat("%.3f", std::exp(result.NatsPerToken())), absl::StrFormat("%.4f", result.BitsPerByte())}});
+        absl::StrFormat("%.3f", result.Perplexity()), absl::StrFormat("%.4f", result.BitsPerByte())}});
 }
 
 }  // namespace rwkv::rwkvctl

@@ -17,6 +17,7 @@ struct PerplexityResult {
   double nats = 0;  // -sum of log p(token | all before it)
 
   double NatsPerToken() const { return nats / static_cast<double>(tokens); }
+  double Perplexity() const;  // Per token.
   double BitsPerByte() const;
 };
 
@@ -25,7 +26,7 @@ struct PerplexityResult {
 absl::StatusOr<PerplexityResult> EvaluatePerplexity(router::RouterClient& client, const std::string& text,
                                                     ProgressBar& progress);
 
-// {"tokens", "bytes", "nats_per_token", "bits_per_byte"}
+// {"tokens", "bytes", "nats_per_token", "perplexity", "bits_per_byte"}
 Json PerplexityToJson(const PerplexityResult& result);
 std::string PerplexityToTable(const PerplexityResult& result);
 

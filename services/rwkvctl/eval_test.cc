@@ -8,8 +8,10 @@
 #include "absl/status/status.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "services/common/grpc_status.h"
 #include "services/router/client/fake_router_client.h"
 #include "services/rwkvctl/eval_context.h"
 #include "services/rwkvctl/eval_lambada.h"
@@ -59,10 +61,12 @@ TEST_F(EvalTest, LambadaNamesTheLineThatIsWrong) {
   const Case kCases[] = {
       {"", "no example"},
       {"\n \n", "no example"},
-      {"{\"text\": \"a b\"}\n{\"text\": 1}", "line 2 is not"},
-      {"{\"txt\": \"a b\"}", "line 1 is not"},
-      {"[1]", "line 1 is not"},
-      {"{\"text\": \"a b\"", "line 1 is not"},
+      {"{\"text\": \"a b\"}\n{\"text\": 1}", "line 2 is not an object with a string \"text\""},
+      {"{\"txt\": \"a b\"}", "line 1 is not an object"},
+      {"[1]", "line 1 is not an object"},
+      {"{\"text\": \"a b\"", "line 1 is not JSON"},
+      {"{\"text\": \"a \xff\"}", "line 1 is not JSON"},
+      {"{\"text\": \"a \\ud83d\"}", "line 1 is not JSON"},
       {"{\"text\": \"word\"}", "line 1: the text has no last word"},
       {"{\"text\": \" word\"}", "line 1: the text has no last word"},
       {"{\"text\": \"a word \"}", "line 1: the text has no last word"},
@@ -78,7 +82,7 @@ TEST_F(EvalTest, LambadaIsRightWhenEachTokenOfTheTargetIsTheLikeliest) {
     return absl::EndsWith(input, "We go") ? " home" : " hose";
   };
   const std::vector<LambadaExample> examples = {{"We go", " home"}, {"They go", " home"}, {"We go", " to"}};
-  const auto result = EvaluateLambada(client_, examples, progress_);
+  const auto result = EvaluateLambada(client_, examples, 1, progress_);
   ASSERT_THAT(result, IsOk());
   EXPECT_EQ(result->examples, 3);
   EXPECT_EQ(result->correct, 1);
@@ -91,9 +95,23 @@ TEST_F(EvalTest, LambadaIsRightWhenEachTokenOfTheTargetIsTheLikeliest) {
   EXPECT_EQ(request.max_tokens(), 5);
   EXPECT_EQ(request.sampling().temperature(), 0);
   EXPECT_TRUE(request.ignore_end_of_text());
-  EXPECT_EQ(state_.documents[0].token_ids(0), 0);
   EXPECT_EQ(LambadaToJson(*result)["correct"], 1);
   EXPECT_THAT(LambadaToTable(*result), AllOf(HasSubstr("ACCURACY"), HasSubstr("33.33 %")));
+}
+
+TEST_F(EvalTest, ARefusedCallIsMadeAgainWhenTheRouterSaysSo) {
+  state_.answer = " b";
+  const absl::Status full = absl::ResourceExhaustedError("too many requests wait");
+  state_.first_statuses = {common::WithRetryInfo(full, absl::Milliseconds(1)),
+                           common::WithRetryInfo(absl::UnavailableError("no pipeline"), absl::Milliseconds(1))};
+  const auto result = EvaluateLambada(client_, {{"a", " b"}}, 1, progress_);
+  ASSERT_THAT(result, IsOk());
+  EXPECT_EQ(result->correct, 1);
+  EXPECT_THAT(state_.generate_requests, SizeIs(3));
+
+  state_.first_statuses = {full};  // For good, as it seems.
+  EXPECT_THAT(EvaluateLambada(client_, {{"a", " b"}}, 1, progress_),
+              StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("too many requests")));
 }
 
 TEST_F(EvalTest, ContextTakesMeansByPositionOverTheWindows) {
@@ -113,7 +131,7 @@ TEST_F(EvalTest, ContextTakesMeansByPositionOverTheWindows) {
   EXPECT_NEAR(result->buckets[0].standard_error, 1 / 256.0, 1e-6);  // Half the distance of the two.
   EXPECT_NEAR(result->buckets[1].nats_per_token, Nats("a"), 1e-6);
   EXPECT_NEAR(result->buckets[1].standard_error, 0, 1e-6);
-  EXPECT_EQ(result->RiseNats(), 0);
+  EXPECT_EQ(result->rise_nats, 0);
   EXPECT_THAT(ContextToTable(*result), AllOf(HasSubstr("64..99"), HasSubstr("never rises")));
   ASSERT_THAT(state_.documents, SizeIs(2));
   EXPECT_THAT(state_.documents[1].token_ids(), SizeIs(101));
@@ -123,9 +141,19 @@ TEST_F(EvalTest, ContextTakesMeansByPositionOverTheWindows) {
   const auto rising = EvaluateContext(client_, std::string(64, 'a') + std::string(136, 'b'), options, progress_);
   ASSERT_THAT(rising, IsOk());
   EXPECT_EQ(rising->windows, 1);
-  EXPECT_NEAR(rising->RiseNats(), 1 / 256.0, 1e-6);
+  EXPECT_NEAR(rising->rise_nats, 1 / 256.0, 1e-6);
+  EXPECT_EQ(rising->rise_standard_error, 0);
   EXPECT_NEAR(ContextToJson(*rising)["rise_nats"].get<double>(), 1 / 256.0, 1e-6);
-  EXPECT_THAT(ContextToTable(*rising), HasSubstr("rises by at most 0.0039"));
+  EXPECT_THAT(ContextToTable(*rising), HasSubstr("rises by at most 0.0039 +- 0.0000"));
+
+  // Rises of 1 and 3 between the same positions of two windows: 2 +- 1, however far apart the windows are.
+  options.windows = 2;
+  const auto paired = EvaluateContext(
+      client_, std::string(64, 'a') + std::string(36, 'b') + std::string(64, 'A') + std::string(36, 'D'), options,
+      progress_);
+  ASSERT_THAT(paired, IsOk());
+  EXPECT_NEAR(paired->rise_nats, 2 / 256.0, 1e-6);
+  EXPECT_NEAR(paired->rise_standard_error, 1 / 256.0, 1e-6);
 
   EXPECT_THAT(EvaluateContext(client_, std::string(99, 'a'), options, progress_),
               StatusIs(absl::StatusCode::kInvalidArgument, AllOf(HasSubstr("99 tokens"), HasSubstr("100"))));
@@ -142,7 +170,7 @@ TEST_F(EvalTest, NeedlesStandAtTheirDepthInATextOfTheLength) {
     const size_t key = input.find("The pass key is ");
     return input.size() - key < 300 ? absl::StrCat(" ", input.substr(key + 16, 5), ".") : " no idea";
   };
-  const auto cells = EvaluateNeedle(client_, options, progress_);
+  const auto cells = EvaluateNeedle(client_, options, 1, progress_);
   ASSERT_THAT(cells, IsOk());
   std::vector<uint32_t> correct;
   for (const NeedleCell& cell : *cells) {
@@ -169,15 +197,15 @@ TEST_F(EvalTest, NeedlesStandAtTheirDepthInATextOfTheLength) {
   EXPECT_THAT(NeedleToTable(*cells), AllOf(HasSubstr("DEPTH 50 %"), HasSubstr("400"), HasSubstr("2 trials")));
 
   options.lengths = {100};
-  EXPECT_THAT(EvaluateNeedle(client_, options, progress_),
+  EXPECT_THAT(EvaluateNeedle(client_, options, 1, progress_),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("length 100")));
 }
 
 TEST_F(EvalTest, WithoutATokenizerNothingIsMeasured) {
   state_.has_tokenizer = false;
-  EXPECT_THAT(EvaluateLambada(client_, {{"a", " b"}}, progress_), StatusIs(absl::StatusCode::kFailedPrecondition));
+  EXPECT_THAT(EvaluateLambada(client_, {{"a", " b"}}, 1, progress_), StatusIs(absl::StatusCode::kFailedPrecondition));
   EXPECT_THAT(EvaluateContext(client_, "text", {}, progress_), StatusIs(absl::StatusCode::kFailedPrecondition));
-  EXPECT_THAT(EvaluateNeedle(client_, {}, progress_), StatusIs(absl::StatusCode::kFailedPrecondition));
+  EXPECT_THAT(EvaluateNeedle(client_, {}, 1, progress_), StatusIs(absl::StatusCode::kFailedPrecondition));
 }
 
 }  // namespace

@@ -1,4 +1,6 @@
-// What the measures of `eval` share: texts as tokens, and what the model says next.
+// What the measures of `eval` share: texts as tokens, and what the model says next. Thread-safe. A call that is refused
+// with a time to come back (no room, no pipeline just now) is made again for up to a minute before its error is
+// returned.
 #pragma once
 
 #include <cstdint>
@@ -16,9 +18,13 @@ using TokenIds = std::vector<uint32_t>;
 
 // kFailedPrecondition: the model has no known tokenizer. At most 1 MiB a call, as the router takes it.
 absl::StatusOr<TokenIds> EncodeText(router::RouterClient& client, absl::string_view text);
+// The same for a text up to the router's --max_document_bytes; it is not empty.
+absl::StatusOr<TokenIds> EncodeDocument(router::RouterClient& client, absl::string_view text);
 
-// The log-probability of each of tokens[begin ..], given all before it; begin >= 1.
+// The log-probability of each of tokens[begin ..], given all before it; begin >= 1. As long as a prompt may be.
 absl::StatusOr<std::vector<float>> ScoreTokens(router::RouterClient& client, const TokenIds& tokens, size_t begin);
+// The log-probability of each of tokens[1 ..]. As long as a document may be.
+absl::StatusOr<std::vector<float>> ScoreDocument(router::RouterClient& client, const TokenIds& tokens);
 
 // The `count` likeliest tokens after `tokens`, each after the ones before it (greedy), with text and logprobs.
 absl::StatusOr<std::vector<v1::GenerateResponse>> ContinueGreedily(router::RouterClient& client, const TokenIds& tokens,

@@ -19,13 +19,14 @@ absl::StatusOr<std::string> ReadAll(std::istream& in, absl::string_view name) {
   constexpr size_t kMaxBytes = 64 << 20;
   std::string content;
   char buffer[1 << 16];
+  errno = 0;
   while (in.read(buffer, sizeof(buffer)), in.gcount() > 0) {
     content.append(buffer, static_cast<size_t>(in.gcount()));
     if (content.size() > kMaxBytes) {
       return absl::InvalidArgumentError(absl::StrCat(name, " has more than ", kMaxBytes, " bytes"));
     }
   }
-  if (in.bad()) return absl::UnavailableError(absl::StrCat("cannot read ", name));
+  if (in.bad()) return absl::UnavailableError(absl::StrCat("cannot read ", name, ": ", std::strerror(errno)));
   return content;
 }
 

@@ -168,6 +168,11 @@ TEST_F(RwkvctlTest, WrongUsageIsOneLineAndStatus2) {
       {{"eval", "needle", "--depth", "101"}, "--depth 101"},
       {{"eval", "needle", "--trials", "0"}, "--trials"},
       {{"eval", "context", "a", "--window-tokens", "0"}, "--window-tokens"},
+      {{"eval", "context", "a", "--parallel", "4"}, "--parallel is of lambada and needle, not of context"},
+      {{"eval", "perplexity", "a", "--windows", "4"}, "--windows is of context, not of perplexity"},
+      {{"eval", "lambada", "a", "--haystack", "b"}, "--haystack is of needle"},
+      {{"eval", "lambada", "a", "--parallel", "0"}, "--parallel 0 is not in 1 .. 256"},
+      {{"eval", "needle", "--length", "300", "--length", "300"}, "--length 300 is given twice"},
       {{"embed"}, "--prompt TEXT or --tokens"},
       {{"embed", "a", "b"}, "more than one text"},
       {{"embed", "a", "--source", "middle"}, "\"middle\""},
@@ -555,12 +560,15 @@ TEST_F(RwkvctlTest, EvalPerplexityFeedsOneDocumentAfterIdZero) {
   EXPECT_THAT(router_.documents[0].token_ids(), ElementsAre(0));
   EXPECT_EQ(router_.documents[0].text(), "abcd\xff");
   const nlohmann::json json = nlohmann::json::parse(out_);
-  EXPECT_EQ(json.size(), 4);
+  EXPECT_EQ(json.size(), 5);
   EXPECT_EQ(json["tokens"], 5);
   EXPECT_EQ(json["bytes"], 5);
   const double nats = ('a' + 'b' + 'c' + 'd' + 4 + 256) / 256.0;
   EXPECT_NEAR(json["nats_per_token"].get<double>(), nats / 5, 1e-9);
+  EXPECT_NEAR(json["perplexity"].get<double>(), std::exp(nats / 5), 1e-9);
   EXPECT_NEAR(json["bits_per_byte"].get<double>(), nats / 5 / std::log(2.0), 1e-9);
+  EXPECT_EQ(Call({"eval", "perplexity", "-", "--json"}, "abcd\xff"), 0);
+  EXPECT_EQ(nlohmann::json::parse(out_), json);
 
   EXPECT_EQ(Call({"eval", "perplexity", path}), 0);
   EXPECT_THAT(out_, HasSubstr("BITS/BYTE"));
@@ -575,6 +583,10 @@ TEST_F(RwkvctlTest, EvalSaysWhatIsWrongWithTheText) {
   EXPECT_THAT(err_, AllOf(HasSubstr("NOT_FOUND"), HasSubstr("none")));
   EXPECT_EQ(Call({"eval", "perplexity", WriteFile("empty", "")}), 1);
   EXPECT_THAT(err_, AllOf(HasSubstr("INVALID_ARGUMENT"), HasSubstr("empty is empty")));
+  EXPECT_EQ(Call({"eval", "perplexity", "-"}), 1);
+  EXPECT_THAT(err_, HasSubstr("standard input is empty"));
+  EXPECT_EQ(Call({"eval", "perplexity", folder_.string()}), 1);
+  EXPECT_THAT(err_, HasSubstr(": Is a directory"));
   router_.has_tokenizer = false;
   EXPECT_EQ(Call({"eval", "perplexity", WriteFile("text", "a")}), 1);
   EXPECT_THAT(err_, AllOf(HasSubstr("FAILED_PRECONDITION"), HasSubstr("no tokenizer")));
@@ -589,10 +601,12 @@ TEST_F(RwkvctlTest, EvalPrintsATableOrOneObject) {
   const std::string lambada = WriteFile("lambada.jsonl", "{\"text\": \"Say Hello.\"}\n");
   const std::string text = WriteFile("text", std::string(200, 'a'));
   const Case kCases[] = {
-      {{"eval", "lambada", lambada}, "ACCURACY", "accuracy"},
+      {{"eval", "lambada", lambada, "--parallel", "1"}, "ACCURACY", "accuracy"},
       {{"eval", "context", text, "--window-tokens", "100"}, "POSITIONS", "rise_nats"},
-      {{"eval", "needle", "--length", "400", "--depth", "50", "--trials", "1"}, "DEPTH 50 %", "accuracy"},
-      {{"eval", "needle", "--haystack", text, "--length", "400", "--trials", "1"}, "DEPTH 100 %", "cells"},
+      {{"eval", "needle", "--length", "400", "--depth", "50", "--parallel", "1"}, "DEPTH 50 %", "accuracy"},
+      {{"eval", "needle", "--haystack", text, "--length", "400", "--trials", "1", "--parallel", "1"},
+       "DEPTH 100 %",
+       "cells"},
   };
   for (Case run : kCases) {
     EXPECT_EQ(Call(run.arguments), 0) << err_;
