@@ -80,8 +80,9 @@ class Catalog {
  public:
   virtual ~Catalog() = default;
 
-  // kAlreadyExists.
-  virtual absl::StatusOr<v1::Session> CreateSession(const std::string& session_id) = 0;
+  // `initial_state` is kept as it is, and by every fork. kAlreadyExists.
+  virtual absl::StatusOr<v1::Session> CreateSession(const std::string& session_id,
+                                                    const std::string& initial_state) = 0;
   virtual absl::StatusOr<v1::Session> GetSession(const std::string& session_id) = 0;
   // At most `page_size` sessions whose ids come after `page_token`.
   virtual absl::StatusOr<SessionPage> ListSessions(int page_size, const std::string& page_token) = 0;

@@ -115,6 +115,18 @@ TEST_F(StateStoreClientTest, LongLogIsReadInPiecesAndJoined) {
   EXPECT_THAT(fake_->ReadTokens(read, Deadline()), StatusIs(StatusCode::kNotFound));
 }
 
+TEST_F(StateStoreClientTest, ASessionKeepsItsInitialState) {
+  v1::CreateSessionRequest create;
+  create.set_session_id("s");
+  create.set_initial_state("poet@1a2b3c4d");
+  ASSERT_OK_AND_ASSIGN(const v1::CreateSessionResponse created, fake_->CreateSession(create, Deadline()));
+  EXPECT_EQ(created.session().initial_state(), "poet@1a2b3c4d");
+  v1::GetSessionRequest get;
+  get.set_session_id("s");
+  ASSERT_OK_AND_ASSIGN(const v1::GetSessionResponse got, fake_->GetSession(get, Deadline()));
+  EXPECT_EQ(got.session().initial_state(), "poet@1a2b3c4d");
+}
+
 TEST_F(StateStoreClientTest, ErrorsArriveWithTheirDetails) {
   v1::CreateSessionRequest create;
   create.set_session_id("no good");

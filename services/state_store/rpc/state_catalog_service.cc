@@ -63,7 +63,8 @@ grpc::Status StateCatalogService::CreateSession(grpc::ServerContext* context, co
                                                 v1::CreateSessionResponse* response) {
   return metrics_.Answer(kCreateSession, [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
-    RWKV_ASSIGN_OR_RETURN(*response->mutable_session(), store_->catalog().CreateSession(request->session_id()));
+    RWKV_ASSIGN_OR_RETURN(*response->mutable_session(),
+                          store_->catalog().CreateSession(request->session_id(), request->initial_state()));
     return absl::OkStatus();
   });
 }

@@ -68,7 +68,8 @@ absl::Status ValidateRecordInfo(absl::string_view field, const v1::RecordInfo& i
 }
 
 absl::Status Validate(const v1::CreateSessionRequest& request) {
-  return ValidateId("session_id", request.session_id());
+  RWKV_RETURN_IF_ERROR(ValidateId("session_id", request.session_id()));
+  return ValidateText("initial_state", request.initial_state(), 0, kMaxInitialStateBytes);
 }
 
 absl::Status Validate(const v1::GetSessionRequest& request) { return ValidateId("session_id", request.session_id()); }

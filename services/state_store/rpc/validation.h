@@ -15,6 +15,7 @@
 namespace rwkv::state_store {
 
 inline constexpr size_t kMaxIdBytes = 128;
+inline constexpr size_t kMaxInitialStateBytes = 128;
 inline constexpr int kMaxPageSize = 1000;
 inline constexpr int kDefaultPageSize = 100;
 inline constexpr int kMaxAppendItems = 1024;

@@ -56,6 +56,15 @@ v1::Lease GoodLease() {
   return lease;
 }
 
+TEST(ValidationTest, InitialStateIsBounded) {
+  v1::CreateSessionRequest request;
+  request.set_session_id("s");
+  request.set_initial_state(std::string(128, '@'));
+  EXPECT_OK(Validate(request));
+  request.set_initial_state(std::string(129, '@'));
+  ExpectInvalid(Validate(request), "initial_state", "129 bytes");
+}
+
 TEST(ValidationTest, EveryRequestNamesItsBadSessionOrLease) {
   ExpectInvalid(Validate(v1::CreateSessionRequest()), "session_id");
   ExpectInvalid(Validate(v1::GetSessionRequest()), "session_id");

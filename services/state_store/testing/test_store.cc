@@ -87,7 +87,7 @@ absl::StatusOr<v1::Lease> TestStore::Acquire(const std::string& session_id) {
 }
 
 absl::StatusOr<v1::Lease> TestStore::Create(const std::string& session_id) {
-  RWKV_RETURN_IF_ERROR(catalog().CreateSession(session_id).status());
+  RWKV_RETURN_IF_ERROR(catalog().CreateSession(session_id, "").status());
   return Acquire(session_id);
 }
 

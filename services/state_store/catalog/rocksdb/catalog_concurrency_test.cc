@@ -43,7 +43,7 @@ class Worker {
     const std::string id = absl::StrCat("s", Below(8));
     auto grant = store_->catalog().AcquireLease(id, name_, "1", absl::Hours(1));
     if (grant.status().code() == StatusCode::kNotFound) {
-      const StatusCode code = store_->catalog().CreateSession(id).status().code();
+      const StatusCode code = store_->catalog().CreateSession(id, "").status().code();
       ASSERT_TRUE(code == StatusCode::kOk || code == StatusCode::kAlreadyExists) << absl::StatusCodeToString(code);
       return;
     }

@@ -79,7 +79,7 @@ class CatalogModelTest : public ::testing::TestWithParam<uint32_t> {
   }
 
   void Create(const std::string& id) {
-    const auto session = catalog().CreateSession(id);
+    const auto session = catalog().CreateSession(id, "");
     ASSERT_EQ(session.status().code(), Model(id) ? StatusCode::kAlreadyExists : StatusCode::kOk);
     if (session.ok()) sessions_[id] = ModelSession();
   }

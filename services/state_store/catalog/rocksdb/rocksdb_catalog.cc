@@ -37,6 +37,7 @@ v1::Session ToSession(absl::string_view session_id, const SessionRow& row) {
   session.set_forked_from(row.forked_from());
   session.set_fork_position(row.fork_position());
   session.set_open_request_id(row.open_turn().request_id());
+  session.set_initial_state(row.initial_state());
   return session;
 }
 
@@ -225,7 +226,8 @@ absl::StatusOr<KeyLocks::Guard> RocksdbCatalog::LockFamily(uint64_t family) {
   return family_locks_.Lock({FamilyLock(family)});
 }
 
-absl::StatusOr<v1::Session> RocksdbCatalog::CreateSession(const std::string& session_id) {
+absl::StatusOr<v1::Session> RocksdbCatalog::CreateSession(const std::string& session_id,
+                                                          const std::string& initial_state) {
   RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, LockSession(session_id));
   RWKV_ASSIGN_OR_RETURN(const uint64_t branch, NextId());
   RWKV_ASSIGN_OR_RETURN(View view, View::Open(*database_, View::At::kLatest));
@@ -238,6 +240,7 @@ absl::StatusOr<v1::Session> RocksdbCatalog::CreateSession(const std::string& ses
   row.set_family(branch);
   row.set_branch(branch);
   row.set_next_turn(1);
+  row.set_initial_state(initial_state);
   Edit edit(view);
   BranchTree tree(options_.snapshots_per_branch, &view, &edit);
   tree.Fork({}, 0, branch);
@@ -302,6 +305,7 @@ absl::StatusOr<v1::Session> RocksdbCatalog::ForkSession(const std::string& sessi
   // With no token shared it is of no model yet, and no relative.
   if (at > 0) row.set_model_fingerprint(source.model_fingerprint());
   row.set_family(at > 0 ? source.family() : branch);
+  row.set_initial_state(source.initial_state());
   row.set_create_unix_nanos(now);
   row.set_update_unix_nanos(now);
   row.set_forked_from(session_id);

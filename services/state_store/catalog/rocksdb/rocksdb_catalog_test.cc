@@ -62,16 +62,16 @@ class RocksdbCatalogTest : public ::testing::Test {
 };
 
 TEST_F(RocksdbCatalogTest, SessionIsCreatedOnce) {
-  ASSERT_OK_AND_ASSIGN(const v1::Session session, catalog().CreateSession("s"));
+  ASSERT_OK_AND_ASSIGN(const v1::Session session, catalog().CreateSession("s", ""));
   EXPECT_EQ(session.id(), "s");
   EXPECT_EQ(session.token_count(), 0u);
   EXPECT_EQ(session.create_time().seconds(), absl::ToUnixSeconds(store_.clock().Now()));
-  EXPECT_THAT(catalog().CreateSession("s"), StatusIs(StatusCode::kAlreadyExists, HasSubstr("session s")));
+  EXPECT_THAT(catalog().CreateSession("s", ""), StatusIs(StatusCode::kAlreadyExists, HasSubstr("session s")));
   EXPECT_THAT(catalog().GetSession("t"), StatusIs(StatusCode::kNotFound, HasSubstr("session t")));
 }
 
 TEST_F(RocksdbCatalogTest, SessionsAreListedById) {
-  for (const char* id : {"b", "a:2", "a", "c", "a.1"}) ASSERT_OK(catalog().CreateSession(id));
+  for (const char* id : {"b", "a:2", "a", "c", "a.1"}) ASSERT_OK(catalog().CreateSession(id, ""));
   ASSERT_OK_AND_ASSIGN(const SessionPage first, catalog().ListSessions(2, ""));
   ASSERT_EQ(first.sessions.size(), 2u);
   EXPECT_EQ(first.sessions[0].id(), "a");
@@ -208,7 +208,7 @@ TEST_F(RocksdbCatalogTest, LongInputIsReadBackFromAnyPosition) {
 // --- Leases ---------------------------------------------------------------------------------------------------------
 
 TEST_F(RocksdbCatalogTest, LeaseOfAnotherHolderIsWaitedFor) {
-  ASSERT_OK(catalog().CreateSession("s"));
+  ASSERT_OK(catalog().CreateSession("s", ""));
   ASSERT_OK_AND_ASSIGN(const LeaseGrant first, catalog().AcquireLease("s", "router-0", "1", absl::Seconds(10)));
   store_.clock().Advance(absl::Seconds(4));
   const auto refused = catalog().AcquireLease("s", "router-1", "1", absl::Seconds(10));
@@ -220,7 +220,7 @@ TEST_F(RocksdbCatalogTest, LeaseOfAnotherHolderIsWaitedFor) {
 }
 
 TEST_F(RocksdbCatalogTest, NewIncarnationTakesOverAtOnceAndFencesTheOld) {
-  ASSERT_OK(catalog().CreateSession("s"));
+  ASSERT_OK(catalog().CreateSession("s", ""));
   ASSERT_OK_AND_ASSIGN(const LeaseGrant old, catalog().AcquireLease("s", "router-0", "1", absl::Minutes(1)));
   ASSERT_OK(catalog().BeginTurn(old.lease, Turn("r", Range(0, 2))));
   ASSERT_OK_AND_ASSIGN(const LeaseGrant now, catalog().AcquireLease("s", "router-0", "2", absl::Minutes(1)));
@@ -244,7 +244,7 @@ TEST_F(RocksdbCatalogTest, NewIncarnationTakesOverAtOnceAndFencesTheOld) {
 }
 
 TEST_F(RocksdbCatalogTest, AcquiringAgainGivesTheSameTokenWhileTheLeaseLives) {
-  ASSERT_OK(catalog().CreateSession("s"));
+  ASSERT_OK(catalog().CreateSession("s", ""));
   ASSERT_OK_AND_ASSIGN(const LeaseGrant first, catalog().AcquireLease("s", "router-0", "1", absl::Seconds(10)));
   store_.clock().Advance(absl::Seconds(9));
   ASSERT_OK_AND_ASSIGN(const LeaseGrant again, catalog().AcquireLease("s", "router-0", "1", absl::Seconds(10)));
@@ -299,7 +299,7 @@ TEST_F(RocksdbCatalogTest, TokenOfADeletedSessionDoesNotFitItsSuccessor) {
 TEST_F(RocksdbCatalogTest, OfTwoRacingHoldersOneWins) {
   for (int round = 0; round < 20; ++round) {
     const std::string id = absl::StrCat("s", round);
-    ASSERT_OK(catalog().CreateSession(id));
+    ASSERT_OK(catalog().CreateSession(id, ""));
     absl::StatusOr<LeaseGrant> grants[2];
     std::thread other([&] { grants[0] = catalog().AcquireLease(id, "router-0", "1", absl::Minutes(1)); });
     grants[1] = catalog().AcquireLease(id, "router-1", "1", absl::Minutes(1));
@@ -310,7 +310,7 @@ TEST_F(RocksdbCatalogTest, OfTwoRacingHoldersOneWins) {
 }
 
 TEST_F(RocksdbCatalogTest, OfTwoIncarnationsThatRaceToAppendTheFencedOneAddsNothing) {
-  ASSERT_OK(catalog().CreateSession("s"));
+  ASSERT_OK(catalog().CreateSession("s", ""));
   ASSERT_OK_AND_ASSIGN(const LeaseGrant old, catalog().AcquireLease("s", "router-0", "1", absl::Minutes(1)));
   ASSERT_OK(catalog().BeginTurn(old.lease, Turn("r", Range(0, 1))));
   // The old one appends until it is refused, while the new one takes over and reads the length it goes on from.
@@ -571,6 +571,30 @@ TEST_F(RocksdbCatalogTest, DroppedSnapshotIsGoneAndTheOlderOneServes) {
   EXPECT_THAT(store_.store().DropSnapshot("s", "at20", "corrupt"), IsOkAndHolds(false));
   EXPECT_EQ(Find("s", 100), "at10");
   EXPECT_EQ(store_.RecordKeys().size(), 4u);
+}
+
+TEST_F(RocksdbCatalogTest, TheInitialStateStaysWithTheSessionAndItsForks) {
+  ASSERT_OK_AND_ASSIGN(const v1::Session created, catalog().CreateSession("s", "poet@1a2b3c4d"));
+  EXPECT_EQ(created.initial_state(), "poet@1a2b3c4d");
+  ASSERT_OK(catalog().CreateSession("plain", ""));
+  ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Acquire("s"));
+  ASSERT_OK(store_.AddTurn(lease, "r", Range(0, 10), Range(10, 20)));
+  ASSERT_OK(catalog().ForkSession("s", 15, "f"));
+  ASSERT_OK(catalog().ForkSession("s", 0, "from nothing"));  // It shares no token, and begins alike.
+  ASSERT_OK(catalog().ForkSession("f", 3, "ff"));
+  std::vector<std::string> freed;
+  ASSERT_OK(catalog().RewindSession(lease, 0, &freed));
+  ASSERT_OK(store_.Reopen());
+  for (const char* id : {"s", "f", "from nothing", "ff"}) {
+    ASSERT_OK_AND_ASSIGN(const v1::Session session, catalog().GetSession(id));
+    EXPECT_EQ(session.initial_state(), "poet@1a2b3c4d") << id;
+  }
+  ASSERT_OK_AND_ASSIGN(const SessionPage page, catalog().ListSessions(10, ""));
+  for (const v1::Session& session : page.sessions) {
+    EXPECT_EQ(session.initial_state(), session.id() == "plain" ? "" : "poet@1a2b3c4d") << session.id();
+  }
+  ASSERT_OK_AND_ASSIGN(const LeaseGrant grant, catalog().AcquireLease("f", "router-0", "1", absl::Minutes(1)));
+  EXPECT_EQ(grant.session.initial_state(), "poet@1a2b3c4d");
 }
 
 // --- Restart --------------------------------------------------------------------------------------------------------
