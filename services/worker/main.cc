@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/flags/flag.h"
 #include "absl/status/status.h"
@@ -19,6 +20,10 @@ ABSL_FLAG(std::string, port_file, "", "File that gets the addresses once the wor
 ABSL_FLAG(std::string, model, "", "Checkpoint: .pth, .safetensors, GGUF or rwkv.cpp's .bin. Required.");
 ABSL_FLAG(std::string, lora, "", "LoRA adapter (.pth or .safetensors) to merge into the model; empty: none.");
 ABSL_FLAG(double, lora_alpha, 0, "The alpha that --lora was trained with, which is not in its file.");
+ABSL_FLAG(
+    std::vector<std::string>, initial_states, {},
+    "NAME=FILE,...: tuned states that sessions may begin with. A file holds blocks.N.att.time_state of every layer, "
+    "of which this stage keeps its own: H * N * N * 4 bytes a layer and state. At most 64; none for RWKV-4.");
 ABSL_FLAG(std::string, stage, "", "I/S: this is stage I of S and takes its even share of the layers.");
 ABSL_FLAG(std::string, layers, "", "BEGIN:END: the layers of this stage, instead of --stage. Neither: all layers.");
 ABSL_FLAG(int32_t, slots, 64, "Sequences whose state is kept in memory. More cost memory, fewer cost reloads.");
@@ -44,6 +49,7 @@ absl::Status Run() {
   options.model = absl::GetFlag(FLAGS_model);
   options.lora = absl::GetFlag(FLAGS_lora);
   options.lora_alpha = absl::GetFlag(FLAGS_lora_alpha);
+  options.initial_states = absl::GetFlag(FLAGS_initial_states);
   options.stage = absl::GetFlag(FLAGS_stage);
   options.layers = absl::GetFlag(FLAGS_layers);
   options.slots = absl::GetFlag(FLAGS_slots);

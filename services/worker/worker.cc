@@ -28,6 +28,7 @@
 #include "services/worker/model/block/stage_model.h"
 #include "services/worker/model/layer_range.h"
 #include "services/worker/model/model_info.h"
+#include "services/worker/model/tuned_states.h"
 #include "services/worker/model/weights.h"
 #include "services/worker/rpc/worker_service.h"
 
@@ -122,6 +123,11 @@ absl::Status WorkerImpl::Init(const Options& options) {
 
   const absl::Time begin = absl::Now();
   RWKV_ASSIGN_OR_RETURN(std::shared_ptr<const StageWeights> weights, StageWeights::Load(checkpoint, config, layers));
+  absl::StatusOr<TunedStates> tuned_states = LoadTunedStates(options.initial_states, config, layers);
+  if (!tuned_states.ok()) {
+    return absl::Status(tuned_states.status().code(),
+                        absl::StrCat("--initial_states: ", tuned_states.status().message()));
+  }
   StageModelOptions model_options;
   model_options.max_rows = options.max_batch_tokens;
   model_options.group_norm_epsilon = options.group_norm_epsilon;
@@ -132,9 +138,10 @@ absl::Status WorkerImpl::Init(const Options& options) {
   if (options.group_norm_epsilon != StageModelOptions().group_norm_epsilon) {
     // Stages that differ in it make no pipeline, and their states are not each other's.
     v1::ModelInfo& info = *description_.mutable_model();
-    info.set_fingerprint(checkpoint::FingerprintWith(
-        info.fingerprint(), absl::StrCat("group_norm_epsilon=", options.group_norm_epsilon)));
+    info.set_fingerprint(checkpoint::FingerprintWith(info.fingerprint(),
+                                                     absl::StrCat("group_norm_epsilon=", options.group_norm_epsilon)));
   }
+  for (const auto& [id, state] : *tuned_states) description_.mutable_model()->add_initial_states(id);
   description_.set_name(options.name);
   description_.set_pid(getpid());
   description_.set_metrics_address(metrics_->address());
@@ -154,8 +161,9 @@ absl::Status WorkerImpl::Init(const Options& options) {
   engine_options.slots = options.slots;
   engine_options.max_batch_tokens = options.max_batch_tokens;
   engine_options.fingerprint = description_.model().fingerprint();
-  RWKV_ASSIGN_OR_RETURN(engine_,
-                        StageEngine::Create(engine_options, std::move(model), std::make_unique<kernels::CpuStream>()));
+  engine_options.tuned_states = *std::move(tuned_states);
+  RWKV_ASSIGN_OR_RETURN(engine_, StageEngine::Create(std::move(engine_options), std::move(model),
+                                                     std::make_unique<kernels::CpuStream>()));
   RWKV_RETURN_IF_ERROR(engine_->WarmUp());
   common::LogInfo("stage_ready", {{"model", description_.model().name()},
                                   {"fingerprint", description_.model().fingerprint()},
@@ -163,6 +171,7 @@ absl::Status WorkerImpl::Init(const Options& options) {
                                   {"of", config.layer_count},
                                   {"kernels", ops->name},
                                   {"slots", options.slots},
+                                  {"initial_states", description_.model().initial_states_size()},
                                   {"state_bytes", engine_->pool().bytes()},
                                   {"seconds", absl::ToDoubleSeconds(absl::Now() - begin)}});
 

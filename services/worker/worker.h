@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -22,6 +23,7 @@ class Worker {
     std::string model;                           // Path of the checkpoint. Required.
     std::string lora;                            // A LoRA adapter to merge into it; empty: none.
     double lora_alpha = 0;                       // What it was trained with, > 0; with lora only, and then required.
+    std::vector<std::string> initial_states;     // "NAME=FILE": what sessions may begin with; model/tuned_states.h.
     // Which layers: one of the two, or neither for all.
     std::string stage;                  // "I/S"
     std::string layers;                 // "BEGIN:END"

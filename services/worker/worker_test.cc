@@ -36,7 +36,9 @@ namespace {
 using ::rwkv::testing::IsOk;
 using ::rwkv::testing::StatusIs;
 using ::testing::AllOf;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::MatchesRegex;
 
 class WorkerTest : public ::testing::Test {
  protected:
@@ -173,6 +175,50 @@ TEST_F(WorkerTest, AnotherGroupNormIsAnotherModel) {
   EXPECT_NE(fingerprint(1e-5f), usual);
   EXPECT_EQ(fingerprint(1e-5f), fingerprint(1e-5f));
   EXPECT_EQ(fingerprint(Worker::Options().group_norm_epsilon), usual);
+}
+
+TEST_F(WorkerTest, TunedStatesAreOfferedByIdAndMakeNoOtherModel) {
+  using checkpoint::ElementType;
+  std::vector<rwkv::testing::RawTensor> states;
+  for (int layer = 0; layer < 5; ++layer) {
+    const std::vector<float> values(2 * 16 * 16, 0.25f * static_cast<float>(layer + 1));
+    states.push_back({{absl::StrCat("blocks.", layer, ".att.time_state"), ElementType::kFloat32, {2, 16, 16}},
+                      std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float))});
+  }
+  const std::string file = absl::StrCat(path_, ".states");
+  ASSERT_THAT(rwkv::testing::WriteFileAtomically(file, rwkv::testing::SafetensorsBytes(states)), IsOk());
+  std::string logits[2];
+  for (int stages : {1, 2}) {
+    workers_.clear();
+    for (int stage = 0; stage < stages; ++stage) {
+      Worker::Options options = OptionsOf(stage, stages);
+      options.initial_states = {absl::StrCat("poet=", file), absl::StrCat("bard=", file)};
+      absl::StatusOr<std::unique_ptr<Worker>> worker = Worker::Start(options);
+      ASSERT_THAT(worker, IsOk());
+      workers_.push_back(*std::move(worker));
+      EXPECT_THAT(workers_.back()->description().model().initial_states(),
+                  ElementsAre(MatchesRegex("bard@[0-9a-f]{8}"), MatchesRegex("poet@[0-9a-f]{8}")));
+    }
+    PipelineDriver driver = MakeDriver();
+    ASSERT_THAT(driver.Open("router-0", "e1"), IsOk());
+    v1::AttachSequence attach;
+    attach.set_slot(7);
+    attach.set_sequence(21);
+    attach.set_fresh(true);
+    attach.set_initial_state(workers_[0]->description().model().initial_states(1));
+    ASSERT_THAT(driver.Attach(attach), IsOk());
+    const absl::StatusOr<DrivenStep> step = driver.Feed(7, 21, 0, tokens_);
+    ASSERT_THAT(step, IsOk());
+    logits[stages - 1] = step->logits.at(21);
+    attach.set_initial_state("poet@00000000");
+    EXPECT_THAT(driver.Attach(attach), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("bard@")));
+  }
+  EXPECT_EQ(logits[0], logits[1]);
+  const std::string fingerprint = workers_[0]->description().model().fingerprint();
+  workers_.clear();
+  Start(1);
+  EXPECT_EQ(workers_[0]->description().model().fingerprint(), fingerprint);
+  EXPECT_EQ(workers_[0]->description().model().initial_states_size(), 0);
 }
 
 TEST_F(WorkerTest, StepsUnderWayAreAnsweredInOrder) {
@@ -404,6 +450,10 @@ TEST_F(WorkerTest, AWrongOptionIsNamed) {
        "--lora "},
       {"missing adapter", [](Worker::Options& o) { o.lora = "/no/such.pth", o.lora_alpha = 8; },
        absl::StatusCode::kNotFound, "/no/such.pth"},
+      {"no state file", [](Worker::Options& o) { o.initial_states = {"poet"}; }, absl::StatusCode::kInvalidArgument,
+       "--initial_states: \"poet\": not NAME=FILE"},
+      {"missing state file", [](Worker::Options& o) { o.initial_states = {"poet=/no/such.pth"}; },
+       absl::StatusCode::kNotFound, "--initial_states: \"poet=/no/such.pth\""},
       {"stage", [](Worker::Options& o) { o.stage = "2/2"; }, absl::StatusCode::kInvalidArgument, "2/2"},
       {"stages", [](Worker::Options& o) { o.stage = "0/9"; }, absl::StatusCode::kInvalidArgument, "0/9"},
       {"both", [](Worker::Options& o) { o.layers = "0:5"; }, absl::StatusCode::kInvalidArgument, "--layers"},

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -16,7 +17,10 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/dispatch/op_table.h"
+#include "services/checkpoint/checkpoint.h"
+#include "services/worker/model/tuned_states.h"
 #include "services/worker/testing/test_engine.h"
+#include "tests/testing/checkpoint_writer.h"
 #include "tests/testing/status_matchers.h"
 
 namespace rwkv::worker {
@@ -33,6 +37,7 @@ struct Case {
   std::string golden;
   int layers = 0;
   float group_norm_epsilon = 64e-5f;
+  std::string initial_state = "";  // "NAME=FILE" of a tuned state to begin with; empty: the model's own.
 };
 
 // What a run computed: the logits of all tokens, and the state of every layer.
@@ -64,8 +69,10 @@ void RunCase(const Case& test, int stages, const std::string& kernels, size_t ch
   TestEngineOptions options;
   options.kernels = kernels;
   options.group_norm_epsilon = test.group_norm_epsilon;
+  if (!test.initial_state.empty()) options.initial_states = {test.initial_state};
   EnginePipeline pipeline(test.model, stages, options);
-  ASSERT_THAT(pipeline.AttachFresh(3, 1), IsOk());
+  const TunedStates& tuned = pipeline.stage(0).options().tuned_states;
+  ASSERT_THAT(pipeline.AttachFresh(3, 1, {}, tuned.empty() ? "" : tuned.begin()->first), IsOk());
   const size_t vocab = pipeline.vocab_size();
   ASSERT_EQ(golden->logits.size(), golden->tokens.size() * vocab);
   std::string logits;
@@ -159,6 +166,57 @@ TEST(GoldenTest, SharedModelsMatchTheOracle) {
           of("rand-7-pth", "rand-7-pth.pth", 2), of("rand-7-time_state", "rand-7-time_state.safetensors", 2),
           of("rand-7a", "rand-7a.safetensors", 2), of("rand-7b", "rand-7b.safetensors", 2),
           of("reverse-v7", "reverse-v7.safetensors", 2)});
+}
+
+// Writes the tensors of `file` whose names end in "time_state" to `states`, the others to `model`.
+void Split(const std::string& file, const std::string& model, const std::string& states) {
+  ASSERT_OK_AND_ASSIGN(const std::shared_ptr<const checkpoint::Checkpoint> whole, checkpoint::Checkpoint::Open(file));
+  std::vector<rwkv::testing::RawTensor> parts[2];
+  for (const checkpoint::TensorInfo& info : whole->tensors()) {
+    ASSERT_OK_AND_ASSIGN(const checkpoint::Tensor tensor, whole->Read(info.name));
+    parts[absl::EndsWith(info.name, "time_state")].push_back(
+        {{info.name, info.type, info.shape}, std::string(static_cast<const char*>(tensor.data), info.bytes)});
+  }
+  ASSERT_FALSE(parts[1].empty());
+  ASSERT_OK(rwkv::testing::WriteFileAtomically(model, rwkv::testing::SafetensorsBytes(parts[0])));
+  ASSERT_OK(rwkv::testing::WriteFileAtomically(states, rwkv::testing::TorchZipBytes(parts[1])));
+}
+
+// A model with its states inside, taken apart: with the state file it gives the oracle's logits and the whole model's
+// bits, without it others.
+void RunSplit(const std::string& file, const std::string& golden) {
+  const std::string model = absl::StrCat(::testing::TempDir(), "/base.safetensors");
+  const std::string states = absl::StrCat(::testing::TempDir(), "/states.pth");
+  Split(file, model, states);
+  if (::testing::Test::HasFatalFailure()) return;
+  RunAll({Case{model, golden, 2, 64e-5f, absl::StrCat("tuned=", states)}});
+
+  TestEngineOptions options;
+  options.initial_states = {absl::StrCat("tuned=", states)};
+  EnginePipeline base(model, 1, options);
+  EnginePipeline whole(file, 1, options);
+  const std::string id = base.stage(0).options().tuned_states.begin()->first;
+  ASSERT_OK(base.AttachFresh(0, 1));
+  ASSERT_OK(base.AttachFresh(1, 2, {}, id));
+  ASSERT_OK(whole.AttachFresh(0, 1));
+  ASSERT_OK_AND_ASSIGN(const StepOutput plain, base.Feed(0, 1, 0, {1, 2, 3}));
+  ASSERT_OK_AND_ASSIGN(const StepOutput tuned, base.Feed(1, 2, 0, {1, 2, 3}));
+  ASSERT_OK_AND_ASSIGN(const StepOutput inside, whole.Feed(0, 1, 0, {1, 2, 3}));
+  EXPECT_EQ(LogitsOf(tuned, 2), LogitsOf(inside, 1));
+  EXPECT_NE(LogitsOf(plain, 1), LogitsOf(inside, 1));
+}
+
+TEST(GoldenTest, TunedStatesInAFileOfTheirOwnMatchTheOracle) {
+  const std::string root =
+      absl::StrCat(std::getenv("TEST_SRCDIR"), "/", std::getenv("TEST_WORKSPACE"), "/tests/golden/");
+  for (const char* name : {"rwkv6-time-state", "rwkv7-time-state"}) {
+    RunSplit(absl::StrCat(root, name, ".safetensors"), absl::StrCat(root, name));
+  }
+  const char* const shared = std::getenv("RWKV_SHARED");
+  if (shared == nullptr) return;
+  for (const char* name : {"rand-6-time_state", "rand-7-time_state"}) {
+    RunSplit(absl::StrCat(shared, "/data/models/", name, ".safetensors"), absl::StrCat(shared, "/data/golden/", name));
+  }
 }
 
 // rwkv.cpp's own files and the logits that its test-suite expects after the bytes of "in (with the quote).

@@ -5,7 +5,9 @@
 #include <limits>
 #include <utility>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "kernels/base/status_macros.h"
 #include "services/common/grpc_status.h"
 #include "services/common/sampling/sampling_params.h"
@@ -25,28 +27,26 @@ bool IsBroken(const float* logits, int64_t count) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<StageEngine>> StageEngine::Create(const Options& options,
-                                                                 std::unique_ptr<StageModel> model,
+absl::StatusOr<std::unique_ptr<StageEngine>> StageEngine::Create(Options options, std::unique_ptr<StageModel> model,
                                                                  std::unique_ptr<kernels::Stream> stream) {
   if (options.slots < 1 || options.max_batch_tokens < 1) {
     return absl::InvalidArgumentError(
         absl::StrCat("engine: ", options.slots, " slots, ", options.max_batch_tokens, " batch tokens"));
   }
-  std::unique_ptr<StageEngine> engine(new StageEngine(options, std::move(model), std::move(stream)));
+  std::unique_ptr<StageEngine> engine(new StageEngine(std::move(options), std::move(model), std::move(stream)));
   RWKV_RETURN_IF_ERROR(engine->Allocate());
   return engine;
 }
 
-StageEngine::StageEngine(const Options& options, std::unique_ptr<StageModel> model,
-                         std::unique_ptr<kernels::Stream> stream)
-    : options_(options),
+StageEngine::StageEngine(Options options, std::unique_ptr<StageModel> model, std::unique_ptr<kernels::Stream> stream)
+    : options_(std::move(options)),
       model_(std::move(model)),
       stream_(std::move(stream)),
       width_(model_->weights().config().width),
       v_first_width_(model_->v_first_width()),
       vocab_size_(model_->weights().config().vocab_size),
-      slots_(options.slots),
-      slot_in_step_(options.slots) {}
+      slots_(options_.slots),
+      slot_in_step_(options_.slots) {}
 
 absl::Status StageEngine::Allocate() {
   RWKV_ASSIGN_OR_RETURN(pool_, StatePool::Create(*model_, options_.slots));
@@ -129,6 +129,16 @@ absl::Status StageEngine::CheckManifest(const v1::SnapshotManifest& manifest, ui
   return absl::OkStatus();
 }
 
+absl::StatusOr<const TunedState*> StageEngine::FindTunedState(const std::string& id) const {
+  if (id.empty()) return nullptr;
+  const auto it = options_.tuned_states.find(id);
+  if (it != options_.tuned_states.end()) return &it->second;
+  const std::string ids =
+      absl::StrJoin(options_.tuned_states, ", ", [](std::string* out, const auto& state) { out->append(state.first); });
+  return absl::FailedPreconditionError(absl::StrCat("there is no tuned state \"", absl::CHexEscape(id),
+                                                    "\" here; there are: ", ids.empty() ? "none" : ids));
+}
+
 absl::Status StageEngine::Attach(const v1::AttachSequence& attach) {
   RWKV_RETURN_IF_ERROR(CheckSlotNumber(attach.slot()));
   for (uint32_t id : attach.turn_token_ids()) {
@@ -146,13 +156,15 @@ absl::Status StageEngine::Attach(const v1::AttachSequence& attach) {
   next.penalties = PenaltyState(sampling, attach.turn_token_ids());
   next.sampling = std::move(sampling);
   switch (attach.source_case()) {
-    case v1::AttachSequence::kFresh:
+    case v1::AttachSequence::kFresh: {
       if (attach.position() != 0) {
         return absl::InvalidArgumentError(
             absl::StrCat("slot ", attach.slot(), ": a fresh sequence at position ", attach.position()));
       }
-      pool_->Reset(attach.slot());
+      RWKV_ASSIGN_OR_RETURN(const TunedState* const tuned, FindTunedState(attach.initial_state()));
+      pool_->Reset(attach.slot(), tuned);
       break;
+    }
     case v1::AttachSequence::kWarmSequence:
       if (slot.state != Slot::State::kReady || slot.sequence != attach.warm_sequence() ||
           slot.position != attach.position()) {
@@ -469,18 +481,16 @@ absl::Status StageEngine::AnswerHidden(const v1::StepEntry& entry, const ActiveE
 }
 
 absl::Status StageEngine::AnswerWkvState(const v1::StepEntry& entry, v1::EntryResult& result) const {
-  const std::vector<StateTensorSpec>& tensors = model_->state_layout().tensors();
-  const auto matrix = std::find_if(tensors.begin(), tensors.end(),
-                                   [](const StateTensorSpec& tensor) { return tensor.name == "att.state"; });
-  if (matrix == tensors.end()) {
+  const StateLayout& layout = model_->state_layout();
+  if (layout.matrix() < 0) {
     return absl::FailedPreconditionError(absl::StrCat("slot ", entry.slot(), ": the model has no matrix state"));
   }
-  const int64_t bytes = matrix->size() * static_cast<int64_t>(sizeof(float));
+  const int64_t bytes = layout.tensors()[layout.matrix()].size() * static_cast<int64_t>(sizeof(float));
   if (bytes > kMaxWkvStateBytes) {
     return absl::FailedPreconditionError(absl::StrCat("slot ", entry.slot(), ": the matrix state has ", bytes,
                                                       " bytes, at most ", kMaxWkvStateBytes, " are sent"));
   }
-  const auto& pool = pool_->view().tensor(pool_->layers() - 1, static_cast<int>(matrix - tensors.begin()));
+  const kernels::StatePool& pool = pool_->view().tensor(pool_->layers() - 1, layout.matrix());
   result.set_wkv_state(pool.data + entry.slot() * pool.stride, bytes);
   return absl::OkStatus();
 }

@@ -22,6 +22,7 @@
 #include "services/worker/engine/state_pool.h"
 #include "services/worker/link/link.h"
 #include "services/worker/model/block/stage_model.h"
+#include "services/worker/model/tuned_states.h"
 #include "services/worker/sampler/sampler.h"
 
 namespace rwkv::worker {
@@ -44,10 +45,11 @@ class StageEngine {
     int slots = 64;              // >= 1
     int max_batch_tokens = 128;  // Rows of a step, >= 1.
     std::string fingerprint;     // Of the model; snapshots of another are refused.
+    TunedStates tuned_states;    // Of the model and this stage's layers: what fresh sequences may ask for.
   };
 
   // kResourceExhausted: no memory.
-  static absl::StatusOr<std::unique_ptr<StageEngine>> Create(const Options& options, std::unique_ptr<StageModel> model,
+  static absl::StatusOr<std::unique_ptr<StageEngine>> Create(Options options, std::unique_ptr<StageModel> model,
                                                              std::unique_ptr<kernels::Stream> stream);
 
   // A new epoch: every slot is free, the next step is 1.
@@ -60,7 +62,8 @@ class StageEngine {
   // Gives the slot to the sequence, whoever held it before. `fresh` and `warm_sequence` are done when it returns OK;
   // `snapshot` only reserves the slot, and Install or AbandonLoad must follow. On error the slot is as it was.
   //   kInvalidArgument: slot, position or sampling. kAborted: the slot does not hold the warm sequence at the position.
-  //   kFailedPrecondition: a snapshot of another model. kDataLoss: a manifest that does not fit the model.
+  //   kFailedPrecondition: a snapshot of another model, a tuned state that is not among the options. kDataLoss: a
+  //   manifest that does not fit the model.
   absl::Status Attach(const v1::AttachSequence& attach);
 
   // The state has come: one record per layer of this stage. kAborted: the slot was given away or released meanwhile.
@@ -117,10 +120,12 @@ class StageEngine {
     absl::Status status;
   };
 
-  StageEngine(const Options& options, std::unique_ptr<StageModel> model, std::unique_ptr<kernels::Stream> stream);
+  StageEngine(Options options, std::unique_ptr<StageModel> model, std::unique_ptr<kernels::Stream> stream);
 
   absl::Status Allocate();
   absl::Status CheckSlotNumber(int slot) const;
+  // Null: the model's own.
+  absl::StatusOr<const TunedState*> FindTunedState(const std::string& id) const;
   absl::Status CheckManifest(const v1::SnapshotManifest& manifest, uint64_t position) const;
   absl::optional<Refusal> CheckEntry(const v1::StepEntry& entry, int64_t rows_before) const;
   absl::optional<Refusal> CheckHolder(int slot, uint64_t sequence, uint64_t position) const;

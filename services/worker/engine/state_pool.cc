@@ -56,12 +56,13 @@ StatePool::StatePool(const StageModel& model, int slots) : model_(model), layers
   view_.tensors_per_layer = static_cast<int>(model.state_layout().tensors().size());
 }
 
-void StatePool::Reset(int slot) {
+void StatePool::Reset(int slot, const TunedState* tuned) {
   for (int layer = 0; layer < layers_; ++layer) {
     for (int i = 0; i < view_.tensors_per_layer; ++i) {
       const kernels::StatePool& pool = view_.tensor(layer, i);
       float* const state = pool.data + slot * pool.stride;
-      const absl::Span<const float> initial = model_.InitialState(layer, i);
+      const bool is_tuned = tuned != nullptr && i == model_.state_layout().matrix();
+      const absl::Span<const float> initial = is_tuned ? (*tuned)[layer] : model_.InitialState(layer, i);
       const int64_t size = model_.state_layout().tensors()[i].size();
       if (initial.empty()) {
         std::fill(state, state + size, 0.0f);

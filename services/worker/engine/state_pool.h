@@ -14,6 +14,7 @@
 #include "kernels/base/aligned_buffer.h"
 #include "services/worker/model/block/stage_model.h"
 #include "services/worker/model/block/state_layout.h"
+#include "services/worker/model/tuned_states.h"
 
 namespace rwkv::worker {
 
@@ -24,8 +25,9 @@ class StatePool {
   // kResourceExhausted: no memory; names the bytes.
   static absl::StatusOr<std::unique_ptr<StatePool>> Create(const StageModel& model, int slots);
 
-  // The state of a fresh sequence: zeros, or the model's tuned initial state.
-  void Reset(int slot);
+  // The state of a fresh sequence: zeros, or the model's own tuned state, or `tuned` (of this model; null: none)
+  // instead.
+  void Reset(int slot, const TunedState* tuned = nullptr);
 
   // One layer of a slot in record order (StateLayout). kInternal: it is not finite; a broken model must not be stored.
   absl::Status CopyOut(int slot, int stage_layer, std::string* record) const;

@@ -1,5 +1,6 @@
 #include "services/worker/engine/state_pool.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
@@ -11,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "services/worker/model/tuned_states.h"
 #include "services/worker/testing/test_engine.h"
 #include "tests/testing/random_model.h"
 #include "tests/testing/status_matchers.h"
@@ -67,6 +69,17 @@ TEST_F(StatePoolTest, SlotsDoNotTouchEachOther) {
   }
   ASSERT_THAT(pool_->CopyOut(1, 0, &record), IsOk());
   EXPECT_EQ(record, std::string(record.size(), '\0'));
+}
+
+TEST_F(StatePoolTest, ATunedStateIsTheMatrixAndNothingElse) {
+  ASSERT_THAT(pool_->CopyIn(1, 0, Record(100)), IsOk());
+  const TunedState tuned = {std::vector<float>(2 * 5 * 5, 7.0f)};
+  pool_->Reset(1, &tuned);
+  std::vector<float> expected(10 + 2 * 5 * 5 + 10, 0.0f);
+  std::fill_n(expected.begin() + 10, 2 * 5 * 5, 7.0f);
+  std::string record;
+  ASSERT_THAT(pool_->CopyOut(1, 0, &record), IsOk());
+  EXPECT_EQ(record, std::string(reinterpret_cast<const char*>(expected.data()), expected.size() * sizeof(float)));
 }
 
 TEST_F(StatePoolTest, ARecordThatDoesNotFitChangesNothing) {

@@ -11,6 +11,7 @@
 #include "services/checkpoint/model_config.h"
 #include "services/worker/model/block/stage_model.h"
 #include "services/worker/model/layer_range.h"
+#include "services/worker/model/tuned_states.h"
 #include "services/worker/model/weights.h"
 
 namespace rwkv::worker {
@@ -31,7 +32,8 @@ absl::StatusOr<std::unique_ptr<StageEngine>> MakeTestEngine(const std::string& p
   engine.slots = options.slots;
   engine.max_batch_tokens = options.max_batch_tokens;
   engine.fingerprint = kTestFingerprint;
-  return StageEngine::Create(engine, std::move(model), std::make_unique<kernels::CpuStream>());
+  RWKV_ASSIGN_OR_RETURN(engine.tuned_states, LoadTunedStates(options.initial_states, config, layers));
+  return StageEngine::Create(std::move(engine), std::move(model), std::make_unique<kernels::CpuStream>());
 }
 
 EnginePipeline::EnginePipeline(const std::string& path, int stages, const TestEngineOptions& options) {
@@ -50,11 +52,13 @@ absl::Status EnginePipeline::Attach(const v1::AttachSequence& attach) {
   return absl::OkStatus();
 }
 
-absl::Status EnginePipeline::AttachFresh(int slot, uint64_t sequence, const v1::Sampling& sampling) {
+absl::Status EnginePipeline::AttachFresh(int slot, uint64_t sequence, const v1::Sampling& sampling,
+                                         const std::string& initial_state) {
   v1::AttachSequence attach;
   attach.set_slot(slot);
   attach.set_sequence(sequence);
   attach.set_fresh(true);
+  attach.set_initial_state(initial_state);
   *attach.mutable_sampling() = sampling;
   return Attach(attach);
 }

@@ -19,6 +19,7 @@ struct TestEngineOptions {
   float group_norm_epsilon = 64e-5f;
   int deep_embed_context = 256;
   std::string kernels = "auto";
+  std::vector<std::string> initial_states;  // "NAME=FILE"
 };
 
 // The fingerprint of every test engine.
@@ -40,7 +41,8 @@ class EnginePipeline {
 
   // The first error of any stage.
   absl::Status Attach(const v1::AttachSequence& attach);
-  absl::Status AttachFresh(int slot, uint64_t sequence, const v1::Sampling& sampling = {});
+  absl::Status AttachFresh(int slot, uint64_t sequence, const v1::Sampling& sampling = {},
+                           const std::string& initial_state = "");
 
   // Numbers the step itself.
   absl::StatusOr<StepOutput> Step(v1::Step step);

@@ -26,16 +26,21 @@ class StateLayout {
  public:
   StateLayout() = default;
   explicit StateLayout(std::vector<StateTensorSpec> tensors) : tensors_(std::move(tensors)) {
-    for (const StateTensorSpec& tensor : tensors_) size_ += tensor.size();
+    for (size_t i = 0; i < tensors_.size(); ++i) {
+      size_ += tensors_[i].size();
+      if (tensors_[i].name == "att.state") matrix_ = static_cast<int>(i);
+    }
   }
 
   const std::vector<StateTensorSpec>& tensors() const { return tensors_; }
-  int64_t size() const { return size_; }                                                // fp32 elements of a layer
+  int matrix() const { return matrix_; }  // Index of the wkv state [H, N(value), N(key)]; -1: there is none (RWKV-4).
+  int64_t size() const { return size_; }  // fp32 elements of a layer
   int64_t record_bytes() const { return size_ * static_cast<int64_t>(sizeof(float)); }  // of a layer
 
  private:
   std::vector<StateTensorSpec> tensors_;
   int64_t size_ = 0;
+  int matrix_ = -1;
 };
 
 // The pool as a block sees it. Borrowed from the pool.
