@@ -4,6 +4,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "kernels/base/status_macros.h"
 
 namespace rwkv::router {
@@ -35,6 +36,11 @@ absl::Status CheckWorker(const StagePlan::Stage& stage) {
                                                       " tokens a step; both must be positive"));
   }
   return absl::OkStatus();
+}
+
+std::string InitialStates(const v1::DescribeResponse& worker) {
+  const auto& ids = worker.model().initial_states();
+  return ids.empty() ? "none" : absl::StrJoin(ids, ", ");
 }
 
 std::string Layout(const v1::DescribeResponse& worker) {
@@ -70,6 +76,11 @@ absl::StatusOr<StagePlan> MakeStagePlan(const std::vector<std::pair<std::string,
           absl::StrCat("two different models in one pipeline: worker ", first.address, " holds ", plan.model.name(),
                        " (fingerprint ", plan.model.fingerprint(), "), worker ", stage.address, " holds ", model.name(),
                        " (fingerprint ", model.fingerprint(), ")"));
+    }
+    if (InitialStates(stage.worker) != InitialStates(first.worker)) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("two lists of tuned states in one pipeline: worker ", first.address, " has ",
+                       InitialStates(first.worker), ", worker ", stage.address, " has ", InitialStates(stage.worker)));
     }
     if (Layout(stage.worker) != Layout(first.worker)) {
       return absl::FailedPreconditionError(absl::StrCat("two state layouts in one pipeline: worker ", first.address,

@@ -85,6 +85,19 @@ TEST(StagePlanTest, TwoStateLayoutsAreRefused) {
                                                         AllOf(HasSubstr("att.state[2]"), HasSubstr("att.state[3]"))));
 }
 
+TEST(StagePlanTest, TwoListsOfTunedStatesAreRefused) {
+  auto workers = std::vector{Worker("a:1", 0, 2), Worker("b:2", 2, 6)};
+  for (auto& [address, worker] : workers) worker.mutable_model()->add_initial_states("poet@12345678");
+  EXPECT_THAT(MakeStagePlan(workers).status(), IsOk());
+  workers[1].second.mutable_model()->set_initial_states(0, "poet@00000000");
+  EXPECT_THAT(MakeStagePlan(workers).status(),
+              StatusIs(absl::StatusCode::kFailedPrecondition,
+                       AllOf(HasSubstr("a:1 has poet@12345678"), HasSubstr("b:2 has poet@00000000"))));
+  workers[1].second.mutable_model()->clear_initial_states();
+  EXPECT_THAT(MakeStagePlan(workers).status(),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("b:2 has none")));
+}
+
 TEST(StagePlanTest, TwoNumericFamiliesAreRefused) {
   auto workers = std::vector{Worker("a:1", 0, 2), Worker("b:2", 2, 6)};
   for (auto& [address, worker] : workers) worker.set_numeric_family("fp32");

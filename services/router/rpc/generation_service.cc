@@ -89,7 +89,10 @@ class DocumentReactor final
 
   void OnReadDone(bool ok) override {
     if (!ok) return Score();
-    if (first_) document_.model = piece_.model();
+    if (first_) {
+      document_.model = piece_.model();
+      document_.initial_state = piece_.initial_state();
+    }
     first_ = false;
     document_.token_ids.insert(document_.token_ids.end(), piece_.token_ids().begin(), piece_.token_ids().end());
     document_.text += piece_.text();

@@ -491,15 +491,57 @@ TEST_F(ServicesTest, ListModelsNamesTheTokenizer) {
   }
 }
 
-TEST_F(ServicesTest, ASessionWithATunedStateThatIsNotServedIsRefused) {
-  StartServer(World());
-  v1::SessionsCreateRequest request;
-  request.set_session_id("tuned");
-  request.set_initial_state("poet");
-  v1::SessionsCreateResponse response;
-  EXPECT_THAT(Call(*sessions_, &v1::Sessions::Stub::Create, request, &response),
-              StatusIs(absl::StatusCode::kNotFound, HasSubstr("\"poet\"")));
-  EXPECT_EQ(CreateSession("tuned"), "tuned") << "nothing was made";
+TEST_F(ServicesTest, SessionsBeginWithATunedStateThatIsServed) {
+  constexpr char kPoet[] = "poet@12345678";
+  FakePipeline::Options pipeline = World();
+  pipeline.initial_states = {"judge@9abcdef0", kPoet};
+  StartServer(pipeline);
+  v1::ListModelsResponse models;
+  ASSERT_THAT(Call(*generation_, &v1::Generation::Stub::ListModels, {}, &models), IsOk());
+  EXPECT_THAT(models.models(0).initial_states(), ElementsAre("judge@9abcdef0", kPoet));
+
+  v1::SessionsCreateRequest create;
+  v1::SessionsCreateResponse created;
+  create.set_session_id("s");
+  create.set_initial_state("bard");
+  EXPECT_THAT(
+      Call(*sessions_, &v1::Sessions::Stub::Create, create, &created),
+      StatusIs(absl::StatusCode::kNotFound, HasSubstr("\"bard\"; those it has: judge@9abcdef0, poet@12345678")));
+  create.set_initial_state("poet");
+  ASSERT_THAT(Call(*sessions_, &v1::Sessions::Stub::Create, create, &created), IsOk());
+  EXPECT_EQ(created.session().initial_state(), kPoet);
+  create.set_session_id("t");
+  create.set_initial_state(kPoet);
+  ASSERT_THAT(Call(*sessions_, &v1::Sessions::Stub::Create, create, &created), IsOk());
+
+  // The state of an empty session is the tuned one; a turn, a rewind to nothing and forks go on from it.
+  const uint64_t fresh = FakeModel::Fresh(kPoet);
+  std::map<std::string, Tensor> tensors;
+  ASSERT_THAT(Export("t", &tensors), IsOk());
+  EXPECT_EQ(tensors.begin()->second.bytes, std::string(reinterpret_cast<const char*>(&fresh), sizeof(fresh)));
+  EXPECT_THAT(Generate(SessionRequest("s", "r", kPrompt, 6)).tokens,
+              ElementsAreArray(FakeModel::Greedy(kPrompt, 6, vocabulary_, kPoet)));
+  for (uint64_t position : {0, 3}) {
+    SCOPED_TRACE(position);
+    v1::SessionsForkRequest fork;
+    fork.set_session_id("s");
+    fork.set_position(position);
+    fork.set_new_session_id(absl::StrCat("fork-", position));
+    v1::SessionsForkResponse forked;
+    ASSERT_THAT(Call(*sessions_, &v1::Sessions::Stub::Fork, fork, &forked), IsOk());
+    EXPECT_EQ(forked.session().initial_state(), kPoet);
+    std::vector<uint32_t> log(kPrompt.begin(), kPrompt.begin() + position);
+    log.push_back(9);
+    EXPECT_THAT(Generate(SessionRequest(fork.new_session_id(), "r", {9}, 5)).tokens,
+                ElementsAreArray(FakeModel::Greedy(log, 5, vocabulary_, kPoet)));
+  }
+  v1::SessionsRewindRequest rewind;
+  rewind.set_session_id("s");
+  v1::SessionsRewindResponse rewound;
+  ASSERT_THAT(Call(*sessions_, &v1::Sessions::Stub::Rewind, rewind, &rewound), IsOk());
+  EXPECT_EQ(rewound.session().initial_state(), kPoet);
+  EXPECT_THAT(Generate(SessionRequest("s", "r2", {9}, 5)).tokens,
+              ElementsAreArray(FakeModel::Greedy({9}, 5, vocabulary_, kPoet)));
 }
 
 TEST_F(ServicesTest, SessionsAreCreatedListedForkedRewoundAndDeleted) {
@@ -586,7 +628,7 @@ TEST_F(ServicesTest, ExportStateNamesTensorsAsCheckpointsDo) {
   ASSERT_THAT(Export("s", &tensors), IsOk());
   std::vector<uint32_t> log = kPrompt;
   log.insert(log.end(), turn.tokens.begin(), turn.tokens.end());
-  const uint64_t state = FakeModel::Feed(FakeModel::kFresh, log);
+  const uint64_t state = FakeModel::Feed(FakeModel::Fresh(), log);
   ASSERT_EQ(tensors.size(), 4);
   for (int layer = 0; layer < 4; ++layer) {
     const Tensor& tensor = tensors[absl::StrCat("blocks.", layer, ".att.state")];

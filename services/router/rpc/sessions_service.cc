@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "absl/status/statusor.h"
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
@@ -175,10 +174,8 @@ grpc::ServerUnaryReactor* SessionsService::Create(grpc::CallbackServerContext* c
     create.set_session_id(request->session_id().empty() ? NewSessionId() : request->session_id());
     RWKV_RETURN_IF_ERROR(CheckSessionId("session_id", create.session_id()));
     if (!request->initial_state().empty()) {
-      // No worker offers any yet (ModelInfo.initial_states); a session that silently began without would answer
-      // wrongly.
-      return absl::NotFoundError(
-          absl::StrCat("initial_state: no tuned state \"", absl::CHexEscape(request->initial_state()), "\" is served"));
+      RWKV_ASSIGN_OR_RETURN(const std::shared_ptr<const ServingModel> model, turns_->ModelOrWhyNot());
+      RWKV_ASSIGN_OR_RETURN(*create.mutable_initial_state(), FindInitialState(request->initial_state(), model->info));
     }
     RWKV_ASSIGN_OR_RETURN(v1::CreateSessionResponse created, catalog_->CreateSession(create, deadline));
     *response->mutable_session() = std::move(*created.mutable_session());

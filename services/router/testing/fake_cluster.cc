@@ -108,9 +108,10 @@ FakeCluster::Answer FakeCluster::Finish(const Call& call) {
   return answer;
 }
 
-void FakeCluster::CreateSession(const std::string& id) {
+void FakeCluster::CreateSession(const std::string& id, const std::string& initial_state) {
   v1::CreateSessionRequest request;
   request.set_session_id(id);
+  request.set_initial_state(initial_state);
   const auto created = store_->CreateSession(request, absl::Now() + kTestLimit);
   EXPECT_TRUE(created.ok()) << created.status();
 }

@@ -152,7 +152,7 @@ class FakeCluster {
   Answer Finish(const Call& call);
   Answer Generate(const v1::GenerateRequest& request) { return Finish(Start(request)); }
 
-  void CreateSession(const std::string& id);
+  void CreateSession(const std::string& id, const std::string& initial_state = "");
   std::vector<uint32_t> Log(const std::string& session_id);
 
   TurnManager& router() { return *router_; }

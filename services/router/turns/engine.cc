@@ -161,6 +161,9 @@ void TurnManager::Engine::Join(const TurnPtr& live, Turn& call) {
     return Reject(call, common::InvalidFieldError("request_id", "names a turn with another input"));
   }
   if (const absl::Status same = CheckSameSpec(live->spec, call.spec); !same.ok()) return Reject(call, same);
+  if (!call.initial_state.empty() && call.initial_state != live->initial_state) {
+    return Reject(call, common::InvalidFieldError("initial_state", "the turn began with another one"));
+  }
   if (live->answer.has_value() && call.resume_from > live->durable) {
     return Reject(call, absl::OutOfRangeError(absl::StrCat("resume_from ", call.resume_from, " is beyond the ",
                                                            live->durable, " tokens of the turn")));

@@ -25,6 +25,18 @@ void ToProto(absl::Duration duration, google::protobuf::Duration* proto) {
   proto->set_nanos(static_cast<int32_t>(absl::ToInt64Nanoseconds(duration)));
 }
 
+// Whether a turn that named `named` (in full; empty: nothing) may go on with a session that began with `initial_state`.
+absl::Status CheckSessionState(const std::string& session_id, const std::string& initial_state,
+                               const std::string& named, const v1::ModelInfo& model) {
+  if (const absl::Status status = CheckOffered(initial_state, model); !status.ok()) {
+    return common::Annotate(status, absl::StrCat("session \"", session_id, "\""));
+  }
+  if (named.empty() || named == initial_state) return absl::OkStatus();
+  return common::InvalidFieldError(
+      "initial_state",
+      absl::StrCat(named, "; the session began with ", initial_state.empty() ? "the model's own" : initial_state));
+}
+
 bool MayHaveHappened(const absl::Status& status) {
   return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) || absl::IsUnknown(status);
 }
@@ -57,17 +69,28 @@ void TurnManager::Engine::OpenTurn(const TurnPtr& turn) {
   begin.set_spec(turn->spec.SerializeAsString());
   begin.set_model_fingerprint(turn->model->info.fingerprint());
 
-  const auto work = [this, need_lease, begins, acquire = std::move(acquire), begin = std::move(begin)]() mutable {
+  const auto work = [this, need_lease, begins, acquire = std::move(acquire), begin = std::move(begin),
+                     initial_state = session.initial_state, named_state = turn->initial_state,
+                     model = turn->model]() mutable {
     Opened opened;
     const absl::Time deadline = StoreDeadline();
+    // Before the turn is in the log: one that begins elsewhere could not be computed.
+    const auto check_state = [&](const std::string& state) {
+      opened.status = CheckSessionState(acquire.session_id(), state, named_state, model->info);
+    };
     const auto acquire_lease = [&] {
       absl::StatusOr<v1::AcquireLeaseResponse> lease = catalog_->AcquireLease(acquire, deadline);
       opened.status = lease.status();
       if (!lease.ok()) return;
+      check_state(lease->session().initial_state());
       *begin.mutable_lease() = lease->lease();
       opened.lease = *std::move(lease);
     };
-    if (need_lease) acquire_lease();
+    if (need_lease) {
+      acquire_lease();
+    } else {
+      check_state(initial_state);
+    }
     if (!opened.status.ok() || !begins) return opened;
     absl::StatusOr<v1::BeginTurnResponse> begun = catalog_->BeginTurn(begin, deadline);
     if (absl::IsAborted(begun.status()) && !need_lease) {
@@ -109,12 +132,14 @@ void TurnManager::Engine::OnOpened(const TurnPtr& turn, const Opened& opened) {
     session.lease = opened.lease->lease();
     session.log_branch = opened.lease->log_branch();
     session.model_fingerprint = opened.lease->session().model_fingerprint();
+    session.initial_state = opened.lease->session().initial_state();
     session.durable_length = opened.lease->session().token_count();
   }
   absl::Status status = opened.status;
   if (absl::IsAborted(status)) session.stale = true;
   if (!status.ok()) return Fail(*turn, StoreError(status));
   if (turn->stopped) return;
+  turn->initial_state = session.initial_state;
   if (turn->kind == Kind::kExport) {
     if (!session.model_fingerprint.empty() && session.model_fingerprint != turn->model->info.fingerprint()) {
       return Fail(*turn, absl::FailedPreconditionError(absl::StrCat("session \"", session.id,

@@ -121,6 +121,9 @@ void TurnManager::Engine::Locate(const TurnPtr& turn) {
                            "the model has changed: the turn began with fingerprint ", turn->model->info.fingerprint(),
                            ", the pipeline now holds ", plan_.model.fingerprint())));
   }
+  if (const absl::Status status = CheckOffered(turn->initial_state, plan_.model); !status.ok()) {
+    return Fail(*turn, common::Annotate(status, "the tuned states have changed"));
+  }
   if (turn->kind == Kind::kEmbed) {
     const absl::Status status = CheckEmbedSource(turn->embed.source(), plan_.state_layout);
     if (!status.ok()) return Fail(*turn, status);
@@ -556,6 +559,7 @@ void TurnManager::Engine::FillAttach(const AttachCommand& command, v1::AttachSeq
     *attach->mutable_snapshot() = turn.snapshot;
   } else {
     attach->set_fresh(true);
+    attach->set_initial_state(turn.initial_state);
   }
   *attach->mutable_sampling() =
       turn.kind == Kind::kGenerate ? turn.spec.sampling() : common::CompleteSampling(v1::Sampling(), 0);

@@ -65,6 +65,9 @@ struct Turn {
   v1::TurnSpec spec;
   v1::EmbedRequest embed;  // kEmbed: without its input.
   uint64_t resume_from = 0;
+  // The tuned state it begins with, in full; empty: the model's own. With a session: what the request named (empty:
+  // none) until the opening, from then on the session's.
+  std::string initial_state;
 
   // Where messages go; null once closed.
   CallId call = 0;
@@ -161,6 +164,7 @@ struct Session {
   v1::Lease lease;
   std::string log_branch;
   std::string model_fingerprint;
+  std::string initial_state;
   uint64_t durable_length = 0;  // Of the log, as far as this router knows.
   std::shared_ptr<Turn> turn;   // The one that has the session.
   std::shared_ptr<Turn> next;   // One that waits for it to close.

@@ -6,7 +6,9 @@
 #include <utility>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "kernels/base/status_macros.h"
 #include "services/common/grpc_status.h"
 #include "services/common/sampling/sampling_params.h"
@@ -31,6 +33,10 @@ absl::Status CheckTokens(absl::string_view field, absl::Span<const uint32_t> ids
         absl::StrCat("token id ", ids[i], " is not below the model's vocabulary of ", model.info.vocab_size()));
   }
   return absl::OkStatus();
+}
+
+std::string Offered(const v1::ModelInfo& model) {
+  return model.initial_states().empty() ? "none" : absl::StrJoin(model.initial_states(), ", ");
 }
 
 }  // namespace
@@ -85,6 +91,24 @@ absl::Status CheckModel(absl::string_view name, const ServingModel& model) {
   return absl::NotFoundError(absl::StrCat("no model \"", name.substr(0, kMaxIdBytes),
                                           "\" is served here; the one that is: \"", model.info.name(),
                                           "\" (fingerprint ", model.info.fingerprint(), ")"));
+}
+
+absl::StatusOr<std::string> FindInitialState(absl::string_view name, const v1::ModelInfo& model) {
+  if (name.empty()) return std::string();
+  for (const std::string& id : model.initial_states()) {
+    if (id == name || absl::string_view(id).substr(0, id.rfind('@')) == name) return id;
+  }
+  return absl::NotFoundError(absl::StrCat("initial_state: the model \"", model.name(), "\" has no tuned state \"",
+                                          absl::CHexEscape(name.substr(0, kMaxIdBytes)),
+                                          "\"; those it has: ", Offered(model)));
+}
+
+absl::Status CheckOffered(absl::string_view initial_state, const v1::ModelInfo& model) {
+  const auto& ids = model.initial_states();
+  if (initial_state.empty() || std::find(ids.begin(), ids.end(), initial_state) != ids.end()) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat("it began with the tuned state \"", initial_state,
+                                                    "\", which the model \"", model.name(),
+                                                    "\" does not offer any more; those it has: ", Offered(model)));
 }
 
 absl::Status CheckRequest(const v1::GenerateRequest& request) {
@@ -183,6 +207,7 @@ absl::StatusOr<TurnInput> MakeTurnInput(const v1::GenerateRequest& request, cons
   input.session_id = request.session_id();
   input.request_id = request.request_id();
   input.resume_from = request.resume_from();
+  RWKV_ASSIGN_OR_RETURN(input.initial_state, FindInitialState(request.initial_state(), model.info));
   RWKV_ASSIGN_OR_RETURN(input.tokens, MakeTokens(request.has_text() ? &request.text() : nullptr,
                                                  request.has_tokens() ? &request.tokens() : nullptr, model, limits));
   if (request.stop_size() > 0 && model.tokenizer == nullptr) return NeedsTokenizer("stop", model);

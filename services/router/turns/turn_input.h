@@ -34,13 +34,14 @@ struct TurnInput {
   std::vector<uint32_t> tokens;  // At least one.
   v1::TurnSpec spec;
   uint64_t resume_from = 0;
+  std::string initial_state;  // In full; empty: none was named.
 };
 
 // What can be said without knowing the model. kInvalidArgument names the field.
 absl::Status CheckRequest(const v1::GenerateRequest& request);
 
 // CheckRequest() and the rest. `drawn_seed` is used if the request names none.
-//   kInvalidArgument: a field is wrong (BadRequest names it).  kNotFound: another model.
+//   kInvalidArgument: a field is wrong (BadRequest names it).  kNotFound: another model, or no such tuned state.
 //   kFailedPrecondition: it takes a tokenizer and the model has none.
 absl::StatusOr<TurnInput> MakeTurnInput(const v1::GenerateRequest& request, const ServingModel& model,
                                         const InputLimits& limits, uint64_t drawn_seed);
@@ -58,6 +59,7 @@ struct Document {
   std::string model;                // Empty: the one that is served.
   std::vector<uint32_t> token_ids;  // Before the text.
   std::string text;                 // Any bytes.
+  std::string initial_state = "";   // Empty: the model's own.
 
   int64_t Bytes() const { return static_cast<int64_t>(text.size() + sizeof(uint32_t) * token_ids.size()); }
 };
@@ -71,6 +73,14 @@ absl::StatusOr<std::vector<uint32_t>> MakeDocumentTokens(const Document& documen
 
 // kNotFound unless `name` is empty, the model's name or its fingerprint.
 absl::Status CheckModel(absl::string_view name, const ServingModel& model);
+
+// The tuned state of the model that `name` means, in full; `name` may leave out the "@" and what follows. Empty for an
+// empty name. kNotFound: there is none.
+absl::StatusOr<std::string> FindInitialState(absl::string_view name, const v1::ModelInfo& model);
+
+// Whether what began with `initial_state` (in full, or empty) can be rebuilt with this model.
+// kFailedPrecondition: the model does not offer it.
+absl::Status CheckOffered(absl::string_view initial_state, const v1::ModelInfo& model);
 
 // kInvalidArgument unless 1 to 128 of A-Z a-z 0-9 . _ - :
 absl::Status CheckSessionId(absl::string_view field, absl::string_view id);

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "kernels/base/status_macros.h"
 #include "services/common/grpc_status.h"
 #include "services/router/turns/engine.h"
 #include "services/router/turns/turn.h"
@@ -38,6 +39,13 @@ absl::StatusOr<std::shared_ptr<const ServingModel>> TurnManager::ModelOrWhyNot()
   return why;
 }
 
+absl::Status TurnManager::ChooseModel(absl::string_view model, absl::string_view initial_state, Turn* turn) const {
+  RWKV_ASSIGN_OR_RETURN(turn->model, ModelOrWhyNot());
+  RWKV_RETURN_IF_ERROR(CheckModel(model, *turn->model));
+  RWKV_ASSIGN_OR_RETURN(turn->initial_state, FindInitialState(initial_state, turn->model->info));
+  return absl::OkStatus();
+}
+
 void TurnManager::Generate(CallId call, const v1::GenerateRequest& request,
                            std::shared_ptr<ResponseStream<v1::GenerateResponse>> stream) {
   auto turn = std::make_shared<Turn>();
@@ -56,6 +64,7 @@ void TurnManager::Generate(CallId call, const v1::GenerateRequest& request,
   turn->prompt = std::move(input->tokens);
   turn->spec = std::move(input->spec);
   turn->resume_from = input->resume_from;
+  turn->initial_state = std::move(input->initial_state);
   engine_->Submit(std::move(turn));
 }
 
@@ -65,21 +74,18 @@ void TurnManager::Score(CallId call, const v1::ScoreRequest& request,
   turn->kind = Turn::Kind::kScore;
   turn->call = call;
   turn->score_done = std::move(done);
-  const absl::StatusOr<std::shared_ptr<const ServingModel>> model = ModelOrWhyNot();
-  if (!model.ok()) return engine_->Reject(*turn, model.status());
-  if (const absl::Status status = CheckModel(request.model(), **model); !status.ok()) {
+  if (const absl::Status status = ChooseModel(request.model(), request.initial_state(), turn.get()); !status.ok()) {
     return engine_->Reject(*turn, status);
   }
   absl::StatusOr<std::vector<uint32_t>> tokens =
       MakeTokens(request.has_text() ? &request.text() : nullptr, request.has_tokens() ? &request.tokens() : nullptr,
-                 **model, engine_->options().limits);
+                 *turn->model, engine_->options().limits);
   if (!tokens.ok()) return engine_->Reject(*turn, tokens.status());
   if (tokens->size() == 1) {  // Nothing comes before it.
     v1::ScoreResponse response;
     response.add_token_ids(tokens->front());
     return turn->score_done(std::move(response));
   }
-  turn->model = *model;
   turn->last_target = tokens->back();
   tokens->pop_back();
   turn->prompt = *std::move(tokens);
@@ -94,6 +100,8 @@ void TurnManager::ScoreDocument(CallId call, const Document& document,
   turn->document_stream = std::move(stream);
   const absl::StatusOr<std::shared_ptr<const ServingModel>> model = ModelOrWhyNot();
   if (!model.ok()) return engine_->Reject(*turn, model.status());
+  absl::StatusOr<std::string> initial_state = FindInitialState(document.initial_state, (*model)->info);
+  if (!initial_state.ok()) return engine_->Reject(*turn, initial_state.status());
   absl::StatusOr<std::vector<uint32_t>> tokens = MakeDocumentTokens(document, **model, engine_->options().limits);
   if (!tokens.ok()) return engine_->Reject(*turn, tokens.status());
   if (tokens->size() == 1) {  // Nothing comes before it.
@@ -104,6 +112,7 @@ void TurnManager::ScoreDocument(CallId call, const Document& document,
     return turn->document_stream->Close(absl::OkStatus());
   }
   turn->model = *model;
+  turn->initial_state = *std::move(initial_state);
   turn->last_target = tokens->back();
   tokens->pop_back();
   turn->prompt = *std::move(tokens);
@@ -119,15 +128,12 @@ void TurnManager::Logits(CallId call, const v1::LogitsRequest& request,
   if (!engine_->options().allow_logits) {
     return engine_->Reject(*turn, absl::PermissionDeniedError("this router runs without --allow_logits"));
   }
-  const absl::StatusOr<std::shared_ptr<const ServingModel>> model = ModelOrWhyNot();
-  if (!model.ok()) return engine_->Reject(*turn, model.status());
-  if (const absl::Status status = CheckModel(request.model(), **model); !status.ok()) {
+  if (const absl::Status status = ChooseModel(request.model(), request.initial_state(), turn.get()); !status.ok()) {
     return engine_->Reject(*turn, status);
   }
   absl::StatusOr<std::vector<uint32_t>> tokens =
-      MakeTokens(nullptr, &request.tokens(), **model, engine_->options().limits);
+      MakeTokens(nullptr, &request.tokens(), *turn->model, engine_->options().limits);
   if (!tokens.ok()) return engine_->Reject(*turn, tokens.status());
-  turn->model = *model;
   turn->prompt = *std::move(tokens);
   engine_->Submit(std::move(turn));
 }
@@ -141,16 +147,13 @@ void TurnManager::Embed(CallId call, const v1::EmbedRequest& request,
   if (!v1::EmbedSource_IsValid(request.source())) {
     return engine_->Reject(*turn, common::InvalidFieldError("source", absl::StrCat("there is no ", request.source())));
   }
-  const absl::StatusOr<std::shared_ptr<const ServingModel>> model = ModelOrWhyNot();
-  if (!model.ok()) return engine_->Reject(*turn, model.status());
-  if (const absl::Status status = CheckModel(request.model(), **model); !status.ok()) {
+  if (const absl::Status status = ChooseModel(request.model(), request.initial_state(), turn.get()); !status.ok()) {
     return engine_->Reject(*turn, status);
   }
   absl::StatusOr<std::vector<uint32_t>> tokens =
       MakeTokens(request.has_text() ? &request.text() : nullptr, request.has_tokens() ? &request.tokens() : nullptr,
-                 **model, engine_->options().limits);
+                 *turn->model, engine_->options().limits);
   if (!tokens.ok()) return engine_->Reject(*turn, tokens.status());
-  turn->model = *model;
   turn->embed.set_source(request.source());
   turn->embed.set_normalize(request.normalize());
   turn->prompt = *std::move(tokens);

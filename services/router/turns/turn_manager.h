@@ -19,6 +19,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "rwkv/v1/generation.pb.h"
@@ -35,6 +36,8 @@
 #include "services/worker/client/worker_client.h"
 
 namespace rwkv::router {
+
+struct Turn;
 
 // Names a call from NewCall() on.
 using CallId = uint64_t;
@@ -129,6 +132,10 @@ class TurnManager {
 
  private:
   class Engine;
+
+  // Sets model and initial state of a call without a session, as its request names them.
+  absl::Status ChooseModel(absl::string_view model, absl::string_view initial_state, Turn* turn) const;
+
   std::atomic<CallId> next_call_{1};
   const std::unique_ptr<Engine> engine_;
 };

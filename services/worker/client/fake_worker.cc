@@ -34,6 +34,12 @@ v1::StatusProto ToProto(const absl::Status& status) {
 
 }  // namespace
 
+uint64_t FakeModel::Fresh(absl::string_view initial_state) {
+  uint64_t state = 0x9e3779b97f4a7c15;
+  for (const unsigned char byte : initial_state) state = Mix(state + byte);
+  return state;
+}
+
 uint64_t FakeModel::Feed(uint64_t state, uint32_t token_id) { return Mix(state ^ Mix(token_id)); }
 
 uint64_t FakeModel::Feed(uint64_t state, absl::Span<const uint32_t> token_ids) {
@@ -57,8 +63,8 @@ uint32_t FakeModel::Next(uint64_t state, uint64_t position, const v1::Sampling& 
 }
 
 std::vector<uint32_t> FakeModel::Generate(absl::Span<const uint32_t> log, int count, const v1::Sampling& sampling,
-                                          uint32_t vocab_size) {
-  uint64_t state = Feed(kFresh, log);
+                                          uint32_t vocab_size, absl::string_view initial_state) {
+  uint64_t state = Feed(Fresh(initial_state), log);
   std::vector<uint32_t> tokens;
   for (int i = 0; i < count; ++i) {
     tokens.push_back(Next(state, log.size() + i, sampling, vocab_size));
@@ -67,8 +73,9 @@ std::vector<uint32_t> FakeModel::Generate(absl::Span<const uint32_t> log, int co
   return tokens;
 }
 
-std::vector<uint32_t> FakeModel::Greedy(absl::Span<const uint32_t> log, int count, uint32_t vocab_size) {
-  return Generate(log, count, v1::Sampling(), vocab_size);
+std::vector<uint32_t> FakeModel::Greedy(absl::Span<const uint32_t> log, int count, uint32_t vocab_size,
+                                        absl::string_view initial_state) {
+  return Generate(log, count, v1::Sampling(), vocab_size, initial_state);
 }
 
 // Everything behind one lock; no threads of its own: a command runs inside the call that makes it runnable.
@@ -87,7 +94,8 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
     uint64_t steps_done = 0;
   };
 
-  explicit FakePipelineState(FakePipeline::Options options) : options_(std::move(options)) {
+  explicit FakePipelineState(FakePipeline::Options options)
+      : options_(std::move(options)), initial_states_(options_.initial_states) {
     stages_.resize(options_.stage_count);
     for (Stage& stage : stages_) stage.slots.resize(options_.slots);
   }
@@ -113,6 +121,7 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
     model->set_vocab_size(options_.vocab_size);
     model->set_dtype("fp32");
     model->set_tokenizer(options_.tokenizer);
+    model->mutable_initial_states()->Add(initial_states_.begin(), initial_states_.end());
     response.set_first_layer(FirstLayer(index));
     response.set_end_layer(FirstLayer(index + 1));
     response.set_slots(options_.slots);
@@ -205,6 +214,11 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
     stages_[index].draining = draining;
   }
 
+  void SetInitialStates(std::vector<std::string> initial_states) {
+    absl::MutexLock lock(&mu_);
+    initial_states_ = std::move(initial_states);
+  }
+
   void SetSteps(bool paused, int allowed) {
     absl::MutexLock lock(&mu_);
     paused_ = paused;
@@ -255,7 +269,7 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
     bool held = false;
     uint64_t sequence = 0;
     uint64_t position = 0;
-    uint64_t state = FakeModel::kFresh;
+    uint64_t state = FakeModel::Fresh();
     v1::Sampling sampling;
     std::vector<uint32_t> banned;
   };
@@ -444,7 +458,13 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
     switch (attach.source_case()) {
       case v1::AttachSequence::kFresh:
         if (attach.position() != 0) return absl::InvalidArgumentError("a fresh sequence is at position 0");
+        if (!attach.initial_state().empty() &&
+            std::count(initial_states_.begin(), initial_states_.end(), attach.initial_state()) == 0) {
+          return absl::FailedPreconditionError(absl::StrCat("no tuned state ", attach.initial_state()));
+        }
+        fresh.state = FakeModel::Fresh(attach.initial_state());
         if (IsLast(index)) ++stats_.attaches_fresh;
+        if (IsLast(index) && !attach.initial_state().empty()) ++stats_.attaches_tuned;
         break;
       case v1::AttachSequence::kWarmSequence:
         if (!slot.held || slot.sequence != attach.warm_sequence() || slot.position != attach.position()) {
@@ -626,6 +646,7 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
 
   const FakePipeline::Options options_;
   mutable absl::Mutex mu_;
+  std::vector<std::string> initial_states_ ABSL_GUARDED_BY(mu_);
   std::vector<Stage> stages_ ABSL_GUARDED_BY(mu_);
   absl::flat_hash_map<std::pair<std::string, int>, std::string> records_ ABSL_GUARDED_BY(mu_);
   std::vector<std::string> lost_snapshots_ ABSL_GUARDED_BY(mu_);
@@ -676,6 +697,9 @@ void FakePipeline::Kill(int stage) { state_->Kill(stage); }
 void FakePipeline::Restart(int stage) { state_->Restart(stage); }
 void FakePipeline::BreakEpoch() { state_->BreakEpoch(); }
 void FakePipeline::SetDraining(int stage, bool draining) { state_->SetDraining(stage, draining); }
+void FakePipeline::SetInitialStates(std::vector<std::string> initial_states) {
+  state_->SetInitialStates(std::move(initial_states));
+}
 void FakePipeline::PauseSteps() { state_->SetSteps(true, 0); }
 void FakePipeline::ResumeSteps() { state_->SetSteps(false, 0); }
 void FakePipeline::AllowSteps(int count) { state_->AllowSteps(count); }

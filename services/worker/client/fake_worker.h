@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "rwkv/v1/state_store.pb.h"
 #include "rwkv/v1/worker.pb.h"
@@ -22,8 +23,8 @@
 namespace rwkv::worker {
 
 struct FakeModel {
-  // The state of a fresh sequence, and after one more token.
-  static constexpr uint64_t kFresh = 0x9e3779b97f4a7c15;
+  // The state of a fresh sequence (of one that begins with a tuned state, unless empty), and after one more token.
+  static uint64_t Fresh(absl::string_view initial_state = "");
   static uint64_t Feed(uint64_t state, uint32_t token_id);
   static uint64_t Feed(uint64_t state, absl::Span<const uint32_t> token_ids);
 
@@ -33,10 +34,11 @@ struct FakeModel {
                        absl::Span<const uint32_t> banned = {});
 
   // Tokens that a greedy turn of `count` tokens generates after `log`.
-  static std::vector<uint32_t> Greedy(absl::Span<const uint32_t> log, int count, uint32_t vocab_size);
+  static std::vector<uint32_t> Greedy(absl::Span<const uint32_t> log, int count, uint32_t vocab_size,
+                                      absl::string_view initial_state = "");
   // The same with any sampling (temperature and seed count).
   static std::vector<uint32_t> Generate(absl::Span<const uint32_t> log, int count, const v1::Sampling& sampling,
-                                        uint32_t vocab_size);
+                                        uint32_t vocab_size, absl::string_view initial_state = "");
 };
 
 class FakePipelineState;
@@ -53,6 +55,7 @@ class FakePipeline {
     std::string model_name = "fake";
     std::string fingerprint = "00000000000000000000000000000fab";
     std::string tokenizer;  // "world" or empty.
+    std::vector<std::string> initial_states;
     // If set, records are written and read through these (a fake state store); else they are kept by the pipeline.
     // Called under the pipeline's lock: must not call it back.
     std::function<absl::Status(const v1::RecordInfo& info, const std::string& bytes)> put_record;
@@ -74,6 +77,8 @@ class FakePipeline {
   // The epoch ends as after a broken link; the workers stay up.
   void BreakEpoch();
   void SetDraining(int stage, bool draining);
+  // As if every worker had been started with others; heard of with the next epoch.
+  void SetInitialStates(std::vector<std::string> initial_states);
 
   // Steps are taken, but none is computed until Resume: the caller sees a slow pipeline.
   void PauseSteps();
@@ -99,6 +104,7 @@ class FakePipeline {
     int max_steps_in_flight = 0;  // Written to the first stage and not yet finished on the last.
     int slots_used = 0;           // Now, on the first stage.
     int64_t attaches_fresh = 0;   // Successful, counted on the last stage.
+    int64_t attaches_tuned = 0;   // Of those: with a tuned state.
     int64_t attaches_warm = 0;
     int64_t attaches_snapshot = 0;
     int64_t saves = 0;
