@@ -52,14 +52,10 @@ class ChatCommand : public Command {
     sampling_.set_top_p(0.5f);
     sampling_.set_presence_penalty(0.4f);
     sampling_.set_frequency_penalty(0.4f);
-    const auto set = [](std::string* field) {
-      return [field](const std::string& value) {
-        *field = value;
-        return absl::OkStatus();
-      };
-    };
-    flags.AddString("session", "ID", "go on with this session (default: a new one)", set(&session_id_));
-    flags.AddString("model", "NAME", "name or fingerprint (default: the model that is served)", set(&model_));
+    flags.AddString("session", "ID", "go on with this session (default: a new one)", &session_id_);
+    flags.AddString("initial-state", "NAME", "begin the new session with this tuned state (default: the model's own)",
+                    create_.mutable_initial_state());
+    flags.AddString("model", "NAME", "name or fingerprint (default: the model that is served)", &model_);
     flags.AddUint32("max-tokens", "of an answer (default 1024)", [this](uint32_t value) { max_tokens_ = value; });
     prompt_.AddFlags(flags);
     AddSamplingFlags(flags, &sampling_);
@@ -70,12 +66,17 @@ class ChatCommand : public Command {
                     });
   }
 
-  absl::Status Check(const std::vector<std::string>& positional) override { return CheckNoArguments(positional); }
+  absl::Status Check(const std::vector<std::string>& positional) override {
+    if (!session_id_.empty() && !create_.initial_state().empty()) {
+      return absl::InvalidArgumentError("--initial-state is for a new session; the one of --session has begun");
+    }
+    return CheckNoArguments(positional);
+  }
 
   absl::Status Run(Context& context) override {
     if (absl::Status status = prompt_.Choose(*context.client, model_); !status.ok()) return status;
     if (session_id_.empty()) {
-      absl::StatusOr<v1::Session> session = context.client->CreateSession(v1::SessionsCreateRequest());
+      absl::StatusOr<v1::Session> session = context.client->CreateSession(create_);
       if (!session.ok()) return session.status();
       session_id_ = session->id();
       context.err << "session " << session_id_ << std::endl;
@@ -163,6 +164,7 @@ class ChatCommand : public Command {
 
   ChatPrompt prompt_;
   std::string session_id_;
+  v1::SessionsCreateRequest create_;  // Unless there is a --session.
   std::string model_;
   uint32_t max_tokens_ = 1024;
   v1::Sampling sampling_;

@@ -39,10 +39,9 @@ class EmbedCommand : public Command {
   void AddFlags(FlagSet& flags) override {
     input_.AddFlags(flags);
     flags.AddString("model", "NAME", "name or fingerprint (default: the model that is served)",
-                    [this](const std::string& value) {
-                      request_.set_model(value);
-                      return absl::OkStatus();
-                    });
+                    request_.mutable_model());
+    flags.AddString("initial-state", "NAME", "begin with this tuned state (default: the model's own)",
+                    request_.mutable_initial_state());
     flags.AddString("source", "NAME", "hidden-last (default), hidden-mean or state", [this](const std::string& value) {
       absl::StatusOr<v1::EmbedSource> source = ParseSource(value);
       if (source.ok()) request_.set_source(*source);

@@ -87,6 +87,14 @@ void FlagSet::AddString(absl::string_view name, absl::string_view placeholder, a
   flags_.push_back({std::string(name), std::string(placeholder), std::string(help), std::move(set)});
 }
 
+void FlagSet::AddString(absl::string_view name, absl::string_view placeholder, absl::string_view help,
+                        std::string* value) {
+  AddString(name, placeholder, help, [value](const std::string& text) {
+    *value = text;
+    return absl::OkStatus();
+  });
+}
+
 void FlagSet::AddInt32(absl::string_view name, absl::string_view help, std::function<void(int32_t)> set) {
   AddString(name, "N", help, Parsed<int32_t>(&ParseInt32, std::move(set)));
 }

@@ -21,6 +21,7 @@ class FlagSet {
   // `placeholder` stands for the value in the help: "N".
   void AddString(absl::string_view name, absl::string_view placeholder, absl::string_view help,
                  std::function<absl::Status(const std::string&)> set);
+  void AddString(absl::string_view name, absl::string_view placeholder, absl::string_view help, std::string* value);
   void AddInt32(absl::string_view name, absl::string_view help, std::function<void(int32_t)> set);
   void AddUint32(absl::string_view name, absl::string_view help, std::function<void(uint32_t)> set);
   void AddUint64(absl::string_view name, absl::string_view help, std::function<void(uint64_t)> set);

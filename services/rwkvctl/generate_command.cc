@@ -29,16 +29,12 @@ class GenerateCommand : public Command {
 
   void AddFlags(FlagSet& flags) override {
     input_.AddFlags(flags);
-    const auto set = [](std::string* field) {
-      return [field](const std::string& value) {
-        *field = value;
-        return absl::OkStatus();
-      };
-    };
     flags.AddString("model", "NAME", "name or fingerprint (default: the model that is served)",
-                    set(request_.mutable_model()));
-    flags.AddString("session", "ID", "go on with this session", set(request_.mutable_session_id()));
-    flags.AddString("request-id", "ID", "names the turn: sent twice, it runs once", set(request_.mutable_request_id()));
+                    request_.mutable_model());
+    flags.AddString("session", "ID", "go on with this session", request_.mutable_session_id());
+    flags.AddString("initial-state", "NAME", "begin with this tuned state (default: the model's or the session's own)",
+                    request_.mutable_initial_state());
+    flags.AddString("request-id", "ID", "names the turn: sent twice, it runs once", request_.mutable_request_id());
     flags.AddUint32("max-tokens", "at most so many (default 256)",
                     [this](uint32_t value) { request_.set_max_tokens(value); });
     prompt_.AddFlags(flags);

@@ -62,6 +62,7 @@ Json SessionToJson(const v1::Session& session) {
     json["forked_from"] = session.forked_from();
     json["fork_position"] = session.fork_position();
   }
+  if (!session.initial_state().empty()) json["initial_state"] = session.initial_state();
   if (session.snapshot_positions_size() > 0) {
     json["snapshot_positions"] =
         std::vector<uint64_t>(session.snapshot_positions().begin(), session.snapshot_positions().end());
@@ -84,6 +85,7 @@ Json ModelToJson(const v1::ModelInfo& model) {
       {"dtype", model.dtype()},
       {"tokenizer", model.tokenizer()},
       {"parameters", model.parameters()},
+      {"initial_states", std::vector<std::string>(model.initial_states().begin(), model.initial_states().end())},
   };
 }
 

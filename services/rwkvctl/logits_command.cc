@@ -33,10 +33,9 @@ class LogitsCommand : public Command {
       return absl::OkStatus();
     });
     flags.AddString("model", "NAME", "name or fingerprint (default: the model that is served)",
-                    [this](const std::string& value) {
-                      request_.set_model(value);
-                      return absl::OkStatus();
-                    });
+                    request_.mutable_model());
+    flags.AddString("initial-state", "NAME", "begin with this tuned state (default: the model's own)",
+                    request_.mutable_initial_state());
   }
 
   absl::Status Check(const std::vector<std::string>& positional) override {

@@ -31,6 +31,7 @@ using ::testing::ElementsAre;
 using ::testing::EndsWith;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::Not;
 using ::testing::SizeIs;
 using ::testing::StartsWith;
 
@@ -473,6 +474,30 @@ TEST_F(RwkvctlTest, SessionsAreCreatedListedShownForkedRewoundAndDeleted) {
   EXPECT_EQ(out_, "deleted session mine\ndeleted session theirs\n");
   EXPECT_EQ(Call({"sessions", "delete", "mine"}), 1);
   EXPECT_THAT(err_, HasSubstr("NOT_FOUND"));
+}
+
+TEST_F(RwkvctlTest, WhatBeginsWithATunedStateNamesIt) {
+  EXPECT_EQ(Call({"sessions", "create", "mine", "--initial-state", "poet"}), 0);
+  EXPECT_EQ(router_.initial_states["mine"], "poet");
+  EXPECT_EQ(Call({"sessions", "show", "mine"}), 0);
+  EXPECT_THAT(out_, HasSubstr("initial_state: poet\n"));
+  EXPECT_EQ(Call({"sessions", "create", "plain"}), 0);
+  EXPECT_EQ(Call({"sessions", "show", "plain"}), 0);
+  EXPECT_THAT(out_, Not(HasSubstr("initial_state")));
+  EXPECT_EQ(Call({"sessions", "fork", "mine", "--initial-state", "poet"}), 2);
+  EXPECT_THAT(err_, HasSubstr("fork takes no --initial-state"));
+  EXPECT_EQ(Call({"generate", "--initial-state", "judge", "--prompt", "Hi"}), 0);
+  EXPECT_EQ(request().initial_state(), "judge");
+  EXPECT_EQ(Call({"chat", "--initial-state", "poet"}, "Hi\n"), 0);
+  EXPECT_EQ(router_.initial_states[request().session_id()], "poet");
+  EXPECT_EQ(Call({"chat", "--session", "mine", "--initial-state", "poet"}, "Hi\n"), 2);
+  EXPECT_THAT(err_, HasSubstr("--initial-state is for a new session"));
+  router_.status.mutable_model()->add_initial_states("judge@9abcdef0");
+  router_.status.mutable_model()->add_initial_states("poet@12345678");
+  EXPECT_EQ(Call({"status"}), 0);
+  EXPECT_THAT(out_, HasSubstr("states:   judge@9abcdef0, poet@12345678\n"));
+  EXPECT_EQ(Call({"status", "--json"}), 0);
+  EXPECT_EQ(nlohmann::json::parse(out_)["model"]["initial_states"][1], "poet@12345678");
 }
 
 TEST_F(RwkvctlTest, TokenizeAndDetokenize) {

@@ -23,7 +23,7 @@ class SessionsCommand : public Command {
   absl::string_view arguments() const override { return "create|list|show|fork|rewind|delete [ID] [POSITION]"; }
   absl::string_view summary() const override { return "creates, lists, shows, forks, rewinds and deletes sessions"; }
   absl::string_view details() const override {
-    return "  create [ID]               a new session; prints its id\n"
+    return "  create [ID]               a new session; prints its id. --initial-state: see status for what there is\n"
            "  list                      all sessions\n"
            "  show ID                   one session; with --log also its tokens, with --text their text\n"
            "  fork ID [POSITION]        a new session with its first tokens (default: all); prints its id;\n"
@@ -39,10 +39,9 @@ class SessionsCommand : public Command {
       return absl::OkStatus();
     });
     flags.AddUint64("position", "with fork and rewind: tokens to keep", [this](uint64_t value) { position_ = value; });
-    flags.AddString("new-session", "ID", "with fork: id of the new session", [this](const std::string& value) {
-      new_id_ = value;
-      return absl::OkStatus();
-    });
+    flags.AddString("new-session", "ID", "with fork: id of the new session", &new_id_);
+    flags.AddString("initial-state", "NAME", "with create: the tuned state to begin with (default: the model's own)",
+                    &initial_state_);
     flags.AddBool("log", "with show: also the token ids", &log_);
     flags.AddBool("text", "with show: also the text", &text_);
     flags.AddBool("json", "JSON", &json_);
@@ -87,6 +86,9 @@ class SessionsCommand : public Command {
       return absl::InvalidArgumentError(absl::StrCat(verb_, " takes no --position"));
     }
     if (verb_ == "rewind" && !position_.has_value()) return absl::InvalidArgumentError("rewind: POSITION is missing");
+    if (!initial_state_.empty() && verb_ != "create") {
+      return absl::InvalidArgumentError(absl::StrCat(verb_, " takes no --initial-state"));
+    }
     if (!new_id_.empty() && verb_ != "fork") {
       return absl::InvalidArgumentError(absl::StrCat(verb_, " takes no --new-session"));
     }
@@ -106,6 +108,7 @@ class SessionsCommand : public Command {
   absl::Status Create(Context& context) const {
     v1::SessionsCreateRequest request;
     if (!ids_.empty()) request.set_session_id(ids_[0]);
+    request.set_initial_state(initial_state_);
     return Print(context, context.client->CreateSession(request),
                  [](const v1::Session& session) { return session.id(); });
   }
@@ -211,6 +214,7 @@ class SessionsCommand : public Command {
   std::vector<std::string> ids_;
   absl::optional<uint64_t> position_;
   std::string new_id_;
+  std::string initial_state_;
   bool log_ = false;
   bool text_ = false;
   bool json_ = false;

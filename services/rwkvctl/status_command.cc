@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "rwkv/v1/cluster.pb.h"
 #include "services/rwkvctl/json.h"
 #include "services/rwkvctl/table.h"
@@ -46,6 +47,9 @@ std::string ToText(const v1::GetStatusResponse& status) {
     absl::StrAppend(&text, "model:    ", model.name(), " (RWKV-", model.version(), ", ", model.layer_count(),
                     " layers, width ", model.width(), ", vocabulary ", model.vocab_size(), ", ", model.dtype(),
                     ", tokenizer ", model.tokenizer().empty() ? "none" : model.tokenizer(), ")\n");
+    if (model.initial_states_size() > 0) {
+      absl::StrAppend(&text, "states:   ", absl::StrJoin(model.initial_states(), ", "), "\n");
+    }
   }
   absl::StrAppend(&text, "turns:    ", status.running_turns(), " running, ", status.waiting_turns(), " waiting\n\n");
   std::vector<std::vector<std::string>> rows = {

@@ -185,6 +185,8 @@ v1::Session FakeRouterClient::Describe(const std::string& id) const {
   v1::Session session;
   session.set_id(id);
   session.set_token_count(state_->logs.at(id).size());
+  const auto initial_state = state_->initial_states.find(id);
+  if (initial_state != state_->initial_states.end()) session.set_initial_state(initial_state->second);
   return session;
 }
 
@@ -192,6 +194,7 @@ absl::StatusOr<v1::Session> FakeRouterClient::CreateSession(const v1::SessionsCr
   const std::string id =
       request.session_id().empty() ? absl::StrCat("session-", state_->logs.size() + 1) : request.session_id();
   if (!state_->logs.try_emplace(id).second) return absl::AlreadyExistsError(absl::StrCat("session ", id, " exists"));
+  state_->initial_states[id] = request.initial_state();
   return Describe(id);
 }
 

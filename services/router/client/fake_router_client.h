@@ -31,6 +31,7 @@ class FakeRouterClient : public RouterClient {
     absl::Status generate_status;                       // After the tokens, in place of the finish, if not OK.
     std::vector<absl::Status> first_statuses;           // Generate takes these first, one a call, before any token.
     std::map<std::string, std::vector<uint32_t>> logs;  // Of the sessions, by id.
+    std::map<std::string, std::string> initial_states;  // Likewise.
     std::vector<v1::GenerateRequest> generate_requests;
     std::vector<v1::ScoreDocumentRequest> documents;
     v1::GetStatusResponse status;
