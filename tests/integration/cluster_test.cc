@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
@@ -21,6 +22,7 @@
 #include "rwkv/v1/sessions.pb.h"
 #include "services/common/health.h"
 #include "services/router/client/router_client.h"
+#include "tests/testing/checkpoint_writer.h"
 #include "tests/testing/local_cluster.h"
 #include "tests/testing/random_model.h"
 #include "tests/testing/status_matchers.h"
@@ -35,6 +37,7 @@ using ::rwkv::testing::IsOkAndHolds;
 using ::rwkv::testing::LocalCluster;
 using ::testing::Each;
 using ::testing::ElementsAreArray;
+using ::testing::Not;
 using ::testing::SizeIs;
 
 using Tokens = std::vector<uint32_t>;
@@ -55,6 +58,34 @@ std::string ModelPath() {
     return path;
   }();
   return *path;
+}
+
+// The same model with tuned states inside, whole and taken apart.
+struct TunedModel {
+  std::string whole;
+  std::string base;
+  std::string states;
+};
+TunedModel WriteTunedModel() {
+  testing::RandomModelOptions options;
+  options.layers = 4;
+  options.vocab_size = 101;
+  options.time_state = true;
+  TunedModel model{absl::StrCat(::testing::TempDir(), "/whole.safetensors"),
+                   absl::StrCat(::testing::TempDir(), "/base.safetensors"),
+                   absl::StrCat(::testing::TempDir(), "/poet.pth")};
+  EXPECT_OK(testing::WriteRandomModel(options, model.whole));
+  options.time_state = false;
+  EXPECT_OK(testing::WriteRandomModel(options, model.base));
+  options.time_state = true;
+  const absl::StatusOr<std::vector<testing::RawTensor>> tensors = testing::MakeRandomModel(options);
+  EXPECT_OK(tensors);
+  std::vector<testing::RawTensor> states;
+  for (const testing::RawTensor& tensor : *tensors) {
+    if (absl::EndsWith(tensor.spec.name, "time_state")) states.push_back(tensor);
+  }
+  EXPECT_OK(testing::WriteFileAtomically(model.states, testing::TorchZipBytes(states)));
+  return model;
 }
 
 LocalCluster::Options ClusterOfStages(int stages) {
@@ -94,8 +125,9 @@ absl::StatusOr<Tokens> Generate(
   return tokens;
 }
 
-absl::StatusOr<Rows> Logits(RouterClient& client, const Tokens& tokens) {
+absl::StatusOr<Rows> Logits(RouterClient& client, const Tokens& tokens, const std::string& initial_state = "") {
   v1::LogitsRequest request;
+  request.set_initial_state(initial_state);
   request.mutable_tokens()->mutable_ids()->Assign(tokens.begin(), tokens.end());
   Rows rows;
   RWKV_RETURN_IF_ERROR(client.Logits(request, [&](const v1::LogitsResponse& response) {
@@ -124,9 +156,10 @@ absl::StatusOr<std::vector<float>> Embed(RouterClient& client, const Tokens& tok
   return std::vector<float>(response.values().begin(), response.values().end());
 }
 
-absl::Status CreateSession(RouterClient& client, const std::string& id) {
+absl::Status CreateSession(RouterClient& client, const std::string& id, const std::string& initial_state = "") {
   v1::SessionsCreateRequest request;
   request.set_session_id(id);
+  request.set_initial_state(initial_state);
   return client.CreateSession(request).status();
 }
 
@@ -242,12 +275,12 @@ TEST(ClusterTest, CompanyChangesNothing) {
 // Between turns, then in the middle of one, `disturb` happens to the cluster; a twin session is left alone. Both must
 // hold the same tokens, and every client must have seen each of them once.
 void ExpectUndisturbedTokens(LocalCluster& cluster, const std::string& name,
-                             const std::function<absl::Status()>& disturb) {
+                             const std::function<absl::Status()>& disturb, const std::string& initial_state = "") {
   SCOPED_TRACE(name);
   const std::unique_ptr<RouterClient> client = ClientOf(cluster);
   const std::string twin = name + "-twin";
-  ASSERT_OK(CreateSession(*client, name));
-  ASSERT_OK(CreateSession(*client, twin));
+  ASSERT_OK(CreateSession(*client, name, initial_state));
+  ASSERT_OK(CreateSession(*client, twin, initial_state));
   ASSERT_OK_AND_ASSIGN(const Tokens twin_first, Generate(*client, GreedyTurn(kPrompt, 20, twin, "turn-1")));
   ASSERT_OK_AND_ASSIGN(const Tokens twin_second, Generate(*client, GreedyTurn(kSecondPrompt, 400, twin, "turn-2")));
 
@@ -305,6 +338,67 @@ TEST(ClusterTest, SessionsGoOnAfterEveryProcessWasStopped) {
   }));
   EXPECT_EQ(tokens, expected);
   EXPECT_EQ(reused, kPrompt.size() + 20) << "the snapshot was not used";
+}
+
+TEST(ClusterTest, ATunedStateIsWhereASessionBeginsWhateverHappens) {
+  const TunedModel model = WriteTunedModel();
+  LocalCluster::Options options = ClusterOfStages(1);
+  options.model = model.whole;
+  Tokens expected;
+  Rows expected_rows;
+  {
+    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<LocalCluster> cluster, LocalCluster::Start(options));
+    const std::unique_ptr<RouterClient> client = ClientOf(*cluster);
+    ASSERT_OK_AND_ASSIGN(expected, Generate(*client, GreedyTurn(kPrompt, 24)));
+    ASSERT_OK_AND_ASSIGN(expected_rows, Logits(*client, kPrompt));
+  }
+
+  options = ClusterOfStages(2);
+  options.model = model.base;
+  options.worker_flags = {absl::StrCat("--initial_states=poet=", model.states)};
+  ASSERT_OK_AND_ASSIGN(std::unique_ptr<LocalCluster> cluster, LocalCluster::Start(options));
+  std::unique_ptr<RouterClient> client = ClientOf(*cluster);
+  v1::GenerateRequest turn = GreedyTurn(kPrompt, 24);
+  EXPECT_THAT(Generate(*client, turn), IsOkAndHolds(Not(ElementsAreArray(expected))));
+  turn.set_initial_state("poet");
+  EXPECT_THAT(Generate(*client, turn), IsOkAndHolds(ElementsAreArray(expected)));
+  ASSERT_OK_AND_ASSIGN(const Rows rows, Logits(*client, kPrompt, "poet"));
+  EXPECT_TRUE(rows == expected_rows) << "the logits differ in some bit from those of the states inside the model";
+  for (const std::string& process : {"worker-1", "router-0"}) {
+    ExpectUndisturbedTokens(
+        *cluster, "kill-" + process,
+        [&]() -> absl::Status {
+          RWKV_RETURN_IF_ERROR(cluster->Kill(process));
+          return cluster->Restart(process);
+        },
+        "poet");
+  }
+
+  // No snapshot is as old as these forks: they are rebuilt from the log. One shares no token.
+  ASSERT_OK(CreateSession(*client, "s", "poet"));
+  EXPECT_THAT(Generate(*client, GreedyTurn(kPrompt, 24, "s")), IsOkAndHolds(ElementsAreArray(expected)));
+  for (const size_t position : {0, 5}) {
+    v1::SessionsForkRequest fork;
+    fork.set_session_id("s");
+    fork.set_position(position);
+    fork.set_new_session_id(absl::StrCat("fork-", position));
+    ASSERT_OK(client->ForkSession(fork));
+    const Tokens rest(kPrompt.begin() + position, kPrompt.end());
+    EXPECT_THAT(Generate(*client, GreedyTurn(rest, 24, fork.new_session_id())),
+                IsOkAndHolds(ElementsAreArray(expected)));
+  }
+
+  // Started without the state, the cluster does not pretend.
+  ASSERT_OK(cluster->Stop());
+  options.directory = cluster->directory();
+  options.worker_flags.clear();
+  cluster.reset();
+  ASSERT_OK_AND_ASSIGN(cluster, LocalCluster::Start(options));
+  client = ClientOf(*cluster);
+  EXPECT_THAT(Generate(*client, GreedyTurn(kSecondPrompt, 5, "s")),
+              testing::StatusIs(absl::StatusCode::kFailedPrecondition, ::testing::HasSubstr("poet@")));
+  EXPECT_THAT(CreateSession(*client, "another", "poet"),
+              testing::StatusIs(absl::StatusCode::kNotFound, ::testing::HasSubstr("\"poet\"; those it has: none")));
 }
 
 TEST(ClusterTest, PortInUseIsSaidAndEndsTheProcess) {
