@@ -26,9 +26,43 @@ usage_error() {
 # The comment at the top of the script.
 print_help() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; }
 
-# Everything known about the cluster, as in cluster.env. Keys: model, tokenizer (empty: run.sh looks for it), stages, and for
-# every process NAME (router-0, worker-I, state_store-0): NAME.pid, NAME.started, NAME.grpc, NAME.metrics.
+# Everything known about the cluster, as in cluster.env. Keys: the settings, and for every process NAME (router-0, worker-I,
+# state_store-0): NAME.pid, NAME.started, NAME.grpc, NAME.metrics.
 declare -A cluster=()
+
+# What a call asks for, by setting; unset: it does not say.
+#   model, stages; tokenizer (unset: run.sh looks for it); lora and lora_alpha; group_norm_eps;
+#   initial_state: NAME=FILE,...
+declare -A given=()
+readonly settings=(model tokenizer stages lora lora_alpha group_norm_eps initial_state)
+
+# differing_settings: what the cluster has otherwise than `given` asks; empty: nothing.
+differing_settings() {
+  local key text=''
+  for key in "${settings[@]}"; do
+    [[ -z ${given[$key]:-} || ${given[$key]} == "${cluster[$key]:-}" ]] && continue
+    text+="${text:+ and }"
+    if [[ -z ${cluster[$key]:-} ]]; then text+="no --${key//_/-}"; else text+="--${key//_/-} ${cluster[$key]}"; fi
+  done
+  echo "$text"
+}
+
+# inherit_settings: what `given` leaves open is as the cluster had it; with another model its number of stages alone.
+inherit_settings() {
+  local key keys=("${settings[@]}")
+  if [[ -n ${given[model]:-} && ${given[model]} != "${cluster[model]}" ]]; then keys=(stages); fi
+  for key in "${keys[@]}"; do
+    if [[ -z ${given[$key]:-} && -n ${cluster[$key]:-} ]]; then given[$key]=${cluster[$key]}; fi
+  done
+}
+
+# worker_flags: what the settings are for a worker, a flag a line.
+worker_flags() {
+  echo "--model=${cluster[model]}"
+  if [[ -n ${cluster[lora]:-} ]]; then printf '%s\n' "--lora=${cluster[lora]}" "--lora_alpha=${cluster[lora_alpha]}"; fi
+  if [[ -n ${cluster[group_norm_eps]:-} ]]; then echo "--group_norm_eps=${cluster[group_norm_eps]}"; fi
+  if [[ -n ${cluster[initial_state]:-} ]]; then echo "--initial_states=${cluster[initial_state]}"; fi
+}
 
 # load_cluster DIR: fills `cluster`; false if there is no cluster.env.
 load_cluster() {

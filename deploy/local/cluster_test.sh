@@ -36,6 +36,30 @@ expect "model" "${cluster[model]}" "/models/a b=c \$HOME \`date\` 'x' \"y\".pth"
 expect "address" "${cluster[router-0.grpc]}" 127.0.0.1:4711
 expect "order" "$(process_names | tr '\n' ' ')" "state_store-0 worker-0 worker-1 router-0 "
 
+# What a call may ask of a cluster: a setting that it has otherwise is named, one that is left open is as it was.
+cluster=([model]=/m.pth [stages]=2 [lora]=/a.pth [lora_alpha]=32 [initial_state]=poet=/p.pth,judge=/j.pth)
+given=()
+expect "nothing asked" "$(differing_settings)" ""
+given=([model]=/m.pth [lora]=/a.pth [initial_state]=poet=/p.pth,judge=/j.pth)
+expect "the same asked" "$(differing_settings)" ""
+given=([stages]=3 [lora_alpha]=16 [group_norm_eps]=1e-5 [initial_state]=poet=/p.pth)
+expect "others asked" "$(differing_settings)" \
+  "--stages 2 and --lora-alpha 32 and no --group-norm-eps and --initial-state poet=/p.pth,judge=/j.pth"
+given=([group_norm_eps]=1e-5)
+inherit_settings
+expect "left open" "${given[model]} ${given[lora]} ${given[lora_alpha]} ${given[group_norm_eps]} ${given[initial_state]}" \
+  "/m.pth /a.pth 32 1e-5 poet=/p.pth,judge=/j.pth"
+expect "never set" "${given[tokenizer]-unset}" unset
+given=([model]=/other.pth)
+inherit_settings
+expect "another model takes the stages" "${given[model]} ${given[stages]} ${#given[@]}" "/other.pth 2 2"
+expect "flags of a worker" "$(worker_flags | tr '\n' ' ')" \
+  "--model=/m.pth --lora=/a.pth --lora_alpha=32 --initial_states=poet=/p.pth,judge=/j.pth "
+cluster=([model]="/a b.pth" [stages]=1 [group_norm_eps]=1e-5)
+expect "fewer flags" "$(worker_flags)" "--model=/a b.pth
+--group_norm_eps=1e-5"
+cluster=([model]=/m.pth [stages]=2 [router-0.grpc]=127.0.0.1:4711)
+
 # A process is ours by pid and start time.
 sleep 1000 &
 cluster[worker-0.pid]=$! cluster[worker-0.started]=$(start_time $!)

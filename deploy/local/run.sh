@@ -2,7 +2,8 @@
 # Starts a cluster on this machine (a state store, workers, a router; each its own process) and streams an answer.
 # Installs what is missing and builds first. Called again, it finds the running cluster and restarts what died.
 #
-#   deploy/local/run.sh [--model PATH] [--tokenizer FILE] [--stages N] [--data-dir DIR] [PROMPT]
+#   deploy/local/run.sh [--model PATH] [--tokenizer FILE] [--stages N] [--data-dir DIR] [--lora FILE --lora-alpha A]
+#                       [--initial-state NAME=FILE]... [--group-norm-eps X] [PROMPT]
 #
 #   --model PATH    an RWKV checkpoint: .pth, .safetensors, GGUF or .bin of rwkv.cpp. Default: the small model in
 #                   deploy/demo_model
@@ -11,6 +12,13 @@
 #                   that fits the model of what a GGUF brings itself, MODEL.vocab.txt, rwkv_vocab_v20230424.txt and
 #                   20B_tokenizer.json beside it, and the published ones
 #   --stages N      worker processes, each with a share of the layers (1 to 64, default 2)
+#   --lora FILE --lora-alpha A
+#                   a LoRA adapter to merge into the model, and the alpha that it was trained with
+#   --initial-state NAME=FILE
+#                   a tuned state that sessions may begin with (rwkvctl sessions create --initial-state NAME); may be given
+#                   often
+#   --group-norm-eps X
+#                   epsilon of the group norm behind the recurrence; 1e-5 for what rwkv.cpp computes of an RWKV-5
 #   --data-dir DIR  where sessions and logs live (default: ~/.local/share/rwkv-serving/default)
 #   PROMPT          streams the model's answer on standard output; everything else goes to standard error
 #
@@ -26,10 +34,48 @@ readonly start_seconds=300 # For one process to come up; a large model takes lon
 exec 3>&1 1>&2 # Standard output is for the answer alone.
 
 # ---- Arguments. -------------------------------------------------------------------------------------------------------
-model='' tokenizer='' stages='' data_dir=$default_data_dir prompt='' has_prompt=false
+data_dir=$default_data_dir prompt='' has_prompt=false
 set_prompt() {
   $has_prompt && usage_error "more than one prompt: '$1'; quote it"
   prompt=$1 has_prompt=true
+}
+# set_file KEY FLAG FILE: a file by its full path, which is what a running cluster is compared by.
+set_file() {
+  [[ -f $3 && -r $3 ]] || usage_error "$2 '$3' is no readable file"
+  [[ $3 != *$'\n'* ]] || usage_error "$2: a path with a line break"
+  given[$1]=$(readlink -f "$3")
+}
+# set_flag FLAG VALUE
+set_flag() {
+  case $1 in
+    --model) set_file model "$1" "$2" ;;
+    --tokenizer)
+      set_file tokenizer "$1" "$2"
+      [[ ${given[tokenizer]} != *,* ]] || usage_error "$1 '$2' has a comma in its path"
+      ;;
+    --stages)
+      [[ $2 =~ ^[1-9][0-9]?$ && $2 -le 64 ]] || usage_error "--stages '$2' is not in 1 .. 64"
+      given[stages]=$2
+      ;;
+    --lora) set_file lora "$1" "$2" ;;
+    --lora-alpha | --group-norm-eps)
+      [[ $2 =~ ^[0-9.]+([eE][-+]?[0-9]+)?$ ]] || usage_error "$1 '$2' is no positive number"
+      local key=${1#--}
+      given[${key//-/_}]=$2
+      ;;
+    --initial-state)
+      local others=${given[initial_state]:-}
+      [[ $2 == ?*=?* && ${2%%=*} != *,* ]] || usage_error "$1 '$2' is not NAME=FILE"
+      set_file initial_state "$1" "${2#*=}"
+      [[ ${given[initial_state]} != *,* ]] || usage_error "$1 '$2' has a comma in its path"
+      given[initial_state]=${others:+$others,}${2%%=*}=${given[initial_state]}
+      ;;
+    --data-dir)
+      [[ -n $2 && $2 != *$'\n'* ]] || usage_error "$1 '$2' is no path"
+      data_dir=$2
+      ;;
+    *) usage_error "unknown argument '$1'" ;;
+  esac
 }
 while [[ $# -gt 0 ]]; do
   case $1 in
@@ -37,42 +83,22 @@ while [[ $# -gt 0 ]]; do
       print_help >&3
       exit 0
       ;;
-    --model | --tokenizer | --stages | --data-dir)
-      [[ $# -ge 2 && -n $2 ]] || usage_error "$1 needs a value"
-      case $1 in
-        --model) model=$2 ;;
-        --tokenizer) tokenizer=$2 ;;
-        --stages) stages=$2 ;;
-        --data-dir) data_dir=$2 ;;
-      esac
-      shift
-      ;;
-    --model=?*) model=${1#*=} ;;
-    --tokenizer=?*) tokenizer=${1#*=} ;;
-    --stages=?*) stages=${1#*=} ;;
-    --data-dir=?*) data_dir=${1#*=} ;;
     --)
       shift
       for argument in "$@"; do set_prompt "$argument"; done
       break
       ;;
-    -*) usage_error "unknown argument '$1'" ;;
+    --*=*) set_flag "${1%%=*}" "${1#*=}" ;;
+    -*)
+      set_flag "$1" "${2:-}"
+      shift
+      ;;
     *) set_prompt "$1" ;;
   esac
   shift
 done
-[[ -z $stages || $stages =~ ^[1-9][0-9]?$ && $stages -le 64 ]] || usage_error "--stages '$stages' is not in 1 .. 64"
-if [[ -n $model ]]; then
-  [[ -f $model && -r $model ]] || usage_error "--model '$model' is no readable file"
-  model=$(readlink -f "$model")
-fi
-if [[ -n $tokenizer ]]; then
-  [[ -f $tokenizer && -r $tokenizer ]] || usage_error "--tokenizer '$tokenizer' is no readable file"
-  tokenizer=$(readlink -f "$tokenizer")
-  [[ $tokenizer != *,* ]] || usage_error "--tokenizer '$tokenizer' has a comma in its path"
-fi
+[[ ${given[lora]:+set} == "${given[lora_alpha]:+set}" ]] || usage_error "--lora and --lora-alpha: one without the other"
 if $has_prompt && [[ -z $prompt ]]; then usage_error "the prompt is empty"; fi
-[[ $data_dir != *$'\n'* && $model != *$'\n'* && $tokenizer != *$'\n'* ]] || usage_error "a path with a line break"
 
 # ---- Install and build. -----------------------------------------------------------------------------------------------
 "$here/setup.sh"
@@ -150,8 +176,10 @@ start_state_store() {
     --data_dir="$data_dir/state"
 }
 start_worker() {
+  local flags
+  mapfile -t flags < <(worker_flags)
   start "worker-$1" --listen="$(address grpc "worker-$1")" --metrics_listen="$(address metrics "worker-$1")" \
-    --model="${cluster[model]}" --stage="$1/${cluster[stages]}"
+    --stage="$1/${cluster[stages]}" "${flags[@]}"
 }
 
 # tokenizers_of MODEL: the files that may be its tokenizer, by commas, the likeliest first.
@@ -193,11 +221,7 @@ if load_cluster "$data_dir"; then
 fi
 
 if ((running > 0)); then
-  differs=''
-  [[ -z $model || $model == "${cluster[model]}" ]] || differs="the model ${cluster[model]}"
-  [[ -z $tokenizer || $tokenizer == "${cluster[tokenizer]:-}" ]] ||
-    differs+="${differs:+ and }${cluster[tokenizer]:-no --tokenizer}"
-  [[ -z $stages || $stages == "${cluster[stages]}" ]] || differs+="${differs:+ and }${cluster[stages]} stages"
+  differs=$(differing_settings)
   [[ -z $differs ]] || die "a cluster with $differs runs in $data_dir; stop it first: $here/stop.sh --data-dir $data_dir"
   for binary in "${binaries[@]}"; do
     cmp -s "$built/services/$binary/$binary" "$data_dir/bin/$binary" ||
@@ -212,10 +236,10 @@ if ((running > 0)); then
 else
   if $crashed; then
     say "the last cluster here died without being stopped; starting it again"
-    [[ -n $model && $model != "${cluster[model]}" ]] || tokenizer=${tokenizer:-${cluster[tokenizer]:-}}
-    model=${model:-${cluster[model]}} stages=${stages:-${cluster[stages]}}
+    inherit_settings
   fi
-  cluster=([model]=${model:-$default_model} [tokenizer]=$tokenizer [stages]=${stages:-$default_stages})
+  cluster=([model]=$default_model [stages]=$default_stages)
+  for key in "${!given[@]}"; do cluster[$key]=${given[$key]}; done
   for binary in "${binaries[@]}"; do
     install -m 755 "$built/services/$binary/$binary" "$data_dir/bin/$binary.new" || die "cannot copy to $data_dir/bin"
     mv "$data_dir/bin/$binary.new" "$data_dir/bin/$binary"
