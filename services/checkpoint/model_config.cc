@@ -79,7 +79,8 @@ absl::StatusOr<ModelVersion> FindVersion(const Checkpoint& checkpoint) {
   if (checkpoint.tensors().empty()) return absl::InvalidArgumentError("holds no tensor");
   if (OnlyTunedStates(checkpoint)) {
     return absl::InvalidArgumentError(
-        "holds tuned states (att.time_state) without the model they belong to; merge them into its file");
+        "holds tuned states (att.time_state) without the model they belong to; workers of that model take it by "
+        "--initial_states NAME=FILE");
   }
   const int layers = CountLayers(checkpoint);
   if (layers == 0) {

@@ -401,7 +401,7 @@ TEST(ModelConfigTest, WhatIsNotServedIsRecognised) {
        kInvalid,
        "\"layers.0.self_attn.q_proj.weight\""},
       {"no tensors", {}, kInvalid, "holds no tensor"},
-      {"tuned states alone", {Zeros("blocks.0.att.time_state", {2, 16, 16})}, kInvalid, "merge them"},
+      {"tuned states alone", {Zeros("blocks.0.att.time_state", {2, 16, 16})}, kInvalid, "--initial_states"},
   };
   for (const auto& test : kCases) {
     SCOPED_TRACE(test.name);

@@ -20,6 +20,7 @@ using Value = Pickle::Value;
 enum Opcode : uint8_t {
   kMark = '(',
   kStop = '.',
+  kBinFloat = 'G',
   kBinInt = 'J',
   kBinInt1 = 'K',
   kBinInt2 = 'M',
@@ -376,6 +377,9 @@ class PickleMachine {
         return Push(Kind::kBool, 1);
       case kNewFalse:
         return Push(Kind::kBool, 0);
+      case kBinFloat:  // A trainer's learning rate, say. No tensor depends on one.
+        if (!reader_.Skip(8)) return Truncated();
+        return Push(Kind::kNone);
       case kBinInt:
         if (!reader_.U32(&u32)) return Truncated();
         return Push(Kind::kInt, static_cast<int32_t>(u32));

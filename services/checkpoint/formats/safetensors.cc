@@ -235,12 +235,11 @@ absl::StatusOr<SafetensorsDirectory> ReadSafetensors(absl::Span<const uint8_t> f
   ByteReader reader(file);
   uint64_t header_bytes = 0;
   if (!reader.U64(&header_bytes)) {
-    return absl::DataLossError(absl::StrCat("a file of ", file.size(), " bytes is too short for a safetensors header"));
+    return absl::DataLossError(absl::StrCat("a file of ", file.size(), " bytes is too short for a checkpoint"));
   }
   if (header_bytes > static_cast<uint64_t>(kMaxSafetensorsHeaderBytes)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("not a checkpoint of a known format: as safetensors its header would have ", header_bytes,
-                     " bytes, above the limit of ", kMaxSafetensorsHeaderBytes));
+    // Hardly a large header: whatever begins with other bytes than the known formats do comes here.
+    return absl::InvalidArgumentError("not a checkpoint of a known format (.pth, .safetensors, GGUF, rwkv.cpp's .bin)");
   }
   absl::Span<const uint8_t> header;
   if (!reader.Bytes(header_bytes, &header)) {
