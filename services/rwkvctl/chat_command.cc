@@ -23,20 +23,6 @@ namespace {
 
 constexpr absl::string_view kBlock = "\"\"\"";  // Opens and closes a message of several lines.
 
-// Ctrl-C cancels `cancellation` while this lives.
-class InterruptScope {
- public:
-  InterruptScope(Interrupts& interrupts, router::Cancellation& cancellation) : interrupts_(interrupts) {
-    interrupts_.SetHandler([&cancellation] { cancellation.Cancel(); });
-  }
-  ~InterruptScope() { interrupts_.SetHandler(nullptr); }
-  InterruptScope(const InterruptScope&) = delete;
-  InterruptScope& operator=(const InterruptScope&) = delete;
-
- private:
-  Interrupts& interrupts_;
-};
-
 class ChatCommand : public Command {
  public:
   absl::string_view name() const override { return "chat"; }
@@ -131,7 +117,7 @@ class ChatCommand : public Command {
 
   absl::Status Answer(Context& context, const std::string& message) {
     router::Cancellation cancellation;
-    InterruptScope scope(context.interrupts, cancellation);
+    InterruptScope scope(context.interrupts, [&cancellation] { cancellation.Cancel(); });
     v1::GenerateRequest request;
     request.set_model(model_);
     request.set_session_id(session_id_);

@@ -45,9 +45,16 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
 
-class NoInterrupts : public Interrupts {
+// Ctrl-C as soon as somebody listens, or never.
+class FakeInterrupts : public Interrupts {
  public:
-  void SetHandler(std::function<void()>) override {}
+  explicit FakeInterrupts(bool at_once) : at_once_(at_once) {}
+  void SetHandler(std::function<void()> handler) override {
+    if (at_once_ && handler) handler();
+  }
+
+ private:
+  const bool at_once_;
 };
 
 class CheckpointCommandsTest : public ::testing::Test {
@@ -79,7 +86,7 @@ class CheckpointCommandsTest : public ::testing::Test {
   int Call(const std::vector<std::string>& arguments) {
     std::istringstream in;
     std::ostringstream out, err;
-    NoInterrupts interrupts;
+    FakeInterrupts interrupts(interrupt_);
     const Environment environment{in,
                                   out,
                                   err,
@@ -114,6 +121,7 @@ class CheckpointCommandsTest : public ::testing::Test {
   }
 
   const std::filesystem::path folder_;
+  bool interrupt_ = false;
   std::string out_, err_;
 };
 
@@ -203,6 +211,7 @@ TEST_F(CheckpointCommandsTest, ConvertRefusesToLoseAFile) {
   ExpectFailure({"convert", model, Path("link"), "--overwrite"}, 1, "is the file to be converted");
   ExpectFailure({"convert", model, folder_.string(), "--overwrite"}, 1, "is a folder");
   ExpectFailure({"convert", model, Path("no/out")}, 1, "cannot create");
+  ExpectFailure({"convert", model, "/dev/null", "--overwrite"}, 1, "/dev/null is no regular file");
   EXPECT_EQ(Call({"convert", model, Path("out"), "--overwrite"}), 0) << err_;
   EXPECT_OK(Checkpoint::Open(Path("out")));
   EXPECT_EQ(Files(), (std::vector<std::string>{"link", "model.safetensors", "out"}));
@@ -219,6 +228,18 @@ TEST_F(CheckpointCommandsTest, AFileThatDoesNotFitOnTheDiskLeavesNothing) {
   ExpectFailure({"convert", model, Path("out")}, 1, "cannot write");
   ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &before), 0);
   EXPECT_EQ(Files(), std::vector<std::string>{"model.safetensors"});
+}
+
+TEST_F(CheckpointCommandsTest, AnInterruptedConversionLeavesNothing) {
+  const std::string model = WriteModel(kernels::DType::kBFloat16);
+  interrupt_ = true;
+  ExpectFailure({"convert", model, Path("out")}, 1, "CANCELLED: interrupted");
+  EXPECT_EQ(Files(), std::vector<std::string>{"model.safetensors"});
+}
+
+TEST_F(CheckpointCommandsTest, ANameThatPromisesAnotherFormatIsPointedOut) {
+  ASSERT_EQ(Call({"convert", WriteModel(kernels::DType::kBFloat16), Path("out.gguf")}), 0) << err_;
+  EXPECT_THAT(err_, AllOf(StartsWith("note: "), HasSubstr("out.gguf is .safetensors by content")));
 }
 
 TEST_F(CheckpointCommandsTest, ConvertToFp32AndBackIsExact) {

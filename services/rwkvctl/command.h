@@ -6,6 +6,7 @@
 #include <memory>
 #include <ostream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -21,6 +22,20 @@ class Interrupts {
   virtual ~Interrupts() = default;
   // From another thread; calls nobody after it was replaced by another or by null.
   virtual void SetHandler(std::function<void()> handler) = 0;
+};
+
+// Ctrl-C calls `handler`, from another thread, while this lives.
+class InterruptScope {
+ public:
+  InterruptScope(Interrupts& interrupts, std::function<void()> handler) : interrupts_(interrupts) {
+    interrupts_.SetHandler(std::move(handler));
+  }
+  ~InterruptScope() { interrupts_.SetHandler(nullptr); }
+  InterruptScope(const InterruptScope&) = delete;
+  InterruptScope& operator=(const InterruptScope&) = delete;
+
+ private:
+  Interrupts& interrupts_;
 };
 
 // What a command works with. Everything outlives the command.

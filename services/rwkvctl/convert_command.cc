@@ -1,5 +1,6 @@
 #include "services/rwkvctl/convert_command.h"
 
+#include <atomic>
 #include <cstdint>
 #include <filesystem>
 #include <memory>
@@ -9,7 +10,9 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "absl/types/optional.h"
 #include "absl/types/span.h"
 #include "kernels/base/status_macros.h"
@@ -100,12 +103,20 @@ class ConvertCommand : public Command {
         lora_.empty() ? Checkpoint::Open(in_) : Checkpoint::OpenWithAdapter(in_, lora_, *lora_alpha_));
     RWKV_RETURN_IF_ERROR(ModelConfig::FromCheckpoint(*checkpoint).status());
     RWKV_ASSIGN_OR_RETURN(const Conversion conversion, Conversion::Plan(checkpoint, precision_));
+    for (const absl::string_view ending : {".pth", ".pt", ".gguf", ".bin"}) {
+      if (absl::EndsWith(out_, ending)) {
+        context.err << "note: " << out_ << " is .safetensors by content, whatever its name says" << std::endl;
+      }
+    }
     RWKV_RETURN_IF_ERROR(WriteVocabulary(*checkpoint, context));
     RWKV_ASSIGN_OR_RETURN(OutputFile file, OutputFile::Create(out_));
     RWKV_RETURN_IF_ERROR(file.Write(SafetensorsHeader(conversion.tensors(), conversion.metadata())));
+    std::atomic<bool> interrupted{false};
+    const InterruptScope scope(context.interrupts, [&interrupted] { interrupted = true; });
     int64_t written = 0;
     int64_t told_tenths = 0;
-    RWKV_RETURN_IF_ERROR(conversion.Write([&](absl::string_view bytes) {
+    RWKV_RETURN_IF_ERROR(conversion.Write([&](absl::string_view bytes) -> absl::Status {
+      if (interrupted) return absl::CancelledError(absl::StrCat("interrupted; nothing is left of ", out_));
       written += static_cast<int64_t>(bytes.size());
       if (conversion.bytes() >= kLargeBytes && written >= conversion.bytes() / 10 * (told_tenths + 1)) {
         told_tenths = written / (conversion.bytes() / 10);

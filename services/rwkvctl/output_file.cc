@@ -1,15 +1,21 @@
 #include "services/rwkvctl/output_file.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <utility>
 
+#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 
 namespace rwkv::rwkvctl {
 
 absl::StatusOr<OutputFile> OutputFile::Create(const std::string& path) {
+  struct stat existing {};
+  if (stat(path.c_str(), &existing) == 0 && !S_ISREG(existing.st_mode)) {  // To be renamed over, a device is lost.
+    return absl::InvalidArgumentError(absl::StrCat(path, " is no regular file"));
+  }
   std::string temporary_path = absl::StrCat(path, ".", getpid(), ".tmp");
   std::FILE* file = std::fopen(temporary_path.c_str(), "wbx");
   if (file == nullptr) return absl::ErrnoToStatus(errno, absl::StrCat("cannot create ", temporary_path));
@@ -28,7 +34,8 @@ absl::Status OutputFile::Write(absl::string_view bytes) {
 }
 
 absl::Status OutputFile::Commit() {
-  if (std::fflush(file_.get()) != 0) return Error("cannot write ");
+  // On the disk before it gets its name: after a crash, too, the file is whole or not there.
+  if (std::fflush(file_.get()) != 0 || fsync(fileno(file_.get())) != 0) return Error("cannot write ");
   if (std::rename(temporary_path_.c_str(), path_.c_str()) != 0) return Error("cannot rename a new file to ");
   file_.reset();
   return absl::OkStatus();

@@ -13,7 +13,8 @@ namespace rwkv::rwkvctl {
 
 class OutputFile {
  public:
-  // The error of the system, naming the path (kNotFound, kPermissionDenied, kResourceExhausted for a full disk, ...).
+  // kInvalidArgument: something is at the path that is no regular file (a folder, a device, a pipe). Else the error of
+  // the system, naming the path (kNotFound, kPermissionDenied, kResourceExhausted for a full disk, ...).
   static absl::StatusOr<OutputFile> Create(const std::string& path);
   OutputFile(OutputFile&&) = default;
   ~OutputFile();  // Without Commit, nothing is left.

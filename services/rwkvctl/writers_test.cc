@@ -71,12 +71,21 @@ TEST_F(WritersTest, OutputFileAppearsOnlyWhenCommitted) {
 TEST_F(WritersTest, OutputFileErrorsNameThePath) {
   EXPECT_THAT(OutputFile::Create(Path("no/such/folder/f")),
               StatusIs(absl::StatusCode::kNotFound, HasSubstr("no/such/folder/f")));
-  std::filesystem::create_directory(Path("folder"));
   ASSERT_OK_AND_ASSIGN(OutputFile file, OutputFile::Create(Path("folder")));
+  std::filesystem::create_directory(Path("folder"));
   EXPECT_THAT(file.Commit().ToString(), HasSubstr("folder"));
 }
 
 // numpy.save(f, numpy.array([[1, 2.5], [-3, 0]], dtype=numpy.float32)), NumPy 1.24.
+TEST_F(WritersTest, OutputFileReplacesNothingButFiles) {
+  ASSERT_EQ(mkfifo(Path("pipe").c_str(), 0600), 0);
+  std::filesystem::create_symlink("pipe", Path("link"));
+  std::filesystem::create_directory(Path("folder"));
+  for (const std::string& path : {Path("folder"), Path("pipe"), Path("link"), std::string("/dev/null")}) {
+    EXPECT_THAT(OutputFile::Create(path), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("no regular file")));
+  }
+}
+
 TEST_F(WritersTest, NpyEqualsWhatNumpyWrites) {
   ASSERT_OK_AND_ASSIGN(NpyWriter writer, NpyWriter::Create(Path("a.npy"), 2, 2));
   ASSERT_OK(writer.Append(Bytes({1, 2.5f})));
