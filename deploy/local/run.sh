@@ -105,8 +105,9 @@ if $has_prompt && [[ -z $prompt ]]; then usage_error "the prompt is empty"; fi
 say "building (minutes the first time, seconds afterwards)"
 readonly binaries=(state_store worker router rwkvctl)
 cd "$root"
+# Bazel's server stays behind: with descriptor 3 it would keep whoever reads the answer waiting for its end.
 bazel build --show_progress --show_progress_rate_limit=10 --curses=no \
-  //services/state_store //services/worker //services/router //services/rwkvctl ||
+  //services/state_store //services/worker //services/router //services/rwkvctl 3>&- ||
   die "the build failed"
 readonly built=$root/.bazel/bin
 
