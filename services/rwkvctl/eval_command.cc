@@ -16,6 +16,7 @@
 #include "services/rwkvctl/eval_lambada.h"
 #include "services/rwkvctl/eval_needle.h"
 #include "services/rwkvctl/eval_perplexity.h"
+#include "services/rwkvctl/eval_tokens.h"
 #include "services/rwkvctl/input.h"
 #include "services/rwkvctl/json.h"
 #include "services/rwkvctl/progress_bar.h"
@@ -45,6 +46,8 @@ class EvalCommand : public Command {
 
   void AddFlags(FlagSet& flags) override {
     flags.AddBool("json", "one JSON object", &json_);
+    flags.AddString("initial-state", "NAME", "begin every text with this tuned state (default: the model's own)",
+                    &initial_state_);
     AddNumber(flags, "window-tokens", {"context"}, "length of a window (default 8192)",
               [this](uint32_t value) { context_.tokens = value; });
     AddNumber(flags, "windows", {"context"}, "at most so many (default 32)",
@@ -114,7 +117,7 @@ class EvalCommand : public Command {
     }
     absl::StatusOr<std::string> report = [&] {
       ProgressBar progress(context.err_is_terminal ? &context.err : nullptr, what_);
-      return Measure(*context.client, std::move(text), progress);
+      return Measure({*context.client, initial_state_}, std::move(text), progress);
     }();
     if (!report.ok()) return report.status();
     context.out << *report;
@@ -149,9 +152,9 @@ class EvalCommand : public Command {
   }
 
   // The report as it is printed.
-  absl::StatusOr<std::string> Measure(router::RouterClient& client, std::string text, ProgressBar& progress) {
+  absl::StatusOr<std::string> Measure(const EvalModel& model, std::string text, ProgressBar& progress) {
     if (what_ == "perplexity") {
-      absl::StatusOr<PerplexityResult> result = EvaluatePerplexity(client, text, progress);
+      absl::StatusOr<PerplexityResult> result = EvaluatePerplexity(model, text, progress);
       if (!result.ok()) return result.status();
       return json_ ? DumpLine(PerplexityToJson(*result)) : PerplexityToTable(*result);
     }
@@ -160,17 +163,17 @@ class EvalCommand : public Command {
       if (!examples.ok()) {
         return absl::InvalidArgumentError(absl::StrCat(path_, ": ", examples.status().message()));
       }
-      absl::StatusOr<LambadaResult> result = EvaluateLambada(client, *examples, parallel_, progress);
+      absl::StatusOr<LambadaResult> result = EvaluateLambada(model, *examples, parallel_, progress);
       if (!result.ok()) return result.status();
       return json_ ? DumpLine(LambadaToJson(*result)) : LambadaToTable(*result);
     }
     if (what_ == "context") {
-      absl::StatusOr<ContextResult> result = EvaluateContext(client, text, context_, progress);
+      absl::StatusOr<ContextResult> result = EvaluateContext(model, text, context_, progress);
       if (!result.ok()) return result.status();
       return json_ ? DumpLine(ContextToJson(*result)) : ContextToTable(*result);
     }
     needle_.haystack = std::move(text);
-    absl::StatusOr<std::vector<NeedleCell>> cells = EvaluateNeedle(client, needle_, parallel_, progress);
+    absl::StatusOr<std::vector<NeedleCell>> cells = EvaluateNeedle(model, needle_, parallel_, progress);
     if (!cells.ok()) return cells.status();
     return json_ ? DumpLine(NeedleToJson(*cells)) : NeedleToTable(*cells);
   }
@@ -178,6 +181,7 @@ class EvalCommand : public Command {
   std::string what_;
   std::string path_;
   std::string haystack_path_;
+  std::string initial_state_;
   std::vector<uint32_t> lengths_;
   std::vector<uint32_t> depths_;
   ContextOptions context_;

@@ -16,9 +16,9 @@ namespace {
 constexpr uint64_t kFirstBucketEnd = 64;
 
 // Windows of `options.tokens`, each after id 0.
-absl::StatusOr<std::vector<TokenIds>> CutIntoWindows(router::RouterClient& client, absl::string_view text,
+absl::StatusOr<std::vector<TokenIds>> CutIntoWindows(const EvalModel& model, absl::string_view text,
                                                      const ContextOptions& options) {
-  absl::StatusOr<TokenIds> tokens = EncodeDocument(client, text);
+  absl::StatusOr<TokenIds> tokens = EncodeDocument(model, text);
   if (!tokens.ok()) return tokens.status();
   std::vector<TokenIds> windows;
   for (size_t first = 0; first + options.tokens <= tokens->size() && windows.size() < options.windows;
@@ -65,9 +65,9 @@ void FindRise(const std::vector<std::vector<double>>& means, ContextResult* resu
 
 }  // namespace
 
-absl::StatusOr<ContextResult> EvaluateContext(router::RouterClient& client, const std::string& text,
+absl::StatusOr<ContextResult> EvaluateContext(const EvalModel& model, const std::string& text,
                                               const ContextOptions& options, ProgressBar& progress) {
-  absl::StatusOr<std::vector<TokenIds>> windows = CutIntoWindows(client, text, options);
+  absl::StatusOr<std::vector<TokenIds>> windows = CutIntoWindows(model, text, options);
   if (!windows.ok()) return windows.status();
   ContextResult result;
   result.tokens = options.tokens;
@@ -78,7 +78,7 @@ absl::StatusOr<ContextResult> EvaluateContext(router::RouterClient& client, cons
   }
   std::vector<std::vector<double>> means(result.buckets.size());  // By bucket, then window.
   for (const TokenIds& window : *windows) {
-    absl::StatusOr<std::vector<float>> logprobs = ScoreDocument(client, window);
+    absl::StatusOr<std::vector<float>> logprobs = ScoreDocument(model, window);
     if (!logprobs.ok()) return logprobs.status();
     for (size_t b = 0; b < result.buckets.size(); ++b) {
       const ContextBucket& bucket = result.buckets[b];

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "services/router/client/router_client.h"
+#include "services/rwkvctl/eval_tokens.h"
 #include "services/rwkvctl/json.h"
 #include "services/rwkvctl/progress_bar.h"
 
@@ -37,7 +37,7 @@ struct ContextResult {
 
 // Cuts the text into windows of options.tokens, feeds each from a fresh state after id 0, and takes means.
 // kInvalidArgument: the text, not empty, has not even one window; else the router's errors.
-absl::StatusOr<ContextResult> EvaluateContext(router::RouterClient& client, const std::string& text,
+absl::StatusOr<ContextResult> EvaluateContext(const EvalModel& model, const std::string& text,
                                               const ContextOptions& options, ProgressBar& progress);
 
 // {"tokens", "windows", "buckets": [{"begin", "end", "nats_per_token", "standard_error"}], "rise_nats",

@@ -20,14 +20,14 @@ struct Answer {
   double nats = 0;
 };
 
-absl::StatusOr<Answer> Try(router::RouterClient& client, const LambadaExample& example) {
-  absl::StatusOr<TokenIds> tokens = EncodeText(client, example.context);
+absl::StatusOr<Answer> Try(const EvalModel& model, const LambadaExample& example) {
+  absl::StatusOr<TokenIds> tokens = EncodeText(model, example.context);
   if (!tokens.ok()) return tokens.status();
-  absl::StatusOr<TokenIds> target = EncodeText(client, example.target);
+  absl::StatusOr<TokenIds> target = EncodeText(model, example.target);
   if (!target.ok()) return target.status();
   tokens->insert(tokens->begin(), 0);
   absl::StatusOr<std::vector<v1::GenerateResponse>> likeliest =
-      ContinueGreedily(client, *tokens, static_cast<uint32_t>(target->size()));
+      ContinueGreedily(model, *tokens, static_cast<uint32_t>(target->size()));
   if (!likeliest.ok()) return likeliest.status();
   Answer answer;
   answer.correct =
@@ -36,7 +36,7 @@ absl::StatusOr<Answer> Try(router::RouterClient& client, const LambadaExample& e
 
   const size_t begin = tokens->size();
   tokens->insert(tokens->end(), target->begin(), target->end());
-  absl::StatusOr<std::vector<float>> logprobs = ScoreTokens(client, *tokens, begin);
+  absl::StatusOr<std::vector<float>> logprobs = ScoreTokens(model, *tokens, begin);
   if (!logprobs.ok()) return logprobs.status();
   for (const float logprob : *logprobs) answer.nats -= logprob;
   return answer;
@@ -68,13 +68,13 @@ absl::StatusOr<std::vector<LambadaExample>> ParseLambada(absl::string_view jsonl
   return examples;
 }
 
-absl::StatusOr<LambadaResult> EvaluateLambada(router::RouterClient& client, const std::vector<LambadaExample>& examples,
+absl::StatusOr<LambadaResult> EvaluateLambada(const EvalModel& model, const std::vector<LambadaExample>& examples,
                                               uint32_t parallel, ProgressBar& progress) {
   std::vector<Answer> answers(examples.size());
   absl::Status status = RunInParallel(
       examples.size(), parallel,
       [&](size_t i) {
-        absl::StatusOr<Answer> answer = Try(client, examples[i]);
+        absl::StatusOr<Answer> answer = Try(model, examples[i]);
         if (answer.ok()) answers[i] = *answer;
         return answer.status();
       },

@@ -8,7 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "services/router/client/router_client.h"
+#include "services/rwkvctl/eval_tokens.h"
 #include "services/rwkvctl/json.h"
 #include "services/rwkvctl/progress_bar.h"
 
@@ -32,7 +32,7 @@ struct LambadaResult {
 absl::StatusOr<std::vector<LambadaExample>> ParseLambada(absl::string_view jsonl);
 
 // `parallel` examples at a time, >= 1; the result is the same, bit for bit, whatever it is.
-absl::StatusOr<LambadaResult> EvaluateLambada(router::RouterClient& client, const std::vector<LambadaExample>& examples,
+absl::StatusOr<LambadaResult> EvaluateLambada(const EvalModel& model, const std::vector<LambadaExample>& examples,
                                               uint32_t parallel, ProgressBar& progress);
 
 // {"examples", "correct", "accuracy", "perplexity"}

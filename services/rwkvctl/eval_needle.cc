@@ -33,25 +33,24 @@ struct Parts {
   TokenIds question;
 };
 
-absl::StatusOr<Parts> EncodeParts(router::RouterClient& client, const std::string& haystack) {
+absl::StatusOr<Parts> EncodeParts(const EvalModel& model, const std::string& haystack) {
   Parts parts;
-  absl::StatusOr<TokenIds> task = EncodeText(client, kTask);
+  absl::StatusOr<TokenIds> task = EncodeText(model, kTask);
   if (!task.ok()) return task.status();
   parts.task = *std::move(task);
   parts.task.insert(parts.task.begin(), 0);
-  absl::StatusOr<TokenIds> filler = EncodeDocument(client, haystack.empty() ? kFiller : haystack);
+  absl::StatusOr<TokenIds> filler = EncodeDocument(model, haystack.empty() ? kFiller : haystack);
   if (!filler.ok()) return filler.status();
   parts.filler = *std::move(filler);
-  absl::StatusOr<TokenIds> question = EncodeText(client, kQuestion);
+  absl::StatusOr<TokenIds> question = EncodeText(model, kQuestion);
   if (!question.ok()) return question.status();
   parts.question = *std::move(question);
   return parts;
 }
 
 // Whether the model finds `key`, which stands at `depth` percent of a text of `length` tokens.
-absl::StatusOr<bool> FindsKey(router::RouterClient& client, const Parts& parts, uint32_t length, uint32_t depth,
-                              int key) {
-  absl::StatusOr<TokenIds> needle = EncodeText(client, absl::StrFormat(kKey, key, key));
+absl::StatusOr<bool> FindsKey(const EvalModel& model, const Parts& parts, uint32_t length, uint32_t depth, int key) {
+  absl::StatusOr<TokenIds> needle = EncodeText(model, absl::StrFormat(kKey, key, key));
   if (!needle.ok()) return needle.status();
   const size_t fixed = parts.task.size() + needle->size() + parts.question.size();
   if (length < fixed) {
@@ -67,7 +66,7 @@ absl::StatusOr<bool> FindsKey(router::RouterClient& client, const Parts& parts, 
   }
   if (before == filling) Append(*needle, tokens);
   Append(parts.question, tokens);
-  absl::StatusOr<std::vector<v1::GenerateResponse>> answer = ContinueGreedily(client, tokens, kAnswerTokens);
+  absl::StatusOr<std::vector<v1::GenerateResponse>> answer = ContinueGreedily(model, tokens, kAnswerTokens);
   if (!answer.ok()) return answer.status();
   std::string text;
   for (const v1::GenerateResponse& token : *answer) text += token.text();
@@ -76,9 +75,9 @@ absl::StatusOr<bool> FindsKey(router::RouterClient& client, const Parts& parts, 
 
 }  // namespace
 
-absl::StatusOr<std::vector<NeedleCell>> EvaluateNeedle(router::RouterClient& client, const NeedleOptions& options,
+absl::StatusOr<std::vector<NeedleCell>> EvaluateNeedle(const EvalModel& model, const NeedleOptions& options,
                                                        uint32_t parallel, ProgressBar& progress) {
-  absl::StatusOr<Parts> parts = EncodeParts(client, options.haystack);
+  absl::StatusOr<Parts> parts = EncodeParts(model, options.haystack);
   if (!parts.ok()) return parts.status();
   std::vector<NeedleCell> cells;
   for (const uint32_t length : options.lengths) {
@@ -92,7 +91,7 @@ absl::StatusOr<std::vector<NeedleCell>> EvaluateNeedle(router::RouterClient& cli
       keys.size(), parallel,
       [&](size_t i) {
         const NeedleCell& cell = cells[i / options.trials];
-        absl::StatusOr<bool> finds = FindsKey(client, *parts, cell.length, cell.depth, keys[i]);
+        absl::StatusOr<bool> finds = FindsKey(model, *parts, cell.length, cell.depth, keys[i]);
         if (finds.ok()) found[i] = static_cast<char>(*finds);
         return finds.status();
       },

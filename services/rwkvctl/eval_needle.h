@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "services/router/client/router_client.h"
+#include "services/rwkvctl/eval_tokens.h"
 #include "services/rwkvctl/json.h"
 #include "services/rwkvctl/progress_bar.h"
 
@@ -29,7 +29,7 @@ struct NeedleCell {
 // By length, then depth. Right is an answer that begins with the key. The keys are the same in every run. `parallel`
 // trials at a time, >= 1; the cells are the same whatever it is.
 // kInvalidArgument: a length leaves no room for filler; else the router's errors.
-absl::StatusOr<std::vector<NeedleCell>> EvaluateNeedle(router::RouterClient& client, const NeedleOptions& options,
+absl::StatusOr<std::vector<NeedleCell>> EvaluateNeedle(const EvalModel& model, const NeedleOptions& options,
                                                        uint32_t parallel, ProgressBar& progress);
 
 // {"cells": [{"length", "depth", "trials", "correct"}], "accuracy"}

@@ -14,15 +14,16 @@ double PerplexityResult::Perplexity() const { return std::exp(NatsPerToken()); }
 
 double PerplexityResult::BitsPerByte() const { return nats / std::log(2.0) / static_cast<double>(bytes); }
 
-absl::StatusOr<PerplexityResult> EvaluatePerplexity(router::RouterClient& client, const std::string& text,
+absl::StatusOr<PerplexityResult> EvaluatePerplexity(const EvalModel& model, const std::string& text,
                                                     ProgressBar& progress) {
   if (text.empty()) return absl::InvalidArgumentError("the text is empty");
   v1::ScoreDocumentRequest document;
+  document.set_initial_state(model.initial_state);
   document.add_token_ids(0);
   document.set_text(text);
   PerplexityResult result;
   result.bytes = text.size();
-  absl::Status status = client.ScoreDocument(document, [&](const v1::ScoreDocumentResponse& response) {
+  absl::Status status = model.client.ScoreDocument(document, [&](const v1::ScoreDocumentResponse& response) {
     for (const float logprob : response.logprobs()) result.nats -= logprob;
     result.tokens += response.logprobs_size();
     progress.Update(result.tokens, response.token_count() - 1);

@@ -5,7 +5,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
-#include "services/router/client/router_client.h"
+#include "services/rwkvctl/eval_tokens.h"
 #include "services/rwkvctl/json.h"
 #include "services/rwkvctl/progress_bar.h"
 
@@ -23,7 +23,7 @@ struct PerplexityResult {
 
 // Feeds the text as one document after id 0, in one recurrent stream. kInvalidArgument: it is empty; else the router's
 // errors.
-absl::StatusOr<PerplexityResult> EvaluatePerplexity(router::RouterClient& client, const std::string& text,
+absl::StatusOr<PerplexityResult> EvaluatePerplexity(const EvalModel& model, const std::string& text,
                                                     ProgressBar& progress);
 
 // {"tokens", "bytes", "nats_per_token", "perplexity", "bits_per_byte"}

@@ -24,12 +24,12 @@ absl::Status CallPatiently(absl::FunctionRef<absl::Status()> call) {
 
 }  // namespace
 
-absl::StatusOr<TokenIds> EncodeText(router::RouterClient& client, absl::string_view text) {
+absl::StatusOr<TokenIds> EncodeText(const EvalModel& model, absl::string_view text) {
   v1::TokenizeRequest request;
   request.set_data(std::string(text));
   TokenIds tokens;
   absl::Status status = CallPatiently([&] {
-    absl::StatusOr<v1::TokenizeResponse> response = client.Tokenize(request);
+    absl::StatusOr<v1::TokenizeResponse> response = model.client.Tokenize(request);
     if (response.ok()) tokens.assign(response->token_ids().begin(), response->token_ids().end());
     return response.status();
   });
@@ -37,21 +37,22 @@ absl::StatusOr<TokenIds> EncodeText(router::RouterClient& client, absl::string_v
   return tokens;
 }
 
-absl::StatusOr<TokenIds> EncodeDocument(router::RouterClient& client, absl::string_view text) {
+absl::StatusOr<TokenIds> EncodeDocument(const EvalModel& model, absl::string_view text) {
   absl::StatusOr<TokenIds> tokens;
   CallPatiently([&] {
-    tokens = client.TokenizeDocument(text);
+    tokens = model.client.TokenizeDocument(text);
     return tokens.status();
   }).IgnoreError();  // `tokens` has it.
   return tokens;
 }
 
-absl::StatusOr<std::vector<float>> ScoreTokens(router::RouterClient& client, const TokenIds& tokens, size_t begin) {
+absl::StatusOr<std::vector<float>> ScoreTokens(const EvalModel& model, const TokenIds& tokens, size_t begin) {
   v1::ScoreRequest request;
+  request.set_initial_state(model.initial_state);
   request.mutable_tokens()->mutable_ids()->Add(tokens.begin(), tokens.end());
   std::vector<float> logprobs;
   absl::Status status = CallPatiently([&] {
-    absl::StatusOr<v1::ScoreResponse> response = client.Score(request);
+    absl::StatusOr<v1::ScoreResponse> response = model.client.Score(request);
     if (response.ok()) logprobs.assign(response->logprobs().begin() + begin - 1, response->logprobs().end());
     return response.status();
   });
@@ -59,13 +60,14 @@ absl::StatusOr<std::vector<float>> ScoreTokens(router::RouterClient& client, con
   return logprobs;
 }
 
-absl::StatusOr<std::vector<float>> ScoreDocument(router::RouterClient& client, const TokenIds& tokens) {
+absl::StatusOr<std::vector<float>> ScoreDocument(const EvalModel& model, const TokenIds& tokens) {
   v1::ScoreDocumentRequest document;
+  document.set_initial_state(model.initial_state);
   document.mutable_token_ids()->Add(tokens.begin(), tokens.end());
   std::vector<float> logprobs;
   absl::Status status = CallPatiently([&] {
     logprobs.clear();
-    return client.ScoreDocument(document, [&](const v1::ScoreDocumentResponse& response) {
+    return model.client.ScoreDocument(document, [&](const v1::ScoreDocumentResponse& response) {
       logprobs.insert(logprobs.end(), response.logprobs().begin(), response.logprobs().end());
       return absl::OkStatus();
     });
@@ -74,16 +76,17 @@ absl::StatusOr<std::vector<float>> ScoreDocument(router::RouterClient& client, c
   return logprobs;
 }
 
-absl::StatusOr<std::vector<v1::GenerateResponse>> ContinueGreedily(router::RouterClient& client, const TokenIds& tokens,
+absl::StatusOr<std::vector<v1::GenerateResponse>> ContinueGreedily(const EvalModel& model, const TokenIds& tokens,
                                                                    uint32_t count) {
   v1::GenerateRequest request;
+  request.set_initial_state(model.initial_state);
   request.mutable_tokens()->mutable_ids()->Add(tokens.begin(), tokens.end());
   request.set_max_tokens(count);
   request.set_ignore_end_of_text(true);
   std::vector<v1::GenerateResponse> answer;
   absl::Status status = CallPatiently([&] {
     answer.clear();
-    return client.Generate(request, [&](const v1::GenerateResponse& response) {
+    return model.client.Generate(request, [&](const v1::GenerateResponse& response) {
       answer.push_back(response);
       return absl::OkStatus();
     });

@@ -645,6 +645,21 @@ TEST_F(RwkvctlTest, EvalPrintsATableOrOneObject) {
   EXPECT_THAT(err_, AllOf(HasSubstr("text: line 1"), HasSubstr("INVALID_ARGUMENT")));
 }
 
+TEST_F(RwkvctlTest, EvalBeginsEveryTextWithTheTunedStateItNames) {
+  const std::string lambada = WriteFile("lambada.jsonl", "{\"text\": \"Say Hello.\"}\n");
+  const std::string text = WriteFile("text", std::string(200, 'a'));
+  EXPECT_EQ(Call({"eval", "lambada", lambada, "--parallel", "1", "--initial-state", "poet"}), 0) << err_;
+  EXPECT_EQ(Call({"eval", "context", text, "--window-tokens", "100", "--initial-state", "poet"}), 0) << err_;
+  EXPECT_EQ(Call({"eval", "perplexity", text, "--initial-state", "poet"}), 0) << err_;
+  EXPECT_EQ(Call({"eval", "needle", "--length", "400", "--parallel", "1", "--initial-state", "poet"}), 0) << err_;
+  EXPECT_THAT(router_.generate_requests, SizeIs(1 + 15));
+  EXPECT_THAT(router_.score_requests, SizeIs(1));
+  EXPECT_THAT(router_.documents, SizeIs(2 + 1));
+  for (const auto& request : router_.generate_requests) EXPECT_EQ(request.initial_state(), "poet");
+  for (const auto& request : router_.score_requests) EXPECT_EQ(request.initial_state(), "poet");
+  for (const auto& document : router_.documents) EXPECT_EQ(document.initial_state(), "poet");
+}
+
 TEST_F(RwkvctlTest, EmbedPrintsOneVector) {
   EXPECT_EQ(Call({"embed", "abc"}), 0);
   EXPECT_EQ(out_, "97 99 0\n");

@@ -104,6 +104,7 @@ absl::Status FakeRouterClient::Logits(const v1::LogitsRequest& request, LogitsCa
 }
 
 absl::StatusOr<v1::ScoreResponse> FakeRouterClient::Score(const v1::ScoreRequest& request) {
+  state_->score_requests.push_back(request);
   std::vector<uint32_t> ids = BytesToIds(request.text());
   if (request.has_tokens()) ids.assign(request.tokens().ids().begin(), request.tokens().ids().end());
   v1::ScoreResponse response;

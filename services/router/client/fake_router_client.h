@@ -33,6 +33,7 @@ class FakeRouterClient : public RouterClient {
     std::map<std::string, std::vector<uint32_t>> logs;  // Of the sessions, by id.
     std::map<std::string, std::string> initial_states;  // Likewise.
     std::vector<v1::GenerateRequest> generate_requests;
+    std::vector<v1::ScoreRequest> score_requests;
     std::vector<v1::ScoreDocumentRequest> documents;
     v1::GetStatusResponse status;
     std::vector<v1::SessionsExportStateResponse> exported_state;
