@@ -92,7 +92,9 @@ absl::StatusOr<ModelVersion> FindVersion(const Checkpoint& checkpoint) {
   const auto any = [&](absl::string_view part) { return AnyNameHas(checkpoint, part); };
 
   if (any(".lora_A") || any(".lora_B") || any(".disha") || any(".bone")) {
-    return absl::UnimplementedError("holds trainer's adapters (LoRA or the like); merge them into the model first");
+    return absl::UnimplementedError(
+        "holds an adapter (LoRA or the like) without the model it belongs to; workers merge it by --lora, and so does "
+        "rwkvctl convert");
   }
   if (any(".att.r_k") || any(".att.x_r") || any(".att.k_k") || any(".att.a0")) {
     if (any(".ffn.enn.") || any(".ennk") || any(".emm")) return Recognised("the RWKV-8 experiment (ffn.enn)");

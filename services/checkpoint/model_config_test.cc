@@ -353,7 +353,7 @@ TEST(ModelConfigTest, RefusesTensorsThatDoNotBelong) {
        [](auto* t) {
          t->push_back(Zeros("blocks.0.att.key.lora_A", {4, 32}));
        },
-       kUnimplemented, "adapters"},
+       kUnimplemented, "an adapter"},
       {"one tensor in web-rwkv's dialect",
        [](auto* t) {
          Reshape(&Named(t, "blocks.0.att.w1"), {5, 32});

@@ -200,7 +200,13 @@ int Run(const std::vector<std::string>& arguments, const Environment& environmen
   if (status.ok()) status = FlushOutput(environment.out);
   if (!status.ok()) {
     environment.out.flush();
-    return fail(kFailed, Describe(status));
+    std::string message = Describe(status);
+    // "Socket closed" alone does not say whose.
+    if (absl::IsUnavailable(status) && client != nullptr && environment.out.good() &&
+        !absl::StrContains(message, *router)) {
+      absl::StrAppend(&message, " (router ", *router, ")");
+    }
+    return fail(kFailed, message);
   }
   return 0;
 }

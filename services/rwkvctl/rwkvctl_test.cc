@@ -753,7 +753,7 @@ TEST_F(RwkvctlTest, ChatTriesAgainWhileTheLastTurnStillHoldsTheSession) {
 TEST_F(RwkvctlTest, ChatErrorsEndAScriptButNotATerminal) {
   router_.first_statuses = {absl::UnavailableError("no pipeline")};
   EXPECT_EQ(Call({"chat"}, "one\ntwo\n"), 1);
-  EXPECT_THAT(err_, HasSubstr("UNAVAILABLE: no pipeline"));
+  EXPECT_THAT(err_, HasSubstr("UNAVAILABLE: no pipeline (router 127.0.0.1:4711)"));
   terminal_ = true;
   router_.first_statuses = {absl::UnavailableError("no pipeline")};
   EXPECT_EQ(Call({"chat"}, "one\ntwo\n"), 0);
