@@ -15,17 +15,6 @@
 namespace rwkv::checkpoint {
 namespace {
 
-// Whether elements lie in the file as row-major order wants them. The stride of a dimension of one means nothing.
-bool IsRowMajor(const TensorRecord& record, int64_t elements) {
-  if (record.strides.empty() || elements == 0) return true;
-  int64_t expected = 1;
-  for (size_t i = record.shape.size(); i-- > 0;) {
-    if (record.shape[i] != 1 && record.strides[i] != expected) return false;
-    expected *= record.shape[i];
-  }
-  return true;
-}
-
 std::vector<int64_t> WithoutUnits(std::vector<int64_t> shape) {
   shape.erase(std::remove(shape.begin(), shape.end(), 1), shape.end());
   return shape;
@@ -66,7 +55,7 @@ absl::StatusOr<std::shared_ptr<const Checkpoint>> Checkpoint::Open(const std::st
 absl::Status Checkpoint::ReadDirectory() {
   RWKV_ASSIGN_OR_RETURN(container_, ReadContainer(file_->bytes()));
   for (TensorRecord& record : container_.records) {
-    if (IsRowMajor(record, ElementCount(record.shape).value_or(0))) record.strides.clear();
+    if (IsRowMajor(record)) record.strides.clear();
     RWKV_RETURN_IF_ERROR(AddTensor(record, *file_));
   }
   return absl::OkStatus();

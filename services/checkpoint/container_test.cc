@@ -122,18 +122,20 @@ TEST_P(DialectFilesTest, HoldsTheOriginalsTensors) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Files, DialectFilesTest,
-                         ::testing::Values(DialectFile{"v7.gguf", "v7.safetensors", "gguf", ""},
-                                           DialectFile{"v6.gguf", "v6.safetensors", "gguf", ""},
-                                           DialectFile{"v7.st", "v7.safetensors", "safetensors", "web-rwkv"},
-                                           DialectFile{"v6.st", "v6.safetensors", "safetensors", "web-rwkv"},
-                                           DialectFile{"v7_fla.safetensors", "v7.safetensors", "safetensors",
-                                                       "hugging-face"}),
-                         [](const auto& info) {
-                           std::string name = info.param.file;
-                           std::replace(name.begin(), name.end(), '.', '_');
-                           return name;
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    Files, DialectFilesTest,
+    ::testing::Values(DialectFile{"v7.gguf", "v7.safetensors", "gguf", ""},
+                      DialectFile{"v6.gguf", "v6.safetensors", "gguf", ""},
+                      DialectFile{"v7.st", "v7.safetensors", "safetensors", "web-rwkv"},
+                      DialectFile{"v6.st", "v6.safetensors", "safetensors", "web-rwkv"},
+                      DialectFile{"v7_fla.safetensors", "v7.safetensors", "safetensors", "hugging-face"},
+                      DialectFile{"v7_fla_stacked.safetensors", "v7.safetensors", "safetensors", "hugging-face"},
+                      DialectFile{"v6_fla.safetensors", "v6.safetensors", "safetensors", "hugging-face"}),
+    [](const auto& info) {
+      std::string name = info.param.file;
+      std::replace(name.begin(), name.end(), '.', '_');
+      return name;
+    });
 
 TEST(GgufDialectTest, QuantisedMatricesBecomePairs) {
   ASSERT_OK_AND_ASSIGN(const auto file, Checkpoint::Open(absl::StrCat(kTestdata, "v7.gguf")));
@@ -315,10 +317,26 @@ TEST(HuggingFaceDialectTest, PortsOfEarlierVersionsAreRenamed) {
   EXPECT_THAT(names, ::testing::UnorderedElementsAreArray(expected));
 }
 
-TEST(HuggingFaceDialectTest, FlasRwkv6IsRefusedByName) {
-  EXPECT_THAT(OpenBytes(testing::SafetensorsBytes(
-                  std::vector<RawTensor>{Bytes("model.layers.0.attn.x_proj.2.weight", {2, 2})})),
-              StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("fla's RWKV-6")));
+TEST(HuggingFaceDialectTest, PartsOfOtherShapesAreRefused) {
+  const struct {
+    const char* name;
+    std::vector<int64_t> shape;
+    const char* message;
+  } kCases[] = {
+      {"x_proj.0.linear.weight", {10}, "not one of 2 dimensions"},
+      {"x_proj.0.linear.weight", {9, 2}, "dimension 1 is a multiple of 5"},
+      {"x_proj.2.weight", {2, 9}, "dimension 1 is a multiple of 5"},
+      {"x_proj.2.weight", {10}, "dimension 1 is a multiple of 5"},
+      {"x_bias", {4, 2}, "not [5, 1, width]"},
+      {"x_x", {5, 2}, "not [6, 1, width]"},
+      {"w_lora.lora.0.weight", {4}, "not one of 2 dimensions"},
+  };
+  for (const auto& test : kCases) {
+    SCOPED_TRACE(absl::StrCat(test.name, ShapeString(test.shape)));
+    const std::string name = absl::StrCat("model.layers.0.attn.", test.name);
+    EXPECT_THAT(OpenBytes(testing::SafetensorsBytes(std::vector<RawTensor>{Bytes(name, test.shape)})),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(test.message)));
+  }
 }
 
 GgmlTensor Fp32(const std::string& name, std::vector<int64_t> shape, std::vector<float> values) {

@@ -20,6 +20,15 @@ absl::Status Unfit(const TensorRecord& record, absl::string_view wanted) {
       absl::StrCat("tensor ", Quoted(record.name), " has shape ", ShapeString(record.shape), ", not ", wanted));
 }
 
+// Those of an empty tensor mean nothing and may be of any size.
+void NeedStrides(TensorRecord* record) {
+  if (!record->strides.empty() && ElementCount(record->shape) != 0) return;
+  record->strides.assign(record->shape.size(), 1);
+  for (size_t i = record->shape.size(); i-- > 1;) {
+    record->strides[i - 1] = record->strides[i] * std::max<int64_t>(1, record->shape[i]);
+  }
+}
+
 TensorRecord Part(const TensorRecord& record, BlockPart part, absl::string_view suffix) {
   TensorRecord out = record;
   absl::StrAppend(&out.name, suffix);
@@ -62,22 +71,42 @@ absl::Status Transpose(size_t a, size_t b, TensorRecord* record) {
   if (std::max(a, b) >= record->shape.size()) {
     return Unfit(*record, absl::StrCat("one of ", std::max(a, b) + 1, " dimensions or more"));
   }
-  if (record->strides.empty()) {
-    record->strides.assign(record->shape.size(), 1);
-    for (size_t i = record->shape.size(); i-- > 1;) {
-      record->strides[i - 1] = record->strides[i] * std::max<int64_t>(1, record->shape[i]);
-    }
-  }
+  NeedStrides(record);
   std::swap(record->shape[a], record->shape[b]);
   std::swap(record->strides[a], record->strides[b]);
   return absl::OkStatus();
 }
 
+absl::Status SplitDimension(size_t axis, int64_t n, TensorRecord* record) {
+  if (axis >= record->shape.size() || record->shape[axis] % n != 0) {
+    return Unfit(*record, absl::StrCat("one whose dimension ", axis, " is a multiple of ", n));
+  }
+  NeedStrides(record);
+  const int64_t size = record->shape[axis] / n;
+  const int64_t stride = record->strides[axis];
+  record->shape[axis] = size;
+  record->shape.insert(record->shape.begin() + axis, n);
+  record->strides.insert(record->strides.begin() + axis, stride * size);
+  return absl::OkStatus();
+}
+
+absl::Status Reorder(size_t axis, absl::Span<const int> order, TensorRecord* record) {
+  const int64_t pieces = static_cast<int64_t>(order.size());
+  if (axis >= record->shape.size() || record->shape[axis] % pieces != 0) {
+    return Unfit(*record, absl::StrCat("one whose dimension ", axis, " is a multiple of ", pieces));
+  }
+  NeedStrides(record);
+  record->reordered = axis;
+  record->order.assign(order.begin(), order.end());
+  return absl::OkStatus();
+}
+
 absl::Status Reshape(std::vector<int64_t> shape, TensorRecord* record) {
-  if (!record->strides.empty() || ElementCount(shape) != ElementCount(record->shape)) {
+  if (!IsRowMajor(*record) || ElementCount(shape) != ElementCount(record->shape)) {
     return Unfit(*record, absl::StrCat("the elements of ", ShapeString(shape), " in order"));
   }
   record->shape = std::move(shape);
+  record->strides.clear();
   return absl::OkStatus();
 }
 
@@ -92,7 +121,7 @@ absl::StatusOr<std::vector<TensorRecord>> SplitFused(const TensorRecord& fused, 
   const int64_t pieces = static_cast<int64_t>(names.size());
   const int64_t elements = ElementCount(fused.shape).value_or(0);
   if (fused.shape.empty() || fused.shape[0] != pieces || fused.shape.back() != elements / pieces ||
-      !fused.strides.empty() || fused.blocks != BlockType::kNone) {
+      !IsRowMajor(fused) || fused.blocks != BlockType::kNone) {
     return Unfit(fused, absl::StrCat("[", pieces, ", 1, width] in order"));
   }
   std::vector<TensorRecord> out;
@@ -100,6 +129,7 @@ absl::StatusOr<std::vector<TensorRecord>> SplitFused(const TensorRecord& fused, 
     TensorRecord piece = fused;
     piece.name = names[i];
     piece.shape = {1, 1, fused.shape.back()};
+    piece.strides.clear();
     piece.offset += i * fused.shape.back() * ElementSize(fused.type);
     out.push_back(std::move(piece));
   }

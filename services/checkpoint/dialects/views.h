@@ -29,6 +29,11 @@ bool AnyNameEndsWith(absl::Span<const TensorRecord> records, absl::string_view s
 
 // Exchanges two dimensions. kInvalidArgument: the tensor has not so many, or is a scalar.
 absl::Status Transpose(size_t a, size_t b, TensorRecord* record);
+// Dimension `axis` of n * k as two, [n, k]. kInvalidArgument: there is no such dimension, or it is no multiple of n.
+absl::Status SplitDimension(size_t axis, int64_t n, TensorRecord* record);
+// Dimension `axis` with its order.size() equal pieces in another order: piece n is what piece order[n] was.
+// kInvalidArgument: there is no such dimension, or it has no such pieces.
+absl::Status Reorder(size_t axis, absl::Span<const int> order, TensorRecord* record);
 // Another shape for row-major elements. kInvalidArgument: another number of elements, or not row-major.
 absl::Status Reshape(std::vector<int64_t> shape, TensorRecord* record);
 // All dimensions of one dropped; a single element keeps one.

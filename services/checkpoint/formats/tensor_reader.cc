@@ -14,6 +14,13 @@
 namespace rwkv::checkpoint {
 namespace {
 
+// Where index i of dimension `axis` stands in the file.
+int64_t Place(const TensorRecord& record, size_t axis, int64_t i) {
+  if (axis != record.reordered || record.order.empty()) return i;
+  const int64_t piece = record.shape[axis] / static_cast<int64_t>(record.order.size());
+  return record.order[i / piece] * piece + i % piece;
+}
+
 // Calls visit(n, element) for n = 0 .. count - 1, where `element` is the place in the file's order of the row-major
 // element first + n.
 template <typename Visit>
@@ -26,7 +33,7 @@ void WalkStrides(const TensorRecord& record, int64_t first, int64_t count, const
   }
   for (int64_t n = 0; n < count; ++n) {
     int64_t element = 0;
-    for (size_t i = 0; i < rank; ++i) element += index[i] * record.strides[i];
+    for (size_t i = 0; i < rank; ++i) element += Place(record, i, index[i]) * record.strides[i];
     visit(n, element);
     for (size_t i = rank; i-- > 0;) {
       if (++index[i] < record.shape[i]) break;

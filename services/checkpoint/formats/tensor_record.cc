@@ -10,6 +10,17 @@ bool IsPlain(const TensorRecord& record) {
   return record.blocks == BlockType::kNone && record.applied == Applied::kNothing && record.exponent == 0;
 }
 
+bool IsRowMajor(const TensorRecord& record) {
+  if (!record.order.empty()) return false;
+  if (record.strides.empty() || ElementCount(record.shape) == 0) return true;
+  int64_t expected = 1;
+  for (size_t i = record.shape.size(); i-- > 0;) {
+    if (record.shape[i] != 1 && record.strides[i] != expected) return false;
+    expected *= record.shape[i];
+  }
+  return true;
+}
+
 int64_t StoredBytes(const TensorRecord& record) {
   const int64_t elements = ElementCount(record.shape).value_or(0);
   if (elements == 0) return 0;

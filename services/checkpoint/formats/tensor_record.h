@@ -1,6 +1,7 @@
 // Where a format's reader found a tensor, and the checked arithmetic that all readers share.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -33,6 +34,11 @@ struct TensorRecord {
   std::vector<int64_t> strides;              // In elements, each >= 0, as many as shape; empty: row-major.
   int64_t offset = 0;                        // Bytes from the start of the file to element [0, 0, ...].
 
+  // One dimension whose equal pieces stand in another order in the file: piece n is the file's piece order[n]. With
+  // strides only; empty: all as they stand.
+  size_t reordered = 0;
+  std::vector<int> order;
+
   // Elements that are not read as they stand in the file. With `blocks`, type is that of the part, and the strides
   // count weights; a part other than kWeights has none.
   BlockType blocks = BlockType::kNone;
@@ -43,6 +49,9 @@ struct TensorRecord {
 
 // Whether the elements are those of the file, bit for bit.
 bool IsPlain(const TensorRecord& record);
+
+// Whether they lie in the file as row-major order wants them. The stride of a dimension of one means nothing.
+bool IsRowMajor(const TensorRecord& record);
 
 // Bytes from `offset` to the end of the last element's (or its block's), 0 if there is none.
 int64_t StoredBytes(const TensorRecord& record);

@@ -4,12 +4,13 @@
   pip install gguf==0.19.0 numpy safetensors==0.8.0 && ./make_dialects.py
 
 v7.safetensors and v6.safetensors hold the original names, layouts and values; each other file is what its converter
-makes of them (llama.cpp's convert_hf_to_gguf.py, web-rwkv's convert_safetensors.py, fla's names), written out here from
-shared descriptions of those formats and never read by code of this repository. Matrices that v7.gguf quantises are the
+makes of them (llama.cpp's convert_hf_to_gguf.py, web-rwkv's convert_safetensors.py, fla's convert_from_rwkv6.py and
+convert_from_rwkv7.py), written out here from those scripts and descriptions and never read by code of this repository. Matrices that v7.gguf quantises are the
 dequantised ones everywhere, so that every comparison is exact. ggml_blocks.safetensors: random blocks and what gguf-py
 makes of them.
 """
 import os
+import struct
 
 import gguf
 import numpy as np
@@ -92,6 +93,10 @@ def version_6():
     return ends(t, D6)
 
 
+def layers(t):
+    return 1 + max(int(name.split(".")[1]) for name in t if name.startswith("blocks."))
+
+
 GLOBAL = {"emb.weight": "token_embd.weight", "blocks.0.ln0.weight": "token_embd_norm.weight",
           "blocks.0.ln0.bias": "token_embd_norm.bias", "ln_out.weight": "output_norm.weight",
           "ln_out.bias": "output_norm.bias", "head.weight": "output.weight"}
@@ -110,12 +115,12 @@ def add_vocabulary(writer):
     writer.add_chat_template("rwkv-world")
 
 
-def write_gguf(path, architecture, width, tensors, keys):
-    writer = gguf.GGUFWriter(os.path.join(HERE, path), architecture)
+def write_gguf(path, architecture, t, tensors, keys):
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("small")
     writer.add_context_length(1048576)
-    writer.add_embedding_length(width)
-    writer.add_block_count(L)
+    writer.add_embedding_length(t["emb.weight"].shape[1])
+    writer.add_block_count(layers(t))
     writer.add_layer_norm_eps(1e-5)
     for key, value in keys.items():
         writer.add_uint32("%s.%s" % (architecture, key), value)
@@ -124,41 +129,44 @@ def write_gguf(path, architecture, width, tensors, keys):
         if kind in (T.F32, T.F16):
             writer.add_tensor(name, np.ascontiguousarray(value, {T.F32: np.float32, T.F16: np.float16}[kind]))
         else:
-            writer.add_tensor(name, gguf.quants.quantize(np.ascontiguousarray(value), kind), raw_dtype=kind)
+            raw = value if value.dtype == np.uint8 else gguf.quants.quantize(np.ascontiguousarray(value), kind)
+            writer.add_tensor(name, raw, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def gguf_7(t):
+def gguf_7(t, kind_of=quantised, raw={}):
+    """kind_of: the type of a matrix by its original name; raw: matrices that are blocks already."""
     out = [(gguf_name, t[name], T.F16) for name, gguf_name in GLOBAL.items() if not name.startswith(("ln", "blocks"))]
     out += [(gguf_name, t[name], T.F32) for name, gguf_name in GLOBAL.items() if name.startswith(("ln", "blocks"))]
-    for i in range(L):
+    for i in range(layers(t)):
         b, g = "blocks.%d." % i, "blk.%d." % i
         for ours, theirs in PARTS.items():
             for end in (".weight", ".bias"):
                 name = b + ours + end
                 if name in t:
-                    out.append((g + theirs + end, t[name], quantised(name) if t[name].ndim == 2 else T.F32))
+                    kind = kind_of(name) if t[name].ndim == 2 else T.F32
+                    out.append((g + theirs + end, raw.get(name, t[name]), kind))
         out.append((g + "time_mix_lerp_fused.weight",
-                    np.stack([t[b + "att.x_" + m] for m in "rwkvag"]).reshape(6, 1, 1, D), T.F32))
+                    np.stack([t[b + "att.x_" + m] for m in "rwkvag"]).reshape(6, 1, 1, -1), T.F32))
         for m in "wavg":
             # Layer 0 has no value residual; the converter writes a's in its place.
             source = "a" if m == "v" and i == 0 else m
             for n in "12":
                 out.append((g + "time_mix_%s%s.weight" % (m, n), t[b + "att." + source + n].T, T.F32))
             if m != "g":
-                out.append((g + "time_mix_%s0.weight" % m, t[b + "att." + source + "0"].reshape(D), T.F32))
+                out.append((g + "time_mix_%s0.weight" % m, t[b + "att." + source + "0"].reshape(-1), T.F32))
         for m in ("k_k", "k_a", "r_k"):
-            out.append((g + "time_mix_%s.weight" % m, t[b + "att." + m].reshape(D), T.F32))
+            out.append((g + "time_mix_%s.weight" % m, t[b + "att." + m].reshape(-1), T.F32))
         out.append((g + "channel_mix_lerp_k.weight", t[b + "ffn.x_k"], T.F32))
     return out
 
 
 def gguf_6(t, rescale_every):
     out = [(gguf_name, t[name], T.F32) for name, gguf_name in GLOBAL.items()]
-    for i in range(L):
+    for i in range(layers(t)):
         b, g = "blocks.%d." % i, "blk.%d." % i
         for ours, theirs in PARTS.items():
             for end in (".weight", ".bias"):
@@ -184,6 +192,10 @@ def gguf_6(t, rescale_every):
 
 def web_rwkv(t):
     out = {}
+    decay = t.get("blocks.0.att.time_decay")
+    if "blocks.0.att.gate.weight" in t and decay is not None and decay.ndim == 1:  # RWKV-5.1 becomes 5.2
+        t = {name: np.repeat(value[:, None], len(t["emb.weight"][0]) // len(value), 1)
+             if name.endswith((".time_decay", ".time_faaaa")) else value for name, value in t.items()}
     factors = ("time_maa_w1", "time_maa_w2", "time_decay_w1", "time_decay_w2", "w1", "w2", "a1", "a2", "v1", "v2",
                "g1", "g2")
     for name, value in t.items():
@@ -210,11 +222,124 @@ def fla(t):
             rest = names[stem] + "." + end
         elif stem == "att" and len(end) == 2 and end[0] in "wavg":
             rest = "attn.%s_lora.lora.%s" % (end[0], {"0": "2.bias", "1": "0.weight", "2": "2.weight"}[end[1]])
-            value = value.reshape(D) if end[1] == "0" else value.T
+            value = value.reshape(-1) if end[1] == "0" else value.T
         elif stem == "att":
             rest = "attn." + end
         out["model.layers.%s.%s" % (layer, rest)] = value
     return {name: value.astype(np.float16) for name, value in out.items()}
+
+
+def fla_6(t):
+    """fla's utils/convert_from_rwkv6.py: what it does to each tensor, and where it puts it."""
+    out = {"model.embeddings.weight": t["emb.weight"], "lm_head.weight": t["head.weight"],
+           "model.norm.weight": t["ln_out.weight"], "model.norm.bias": t["ln_out.bias"],
+           "model.layers.0.pre_norm.weight": t["blocks.0.ln0.weight"],
+           "model.layers.0.pre_norm.bias": t["blocks.0.ln0.bias"]}
+    for i in range(layers(t)):
+        a, f, m = "blocks.%d.att." % i, "blocks.%d.ffn." % i, "model.layers.%d." % i
+        for ours, theirs in (("ln1", "attn_norm"), ("ln2", "ffn_norm"), ("att.ln_x", "attn.g_norm")):
+            for end in (".weight", ".bias"):
+                out[m + theirs + end] = t["blocks.%d." % i + ours + end]
+        ww, wk, wv, wr, wg = np.moveaxis(t[a + "time_maa_w1"].reshape(len(t[a + "time_maa_w1"]), 5, -1), 1, 0)
+        out[m + "attn.x_proj.0.linear.weight"] = np.concatenate((wr, ww, wk, wv, wg), -1).T
+        ww, wk, wv, wr, wg = t[a + "time_maa_w2"]
+        out[m + "attn.x_proj.2.weight"] = np.concatenate((wr, ww, wk, wv, wg), 0).T
+        out[m + "attn.x_proj.0.mu"] = t[a + "time_maa_x"].reshape(-1)
+        out[m + "attn.x_bias"] = np.stack([t[a + "time_maa_" + x].reshape(-1) for x in "rwkvg"])
+        out[m + "attn.w_proj.linear.lora.0.weight"] = t[a + "time_decay_w1"].T
+        out[m + "attn.w_proj.linear.lora.2.weight"] = t[a + "time_decay_w2"].T
+        out[m + "attn.w_proj.linear.lora.2.bias"] = t[a + "time_decay"].reshape(-1)
+        out[m + "attn.bonus"] = t[a + "time_faaaa"]
+        for ours, theirs in (("receptance", "r"), ("key", "k"), ("value", "v"), ("gate", "g")):
+            out[m + "attn.%s_proj.linear.weight" % theirs] = t[a + ours + ".weight"]
+        out[m + "attn.o_proj.weight"] = t[a + "output.weight"]
+        for ours, theirs in (("k", "key"), ("r", "receptance")):
+            out[m + "ffn.%s.mu" % theirs] = t[f + "time_maa_" + ours].reshape(-1)
+            out[m + "ffn.%s.linear.weight" % theirs] = t[f + theirs + ".weight"]
+        out[m + "ffn.value.weight"] = t[f + "value.weight"]
+    return {name: value.astype(np.float16) for name, value in out.items()}
+
+
+def fla_stacked(t):
+    """fla between January and April 2025: one x_x [6, D] a layer, and small vectors without dimensions of one."""
+    out = fla(t)
+    for i in range(layers(t)):
+        a = "model.layers.%d.attn." % i
+        out[a + "x_x"] = np.stack([out.pop(a + "x_" + m).reshape(-1) for m in "rwkvag"])
+        for m in ("k_k", "k_a"):
+            out[a + m] = out[a + m].reshape(-1)
+    return out
+
+
+def port(t):
+    """transformers' convert_rwkv_checkpoint_to_hf.py and convert_rwkv{5,6}_checkpoint_to_hf.py."""
+    out = {}
+    words = {"time_mix_k": "time_mix_key", "time_mix_v": "time_mix_value", "time_mix_r": "time_mix_receptance",
+             "time_mix_g": "time_mix_gate"}
+    for name, value in t.items():
+        name = name.replace("emb.", "embeddings.") if name.startswith("emb.") else name
+        name = name.replace("blocks.0.ln0", "blocks.0.pre_ln").replace(".att.", ".attention.")
+        stem, end = name.replace(".ffn.", ".feed_forward.").rsplit(".", 1)
+        name = stem + "." + words.get(end, end)
+        out[name if name == "head.weight" else "rwkv." + name] = value
+    return out
+
+
+def rwkv_cpp(t):
+    """rwkv.cpp's convert_pytorch_to_ggml.py: names and fp32 values; those in the set may be of other types."""
+    v7, v6 = "blocks.0.att.k_k" in t, "blocks.0.att.time_maa_x" in t
+    v5, v52 = "blocks.0.att.ln_x.weight" in t, "blocks.0.att.gate.weight" in t
+    out, matrices = {}, set()
+    for name, x in t.items():
+        x = x.astype(np.float32)
+        end = name.rsplit(".", 1)[-1]
+        if v7 and ".att.x_" in name:
+            if end == "x_r":
+                stem = name[: -len("x_r")]
+                out[stem + "x_rwkvag"] = np.concatenate([t[stem + "x_" + m] for m in "rwkvag"], 0).astype(np.float32)
+            continue
+        if ".time_" in name:
+            x = x.squeeze()
+        if v7:
+            if end in ("w1", "w2", "a1", "a2", "v1", "v2", "g1", "g2"):
+                x = x.T
+        elif v6:
+            if end == "time_faaaa":
+                x = x[..., None]
+            if end in ("time_maa_w1", "time_decay_w1", "time_decay_w2"):
+                x = x.T
+            if end == "time_maa_w2":
+                x = x.transpose(0, 2, 1)
+            if end == "time_decay":
+                x = x.reshape(len(t["blocks.0.att.time_faaaa"]), -1, 1)
+        elif v5:
+            if end == "time_decay":
+                x = np.exp(-np.exp(x))[..., None] if v52 else np.exp(-np.exp(x)).reshape(-1, 1, 1)
+            if end == "time_first":
+                x = np.exp(x).reshape(-1, 1, 1)
+            if end == "time_faaaa":
+                x = x[..., None]
+        elif end == "time_decay":
+            x = -np.exp(x)
+        if x.ndim > 1 and ".time_" not in name and end not in ("k_k", "k_a", "r_k", "x_k", "w0", "a0", "v0"):
+            matrices.add(name)
+        out[name] = x
+    return out, matrices
+
+
+def write_rwkv_cpp(path, t, kind_of=lambda name: 1, version=101):
+    """kind_of: the type of a matrix by its name: 0 FP32, 1 FP16, 2 Q4_0, 3 Q4_1, 7 Q5_0, 8 Q5_1, 9 Q8_0."""
+    blocks = {2: T.Q4_0, 3: T.Q4_1, 7: T.Q5_0, 8: T.Q5_1, 9: T.Q8_0}
+    tensors, matrices = rwkv_cpp(t)
+    with open(path, "wb") as f:
+        f.write(struct.pack("=6i", 0x67676D66, version, *t["emb.weight"].shape, layers(t), 1))
+        for name, x in tensors.items():
+            kind = kind_of(name) if name in matrices else 0
+            f.write(struct.pack("=3i", x.ndim, len(name), kind) + struct.pack("=%di" % x.ndim, *reversed(x.shape)))
+            f.write(name.encode())
+            x = np.ascontiguousarray(x)
+            f.write((gguf.quants.quantize(x, blocks[kind]) if kind in blocks
+                     else x.astype(np.float16 if kind == 1 else np.float32)).tobytes())
 
 
 def blocks():
@@ -237,11 +362,13 @@ def main():
     v7, v6 = version_7(), version_6()
     save("v7.safetensors", v7)
     save("v6.safetensors", {name: value.astype(np.float16) for name, value in v6.items()})
-    write_gguf("v7.gguf", "rwkv7", D, gguf_7(v7), {"wkv.head_size": N, "feed_forward_length": F})
-    write_gguf("v6.gguf", "rwkv6", D6, gguf_6(v6, 1), {"wkv.head_size": N6, "rescale_every_n_layers": 1})
+    write_gguf(os.path.join(HERE, "v7.gguf"), "rwkv7", v7, gguf_7(v7), {"wkv.head_size": N, "feed_forward_length": F})
+    write_gguf(os.path.join(HERE, "v6.gguf"), "rwkv6", v6, gguf_6(v6, 1), {"wkv.head_size": N6, "rescale_every_n_layers": 1})
     save("v7.st", web_rwkv(v7))
     save("v6.st", web_rwkv(v6))
     save("v7_fla.safetensors", fla(v7))
+    save("v7_fla_stacked.safetensors", fla_stacked(v7))
+    save("v6_fla.safetensors", fla_6(v6))
     save("ggml_blocks.safetensors", blocks())
 
 

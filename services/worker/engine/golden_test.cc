@@ -131,9 +131,12 @@ void RunAll(const std::vector<Case>& cases) {
   }
 }
 
+std::string GoldenFolder() {
+  return absl::StrCat(std::getenv("TEST_SRCDIR"), "/", std::getenv("TEST_WORKSPACE"), "/tests/golden/");
+}
+
 TEST(GoldenTest, OwnModelsMatchTheOracle) {
-  const std::string root =
-      absl::StrCat(std::getenv("TEST_SRCDIR"), "/", std::getenv("TEST_WORKSPACE"), "/tests/golden/");
+  const std::string root = GoldenFolder();
   RunAll({{root + "rwkv4-fp16.pth", root + "rwkv4-fp16", 3},
           {root + "rwkv5.0-bf16.safetensors", root + "rwkv5.0-bf16", 2},
           {root + "rwkv5.1-fp16.safetensors", root + "rwkv5.1-fp16", 2},
@@ -146,6 +149,31 @@ TEST(GoldenTest, OwnModelsMatchTheOracle) {
           {root + "rwkv7-time-state.safetensors", root + "rwkv7-time-state", 2},
           {root + "rwkv7a-bf16.safetensors", root + "rwkv7a-bf16", 2},
           {root + "rwkv7b-bf16.safetensors", root + "rwkv7b-bf16", 3}});
+}
+
+// The same models in other people's formats and with other people's names.
+TEST(GoldenTest, EveryDialectMatchesTheOracle) {
+  const std::string root = GoldenFolder();
+  const auto of = [&](const std::string& file, const std::string& golden, int layers, float epsilon = 64e-5f) {
+    return Case{root + file, root + golden, layers, epsilon};
+  };
+  RunAll({of("rwkv4-port.safetensors", "rwkv4-fp16", 3), of("rwkv5.2-port.bin", "rwkv5.2-bf16", 3),
+          of("rwkv6-port.safetensors", "rwkv6-bf16", 3), of("rwkv6-fla.safetensors", "rwkv6-bf16", 3),
+          of("rwkv7-fla.safetensors", "rwkv7-bf16", 3), of("rwkv7-fla-stacked.bin", "rwkv7-bf16", 3),
+          of("rwkv5.1.st", "rwkv5.1-fp16", 2), of("rwkv5.2.st", "rwkv5.2-bf16", 3), of("rwkv6.st", "rwkv6-bf16", 3),
+          of("rwkv7.st", "rwkv7-bf16", 3), of("rwkv4-cpp.bin", "rwkv4-fp16", 3),
+          of("rwkv5.0-cpp.bin", "rwkv5.0-bf16", 2), of("rwkv5.1-cpp.bin", "rwkv5.1-fp16", 2),
+          of("rwkv5.2-cpp.bin", "rwkv5.2-eps", 3, 1e-5f), of("rwkv6-cpp.bin", "rwkv6-bf16", 3),
+          of("rwkv7-cpp.bin", "rwkv7-bf16", 3), of("rwkv6.gguf", "rwkv6-bf16", 3), of("rwkv7.gguf", "rwkv7-bf16", 3)});
+}
+
+// The oracle computes with the weights that the blocks and groups stand for.
+TEST(GoldenTest, QuantisedFilesMatchTheOracle) {
+  const std::string root = GoldenFolder();
+  RunAll({{root + "rwkv7-quantised.gguf", root + "rwkv7-quantised", 3},
+          {root + "rwkv4-quantised.bin", root + "rwkv4-quantised", 2},
+          {root + "rwkv7-int8.safetensors", root + "rwkv7-int8", 2},
+          {root + "rwkv7-int4.safetensors", root + "rwkv7-int4", 2}});
 }
 
 TEST(GoldenTest, SharedModelsMatchTheOracle) {
