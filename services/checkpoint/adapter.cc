@@ -12,6 +12,7 @@
 #include "kernels/base/dtype.h"
 #include "kernels/base/status_macros.h"
 #include "services/checkpoint/container.h"
+#include "services/checkpoint/dialects/views.h"
 #include "services/checkpoint/formats/element_type.h"
 #include "services/checkpoint/formats/tensor_reader.h"
 
@@ -25,6 +26,24 @@ absl::string_view OtherKind(absl::string_view name) {
   if (absl::StrContains(name, ".bone")) return "Bone";
   if (absl::StrContains(name, ".lora_magnitude") || absl::StrContains(name, ".lora_M")) return "DoRA";
   return "";
+}
+
+struct Factor {
+  absl::string_view matrix;  // "blocks.0.att.key"; empty: the name is of no factor.
+  bool is_a = false;
+  bool is_transposed = false;
+};
+
+// X.lora_A and X.lora_B, with ".weight" or PEFT's ".default.weight" behind; X.lora.0, which is transposed, and X.lora.1
+// of web-rwkv's assets/scripts/convert_safetensors.py.
+Factor ParseFactor(absl::string_view name) {
+  if (absl::ConsumeSuffix(&name, ".lora.0")) return {name, true, true};
+  if (absl::ConsumeSuffix(&name, ".lora.1")) return {name, false, false};
+  absl::ConsumeSuffix(&name, ".weight");
+  absl::ConsumeSuffix(&name, ".default");
+  if (absl::ConsumeSuffix(&name, ".lora_A")) return {name, true, false};
+  if (absl::ConsumeSuffix(&name, ".lora_B")) return {name, false, false};
+  return {};
 }
 
 // Elements [first, first + count) of a tensor as floats.
@@ -69,14 +88,14 @@ absl::Status Adapter::ReadDirectory() {
           absl::StrCat("tensor ", Quoted(record.name), " is ", ElementTypeName(record.type)));
     }
     const std::string name = record.name;
-    absl::string_view stem = absl::StripSuffix(name, ".weight");
-    const bool is_a = absl::ConsumeSuffix(&stem, ".lora_A");
-    if (!is_a && !absl::ConsumeSuffix(&stem, ".lora_B")) {
+    const Factor parsed = ParseFactor(name);
+    if (parsed.matrix.empty()) {
       replacements_.push_back(std::move(record));
       continue;
     }
-    Update& update = updates[absl::StrCat(stem, ".weight")];
-    TensorRecord& factor = is_a ? update.a : update.b;
+    if (parsed.is_transposed) RWKV_RETURN_IF_ERROR(Transpose(0, 1, &record));
+    Update& update = updates[absl::StrCat(parsed.matrix, ".weight")];
+    TensorRecord& factor = parsed.is_a ? update.a : update.b;
     if (!factor.name.empty()) {
       return absl::InvalidArgumentError(
           absl::StrCat("tensors ", Quoted(factor.name), " and ", Quoted(name), " are the same factor"));

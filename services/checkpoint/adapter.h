@@ -16,7 +16,8 @@
 namespace rwkv::checkpoint {
 
 // Immutable, so any thread may read it. For a matrix X.weight [out, in] the file holds X.lora_A [r, in] and X.lora_B
-// [out, r], with or without ".weight" behind; merged, the weight is
+// [out, r], with or without ".weight" or PEFT's ".default.weight" behind, or as web-rwkv names them X.lora.0 [in, r]
+// and X.lora.1 [out, r]; X may be any dialect's. Merged, the weight is
 //   W + B A * alpha / r                        Source: Hu et al. 2021, arXiv:2106.09685, section 4.1
 // Its other tensors, small ones that were trained whole, take the place of the base's.
 class Adapter {

@@ -94,6 +94,49 @@ TEST(AdapterTest, AddsTheProductTimesAlphaOverRankAndCastsToTheStoredType) {
   }
 }
 
+TEST(AdapterTest, TrainersNamesAreThoseOfTheModel) {
+  const std::string base = Write("base.st", Base());
+  ASSERT_OK_AND_ASSIGN(
+      const auto expected,
+      Checkpoint::OpenWithAdapter(base, Write("lora.st", {A("blocks.0.att.key.lora_A"), B("blocks.0.att.key.lora_B")}),
+                                  kAlpha));
+  const struct {
+    const char* a;
+    const char* b;
+  } kCases[] = {
+      {"_forward_module.blocks.0.att.key.lora_A", "_forward_module.blocks.0.att.key.lora_B"},
+      {"model.blocks.0.att.key.lora_A", "model.blocks.0.att.key.lora_B"},
+      {"base_model.model.blocks.0.att.key.lora_A.weight", "base_model.model.blocks.0.att.key.lora_B.weight"},
+      {"base_model.model.model.layers.0.attn.k_proj.lora_A.weight",
+       "base_model.model.model.layers.0.attn.k_proj.lora_B.weight"},
+      {"base_model.model.model.layers.0.attn.k_proj.lora_A.default.weight",
+       "base_model.model.model.layers.0.attn.k_proj.lora_B.default.weight"},
+      {"base_model.model.rwkv.blocks.0.attention.key.lora_A.weight",
+       "base_model.model.rwkv.blocks.0.attention.key.lora_B.weight"},
+  };
+  for (const auto& test : kCases) {
+    SCOPED_TRACE(test.a);
+    ASSERT_OK_AND_ASSIGN(const auto merged,
+                         Checkpoint::OpenWithAdapter(base, Write("lora.st", {A(test.a), B(test.b)}), kAlpha));
+    EXPECT_EQ(Floats(*merged, "blocks.0.att.key.weight"), Floats(*expected, "blocks.0.att.key.weight"));
+  }
+}
+
+TEST(AdapterTest, WebRwkvsFirstFactorIsTransposed) {
+  const std::string base = Write("base.st", Base());
+  const RawTensor a = A("blocks.0.att.key.lora_A");
+  RawTensor transposed{{"blocks.0.att.key.lora.0", ElementType::kBFloat16, {kIn, kRank}}, ""};
+  for (int64_t in = 0; in < kIn; ++in) {
+    for (int64_t k = 0; k < kRank; ++k) transposed.data += a.data.substr((k * kIn + in) * 2, 2);
+  }
+  ASSERT_OK_AND_ASSIGN(const auto expected,
+                       Checkpoint::OpenWithAdapter(base, Write("lora.st", {a, B("blocks.0.att.key.lora_B")}), kAlpha));
+  ASSERT_OK_AND_ASSIGN(
+      const auto merged,
+      Checkpoint::OpenWithAdapter(base, Write("lora.st", {transposed, B("blocks.0.att.key.lora.1")}), kAlpha));
+  EXPECT_EQ(Floats(*merged, "blocks.0.att.key.weight"), Floats(*expected, "blocks.0.att.key.weight"));
+}
+
 TEST(AdapterTest, AnyDivisionReadsTheSame) {
   const std::string base = Write("base.st", Base());
   const std::string adapter = Write("lora.st", {A("blocks.0.att.key.lora_A"), B("blocks.0.att.key.lora_B")});

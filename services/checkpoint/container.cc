@@ -21,9 +21,10 @@
 namespace rwkv::checkpoint {
 namespace {
 
-// What PyTorch's wrappers put before a model's own names.
+// What PyTorch's and PEFT's wrappers put before a model's own names.
 std::string WithoutTrainerPrefix(absl::string_view name) {
-  while (absl::ConsumePrefix(&name, "_forward_module.") || absl::ConsumePrefix(&name, "model.")) {
+  while (absl::ConsumePrefix(&name, "_forward_module.") || absl::ConsumePrefix(&name, "base_model.") ||
+         absl::ConsumePrefix(&name, "model.")) {
   }
   return std::string(name);
 }
