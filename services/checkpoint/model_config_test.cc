@@ -409,6 +409,76 @@ TEST(ModelConfigTest, WhatIsNotServedIsRecognised) {
   }
 }
 
+// Names and shapes of BlinkDL/RWKV-LM RWKV-v1/src/model.py, RWKV-v2-RNN/src/model.py and RWKV-v3/src/model.py.
+TEST(ModelConfigTest, TheFirstThreeVersionsAreRecognised) {
+  const auto layer = [](std::vector<RawTensor>* t, const std::string& stem, std::vector<std::string> matrices) {
+    for (const std::string& name : matrices) t->push_back(Zeros(absl::StrCat("blocks.0.", stem, name), {32, 32}));
+  };
+  const auto norms = [](std::vector<RawTensor>* t, std::vector<std::string> names) {
+    for (const std::string& name : names) {
+      t->push_back(Zeros(absl::StrCat(name, ".weight"), {32}));
+      t->push_back(Zeros(absl::StrCat(name, ".bias"), {32}));
+    }
+  };
+  std::vector<RawTensor> one = {Zeros("tok_emb.weight", {11, 32}),
+                                Zeros("head.weight", {11, 32}),
+                                Zeros("time_out", {1, 64, 1}),
+                                Zeros("head_q.weight", {256, 32}),
+                                Zeros("head_q.bias", {256}),
+                                Zeros("head_k.weight", {256, 32}),
+                                Zeros("head_k.bias", {256}),
+                                Zeros("copy_mask", {64, 64}),
+                                Zeros("blocks.0.attn.time_w", {2, 64}),
+                                Zeros("blocks.0.attn.time_alpha", {2, 1, 64}),
+                                Zeros("blocks.0.attn.time_beta", {2, 64, 1}),
+                                Zeros("blocks.0.attn.time_gamma", {64, 1})};
+  layer(&one, "attn.", {"key.weight", "value.weight", "receptance.weight", "output.weight"});
+  layer(&one, "mlp.", {"key.weight", "value.weight", "weight.weight", "receptance.weight"});
+  norms(&one, {"blocks.0.ln1", "blocks.0.ln2", "ln_f"});
+
+  std::vector<RawTensor> two = {Zeros("emb.weight", {11, 32}),
+                                Zeros("head.weight", {11, 32}),
+                                Zeros("blocks.0.att.time_decay", {32, 1}),
+                                Zeros("blocks.0.att.time_first", {32, 1}),
+                                Zeros("blocks.0.att.time_mix", {1, 1, 32}),
+                                Zeros("blocks.0.ffn.time_mix", {1, 1, 32})};
+  layer(&two, "att.", {"key.weight", "value.weight", "receptance.weight", "output.weight"});
+  layer(&two, "ffn.", {"key.weight", "receptance.weight", "value.weight"});
+  norms(&two, {"blocks.0.ln1", "blocks.0.ln2", "ln_out"});
+  std::vector<RawTensor> two_that_copies = two;
+  two_that_copies.push_back(Zeros("head_q.weight", {256, 32}));
+  two_that_copies.push_back(Zeros("head_k.weight", {256, 32}));
+  two_that_copies.push_back(Zeros("copy_mask", {64, 64}));
+
+  std::vector<RawTensor> three = {
+      Zeros("emb.weight", {11, 32}),
+      Zeros("head.weight", {11, 32}),
+      Zeros("blocks.0.att.time_decay", {32, 1}),
+      Zeros("blocks.0.att.time_first", {32, 1}),
+      Zeros("blocks.0.att.time_mix_k", {1, 1, 32}),
+      Zeros("blocks.0.att.time_mix_v", {1, 1, 32}),
+      Zeros("blocks.0.att.time_mix_r", {1, 1, 32}),
+      Zeros("blocks.0.ffn.time_mix_k", {1, 1, 32}),
+      Zeros("blocks.0.ffn.time_mix_r", {1, 1, 32}),
+  };
+  layer(&three, "att.", {"key.weight", "value.weight", "receptance.weight", "output.weight"});
+  layer(&three, "ffn.", {"key.weight", "receptance.weight", "value.weight"});
+  norms(&three, {"blocks.0.ln0", "blocks.0.ln1", "blocks.0.ln2", "ln_out"});
+
+  const struct {
+    std::vector<RawTensor> tensors;
+    const char* message;
+  } kCases[] = {
+      {one, "RWKV-1 is recognised, but not supported"},
+      {two, "RWKV-2 is recognised, but not supported"},
+      {two_that_copies, "RWKV-2 is recognised, but not supported"},
+      {three, "RWKV-3 is recognised, but not supported"},
+  };
+  for (const auto& test : kCases) {
+    EXPECT_THAT(ConfigOf(test.tensors), StatusIs(kUnimplemented, HasSubstr(test.message)));
+  }
+}
+
 TEST(ModelConfigTest, TheBonusOfRwkv5HasTwoNames) {
   std::vector<RawTensor> tensors = *testing::MakeRandomModel(BaseOptions(ModelVersion::k5_0));
   for (int layer = 0; layer < 3; ++layer) {

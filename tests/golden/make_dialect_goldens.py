@@ -2,11 +2,12 @@
 """Makes files of other people's formats and names beside the goldens, as their converters would write them.
 
     pip install gguf==0.19.0 numpy safetensors==0.8.0
-    python3 tests/golden/make_dialect_goldens.py --oracle DIR --rwkvctl FILE
+    python3 tests/golden/make_dialect_goldens.py --oracle DIR --rwkvctl FILE --published FILE
 
 First come the models of make_goldens.py, converted; their logits are the ones that are there. Then models that are
 quantised: what their blocks or groups stand for is computed here, and the oracle computes the logits of that.
-DIR as for make_goldens.py; FILE is the rwkvctl of this repository, for the files that it quantises itself.
+DIR as for make_goldens.py; the rwkvctl of this repository makes the files that it quantises itself; the published file
+is rwkv.cpp's tests/tiny-rwkv-6v0-3m-Q5_0.bin, of which only the goldens are here.
 """
 
 import argparse
@@ -157,6 +158,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--oracle", required=True, help="folder of rwkv_oracle.py")
     parser.add_argument("--rwkvctl", required=True)
+    parser.add_argument("--published", required=True)
     arguments = parser.parse_args()
     sys.path.insert(0, arguments.oracle)
     import rwkv_io
@@ -167,6 +169,8 @@ def main():
     quantised_gguf(rwkv_random, rwkv_model.RWKV)
     quantised_rwkv_cpp(rwkv_random, rwkv_model.RWKV)
     quantised_here(rwkv_random, rwkv_model.RWKV, arguments.rwkvctl)
+    published = rwkv_model.from_rwkv_cpp(rwkv_io.read_rwkv_cpp(arguments.published)[0])
+    golden("tiny-6v0-q5_0", published, rwkv_model.RWKV)
 
 
 if __name__ == "__main__":

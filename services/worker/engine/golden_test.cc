@@ -183,17 +183,26 @@ TEST(GoldenTest, SharedModelsMatchTheOracle) {
   const auto of = [&](const std::string& name, const std::string& file, int layers, float epsilon = 64e-5f) {
     return Case{absl::StrCat(data, "models/", file), absl::StrCat(data, "golden/", name), layers, epsilon};
   };
-  RunAll({of("tiny-4v0", "tiny-4v0.safetensors", 4), of("tiny-5v2", "tiny-5v2.safetensors", 12),
+  RunAll({of("tiny-4v0", "tiny-4v0.safetensors", 4),
+          of("tiny-5v2", "tiny-5v2.safetensors", 12),
           of("tiny-5v2-gneps1e-5", "tiny-5v2.safetensors", 12, 1e-5f),
-          of("tiny-6v0-f16", "tiny-6v0-f16.safetensors", 12), of("tiny-7v0", "tiny-7v0.safetensors", 12),
-          of("rand-4", "rand-4.safetensors", 2), of("rand-4-torch-legacy", "rand-4-torch-legacy.pth", 2),
-          of("rand-5.0", "rand-5.0.safetensors", 2), of("rand-5.1", "rand-5.1.safetensors", 2),
-          of("rand-5.2", "rand-5.2.safetensors", 2), of("rand-6", "rand-6.safetensors", 2),
+          of("tiny-6v0-f16", "tiny-6v0-f16.safetensors", 12),
+          of("tiny-7v0", "tiny-7v0.safetensors", 12),
+          of("rand-4", "rand-4.safetensors", 2),
+          of("rand-4-torch-legacy", "rand-4-torch-legacy.pth", 2),
+          of("rand-5.0", "rand-5.0.safetensors", 2),
+          of("rand-5.1", "rand-5.1.safetensors", 2),
+          of("rand-5.2", "rand-5.2.safetensors", 2),
+          of("rand-6", "rand-6.safetensors", 2),
           of("rand-6-time_state", "rand-6-time_state.safetensors", 2),
-          of("rand-6-torch-zip", "rand-6-torch-zip.pth", 2), of("rand-7", "rand-7.safetensors", 2),
-          of("rand-7-pth", "rand-7-pth.pth", 2), of("rand-7-time_state", "rand-7-time_state.safetensors", 2),
-          of("rand-7a", "rand-7a.safetensors", 2), of("rand-7b", "rand-7b.safetensors", 2),
-          of("reverse-v7", "reverse-v7.safetensors", 2)});
+          of("rand-6-torch-zip", "rand-6-torch-zip.pth", 2),
+          of("rand-7", "rand-7.safetensors", 2),
+          of("rand-7-pth", "rand-7-pth.pth", 2),
+          of("rand-7-time_state", "rand-7-time_state.safetensors", 2),
+          of("rand-7a", "rand-7a.safetensors", 2),
+          of("rand-7b", "rand-7b.safetensors", 2),
+          of("reverse-v7", "reverse-v7.safetensors", 2),
+          {data + "rwkvcpp/tiny-rwkv-6v0-3m-Q5_0.bin", GoldenFolder() + "tiny-6v0-q5_0", 12}});
 }
 
 // Writes the tensors of `file` whose names end in "time_state" to `states`, the others to `model`.
