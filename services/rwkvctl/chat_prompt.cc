@@ -69,6 +69,7 @@ absl::Status ChatPrompt::AddTurn(router::RouterClient& client, absl::string_view
   absl::StatusOr<std::string> end = SessionEnd(client, request->session_id());
   if (!end.ok()) return end.status();
   if (request->stop().empty()) request->add_stop(std::string(chat_->stop));
+  request->set_plain_text(true);  // A message must not end the document.
   if (!end->empty()) {
     if (!system_.empty() && !began_) return absl::InvalidArgumentError("--system: the session has begun without it");
     absl::StatusOr<std::string> text = ContinueChat(*chat_, *end, message, thinking_);
@@ -89,6 +90,7 @@ absl::Status ChatPrompt::AddTurn(router::RouterClient& client, absl::string_view
   v1::TokenizeRequest tokenize;
   tokenize.set_model(request->model());
   tokenize.set_data(*std::move(text));
+  tokenize.set_plain_text(true);
   absl::StatusOr<v1::TokenizeResponse> tokens = client.Tokenize(tokenize);
   if (!tokens.ok()) return tokens.status();
   request->mutable_tokens()->add_ids(tokenizer::kEndOfText);

@@ -560,6 +560,7 @@ TEST_F(RwkvctlTest, ChatKeepsItsSessionAndItsTemplate) {
   ASSERT_THAT(router_.generate_requests, SizeIs(2));
   EXPECT_EQ(Fed(router_.generate_requests[0]), Begun("User: Hi\n\nAssistant:"));
   EXPECT_THAT(router_.generate_requests[0].stop(), ElementsAre("\n\nUser:"));
+  EXPECT_TRUE(router_.tokenize_requests.back().plain_text() && router_.generate_requests[1].plain_text());
   // The fake left the stop string in the session, as the router does: only the rest is fed.
   EXPECT_EQ(router_.generate_requests[1].text(), " Who are you?\n\nAssistant:");
   EXPECT_EQ(router_.generate_requests[1].session_id(), "session-1");

@@ -14,10 +14,10 @@ namespace {
 uint64_t PairKey(uint32_t left, uint32_t right) { return static_cast<uint64_t>(left) << 32 | right; }
 
 // The added tokens looked for at one place, by id.
-std::vector<std::string> TextsOf(const NeoxVocabulary& vocabulary, bool normalized) {
+std::vector<std::string> TextsOf(const NeoxVocabulary& vocabulary, bool normalized, bool with_special) {
   std::vector<std::string> texts(vocabulary.added_tokens.back().id + 1);  // There is one, of the end of text.
   for (const NeoxVocabulary::AddedToken& token : vocabulary.added_tokens) {
-    if (token.normalized == normalized) texts[token.id] = token.text;
+    if (token.normalized == normalized && (with_special || !token.special)) texts[token.id] = token.text;
   }
   return texts;
 }
@@ -107,12 +107,16 @@ class NeoxTokenizer::Merger {
   std::vector<Candidate> candidates_;  // A heap: the next merge on top. At most three for each byte of the word.
 };
 
+NeoxTokenizer::AddedTokens::AddedTokens(const NeoxVocabulary& vocabulary, bool with_special)
+    : raw(TextsOf(vocabulary, /*normalized=*/false, with_special)),
+      normalized(TextsOf(vocabulary, /*normalized=*/true, with_special)) {}
+
 NeoxTokenizer::NeoxTokenizer(NeoxVocabulary vocabulary)
     : tokens_(std::move(vocabulary.tokens)),
       byte_ids_(std::move(vocabulary.byte_ids)),
       end_of_text_(vocabulary.end_of_text),
-      raw_added_(TextsOf(vocabulary, /*normalized=*/false)),
-      normalized_added_(TextsOf(vocabulary, /*normalized=*/true)) {
+      added_(vocabulary, /*with_special=*/true),
+      plain_added_(vocabulary, /*with_special=*/false) {
   merges_.reserve(vocabulary.merges.size());
   for (uint32_t rank = 0; rank < vocabulary.merges.size(); ++rank) {
     const NeoxVocabulary::Merge& merge = vocabulary.merges[rank];
@@ -127,7 +131,11 @@ absl::StatusOr<std::unique_ptr<NeoxTokenizer>> NeoxTokenizer::FromString(absl::s
   return std::unique_ptr<NeoxTokenizer>(new NeoxTokenizer(*std::move(vocabulary)));
 }
 
-std::vector<uint32_t> NeoxTokenizer::Encode(absl::string_view bytes) const {
+std::vector<uint32_t> NeoxTokenizer::Encode(absl::string_view bytes) const { return Encode(bytes, added_); }
+
+std::vector<uint32_t> NeoxTokenizer::EncodePlain(absl::string_view bytes) const { return Encode(bytes, plain_added_); }
+
+std::vector<uint32_t> NeoxTokenizer::Encode(absl::string_view bytes, const AddedTokens& added) const {
   std::string replaced;
   if (!IsValidUtf8(bytes)) {
     replaced = DecodeUtf8(bytes);
@@ -136,13 +144,26 @@ std::vector<uint32_t> NeoxTokenizer::Encode(absl::string_view bytes) const {
   std::vector<uint32_t> ids;
   ids.reserve(bytes.size() / 3 + 1);
   Merger merger(*this);
-  Split(bytes, raw_added_, ids, [&](absl::string_view raw) {
+  Split(bytes, added.raw, ids, [&](absl::string_view raw) {
     const std::string normalized = NormalizeNfc(raw);
-    Split(normalized, normalized_added_, ids, [&](absl::string_view text) {
+    // Words come again and again; where the ids of one seen before stand.
+    struct Ids {
+      size_t begin;
+      size_t count;
+    };
+    absl::flat_hash_map<absl::string_view, Ids> seen;
+    Split(normalized, added.normalized, ids, [&](absl::string_view text) {
       while (!text.empty()) {
-        const size_t size = FirstWordSize(text);
-        merger.Append(text.substr(0, size), ids);
-        text.remove_prefix(size);
+        const absl::string_view word = text.substr(0, FirstWordSize(text));
+        text.remove_prefix(word.size());
+        const auto [it, is_new] = seen.try_emplace(word, Ids{ids.size(), 0});
+        Ids& known = it->second;
+        if (is_new) {
+          merger.Append(word, ids);
+          known.count = ids.size() - known.begin;
+        } else {
+          for (size_t i = 0; i < known.count; ++i) ids.push_back(ids[known.begin + i]);
+        }
       }
     });
   });

@@ -25,9 +25,10 @@ class NeoxTokenizer : public Tokenizer {
   static absl::StatusOr<std::unique_ptr<NeoxTokenizer>> FromString(absl::string_view json, absl::string_view name);
 
   absl::string_view name() const override { return "neox"; }
-  // A tokenizer of text: what is not UTF-8 is replaced as by DecodeUtf8, and Decode(Encode(x)) is NFC(x). Special
-  // tokens are found in any text, as the reference does; they decode to nothing. O(n log n).
+  // A tokenizer of text: what is not UTF-8 is replaced as by DecodeUtf8, and Decode(EncodePlain(x)) is NFC(x). Encode()
+  // finds special tokens in any text, as the reference does; they decode to nothing. O(n log n).
   std::vector<uint32_t> Encode(absl::string_view bytes) const override;
+  std::vector<uint32_t> EncodePlain(absl::string_view bytes) const override;
   absl::string_view TokenBytes(uint32_t id) const override;
   uint32_t vocab_size() const override { return static_cast<uint32_t>(tokens_.size()); }
   uint32_t end_of_text() const override { return end_of_text_; }
@@ -40,13 +41,22 @@ class NeoxTokenizer : public Tokenizer {
     uint32_t result = 0;
   };
 
+  struct AddedTokens {  // By where they are looked for.
+    AddedTokens(const NeoxVocabulary& vocabulary, bool with_special);
+
+    ByteTrie raw;
+    ByteTrie normalized;
+  };
+
   explicit NeoxTokenizer(NeoxVocabulary vocabulary);
+
+  std::vector<uint32_t> Encode(absl::string_view bytes, const AddedTokens& added) const;
 
   const std::vector<std::string> tokens_;
   const std::vector<uint32_t> byte_ids_;
   const uint32_t end_of_text_;
-  const ByteTrie raw_added_;  // Added tokens by where they are looked for.
-  const ByteTrie normalized_added_;
+  const AddedTokens added_;                      // All of them.
+  const AddedTokens plain_added_;                // Without the special ones.
   absl::flat_hash_map<uint64_t, Merge> merges_;  // By left << 32 | right.
 };
 

@@ -23,7 +23,9 @@
 namespace rwkv::tokenizer {
 namespace {
 
+using ::testing::Each;
 using ::testing::ElementsAre;
+using ::testing::Gt;
 
 constexpr char kSmall[] = "services/tokenizer/testdata/small_neox.json";
 
@@ -130,6 +132,18 @@ TEST(NeoxTokenizerTest, PublishedVocabularyHasItsKnownIds) {
   EXPECT_THAT(tokenizer->Encode("Hello  world"), ElementsAre(12092, 50276, 10186));
   EXPECT_THAT(tokenizer->Encode(std::string(50, ' ')), ElementsAre(50254, 50254, 50276));
   EXPECT_THAT(tokenizer->Encode("a<|endoftext|>b"), ElementsAre(66, 0, 67));
+}
+
+TEST(NeoxTokenizerTest, PlainTextHasNoSpecialTokens) {
+  const std::unique_ptr<const NeoxTokenizer> small = LoadSmall();
+  for (const NeoxTokenizer* const tokenizer : {&Published(), small.get()}) {
+    for (const std::string text : {"<|endoftext|>", "a<|endoftext|>  b<|padding|>", "e<|endoftext|>\u0301    "}) {
+      const std::vector<uint32_t> ids = tokenizer->EncodePlain(text);
+      EXPECT_THAT(ids, Each(Gt(1u))) << text;
+      EXPECT_EQ(tokenizer->Decode(ids), text);
+    }
+    EXPECT_EQ(tokenizer->EncodePlain("Hello   world"), tokenizer->Encode("Hello   world"));
+  }
 }
 
 TEST(NeoxTokenizerTest, IdsWithoutTextDecodeToNothing) {

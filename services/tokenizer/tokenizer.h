@@ -21,6 +21,9 @@ class Tokenizer {
   // x, or what the kind says its text becomes.
   virtual std::vector<uint32_t> Encode(absl::string_view bytes) const = 0;
 
+  // The same for text that somebody else wrote: what spells a special token there ("<|endoftext|>") is text too.
+  virtual std::vector<uint32_t> EncodePlain(absl::string_view bytes) const { return Encode(bytes); }
+
   // The bytes of one token; empty for ids that have none (end of text, padding rows, ids beyond the vocabulary). Valid
   // as long as the tokenizer.
   virtual absl::string_view TokenBytes(uint32_t id) const = 0;

@@ -147,6 +147,7 @@ absl::Status FakeRouterClient::ScoreDocument(const v1::ScoreDocumentRequest& doc
 }
 
 absl::StatusOr<v1::TokenizeResponse> FakeRouterClient::Tokenize(const v1::TokenizeRequest& request) {
+  state_->tokenize_requests.push_back(request);
   if (!state_->has_tokenizer) return NoTokenizer();
   v1::TokenizeResponse response;
   for (uint32_t id : BytesToIds(request.data())) response.add_token_ids(id);

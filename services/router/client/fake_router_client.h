@@ -34,6 +34,7 @@ class FakeRouterClient : public RouterClient {
     std::map<std::string, std::string> initial_states;  // Likewise.
     std::vector<v1::GenerateRequest> generate_requests;
     std::vector<v1::ScoreRequest> score_requests;
+    std::vector<v1::TokenizeRequest> tokenize_requests;
     std::vector<v1::ScoreDocumentRequest> documents;
     v1::GetStatusResponse status;
     std::vector<v1::SessionsExportStateResponse> exported_state;

@@ -283,7 +283,8 @@ absl::Status GenerationService::TokenizeNow(const v1::TokenizeRequest& request, 
   if (request.data().size() > kMaxTextBytes) {
     return common::InvalidFieldError("data", absl::StrCat(request.data().size(), " bytes; at most ", kMaxTextBytes));
   }
-  const std::vector<uint32_t> ids = model->tokenizer->Encode(request.data());
+  const std::vector<uint32_t> ids =
+      request.plain_text() ? model->tokenizer->EncodePlain(request.data()) : model->tokenizer->Encode(request.data());
   response->mutable_token_ids()->Add(ids.begin(), ids.end());
   return absl::OkStatus();
 }

@@ -477,6 +477,25 @@ TEST_F(ServicesTest, DocumentsAreBoundedInNumberAndFreedWhenTheirClientsLeave) {
   }
 }
 
+TEST_F(ServicesTest, SpecialTokensOfPlainTextAreText) {
+  StartServer(World());
+  v1::TokenizeRequest tokenize;
+  tokenize.set_data("a<end>");
+  v1::TokenizeResponse tokenized;
+  ASSERT_THAT(Call(*generation_, &v1::Generation::Stub::Tokenize, tokenize, &tokenized), IsOk());
+  EXPECT_THAT(tokenized.token_ids(), ElementsAre('a' + 1, 0));
+  tokenize.set_plain_text(true);
+  ASSERT_THAT(Call(*generation_, &v1::Generation::Stub::Tokenize, tokenize, &tokenized), IsOk());
+  EXPECT_EQ(tokenized.token_ids_size(), 6);
+
+  v1::GenerateRequest request;
+  request.set_text("a<end>");
+  request.set_max_tokens(0);
+  EXPECT_EQ(Generate(request).finish.prompt_tokens(), 2);
+  request.set_plain_text(true);
+  EXPECT_EQ(Generate(request).finish.prompt_tokens(), 6);
+}
+
 TEST_F(ServicesTest, ListModelsNamesTheTokenizer) {
   StartServer(World());
   v1::ListModelsResponse models;

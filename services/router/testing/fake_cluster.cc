@@ -5,6 +5,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/clock.h"
 #include "gtest/gtest.h"
 #include "services/router/pipeline/pipeline.h"
@@ -34,6 +36,16 @@ FakeTokenizer::FakeTokenizer() {
 }
 
 std::vector<uint32_t> FakeTokenizer::Encode(absl::string_view bytes) const {
+  std::vector<uint32_t> ids;
+  for (const absl::string_view text : absl::StrSplit(bytes, "<end>")) {
+    const std::vector<uint32_t> plain = EncodePlain(text);
+    ids.insert(ids.end(), plain.begin(), plain.end());
+    if (text.end() != bytes.end()) ids.push_back(0);
+  }
+  return ids;
+}
+
+std::vector<uint32_t> FakeTokenizer::EncodePlain(absl::string_view bytes) const {
   std::vector<uint32_t> ids;
   for (const char byte : bytes) ids.push_back(static_cast<unsigned char>(byte) + 1u);
   return ids;

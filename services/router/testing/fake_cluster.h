@@ -116,7 +116,8 @@ class FakeTokenizer final : public tokenizer::Tokenizer {
  public:
   FakeTokenizer();
   absl::string_view name() const override { return "world"; }
-  std::vector<uint32_t> Encode(absl::string_view bytes) const override;  // Byte b is id b + 1.
+  std::vector<uint32_t> Encode(absl::string_view bytes) const override;       // Byte b is id b + 1; "<end>" is id 0.
+  std::vector<uint32_t> EncodePlain(absl::string_view bytes) const override;  // The same without "<end>".
   absl::string_view TokenBytes(uint32_t id) const override;
   uint32_t vocab_size() const override { return 65536; }
   uint32_t end_of_text() const override { return 0; }

@@ -154,7 +154,8 @@ absl::Status CheckRequest(const v1::GenerateRequest& request) {
 }
 
 absl::StatusOr<std::vector<uint32_t>> MakeTokens(const std::string* text, const v1::TokenList* tokens,
-                                                 const ServingModel& model, const InputLimits& limits) {
+                                                 const ServingModel& model, const InputLimits& limits,
+                                                 bool plain_text) {
   std::vector<uint32_t> ids;
   if (text != nullptr) {
     if (text->empty()) return InvalidFieldError("text", "is empty");
@@ -162,7 +163,7 @@ absl::StatusOr<std::vector<uint32_t>> MakeTokens(const std::string* text, const 
       return InvalidFieldError("text", absl::StrCat("not valid UTF-8 at byte ", at));
     }
     if (model.tokenizer == nullptr) return NeedsTokenizer("text", model);
-    ids = model.tokenizer->Encode(*text);
+    ids = plain_text ? model.tokenizer->EncodePlain(*text) : model.tokenizer->Encode(*text);
   } else if (tokens != nullptr) {
     ids.assign(tokens->ids().begin(), tokens->ids().end());
     if (ids.empty()) return InvalidFieldError("tokens.ids", "is empty");
@@ -209,7 +210,8 @@ absl::StatusOr<TurnInput> MakeTurnInput(const v1::GenerateRequest& request, cons
   input.resume_from = request.resume_from();
   RWKV_ASSIGN_OR_RETURN(input.initial_state, FindInitialState(request.initial_state(), model.info));
   RWKV_ASSIGN_OR_RETURN(input.tokens, MakeTokens(request.has_text() ? &request.text() : nullptr,
-                                                 request.has_tokens() ? &request.tokens() : nullptr, model, limits));
+                                                 request.has_tokens() ? &request.tokens() : nullptr, model, limits,
+                                                 request.plain_text()));
   if (request.stop_size() > 0 && model.tokenizer == nullptr) return NeedsTokenizer("stop", model);
   const std::vector<uint32_t> stop_ids(request.stop_token_ids().begin(), request.stop_token_ids().end());
   RWKV_RETURN_IF_ERROR(CheckTokens("stop_token_ids", stop_ids, model));

@@ -50,9 +50,10 @@ absl::StatusOr<TurnInput> MakeTurnInput(const v1::GenerateRequest& request, cons
 // is not compared.
 absl::Status CheckSameSpec(const v1::TurnSpec& stored, const v1::TurnSpec& spec);
 
-// The input of Score, Logits and Embed.
+// The input of Score, Logits and Embed. `plain_text`: as in v1::GenerateRequest.
 absl::StatusOr<std::vector<uint32_t>> MakeTokens(const std::string* text, const v1::TokenList* tokens,
-                                                 const ServingModel& model, const InputLimits& limits);
+                                                 const ServingModel& model, const InputLimits& limits,
+                                                 bool plain_text = false);
 
 // A document as ScoreDocument takes it.
 struct Document {
