@@ -158,11 +158,12 @@ Table Join(std::initializer_list<absl::Span<const ModelTensor>> parts) {
 
 absl::Span<const ModelTensor> LayerTensors(ModelVersion version) {
   static const Table* const k4 = new Table(Join({kBlock, kFfnReceptance, kTimeMix, kChannelDecay}));
-  static const Table* const k5_0 = new Table(Join({kBlock, kFfnReceptance, kTimeMix, kHeadDecay, kGroupNorm}));
+  static const Table* const k5_0 =
+      new Table(Join({kBlock, kFfnReceptance, kTimeMix, kHeadDecay, kGroupNorm, kTunedState}));
   static const Table* const k5_1 =
-      new Table(Join({kBlock, kFfnReceptance, kTimeMix, kHeadDecay, kGroupNorm, kTimeMixGate, kGate}));
-  static const Table* const k5_2 =
-      new Table(Join({kBlock, kFfnReceptance, kTimeMix, kHeadChannelDecay, kGroupNorm, kTimeMixGate, kGate}));
+      new Table(Join({kBlock, kFfnReceptance, kTimeMix, kHeadDecay, kGroupNorm, kTimeMixGate, kGate, kTunedState}));
+  static const Table* const k5_2 = new Table(
+      Join({kBlock, kFfnReceptance, kTimeMix, kHeadChannelDecay, kGroupNorm, kTimeMixGate, kGate, kTunedState}));
   static const Table* const k6 = new Table(Join({kBlock, kFfnReceptance, kRwkv6, kGroupNorm, kGate, kTunedState}));
   static const Table* const k7 = new Table(Join({kBlock, kRwkv7, kGroupNorm, kTunedState}));
   static const Table* const k7a = new Table(Join({*k7, kDeepEmbed}));

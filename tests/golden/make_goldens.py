@@ -22,6 +22,7 @@ MODELS = [
     ("rwkv5.0-bf16", "5.0", "safetensors", "bf16", 2, 24, 19, 8, 52, {}, 22, False),
     ("rwkv5.1-fp16", "5.1", "safetensors", "f16", 2, 18, 17, 6, 36, {}, 23, False),
     ("rwkv5.2-bf16", "5.2", "pth", "bf16", 3, 24, 21, 12, 40, {}, 24, False),
+    ("rwkv5.2-time-state", "5.2", "safetensors", "f32", 2, 12, 13, 6, 20, {}, 29, True),
     ("rwkv6-bf16", "6", "safetensors", "bf16", 3, 24, 18, 8, 45, dict(mix=3, decay=5), 25, False),
     ("rwkv6-time-state", "6", "safetensors", "f32", 2, 12, 13, 6, 20, dict(mix=2, decay=4), 26, True),
     ("rwkv7-bf16", "7", "safetensors", "bf16", 3, 16, 29, 8, 40, dict(w=5, a=3, v=2, g=7), 11, False),

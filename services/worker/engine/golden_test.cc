@@ -142,6 +142,7 @@ TEST(GoldenTest, OwnModelsMatchTheOracle) {
           {root + "rwkv5.1-fp16.safetensors", root + "rwkv5.1-fp16", 2},
           {root + "rwkv5.2-bf16.pth", root + "rwkv5.2-bf16", 3},
           {root + "rwkv5.2-bf16.pth", root + "rwkv5.2-eps", 3, 1e-5f},
+          {root + "rwkv5.2-time-state.safetensors", root + "rwkv5.2-time-state", 2},
           {root + "rwkv6-bf16.safetensors", root + "rwkv6-bf16", 3},
           {root + "rwkv6-time-state.safetensors", root + "rwkv6-time-state", 2},
           {root + "rwkv7-bf16.safetensors", root + "rwkv7-bf16", 3},
@@ -246,7 +247,7 @@ void RunSplit(const std::string& file, const std::string& golden) {
 TEST(GoldenTest, TunedStatesInAFileOfTheirOwnMatchTheOracle) {
   const std::string root =
       absl::StrCat(std::getenv("TEST_SRCDIR"), "/", std::getenv("TEST_WORKSPACE"), "/tests/golden/");
-  for (const char* name : {"rwkv6-time-state", "rwkv7-time-state"}) {
+  for (const char* name : {"rwkv5.2-time-state", "rwkv6-time-state", "rwkv7-time-state"}) {
     RunSplit(absl::StrCat(root, name, ".safetensors"), absl::StrCat(root, name));
   }
   const char* const shared = std::getenv("RWKV_SHARED");
