@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/types/optional.h"
 #include "absl/types/span.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -75,7 +76,7 @@ TEST(AdapterTest, AddsTheProductTimesAlphaOverRankAndCastsToTheStoredType) {
     const std::string base = Write("base.st", Base());
     const std::string adapter = Write("lora.st", {A(absl::StrCat("blocks.0.att.key.lora_A", suffix)),
                                                   B(absl::StrCat("blocks.0.att.key.lora_B", suffix))});
-    ASSERT_OK_AND_ASSIGN(const auto merged, Checkpoint::OpenWithAdapter(base, adapter, kAlpha));
+    ASSERT_OK_AND_ASSIGN(const auto merged, Checkpoint::OpenWithAdapter(base, {adapter, kAlpha, ""}));
     const std::vector<float> w = Numbers(1, kOut * kIn);
     const std::vector<float> a = Numbers(-1, kRank * kIn);
     const std::vector<float> b = Numbers(0.5, kOut * kRank);
@@ -98,8 +99,8 @@ TEST(AdapterTest, TrainersNamesAreThoseOfTheModel) {
   const std::string base = Write("base.st", Base());
   ASSERT_OK_AND_ASSIGN(
       const auto expected,
-      Checkpoint::OpenWithAdapter(base, Write("lora.st", {A("blocks.0.att.key.lora_A"), B("blocks.0.att.key.lora_B")}),
-                                  kAlpha));
+      Checkpoint::OpenWithAdapter(
+          base, {Write("lora.st", {A("blocks.0.att.key.lora_A"), B("blocks.0.att.key.lora_B")}), kAlpha, ""}));
   const struct {
     const char* a;
     const char* b;
@@ -117,7 +118,7 @@ TEST(AdapterTest, TrainersNamesAreThoseOfTheModel) {
   for (const auto& test : kCases) {
     SCOPED_TRACE(test.a);
     ASSERT_OK_AND_ASSIGN(const auto merged,
-                         Checkpoint::OpenWithAdapter(base, Write("lora.st", {A(test.a), B(test.b)}), kAlpha));
+                         Checkpoint::OpenWithAdapter(base, {Write("lora.st", {A(test.a), B(test.b)}), kAlpha, ""}));
     EXPECT_EQ(Floats(*merged, "blocks.0.att.key.weight"), Floats(*expected, "blocks.0.att.key.weight"));
   }
 }
@@ -129,18 +130,19 @@ TEST(AdapterTest, WebRwkvsFirstFactorIsTransposed) {
   for (int64_t in = 0; in < kIn; ++in) {
     for (int64_t k = 0; k < kRank; ++k) transposed.data += a.data.substr((k * kIn + in) * 2, 2);
   }
-  ASSERT_OK_AND_ASSIGN(const auto expected,
-                       Checkpoint::OpenWithAdapter(base, Write("lora.st", {a, B("blocks.0.att.key.lora_B")}), kAlpha));
+  ASSERT_OK_AND_ASSIGN(
+      const auto expected,
+      Checkpoint::OpenWithAdapter(base, {Write("lora.st", {a, B("blocks.0.att.key.lora_B")}), kAlpha, ""}));
   ASSERT_OK_AND_ASSIGN(
       const auto merged,
-      Checkpoint::OpenWithAdapter(base, Write("lora.st", {transposed, B("blocks.0.att.key.lora.1")}), kAlpha));
+      Checkpoint::OpenWithAdapter(base, {Write("lora.st", {transposed, B("blocks.0.att.key.lora.1")}), kAlpha, ""}));
   EXPECT_EQ(Floats(*merged, "blocks.0.att.key.weight"), Floats(*expected, "blocks.0.att.key.weight"));
 }
 
 TEST(AdapterTest, AnyDivisionReadsTheSame) {
   const std::string base = Write("base.st", Base());
   const std::string adapter = Write("lora.st", {A("blocks.0.att.key.lora_A"), B("blocks.0.att.key.lora_B")});
-  ASSERT_OK_AND_ASSIGN(const auto merged, Checkpoint::OpenWithAdapter(base, adapter, 1.7));
+  ASSERT_OK_AND_ASSIGN(const auto merged, Checkpoint::OpenWithAdapter(base, {adapter, 1.7, ""}));
   const TensorInfo& info = *merged->Find("blocks.0.att.key.weight");
   std::vector<uint8_t> whole(info.bytes);
   ASSERT_OK(merged->ReadBytes(info, 0, absl::MakeSpan(whole)));
@@ -160,8 +162,55 @@ TEST(AdapterTest, TensorsTrainedWholeTakeThePlaceOfTheBases) {
   const float values[] = {7, 7.1f, 7.2f};
   trained.data.assign(reinterpret_cast<const char*>(values), sizeof(values));
   const std::string adapter = Write("lora.st", {A("blocks.0.att.key.lora_A"), B("blocks.0.att.key.lora_B"), trained});
-  ASSERT_OK_AND_ASSIGN(const auto merged, Checkpoint::OpenWithAdapter(base, adapter, kAlpha));
+  ASSERT_OK_AND_ASSIGN(const auto merged, Checkpoint::OpenWithAdapter(base, {adapter, kAlpha, ""}));
   EXPECT_EQ(Floats(*merged, "blocks.0.att.x_k"), (std::vector<float>{7, 7.1f, 7.2f}));
+}
+
+// W - B0 A0 + B A, without alpha.
+TEST(AdapterTest, PissaTakesItsInitialFactorsOut) {
+  const std::string base = Write("base.st", Base());
+  const std::string initial = Write("init.st", {Tensor16("model.blocks.0.att.key.init_lora_A", {kRank, kIn}, 0.25),
+                                                Tensor16("model.blocks.0.att.key.init_lora_B", {kOut, kRank}, -0.5)});
+  const std::string adapter = Write("lora.st", {A("blocks.0.att.key.lora_A"), B("blocks.0.att.key.lora_B")});
+  ASSERT_OK_AND_ASSIGN(const auto merged, Checkpoint::OpenWithAdapter(base, {adapter, absl::nullopt, initial}));
+  const std::vector<float> w = Numbers(1, kOut * kIn);
+  const std::vector<float> a = Numbers(-1, kRank * kIn), b = Numbers(0.5, kOut * kRank);
+  const std::vector<float> a0 = Numbers(0.25, kRank * kIn), b0 = Numbers(-0.5, kOut * kRank);
+  std::vector<float> expected;
+  for (int64_t out = 0; out < kOut; ++out) {
+    for (int64_t in = 0; in < kIn; ++in) {
+      double sum = w[out * kIn + in];
+      for (int64_t k = 0; k < kRank; ++k) {
+        sum += double{b[out * kRank + k]} * a[k * kIn + in] - double{b0[out * kRank + k]} * a0[k * kIn + in];
+      }
+      expected.push_back(kernels::BFloat16ToFloat(kernels::FloatToBFloat16(static_cast<float>(sum))));
+    }
+  }
+  EXPECT_EQ(Floats(*merged, "blocks.0.att.key.weight"), expected);
+  EXPECT_THAT(Checkpoint::OpenWithAdapter(base, {adapter, 2, initial}),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("PiSSA adapter has none")));
+  EXPECT_THAT(Checkpoint::OpenWithAdapter(base, {adapter, absl::nullopt, adapter}),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("has no initial factors")));
+  EXPECT_THAT(Checkpoint::OpenWithAdapter(base, {adapter, absl::nullopt, ""}),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("alpha is not given")));
+}
+
+// D [2, 5] is added to every two columns; the third and last column takes the first row again.
+TEST(AdapterTest, DishaIsAddedBlockByBlock) {
+  const std::string base = Write("base.st", Base());
+  for (const char* kind : {"disha", "bone"}) {
+    const std::string adapter =
+        Write("disha.st", {Tensor16(absl::StrCat("blocks.0.att.key.", kind), {kRank, kOut}, -3)});
+    ASSERT_OK_AND_ASSIGN(const auto merged, Checkpoint::OpenWithAdapter(base, {adapter, absl::nullopt, ""}));
+    const std::vector<float> w = Numbers(1, kOut * kIn), d = Numbers(-3, kRank * kOut);
+    std::vector<float> expected;
+    for (int64_t out = 0; out < kOut; ++out) {
+      for (const int64_t row : {0, 1, 0}) {
+        expected.push_back(w[expected.size()] + d[row * kOut + out]);
+      }
+    }
+    EXPECT_EQ(Floats(*merged, "blocks.0.att.key.weight"), expected);
+  }
 }
 
 TEST(AdapterTest, WhatDoesNotFitIsRefusedByName) {
@@ -208,7 +257,7 @@ TEST(AdapterTest, WhatDoesNotFitIsRefusedByName) {
        1,
        {A("blocks.7.att.key.lora_A"), B("blocks.7.att.key.lora_B")},
        absl::StatusCode::kInvalidArgument,
-       "\"blocks.7.att.key.weight\" of shape [5, 3], which the model has not"},
+       "\"blocks.7.att.key.weight\", which the model has not"},
       {"a vector the model has not",
        1,
        {a, b, Tensor16("blocks.0.att.x_q", {kIn}, 0)},
@@ -229,16 +278,24 @@ TEST(AdapterTest, WhatDoesNotFitIsRefusedByName) {
        {a, b, {{"blocks.0.att.x_k", ElementType::kUint8, {3}}, "abc"}},
        absl::StatusCode::kInvalidArgument,
        "\"blocks.0.att.x_k\" is uint8"},
-      {"PiSSA", 1, {a, b, A("blocks.0.att.key.init_lora_A")}, absl::StatusCode::kUnimplemented, "a PiSSA adapter"},
-      {"DiSHA", 1, {A("blocks.0.att.key.disha")}, absl::StatusCode::kUnimplemented, "a DiSHA adapter"},
-      {"Bone", 1, {A("blocks.0.att.key.bone")}, absl::StatusCode::kUnimplemented, "a Bone adapter"},
+      {"DoRA", 1, {a, b, A("blocks.0.att.key.lora_magnitude_vector")}, absl::StatusCode::kUnimplemented, "a DoRA"},
+      {"DiSHA with an alpha",
+       1,
+       {A("blocks.0.att.key.disha")},
+       absl::StatusCode::kInvalidArgument,
+       "DiSHA adapter has none"},
+      {"DiSHA of blocks",
+       1,
+       {Tensor16("blocks.0.att.key.disha", {1, 3, 3}, 0)},
+       absl::StatusCode::kUnimplemented,
+       "mode bone"},
   };
   for (const auto& test : kCases) {
     SCOPED_TRACE(test.name);
-    EXPECT_THAT(Checkpoint::OpenWithAdapter(base, Write("lora.st", test.tensors), test.alpha),
+    EXPECT_THAT(Checkpoint::OpenWithAdapter(base, {Write("lora.st", test.tensors), test.alpha, ""}),
                 StatusIs(test.code, HasSubstr(test.message)));
   }
-  EXPECT_THAT(Checkpoint::OpenWithAdapter(base, "/no/such.st", 1), StatusIs(absl::StatusCode::kNotFound));
+  EXPECT_THAT(Checkpoint::OpenWithAdapter(base, {"/no/such.st", 1, ""}), StatusIs(absl::StatusCode::kNotFound));
 }
 
 }  // namespace

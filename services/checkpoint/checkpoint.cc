@@ -32,9 +32,8 @@ absl::StatusOr<std::shared_ptr<const Checkpoint>> Checkpoint::Open(const std::st
 }
 
 absl::StatusOr<std::shared_ptr<const Checkpoint>> Checkpoint::OpenWithAdapter(const std::string& path,
-                                                                              const std::string& adapter,
-                                                                              double alpha) {
-  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<const Adapter> opened, Adapter::Open(adapter, alpha));
+                                                                              const AdapterOptions& adapter) {
+  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<const Adapter> opened, Adapter::Open(adapter));
   return Open(path, std::move(opened));
 }
 
@@ -93,15 +92,14 @@ absl::Status Checkpoint::AddAdapter() {
   }
   for (const Adapter::Update& update : adapter_->updates()) {
     const TensorInfo* info = Find(update.name);
-    const std::vector<int64_t> shape = {update.b.shape[0], update.a.shape[1]};
-    if (info == nullptr || info->shape != shape) {
+    if (info == nullptr || !update.Fits(info->shape)) {
       return absl::InvalidArgumentError(
-          absl::StrCat(Quoted(update.a.name), " changes a tensor ", Quoted(update.name), " of shape ",
-                       ShapeString(shape), info == nullptr ? ", which the model has not" : "; the model's has shape ",
+          absl::StrCat(Quoted(update.factor_name()), " changes a tensor ", Quoted(update.name),
+                       info == nullptr ? ", which the model has not" : " of another shape; the model's has shape ",
                        info == nullptr ? "" : ShapeString(info->shape)));
     }
     if (!WeightDType(info->type).has_value()) {
-      return absl::FailedPreconditionError(absl::StrCat(Quoted(update.a.name), " changes ", Quoted(update.name),
+      return absl::FailedPreconditionError(absl::StrCat(Quoted(update.factor_name()), " changes ", Quoted(update.name),
                                                         ", which is ", ElementTypeName(info->type), " in ", path_,
                                                         "; merge into a model of fp32, bf16 or fp16"));
     }
@@ -155,7 +153,7 @@ absl::Status Checkpoint::MergeBytes(const TensorInfo& info, int64_t offset, absl
     RWKV_RETURN_IF_ERROR(ReadTensor(*source.file, *source.record, offset, part));
     values.resize(count);
     kernels::WidenToFloat(dtype, part.data(), count, values.data());
-    RWKV_RETURN_IF_ERROR(adapter_->AddTo(*source.update, offset / size, absl::MakeSpan(values)));
+    RWKV_RETURN_IF_ERROR(adapter_->AddTo(*source.update, info.shape[1], offset / size, absl::MakeSpan(values)));
     kernels::NarrowFromFloat(dtype, values.data(), count, part.data());
     out.remove_prefix(part.size());
     offset += static_cast<int64_t>(part.size());

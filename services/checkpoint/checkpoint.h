@@ -49,12 +49,12 @@ class Checkpoint {
   //   kUnimplemented: a known format or variant that this build does not read.
   static absl::StatusOr<std::shared_ptr<const Checkpoint>> Open(const std::string& path);
 
-  // The same with a LoRA adapter merged: its matrices are added as they are read, in fp32, and cast back to the stored
+  // The same with an adapter merged: its matrices are added as they are read, in fp32, and cast back to the stored
   // type; see adapter.h for the formula and for errors of `adapter`.
   //   kInvalidArgument: the adapter has a tensor that the model has not, or of another shape.
   //   kFailedPrecondition: it changes a matrix that is quantised here.
   static absl::StatusOr<std::shared_ptr<const Checkpoint>> OpenWithAdapter(const std::string& path,
-                                                                           const std::string& adapter, double alpha);
+                                                                           const AdapterOptions& adapter);
 
   ~Checkpoint();
   Checkpoint(const Checkpoint&) = delete;

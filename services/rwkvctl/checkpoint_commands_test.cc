@@ -196,8 +196,8 @@ TEST_F(CheckpointCommandsTest, BadFilesAndWrongUsageAreOneLine) {
   ExpectFailure({"inspect", "a", "b"}, 2, "exactly one FILE");
   ExpectFailure({"convert", "a"}, 2, "IN and OUT");
   ExpectFailure({"convert", "a", "b", "--dtype", "int2"}, 2, "\"int2\" is none of");
-  ExpectFailure({"convert", "a", "b", "--lora", "c"}, 2, "belong together");
-  ExpectFailure({"convert", "a", "b", "--lora-alpha", "8"}, 2, "belong together");
+  ExpectFailure({"convert", "a", "b", "--lora-alpha", "8"}, 2, "belong to a --lora FILE");
+  ExpectFailure({"convert", "a", "b", "--pissa-init", "c"}, 2, "belong to a --lora FILE");
   ExpectFailure({"convert", Path("text"), Path("out")}, 1, "not a checkpoint");
   EXPECT_EQ(Files(), std::vector<std::string>{"text"});
 }

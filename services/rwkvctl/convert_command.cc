@@ -71,12 +71,17 @@ class ConvertCommand : public Command {
                       RWKV_ASSIGN_OR_RETURN(precision_, ParsePrecision(value));
                       return absl::OkStatus();
                     });
-    flags.AddString("lora", "FILE", "a LoRA adapter to merge", [this](const std::string& value) {
+    flags.AddString("lora", "FILE", "an adapter to merge: LoRA, PiSSA or DiSHA", [this](const std::string& value) {
       lora_ = value;
       return absl::OkStatus();
     });
-    flags.AddFloat("lora-alpha", "the alpha it was trained with, which is not in its file",
+    flags.AddFloat("lora-alpha", "the alpha a LoRA was trained with, which is not in its file",
                    [this](float value) { lora_alpha_ = value; });
+    flags.AddString("pissa-init", "FILE", "the factors that a PiSSA adapter began with",
+                    [this](const std::string& value) {
+                      pissa_init_ = value;
+                      return absl::OkStatus();
+                    });
     flags.AddString("vocabulary", "FILE", "write the vocabulary that IN brings (GGUF does) there, in World format",
                     [this](const std::string& value) {
                       vocabulary_ = value;
@@ -87,8 +92,8 @@ class ConvertCommand : public Command {
 
   absl::Status Check(const std::vector<std::string>& positional) override {
     if (positional.size() != 2) return absl::InvalidArgumentError("IN and OUT are needed");
-    if (lora_.empty() == lora_alpha_.has_value()) {
-      return absl::InvalidArgumentError("--lora FILE and --lora-alpha A belong together");
+    if (lora_.empty() && (lora_alpha_.has_value() || !pissa_init_.empty())) {
+      return absl::InvalidArgumentError("--lora-alpha and --pissa-init belong to a --lora FILE");
     }
     in_ = positional[0];
     out_ = positional[1];
@@ -100,7 +105,7 @@ class ConvertCommand : public Command {
     if (!vocabulary_.empty()) RWKV_RETURN_IF_ERROR(CheckOutput(vocabulary_));
     RWKV_ASSIGN_OR_RETURN(
         const std::shared_ptr<const Checkpoint> checkpoint,
-        lora_.empty() ? Checkpoint::Open(in_) : Checkpoint::OpenWithAdapter(in_, lora_, *lora_alpha_));
+        lora_.empty() ? Checkpoint::Open(in_) : Checkpoint::OpenWithAdapter(in_, {lora_, lora_alpha_, pissa_init_}));
     RWKV_RETURN_IF_ERROR(ModelConfig::FromCheckpoint(*checkpoint).status());
     RWKV_ASSIGN_OR_RETURN(const Conversion conversion, Conversion::Plan(checkpoint, precision_));
     for (const absl::string_view ending : {".pth", ".pt", ".gguf", ".bin"}) {
@@ -161,7 +166,8 @@ class ConvertCommand : public Command {
 
   Precision precision_ = Precision::kAsStored;
   std::string lora_;
-  absl::optional<float> lora_alpha_;
+  absl::optional<double> lora_alpha_;
+  std::string pissa_init_;
   std::string vocabulary_;  // Empty: not written.
   bool overwrite_ = false;
   std::string in_;

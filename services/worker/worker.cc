@@ -113,9 +113,9 @@ absl::Status WorkerImpl::Init(const Options& options) {
   RWKV_RETURN_IF_ERROR(CheckOptions(options));
   RWKV_ASSIGN_OR_RETURN(const kernels::OpTable* const ops, kernels::ChooseOpTable(options.kernels));
   RWKV_ASSIGN_OR_RETURN(std::shared_ptr<const checkpoint::Checkpoint> checkpoint,
-                        options.lora.empty()
-                            ? checkpoint::Checkpoint::Open(options.model)
-                            : checkpoint::Checkpoint::OpenWithAdapter(options.model, options.lora, options.lora_alpha));
+                        options.lora.empty() ? checkpoint::Checkpoint::Open(options.model)
+                                             : checkpoint::Checkpoint::OpenWithAdapter(
+                                                   options.model, {options.lora, options.lora_alpha, ""}));
   RWKV_ASSIGN_OR_RETURN(const checkpoint::ModelConfig config, checkpoint::ModelConfig::FromCheckpoint(*checkpoint));
   RWKV_ASSIGN_OR_RETURN(const LayerRange layers, ChooseLayers(options, config.layer_count));
   RWKV_ASSIGN_OR_RETURN(metrics_, common::Metrics::Create(options.metrics_listen, {{"process", options.name}}));
