@@ -1,4 +1,5 @@
-// Owned memory for activations, states and copied weights: zeroed, aligned to a cache line and an AVX-512 vector.
+// Owned memory for activations, states and copied weights: zeroed, aligned to a cache line and an AVX-512 vector. Pages
+// of a large one are no memory before they are written.
 #pragma once
 
 #include <cstdint>

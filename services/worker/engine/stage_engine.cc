@@ -66,12 +66,13 @@ void StageEngine::Reset() {
 }
 
 absl::Status StageEngine::WarmUp() {
-  int64_t full = options_.max_batch_tokens;
-  if (model_->max_tokens() != 0) full = std::min(full, model_->max_tokens());
-  for (const int64_t rows : {full, int64_t{1}}) {
+  // Enough for the kernels of many rows; a full step's activations would be most of what loading a small model takes.
+  int64_t many = std::min<int64_t>(options_.max_batch_tokens, 8);
+  if (model_->max_tokens() != 0) many = std::min(many, model_->max_tokens());
+  for (const int64_t rows : {many, int64_t{1}}) {
     pool_->Reset(0);
-    std::fill(x_.begin(), x_.end(), 0.0f);
-    std::fill(v_first_.begin(), v_first_.end(), 0.0f);
+    std::fill_n(x_.begin(), rows * width_, 0.0f);
+    std::fill_n(v_first_.begin(), rows * v_first_width_, 0.0f);
     const kernels::SequenceSpan span = {0, 0, rows};
     const std::vector<int32_t> tokens(rows, 0);
     std::vector<int64_t> logit_rows;

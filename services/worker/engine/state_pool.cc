@@ -47,7 +47,6 @@ absl::StatusOr<std::unique_ptr<StatePool>> StatePool::Create(const StageModel& m
     }
   }
   pool->view_.pools = pool->pools_.data();
-  for (int slot = 0; slot < slots; ++slot) pool->Reset(slot);
   return pool;
 }
 

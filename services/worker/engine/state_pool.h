@@ -22,6 +22,7 @@ namespace rwkv::worker {
 // lives on.
 class StatePool {
  public:
+  // A slot must be Reset or copied into before it is used: until then it takes address space, no memory.
   // kResourceExhausted: no memory; names the bytes.
   static absl::StatusOr<std::unique_ptr<StatePool>> Create(const StageModel& model, int slots);
 
