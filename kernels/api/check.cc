@@ -6,6 +6,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/base/dtype.h"
+#include "kernels/base/ggml_blocks.h"
 #include "kernels/base/status_macros.h"
 
 namespace rwkv::kernels::internal {
@@ -18,6 +19,13 @@ bool IsAligned(const void* pointer, int64_t alignment) {
 }
 
 absl::Status CheckQuantization(absl::string_view op, absl::string_view name, const MatrixView& matrix) {
+  if (matrix.quantization == Quantization::kBlocks) {
+    if (BlockBytes(matrix.blocks) == 0 || matrix.cols % BlockWeights(matrix.blocks) != 0) {
+      return absl::InvalidArgumentError(absl::StrCat(op, ": ", name, " has rows of ", matrix.cols, " weights, which ",
+                                                     BlockTypeName(matrix.blocks), " blocks do not fill"));
+    }
+    return absl::OkStatus();
+  }
   if (matrix.quantization != Quantization::kInt8 && matrix.quantization != Quantization::kInt4) {
     return absl::InvalidArgumentError(
         absl::StrCat(op, ": ", name, " has unknown quantization ", static_cast<int>(matrix.quantization)));

@@ -10,6 +10,8 @@ absl::string_view Name(Quantization quantization) {
       return "int8";
     case Quantization::kInt4:
       return "int4";
+    case Quantization::kBlocks:
+      return "blocks";
   }
   return "unknown";
 }
@@ -22,6 +24,8 @@ int64_t RowBytes(const MatrixView& matrix) {
       return matrix.cols;
     case Quantization::kInt4:
       return (matrix.cols + 1) / 2;
+    case Quantization::kBlocks:
+      return matrix.cols / BlockWeights(matrix.blocks) * BlockBytes(matrix.blocks);
   }
   return 0;
 }
@@ -45,6 +49,8 @@ float LoadAsFloat(const MatrixView& matrix, int64_t row, int64_t col) {
       q = col % 2 == 0 ? pair & 0xf : pair >> 4;
       break;
     }
+    case Quantization::kBlocks:
+      return BlockWeight(matrix.blocks, reinterpret_cast<const uint8_t*>(data), col);
   }
   const int64_t group = row * GroupsPerRow(matrix) + col / matrix.group;
   const float product = static_cast<float>(q) * LoadAsFloat(matrix.dtype, matrix.scales, group);

@@ -5,6 +5,7 @@
 
 #include "absl/strings/string_view.h"
 #include "kernels/base/dtype.h"
+#include "kernels/base/ggml_blocks.h"
 
 namespace rwkv::kernels {
 
@@ -12,25 +13,28 @@ namespace rwkv::kernels {
 //   weight = float(q * scale + minimum)        the product is exact, the sum is rounded once: the same float everywhere
 enum class Quantization : uint8_t {
   kNone = 0,
-  kInt8 = 1,  // q in [-128, 127]
-  kInt4 = 2,  // q in [0, 15]
+  kInt8 = 1,    // q in [-128, 127]
+  kInt4 = 2,    // q in [0, 15]
+  kBlocks = 3,  // as ggml lays q, scales and minimums out: ggml_blocks.h
 };
 
-// "none", "int8", "int4".
+// "none", "int8", "int4", "blocks".
 absl::string_view Name(Quantization quantization);
 
 // Row-major without gaps, applied as y = W x: `rows` outputs of `cols` inputs each, as PyTorch stores a Linear.
 // (RWKV's low-rank factors are stored [in, out]: whoever loads them transposes them.)
 struct MatrixView {
-  DType dtype = DType::kFloat32;  // of the weights; of a quantised matrix's scales and minimums, which are fp16
+  DType dtype = DType::kFloat32;  // of the weights; of int8's and int4's scales and minimums, which are fp16
   int64_t rows = 0;               // outputs
   int64_t cols = 0;               // inputs
   // rows * cols weights, aligned to one element (not more). kInt8: an int8_t each. kInt4: a row takes (cols + 1) / 2
-  // bytes, the weight of an even column is in the low four bits.
+  // bytes, the weight of an even column is in the low four bits. kBlocks: a row is whole blocks, aligned to nothing.
   const void* data = nullptr;
 
-  // Quantised matrices only. A row has groups = ceil(cols / group) of them, the last one may be shorter.
   Quantization quantization = Quantization::kNone;
+  BlockType blocks = BlockType::kNone;  // kBlocks only
+
+  // kInt8 and kInt4 only. A row has groups = ceil(cols / group) of them, the last one may be shorter.
   int64_t group = 0;                   // 32 (as in ggml) or 64: IsGroupSize()
   const uint16_t* scales = nullptr;    // [rows, groups]
   const uint16_t* minimums = nullptr;  // [rows, groups]; null in kInt8: zeros
@@ -38,9 +42,9 @@ struct MatrixView {
 
 inline bool IsGroupSize(int64_t group) { return group == 32 || group == 64; }
 
-// Groups of one row, 0 if the matrix is not quantised.
+// Groups of one row, 0 if there are none.
 inline int64_t GroupsPerRow(const MatrixView& matrix) {
-  return matrix.quantization == Quantization::kNone ? 0 : (matrix.cols + matrix.group - 1) / matrix.group;
+  return matrix.group == 0 ? 0 : (matrix.cols + matrix.group - 1) / matrix.group;
 }
 
 // Bytes of one row of `data`.

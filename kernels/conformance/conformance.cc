@@ -101,11 +101,45 @@ std::vector<Storage> Storages() {
   };
 }
 
+std::vector<Storage> BlockStorages() {
+  std::vector<Storage> storages;
+  for (BlockType type : {BlockType::kQ4_0, BlockType::kQ4_1, BlockType::kQ5_0, BlockType::kQ5_1, BlockType::kQ8_0,
+                         BlockType::kQ4_K, BlockType::kQ5_K, BlockType::kQ6_K}) {
+    Storage storage;
+    storage.name = std::string(BlockTypeName(type));
+    storage.quantization = Quantization::kBlocks;
+    storage.blocks = type;
+    storages.push_back(storage);
+  }
+  return storages;
+}
+
+namespace {
+
+// Any bits are codes and packed scales; d and m make of them weights of about one.
+std::vector<uint8_t> RandomBlocks(BlockType type, int64_t bytes) {
+  Random random(67);
+  std::vector<uint8_t> blocks;
+  for (float byte : random.Uniforms(bytes, 0.0f, 256.0f)) blocks.push_back(static_cast<uint8_t>(byte));
+  const float scale = BlockWeights(type) == 32 ? (type == BlockType::kQ8_0 ? 1.0f / 128 : 1.0f / 16) : 1.0f / 1024;
+  for (int64_t at = ScaleOffset(type); at < bytes; at += BlockBytes(type)) {
+    const std::vector<float> halves = random.Uniforms(2, -scale, scale);
+    NarrowFromFloat(DType::kFloat16, halves.data(), HasMinimumScale(type) ? 2 : 1, &blocks[at]);
+  }
+  return blocks;
+}
+
+}  // namespace
+
 StoredMatrix::StoredMatrix(const Storage& how, int64_t row_count, int64_t col_count, absl::Span<const float> values)
     : storage(how), rows(row_count), cols(col_count) {
   const int64_t row_bytes = RowBytes(view());
   const int64_t groups = GroupsPerRow(view());
-  data.resize(static_cast<size_t>(rows * row_bytes));
+  if (storage.quantization == Quantization::kBlocks) {
+    data = RandomBlocks(storage.blocks, rows * row_bytes);
+  } else {
+    data.resize(static_cast<size_t>(rows * row_bytes));
+  }
   scales.resize(static_cast<size_t>(rows * groups));
   if (storage.has_minimums) minimums.resize(scales.size());
   for (int64_t row = 0; row < rows; ++row) {
@@ -113,7 +147,7 @@ StoredMatrix::StoredMatrix(const Storage& how, int64_t row_count, int64_t col_co
     uint8_t* const to = data.data() + row * row_bytes;
     if (storage.quantization == Quantization::kNone) {
       NarrowFromFloat(storage.dtype, from, cols, to);
-    } else {
+    } else if (storage.quantization != Quantization::kBlocks) {
       const absl::Status status =
           QuantizeRow(storage.quantization, storage.group, from, cols, to, scales.data() + row * groups,
                       storage.has_minimums ? minimums.data() + row * groups : nullptr);
@@ -132,7 +166,8 @@ StoredMatrix::StoredMatrix(const Storage& how, int64_t row_count, int64_t col_co
 MatrixView StoredMatrix::view() const {
   MatrixView matrix = {storage.dtype, rows, cols, data.data()};
   matrix.quantization = storage.quantization;
-  if (storage.quantization != Quantization::kNone) {
+  matrix.blocks = storage.blocks;
+  if (storage.group != 0) {
     matrix.group = storage.group;
     matrix.scales = scales.data();
     if (storage.has_minimums) matrix.minimums = minimums.data();

@@ -11,6 +11,7 @@
 #include "kernels/api/op_table.h"
 #include "kernels/api/sequence_span.h"
 #include "kernels/base/dtype.h"
+#include "kernels/base/ggml_blocks.h"
 #include "kernels/base/matrix.h"
 
 namespace rwkv::kernels::conformance {
@@ -53,12 +54,16 @@ struct Storage {
   Quantization quantization = Quantization::kNone;
   int64_t group = 0;
   bool has_minimums = false;
+  BlockType blocks = BlockType::kNone;
 };
 
-// Every kind that backends compute with, among them int8 with minimums, which is what ggml's Q5_1 becomes.
+// Every kind that backends compute with and rows of any number of columns.
 std::vector<Storage> Storages();
+// ggml's blocks: rows of multiples of 256 columns.
+std::vector<Storage> BlockStorages();
 
-// A matrix as a checkpoint may hold it.
+// A matrix as a checkpoint may hold it. Of blocks there is no quantiser: they are random, and as large as `values` only
+// by order of magnitude.
 struct StoredMatrix {
   StoredMatrix() = default;
   StoredMatrix(const Storage& storage, int64_t rows, int64_t cols, absl::Span<const float> values);

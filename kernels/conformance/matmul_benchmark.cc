@@ -64,7 +64,9 @@ void RegisterAll() {
   };
   for (const OpTable* table : AvailableOpTables()) {
     if (table->name == "reference") continue;  // Minutes, and nobody asks.
-    for (const conformance::Storage& storage : conformance::Storages()) {
+    std::vector<conformance::Storage> storages = conformance::Storages();
+    for (const conformance::Storage& blocks : conformance::BlockStorages()) storages.push_back(blocks);
+    for (const conformance::Storage& storage : storages) {
       for (const Shape& shape : {Shape{768, 768}, Shape{3072, 768}, Shape{768, 3072}}) {
         if (storage.name != "bf16" && shape.outputs != shape.inputs) continue;
         for (int64_t rows : {1, 4, 32, 128}) {

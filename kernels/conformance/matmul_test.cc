@@ -61,6 +61,14 @@ std::vector<Case> Cases() {
       }
     }
   }
+  for (const Storage& storage : BlockStorages()) {
+    for (int64_t rows : {1, 5, 17}) {
+      for (int64_t inputs : {256, 768}) {
+        add(storage.name + "_rows_" + std::to_string(rows) + "_inputs_" + std::to_string(inputs),
+            [=](Case& c) { c.storage = storage, c.rows = rows, c.inputs = inputs; });
+      }
+    }
+  }
   add("sigmoid", [](Case& c) { c.activation = Activation::kSigmoid; });
   add("tanh", [](Case& c) { c.activation = Activation::kTanh; });
   add("squared_relu", [](Case& c) { c.activation = Activation::kSquaredRelu; });

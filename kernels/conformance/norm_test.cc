@@ -47,6 +47,8 @@ std::vector<Case> Cases() {
     add(storage.name + "_tail", [=](Case& c) { c.storage = storage, c.width = 21; });
     add(storage.name + "_odd_groups", [=](Case& c) { c.storage = storage, c.width = 85; });
   }
+  for (const Storage& storage : BlockStorages())
+    add(storage.name, [=](Case& c) { c.storage = storage, c.width = 512; });
   return cases;
 }
 

@@ -31,6 +31,7 @@ typedef int8_t I8 __attribute__((vector_size(16)));
 typedef uint8_t U8 __attribute__((vector_size(16)));
 typedef uint8_t U8x8 __attribute__((vector_size(8)));
 typedef uint16_t U16Unaligned __attribute__((vector_size(32), aligned(2), may_alias));
+typedef uint8_t U8Unaligned __attribute__((vector_size(16), aligned(1), may_alias));
 typedef int8_t I8Unaligned __attribute__((vector_size(16), aligned(1), may_alias));
 typedef uint8_t U8x8Unaligned __attribute__((vector_size(8), aligned(1), may_alias));
 
@@ -248,6 +249,138 @@ struct QuantizedWeights {
 };
 using Int8Weights = QuantizedWeights<EightBitCodes>;
 using Int4Weights = QuantizedWeights<FourBitCodes>;
+
+RWKV_INLINE uint16_t LoadHalfBits(const uint8_t* p) { return static_cast<uint16_t>(p[0] | p[1] << 8); }
+RWKV_INLINE F32 BroadcastHalf(const uint8_t* p) { return WidenHalf(U16{} + LoadHalfBits(p)); }
+RWKV_INLINE float HalfAt(const uint8_t* p) { return BroadcastHalf(p)[0]; }
+RWKV_INLINE U8 LoadBytes(const uint8_t* p) { return *reinterpret_cast<const U8Unaligned*>(p); }
+RWKV_INLINE F32 WidenCodes(U8 codes) { return __builtin_convertvector(__builtin_convertvector(codes, I32), F32); }
+
+// ggml's blocks, as the file has them: kernels/base/ggml_blocks.h. Rows are whole blocks, so that there is no tail.
+template <typename Block>
+struct GgmlWeights {
+  static constexpr int64_t kStep = 32;
+  using Row = const uint8_t*;
+  using Group = typename Block::Group;
+  static RWKV_INLINE Row RowOf(const MatrixView& matrix, int64_t row) {
+    return static_cast<const uint8_t*>(matrix.data) + row * (matrix.cols / Block::kWeights) * Block::kBytes;
+  }
+  static RWKV_INLINE Group GroupOf(Row row, int64_t col) {
+    return Block::GroupOf(row + col / Block::kWeights * Block::kBytes, col % Block::kWeights / 32);
+  }
+  static RWKV_INLINE F32 Load(Row, const Group& group, int64_t col) { return Block::Load(group, (col & 16) != 0); }
+  static RWKV_INLINE F32 LoadTail(Row, const Group& group, int64_t col, int64_t count) {
+    return KeepFirst(Block::Load(group, (col & 16) != 0), count);
+  }
+};
+
+// Q8_0.
+struct EightBitBlock {
+  static constexpr int64_t kWeights = 32;
+  static constexpr int64_t kBytes = 34;
+  struct Group {
+    const uint8_t* codes;
+    F32 scale;
+  };
+  static RWKV_INLINE Group GroupOf(const uint8_t* block, int64_t) { return {block + 2, BroadcastHalf(block)}; }
+  static RWKV_INLINE F32 Load(const Group& group, bool second) {
+    return Fma(EightBitCodes::Load(group.codes, second ? 16 : 0), group.scale,
+               F32{});  // Never -0, as in ggml_blocks.cc.
+  }
+};
+
+// Q4_0, Q4_1, Q5_0 and Q5_1. The fifth bits of 16 weights are 16 bits of a number.
+template <bool kHasMinimum, bool kHasFifthBits>
+struct SmallBlock {
+  static constexpr int64_t kWeights = 32;
+  static constexpr int64_t kFifthAt = kHasMinimum ? 4 : 2;
+  static constexpr int64_t kCodesAt = kFifthAt + (kHasFifthBits ? 4 : 0);
+  static constexpr int64_t kBytes = kCodesAt + 16;
+  static constexpr float kCentre = kHasFifthBits ? 16.0f : 8.0f;
+  struct Group {
+    const uint8_t* block;
+    F32 scale;
+    F32 minimum;
+  };
+  static RWKV_INLINE Group GroupOf(const uint8_t* block, int64_t) {
+    return {block, BroadcastHalf(block), kHasMinimum ? BroadcastHalf(block + 2) : F32{}};
+  }
+  static RWKV_INLINE F32 Load(const Group& group, bool second) {
+    const U8 pairs = LoadBytes(group.block + kCodesAt);
+    F32 codes = WidenCodes(second ? pairs >> 4 : pairs & 0xf);
+    if (kHasFifthBits) {
+      constexpr U32 kBit = {1,      1 << 1, 1 << 2,  1 << 3,  1 << 4,  1 << 5,  1 << 6,  1 << 7,
+                            1 << 8, 1 << 9, 1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15};
+      const U32 bits = U32{} + LoadHalfBits(group.block + kFifthAt + (second ? 2 : 0));
+      codes += Select((bits & kBit) != 0, Broadcast(16.0f), F32{});
+    }
+    if (!kHasMinimum) codes -= kCentre;
+    return Fma(codes, group.scale, group.minimum);
+  }
+};
+
+// Q4_K and Q5_K. Bit j of the fifth bits' byte i belongs to weight i of the j-th 32.
+template <bool kHasFifthBits>
+struct LargeBlock {
+  static constexpr int64_t kWeights = 256;
+  static constexpr int64_t kBytes = kHasFifthBits ? 176 : 144;
+  struct Group {
+    const uint8_t* pairs;
+    const uint8_t* fifth;
+    bool high;    // Which half of the bytes.
+    uint8_t bit;  // Of the fifth bits.
+    F32 scale;
+    F32 minimum;
+  };
+  static RWKV_INLINE Group GroupOf(const uint8_t* block, int64_t j) {
+    const uint8_t* const packed = block + 4;
+    const int scale = j < 4 ? packed[j] & 63 : (packed[j + 4] & 15) | (packed[j - 4] >> 6) << 4;
+    const int minimum = j < 4 ? packed[j + 4] & 63 : (packed[j + 4] >> 4) | (packed[j] >> 6) << 4;
+    return {block + (kHasFifthBits ? 48 : 16) + j / 2 * 32,
+            block + 16,
+            j % 2 != 0,
+            static_cast<uint8_t>(1 << j),
+            Broadcast(HalfAt(block) * static_cast<float>(scale)),
+            Broadcast(-(HalfAt(block + 2) * static_cast<float>(minimum)))};
+  }
+  static RWKV_INLINE F32 Load(const Group& group, bool second) {
+    const U8 pairs = LoadBytes(group.pairs + (second ? 16 : 0));
+    U8 codes = group.high ? pairs >> 4 : pairs & 0xf;
+    if (kHasFifthBits) {
+      codes |= (U8)((LoadBytes(group.fifth + (second ? 16 : 0)) & group.bit) != 0) & 16;
+    }
+    return Fma(WidenCodes(codes), group.scale, group.minimum);
+  }
+};
+
+// Q6_K: two scales for 32 weights; the two high bits of four weights share a byte.
+struct SixBitBlock {
+  static constexpr int64_t kWeights = 256;
+  static constexpr int64_t kBytes = 210;
+  struct Group {
+    const uint8_t* low;
+    const uint8_t* high;
+    int quarter;
+    F32 scales[2];
+  };
+  static RWKV_INLINE Group GroupOf(const uint8_t* block, int64_t j) {
+    const float d = HalfAt(block + 208);
+    const auto scale = [&](int64_t i) {
+      return Broadcast(d * static_cast<float>(static_cast<int8_t>(block[192 + i])));
+    };
+    return {block + j / 4 * 64 + j % 2 * 32,
+            block + 128 + j / 4 * 32,
+            static_cast<int>(j % 4),
+            {scale(2 * j), scale(2 * j + 1)}};
+  }
+  static RWKV_INLINE F32 Load(const Group& group, bool second) {
+    const U8 pairs = LoadBytes(group.low + (second ? 16 : 0));
+    const U8 quarters = LoadBytes(group.high + (second ? 16 : 0));
+    const U8 low = group.quarter < 2 ? pairs & 0xf : pairs >> 4;
+    const U8 high = (quarters >> static_cast<uint8_t>(2 * group.quarter)) & 3;
+    return (WidenCodes(low | high << 4) - 32.0f) * group.scales[second ? 1 : 0];
+  }
+};
 
 }  // namespace
 }  // namespace rwkv::kernels::cpu

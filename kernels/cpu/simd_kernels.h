@@ -34,6 +34,30 @@ constexpr int64_t kPanelFloats = 64 * 1024;
 
 constexpr int64_t RoundUpToLanes(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
+template <typename Visit>
+RWKV_INLINE void VisitBlocks(BlockType blocks, Visit visit) {
+  switch (blocks) {
+    case BlockType::kNone:
+      return;
+    case BlockType::kQ4_0:
+      return visit(GgmlWeights<SmallBlock<false, false>>());
+    case BlockType::kQ4_1:
+      return visit(GgmlWeights<SmallBlock<true, false>>());
+    case BlockType::kQ5_0:
+      return visit(GgmlWeights<SmallBlock<false, true>>());
+    case BlockType::kQ5_1:
+      return visit(GgmlWeights<SmallBlock<true, true>>());
+    case BlockType::kQ8_0:
+      return visit(GgmlWeights<EightBitBlock>());
+    case BlockType::kQ4_K:
+      return visit(GgmlWeights<LargeBlock<false>>());
+    case BlockType::kQ5_K:
+      return visit(GgmlWeights<LargeBlock<true>>());
+    case BlockType::kQ6_K:
+      return visit(GgmlWeights<SixBitBlock>());
+  }
+}
+
 // Calls visit(Weights()) with how the matrix stores its weights.
 template <typename Visit>
 RWKV_INLINE void VisitWeights(const MatrixView& matrix, Visit visit) {
@@ -44,6 +68,8 @@ RWKV_INLINE void VisitWeights(const MatrixView& matrix, Visit visit) {
       return visit(Int8Weights());
     case Quantization::kInt4:
       return visit(Int4Weights());
+    case Quantization::kBlocks:
+      return VisitBlocks(matrix.blocks, visit);
   }
   switch (matrix.dtype) {
     case DType::kFloat32:

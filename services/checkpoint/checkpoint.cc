@@ -7,9 +7,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/types/optional.h"
 #include "kernels/base/dtype.h"
+#include "kernels/base/ggml_blocks.h"
 #include "kernels/base/status_macros.h"
 #include "services/checkpoint/dialects/gguf_dialect.h"
-#include "services/checkpoint/formats/ggml_blocks.h"
 #include "services/checkpoint/formats/tensor_reader.h"
 
 namespace rwkv::checkpoint {

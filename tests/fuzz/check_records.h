@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "absl/types/optional.h"
+#include "kernels/base/ggml_blocks.h"
 #include "services/checkpoint/formats/element_type.h"
-#include "services/checkpoint/formats/ggml_blocks.h"
 #include "services/checkpoint/formats/tensor_record.h"
 
 namespace rwkv::testing {

@@ -8,8 +8,8 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "kernels/base/ggml_blocks.h"
 #include "services/checkpoint/formats/element_type.h"
-#include "services/checkpoint/formats/ggml_blocks.h"
 #include "services/checkpoint/matrix_names.h"
 
 namespace rwkv::checkpoint {

@@ -1,4 +1,4 @@
-#include "services/checkpoint/formats/ggml_blocks.h"
+#include "kernels/base/ggml_blocks.h"
 
 #include <algorithm>
 #include <cstring>

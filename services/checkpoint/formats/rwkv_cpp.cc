@@ -6,9 +6,9 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/types/optional.h"
+#include "kernels/base/ggml_blocks.h"
 #include "kernels/base/status_macros.h"
 #include "services/checkpoint/formats/byte_reader.h"
-#include "services/checkpoint/formats/ggml_blocks.h"
 
 namespace rwkv::checkpoint {
 namespace {

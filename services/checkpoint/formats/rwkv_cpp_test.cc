@@ -8,8 +8,8 @@
 #include "absl/types/span.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/base/ggml_blocks.h"
 #include "services/checkpoint/formats/element_type.h"
-#include "services/checkpoint/formats/ggml_blocks.h"
 #include "tests/testing/checkpoint_writer.h"
 #include "tests/testing/status_matchers.h"
 

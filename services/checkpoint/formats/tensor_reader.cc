@@ -7,9 +7,9 @@
 
 #include "absl/types/optional.h"
 #include "kernels/base/dtype.h"
+#include "kernels/base/ggml_blocks.h"
 #include "kernels/base/status_macros.h"
 #include "services/checkpoint/formats/element_type.h"
-#include "services/checkpoint/formats/ggml_blocks.h"
 
 namespace rwkv::checkpoint {
 namespace {

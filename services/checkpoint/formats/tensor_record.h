@@ -9,10 +9,13 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/optional.h"
 #include "absl/types/span.h"
+#include "kernels/base/ggml_blocks.h"
 #include "services/checkpoint/formats/element_type.h"
-#include "services/checkpoint/formats/ggml_blocks.h"
 
 namespace rwkv::checkpoint {
+
+using kernels::BlockPart;
+using kernels::BlockType;
 
 // More than any model has (61 layers need 2,500), few enough that a hostile directory costs megabytes.
 constexpr int kMaxTensors = 32768;

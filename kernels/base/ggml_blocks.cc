@@ -1,16 +1,16 @@
-#include "services/checkpoint/formats/ggml_blocks.h"
+#include "kernels/base/ggml_blocks.h"
 
 #include <cstring>
 
 #include "kernels/base/dtype.h"
 
-namespace rwkv::checkpoint {
+namespace rwkv::kernels {
 namespace {
 
 constexpr int kSmall = 32;
 constexpr int kLarge = 256;
 
-float LoadHalf(const uint8_t* bytes) { return kernels::HalfToFloat(static_cast<uint16_t>(bytes[0] | bytes[1] << 8)); }
+float LoadHalf(const uint8_t* bytes) { return HalfToFloat(static_cast<uint16_t>(bytes[0] | bytes[1] << 8)); }
 
 // The 32 whole numbers of a block: 0 .. 15, 0 .. 31 or -128 .. 127, as stored.
 void LoadQuants(BlockType type, const uint8_t* block, int* quants) {
@@ -53,48 +53,42 @@ void LoadScaleAndMinimum(const uint8_t* packed, int j, int* scale, int* minimum)
   *minimum = (packed[j + 4] >> 4) | (packed[j] >> 6) << 4;
 }
 
-void DecodeQ4KOrQ5K(bool has_fifth_bits, const uint8_t* block, float* weights) {
-  const float d = LoadHalf(block);
-  const float m = LoadHalf(block + 2);
+// Each of these decodes the weights 32 j .. 32 j + 31 of a block.
+
+void DecodeQ4KOrQ5K(bool has_fifth_bits, const uint8_t* block, int j, float* weights) {
   const uint8_t* fifth = block + 16;
-  const uint8_t* nibbles = has_fifth_bits ? fifth + 32 : fifth;
-  for (int j = 0; j < 8; ++j) {  // 32 weights each; two of them share 32 bytes.
-    int scale = 0;
-    int minimum = 0;
-    LoadScaleAndMinimum(block + 4, j, &scale, &minimum);
-    const float step = d * static_cast<float>(scale);
-    const float offset = m * static_cast<float>(minimum);
-    for (int i = 0; i < 32; ++i) {
-      const uint8_t pair = nibbles[j / 2 * 32 + i];
-      int q = j % 2 == 0 ? pair & 15 : pair >> 4;
-      if (has_fifth_bits) q |= (fifth[i] >> j & 1) << 4;
-      weights[j * 32 + i] = step * static_cast<float>(q) - offset;
-    }
+  const uint8_t* nibbles = (has_fifth_bits ? fifth + 32 : fifth) + j / 2 * 32;  // Two of the eight share 32 bytes.
+  int scale = 0;
+  int minimum = 0;
+  LoadScaleAndMinimum(block + 4, j, &scale, &minimum);
+  const float step = LoadHalf(block) * static_cast<float>(scale);
+  const float offset = LoadHalf(block + 2) * static_cast<float>(minimum);
+  for (int i = 0; i < kSmall; ++i) {
+    int q = j % 2 == 0 ? nibbles[i] & 15 : nibbles[i] >> 4;
+    if (has_fifth_bits) q |= (fifth[i] >> j & 1) << 4;
+    weights[i] = step * static_cast<float>(q) - offset;
   }
 }
 
-void DecodeQ6K(const uint8_t* block, float* weights) {
-  const uint8_t* low = block;
-  const uint8_t* high = block + 128;
-  const uint8_t* scales = block + 192;
+void DecodeQ6K(const uint8_t* block, int j, float* weights) {
+  const int quarter = j % 4;  // Of the half: which bits of the bytes that four weights share.
+  const uint8_t* low = block + j / 4 * 64 + quarter % 2 * 32;
+  const uint8_t* high = block + 128 + j / 4 * 32;
+  const uint8_t* scales = block + 192 + 2 * j;
   const float d = LoadHalf(block + 208);
-  for (int n = 0; n < kLarge; ++n) {
-    const int half = n / 128;
-    const int quarter = n % 128 / 32;  // Of the half: which bits of the bytes that four weights share.
-    const int i = n % 32;
-    const uint8_t byte = low[half * 64 + (quarter % 2) * 32 + i];
-    const int q = (quarter < 2 ? byte & 15 : byte >> 4) | (high[half * 32 + i] >> (2 * quarter) & 3) << 4;
-    weights[n] = d * static_cast<float>(static_cast<int8_t>(scales[n / 16])) * static_cast<float>(q - 32);
+  for (int i = 0; i < kSmall; ++i) {
+    const int q = (quarter < 2 ? low[i] & 15 : low[i] >> 4) | (high[i] >> (2 * quarter) & 3) << 4;
+    weights[i] = d * static_cast<float>(static_cast<int8_t>(scales[i / 16])) * static_cast<float>(q - 32);
   }
 }
 
-void DecodeWeights(BlockType type, const uint8_t* block, float* weights) {
+void DecodeThirtyTwo(BlockType type, const uint8_t* block, int j, float* weights) {
   switch (type) {
     case BlockType::kQ4_K:
     case BlockType::kQ5_K:
-      return DecodeQ4KOrQ5K(type == BlockType::kQ5_K, block, weights);
+      return DecodeQ4KOrQ5K(type == BlockType::kQ5_K, block, j, weights);
     case BlockType::kQ6_K:
-      return DecodeQ6K(block, weights);
+      return DecodeQ6K(block, j, weights);
     default:
       break;
   }
@@ -206,6 +200,20 @@ absl::string_view BlockTypeName(BlockType type) {
   return "unknown";
 }
 
+bool HasMinimumScale(BlockType type) {
+  return type == BlockType::kQ4_1 || type == BlockType::kQ5_1 || type == BlockType::kQ4_K || type == BlockType::kQ5_K;
+}
+
+int64_t ScaleOffset(BlockType type) { return type == BlockType::kQ6_K ? 208 : 0; }
+
+float BlockWeight(BlockType type, const uint8_t* blocks, int64_t index) {
+  const int64_t in_block = index % BlockWeights(type);
+  float weights[kSmall];
+  DecodeThirtyTwo(type, blocks + index / BlockWeights(type) * BlockBytes(type), static_cast<int>(in_block / kSmall),
+                  weights);
+  return weights[in_block % kSmall];
+}
+
 void DecodeBlocks(BlockType type, BlockPart part, const uint8_t* blocks, int64_t count, uint8_t* out) {
   const int64_t stride = BlockBytes(type);
   const int64_t size = PartBytes(type, part);
@@ -213,7 +221,7 @@ void DecodeBlocks(BlockType type, BlockPart part, const uint8_t* blocks, int64_t
     switch (part) {
       case BlockPart::kWeights: {
         float weights[kLarge];
-        DecodeWeights(type, blocks, weights);
+        for (int j = 0; j < BlockWeights(type) / kSmall; ++j) DecodeThirtyTwo(type, blocks, j, weights + j * kSmall);
         std::memcpy(out, weights, static_cast<size_t>(size));
         break;
       }
@@ -230,4 +238,4 @@ void DecodeBlocks(BlockType type, BlockPart part, const uint8_t* blocks, int64_t
   }
 }
 
-}  // namespace rwkv::checkpoint
+}  // namespace rwkv::kernels

@@ -16,12 +16,12 @@
 
 #include "absl/strings/string_view.h"
 
-namespace rwkv::checkpoint {
+namespace rwkv::kernels {
 
 enum class BlockType : uint8_t { kNone, kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ8_0, kQ4_K, kQ5_K, kQ6_K };
 
-// What a reader wants of the blocks. The last three make a pair as kernels compute with it (w = q * scale + minimum),
-// exactly the same weights.
+// What a reader wants of the blocks. The last three make a pair of quants and scales (w = q * scale + minimum), exactly
+// the same weights.
 enum class BlockPart : uint8_t {
   kWeights,   // fp32, each the exact product and sum rounded once (K: as ggml rounds it).
   kQuants,    // int8, centred: Q4_0, Q5_0, Q8_0. Of Q4_1 the nibbles of neighbours in one uint8, the even one low.
@@ -36,7 +36,14 @@ bool HasMinimums(BlockType type);      // Whether that pair has minimums.
 int64_t PartBytes(BlockType type, BlockPart part);  // Of one decoded block.
 absl::string_view BlockTypeName(BlockType type);    // "Q8_0"
 
+// Where a block's fp16 d is; those with an m have it in the two bytes behind.
+int64_t ScaleOffset(BlockType type);
+bool HasMinimumScale(BlockType type);
+
+// Weight `index` of a row of blocks.
+float BlockWeight(BlockType type, const uint8_t* blocks, int64_t index);
+
 // Decodes `count` blocks to count * PartBytes bytes at `out`, which need not be aligned. The part must exist.
 void DecodeBlocks(BlockType type, BlockPart part, const uint8_t* blocks, int64_t count, uint8_t* out);
 
-}  // namespace rwkv::checkpoint
+}  // namespace rwkv::kernels
