@@ -1,6 +1,8 @@
 #include "services/checkpoint/checkpoint.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -14,6 +16,24 @@
 
 namespace rwkv::checkpoint {
 namespace {
+
+std::vector<int64_t> RowMajorStrides(absl::Span<const int64_t> shape) {
+  std::vector<int64_t> strides(shape.size(), 1);
+  for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(1, shape[i]);
+  return strides;
+}
+
+// Multiplies every weight by 2^exponent.
+void ScaleBlocks(BlockType type, int exponent, absl::Span<uint8_t> blocks) {
+  const float factor = std::ldexp(1.0f, exponent);
+  const int64_t halves = HasMinimumScale(type) ? 2 : 1;
+  for (size_t at = ScaleOffset(type); at < blocks.size(); at += BlockBytes(type)) {
+    float values[2];
+    kernels::WidenToFloat(kernels::DType::kFloat16, &blocks[at], halves, values);
+    for (int64_t i = 0; i < halves; ++i) values[i] *= factor;
+    kernels::NarrowFromFloat(kernels::DType::kFloat16, values, halves, &blocks[at]);
+  }
+}
 
 std::vector<int64_t> WithoutUnits(std::vector<int64_t> shape) {
   shape.erase(std::remove(shape.begin(), shape.end(), 1), shape.end());
@@ -53,6 +73,7 @@ absl::StatusOr<std::shared_ptr<const Checkpoint>> Checkpoint::Open(const std::st
 
 absl::Status Checkpoint::ReadDirectory() {
   RWKV_ASSIGN_OR_RETURN(container_, ReadContainer(file_->bytes()));
+  file_->Forget(0, file_bytes());  // A vocabulary in the directory takes megabytes.
   for (TensorRecord& record : container_.records) {
     if (IsRowMajor(record)) record.strides.clear();
     RWKV_RETURN_IF_ERROR(AddTensor(record, *file_));
@@ -114,25 +135,95 @@ const TensorInfo* Checkpoint::Find(absl::string_view name) const {
   return found != infos_.end() && found->name == name ? &*found : nullptr;
 }
 
-absl::StatusOr<Tensor> Checkpoint::Read(absl::string_view name) const {
+TensorRecord Checkpoint::RecordOf(const TensorInfo& info, Form form) const {
+  TensorRecord record = *SourceOf(info).record;
+  if (form == Form::kPlain) return record;
+  if (record.part == BlockPart::kQuants) {  // Of a pair: back to the blocks that it was made of.
+    record.exponent = SourceOf(*Find(absl::StrCat(info.name, ".scale"))).record->exponent;
+    record.shape.back() = record.shape.back() / PartBytes(record.blocks, record.part) * BlockWeights(record.blocks);
+    record.part = BlockPart::kWeights;
+    record.type = ElementType::kFloat32;
+  }
+  if (form != Form::kTransposed) return record;
+  const size_t rank = record.shape.size();
+  if (record.strides.empty()) record.strides = RowMajorStrides(record.shape);
+  std::swap(record.shape[rank - 1], record.shape[rank - 2]);
+  std::swap(record.strides[rank - 1], record.strides[rank - 2]);
+  if (IsRowMajor(record)) record.strides.clear();
+  return record;
+}
+
+absl::StatusOr<Tensor> Checkpoint::Read(absl::string_view name, Form form) const {
   const TensorInfo* info = Find(name);
   if (info == nullptr) return absl::NotFoundError(absl::StrCat(path_, " has no tensor ", Quoted(name)));
+  if (form == Form::kTransposed && info->shape.size() < 2) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path_, ": tensor ", Quoted(name), " of shape ", ShapeString(info->shape), " has no transpose"));
+  }
   const Source& source = SourceOf(*info);
-  const bool is_view = IsPlain(*source.record) && source.update == nullptr && source.record->strides.empty() &&
-                       source.record->offset % ElementSize(info->type) == 0;
-  if (info->bytes == 0 || is_view) {
-    return Tensor{info, source.file->bytes().data() + (info->bytes == 0 ? 0 : source.record->offset)};
+  const TensorRecord wanted = RecordOf(*info, form);
+  const bool is_contiguous = wanted.strides.empty() && source.update == nullptr;
+  const bool in_blocks = form != Form::kPlain && is_contiguous && wanted.blocks != BlockType::kNone &&
+                         !wanted.shape.empty() && wanted.shape.back() % BlockWeights(wanted.blocks) == 0;
+  Tensor tensor{info, source.file->bytes().data(), in_blocks ? StoredBytes(wanted) : info->bytes,
+                in_blocks ? wanted.blocks : BlockType::kNone};
+  const bool is_view = in_blocks ? wanted.exponent == 0
+                                 : is_contiguous && IsPlain(wanted) && wanted.offset % ElementSize(info->type) == 0;
+  if (tensor.bytes == 0) return tensor;
+  if (is_view) {
+    tensor.data = source.file->bytes().data() + wanted.offset;
+    return tensor;
   }
   absl::MutexLock lock(&mu_);
-  std::unique_ptr<uint8_t[]>& copy = copies_[info];
+  std::unique_ptr<uint8_t[]>& copy = copies_[{info, form}];
   if (copy == nullptr) {
-    auto memory = std::make_unique<uint8_t[]>(info->bytes);
-    if (absl::Status status = ReadBytes(*info, 0, absl::MakeSpan(memory.get(), info->bytes)); !status.ok()) {
+    std::unique_ptr<uint8_t[]> memory(new uint8_t[tensor.bytes]);  // Not zeroed first.
+    const absl::Status status = Copy(*info, wanted, in_blocks, absl::MakeSpan(memory.get(), tensor.bytes));
+    if (!status.ok()) {
       return absl::Status(status.code(), absl::StrCat(path_, ": tensor ", Quoted(name), ": ", status.message()));
     }
     copy = std::move(memory);
   }
-  return Tensor{info, copy.get()};
+  tensor.data = copy.get();
+  return tensor;
+}
+
+absl::Status Checkpoint::Copy(const TensorInfo& info, const TensorRecord& wanted, bool in_blocks,
+                              absl::Span<uint8_t> out) const {
+  const Source& source = SourceOf(info);
+  if (in_blocks) {
+    RWKV_RETURN_IF_ERROR(source.file->ReadAt(wanted.offset, out));
+    ScaleBlocks(wanted.blocks, wanted.exponent, out);
+    return absl::OkStatus();
+  }
+  // `wanted` has strides that the tensor itself has not if its transpose is wanted.
+  if (wanted.shape != info.shape && (!wanted.strides.empty() || source.update != nullptr)) {
+    return CopyTransposed(info, out);
+  }
+  return source.update != nullptr ? MergeBytes(info, 0, out) : ReadTensor(*source.file, wanted, 0, out);
+}
+
+// A few rows at a time: what is in memory twice is bounded.
+absl::Status Checkpoint::CopyTransposed(const TensorInfo& info, absl::Span<uint8_t> out) const {
+  constexpr int64_t kBytesAtOnce = 1 << 18;
+  const int64_t size = ElementSize(info.type);
+  const int64_t cols = info.shape.back();
+  const int64_t rows = info.shape[info.shape.size() - 2];
+  const int64_t total = info.bytes / size / cols;  // Rows of the whole stack.
+  const int64_t at_once = std::max<int64_t>(1, kBytesAtOnce / (cols * size));
+  std::vector<uint8_t> piece;
+  for (int64_t first = 0; first < total; first += at_once) {
+    const int64_t count = std::min(at_once, total - first);
+    piece.resize(count * cols * size);
+    RWKV_RETURN_IF_ERROR(ReadBytes(info, first * cols * size, absl::MakeSpan(piece)));
+    for (int64_t row = 0; row < count; ++row) {
+      const int64_t one = (first + row) / rows;  // Of the stack.
+      uint8_t* const to = out.data() + (one * rows * cols + (first + row) % rows) * size;
+      const uint8_t* const from = piece.data() + row * cols * size;
+      for (int64_t col = 0; col < cols; ++col) std::memcpy(to + col * rows * size, from + col * size, size);
+    }
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Checkpoint::ReadBytes(const TensorInfo& info, int64_t offset, absl::Span<uint8_t> out) const {
@@ -142,7 +233,7 @@ absl::Status Checkpoint::ReadBytes(const TensorInfo& info, int64_t offset, absl:
 }
 
 absl::Status Checkpoint::MergeBytes(const TensorInfo& info, int64_t offset, absl::Span<uint8_t> out) const {
-  constexpr int64_t kElementsAtOnce = 1 << 20;
+  constexpr int64_t kElementsAtOnce = 1 << 18;
   const Source& source = SourceOf(info);
   const kernels::DType dtype = *WeightDType(info.type);
   const int64_t size = ElementSize(info.type);

@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -30,10 +31,19 @@ struct TensorInfo {
   int64_t bytes = 0;           // Product of shape times the element's size.
 };
 
+// How a reader wants the elements, row-major in any case.
+enum class Form : uint8_t {
+  kPlain,       // As TensorInfo says.
+  kMatrix,      // The same, but a matrix in ggml's blocks stays in them.
+  kTransposed,  // As kMatrix, with the last two dimensions exchanged. There must be two.
+};
+
 // A tensor's elements: row-major, contiguous, aligned to the element (to no more). Lives as long as its Checkpoint.
 struct Tensor {
   const TensorInfo* info = nullptr;
   const void* data = nullptr;
+  int64_t bytes = 0;
+  BlockType blocks = BlockType::kNone;  // Not kNone: rows of these, aligned to nothing, whatever type `info` has.
 };
 
 // Thread-safe. The file must not change while it is open (replace a checkpoint by rename, as every writer here does):
@@ -69,11 +79,12 @@ class Checkpoint {
   absl::Span<const TensorInfo> tensors() const { return infos_; }
   const TensorInfo* Find(absl::string_view name) const;  // nullptr: not in the file.
 
-  // The elements. Views into the map where the file holds them as they are, contiguous and aligned; the others
-  // (transposed or fused, decoded from blocks, merged, at odd offsets) are copied at the first call. What the tensors
-  // cover is at most twice the file, so copies are bounded by that, times eight at worst (four-bit blocks as fp32).
+  // The elements. Views into the map where the file holds them as they are wanted, contiguous and aligned; the others
+  // (in another order, decoded from blocks, merged, at odd offsets) are copied at the first call, without leaving the
+  // source in memory. What the tensors cover is at most twice the file, so copies are bounded by that, times eight at
+  // worst (four-bit blocks as fp32).
   // kNotFound: no such tensor. kDataLoss: the file has been cut since it was opened.
-  absl::StatusOr<Tensor> Read(absl::string_view name) const ABSL_LOCKS_EXCLUDED(mu_);
+  absl::StatusOr<Tensor> Read(absl::string_view name, Form form = Form::kPlain) const ABSL_LOCKS_EXCLUDED(mu_);
 
   // Bytes [offset, offset + out.size()) of the tensor's row-major content, without mapping any page where the file
   // holds it contiguous and without keeping a copy: for those who look at a little of everything, or once at
@@ -104,6 +115,9 @@ class Checkpoint {
   absl::Status ReadDirectory();
   absl::Status AddTensor(const TensorRecord& record, const MappedFile& file);
   absl::Status AddAdapter();
+  TensorRecord RecordOf(const TensorInfo& info, Form form) const;
+  absl::Status Copy(const TensorInfo& info, const TensorRecord& wanted, bool in_blocks, absl::Span<uint8_t> out) const;
+  absl::Status CopyTransposed(const TensorInfo& info, absl::Span<uint8_t> out) const;
   absl::Status MergeBytes(const TensorInfo& info, int64_t offset, absl::Span<uint8_t> out) const;
   const Source& SourceOf(const TensorInfo& info) const { return sources_[&info - infos_.data()]; }
 
@@ -116,7 +130,8 @@ class Checkpoint {
   int64_t stored_bytes_ = 0;  // What the tensors cover in the file, shared bytes counted as often as they are.
 
   mutable absl::Mutex mu_;
-  mutable absl::flat_hash_map<const TensorInfo*, std::unique_ptr<uint8_t[]>> copies_ ABSL_GUARDED_BY(mu_);
+  mutable absl::flat_hash_map<std::pair<const TensorInfo*, Form>, std::unique_ptr<uint8_t[]>> copies_
+      ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace rwkv::checkpoint

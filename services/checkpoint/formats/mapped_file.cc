@@ -6,6 +6,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 
 namespace rwkv::checkpoint {
@@ -39,6 +41,16 @@ absl::StatusOr<std::unique_ptr<MappedFile>> MappedFile::Open(const std::string& 
 MappedFile::~MappedFile() {
   munmap(const_cast<uint8_t*>(bytes_.data()), bytes_.size());
   close(descriptor_);
+}
+
+void MappedFile::Forget(int64_t offset, int64_t size) const {
+  // Linux maps the pages around a touched one with it, within an aligned window of this size.
+  constexpr int64_t kWindow = 64 << 10;
+  const int64_t begin = offset / kWindow * kWindow;
+  const int64_t end = std::min((offset + size + kWindow - 1) / kWindow * kWindow, static_cast<int64_t>(bytes_.size()));
+  if (begin >= end) return;
+  // Of a shared map of a file nothing is lost; if it fails, the pages just stay.
+  (void)madvise(const_cast<uint8_t*>(bytes_.data()) + begin, static_cast<size_t>(end - begin), MADV_DONTNEED);
 }
 
 absl::Status MappedFile::ReadAt(int64_t offset, absl::Span<uint8_t> out) const {

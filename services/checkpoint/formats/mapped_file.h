@@ -23,6 +23,10 @@ class MappedFile {
   // Touching a page maps it and its neighbours, which then count as this process's memory.
   absl::Span<const uint8_t> bytes() const { return bytes_; }
 
+  // Unmaps bytes [offset, offset + size) and what was mapped with them, until somebody touches them again: for those
+  // who looked at them and are done. Spans of bytes() stay valid.
+  void Forget(int64_t offset, int64_t size) const;
+
   // Copies without mapping: for those who look at a few bytes in many places. kDataLoss: the file has been cut since.
   absl::Status ReadAt(int64_t offset, absl::Span<uint8_t> out) const;
 

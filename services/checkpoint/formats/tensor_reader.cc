@@ -127,6 +127,7 @@ absl::Status ReadTensor(const MappedFile& file, const TensorRecord& record, int6
   if (!record.strides.empty()) {
     const int64_t size = ElementSize(record.type);
     Gather(file, record, offset / size, static_cast<int64_t>(out.size()) / size, out.data());
+    file.Forget(record.offset, StoredBytes(record));
   } else if (record.blocks != BlockType::kNone) {
     RWKV_RETURN_IF_ERROR(ReadBlocks(file, record, offset, out));
   } else {

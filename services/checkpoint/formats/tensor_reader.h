@@ -11,9 +11,8 @@
 namespace rwkv::checkpoint {
 
 // Bytes [offset, offset + out.size()) of the tensor's row-major content as it is read (record.type, record.shape);
-// both are multiples of the element's size and inside the tensor. Touches no page of the map unless the record has
-// strides. The same bytes for any division into calls.
-// kDataLoss: the file has been cut since it was opened.
+// both are multiples of the element's size and inside the tensor. Leaves no page of the tensor mapped. The same bytes
+// for any division into calls. kDataLoss: the file has been cut since it was opened.
 absl::Status ReadTensor(const MappedFile& file, const TensorRecord& record, int64_t offset, absl::Span<uint8_t> out);
 
 }  // namespace rwkv::checkpoint

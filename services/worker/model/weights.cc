@@ -10,6 +10,7 @@
 #include "absl/types/optional.h"
 #include "absl/types/span.h"
 #include "kernels/base/dtype.h"
+#include "kernels/base/ggml_blocks.h"
 #include "kernels/base/status_macros.h"
 #include "services/checkpoint/formats/element_type.h"
 #include "services/checkpoint/formats/tensor_record.h"
@@ -68,6 +69,23 @@ absl::Status CheckFinite(const checkpoint::Checkpoint& checkpoint, const checkpo
                    checkpoint::ShapeString(info.shape), " is ", kernels::LoadAsFloat(dtype, data, index)));
 }
 
+// The same of ggml's blocks, whose weights are finite if their fp16 scales are.
+absl::Status CheckFinite(const checkpoint::Checkpoint& checkpoint, const checkpoint::Tensor& tensor) {
+  const int64_t block_bytes = kernels::BlockBytes(tensor.blocks);
+  const int64_t halves = kernels::HasMinimumScale(tensor.blocks) ? 2 : 1;
+  const char* const scales = static_cast<const char*>(tensor.data) + kernels::ScaleOffset(tensor.blocks);
+  for (int64_t block = 0; block < tensor.bytes / block_bytes; ++block) {
+    for (int64_t i = 0; i < halves; ++i) {
+      const float scale = kernels::LoadAsFloat(kernels::DType::kFloat16, scales + block * block_bytes, i);
+      if (std::isfinite(scale)) continue;
+      return absl::DataLossError(absl::StrCat(checkpoint.path(), ": a scale of ", kernels::BlockTypeName(tensor.blocks),
+                                              " block ", block, " of tensor ", checkpoint::Quoted(tensor.info->name),
+                                              " is ", scale));
+    }
+  }
+  return absl::OkStatus();
+}
+
 // A copy of a tensor's elements, all finite.
 struct Weight {
   kernels::DType dtype;
@@ -102,18 +120,6 @@ float Transformed(checkpoint::Transform transform, float value) {
       return static_cast<float>(std::exp(-std::exp(double{value})));
   }
   return value;
-}
-
-template <typename Bits>
-void Transpose(const void* source, int64_t rows, int64_t cols, void* destination) {
-  const char* in = static_cast<const char*>(source);
-  char* out = static_cast<char*>(destination);
-  constexpr int64_t kSize = sizeof(Bits);
-  for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t col = 0; col < cols; ++col) {
-      std::memcpy(out + (col * rows + row) * kSize, in + (row * cols + col) * kSize, kSize);
-    }
-  }
 }
 
 }  // namespace
@@ -180,11 +186,11 @@ absl::Status StageWeights::LoadTensor(const checkpoint::ModelTensor& spec, absl:
     case checkpoint::Kind::kHeadVector:
       return LoadVector(spec, name, sizes, &weights->vectors_[role]);
     case checkpoint::Kind::kMatrix:
-      return LoadMatrix(name, size(0), size(1), &weights->matrices_[role]);
+      return LoadMatrix(name, size(0), size(1), checkpoint::Form::kMatrix, &weights->matrices_[role]);
     case checkpoint::Kind::kLowRank:
-      return LoadTransposed(name, 1, size(1), size(0), &weights->matrices_[role]);
+      return LoadMatrix(name, size(1), size(0), checkpoint::Form::kTransposed, &weights->matrices_[role]);
     case checkpoint::Kind::kLowRankStack:
-      return LoadTransposed(name, size(0), size(2), size(1), &weights->matrices_[role]);
+      return LoadMatrix(name, size(0) * size(2), size(1), checkpoint::Form::kTransposed, &weights->matrices_[role]);
   }
   return absl::InternalError(absl::StrCat("tensor ", name, " is of no kind"));
 }
@@ -202,33 +208,37 @@ absl::Status StageWeights::LoadVector(const checkpoint::ModelTensor& spec, const
   return absl::OkStatus();
 }
 
-absl::Status StageWeights::LoadMatrix(const std::string& name, int64_t rows, int64_t cols, kernels::MatrixView* out) {
+absl::Status StageWeights::LoadMatrix(const std::string& name, int64_t rows, int64_t cols, checkpoint::Form form,
+                                      kernels::MatrixView* out) {
   const checkpoint::TensorInfo* info = checkpoint_->Find(name);
   if (info == nullptr) return NotOfTheConfig(*checkpoint_, name, rows * cols);
+  RWKV_ASSIGN_OR_RETURN(const checkpoint::Tensor tensor, checkpoint_->Read(name, form));
   const absl::optional<kernels::DType> dtype = checkpoint::WeightDType(info->type);
-  if (!dtype.has_value()) return LoadQuantized(*info, rows, cols, out);
-  if (info->bytes != rows * cols * kernels::SizeOf(*dtype)) return NotOfTheConfig(*checkpoint_, name, rows * cols);
-  RWKV_ASSIGN_OR_RETURN(const checkpoint::Tensor tensor, checkpoint_->Read(name));
-  RWKV_RETURN_IF_ERROR(CheckFinite(*checkpoint_, *info, *dtype, tensor.data));
-  out->dtype = *dtype;
   out->rows = rows;
   out->cols = cols;
   out->data = tensor.data;
-  return absl::OkStatus();
+  if (tensor.blocks != kernels::BlockType::kNone) {
+    out->quantization = kernels::Quantization::kBlocks;
+    out->blocks = tensor.blocks;
+    if (cols % kernels::BlockWeights(tensor.blocks) != 0) return NotOfTheConfig(*checkpoint_, name, rows * cols);
+  } else if (dtype.has_value()) {
+    out->dtype = *dtype;
+  } else {
+    return LoadQuantized(*info, rows, cols, out);
+  }
+  if (tensor.bytes != rows * kernels::RowBytes(*out)) return NotOfTheConfig(*checkpoint_, name, rows * cols);
+  return tensor.blocks != kernels::BlockType::kNone ? CheckFinite(*checkpoint_, tensor)
+                                                    : CheckFinite(*checkpoint_, *info, *dtype, tensor.data);
 }
 
 absl::Status StageWeights::LoadQuantized(const checkpoint::TensorInfo& info, int64_t rows, int64_t cols,
                                          kernels::MatrixView* out) {
   const bool is_int4 = info.type == checkpoint::ElementType::kUint8;
   out->dtype = kernels::DType::kFloat16;
-  out->rows = rows;
-  out->cols = cols;
   out->quantization = is_int4 ? kernels::Quantization::kInt4 : kernels::Quantization::kInt8;
   if ((!is_int4 && info.type != checkpoint::ElementType::kInt8) || info.bytes != rows * kernels::RowBytes(*out)) {
     return NotOfTheConfig(*checkpoint_, info.name, rows * cols);
   }
-  RWKV_ASSIGN_OR_RETURN(const checkpoint::Tensor tensor, checkpoint_->Read(info.name));
-  out->data = tensor.data;
   RWKV_RETURN_IF_ERROR(LoadGroups(absl::StrCat(info.name, ".scale"), rows, cols, &out->group, &out->scales));
   if (!is_int4) return absl::OkStatus();
   return LoadGroups(absl::StrCat(info.name, ".min"), rows, cols, &out->group, &out->minimums);
@@ -244,26 +254,6 @@ absl::Status StageWeights::LoadGroups(const std::string& name, int64_t rows, int
   RWKV_ASSIGN_OR_RETURN(const checkpoint::Tensor tensor, checkpoint_->Read(name));
   *out = static_cast<const uint16_t*>(tensor.data);
   return CheckFinite(*checkpoint_, *info, kernels::DType::kFloat16, tensor.data);
-}
-
-absl::Status StageWeights::LoadTransposed(const std::string& name, int64_t stack, int64_t rows, int64_t cols,
-                                          kernels::MatrixView* out) {
-  RWKV_ASSIGN_OR_RETURN(const Weight weight, ReadWeight(*checkpoint_, name, stack * rows * cols));
-  const int64_t bytes = rows * cols * kernels::SizeOf(weight.dtype);  // Of one of the stack.
-  auto memory = std::make_unique<uint8_t[]>(stack * bytes);
-  for (int64_t i = 0; i < stack; ++i) {
-    if (weight.dtype == kernels::DType::kFloat32) {
-      Transpose<uint32_t>(weight.data.get() + i * bytes, cols, rows, memory.get() + i * bytes);
-    } else {
-      Transpose<uint16_t>(weight.data.get() + i * bytes, cols, rows, memory.get() + i * bytes);
-    }
-  }
-  out->dtype = weight.dtype;
-  out->rows = stack * rows;
-  out->cols = cols;
-  out->data = memory.get();
-  transposed_.push_back(std::move(memory));
-  return absl::OkStatus();
 }
 
 }  // namespace rwkv::worker

@@ -1,7 +1,7 @@
 // The weights of one pipeline stage in the form the blocks compute with.
 //
-// Matrices are [out, in] and stay in the file's type. The big ones are views of the mapped file; the low-rank pairs,
-// which files hold as [in, out], are transposed into memory of their own. Vectors are widened to fp32 (exact).
+// Matrices are [out, in] and stay in the file's type, ggml's blocks too: nearly all are views of the mapped file. The
+// low-rank pairs are transposed copies where the file holds them as [in, out]. Vectors are widened to fp32 (exact).
 // What tensors there are, and what becomes of each, is told by services/checkpoint/model_tensors.h.
 #pragma once
 
@@ -53,7 +53,7 @@ class StageWeights {
  public:
   // Touches the pages of its own layers only; the embedding belongs to the first stage (with DeepEmbed to every stage),
   // ln_out and head to the last. Every weight is read once to see that it is finite: one NaN would silently spoil every
-  // answer. Besides the mapped matrices, memory is needed for vectors and low-rank pairs only.
+  // answer. In memory there is what the file holds of them once, mapped or copied, and vectors twice as large.
   //   kDataLoss: a weight is NaN or infinite; tensor and index are named. kFailedPrecondition: the config is not this
   //   checkpoint's.
   static absl::StatusOr<std::unique_ptr<const StageWeights>> Load(
@@ -87,20 +87,19 @@ class StageWeights {
                           WeightSet* weights);
   absl::Status LoadVector(const checkpoint::ModelTensor& spec, const std::string& name, const checkpoint::Sizes& sizes,
                           std::vector<float>* out);
-  absl::Status LoadMatrix(const std::string& name, int64_t rows, int64_t cols, kernels::MatrixView* out);
+  // `form` is the one in which the tensor's rows follow each other as [rows, cols].
+  absl::Status LoadMatrix(const std::string& name, int64_t rows, int64_t cols, checkpoint::Form form,
+                          kernels::MatrixView* out);
+  // Codes of which `out` has the data and the sizes.
   absl::Status LoadQuantized(const checkpoint::TensorInfo& info, int64_t rows, int64_t cols, kernels::MatrixView* out);
   // Scales or minimums of a quantised matrix.
   absl::Status LoadGroups(const std::string& name, int64_t rows, int64_t cols, int64_t* group, const uint16_t** out);
-  // The file's tensor is [stack, cols, rows].
-  absl::Status LoadTransposed(const std::string& name, int64_t stack, int64_t rows, int64_t cols,
-                              kernels::MatrixView* out);
 
   const std::shared_ptr<const checkpoint::Checkpoint> checkpoint_;
   const checkpoint::ModelConfig config_;
   const LayerRange layers_;
   WeightSet model_;
   std::vector<WeightSet> layer_weights_;
-  std::vector<std::unique_ptr<uint8_t[]>> transposed_;  // Memory of the low-rank matrices.
 };
 
 }  // namespace rwkv::worker
