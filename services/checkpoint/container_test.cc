@@ -18,6 +18,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/base/dtype.h"
+#include "kernels/base/ggml_blocks.h"
 #include "services/checkpoint/checkpoint.h"
 #include "services/checkpoint/formats/element_type.h"
 #include "services/checkpoint/formats/tensor_record.h"
@@ -49,6 +50,12 @@ absl::StatusOr<std::shared_ptr<const Checkpoint>> OpenBytes(const std::string& b
 }
 
 std::vector<float> Floats(const Tensor& tensor) {
+  if (tensor.blocks != BlockType::kNone) {
+    std::vector<float> values(tensor.bytes / kernels::BlockBytes(tensor.blocks) * kernels::BlockWeights(tensor.blocks));
+    kernels::DecodeBlocks(tensor.blocks, BlockPart::kWeights, static_cast<const uint8_t*>(tensor.data),
+                          tensor.bytes / kernels::BlockBytes(tensor.blocks), reinterpret_cast<uint8_t*>(values.data()));
+    return values;
+  }
   std::vector<float> values(tensor.info->bytes / ElementSize(tensor.info->type));
   kernels::WidenToFloat(*WeightDType(tensor.info->type), tensor.data, static_cast<int64_t>(values.size()),
                         values.data());
@@ -122,6 +129,28 @@ TEST_P(DialectFilesTest, HoldsTheOriginalsTensors) {
   }
 }
 
+// What a stage computes with: blocks as they are, matrices and low-rank factors either way round.
+TEST_P(DialectFilesTest, FormsOfAMatrixHoldTheSameWeights) {
+  ASSERT_OK_AND_ASSIGN(const auto file, Checkpoint::Open(absl::StrCat(kTestdata, GetParam().file)));
+  for (const TensorInfo& info : file->tensors()) {
+    if (info.shape.size() < 2 || absl::EndsWith(info.name, ".scale") || absl::EndsWith(info.name, ".min")) continue;
+    SCOPED_TRACE(info.name);
+    const std::vector<float> expected = Weights(*file, info.name);
+    ASSERT_OK_AND_ASSIGN(const Tensor matrix, file->Read(info.name, Form::kMatrix));
+    EXPECT_EQ(Floats(matrix), expected);
+    if (matrix.blocks != BlockType::kNone) continue;  // Its transpose would be in another order.
+    const int64_t cols = info.shape.back();
+    const int64_t rows = info.shape[info.shape.size() - 2];
+    ASSERT_OK_AND_ASSIGN(const Tensor transposed, file->Read(info.name, Form::kTransposed));
+    const std::vector<float> turned = Floats(transposed);
+    ASSERT_EQ(turned.size(), expected.size());
+    for (int64_t i = 0; i < static_cast<int64_t>(expected.size()); ++i) {
+      const int64_t in_one = i % (rows * cols);
+      ASSERT_EQ(turned[i - in_one + in_one % cols * rows + in_one / cols], expected[i]) << i;
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Files, DialectFilesTest,
     ::testing::Values(DialectFile{"v7.gguf", "v7.safetensors", "gguf", ""},
@@ -159,6 +188,21 @@ TEST(GgufDialectTest, QuantisedMatricesBecomePairs) {
     EXPECT_EQ(file->Find(absl::StrCat(test.name, ".scale")) != nullptr, test.has_scale);
     EXPECT_EQ(file->Find(absl::StrCat(test.name, ".min")) != nullptr, test.has_minimum);
   }
+}
+
+TEST(GgufDialectTest, AHalvedMatrixInBlocksIsTakenBack) {
+  // The converter has halved layer 1's once: one block of the scale 0.5, every code 3.
+  const std::string block = absl::StrCat(std::string("\x00\x38", 2), std::string(32, '\3'));
+  ASSERT_OK_AND_ASSIGN(const auto file,
+                       OpenBytes(testing::GgufBytes(std::vector<GgufKey>{GgufText("general.architecture", "rwkv6"),
+                                                                         GgufUint32("rwkv6.rescale_every_n_layers", 1)},
+                                                    std::vector<GgmlTensor>{
+                                                        {"blk.1.time_mix_output.weight", 8, {1, 32}, block},
+                                                    })));
+  ASSERT_OK_AND_ASSIGN(const Tensor matrix, file->Read("blocks.1.att.output.weight", Form::kMatrix));
+  EXPECT_EQ(matrix.blocks, BlockType::kQ8_0);
+  EXPECT_EQ(Floats(matrix), std::vector<float>(32, 3.0f));
+  EXPECT_EQ(Weights(*file, "blocks.1.att.output.weight"), std::vector<float>(32, 3.0f));
 }
 
 TEST(GgufDialectTest, BringsItsVocabulary) {
