@@ -27,10 +27,9 @@ inline void CheckRecords(const std::vector<checkpoint::TensorRecord>& records, u
         last += static_cast<__int128>(record.shape[i] - 1) * record.strides[i];
       }
     }
-    const __int128 bytes =
-        record.blocks == checkpoint::BlockType::kNone
-            ? (last + 1) * checkpoint::ElementSize(record.type)
-            : (last / checkpoint::BlockWeights(record.blocks) + 1) * checkpoint::BlockBytes(record.blocks);
+    const __int128 bytes = record.blocks == checkpoint::BlockType::kNone
+                               ? (last + 1) * checkpoint::ElementSize(record.type)
+                               : (last / kernels::BlockWeights(record.blocks) + 1) * kernels::BlockBytes(record.blocks);
     if (record.offset + bytes > static_cast<__int128>(file_bytes)) abort();
     if (bytes != checkpoint::StoredBytes(record)) abort();
   }
