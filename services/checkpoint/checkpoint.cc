@@ -72,7 +72,15 @@ absl::StatusOr<std::shared_ptr<const Checkpoint>> Checkpoint::Open(const std::st
 }
 
 absl::Status Checkpoint::ReadDirectory() {
-  RWKV_ASSIGN_OR_RETURN(container_, ReadContainer(file_->bytes()));
+  // Each header between tensors may bring a neighbourhood of weights into memory.
+  uint64_t looked_at = 0;
+  const auto done = [&](uint64_t offset, uint64_t size) {
+    const uint64_t end = offset + size;
+    if (end < looked_at + MappedFile::kNeighbourhood) return;
+    file_->Forget(static_cast<int64_t>(looked_at), static_cast<int64_t>(end - looked_at));
+    looked_at = end;
+  };
+  RWKV_ASSIGN_OR_RETURN(container_, ReadContainer(file_->bytes(), done));
   file_->Forget(0, file_bytes());  // A vocabulary in the directory takes megabytes.
   for (TensorRecord& record : container_.records) {
     if (IsRowMajor(record)) record.strides.clear();
@@ -171,7 +179,12 @@ absl::StatusOr<Tensor> Checkpoint::Read(absl::string_view name, Form form) const
                                  : is_contiguous && IsPlain(wanted) && wanted.offset % ElementSize(info->type) == 0;
   if (tensor.bytes == 0) return tensor;
   if (is_view) {
-    tensor.data = source.file->bytes().data() + wanted.offset;
+    const absl::StatusOr<const uint8_t*> view = source.file->View(wanted.offset, tensor.bytes);
+    if (!view.ok()) {
+      return absl::Status(view.status().code(),
+                          absl::StrCat(path_, ": tensor ", Quoted(name), ": ", view.status().message()));
+    }
+    tensor.data = *view;
     return tensor;
   }
   absl::MutexLock lock(&mu_);

@@ -52,7 +52,7 @@ void SplitIntoPairs(Container* container) {
   if (SplitBlocks(&container->records)) container->metadata["quantisation.group"] = "32";
 }
 
-absl::Status ReadRecords(absl::Span<const uint8_t> file, Container* container) {
+absl::Status ReadRecords(absl::Span<const uint8_t> file, DoneWith done, Container* container) {
   if (StartsWith(file, "GGUF")) {
     container->format = "gguf";
     RWKV_ASSIGN_OR_RETURN(GgufDirectory directory, ReadGguf(file));
@@ -66,19 +66,19 @@ absl::Status ReadRecords(absl::Span<const uint8_t> file, Container* container) {
   }
   if (StartsWith(file, "fmgg")) {
     container->format = "rwkv.cpp";
-    RWKV_ASSIGN_OR_RETURN(RwkvCppDirectory directory, ReadRwkvCpp(file));
+    RWKV_ASSIGN_OR_RETURN(RwkvCppDirectory directory, ReadRwkvCpp(file, done));
     RWKV_ASSIGN_OR_RETURN(container->records, RwkvCppToOriginal(std::move(directory)));
     SplitIntoPairs(container);
     return absl::OkStatus();
   }
   if (LooksLikeTorchZip(file)) {
     container->format = "pth";
-    RWKV_ASSIGN_OR_RETURN(container->records, ReadTorchZip(file));
+    RWKV_ASSIGN_OR_RETURN(container->records, ReadTorchZip(file, done));
     return NamesToOriginal(container);
   }
   if (LooksLikeTorchLegacy(file)) {
     container->format = "pth-legacy";
-    RWKV_ASSIGN_OR_RETURN(container->records, ReadTorchLegacy(file));
+    RWKV_ASSIGN_OR_RETURN(container->records, ReadTorchLegacy(file, done));
     return NamesToOriginal(container);
   }
   container->format = "safetensors";
@@ -90,9 +90,9 @@ absl::Status ReadRecords(absl::Span<const uint8_t> file, Container* container) {
 
 }  // namespace
 
-absl::StatusOr<Container> ReadContainer(absl::Span<const uint8_t> file) {
+absl::StatusOr<Container> ReadContainer(absl::Span<const uint8_t> file, DoneWith done) {
   Container container;
-  RWKV_RETURN_IF_ERROR(ReadRecords(file, &container));
+  RWKV_RETURN_IF_ERROR(ReadRecords(file, done, &container));
   std::sort(container.records.begin(), container.records.end(),
             [](const TensorRecord& a, const TensorRecord& b) { return a.name < b.name; });
   for (size_t i = 1; i < container.records.size(); ++i) {

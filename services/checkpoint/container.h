@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "services/checkpoint/formats/byte_reader.h"
 #include "services/checkpoint/formats/tensor_record.h"
 
 namespace rwkv::checkpoint {
@@ -26,6 +27,6 @@ struct Container {
 //   kDataLoss: the file is shorter than it says.
 //   kInvalidArgument: not a checkpoint, or one that contradicts itself; the message names tensor and values.
 //   kUnimplemented: a known format or variant that this build does not read.
-absl::StatusOr<Container> ReadContainer(absl::Span<const uint8_t> file);
+absl::StatusOr<Container> ReadContainer(absl::Span<const uint8_t> file, DoneWith done = KeepAll);
 
 }  // namespace rwkv::checkpoint

@@ -3,9 +3,15 @@
 
 #include <cstdint>
 
+#include "absl/functional/function_ref.h"
 #include "absl/types/span.h"
 
 namespace rwkv::checkpoint {
+
+// Who reads small pieces between large ones tells of each when it is done with it: whoever mapped the file may forget
+// it.
+using DoneWith = absl::FunctionRef<void(uint64_t offset, uint64_t size)>;
+inline void KeepAll(uint64_t, uint64_t) {}
 
 // A cursor. A read that does not fit returns false and leaves the cursor where it was.
 class ByteReader {

@@ -39,15 +39,35 @@ absl::StatusOr<std::unique_ptr<MappedFile>> MappedFile::Open(const std::string& 
 }
 
 MappedFile::~MappedFile() {
+  absl::MutexLock lock(&mu_);
+  for (const auto& [range, memory] : views_) munmap(const_cast<uint8_t*>(memory), static_cast<size_t>(range.second));
   munmap(const_cast<uint8_t*>(bytes_.data()), bytes_.size());
   close(descriptor_);
 }
 
+absl::StatusOr<const uint8_t*> MappedFile::View(int64_t offset, int64_t size) const {
+  const int64_t page = sysconf(_SC_PAGESIZE);
+  const int64_t begin = offset / page * page;
+  absl::MutexLock lock(&mu_);
+  const uint8_t*& view = views_[{begin, offset + size - begin}];
+  if (view == nullptr) {
+    void* memory = mmap(nullptr, static_cast<size_t>(offset + size - begin), PROT_READ, MAP_SHARED, descriptor_, begin);
+    if (memory == MAP_FAILED) {
+      const int error = errno;
+      views_.erase({begin, offset + size - begin});
+      return absl::ResourceExhaustedError(
+          absl::StrCat("cannot map ", size, " bytes at byte ", offset, ": ", absl::ErrnoToStatus(error, "").message()));
+    }
+    view = static_cast<const uint8_t*>(memory);
+  }
+  return view + (offset - begin);
+}
+
 void MappedFile::Forget(int64_t offset, int64_t size) const {
-  // Linux maps the pages around a touched one with it, within an aligned window of this size.
-  constexpr int64_t kWindow = 64 << 10;
-  const int64_t begin = offset / kWindow * kWindow;
-  const int64_t end = std::min((offset + size + kWindow - 1) / kWindow * kWindow, static_cast<int64_t>(bytes_.size()));
+  // The page cache's pieces are aligned to their size.
+  const int64_t begin = offset / kNeighbourhood * kNeighbourhood;
+  const int64_t end = std::min((offset + size + kNeighbourhood - 1) / kNeighbourhood * kNeighbourhood,
+                               static_cast<int64_t>(bytes_.size()));
   if (begin >= end) return;
   // Of a shared map of a file nothing is lost; if it fails, the pages just stay.
   (void)madvise(const_cast<uint8_t*>(bytes_.data()) + begin, static_cast<size_t>(end - begin), MADV_DONTNEED);

@@ -2,15 +2,20 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
+#include <utility>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/types/span.h"
 
 namespace rwkv::checkpoint {
 
+// Thread-safe.
 class MappedFile {
  public:
   // kNotFound, kPermissionDenied; kInvalidArgument: not a regular file, or an empty one. Errors name the path.
@@ -20,8 +25,14 @@ class MappedFile {
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;
 
-  // Touching a page maps it and its neighbours, which then count as this process's memory.
+  // Touching a byte maps what the page cache holds with it, up to kNeighbourhood, which then counts as this process's
+  // memory: for those who look and Forget().
+  static constexpr int64_t kNeighbourhood = 2 << 20;
   absl::Span<const uint8_t> bytes() const { return bytes_; }
+
+  // Bytes [offset, offset + size), 0 < size, of which touching maps no page but their own: for those who keep them.
+  // Lives as long as the file. kResourceExhausted: the process has too many maps.
+  absl::StatusOr<const uint8_t*> View(int64_t offset, int64_t size) const ABSL_LOCKS_EXCLUDED(mu_);
 
   // Unmaps bytes [offset, offset + size) and what was mapped with them, until somebody touches them again: for those
   // who looked at them and are done. Spans of bytes() stay valid.
@@ -35,6 +46,10 @@ class MappedFile {
 
   const int descriptor_;
   const absl::Span<const uint8_t> bytes_;
+
+  mutable absl::Mutex mu_;
+  // Maps by their first page and size in the file.
+  mutable std::map<std::pair<int64_t, int64_t>, const uint8_t*> views_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace rwkv::checkpoint

@@ -100,7 +100,7 @@ absl::Status ReadTensorHeader(absl::Span<const uint8_t> file, ByteReader* reader
 
 }  // namespace
 
-absl::StatusOr<RwkvCppDirectory> ReadRwkvCpp(absl::Span<const uint8_t> file) {
+absl::StatusOr<RwkvCppDirectory> ReadRwkvCpp(absl::Span<const uint8_t> file, DoneWith done) {
   ByteReader reader(file);
   uint32_t header[6];
   for (uint32_t& number : header) {
@@ -121,7 +121,9 @@ absl::StatusOr<RwkvCppDirectory> ReadRwkvCpp(absl::Span<const uint8_t> file) {
       return absl::InvalidArgumentError(absl::StrCat("rwkv.cpp: more than ", kMaxTensors, " tensors"));
     }
     TensorRecord record;
+    const uint64_t start = reader.position();
     RWKV_RETURN_IF_ERROR(ReadTensorHeader(file, &reader, version == 101, &record));
+    done(start, static_cast<uint64_t>(record.offset) - start);
     directory.tensors.push_back(std::move(record));
   }
   return directory;

@@ -7,6 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "services/checkpoint/formats/byte_reader.h"
 #include "services/checkpoint/formats/tensor_record.h"
 
 namespace rwkv::checkpoint {
@@ -22,6 +23,6 @@ struct RwkvCppDirectory {
 //   kDataLoss: the file ends inside a header or a tensor.
 //   kUnimplemented: a version other than 100 and 101, or a block type that rwkv.cpp itself has given up.
 //   kInvalidArgument: anything else that contradicts the format.
-absl::StatusOr<RwkvCppDirectory> ReadRwkvCpp(absl::Span<const uint8_t> file);
+absl::StatusOr<RwkvCppDirectory> ReadRwkvCpp(absl::Span<const uint8_t> file, DoneWith done = KeepAll);
 
 }  // namespace rwkv::checkpoint

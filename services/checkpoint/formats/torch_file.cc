@@ -125,8 +125,8 @@ bool LooksLikeTorchLegacy(absl::Span<const uint8_t> file) {
   return StartsWith(file, absl::MakeConstSpan(kLegacyMagic).first(4));
 }
 
-absl::StatusOr<std::vector<TensorRecord>> ReadTorchZip(absl::Span<const uint8_t> file) {
-  RWKV_ASSIGN_OR_RETURN(const std::vector<ZipMember> members, ReadZipDirectory(file));
+absl::StatusOr<std::vector<TensorRecord>> ReadTorchZip(absl::Span<const uint8_t> file, DoneWith done) {
+  RWKV_ASSIGN_OR_RETURN(const std::vector<ZipMember> members, ReadZipDirectory(file, done));
   absl::flat_hash_map<absl::string_view, const ZipMember*> by_name;
   const ZipMember* data_pickle = nullptr;
   for (const ZipMember& member : members) {
@@ -176,7 +176,7 @@ absl::StatusOr<std::vector<TensorRecord>> ReadTorchZip(absl::Span<const uint8_t>
   return MakeRecords(pickle, offsets);
 }
 
-absl::StatusOr<std::vector<TensorRecord>> ReadTorchLegacy(absl::Span<const uint8_t> file) {
+absl::StatusOr<std::vector<TensorRecord>> ReadTorchLegacy(absl::Span<const uint8_t> file, DoneWith done) {
   if (!StartsWith(file, kLegacyMagic)) {
     return absl::InvalidArgumentError("starts like a legacy torch file, but its magic number is wrong");
   }
@@ -219,6 +219,7 @@ absl::StatusOr<std::vector<TensorRecord>> ReadTorchLegacy(absl::Span<const uint8
     }
     const absl::optional<uint64_t> bytes = StorageBytes(storage);
     offsets[found->second] = reader.position();
+    done(reader.position() - sizeof(elements), sizeof(elements));
     if (!bytes.has_value() || !reader.Skip(*bytes)) {
       return absl::DataLossError(absl::StrCat("the file ends inside ", StorageString(storage)));
     }

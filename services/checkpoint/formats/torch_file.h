@@ -6,6 +6,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "services/checkpoint/formats/byte_reader.h"
 #include "services/checkpoint/formats/tensor_record.h"
 
 namespace rwkv::checkpoint {
@@ -14,10 +15,10 @@ bool LooksLikeTorchZip(absl::Span<const uint8_t> file);
 bool LooksLikeTorchLegacy(absl::Span<const uint8_t> file);
 
 // torch >= 1.6: a zip archive of X/data.pkl and X/data/<key>. Touches its directory and the pickle only.
-absl::StatusOr<std::vector<TensorRecord>> ReadTorchZip(absl::Span<const uint8_t> file);
+absl::StatusOr<std::vector<TensorRecord>> ReadTorchZip(absl::Span<const uint8_t> file, DoneWith done = KeepAll);
 
 // torch < 1.6: five pickles back to back, then each storage as an int64 element count and its bytes.
-absl::StatusOr<std::vector<TensorRecord>> ReadTorchLegacy(absl::Span<const uint8_t> file);
+absl::StatusOr<std::vector<TensorRecord>> ReadTorchLegacy(absl::Span<const uint8_t> file, DoneWith done = KeepAll);
 
 // Both:
 //   kDataLoss: the file is cut. kUnimplemented: big-endian, compressed.

@@ -202,7 +202,7 @@ absl::Status LocatePayload(absl::Span<const uint8_t> file, uint64_t limit, Entry
 
 }  // namespace
 
-absl::StatusOr<std::vector<ZipMember>> ReadZipDirectory(absl::Span<const uint8_t> file) {
+absl::StatusOr<std::vector<ZipMember>> ReadZipDirectory(absl::Span<const uint8_t> file, DoneWith done) {
   RWKV_ASSIGN_OR_RETURN(const Directory directory, ReadEnd(file));
   ByteReader reader(file.subspan(0, directory.offset + directory.size), directory.offset);
   std::vector<Entry> entries;
@@ -210,6 +210,7 @@ absl::StatusOr<std::vector<ZipMember>> ReadZipDirectory(absl::Span<const uint8_t
   for (uint64_t i = 0; i < directory.entries; ++i) {
     RWKV_ASSIGN_OR_RETURN(Entry entry, ReadCentralHeader(&reader));
     RWKV_RETURN_IF_ERROR(LocatePayload(file, directory.offset, &entry));
+    done(entry.header, entry.member.offset - entry.header);
     entries.push_back(entry);
   }
   if (reader.remaining() != 0) return Bad("its central directory holds more than its members");

@@ -8,6 +8,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "services/checkpoint/formats/byte_reader.h"
 
 namespace rwkv::checkpoint {
 
@@ -23,6 +24,6 @@ struct ZipMember {
 //   kDataLoss: no end of central directory (the file is cut), or something lies beyond the end.
 //   kUnimplemented: compressed or encrypted members, more than one disk.
 //   kInvalidArgument: anything else that contradicts the format.
-absl::StatusOr<std::vector<ZipMember>> ReadZipDirectory(absl::Span<const uint8_t> file);
+absl::StatusOr<std::vector<ZipMember>> ReadZipDirectory(absl::Span<const uint8_t> file, DoneWith done = KeepAll);
 
 }  // namespace rwkv::checkpoint
