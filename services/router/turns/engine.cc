@@ -109,7 +109,7 @@ void TurnManager::Engine::Cancel(CallId call) {
   });
 }
 
-void TurnManager::Engine::Reject(Turn& turn, const absl::Status& status) { EndCall(turn, status); }
+void TurnManager::Engine::Reject(Turn& turn, const absl::Status& status) { CloseStreams(turn, status); }
 
 Session& TurnManager::Engine::SessionOf(const std::string& id) {
   Session& session = sessions_[id];
@@ -231,6 +231,10 @@ void TurnManager::Engine::StartTurn(const TurnPtr& turn) {
 
 void TurnManager::Engine::EndCall(Turn& turn, const absl::Status& status) {
   by_call_.erase(turn.call);
+  CloseStreams(turn, status);
+}
+
+void TurnManager::Engine::CloseStreams(Turn& turn, const absl::Status& status) {
   if (!turn.Streaming()) return;
   metrics_->CountError(status);
   if (absl::IsInternal(status) || absl::IsDataLoss(status) || absl::IsUnknown(status)) {

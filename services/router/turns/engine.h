@@ -65,7 +65,7 @@ class TurnManager::Engine final : public Pipeline::Listener {
   Counts counts() const { return {running_count_.load(), waiting_count_.load()}; }
   bool draining() const { return draining_.load(); }
   absl::Status DrainingStatus() const;
-  // Tells the caller of a turn that never started.
+  // Tells the caller of a turn that never started. On any thread: nobody else has such a turn.
   void Reject(Turn& turn, const absl::Status& status);
 
   // Pipeline::Listener; the pipeline's threads.
@@ -84,6 +84,8 @@ class TurnManager::Engine final : public Pipeline::Listener {
   void StartTurn(const TurnPtr& turn);
   // The call ends for its client; the turn may go on closing.
   void EndCall(Turn& turn, const absl::Status& status);
+  // On any thread that has the turn for itself.
+  void CloseStreams(Turn& turn, const absl::Status& status);
   // Nothing more is generated, and the log keeps the turn open.
   void Abandon(Turn& turn);
   void Fail(Turn& turn, const absl::Status& status);

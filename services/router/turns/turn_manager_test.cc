@@ -1,6 +1,7 @@
 #include "services/router/turns/turn_manager.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <iostream>
@@ -1172,6 +1173,24 @@ TEST(TurnManagerTest, ExclusiveJobsWaitForNobodysTurn) {
               ElementsAreArray(FakeModel::Greedy(Prompt(3), 6, kVocabulary)));
 }
 
+// Callers' threads refuse, the loop's thread runs turns: found by tsan.
+TEST(TurnManagerTest, RefusalsDoNotTouchTheTurnsThatRun) {
+  FakeCluster cluster;
+  std::atomic<bool> is_over{false};
+  std::thread refused([&] {
+    int count = 0;
+    for (; !is_over || count == 0; ++count) {
+      EXPECT_THAT(cluster.Generate(v1::GenerateRequest()).status, StatusIs(absl::StatusCode::kInvalidArgument));
+    }
+  });
+  for (int i = 0; i < 50; ++i) {
+    EXPECT_THAT(cluster.Generate(Request(Prompt(i), 3)).tokens,
+                ElementsAreArray(FakeModel::Greedy(Prompt(i), 3, kVocabulary)));
+  }
+  is_over = true;
+  refused.join();
+}
+
 TEST(TurnManagerTest, DrainLetsShortTurnsEndAndPausesLongOnes) {
   FakeCluster cluster;
   cluster.CreateSession("s");
@@ -1181,7 +1200,7 @@ TEST(TurnManagerTest, DrainLetsShortTurnsEndAndPausesLongOnes) {
   const FakeCluster::Call long_turn = cluster.Start(SessionRequest("t", "a", Prompt(2), 500));
   ASSERT_TRUE(WaitUntil([&] { return cluster.router().counts().running == 2; }));
   cluster.pipeline().AllowSteps(12);
-  std::thread drain([&] { cluster.router().Drain(absl::Now() + absl::Seconds(2)); });
+  std::thread drain([&] { cluster.router().Drain(absl::Now() + absl::Seconds(5)); });
   EXPECT_THAT(cluster.Finish(short_turn).tokens, ElementsAreArray(FakeModel::Greedy(Prompt(1), 3, kVocabulary)));
   ASSERT_TRUE(WaitUntil([&] { return cluster.router().draining(); }));
   const absl::Status refused = cluster.Generate(Request(Prompt(3), 3)).status;
