@@ -58,6 +58,14 @@ std::vector<uint32_t> Concat(std::vector<uint32_t> a, const std::vector<uint32_t
   return a;
 }
 
+absl::StatusOr<v1::FindSnapshotResponse> NewestSnapshot(FakeCluster& cluster, const std::string& session) {
+  v1::FindSnapshotRequest find;
+  find.set_session_id(session);
+  find.set_at_or_before(1000);
+  find.set_model_fingerprint(cluster.router().model()->info.fingerprint());
+  return cluster.store().FindSnapshot(find, absl::Now() + kTestLimit);
+}
+
 TEST(TurnManagerTest, GeneratesTheModelsTokens) {
   FakeCluster cluster;
   const FakeCluster::Answer answer = cluster.Generate(Request(Prompt(1), 20));
@@ -149,11 +157,7 @@ TEST(TurnManagerTest, ALostSnapshotCostsTimeOnly) {
     log = Concat(Concat(log, Prompt(turn)), answer.tokens);
     ASSERT_TRUE(WaitUntil([&] { return cluster.metrics().snapshots_committed.Value() == turn + 1; }));
   }
-  v1::FindSnapshotRequest find;
-  find.set_session_id("s");
-  find.set_at_or_before(1000);
-  find.set_model_fingerprint(cluster.router().model()->info.fingerprint());
-  const auto newest = cluster.store().FindSnapshot(find, absl::Now() + kTestLimit);
+  const auto newest = NewestSnapshot(cluster, "s");
   ASSERT_THAT(newest, IsOk());
   ASSERT_EQ(newest->manifest().position(), 28);
   cluster.pipeline().LoseSnapshot(newest->manifest().snapshot_id());
@@ -968,11 +972,7 @@ TEST(TurnManagerTest, ATunedSessionRebuiltFromTheLogBeginsWithItsState) {
     if (turn == 2) cluster.RestartRouter();          // Another router.
     if (turn == 3) cluster.pipeline().BreakEpoch();  // No warm slot.
     // From the second turn on no snapshot can be read: the whole log is fed again wherever no slot is warm.
-    v1::FindSnapshotRequest find;
-    find.set_session_id("s");
-    find.set_at_or_before(1000);
-    find.set_model_fingerprint(cluster.router().model()->info.fingerprint());
-    const auto newest = cluster.store().FindSnapshot(find, absl::Now() + kTestLimit);
+    const auto newest = NewestSnapshot(cluster, "s");
     ASSERT_THAT(newest, IsOk());
     cluster.pipeline().LoseSnapshot(newest->manifest().snapshot_id());
     ASSERT_TRUE(WaitUntil([&] { return cluster.router().pipeline().state().serving; }));
