@@ -1,8 +1,12 @@
 // The RWKV-4 time-mix recurrence. Per sequence and channel, with numerator aa and denominator bb of a weighted mean,
 // both scaled by exp(-pp) where pp is the largest exponent so far, one token does
-//   q   = max(pp, bonus + k),  wkv = (exp(pp - q) * aa + exp(bonus + k - q) * v) / (exp(pp - q) * bb + exp(bonus + k -
-//   q)) q'  = max(pp + decay, k) aa  = exp(pp + decay - q') * aa + exp(k - q') * v          bb likewise with 1 for v;
-//   pp = q' y   = r * wkv
+//   q   = max(pp, bonus + k)
+//   wkv = (exp(pp - q) * aa + exp(bonus + k - q) * v) / (exp(pp - q) * bb + exp(bonus + k - q))
+//   q'  = max(pp + decay, k)
+//   aa  = exp(pp + decay - q') * aa + exp(k - q') * v
+//   bb  = exp(pp + decay - q') * bb + exp(k - q')
+//   pp  = q'
+//   y   = r * wkv
 // A fresh state is aa = bb = 0 and pp = -1e30: a true -inf would give NaN.
 // Source: BlinkDL/ChatRWKV RWKV_in_150_lines.py, time_mixing.
 #pragma once

@@ -550,8 +550,8 @@ void Wkv7Of(const Wkv7Args& args) {
   const int64_t n = kHeadSize != 0 ? kHeadSize : args.head_size;
   for (int64_t s = 0; s < args.span_count; ++s) {
     const SequenceSpan& span = args.spans[s];
-    for (int64_t head = 0; head < args.heads;
-         ++head) {  // A head's state stays in the first-level cache for all tokens.
+    // A head's state stays in the first-level cache for all tokens.
+    for (int64_t head = 0; head < args.heads; ++head) {
       float* const state = args.state_pool + span.slot * args.state_stride + head * n * n;
       for (int64_t row = span.row_begin; row < span.row_begin + span.row_count; ++row) {
         const int64_t at = (row * args.heads + head) * n;

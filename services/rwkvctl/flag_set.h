@@ -50,8 +50,7 @@ class FlagSet {
 };
 
 // "--name" or "--name=value" (also with one dash): the name, or empty if `argument` is not a flag. A negative number
-// and
-// "-" (standard input) are not.
+// and "-" (standard input) are not.
 absl::string_view FlagName(absl::string_view argument);
 
 // Decimal, without sign, blanks or rest; kInvalidArgument or kOutOfRange with the text.

@@ -59,8 +59,7 @@ const ChatTemplate* FindChatTemplate(absl::string_view name);
 const ChatTemplate& ChooseChatTemplate(absl::string_view said, absl::string_view model, absl::string_view tokenizer);
 
 // A message that cannot be taken for the template's own text: CR LF and CR become LF, blanks at line ends and empty
-// lines go
-// ("\n\n" ends a turn), and so does white space at both ends.
+// lines go ("\n\n" ends a turn), and so does white space at both ends.
 std::string CleanChatText(absl::string_view text);
 
 // The prompt of a whole conversation in a fresh session, up to where the answer begins. The first message may be the

@@ -16,7 +16,7 @@
 //   prompt does not wait for a long one, and none waits for ever. Chunks of one sequence follow each other through the
 //   pipeline without waiting for results; a prompt is cut so that it can fill all stages.
 // - A decoding sequence is in at most one microbatch by nature: its next token is known only when the last step is
-// back.
+//   back.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,7 @@
 // What Embed asks of the last stage, and what it makes of the answer. Pure functions.
-//   HIDDEN_LAST: h[T-1].   HIDDEN_MEAN: (h[0] + ... + h[T-1]) / T.   STATE: the last layer's matrix state after token
-//   T-1.
+//   HIDDEN_LAST: h[T-1]
+//   HIDDEN_MEAN: (h[0] + ... + h[T-1]) / T
+//   STATE:       the last layer's matrix state after token T-1
 // h[t] = LN(x[t]; ln_out) [D], what the head turns into logits. The sum is the worker's, in fp32 and token order, so
 // that an embedding depends neither on chunks nor on company.
 #pragma once

@@ -15,15 +15,13 @@
 //   5. top_p                                    5. typical_p, min_p (not in the pip package)
 //   6. min_p                                    6. p = p ^ (1 / temperature)
 //
-//   7. draw      u uniform in [0, 1) from Philox; walking the ids that are left upwards, the first whose running sum of
-//   p
-//                exceeds u * sum(p).
+//   7. draw      u uniform in [0, 1) from Philox; walking the ids that are left upwards, the first whose running sum
+//                of p exceeds u * sum(p).
 //
 // A cut looks at the ids that the cuts before it left, with p renormalised over them:
 //   top_k        the k largest l.
-//   typical_p    with surprise s = -ln p and entropy H = sum(p * s): the shortest run in order of |s - H| whose p sum
-//   to
-//                typical_p or more.
+//   typical_p    with surprise s = -ln p and entropy H = sum(p * s): the shortest run in order of |s - H| whose p
+//                sum to typical_p or more.
 //   top_p        the shortest run in order of falling p whose p sum to top_p or more.
 //   min_p        those with p >= min_p * max(p).
 // Equal keys are taken by rising id. top_k 0, typical_p 1, top_p 1 and min_p 0 cut nothing; no cut drops everything.
