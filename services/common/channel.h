@@ -9,7 +9,7 @@
 namespace rwkv::common {
 
 struct ChannelOptions {
-  int max_receive_bytes = 4 << 20;  // A larger answer is RESOURCE_EXHAUSTED.
+  int max_receive_bytes = 4 << 20;  // A larger answer is RESOURCE_EXHAUSTED; a compressed one is UNIMPLEMENTED.
 };
 
 // A channel of its own (never shared with another MakeChannel to the same address, so bulk data does not delay control

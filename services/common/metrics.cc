@@ -1,23 +1,10 @@
 #include "services/common/metrics.h"
 
-#include <arpa/inet.h>
-#include <netinet/in.h>
-#include <sys/socket.h>
-#include <unistd.h>
-
 #include <cstdlib>
 #include <exception>
-#include <stdexcept>
-#include <thread>
-#include <utility>
-#include <vector>
 
-#include "absl/status/status.h"
-#include "absl/strings/str_cat.h"
-#include "absl/synchronization/notification.h"
-#include "absl/time/time.h"
 #include "kernels/base/status_macros.h"
-#include "services/common/address.h"
+#include "prometheus/text_serializer.h"
 #include "services/common/logging.h"
 
 namespace rwkv::common {
@@ -34,55 +21,25 @@ auto& MakeOrDie(const std::string& name, Make make) {
   }
 }
 
-// Connects to `address` and hangs up. Only for numeric IPv4 hosts; the caller can live without.
-void Poke(const std::string& address) {
-  const absl::StatusOr<HostPort> host_port = ParseHostPort(address);
-  sockaddr_in peer = {};
-  peer.sin_family = AF_INET;
-  if (!host_port.ok() || inet_pton(AF_INET, host_port->host.c_str(), &peer.sin_addr) != 1) return;
-  peer.sin_port = htons(host_port->port);
-  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-  if (fd < 0) return;
-  (void)!connect(fd, reinterpret_cast<const sockaddr*>(&peer), sizeof(peer));
-  close(fd);
-}
-
 }  // namespace
 
 Metrics::Metrics(const Labels& constant_labels)
     : constant_labels_(constant_labels), registry_(std::make_shared<prometheus::Registry>()) {}
 
-Metrics::~Metrics() {
-  if (exposer_ == nullptr) return;
-  // civetweb's accept loop looks at its stop flag only every two seconds or when somebody connects, so we connect until
-  // it is gone; otherwise every process would take two seconds longer to stop.
-  absl::Notification stopped;
-  std::thread poker([&] {
-    do {
-      Poke(address_);
-    } while (!stopped.WaitForNotificationWithTimeout(absl::Milliseconds(5)));
-  });
-  exposer_.reset();
-  stopped.Notify();
-  poker.join();
-}
-
 absl::StatusOr<std::unique_ptr<Metrics>> Metrics::Create(absl::string_view listen_address,
                                                          const Labels& constant_labels) {
   std::unique_ptr<Metrics> metrics(new Metrics(constant_labels));
   if (listen_address.empty()) return metrics;
-  RWKV_ASSIGN_OR_RETURN(HostPort address, ParseHostPort(listen_address));
-  try {
-    metrics->exposer_ = std::make_unique<prometheus::Exposer>(FormatHostPort(address));
-    metrics->exposer_->RegisterCollectable(metrics->registry_);
-    const std::vector<int> ports = metrics->exposer_->GetListeningPorts();
-    if (ports.empty()) throw std::runtime_error("no listening port");
-    address.port = static_cast<uint16_t>(ports.front());
-  } catch (const std::exception& e) {
-    return absl::UnavailableError(absl::StrCat("cannot serve metrics on ", listen_address,
-                                               " (in use, or no address of this machine): ", e.what()));
-  }
-  metrics->address_ = FormatHostPort(address);
+  RWKV_ASSIGN_OR_RETURN(
+      metrics->server_,
+      HttpServer::Start(listen_address, [&registry = *metrics->registry_](absl::string_view path) {
+        std::unique_ptr<HttpServer::Page> page;
+        if (path != "/metrics") return page;
+        page = std::make_unique<HttpServer::Page>();
+        page->content_type = "text/plain; version=0.0.4; charset=utf-8";
+        page->body = prometheus::TextSerializer().Serialize(registry.Collect());
+        return page;
+      }));
   return metrics;
 }
 

@@ -11,10 +11,10 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "prometheus/counter.h"
-#include "prometheus/exposer.h"
 #include "prometheus/gauge.h"
 #include "prometheus/histogram.h"
 #include "prometheus/registry.h"
+#include "services/common/http_server.h"
 
 namespace rwkv::common {
 
@@ -29,8 +29,6 @@ class Metrics {
   static absl::StatusOr<std::unique_ptr<Metrics>> Create(absl::string_view listen_address,
                                                          const Labels& constant_labels = {});
 
-  ~Metrics();
-
   // Asking again for the same name and labels gives the same handle. A name that Prometheus does not allow, or one
   // name as two kinds, is our own bug and ends the process.
   prometheus::Counter& Counter(const std::string& name, const std::string& help, const Labels& labels = {});
@@ -42,7 +40,7 @@ class Metrics {
   prometheus::Registry& registry() { return *registry_; }
 
   // "HOST:PORT" with the port really taken; empty without an endpoint.
-  const std::string& address() const { return address_; }
+  std::string address() const { return server_ == nullptr ? "" : server_->address(); }
 
   // Seconds: 0.5 ms, 1, 2.5, 5, ... up to 60 s.
   static prometheus::Histogram::BucketBoundaries LatencyBuckets();
@@ -56,8 +54,7 @@ class Metrics {
 
   const Labels constant_labels_;
   const std::shared_ptr<prometheus::Registry> registry_;
-  std::unique_ptr<prometheus::Exposer> exposer_;  // Stops before the registry goes.
-  std::string address_;
+  std::unique_ptr<HttpServer> server_;  // Stops before the registry goes.
 };
 
 }  // namespace rwkv::common

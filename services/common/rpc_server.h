@@ -32,7 +32,7 @@ class RpcServer {
     std::string listen_address = "127.0.0.1:0";  // Port 0: a free one, see address().
     std::string metrics_address;                 // Only written to the port file: Metrics::address().
     std::string port_file;                       // Empty: none. Any old file there is removed first.
-    int max_receive_bytes = 4 << 20;             // A larger message is RESOURCE_EXHAUSTED.
+    int max_receive_bytes = 4 << 20;             // A larger message is RESOURCE_EXHAUSTED, a compressed one never read.
     int max_concurrent_streams = 1024;           // Per connection; more wait in the client.
     int max_threads = 1024;                      // Of the synchronous API (one a call); more is RESOURCE_EXHAUSTED.
     absl::Duration drain_timeout = absl::Seconds(10);  // From the signal to the last call being cut off.
