@@ -39,7 +39,8 @@ namespace {
 using ::rwkv::testing::StatusIs;
 using ::testing::HasSubstr;
 
-constexpr int64_t kUnpackedBytes = 256 << 20;
+// 50 KB of gzip: a flow-control window (64 KB) holds it, so that it can be sent without listening.
+constexpr int64_t kUnpackedBytes = 48 << 20;
 
 class StatusService : public v1::Cluster::Service {
  public:
@@ -176,7 +177,7 @@ TEST(CompressionTest, AServerUnpacksNothing) {
   StatusService service;
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<RpcServer> server, RpcServer::Start({}, {&service}));
   const std::string bomb = Bomb();
-  ASSERT_LT(bomb.size(), 1u << 20);
+  ASSERT_LT(bomb.size(), 60000u);
   for (const char* encoding : {"gzip", "deflate", "identity", "brotli"}) {
     TakePeakBytes();
     const int64_t before = TakePeakBytes();
@@ -186,7 +187,7 @@ TEST(CompressionTest, AServerUnpacksNothing) {
       calls.back()->Send("/rwkv.v1.Cluster/GetStatus", encoding, bomb);
     }
     for (const auto& call : calls) EXPECT_TRUE(call->WaitForEnd()) << encoding;
-    EXPECT_LT(TakePeakBytes() - before, 32 << 20) << encoding;
+    EXPECT_LT(TakePeakBytes() - before, 24 << 20) << encoding;
   }
 }
 
