@@ -55,6 +55,13 @@ absl::StatusOr<bool> StateStore::DropSnapshot(const std::string& session_id, con
   return dropped;
 }
 
+absl::Status StateStore::DropUncommitted(const std::string& snapshot_id) {
+  RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, snapshot_locks_.Lock({snapshot_id}));
+  RWKV_ASSIGN_OR_RETURN(const bool committed, catalog_->HasSnapshot(snapshot_id));
+  if (committed) return absl::FailedPreconditionError(absl::StrCat("snapshot ", snapshot_id, " is committed"));
+  return records_->Delete(snapshot_id);
+}
+
 absl::Status StateStore::CommitSnapshot(const v1::Lease& lease, const std::string& log_branch,
                                         const v1::SnapshotManifest& manifest) {
   std::vector<std::string> freed;

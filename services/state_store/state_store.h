@@ -42,6 +42,9 @@ class StateStore {
   // False: there was none of that id.
   absl::StatusOr<bool> DropSnapshot(const std::string& session_id, const std::string& snapshot_id,
                                     const std::string& reason);
+  // Deletes the records of a snapshot that nobody has committed, and whose owner does not need it any more.
+  // kFailedPrecondition: it is committed.
+  absl::Status DropUncommitted(const std::string& snapshot_id);
 
   // kDataLoss: a record is not there or differs; nothing is committed. Else as Catalog::CommitSnapshot.
   absl::Status CommitSnapshot(const v1::Lease& lease, const std::string& log_branch,

@@ -77,6 +77,20 @@ TEST_F(StateStoreTest, SnapshotIsNotVisibleBeforeAllItsRecordsAreThere) {
   EXPECT_THAT(store_->catalog().HasSnapshot("x"), IsOkAndHolds(true));
 }
 
+TEST_F(StateStoreTest, OnlyWhatNobodyCommittedIsDroppedWithoutASession) {
+  ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_->Create("s"));
+  ASSERT_OK(store_->AddTurn(lease, "r", {1, 2, 3}, {4}));
+  const v1::SnapshotManifest manifest = Manifest("x", 4);
+  for (int layer = 0; layer < 2; ++layer) ASSERT_OK(store_->records().Put(manifest.records(layer), Data(layer)));
+  ASSERT_OK(store_->store().DropUncommitted("x"));
+  EXPECT_THAT(store_->records().Get(manifest.records(0)), StatusIs(StatusCode::kNotFound));
+  ASSERT_OK(store_->store().DropUncommitted("x"));
+  for (int layer = 0; layer < 2; ++layer) ASSERT_OK(store_->records().Put(manifest.records(layer), Data(layer)));
+  ASSERT_OK(store_->store().CommitSnapshot(lease, store_->LogBranch("s"), manifest));
+  EXPECT_THAT(store_->store().DropUncommitted("x"), StatusIs(StatusCode::kFailedPrecondition));
+  EXPECT_THAT(store_->records().Get(manifest.records(0)), IsOkAndHolds(Data(0)));
+}
+
 TEST_F(StateStoreTest, ManifestThatLiesAboutARecordIsRefused) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_->Create("s"));
   ASSERT_OK(store_->AddTurn(lease, "r", {1, 2, 3}, {4}));

@@ -151,6 +151,7 @@ absl::Status WorkerImpl::Init(const Options& options) {
   description_.set_max_batch_tokens(options.max_batch_tokens);
   description_.set_kernels(std::string(ops->name));
   description_.set_numeric_family(std::string(ops->numeric_family));
+  description_.set_max_context_tokens(model->max_tokens());
   for (const StateTensorSpec& tensor : model->state_layout().tensors()) {
     v1::StateTensor& out = *description_.add_state_layout();
     out.set_name(tensor.name);

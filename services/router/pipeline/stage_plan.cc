@@ -94,6 +94,10 @@ absl::StatusOr<StagePlan> MakeStagePlan(const std::vector<std::pair<std::string,
     }
     plan.slots = std::min(plan.slots, stage.worker.slots());
     plan.max_batch_rows = std::min(plan.max_batch_rows, stage.worker.max_batch_tokens());
+    const uint64_t context = stage.worker.max_context_tokens();
+    if (context != 0 && (plan.model.max_context_tokens() == 0 || context < plan.model.max_context_tokens())) {
+      plan.model.set_max_context_tokens(context);
+    }
   }
 
   int end = 0;

@@ -17,7 +17,7 @@ struct StagePlan {
     v1::DescribeResponse worker;
     int worker_index = 0;  // In the list that the plan was made from.
   };
-  v1::ModelInfo model;
+  v1::ModelInfo model;        // With the smallest max_context_tokens that a stage has.
   std::vector<Stage> stages;  // By layers, ascending.
   int slots = 0;              // Of the stage that has the fewest.
   int max_batch_rows = 0;     // Of the stage that takes the fewest.

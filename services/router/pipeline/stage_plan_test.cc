@@ -50,6 +50,15 @@ TEST(StagePlanTest, OrdersWorkersByTheirLayers) {
   EXPECT_EQ(plan->state_layout.size(), 1);
 }
 
+TEST(StagePlanTest, TheShortestContextCounts) {
+  auto workers = std::vector{Worker("a:1", 0, 1), Worker("b:2", 1, 4), Worker("c:3", 4, 6)};
+  EXPECT_EQ(MakeStagePlan(workers)->model.max_context_tokens(), 0);
+  workers[1].second.set_max_context_tokens(4096);
+  EXPECT_EQ(MakeStagePlan(workers)->model.max_context_tokens(), 4096);
+  workers[2].second.set_max_context_tokens(100);
+  EXPECT_EQ(MakeStagePlan(workers)->model.max_context_tokens(), 100);
+}
+
 TEST(StagePlanTest, OverlapNamesBothWorkersAndTheirLayers) {
   EXPECT_THAT(MakeStagePlan({Worker("a:1", 0, 4), Worker("b:2", 3, 6)}).status(),
               StatusIs(absl::StatusCode::kFailedPrecondition,

@@ -111,6 +111,9 @@ class Catalog {
   virtual absl::StatusOr<TurnStart> BeginTurn(const v1::Lease& lease, const NewTurn& turn) = 0;
   // One change for all the items that can be done, one status for each. No session twice.
   virtual std::vector<absl::Status> AppendTokens(absl::Span<const v1::AppendItem* const> items) = 0;
+  // The turn of that request_id among the last kTurnsKept (empty: the newest), with its logprobs. Unset: there is none.
+  virtual absl::StatusOr<absl::optional<v1::Turn>> FindTurn(const std::string& session_id,
+                                                            absl::string_view request_id) = 0;
   // Tokens [begin, end) of the log, begin <= end; the caller bounds their number.
   virtual absl::StatusOr<TokenPage> ReadTokens(const std::string& session_id, uint64_t begin, uint64_t end) = 0;
 

@@ -114,6 +114,9 @@ class GrpcCatalogClient final : public CatalogClient {
                                                         absl::Time deadline) override {
     return Call(stub_, &Stub::AppendTokens, request, deadline);
   }
+  absl::StatusOr<v1::FindTurnResponse> FindTurn(const v1::FindTurnRequest& request, absl::Time deadline) override {
+    return RetriedCall(stub_, &Stub::FindTurn, request, deadline);
+  }
   absl::StatusOr<std::vector<uint32_t>> ReadTokens(const v1::ReadTokensRequest& request, absl::Time deadline) override {
     return Retried(deadline, [&] { return ReadTokensOnce(request, deadline); });
   }

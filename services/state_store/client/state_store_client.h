@@ -57,10 +57,11 @@ class CatalogClient {
                                                                 absl::Time deadline) = 0;
   // Retried: the request_id makes it run once.
   virtual absl::StatusOr<v1::BeginTurnResponse> BeginTurn(const v1::BeginTurnRequest& request, absl::Time deadline) = 0;
-  // Not retried: on kUnavailable or kDeadlineExceeded the tokens may be in the log or not. BeginTurn with the same
-  // request_id tells.
+  // Not retried: on kUnavailable or kDeadlineExceeded the tokens may be in the log or not. FindTurn tells.
   virtual absl::StatusOr<v1::AppendTokensResponse> AppendTokens(const v1::AppendTokensRequest& request,
                                                                 absl::Time deadline) = 0;
+  // Retried.
+  virtual absl::StatusOr<v1::FindTurnResponse> FindTurn(const v1::FindTurnRequest& request, absl::Time deadline) = 0;
   // Retried as a whole. All of [begin, end), joined.
   virtual absl::StatusOr<std::vector<uint32_t>> ReadTokens(const v1::ReadTokensRequest& request,
                                                            absl::Time deadline) = 0;

@@ -32,6 +32,7 @@ enum Method : size_t {
   kReleaseLease,
   kBeginTurn,
   kAppendTokens,
+  kFindTurn,
   kReadTokens,
   kCommitSnapshot,
   kFindSnapshot,
@@ -45,7 +46,8 @@ StateCatalogService::StateCatalogService(const Identity& identity, StateStore* s
       store_(store),
       metrics_(metrics, {"describe", "create_session", "get_session", "list_sessions", "fork_session", "rewind_session",
                          "delete_session", "acquire_lease", "renew_leases", "release_lease", "begin_turn",
-                         "append_tokens", "read_tokens", "commit_snapshot", "find_snapshot", "drop_snapshot"}),
+                         "append_tokens", "find_turn", "read_tokens", "commit_snapshot", "find_snapshot",
+                         "drop_snapshot"}),
       append_items_(metrics->Histogram("rwkv_state_store_append_items", "Turns in one AppendTokens, so in one commit.",
                                        common::Metrics::CountBuckets())) {}
 
@@ -196,6 +198,17 @@ grpc::Status StateCatalogService::AppendTokens(grpc::ServerContext* context, con
   });
 }
 
+grpc::Status StateCatalogService::FindTurn(grpc::ServerContext* context, const v1::FindTurnRequest* request,
+                                           v1::FindTurnResponse* response) {
+  return metrics_.Answer(kFindTurn, [&]() -> absl::Status {
+    RWKV_RETURN_IF_ERROR(Validate(*request));
+    RWKV_ASSIGN_OR_RETURN(absl::optional<v1::Turn> turn,
+                          store_->catalog().FindTurn(request->session_id(), request->request_id()));
+    if (turn.has_value()) *response->mutable_turn() = *std::move(turn);
+    return absl::OkStatus();
+  });
+}
+
 grpc::Status StateCatalogService::ReadTokens(grpc::ServerContext* context, const v1::ReadTokensRequest* request,
                                              grpc::ServerWriter<v1::ReadTokensResponse>* writer) {
   return metrics_.Answer(kReadTokens, [&]() -> absl::Status {
@@ -249,6 +262,7 @@ grpc::Status StateCatalogService::DropSnapshot(grpc::ServerContext* context, con
                                                v1::DropSnapshotResponse* response) {
   return metrics_.Answer(kDropSnapshot, [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
+    if (request->session_id().empty()) return store_->DropUncommitted(request->snapshot_id());
     return store_->DropSnapshot(request->session_id(), request->snapshot_id(), request->reason()).status();
   });
 }

@@ -51,6 +51,8 @@ class StateCatalogService final : public v1::StateCatalog::Service {
                          v1::BeginTurnResponse* response) override;
   grpc::Status AppendTokens(grpc::ServerContext* context, const v1::AppendTokensRequest* request,
                             v1::AppendTokensResponse* response) override;
+  grpc::Status FindTurn(grpc::ServerContext* context, const v1::FindTurnRequest* request,
+                        v1::FindTurnResponse* response) override;
   grpc::Status ReadTokens(grpc::ServerContext* context, const v1::ReadTokensRequest* request,
                           grpc::ServerWriter<v1::ReadTokensResponse>* writer) override;
   grpc::Status CommitSnapshot(grpc::ServerContext* context, const v1::CommitSnapshotRequest* request,

@@ -151,7 +151,18 @@ absl::Status ValidateItem(const v1::AppendItem& item) {
   if (!item.stop_string().empty() && !finishes) {
     return InvalidFieldError("stop_string", "given without a finish_reason");
   }
+  const bool fails = item.finish_reason() == v1::FINISH_REASON_ERROR;
+  if (fails != (item.error().code() != 0)) {
+    return InvalidFieldError("error.code", absl::StrCat(item.error().code(), " with the finish_reason ",
+                                                        v1::FinishReason_Name(item.finish_reason())));
+  }
+  RWKV_RETURN_IF_ERROR(ValidateText("error.message", item.error().message(), 0, kMaxTextBytes));
   return ValidateText("stop_string", item.stop_string(), 0, kMaxTextBytes);
+}
+
+absl::Status Validate(const v1::FindTurnRequest& request) {
+  RWKV_RETURN_IF_ERROR(ValidateId("session_id", request.session_id()));
+  return ValidateText("request_id", request.request_id(), 0, kMaxIdBytes);
 }
 
 absl::Status Validate(const v1::ReadTokensRequest& request) {
@@ -199,7 +210,7 @@ absl::Status Validate(const v1::FindSnapshotRequest& request) {
 }
 
 absl::Status Validate(const v1::DropSnapshotRequest& request) {
-  RWKV_RETURN_IF_ERROR(ValidateId("session_id", request.session_id()));
+  if (!request.session_id().empty()) RWKV_RETURN_IF_ERROR(ValidateId("session_id", request.session_id()));
   RWKV_RETURN_IF_ERROR(ValidateId("snapshot_id", request.snapshot_id()));
   return ValidateText("reason", request.reason(), 0, kMaxTextBytes);
 }

@@ -48,6 +48,7 @@ absl::Status Validate(const v1::BeginTurnRequest& request);
 // The request as a whole: number of items, no session twice. An item by itself: ValidateItem.
 absl::Status Validate(const v1::AppendTokensRequest& request);
 absl::Status ValidateItem(const v1::AppendItem& item);
+absl::Status Validate(const v1::FindTurnRequest& request);
 absl::Status Validate(const v1::ReadTokensRequest& request);
 absl::Status Validate(const v1::CommitSnapshotRequest& request);
 absl::Status Validate(const v1::FindSnapshotRequest& request);

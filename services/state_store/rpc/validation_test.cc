@@ -56,6 +56,22 @@ v1::Lease GoodLease() {
   return lease;
 }
 
+TEST(ValidationTest, ATurnThatFailsSaysWhyAndNoOtherDoes) {
+  v1::AppendItem item;
+  *item.mutable_lease() = GoodLease();
+  item.set_request_id("r");
+  item.set_finish_reason(v1::FINISH_REASON_ERROR);
+  ExpectInvalid(ValidateItem(item), "error.code", "FINISH_REASON_ERROR");
+  item.mutable_error()->set_code(13);
+  item.mutable_error()->set_message(std::string(4096, 'x'));
+  EXPECT_OK(ValidateItem(item));
+  item.mutable_error()->set_message(std::string(4097, 'x'));
+  ExpectInvalid(ValidateItem(item), "error.message", "4097 bytes");
+  item.mutable_error()->clear_message();
+  item.set_finish_reason(v1::FINISH_REASON_LENGTH);
+  ExpectInvalid(ValidateItem(item), "error.code", "13");
+}
+
 TEST(ValidationTest, InitialStateIsBounded) {
   v1::CreateSessionRequest request;
   request.set_session_id("s");
@@ -78,7 +94,8 @@ TEST(ValidationTest, EveryRequestNamesItsBadSessionOrLease) {
   ExpectInvalid(Validate(v1::ReadTokensRequest()), "session_id");
   ExpectInvalid(Validate(v1::CommitSnapshotRequest()), "lease.session_id");
   ExpectInvalid(Validate(v1::FindSnapshotRequest()), "session_id");
-  ExpectInvalid(Validate(v1::DropSnapshotRequest()), "session_id");
+  ExpectInvalid(Validate(v1::FindTurnRequest()), "session_id");
+  ExpectInvalid(Validate(v1::DropSnapshotRequest()), "snapshot_id");
   v1::ReleaseLeaseRequest release;
   *release.mutable_lease() = GoodLease();
   EXPECT_THAT(Validate(release), IsOk());

@@ -127,6 +127,7 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
     response.set_slots(options_.slots);
     response.set_max_batch_tokens(options_.max_batch_tokens);
     response.set_kernels("fake");
+    response.set_max_context_tokens(options_.max_context_tokens);
     v1::StateTensor* tensor = response.add_state_layout();
     tensor->set_name("att.state");
     tensor->add_shape(2);  // A record is a 64 bit hash.
@@ -522,6 +523,10 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
       }
     }
     Slot& slot = stage.slots[entry.slot()];
+    if (options_.max_context_tokens != 0 && slot.position + entry.token_ids_size() > options_.max_context_tokens) {
+      return absl::FailedPreconditionError(absl::StrCat("slot ", entry.slot(), ": pass the model's context of ",
+                                                        options_.max_context_tokens, " tokens"));
+    }
     for (uint32_t id : entry.token_ids()) slot.state = FakeModel::Feed(slot.state, id);
     slot.position += entry.token_ids_size();
     return absl::OkStatus();

@@ -103,6 +103,8 @@ absl::Status FinishOpenTurn(const View& view, Edit& edit, const std::string& ses
   if (item != nullptr) {
     if (item->has_stop_token_id()) turn.set_stop_token_id(item->stop_token_id());
     turn.set_stop_string(item->stop_string());
+    turn.set_error_code(item->error().code());
+    turn.set_error_message(item->error().message());
   }
   edit.Put(key, turn);
   row.clear_open_turn();
@@ -126,6 +128,10 @@ absl::StatusOr<v1::Turn> ToTurn(const View& view, const SessionRow& row, const T
   turn.set_spec(stored.spec());
   if (stored.has_stop_token_id()) turn.set_stop_token_id(stored.stop_token_id());
   turn.set_stop_string(stored.stop_string());
+  if (stored.error_code() != 0) {
+    turn.mutable_error()->set_code(stored.error_code());
+    turn.mutable_error()->set_message(stored.error_message());
+  }
   RWKV_ASSIGN_OR_RETURN(const std::vector<Link> chain, view.Chain(row));
   RWKV_ASSIGN_OR_RETURN(const LogChunk log, view.ReadLog(chain, begin, std::min(end, begin + kMaxTurnLogprobs), true));
   turn.mutable_logprobs()->Add(log.logprobs.begin(), log.logprobs.end());
@@ -601,6 +607,19 @@ std::vector<absl::Status> RocksdbCatalog::AppendTokens(absl::Span<const v1::Appe
   if (!written.ok()) return all_fail(written);
   tokens_total_.Increment(static_cast<double>(tokens));
   return statuses;
+}
+
+absl::StatusOr<absl::optional<v1::Turn>> RocksdbCatalog::FindTurn(const std::string& session_id,
+                                                                  absl::string_view request_id) {
+  RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kOnce));
+  RWKV_ASSIGN_OR_RETURN(const SessionRow row, view.Session(session_id));
+  absl::optional<TurnRow> found;
+  RWKV_RETURN_IF_ERROR(ForEachTurn(view, session_id, [&](absl::string_view key, const TurnRow& stored) {
+    if (request_id.empty() || stored.request_id() == request_id) found = stored;
+  }));
+  if (!found.has_value()) return absl::optional<v1::Turn>();
+  RWKV_ASSIGN_OR_RETURN(v1::Turn turn, ToTurn(view, row, *found));
+  return absl::make_optional(std::move(turn));
 }
 
 absl::StatusOr<TokenPage> RocksdbCatalog::ReadTokens(const std::string& session_id, uint64_t begin, uint64_t end) {

@@ -50,6 +50,8 @@ class RocksdbCatalog final : public Catalog {
   absl::StatusOr<std::vector<v1::Lease>> RenewLeases(absl::Span<const v1::Lease> leases, absl::Duration ttl) override;
   absl::Status ReleaseLease(const v1::Lease& lease) override;
   absl::StatusOr<TurnStart> BeginTurn(const v1::Lease& lease, const NewTurn& turn) override;
+  absl::StatusOr<absl::optional<v1::Turn>> FindTurn(const std::string& session_id,
+                                                    absl::string_view request_id) override;
   std::vector<absl::Status> AppendTokens(absl::Span<const v1::AppendItem* const> items) override;
   absl::StatusOr<TokenPage> ReadTokens(const std::string& session_id, uint64_t begin, uint64_t end) override;
   absl::Status CommitSnapshot(const v1::Lease& lease, const std::string& log_branch,

@@ -116,6 +116,48 @@ TEST_F(RocksdbCatalogTest, TurnIsAppendedAndRemembered) {
   EXPECT_THAT(again.turn.logprobs(), ElementsAre(-4, -5, -6));
 }
 
+TEST_F(RocksdbCatalogTest, AFailedTurnKeepsItsError) {
+  ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s"));
+  ASSERT_OK(catalog().BeginTurn(lease, Turn("r", Range(0, 3))));
+  v1::AppendItem last = TestAppend(lease, "r", 3, {5}, v1::FINISH_REASON_ERROR);
+  last.mutable_error()->set_code(13);
+  last.mutable_error()->set_message("not finite");
+  ASSERT_OK(AppendOne(catalog(), last));
+  ASSERT_OK(store_.Reopen());
+  ASSERT_OK_AND_ASSIGN(const TurnStart again, catalog().BeginTurn(lease, Turn("r", {})));
+  EXPECT_EQ(again.turn.finish_reason(), v1::FINISH_REASON_ERROR);
+  EXPECT_EQ(again.turn.error().code(), 13);
+  EXPECT_EQ(again.turn.error().message(), "not finite");
+  EXPECT_THAT(again.turn.logprobs(), ElementsAre(-5));
+  // The session goes on after it.
+  ASSERT_OK(store_.AddTurn(lease, "next", {6}, {7}));
+  EXPECT_THAT(store_.Tokens("s"), IsOkAndHolds(ElementsAre(0, 1, 2, 5, 6, 7)));
+}
+
+TEST_F(RocksdbCatalogTest, ATurnIsFoundByItsRequestIdOrAsTheNewest) {
+  ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s"));
+  EXPECT_THAT(catalog().FindTurn("t", "r1"), StatusIs(StatusCode::kNotFound, HasSubstr("session t")));
+  ASSERT_OK_AND_ASSIGN(absl::optional<v1::Turn> none, catalog().FindTurn("s", ""));
+  EXPECT_FALSE(none.has_value());
+  ASSERT_OK(store_.AddTurn(lease, "r1", {1, 2}, {3}));
+  ASSERT_OK(catalog().BeginTurn(lease, Turn("r2", {4})));
+  ASSERT_OK(AppendOne(catalog(), TestAppend(lease, "r2", 4, {5, 6})));
+  ASSERT_OK_AND_ASSIGN(const absl::optional<v1::Turn> first, catalog().FindTurn("s", "r1"));
+  ASSERT_TRUE(first.has_value());
+  EXPECT_EQ(first->state(), v1::TURN_STATE_FINISHED);
+  EXPECT_EQ(first->token_count(), 1u);
+  ASSERT_OK_AND_ASSIGN(const absl::optional<v1::Turn> newest, catalog().FindTurn("s", ""));
+  ASSERT_TRUE(newest.has_value());
+  EXPECT_EQ(newest->request_id(), "r2");
+  EXPECT_EQ(newest->begin(), 3u);
+  EXPECT_EQ(newest->state(), v1::TURN_STATE_OPEN);
+  EXPECT_THAT(newest->logprobs(), ElementsAre(-5, -6));
+  ASSERT_OK_AND_ASSIGN(none, catalog().FindTurn("s", "r3"));
+  EXPECT_FALSE(none.has_value());
+  ASSERT_OK_AND_ASSIGN(const v1::Session session, catalog().GetSession("s"));
+  EXPECT_EQ(session.token_count(), 6u) << "nothing was begun";
+}
+
 TEST_F(RocksdbCatalogTest, OpenTurnIsFoundAgainWithWhatItHasSoFar) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s"));
   ASSERT_OK(catalog().BeginTurn(lease, Turn("r", Range(0, 3))));
