@@ -45,6 +45,9 @@ ABSL_FLAG(
 ABSL_FLAG(bool, allow_logits, false, "Serve Generation.Logits, a debugging call that sends whole rows of logits.");
 ABSL_FLAG(int, max_running, 64, "Calls that hold, or are about to take, a slot. More wait.");
 ABSL_FLAG(int, max_waiting, 256, "Calls that wait to be started. More are refused.");
+ABSL_FLAG(absl::Duration, max_wait, absl::Seconds(60), "A call that waits to be started for longer is refused.");
+ABSL_FLAG(absl::Duration, slot_quantum, absl::Seconds(5),
+          "A turn that has had a slot for so long gives it to one that waits, and goes on when its turn comes again.");
 ABSL_FLAG(int64_t, max_prompt_tokens, 65536, "Input tokens of one call. More are refused.");
 ABSL_FLAG(int64_t, max_document_bytes, 16 << 20,
           "Text (and 4 bytes a token id) of one ScoreDocument. More is refused.");
@@ -89,7 +92,8 @@ absl::Status CheckFlags() {
   }
   for (const absl::Duration timeout :
        {absl::GetFlag(FLAGS_lease_ttl), absl::GetFlag(FLAGS_store_timeout), absl::GetFlag(FLAGS_progress_timeout),
-        absl::GetFlag(FLAGS_outage_timeout), absl::GetFlag(FLAGS_slow_client_timeout)}) {
+        absl::GetFlag(FLAGS_outage_timeout), absl::GetFlag(FLAGS_slow_client_timeout), absl::GetFlag(FLAGS_max_wait),
+        absl::GetFlag(FLAGS_slot_quantum)}) {
     if (timeout <= absl::ZeroDuration()) return absl::InvalidArgumentError("timeouts have to be positive");
   }
   return absl::OkStatus();
@@ -128,6 +132,8 @@ absl::Status Run() {
   options.incarnation = absl::StrFormat("%016x", Random());
   options.max_running = absl::GetFlag(FLAGS_max_running);
   options.max_waiting = absl::GetFlag(FLAGS_max_waiting);
+  options.max_wait = absl::GetFlag(FLAGS_max_wait);
+  options.slot_quantum = absl::GetFlag(FLAGS_slot_quantum);
   options.limits.max_prompt_tokens = absl::GetFlag(FLAGS_max_prompt_tokens);
   options.limits.max_document_bytes = absl::GetFlag(FLAGS_max_document_bytes);
   options.limits.max_generated_tokens = absl::GetFlag(FLAGS_max_generated_tokens);

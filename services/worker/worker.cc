@@ -89,7 +89,7 @@ class WorkerImpl final : public Worker {
   absl::Status Init(const Options& options);
 
   const std::string& address() const override { return server_->address(); }
-  const std::string& metrics_address() const override { return metrics_->address(); }
+  std::string metrics_address() const override { return metrics_->address(); }
   const v1::DescribeResponse& description() const override { return description_; }
 
   absl::Status ServeUntilSignal() override {

@@ -45,7 +45,7 @@ class Worker {
   virtual ~Worker() = default;
 
   virtual const std::string& address() const = 0;
-  virtual const std::string& metrics_address() const = 0;
+  virtual std::string metrics_address() const = 0;
   virtual const v1::DescribeResponse& description() const = 0;
 
   // Waits for SIGTERM, then drains: NOT_SERVING, no new epoch, snapshots that were begun reach the store.

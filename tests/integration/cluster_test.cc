@@ -337,7 +337,7 @@ TEST(ClusterTest, SessionsGoOnAfterEveryProcessWasStopped) {
     return absl::OkStatus();
   }));
   EXPECT_EQ(tokens, expected);
-  EXPECT_EQ(reused, kPrompt.size() + 20) << "the snapshot was not used";
+  EXPECT_EQ(reused, kPrompt.size() + 19) << "the snapshot was not used";
 }
 
 TEST(ClusterTest, ATunedStateIsWhereASessionBeginsWhateverHappens) {

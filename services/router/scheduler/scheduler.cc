@@ -76,6 +76,11 @@ void Scheduler::Feed(SequenceId id, int64_t tokens, FeedKind kind) {
   sequence.ready = ++counter_;
 }
 
+void Scheduler::Unfeed(SequenceId id) {
+  const auto it = sequences_.find(id);
+  if (it != sequences_.end()) it->second.pending = 0;
+}
+
 absl::optional<uint64_t> Scheduler::Save(SequenceId id) {
   const auto it = sequences_.find(id);
   if (it == sequences_.end() || !it->second.attached) return absl::nullopt;

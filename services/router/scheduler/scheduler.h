@@ -111,6 +111,9 @@ class Scheduler {
   // `tokens` more (>= 1) follow those fed before. May be called before it is attached.
   void Feed(SequenceId id, int64_t tokens, FeedKind kind);
 
+  // What it has left to feed is dropped; the position that the commands so far lead to stays.
+  void Unfeed(SequenceId id);
+
   // Emits a SaveCommand at the position that the commands so far lead to; returns that position. Unset: not attached.
   absl::optional<uint64_t> Save(SequenceId id);
 
@@ -135,10 +138,6 @@ class Scheduler {
 
   int steps_in_flight() const { return static_cast<int>(in_flight_.size()); }
   int max_steps_in_flight() const { return options_.stages + 1; }
-  // The oldest step in flight, 0 if none.
-  uint64_t oldest_step() const { return in_flight_.empty() ? 0 : *in_flight_.begin(); }
-  int sequences() const { return static_cast<int>(sequences_.size()); }
-  int waiting() const { return static_cast<int>(waiting_.size()); }
   int slots_in_use() const;  // Without warm ones.
   int slots_warm() const { return static_cast<int>(warm_.size()); }
   bool holds_slot(SequenceId id) const;

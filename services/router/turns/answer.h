@@ -28,7 +28,7 @@ class Answer {
   void Push(uint32_t token_id, float logprob, std::vector<v1::TokenLogprob> top_logprobs);
   // A token of this turn out of the log, which never holds stop tokens.
   void PushLogged(uint32_t token_id, float logprob);
-  // Ends it for a reason that the tokens do not tell.
+  // Ends it for a reason that the tokens do not tell (a stop token of the log, an error).
   void Finish(v1::FinishReason reason, absl::optional<uint32_t> stop_token_id, absl::string_view stop_string);
 
   size_t size() const { return ids_.size(); }

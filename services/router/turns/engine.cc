@@ -7,6 +7,9 @@
 #include "absl/time/clock.h"
 #include "services/common/grpc_status.h"
 #include "services/common/logging.h"
+#include "services/router/turns/embedding.h"
+#include "services/router/turns/slot_sharing.h"
+#include "services/router/turns/turn_input.h"
 
 namespace rwkv::router {
 namespace {
@@ -39,7 +42,7 @@ TurnManager::Engine::Engine(const Options& options, Pipeline::Options pipeline_o
       metrics_(metrics),
       clock_(clock),
       random_(std::move(random)),
-      next_renewal_(absl::Now()),
+      next_renewal_(clock->Now()),
       pipeline_(std::move(pipeline_options), std::move(workers), this),
       committer_(1, 4),
       // Every started turn has at most one job at a time, and each of its snapshots one.
@@ -67,12 +70,14 @@ void TurnManager::Engine::Stop() {
 }
 
 void TurnManager::Engine::Drain(absl::Time deadline) {
-  const absl::Time pause_at = absl::Now() + (deadline - absl::Now()) * kDrainRunningShare;
+  const absl::Time pause_at = Now() + (deadline - absl::Now()) * kDrainRunningShare;
   draining_ = true;
   loop_->Post([this, pause_at] {
     pause_at_ = pause_at;
     common::LogInfo("drain_begins", {{"running", running_.size()}, {"waiting", waiting_.size()}});
-    while (!waiting_.empty()) Fail(*waiting_.front(), DrainingStatus());
+    for (const TurnPtr& turn : std::deque<TurnPtr>(waiting_)) {
+      if (turn->phase == Phase::kWaiting) Fail(*turn, DrainingStatus());
+    }
   });
   absl::MutexLock lock(&mu_);
   const bool idle = mu_.AwaitWithDeadline(absl::Condition(&idle_), deadline);
@@ -164,6 +169,11 @@ void TurnManager::Engine::Join(const TurnPtr& live, Turn& call) {
   if (!call.initial_state.empty() && call.initial_state != live->initial_state) {
     return Reject(call, common::InvalidFieldError("initial_state", "the turn began with another one"));
   }
+  if (!live->answer.has_value() && call.resume_from > live->resume_from) {
+    // How many tokens it has is not known yet, and a wrong guess must not end it.
+    return Reject(call, common::WithRetryInfo(absl::AbortedError("the turn is just being opened by another call"),
+                                              options_.retry_delay));
+  }
   if (live->answer.has_value() && call.resume_from > live->durable) {
     return Reject(call, absl::OutOfRangeError(absl::StrCat("resume_from ", call.resume_from, " is beyond the ",
                                                            live->durable, " tokens of the turn")));
@@ -178,9 +188,18 @@ void TurnManager::Engine::Join(const TurnPtr& live, Turn& call) {
   by_call_[live->call] = live;
 }
 
-bool TurnManager::Engine::CanStart(const Turn& turn) const {
-  if (static_cast<int>(running_.size()) >= options_.max_running) return false;
-  if (turn.session_id.empty()) return true;
+int TurnManager::Engine::Active() const {
+  return static_cast<int>(
+      std::count_if(running_.begin(), running_.end(), [](const auto& entry) { return entry.second->Active(); }));
+}
+
+bool TurnManager::Engine::Fits(const Turn& turn, int active) const {
+  if (running_.size() - yielded_ >= static_cast<size_t>(options_.max_running)) return false;
+  return turn.kind == Kind::kExclusive || active < plan_.slots;
+}
+
+bool TurnManager::Engine::SessionFree(const Turn& turn) const {
+  if (turn.phase == Phase::kYielded || turn.session_id.empty()) return true;
   const auto it = sessions_.find(turn.session_id);
   if (it == sessions_.end()) return true;
   const Session& session = it->second;
@@ -192,24 +211,49 @@ bool TurnManager::Engine::CanStart(const Turn& turn) const {
 }
 
 void TurnManager::Engine::StartWaiting() {
-  for (size_t i = 0; i < waiting_.size() && static_cast<int>(running_.size()) < options_.max_running;) {
-    if (!CanStart(*waiting_[i])) {
-      ++i;  // Its session is closing; others need not wait for that.
+  if (waiting_.empty()) return;
+  int active = Active();
+  for (size_t i = 0; i < waiting_.size();) {
+    if (!Fits(*waiting_[i], active) || !SessionFree(*waiting_[i])) {
+      ++i;  // Others need not wait for its session to close.
       continue;
     }
     const TurnPtr turn = waiting_[i];
     waiting_.erase(waiting_.begin() + i);
     StartTurn(turn);
+    active += turn->Active();
   }
 }
 
+absl::Status TurnManager::Engine::CheckServed(const Turn& turn) const {
+  if (turn.model->info.fingerprint() != plan_.model.fingerprint()) {
+    return absl::FailedPreconditionError(absl::StrCat("the model has changed: the turn began with fingerprint ",
+                                                      turn.model->info.fingerprint(), ", the pipeline now holds ",
+                                                      plan_.model.fingerprint()));
+  }
+  if (const absl::Status status = CheckOffered(turn.initial_state, plan_.model); !status.ok()) {
+    return common::Annotate(status, "the tuned states have changed");
+  }
+  return turn.kind == Kind::kEmbed ? CheckEmbedSource(turn.embed.source(), plan_.state_layout) : absl::OkStatus();
+}
+
 void TurnManager::Engine::StartTurn(const TurnPtr& turn) {
+  if (turn->phase == Phase::kYielded) {
+    --yielded_;
+    return Park(*turn);
+  }
   running_[turn->id] = turn;
   if (!turn->session_id.empty()) {
     Session& session = SessionOf(turn->session_id);
     if (session.next == turn) session.next = nullptr;
     session.turn = turn;
     turn->session = &session;
+  }
+  if (turn->kind != Kind::kExclusive) {
+    if (const absl::Status status = CheckServed(*turn); !status.ok()) {
+      turn->phase = Phase::kComputed;
+      return Fail(*turn, status);
+    }
   }
   switch (turn->kind) {
     case Kind::kGenerate:
@@ -256,6 +300,13 @@ void TurnManager::Engine::Fail(Turn& turn, const absl::Status& status) {
   Abandon(turn);
 }
 
+void TurnManager::Engine::Refuse(Turn& turn, const absl::Status& status) {
+  if (!turn.HasLog()) return Fail(turn, status);
+  turn.phase = Phase::kComputed;
+  turn.error = status;
+  turn.answer->Finish(v1::FINISH_REASON_ERROR, absl::nullopt, "");
+}
+
 void TurnManager::Engine::Abandon(Turn& turn) {
   if (turn.stopped) return;
   turn.stopped = true;
@@ -275,6 +326,14 @@ void TurnManager::Engine::Abandon(Turn& turn) {
     case Phase::kParked:
       turn.phase = Phase::kComputed;
       return;
+    case Phase::kYielded: {
+      --yielded_;
+      turn.phase = Phase::kComputed;
+      const auto waiting = std::find_if(waiting_.begin(), waiting_.end(),
+                                        [&turn](const TurnPtr& other) { return other.get() == &turn; });
+      if (waiting != waiting_.end()) waiting_.erase(waiting);  // running_ has it too.
+      return;
+    }
     case Phase::kAttaching:
       return RemoveSequence(turn);
     case Phase::kRunning:
@@ -284,32 +343,39 @@ void TurnManager::Engine::Abandon(Turn& turn) {
   }
 }
 
+bool TurnManager::Engine::IsFull(Turn& turn, size_t limit) {
+  const absl::Time now = Now();
+  const size_t queued = turn.stream->queued();
+  if (queued < limit) {
+    turn.stalled_since = absl::InfiniteFuture();
+    return false;
+  }
+  if (turn.stalled_since == absl::InfiniteFuture() || queued < turn.stalled_at) turn.stalled_since = now;
+  turn.stalled_at = queued;
+  if (now - turn.stalled_since > options_.slow_client_timeout) {
+    Fail(turn, absl::ResourceExhaustedError(absl::StrCat("the client took no message for ",
+                                                         absl::FormatDuration(options_.slow_client_timeout),
+                                                         "; a named turn can be resumed from ", turn.sent)));
+    return true;
+  }
+  if (!turn.waits_for_room) {
+    turn.waits_for_room = true;
+    const CallId call = turn.call;
+    turn.stream->OnRoom([this, call] {
+      loop_->Post([this, call] {
+        const auto it = by_call_.find(call);
+        if (it != by_call_.end()) it->second->waits_for_room = false;
+      });
+    });
+  }
+  return true;
+}
+
 void TurnManager::Engine::Pump(Turn& turn) {
   if (turn.stream == nullptr || !turn.answer.has_value()) return;
   const uint64_t ready = turn.HasLog() ? turn.durable : turn.answer->size();
-  const absl::Time now = absl::Now();
   while (turn.sent < ready) {
-    const size_t queued = turn.stream->queued();
-    if (queued >= options_.max_stream_messages) {
-      if (turn.stalled_since == absl::InfiniteFuture() || queued < turn.stalled_at) turn.stalled_since = now;
-      turn.stalled_at = queued;
-      if (now - turn.stalled_since > options_.slow_client_timeout) {
-        return Fail(turn, absl::ResourceExhaustedError(absl::StrCat("the client took no message for ",
-                                                                    absl::FormatDuration(options_.slow_client_timeout),
-                                                                    "; a named turn can be resumed from ", turn.sent)));
-      }
-      if (!turn.waits_for_room) {
-        turn.waits_for_room = true;
-        const CallId call = turn.call;
-        turn.stream->OnRoom([this, call] {
-          loop_->Post([this, call] {
-            const auto it = by_call_.find(call);
-            if (it != by_call_.end()) it->second->waits_for_room = false;
-          });
-        });
-      }
-      return;
-    }
+    if (IsFull(turn, options_.max_stream_messages)) return;
     if (turn.sent == 0 && turn.first_token.has_value()) {
       metrics_->ttft_seconds.Observe(absl::ToDoubleSeconds(Now() - turn.arrival));
     }
@@ -317,9 +383,16 @@ void TurnManager::Engine::Pump(Turn& turn) {
     ++turn.sent;
     turn.answer->Sent(turn.sent);
   }
-  turn.stalled_since = absl::InfiniteFuture();
   const bool ended = turn.answer->finished() && (!turn.HasLog() || turn.finish_durable);
-  if (!ended || turn.sent < turn.answer->size()) return;
+  if (!ended || turn.sent < turn.answer->size()) {
+    turn.stalled_since = absl::InfiniteFuture();
+    return;
+  }
+  if (turn.answer->reason() == v1::FINISH_REASON_ERROR) {
+    // An error drops what is in the stream: it waits until the client has the tokens.
+    if (IsFull(turn, 1)) return;
+    return EndCall(turn, turn.error);
+  }
   turn.stream->Send(FinishMessage(turn));
   EndCall(turn, absl::OkStatus());
 }
@@ -358,8 +431,10 @@ bool TurnManager::Engine::CommitClean(const Turn& turn) const {
 }
 
 void TurnManager::Engine::SweepTurn(Turn& turn) {
-  const absl::Time now = absl::Now();
-  if (turn.phase == Phase::kParked && epoch_ != 0 && now >= turn.not_before) Locate(running_.at(turn.id));
+  const absl::Time now = Now();
+  // What it left behind when it gave its slot away is on its way to where it is looked for.
+  const bool saving = turn.progress_at_slot > 0 && turn.saves > 0;
+  if (turn.phase == Phase::kParked && epoch_ != 0 && now >= turn.not_before && !saving) Locate(running_.at(turn.id));
   if (turn.phase == Phase::kParked && now - turn.parked_since > options_.outage_timeout) {
     Fail(turn, common::WithRetryInfo(absl::UnavailableError(absl::StrCat("no pipeline for ",
                                                                          absl::FormatDuration(options_.outage_timeout),
@@ -382,8 +457,11 @@ void TurnManager::Engine::Sweep() {
     SweepTurn(*turn);
     const bool over =
         turn->phase == Phase::kComputed && turn->session == nullptr && CommitClean(*turn) && !turn->Streaming();
+    if (over) DropOwn(*turn);
     it = over ? running_.erase(it) : std::next(it);
   }
+  SweepWaiting();
+  SweepYields();
   SweepCommits();
   SweepSaves();
   SweepSessions();
@@ -395,9 +473,51 @@ void TurnManager::Engine::Sweep() {
   UpdateGauges();
 }
 
+void TurnManager::Engine::SweepWaiting() {
+  const absl::Time now = Now();
+  for (size_t i = 0; i < waiting_.size();) {
+    const TurnPtr turn = waiting_[i];
+    if (turn->phase != Phase::kWaiting || now - turn->arrival <= options_.max_wait) {
+      ++i;
+      continue;
+    }
+    Fail(*turn, common::WithRetryInfo(
+                    absl::ResourceExhaustedError(absl::StrCat(
+                        "the call waited for ", absl::FormatDuration(options_.max_wait),
+                        " to be started: ", running_.size() - yielded_, " run and ", waiting_.size(), " wait")),
+                    absl::Seconds(1)));
+  }
+}
+
+void TurnManager::Engine::SweepYields() {
+  if (waiting_.empty() || scheduler_ == nullptr) return;
+  const absl::Time now = Now();
+  std::vector<SlotHolder> holders;
+  int yielding = 0;
+  for (const auto& [id, turn] : running_) {
+    yielding += turn->yielding;
+    const bool streams = turn->kind == Kind::kGenerate || turn->kind == Kind::kDocument || turn->kind == Kind::kLogits;
+    if (!streams || turn->phase != Phase::kRunning || turn->yielding || turn->stopped || turn->decided()) continue;
+    // Each time it has a slot it gets further than before, whatever became of its snapshots.
+    if (turn->tail_pending || turn->patience.furthest() <= turn->progress_at_slot) continue;
+    if (now - turn->slot_since >= options_.slot_quantum) holders.push_back({id, turn->slot_since});
+  }
+  if (holders.empty()) return;
+  int wanted = 0;
+  for (const TurnPtr& turn : waiting_) wanted += turn->kind != Kind::kExclusive && SessionFree(*turn);
+  wanted -= std::max(0, plan_.slots - Active()) + yielding;
+  const int saves = static_cast<int>(kSavesPerSlot * plan_.slots) - static_cast<int>(saves_.size()) - yielding;
+  for (const uint64_t id : ChooseYields(std::move(holders), std::min(wanted, saves), options_.slot_quantum, now)) {
+    Turn& turn = *running_.at(id);
+    turn.yielding = true;
+    scheduler_->Unfeed(turn.sequence);
+    turn.fed_end = turn.planned_end;
+  }
+}
+
 void TurnManager::Engine::SweepDrain() {
   if (!draining()) return;
-  if (absl::Now() >= pause_at_) {
+  if (Now() >= pause_at_) {
     for (auto& [id, turn] : running_) {
       if (!turn->stopped && !turn->decided()) Fail(*turn, DrainingStatus());
     }

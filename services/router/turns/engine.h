@@ -34,11 +34,15 @@
 #include "services/router/turns/serving_model.h"
 #include "services/router/turns/turn.h"
 #include "services/router/turns/turn_manager.h"
+#include "services/router/turns/turn_opening.h"
 #include "services/state_store/client/state_store_client.h"
 #include "services/tokenizer/tokenizer.h"
 #include "services/worker/client/worker_client.h"
 
 namespace rwkv::router {
+
+// Snapshots on their way at a time, as a multiple of the slots: beyond it running turns are not saved in between.
+inline constexpr size_t kSavesPerSlot = 2;
 
 class TurnManager::Engine final : public Pipeline::Listener {
  public:
@@ -79,9 +83,16 @@ class TurnManager::Engine final : public Pipeline::Listener {
   // --- engine.cc
   void Arrive(const TurnPtr& turn);
   void Join(const TurnPtr& live, Turn& call);
-  bool CanStart(const Turn& turn) const;
+  // Whether the session of a call that waits lets it start, and whether there is room for it while `active` turns have
+  // a part of the slots.
+  bool SessionFree(const Turn& turn) const;
+  bool Fits(const Turn& turn, int active) const;
+  int Active() const;
+  bool CanStart(const Turn& turn) const { return Fits(turn, Active()) && SessionFree(turn); }
   void StartWaiting();
   void StartTurn(const TurnPtr& turn);
+  // Whether what is served now is what the turn began with, or is about to begin with.
+  absl::Status CheckServed(const Turn& turn) const;
   // The call ends for its client; the turn may go on closing.
   void EndCall(Turn& turn, const absl::Status& status);
   // On any thread that has the turn for itself.
@@ -89,11 +100,18 @@ class TurnManager::Engine final : public Pipeline::Listener {
   // Nothing more is generated, and the log keeps the turn open.
   void Abandon(Turn& turn);
   void Fail(Turn& turn, const absl::Status& status);
+  // It cannot go on, now or ever: that is its end, in the log too.
+  void Refuse(Turn& turn, const absl::Status& status);
   void Pump(Turn& turn);
+  // Whether `limit` messages are in the turn's stream; then the loop hears when there are fewer. Fails the turn of a
+  // client that takes nothing for too long.
+  bool IsFull(Turn& turn, size_t limit);
   v1::GenerateResponse FinishMessage(const Turn& turn) const;
   void Sweep();
   void SweepTurn(Turn& turn);
   bool CommitClean(const Turn& turn) const;
+  void SweepWaiting();
+  void SweepYields();
   void SweepDrain();
   void UpdateGauges();
   Session& SessionOf(const std::string& id);
@@ -102,12 +120,6 @@ class TurnManager::Engine final : public Pipeline::Listener {
   bool RunJob(Executor& executor, std::function<Result()> work, std::function<void(Result)> then);
 
   // --- engine_log.cc
-  struct Opened {
-    absl::Status status;
-    absl::optional<v1::AcquireLeaseResponse> lease;
-    v1::BeginTurnResponse begun;
-    std::vector<uint32_t> logged;  // Of a known turn: its input and what it generated.
-  };
   void OpenTurn(const TurnPtr& turn);
   void OnOpened(const TurnPtr& turn, const Opened& opened);
   absl::Status TakeUp(Turn& turn, const Opened& opened);
@@ -121,7 +133,7 @@ class TurnManager::Engine final : public Pipeline::Listener {
   void SweepCommits();
   // On the committer's thread.
   std::vector<absl::Status> Commit(const v1::AppendTokensRequest& request, const std::vector<uint64_t>& turn_tokens);
-  absl::Status WhetherAppended(const v1::AppendItem& item, uint64_t turn_tokens);
+  bool WasAppended(const v1::AppendItem& item, uint64_t turn_tokens);
   void OnCommitted(const std::vector<CommitResult>& results, absl::Duration took);
   void SweepSaves();
   static v1::SnapshotManifest ManifestOf(const PendingSave& save);
@@ -152,6 +164,11 @@ class TurnManager::Engine final : public Pipeline::Listener {
   void Admit(const TurnPtr& turn, uint64_t position);
   void BeginAttach(const TurnPtr& turn, SequenceId sequence, uint64_t position);
   void FeedKnown(Turn& turn);
+  // The slot of a turn that yielded is warm under these two names.
+  static std::string WarmSession(const Turn& turn);
+  static std::string WarmBranch(const Turn& turn);
+  // The state that a turn without a session left behind is not needed any more.
+  void DropOwn(Turn& turn);
   void OnAttachAnswer(const v1::SequenceAttached& attached);
   void OnAttachFailed(Turn& turn, const absl::Status& status);
   void OnStep(const v1::StepResult& result);
@@ -166,6 +183,8 @@ class TurnManager::Engine final : public Pipeline::Listener {
   // one that takes nothing for too long.
   bool HasRoom(Turn& turn, size_t queued);
   void SendScores(Turn& turn);
+  // Gives the slot to others; the turn goes to the end of the line.
+  void Yield(const TurnPtr& turn);
   bool Save(Turn& turn);
   void SaveAndRetire(Turn& turn);
   void RemoveSequence(Turn& turn);
@@ -191,7 +210,8 @@ class TurnManager::Engine final : public Pipeline::Listener {
 
   // The loop's thread.
   uint64_t next_turn_ = 1;
-  std::deque<TurnPtr> waiting_;
+  std::deque<TurnPtr> waiting_;  // The line: calls that wait to be started, and turns that gave their slot away.
+  size_t yielded_ = 0;           // Of these, and of running_.
   std::map<uint64_t, TurnPtr> running_;  // By Turn::id, from its start to its last message.
   absl::flat_hash_map<CallId, TurnPtr> by_call_;
   std::map<std::string, Session> sessions_;

@@ -25,18 +25,6 @@ void ToProto(absl::Duration duration, google::protobuf::Duration* proto) {
   proto->set_nanos(static_cast<int32_t>(absl::ToInt64Nanoseconds(duration)));
 }
 
-// Whether a turn that named `named` (in full; empty: nothing) may go on with a session that began with `initial_state`.
-absl::Status CheckSessionState(const std::string& session_id, const std::string& initial_state,
-                               const std::string& named, const v1::ModelInfo& model) {
-  if (const absl::Status status = CheckOffered(initial_state, model); !status.ok()) {
-    return common::Annotate(status, absl::StrCat("session \"", session_id, "\""));
-  }
-  if (named.empty() || named == initial_state) return absl::OkStatus();
-  return common::InvalidFieldError(
-      "initial_state",
-      absl::StrCat(named, "; the session began with ", initial_state.empty() ? "the model's own" : initial_state));
-}
-
 bool MayHaveHappened(const absl::Status& status) {
   return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) || absl::IsUnknown(status);
 }
@@ -55,66 +43,28 @@ absl::Status TurnManager::Engine::StoreError(const absl::Status& status) const {
 void TurnManager::Engine::OpenTurn(const TurnPtr& turn) {
   turn->phase = Phase::kOpening;
   const Session& session = *turn->session;
-  v1::AcquireLeaseRequest acquire;
-  acquire.set_session_id(turn->session_id);
-  acquire.set_holder(options_.router);
-  acquire.set_incarnation(options_.incarnation);
-  ToProto(options_.lease_ttl, acquire.mutable_ttl());
-  const bool need_lease = !session.leased || session.stale;
-  const bool begins = turn->kind == Kind::kGenerate;
-  v1::BeginTurnRequest begin;
-  *begin.mutable_lease() = session.lease;
-  begin.set_request_id(turn->request_id);
-  begin.mutable_token_ids()->Add(turn->prompt.begin(), turn->prompt.end());
-  begin.set_spec(turn->spec.SerializeAsString());
-  begin.set_model_fingerprint(turn->model->info.fingerprint());
+  OpeningRequest request;
+  request.acquire.set_session_id(turn->session_id);
+  request.acquire.set_holder(options_.router);
+  request.acquire.set_incarnation(options_.incarnation);
+  ToProto(options_.lease_ttl, request.acquire.mutable_ttl());
+  if (session.leased && !session.stale) {
+    request.lease = session.lease;
+    request.session_tokens = session.durable_length;
+    request.session_state = session.initial_state;
+  }
+  request.begins = turn->kind == Kind::kGenerate;
+  request.begin.set_request_id(turn->request_id);
+  request.begin.mutable_token_ids()->Add(turn->prompt.begin(), turn->prompt.end());
+  request.begin.set_model_fingerprint(turn->model->info.fingerprint());
+  request.spec = turn->spec;
+  request.named = turn->named;
+  request.resume_from = turn->resume_from;
+  request.named_state = turn->initial_state;
+  request.input_field = turn->input_field;
+  request.model = plan_.model;
 
-  const auto work = [this, need_lease, begins, acquire = std::move(acquire), begin = std::move(begin),
-                     initial_state = session.initial_state, named_state = turn->initial_state,
-                     model = turn->model]() mutable {
-    Opened opened;
-    const absl::Time deadline = StoreDeadline();
-    // Before the turn is in the log: one that begins elsewhere could not be computed.
-    const auto check_state = [&](const std::string& state) {
-      opened.status = CheckSessionState(acquire.session_id(), state, named_state, model->info);
-    };
-    const auto acquire_lease = [&] {
-      absl::StatusOr<v1::AcquireLeaseResponse> lease = catalog_->AcquireLease(acquire, deadline);
-      opened.status = lease.status();
-      if (!lease.ok()) return;
-      check_state(lease->session().initial_state());
-      *begin.mutable_lease() = lease->lease();
-      opened.lease = *std::move(lease);
-    };
-    if (need_lease) {
-      acquire_lease();
-    } else {
-      check_state(initial_state);
-    }
-    if (!opened.status.ok() || !begins) return opened;
-    absl::StatusOr<v1::BeginTurnResponse> begun = catalog_->BeginTurn(begin, deadline);
-    if (absl::IsAborted(begun.status()) && !need_lease) {
-      // The lease had run out; nobody else may have it yet.
-      acquire_lease();
-      if (!opened.status.ok()) return opened;
-      begun = catalog_->BeginTurn(begin, deadline);
-    }
-    opened.status = begun.status();
-    if (!begun.ok()) return opened;
-    opened.begun = *std::move(begun);
-    const v1::Turn& known = opened.begun.turn();
-    // A turn with another number of input tokens is refused without being read.
-    if (opened.begun.existed() && known.prompt_count() == begin.token_ids_size()) {
-      v1::ReadTokensRequest read;
-      read.set_session_id(acquire.session_id());
-      read.set_begin(known.begin());
-      read.set_end(known.begin() + known.prompt_count() + known.token_count());
-      absl::StatusOr<std::vector<uint32_t>> logged = catalog_->ReadTokens(read, deadline);
-      opened.status = logged.status();
-      if (logged.ok()) opened.logged = *std::move(logged);
-    }
-    return opened;
-  };
+  const auto work = [this, request = std::move(request)] { return Open(request, StoreDeadline(), catalog_); };
   const auto then = [this, turn](Opened opened) { OnOpened(turn, opened); };
   if (!RunJob<Opened>(executor_, work, then)) {
     turn->phase = Phase::kComputed;
@@ -167,17 +117,13 @@ absl::Status TurnManager::Engine::TakeUp(Turn& turn, const Opened& opened) {
       turn.abandoned = true;
       return common::InvalidFieldError("request_id", "names a turn with another input");
     }
-    v1::TurnSpec stored;
-    if (!stored.ParseFromString(known.spec())) {
-      turn.abandoned = true;
-      return absl::DataLossError("the turn's spec in the log cannot be read");
-    }
-    if (absl::Status same = CheckSameSpec(stored, turn.spec); !same.ok()) {
+    if (absl::Status same = CheckSameSpec(opened.spec, turn.spec); !same.ok()) {
       turn.abandoned = true;
       return same;
     }
-    turn.spec = stored;
   }
+  turn.spec = opened.spec;
+  turn.counted = opened.counted;
   turn.answer.emplace(turn.model->tokenizer, turn.spec);
   for (size_t i = known.prompt_count(); i < opened.logged.size(); ++i) {
     const size_t generated = i - known.prompt_count();
@@ -188,6 +134,7 @@ absl::Status TurnManager::Engine::TakeUp(Turn& turn, const Opened& opened) {
     turn.answer->Finish(known.finish_reason(),
                         known.has_stop_token_id() ? absl::make_optional(known.stop_token_id()) : absl::nullopt,
                         known.stop_string());
+    if (known.has_error()) turn.error = common::FromStatusProto(known.error());
     turn.finish_durable = true;
   }
   if (turn.resume_from > turn.answer->size()) {
@@ -220,8 +167,10 @@ void TurnManager::Engine::RunExclusive(const TurnPtr& turn) {
       session.leased = true;
       session.lease = opened.lease->lease();
     }
-    session.stale = true;
-    if (opened.lease.has_value() && scheduler_ != nullptr) scheduler_->DropWarm(session.id);
+    // What was refused has changed nothing; after anything else the log is read again.
+    const bool changed = opened.lease.has_value() && (opened.status.ok() || MayHaveHappened(opened.status));
+    session.stale = changed || !opened.status.ok();
+    if (changed && scheduler_ != nullptr) scheduler_->DropWarm(session.id);
     if (turn->deletes && opened.status.ok()) session.leased = false;  // It went with the session.
     turn->phase = Phase::kComputed;
     EndCall(*turn, opened.status.ok() ? opened.status : StoreError(opened.status));
@@ -253,6 +202,7 @@ void TurnManager::Engine::SweepCommits() {
       item.set_finish_reason(answer.reason());
       if (answer.stop_token_id().has_value()) item.set_stop_token_id(*answer.stop_token_id());
       item.set_stop_string(answer.stop_string());
+      if (!turn->error.ok()) *item.mutable_error() = common::ToStatusProto(turn->error);
     }
     CommitResult& result = results.emplace_back();
     result.turn_id = id;
@@ -288,7 +238,7 @@ std::vector<absl::Status> TurnManager::Engine::Commit(const v1::AppendTokensRequ
       for (int i = 0; i < request.items_size(); ++i) {
         statuses[i] = common::FromStatusProto(response->statuses(i));
         // The first attempt may have gone through although its answer was lost.
-        if (retried && !statuses[i].ok() && WhetherAppended(request.items(i), turn_tokens[i]).ok()) {
+        if (retried && !statuses[i].ok() && WasAppended(request.items(i), turn_tokens[i])) {
           statuses[i] = absl::OkStatus();
         }
       }
@@ -306,22 +256,15 @@ std::vector<absl::Status> TurnManager::Engine::Commit(const v1::AppendTokensRequ
   }
 }
 
-absl::Status TurnManager::Engine::WhetherAppended(const v1::AppendItem& item, uint64_t turn_tokens) {
-  v1::BeginTurnRequest request;  // Of a known turn: only reads it.
-  *request.mutable_lease() = item.lease();
-  request.set_request_id(item.request_id());
-  if (const std::shared_ptr<const ServingModel> served = model()) {
-    request.set_model_fingerprint(served->info.fingerprint());
-  }
-  const absl::StatusOr<v1::BeginTurnResponse> response = catalog_->BeginTurn(request, StoreDeadline());
-  if (!response.ok()) return response.status();
-  const bool ended = response->turn().state() == v1::TURN_STATE_FINISHED;
+bool TurnManager::Engine::WasAppended(const v1::AppendItem& item, uint64_t turn_tokens) {
+  v1::FindTurnRequest find;
+  find.set_session_id(item.lease().session_id());
+  find.set_request_id(item.request_id());
+  const absl::StatusOr<v1::FindTurnResponse> found = catalog_->FindTurn(find, StoreDeadline());
+  if (!found.ok() || !found->has_turn()) return false;
+  const bool ended = found->turn().state() == v1::TURN_STATE_FINISHED;
   const bool wants_end = item.finish_reason() != v1::FINISH_REASON_UNSPECIFIED;
-  if (response->existed() && response->turn().token_count() == turn_tokens + item.token_ids_size() &&
-      ended == wants_end) {
-    return absl::OkStatus();
-  }
-  return absl::AbortedError("the tokens are not in the log");
+  return found->turn().token_count() == turn_tokens + item.token_ids_size() && ended == wants_end;
 }
 
 void TurnManager::Engine::OnCommitted(const std::vector<CommitResult>& results, absl::Duration took) {
@@ -371,7 +314,7 @@ v1::SnapshotManifest TurnManager::Engine::ManifestOf(const PendingSave& save) {
 }
 
 void TurnManager::Engine::SweepSaves() {
-  const absl::Time now = absl::Now();
+  const absl::Time now = Now();
   std::vector<std::pair<std::string, absl::Status>> over;
   for (auto& [id, save] : saves_) {
     if (save.committing) continue;
@@ -382,6 +325,10 @@ void TurnManager::Engine::SweepSaves() {
     if (save.answers_left > 0) continue;
     if (!save.status.ok()) {
       over.emplace_back(id, save.status);
+      continue;
+    }
+    if (save.session_id.empty()) {  // Its turn alone knows of it.
+      over.emplace_back(id, absl::OkStatus());
       continue;
     }
     const Session& session = sessions_.at(save.session_id);
@@ -431,16 +378,22 @@ void TurnManager::Engine::EndSave(const std::string& snapshot_id, const absl::St
   if (it == saves_.end()) return;
   const PendingSave save = it->second;
   saves_.erase(it);
-  --sessions_.at(save.session_id).saves;
-  if (save.position > 0) (status.ok() ? metrics_->snapshots_committed : metrics_->snapshots_failed).Increment();
+  const bool has_session = !save.session_id.empty();
+  if (has_session) --sessions_.at(save.session_id).saves;
+  if (has_session && save.position > 0)
+    (status.ok() ? metrics_->snapshots_committed : metrics_->snapshots_failed).Increment();
   if (!status.ok()) {
     common::LogWarning("snapshot_failed",
                        {{"session", save.session_id}, {"position", save.position}, {"status", status}});
   }
   const auto turn = running_.find(save.turn_id);
-  if (turn == running_.end()) return;
+  if (turn == running_.end()) return;  // What it left behind without a session is swept as an orphan.
   const TurnPtr owner = turn->second;
   --owner->saves;
+  if (!has_session && status.ok()) {
+    DropOwn(*owner);
+    owner->own_snapshot = ManifestOf(save);
+  }
   if (owner->export_snapshot != snapshot_id) return;
   owner->export_snapshot.clear();
   if (owner->export_done != nullptr) return Fail(*owner, status);
@@ -476,8 +429,8 @@ void TurnManager::Engine::SweepSessions() {
 }
 
 void TurnManager::Engine::SweepLeases() {
-  if (renew_running_ || absl::Now() < next_renewal_) return;
-  next_renewal_ = absl::Now() + options_.lease_ttl / 3;
+  if (renew_running_ || Now() < next_renewal_) return;
+  next_renewal_ = Now() + options_.lease_ttl / 3;
   v1::RenewLeasesRequest request;
   ToProto(options_.lease_ttl, request.mutable_ttl());
   for (const auto& [id, session] : sessions_) {

@@ -15,20 +15,18 @@
 namespace rwkv::router {
 namespace {
 
+// Of a refusal, in the error that ends a turn.
+constexpr size_t kMaxErrorBytes = 2048;
+
 using Kind = Turn::Kind;
 using Phase = Turn::Phase;
 
-// How often a turn's attach may fail before the snapshot is left alone, and before the turn is.
-constexpr int kAttemptsWithSnapshot = 10;
-constexpr int kAttempts = 14;
 // Logits that may be on their way to one client, of all steps together.
 constexpr int64_t kLogitsWindowBytes = 8 << 20;
 // Messages that may wait in the stream of a client of Logits or ScoreDocument.
 constexpr size_t kQueuedMessages = 4;
 // Tokens of a document that may be on their way, or scored and not sent.
 constexpr uint64_t kDocumentWindow = 16384;
-// Snapshots on their way at a time, as a multiple of the slots: beyond it running turns are not saved in between.
-constexpr size_t kSavesPerSlot = 2;
 
 }  // namespace
 
@@ -59,7 +57,7 @@ void TurnManager::Engine::EpochUp(uint64_t epoch, const StagePlan& plan) {
   options.max_batch_rows = plan.max_batch_rows;
   options.max_sequences = options_.max_running;
   scheduler_ = std::make_unique<Scheduler>(options);
-  last_progress_ = absl::Now();
+  last_progress_ = Now();
   metrics_->epochs.Increment();
   if (!std::exchange(ready_, true) && options_.on_ready) options_.on_ready();
 }
@@ -77,7 +75,10 @@ void TurnManager::Engine::EpochDown(uint64_t epoch, const absl::Status& why) {
   }
   for (auto& [id, turn] : running_) {
     if (turn->sequence == 0) continue;
+    const bool computing = turn->phase == Phase::kRunning ? turn->planned_end > turn->attach_position
+                                                          : turn->attach_since != absl::InfiniteFuture();
     turn->sequence = 0;
+    turn->yielding = false;
     turn->tail.clear();
     turn->tail_pending = false;
     turn->attach_since = absl::InfiniteFuture();
@@ -87,6 +88,13 @@ void TurnManager::Engine::EpochDown(uint64_t epoch, const absl::Status& why) {
     } else {
       Park(*turn);
       metrics_->recovered_turns.Increment();
+      if (computing && turn->patience.EpochLost() == Patience::Verdict::kGiveUp) {
+        Fail(*turn,
+             common::WithRetryInfo(absl::UnavailableError(absl::StrCat("the pipeline was lost ", Patience::kLostEpochs,
+                                                                       " times while the turn was at position ",
+                                                                       turn->patience.furthest(), ": ", why.message())),
+                                   absl::Seconds(1)));
+      }
     }
   }
   for (const std::string& id : lost) EndSave(id, why);
@@ -111,37 +119,29 @@ void TurnManager::Engine::Handle(uint64_t epoch, int stage, const v1::ExecuteRes
 }
 
 void TurnManager::Engine::Park(Turn& turn) {
-  if (turn.phase != Phase::kParked) turn.parked_since = absl::Now();
+  if (turn.parked_since == absl::InfiniteFuture()) turn.parked_since = Now();
   turn.phase = Phase::kParked;
 }
 
 void TurnManager::Engine::Locate(const TurnPtr& turn) {
-  if (turn->model->info.fingerprint() != plan_.model.fingerprint()) {
-    return Fail(*turn, absl::FailedPreconditionError(absl::StrCat(
-                           "the model has changed: the turn began with fingerprint ", turn->model->info.fingerprint(),
-                           ", the pipeline now holds ", plan_.model.fingerprint())));
-  }
-  if (const absl::Status status = CheckOffered(turn->initial_state, plan_.model); !status.ok()) {
-    return Fail(*turn, common::Annotate(status, "the tuned states have changed"));
-  }
-  if (turn->kind == Kind::kEmbed) {
-    const absl::Status status = CheckEmbedSource(turn->embed.source(), plan_.state_layout);
-    if (!status.ok()) return Fail(*turn, status);
-  }
+  if (const absl::Status status = CheckServed(*turn); !status.ok()) return Fail(*turn, status);
   turn->snapshot.Clear();
   turn->warm_source = absl::nullopt;
   turn->tail.clear();
-  if (turn->session == nullptr) return Admit(turn, 0);
-  // To draw a token its predecessor has to be fed: a state that has seen everything says nothing any more.
-  const uint64_t at_most = turn->KnownEnd() - (turn->WantsToken() ? 1 : 0);
-  if (turn->kind == Kind::kGenerate && LocateWarm(turn, 0, at_most)) return;
+  const uint64_t at_most = turn->StateEnd();
+  if (turn->kind != Kind::kExport && LocateWarm(turn, 0, at_most)) return;
+  if (turn->session == nullptr) {
+    turn->snapshot = turn->own_snapshot;
+    return Admit(turn, turn->snapshot.position());
+  }
 
   turn->phase = Phase::kLocating;
   v1::FindSnapshotRequest find;
   find.set_session_id(turn->session_id);
   find.set_at_or_before(std::min(at_most, turn->snapshot_limit));
   find.set_model_fingerprint(plan_.model.fingerprint());
-  const auto work = [this, find = std::move(find), fresh = turn->no_snapshot, begin = turn->begin] {
+  const auto work = [this, find = std::move(find), fresh = turn->no_snapshot || turn->patience.leaves_snapshots(),
+                     begin = turn->begin] {
     Located located;
     const absl::Time deadline = StoreDeadline();
     if (!fresh) {
@@ -162,14 +162,13 @@ void TurnManager::Engine::Locate(const TurnPtr& turn) {
   };
   if (!RunJob<Located>(executor_, work, [this, turn](Located located) { OnLocated(turn, std::move(located)); })) {
     Park(*turn);
-    turn->not_before = absl::Now() + options_.retry_delay;
+    turn->not_before = Now() + options_.retry_delay;
   }
 }
 
 bool TurnManager::Engine::LocateWarm(const TurnPtr& turn, uint64_t at_least, uint64_t at_most) {
   if (turn->no_warm) return false;
-  const absl::optional<Scheduler::WarmSlot> warm =
-      scheduler_->FindWarm(turn->session_id, turn->session->log_branch, at_most);
+  const absl::optional<Scheduler::WarmSlot> warm = scheduler_->FindWarm(WarmSession(*turn), WarmBranch(*turn), at_most);
   if (!warm.has_value() || warm->position < at_least) return false;
   const SequenceId sequence = next_sequence_;
   if (!scheduler_->AdmitWarm(sequence, warm->sequence)) return false;
@@ -199,9 +198,27 @@ bool TurnManager::Engine::LocateWarm(const TurnPtr& turn, uint64_t at_least, uin
           then)) {
     RemoveSequence(*turn);
     Park(*turn);
-    turn->not_before = absl::Now() + options_.retry_delay;
+    turn->not_before = Now() + options_.retry_delay;
   }
   return true;
+}
+
+std::string TurnManager::Engine::WarmSession(const Turn& turn) {
+  return turn.session != nullptr ? turn.session_id : absl::StrCat("turn/", turn.id);  // No session's id has a slash.
+}
+
+std::string TurnManager::Engine::WarmBranch(const Turn& turn) {
+  return turn.session != nullptr ? turn.session->log_branch : std::string();
+}
+
+void TurnManager::Engine::DropOwn(Turn& turn) {
+  if (turn.own_snapshot.snapshot_id().empty()) return;
+  v1::DropSnapshotRequest drop;
+  drop.set_snapshot_id(turn.own_snapshot.snapshot_id());
+  turn.own_snapshot.Clear();
+  // If it stays, it is swept as an orphan.
+  executor_.TryRun([this, drop = std::move(drop)] { (void)catalog_->DropSnapshot(drop, StoreDeadline()); });
+  if (scheduler_ != nullptr) scheduler_->DropWarm(WarmSession(turn));
 }
 
 void TurnManager::Engine::OnLocated(const TurnPtr& turn, Located located) {
@@ -242,6 +259,7 @@ void TurnManager::Engine::BeginAttach(const TurnPtr& turn, SequenceId sequence, 
   by_sequence_[sequence] = turn;
   turn->sequence = sequence;
   turn->phase = Phase::kAttaching;
+  turn->parked_since = absl::InfiniteFuture();
   turn->attach_position = position;
   turn->attach_answers_left = static_cast<int>(plan_.stages.size());
   turn->fed_end = position;
@@ -253,7 +271,7 @@ void TurnManager::Engine::BeginAttach(const TurnPtr& turn, SequenceId sequence, 
 }
 
 void TurnManager::Engine::FeedKnown(Turn& turn) {
-  uint64_t end = turn.KnownEnd();
+  uint64_t end = turn.FeedEnd();
   // After a loss: what the client has is fed, and not returned again.
   if (turn.kind == Kind::kLogits) end = turn.logits_received;
   if (turn.kind == Kind::kDocument) end = turn.scores_sent;
@@ -272,6 +290,8 @@ void TurnManager::Engine::OnAttachAnswer(const v1::SequenceAttached& attached) {
   scheduler_->OnAttached(turn->sequence);
   turn->phase = Phase::kRunning;
   turn->attach_since = absl::InfiniteFuture();
+  turn->slot_since = Now();
+  turn->progress_at_slot = turn->patience.furthest();
   if (turn->attached_once) return;
   turn->attached_once = true;
   turn->reused_tokens = std::min(turn->attach_position, turn->begin);
@@ -292,6 +312,7 @@ void TurnManager::Engine::OnAttachFailed(Turn& turn, const absl::Status& status)
   const bool unusable = absl::IsDataLoss(status) || absl::IsNotFound(status) || absl::IsFailedPrecondition(status) ||
                         absl::IsInvalidArgument(status);
   if (unusable && !turn.snapshot.snapshot_id().empty()) {
+    if (turn.session == nullptr) return DropOwn(turn);
     metrics_->snapshots_dropped.Increment();
     if (turn.snapshot.position() == 0) {
       turn.no_snapshot = true;
@@ -306,15 +327,15 @@ void TurnManager::Engine::OnAttachFailed(Turn& turn, const absl::Status& status)
     executor_.TryRun([this, drop = std::move(drop)] { (void)catalog_->DropSnapshot(drop, StoreDeadline()); });
     return;
   }
-  ++turn.attempts;
-  turn.not_before = absl::Now() + options_.retry_delay * std::min(turn.attempts, 5);
-  if (turn.attempts >= kAttemptsWithSnapshot) turn.no_snapshot = true;
-  if (turn.attempts >= kAttempts) Fail(turn, common::Annotate(status, "no slot could be made ready"));
+  const Patience::Verdict verdict = turn.patience.AttachFailed();
+  turn.not_before = Now() + options_.retry_delay * std::min(turn.patience.failures(), 5);
+  if (turn.session == nullptr && turn.patience.leaves_snapshots()) DropOwn(turn);
+  if (verdict != Patience::Verdict::kTryAgain) Fail(turn, common::Annotate(status, "no slot could be made ready"));
 }
 
 void TurnManager::Engine::OnStep(const v1::StepResult& result) {
   scheduler_->OnStepDone(result.step_id());
-  last_progress_ = absl::Now();
+  last_progress_ = Now();
   for (const v1::EntryResult& entry : result.entries()) {
     const auto it = by_sequence_.find(entry.sequence());
     if (it == by_sequence_.end()) continue;  // Cancelled meanwhile.
@@ -327,7 +348,7 @@ void TurnManager::Engine::OnEntry(Turn& turn, const v1::EntryResult& result) {
   const absl::Status status = common::FromStatusProto(result.status());
   if (!status.ok()) return OnEntryFailed(turn, status);
   turn.done_end = result.position();
-  turn.attempts = 0;
+  turn.patience.Came(turn.done_end);
   turn.scores.insert(turn.scores.end(), result.scores().begin(), result.scores().end());
   if (turn.kind == Kind::kEmbed && turn.done_end == turn.KnownEnd()) {
     turn.embedding = EmbeddingBytes(turn.embed.source(), result);
@@ -351,14 +372,15 @@ void TurnManager::Engine::OnEntry(Turn& turn, const v1::EntryResult& result) {
 void TurnManager::Engine::OnEntryFailed(Turn& turn, const absl::Status& status) {
   common::LogWarning("step_entry_failed", {{"position", turn.done_end}, {"status", status}});
   RemoveSequence(turn);
-  if (turn.decided()) return;  // Only its last token was to be fed.
-  Park(turn);
   turn.no_warm = true;
-  ++turn.attempts;
-  turn.not_before = absl::Now() + options_.retry_delay * std::min(turn.attempts, 5);
-  if (!absl::IsAborted(status) && turn.attempts >= 3) {
-    Fail(turn, absl::InternalError(absl::StrCat("the pipeline refuses the turn: ", status.message())));
-  } else if (turn.attempts >= kAttempts) {
+  const Patience::Verdict verdict = turn.patience.EntryFailed(status.code());
+  turn.not_before = Now() + options_.retry_delay * std::min(turn.patience.failures(), 5);
+  Park(turn);
+  if (verdict == Patience::Verdict::kRefused) {
+    Refuse(turn, absl::Status(status.code(),
+                              absl::StrCat("the model does not go on after ", turn.patience.furthest(), " tokens: ",
+                                           absl::string_view(status.message()).substr(0, kMaxErrorBytes))));
+  } else if (verdict == Patience::Verdict::kGiveUp) {
     Fail(turn, status);
   }
 }
@@ -395,21 +417,30 @@ bool TurnManager::Engine::Lagging(const Turn& turn) const {
 
 void TurnManager::Engine::Advance(Turn& turn) {
   const bool idle = turn.done_end == turn.fed_end && !turn.tail_pending;  // Everything fed has come back.
+  if (turn.yielding && !turn.decided()) {
+    // What came back is with the client, or can be sent at any time.
+    const bool passed_on = turn.kind == Kind::kDocument ? turn.scores.empty() : turn.logits_received >= turn.done_end;
+    if (idle && (turn.kind == Kind::kGenerate || passed_on)) return Yield(running_.at(turn.id));
+    if (turn.kind != Kind::kDocument) return;
+  }
   switch (turn.kind) {
     case Kind::kGenerate: {
-      if (turn.spec.max_tokens() == 0 && idle && turn.fed_end == turn.KnownEnd() && !turn.decided()) {
+      if (turn.spec.max_tokens() == 0 && idle && turn.fed_end == turn.FeedEnd() && !turn.decided()) {
         turn.answer->Finish(v1::FINISH_REASON_LENGTH, absl::nullopt, "");
         if (!turn.HasLog()) metrics_->CountFinish(v1::FINISH_REASON_LENGTH);
       }
       if (turn.decided() && !turn.HasLog()) return RemoveSequence(turn);
-      if (turn.fed_end < turn.KnownEnd() && !turn.tail_pending && (turn.decided() || !Lagging(turn))) {
-        scheduler_->Feed(turn.sequence, static_cast<int64_t>(turn.KnownEnd() - turn.fed_end),
-                         Scheduler::FeedKind::kDecode);
-        turn.fed_end = turn.KnownEnd();
+      if (turn.decided()) {
+        if (idle) SaveAndRetire(turn);
         return;
       }
-      if (turn.decided() && idle) return SaveAndRetire(turn);
-      if (!turn.decided() && turn.HasLog() && turn.saves == 0 &&
+      if (turn.fed_end < turn.FeedEnd() && !turn.tail_pending && !Lagging(turn)) {
+        scheduler_->Feed(turn.sequence, static_cast<int64_t>(turn.FeedEnd() - turn.fed_end),
+                         Scheduler::FeedKind::kDecode);
+        turn.fed_end = turn.FeedEnd();
+        return;
+      }
+      if (turn.HasLog() && turn.saves == 0 &&
           turn.planned_end >= turn.saved_position + options_.snapshot_interval_tokens &&
           saves_.size() < kSavesPerSlot * plan_.slots) {
         Save(turn);
@@ -437,7 +468,9 @@ void TurnManager::Engine::Advance(Turn& turn) {
         return RemoveSequence(turn);
       }
       const uint64_t ahead = turn.fed_end - turn.scores_sent;
-      if (turn.fed_end == turn.KnownEnd() || turn.done_end < turn.scores_sent || ahead > kDocumentWindow / 2) return;
+      if (turn.yielding || turn.fed_end == turn.KnownEnd() || turn.done_end < turn.scores_sent ||
+          ahead > kDocumentWindow / 2)
+        return;
       const uint64_t tokens = std::min(kDocumentWindow - ahead, turn.KnownEnd() - turn.fed_end);
       scheduler_->Feed(turn.sequence, static_cast<int64_t>(tokens), Scheduler::FeedKind::kPrefill);
       turn.fed_end += tokens;
@@ -481,7 +514,7 @@ bool TurnManager::Engine::HasRoom(Turn& turn, size_t queued) {
     turn.stalled_since = absl::InfiniteFuture();
     return true;
   }
-  const absl::Time now = absl::Now();
+  const absl::Time now = Now();
   if (turn.stalled_since == absl::InfiniteFuture() || queued < turn.stalled_at) turn.stalled_since = now;
   turn.stalled_at = queued;
   if (now - turn.stalled_since > options_.slow_client_timeout) {
@@ -501,6 +534,19 @@ void TurnManager::Engine::SendScores(Turn& turn) {
   turn.document_stream->Send(std::move(response));
 }
 
+void TurnManager::Engine::Yield(const TurnPtr& turn) {
+  if (turn->planned_end > turn->saved_position) Save(*turn);
+  scheduler_->Retire(turn->sequence, WarmSession(*turn), WarmBranch(*turn));
+  by_sequence_.erase(turn->sequence);
+  turn->sequence = 0;
+  turn->tail.clear();
+  turn->yielding = false;
+  turn->phase = Phase::kYielded;
+  ++yielded_;
+  waiting_.push_back(turn);
+  metrics_->yielded_turns.Increment();
+}
+
 bool TurnManager::Engine::Save(Turn& turn) {
   const absl::optional<uint64_t> position = scheduler_->Save(turn.sequence);
   if (!position.has_value()) return false;
@@ -511,12 +557,12 @@ bool TurnManager::Engine::Save(Turn& turn) {
   save.turn_id = turn.id;
   save.position = *position;
   save.answers_left = static_cast<int>(plan_.stages.size());
-  save.deadline = absl::Now() + options_.save_timeout;
+  save.deadline = Now() + options_.save_timeout;
   save_ids_[{turn.sequence, *position}] = save.snapshot_id;
   if (turn.kind == Kind::kExport) turn.export_snapshot = save.snapshot_id;
   turn.saved_position = *position;
   ++turn.saves;
-  ++turn.session->saves;
+  if (turn.session != nullptr) ++turn.session->saves;
   saves_[save.snapshot_id] = std::move(save);
   return true;
 }
@@ -536,6 +582,7 @@ void TurnManager::Engine::RemoveSequence(Turn& turn) {
   turn.sequence = 0;
   turn.tail.clear();
   turn.tail_pending = false;
+  turn.yielding = false;
   turn.attach_since = absl::InfiniteFuture();
   turn.phase = Phase::kComputed;
 }
@@ -552,7 +599,7 @@ void TurnManager::Engine::FillAttach(const AttachCommand& command, v1::AttachSeq
     return;
   }
   Turn& turn = *it->second;
-  turn.attach_since = absl::Now();
+  turn.attach_since = Now();
   if (command.warm_sequence.has_value()) {
     // Said above.
   } else if (!turn.snapshot.snapshot_id().empty()) {
@@ -563,6 +610,7 @@ void TurnManager::Engine::FillAttach(const AttachCommand& command, v1::AttachSeq
   }
   *attach->mutable_sampling() =
       turn.kind == Kind::kGenerate ? turn.spec.sampling() : common::CompleteSampling(v1::Sampling(), 0);
+  attach->mutable_turn_token_ids()->Add(turn.counted.begin(), turn.counted.end());
   if (turn.answer.has_value()) {
     attach->mutable_turn_token_ids()->Add(turn.answer->ids().begin(), turn.answer->ids().end());
   }
@@ -601,7 +649,7 @@ void TurnManager::Engine::FillStep(const StepCommand& command, v1::Step* step) {
 
 void TurnManager::Engine::SendCommands() {
   if (scheduler_ == nullptr) return;
-  if (scheduler_->steps_in_flight() == 0) last_progress_ = absl::Now();
+  if (scheduler_->steps_in_flight() == 0) last_progress_ = Now();
   for (const Command& planned : scheduler_->Plan()) {
     auto command = std::make_shared<v1::ExecuteRequest>();
     if (const auto* attach = std::get_if<AttachCommand>(&planned)) {
@@ -627,7 +675,7 @@ void TurnManager::Engine::SendCommands() {
 
 void TurnManager::Engine::Watch() {
   if (epoch_ == 0) return;
-  const absl::Time now = absl::Now();
+  const absl::Time now = Now();
   if (scheduler_->steps_in_flight() > 0 && now - last_progress_ > options_.progress_timeout) {
     pipeline_.EndEpoch(epoch_, absl::UnavailableError(absl::StrCat(
                                    "no step came back for ", absl::FormatDuration(options_.progress_timeout), "; ",
@@ -636,8 +684,13 @@ void TurnManager::Engine::Watch() {
   }
   for (const auto& [sequence, turn] : by_sequence_) {
     if (now - turn->attach_since <= options_.attach_timeout) continue;
-    pipeline_.EndEpoch(epoch_, absl::UnavailableError(absl::StrCat("a slot was not attached within ",
-                                                                   absl::FormatDuration(options_.attach_timeout))));
+    const absl::Status late = absl::UnavailableError(
+        absl::StrCat("a slot was not attached within ", absl::FormatDuration(options_.attach_timeout)));
+    const TurnPtr waiting = turn;  // What follows takes it out.
+    if (waiting->patience.AttachTimedOut() == Patience::Verdict::kGiveUp) {
+      Fail(*waiting, common::WithRetryInfo(late, absl::Seconds(1)));
+    }
+    pipeline_.EndEpoch(epoch_, late);
     return;
   }
 }

@@ -53,6 +53,8 @@ std::string Reason(v1::FinishReason reason) {
       return "stop_token";
     case v1::FINISH_REASON_STOP_STRING:
       return "stop_string";
+    case v1::FINISH_REASON_ERROR:
+      return "error";
     default:
       return "cancelled";
   }
@@ -110,6 +112,8 @@ RouterMetrics::RouterMetrics(Metrics* metrics)
       reused_tokens(Tokens(metrics, "reused")),
       recovered_turns(metrics->Counter("rwkv_router_recovered_turns_total",
                                        "Turns that went on after the epoch they ran in was lost.")),
+      yielded_turns(
+          metrics->Counter("rwkv_router_yielded_turns_total", "Times that a turn gave its slot to one that waited.")),
       epochs(metrics->Counter("rwkv_router_epochs_total", "Epochs that opened.")),
       epochs_lost(metrics->Counter("rwkv_router_epochs_lost_total", "Epochs that ended other than by a shutdown.")),
       snapshots_committed(Snapshots(metrics, "committed")),
@@ -117,8 +121,9 @@ RouterMetrics::RouterMetrics(Metrics* metrics)
       snapshots_dropped(Snapshots(metrics, "dropped")) {
   // All label values exist from the start, so that a rate over them is never a gap.
   for (const absl::StatusCode code : kCodes) errors_[Cause(code)] = &Errors(metrics, code);
-  for (const v1::FinishReason reason : {v1::FINISH_REASON_LENGTH, v1::FINISH_REASON_STOP_TOKEN,
-                                        v1::FINISH_REASON_STOP_STRING, v1::FINISH_REASON_CANCELLED}) {
+  for (const v1::FinishReason reason :
+       {v1::FINISH_REASON_LENGTH, v1::FINISH_REASON_STOP_TOKEN, v1::FINISH_REASON_STOP_STRING,
+        v1::FINISH_REASON_CANCELLED, v1::FINISH_REASON_ERROR}) {
     finishes_[Reason(reason)] = &Finishes(metrics, reason);
   }
 }

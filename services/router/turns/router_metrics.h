@@ -38,6 +38,7 @@ class RouterMetrics {
   prometheus::Counter& generated_tokens;
   prometheus::Counter& reused_tokens;
   prometheus::Counter& recovered_turns;
+  prometheus::Counter& yielded_turns;
   prometheus::Counter& epochs;
   prometheus::Counter& epochs_lost;
   prometheus::Counter& snapshots_committed;

@@ -17,6 +17,7 @@
 #include "rwkv/v1/turn_spec.pb.h"
 #include "services/router/scheduler/scheduler.h"
 #include "services/router/turns/answer.h"
+#include "services/router/turns/patience.h"
 #include "services/router/turns/response_stream.h"
 #include "services/router/turns/serving_model.h"
 #include "services/router/turns/turn_manager.h"
@@ -40,12 +41,13 @@ struct Turn {
 
   // Where it stands with the pipeline.
   enum class Phase {
-    kWaiting,    // Not started: too many run, or the session is busy closing.
+    kWaiting,    // Not started: no slot is free, too many run, or the session is busy closing.
     kOpening,    // The lease, the log: on the executor.
     kParked,     // No pipeline, or not before `not_before`.
     kLocating,   // Which snapshot: on the executor.
     kAttaching,  // In the scheduler, without a slot on every stage.
     kRunning,    // In the scheduler; can be fed.
+    kYielded,    // Gave its slot away; in the line for the next, its state in a snapshot.
     kComputed,   // Nothing left to compute: commits and messages may be.
   };
 
@@ -60,7 +62,8 @@ struct Turn {
   // What was asked for.
   std::string request_id;
   bool named = false;            // The client gave the request_id.
-  std::vector<uint32_t> prompt;  // kScore, kDocument: without the last token.
+  std::vector<uint32_t> prompt;  // kScore, kDocument: without the last token. kGenerate: empty to go on from the log.
+  std::string input_field;       // The field that the prompt came in, for messages.
   uint32_t last_target = 0;      // kScore, kDocument: the last token, which is only scored.
   v1::TurnSpec spec;
   v1::EmbedRequest embed;  // kEmbed: without its input.
@@ -84,6 +87,8 @@ struct Turn {
   // Positions in the session's log (from 0 without a session): [begin, begin + prompt) is the input, then the answer.
   uint64_t begin = 0;
   absl::optional<Answer> answer;  // From the opening on.
+  std::vector<uint32_t> counted;  // Tokens of the log before it that the penalties count as generated in it.
+  absl::Status error;             // What the answer ended with, if its reason is ERROR.
   bool stopped = false;           // Ends without an end in the log: client gone, or an error.
 
   // The log.
@@ -105,20 +110,24 @@ struct Turn {
   uint64_t attach_position = 0;
   int attach_answers_left = 0;
   absl::Time attach_since = absl::InfiniteFuture();
-  int attempts = 0;                      // Attaches that failed in a row.
-  bool no_warm = false;                  // A warm slot turned out not to be.
-  bool no_snapshot = false;              // None can be used: start fresh.
-  uint64_t snapshot_limit = UINT64_MAX;  // Snapshots beyond it turned out unusable.
-  absl::Time parked_since;
+  Patience patience;
+  bool no_warm = false;                              // A warm slot turned out not to be.
+  bool no_snapshot = false;                          // None can be used: start fresh.
+  uint64_t snapshot_limit = UINT64_MAX;              // Snapshots beyond it turned out unusable.
+  absl::Time parked_since = absl::InfiniteFuture();  // Without being attached since.
   absl::Time not_before = absl::InfinitePast();
-  std::vector<uint32_t> tail;   // The log's tokens [attach_position, begin), until they are fed.
-  bool tail_pending = false;    // Being read.
-  uint64_t fed_end = 0;         // The scheduler was given everything before this position.
-  uint64_t planned_end = 0;     // Everything before this position is in commands.
-  uint64_t done_end = 0;        // Everything before this position has come back.
-  uint64_t saved_position = 0;  // Of the last snapshot asked for, or attached from.
-  int saves = 0;                // Snapshots asked for and not yet there, or failed.
-  bool attached_once = false;   // What was reused is known.
+  std::vector<uint32_t> tail;         // The log's tokens [attach_position, begin), until they are fed.
+  bool tail_pending = false;          // Being read.
+  uint64_t fed_end = 0;               // The scheduler was given everything before this position.
+  uint64_t planned_end = 0;           // Everything before this position is in commands.
+  uint64_t done_end = 0;              // Everything before this position has come back.
+  uint64_t saved_position = 0;        // Of the last snapshot asked for, or attached from.
+  int saves = 0;                      // Snapshots asked for and not yet there, or failed.
+  bool attached_once = false;         // What was reused is known.
+  absl::Time slot_since;              // When it got the slot it has.
+  uint64_t progress_at_slot = 0;      // How far it had come by then.
+  bool yielding = false;              // Gives its slot away as soon as nothing of it is in flight.
+  v1::SnapshotManifest own_snapshot;  // Without a session: its last one. No catalog knows of it.
 
   // Results.
   std::vector<float> scores;     // kDocument: those that are not sent yet.
@@ -137,8 +146,13 @@ struct Turn {
     return stream != nullptr || logits_stream != nullptr || document_stream != nullptr || score_done != nullptr ||
            export_done != nullptr || embed_done != nullptr || exclusive_done != nullptr;
   }
+  // Has a part of the slots: what may start depends on how many these are.
+  bool Active() const { return phase != Phase::kWaiting && phase != Phase::kYielded && phase != Phase::kComputed; }
   // All tokens that are known: those to be fed.
   uint64_t KnownEnd() const { return begin + prompt.size() + (answer.has_value() ? answer->size() : 0); }
+  // How far a state may have come that this turn can go on from: a session's last token is fed by whoever needs what
+  // comes after it, since a state that has seen everything says nothing any more.
+  uint64_t StateEnd() const { return KnownEnd() - (HasLog() || WantsToken() ? 1 : 0); }
   uint32_t TokenAt(uint64_t position) const {
     if (position < begin) return tail[position - attach_position];
     const uint64_t i = position - begin;
@@ -148,6 +162,7 @@ struct Turn {
   uint32_t ScoreTarget(uint64_t position) const {
     return position + 1 < prompt.size() ? prompt[position + 1] : last_target;
   }
+  uint64_t FeedEnd() const { return WantsToken() ? KnownEnd() : StateEnd(); }
   // The token after the last known one is wanted.
   bool WantsToken() const {
     return kind == Kind::kGenerate && !stopped && answer.has_value() && !answer->finished() && spec.max_tokens() > 0;
@@ -160,7 +175,6 @@ struct Session {
   bool leased = false;
   bool stale = false;      // The log may have changed under the lease: read it again.
   bool releasing = false;  // On the executor.
-  bool deleted = false;
   v1::Lease lease;
   std::string log_branch;
   std::string model_fingerprint;

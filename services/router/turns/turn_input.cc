@@ -134,7 +134,12 @@ absl::Status CheckRequest(const v1::GenerateRequest& request) {
       if (request.tokens().ids().empty()) return InvalidFieldError("tokens.ids", "is empty");
       break;
     case v1::GenerateRequest::INPUT_NOT_SET:
-      return InvalidFieldError("input", "is missing: give text or tokens");
+      if (request.session_id().empty()) {
+        return InvalidFieldError("input", "is missing: give text or tokens, or a session to go on from");
+      }
+      if (request.has_max_tokens() && request.max_tokens() == 0) {
+        return InvalidFieldError("max_tokens", "0 without input: there is nothing to do");
+      }
   }
   if (request.stop_size() > kMaxStopStrings) {
     return InvalidFieldError("stop", absl::StrCat(request.stop_size(), " strings; at most ", kMaxStopStrings));
@@ -149,6 +154,24 @@ absl::Status CheckRequest(const v1::GenerateRequest& request) {
   if (request.stop_token_ids_size() > kMaxStopTokenIds) {
     return InvalidFieldError("stop_token_ids",
                              absl::StrCat(request.stop_token_ids_size(), " ids; at most ", kMaxStopTokenIds));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckContext(absl::string_view input_field, uint64_t position, uint64_t input, uint64_t generated,
+                          const v1::ModelInfo& model) {
+  const uint64_t limit = model.max_context_tokens();
+  if (limit == 0) return absl::OkStatus();
+  const std::string after = position == 0 ? "" : absl::StrCat(" after the session's ", position);
+  if (position > limit || input > limit - position) {
+    return InvalidFieldError(input_field, absl::StrCat(input, " tokens", after, " pass the model's context of ", limit,
+                                                       " tokens (--deep_embed_context of its workers)"));
+  }
+  const uint64_t left = limit - position - input;
+  if (generated > left) {
+    return InvalidFieldError("max_tokens", absl::StrCat(generated, "; ", input, " tokens of input", after, " leave ",
+                                                        left, " of the model's context of ", limit,
+                                                        " tokens (--deep_embed_context of its workers)"));
   }
   return absl::OkStatus();
 }
@@ -209,9 +232,12 @@ absl::StatusOr<TurnInput> MakeTurnInput(const v1::GenerateRequest& request, cons
   input.request_id = request.request_id();
   input.resume_from = request.resume_from();
   RWKV_ASSIGN_OR_RETURN(input.initial_state, FindInitialState(request.initial_state(), model.info));
-  RWKV_ASSIGN_OR_RETURN(input.tokens, MakeTokens(request.has_text() ? &request.text() : nullptr,
-                                                 request.has_tokens() ? &request.tokens() : nullptr, model, limits,
-                                                 request.plain_text()));
+  input.input_field = request.has_text() ? "text" : request.has_tokens() ? "tokens.ids" : "input";
+  if (request.input_case() != v1::GenerateRequest::INPUT_NOT_SET) {
+    RWKV_ASSIGN_OR_RETURN(input.tokens, MakeTokens(request.has_text() ? &request.text() : nullptr,
+                                                   request.has_tokens() ? &request.tokens() : nullptr, model, limits,
+                                                   request.plain_text()));
+  }
   if (request.stop_size() > 0 && model.tokenizer == nullptr) return NeedsTokenizer("stop", model);
   const std::vector<uint32_t> stop_ids(request.stop_token_ids().begin(), request.stop_token_ids().end());
   RWKV_RETURN_IF_ERROR(CheckTokens("stop_token_ids", stop_ids, model));
@@ -220,6 +246,7 @@ absl::StatusOr<TurnInput> MakeTurnInput(const v1::GenerateRequest& request, cons
     return InvalidFieldError("max_tokens",
                              absl::StrCat(max_tokens, "; at most ", limits.max_generated_tokens, " are allowed"));
   }
+  RWKV_RETURN_IF_ERROR(CheckContext(input.input_field, 0, input.tokens.size(), max_tokens, model.info));
   const absl::StatusOr<common::SamplingParams> sampling =
       common::SamplingParams::Create(request.sampling(), model.info.vocab_size(), model.banned_token_ids);
   if (!sampling.ok()) return sampling.status();
@@ -239,6 +266,7 @@ absl::StatusOr<TurnInput> MakeTurnInput(const v1::GenerateRequest& request, cons
 absl::Status CheckSameSpec(const v1::TurnSpec& stored, const v1::TurnSpec& spec) {
   v1::TurnSpec wanted = spec;
   if (stored.seed_drawn() && spec.seed_drawn()) wanted.mutable_sampling()->set_seed(stored.sampling().seed());
+  if (stored.has_counts_from()) wanted.set_counts_from(stored.counts_from());
   if (google::protobuf::util::MessageDifferencer::Equals(stored, wanted)) return absl::OkStatus();
   return InvalidFieldError("request_id", "names a turn with other limits, stops or sampling");
 }

@@ -31,7 +31,8 @@ inline constexpr size_t kMaxIdBytes = 128;
 struct TurnInput {
   std::string session_id;        // Empty: none.
   std::string request_id;        // Empty: none was given.
-  std::vector<uint32_t> tokens;  // At least one.
+  std::vector<uint32_t> tokens;  // Empty only with a session: to go on from what it has.
+  std::string input_field;       // Where they came from: "text", "tokens.ids", or "input" if there are none.
   v1::TurnSpec spec;
   uint64_t resume_from = 0;
   std::string initial_state;  // In full; empty: none was named.
@@ -46,8 +47,13 @@ absl::Status CheckRequest(const v1::GenerateRequest& request);
 absl::StatusOr<TurnInput> MakeTurnInput(const v1::GenerateRequest& request, const ServingModel& model,
                                         const InputLimits& limits, uint64_t drawn_seed);
 
+// Whether a turn of `input` tokens (in the field `input_field`) and `generated` more fits behind `position` tokens.
+// kInvalidArgument that names the field: the model takes no more than max_context_tokens.
+absl::Status CheckContext(absl::string_view input_field, uint64_t position, uint64_t input, uint64_t generated,
+                          const v1::ModelInfo& model);
+
 // kInvalidArgument unless `stored`, the spec of a turn in the log, is what `spec` asks for again. A seed that was drawn
-// is not compared.
+// is not compared, nor what the penalties of a continuation count: the log says it.
 absl::Status CheckSameSpec(const v1::TurnSpec& stored, const v1::TurnSpec& spec);
 
 // The input of Score, Logits and Embed. `plain_text`: as in v1::GenerateRequest.

@@ -46,6 +46,12 @@ absl::Status TurnManager::ChooseModel(absl::string_view model, absl::string_view
   return absl::OkStatus();
 }
 
+void TurnManager::SubmitFed(absl::string_view input_field, std::shared_ptr<Turn> turn) {
+  const absl::Status fits = CheckContext(input_field, 0, turn->prompt.size(), 0, turn->model->info);
+  if (!fits.ok()) return engine_->Reject(*turn, fits);
+  engine_->Submit(std::move(turn));
+}
+
 void TurnManager::Generate(CallId call, const v1::GenerateRequest& request,
                            std::shared_ptr<ResponseStream<v1::GenerateResponse>> stream) {
   auto turn = std::make_shared<Turn>();
@@ -62,6 +68,7 @@ void TurnManager::Generate(CallId call, const v1::GenerateRequest& request,
   turn->named = !input->request_id.empty();
   turn->request_id = turn->named ? std::move(input->request_id) : absl::StrFormat("auto-%016x", engine_->Random());
   turn->prompt = std::move(input->tokens);
+  turn->input_field = std::move(input->input_field);
   turn->spec = std::move(input->spec);
   turn->resume_from = input->resume_from;
   turn->initial_state = std::move(input->initial_state);
@@ -89,7 +96,7 @@ void TurnManager::Score(CallId call, const v1::ScoreRequest& request,
   turn->last_target = tokens->back();
   tokens->pop_back();
   turn->prompt = *std::move(tokens);
-  engine_->Submit(std::move(turn));
+  SubmitFed(request.has_text() ? "text" : "tokens.ids", std::move(turn));
 }
 
 void TurnManager::ScoreDocument(CallId call, const Document& document,
@@ -116,7 +123,7 @@ void TurnManager::ScoreDocument(CallId call, const Document& document,
   turn->last_target = tokens->back();
   tokens->pop_back();
   turn->prompt = *std::move(tokens);
-  engine_->Submit(std::move(turn));
+  SubmitFed(document.text.empty() ? "token_ids" : "text", std::move(turn));
 }
 
 void TurnManager::Logits(CallId call, const v1::LogitsRequest& request,
@@ -135,7 +142,7 @@ void TurnManager::Logits(CallId call, const v1::LogitsRequest& request,
       MakeTokens(nullptr, &request.tokens(), *turn->model, engine_->options().limits);
   if (!tokens.ok()) return engine_->Reject(*turn, tokens.status());
   turn->prompt = *std::move(tokens);
-  engine_->Submit(std::move(turn));
+  SubmitFed("tokens.ids", std::move(turn));
 }
 
 void TurnManager::Embed(CallId call, const v1::EmbedRequest& request,
@@ -157,7 +164,7 @@ void TurnManager::Embed(CallId call, const v1::EmbedRequest& request,
   turn->embed.set_source(request.source());
   turn->embed.set_normalize(request.normalize());
   turn->prompt = *std::move(tokens);
-  engine_->Submit(std::move(turn));
+  SubmitFed(request.has_text() ? "text" : "tokens.ids", std::move(turn));
 }
 
 void TurnManager::Export(CallId call, const std::string& session_id,

@@ -46,10 +46,12 @@ using CallId = uint64_t;
 class TurnManager {
  public:
   struct Options {
-    std::string router;       // --name: the leases' holder.
-    std::string incarnation;  // Unique per start of this router.
-    int max_running = 64;     // Calls that hold or are about to take a slot.
-    int max_waiting = 256;    // Calls that wait to be started.
+    std::string router;                              // --name: the leases' holder.
+    std::string incarnation;                         // Unique per start of this router.
+    int max_running = 64;                            // Calls that hold or are about to take a slot.
+    int max_waiting = 256;                           // Calls that wait to be started, or to go on.
+    absl::Duration max_wait = absl::Seconds(60);     // A call that waits to be started for longer is refused.
+    absl::Duration slot_quantum = absl::Seconds(5);  // Who has had a slot for so long gives it to one that waits. > 0.
     InputLimits limits;
     bool allow_logits = false;
     int64_t snapshot_interval_tokens = 1024;  // A running turn is saved about this often. > 0.
@@ -135,6 +137,8 @@ class TurnManager {
 
   // Sets model and initial state of a call without a session, as its request names them.
   absl::Status ChooseModel(absl::string_view model, absl::string_view initial_state, Turn* turn) const;
+  // Hands in a turn that feeds its prompt from a fresh state, unless the model does not take so many tokens.
+  void SubmitFed(absl::string_view input_field, std::shared_ptr<Turn> turn);
 
   std::atomic<CallId> next_call_{1};
   const std::unique_ptr<Engine> engine_;

@@ -139,8 +139,7 @@ absl::StatusOr<v1::AppendTokensResponse> FakeStateStore::AppendTokens(const v1::
   return Run<absl::StatusOr<v1::AppendTokensResponse>>([&] { return catalog_->AppendTokens(request, deadline); });
 }
 
-absl::StatusOr<v1::FindTurnResponse> FakeStateStore::FindTurn(const v1::FindTurnRequest& request,
-                                                              absl::Time deadline) {
+absl::StatusOr<v1::FindTurnResponse> FakeStateStore::FindTurn(const v1::FindTurnRequest& request, absl::Time deadline) {
   return Run<absl::StatusOr<v1::FindTurnResponse>>([&] { return catalog_->FindTurn(request, deadline); });
 }
 

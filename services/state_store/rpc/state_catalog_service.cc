@@ -44,10 +44,10 @@ enum Method : size_t {
 StateCatalogService::StateCatalogService(const Identity& identity, StateStore* store, common::Metrics* metrics)
     : identity_(identity),
       store_(store),
-      metrics_(metrics, {"describe", "create_session", "get_session", "list_sessions", "fork_session", "rewind_session",
-                         "delete_session", "acquire_lease", "renew_leases", "release_lease", "begin_turn",
-                         "append_tokens", "find_turn", "read_tokens", "commit_snapshot", "find_snapshot",
-                         "drop_snapshot"}),
+      metrics_(metrics,
+               {"describe", "create_session", "get_session", "list_sessions", "fork_session", "rewind_session",
+                "delete_session", "acquire_lease", "renew_leases", "release_lease", "begin_turn", "append_tokens",
+                "find_turn", "read_tokens", "commit_snapshot", "find_snapshot", "drop_snapshot"}),
       append_items_(metrics->Histogram("rwkv_state_store_append_items", "Turns in one AppendTokens, so in one commit.",
                                        common::Metrics::CountBuckets())) {}
 

@@ -48,8 +48,9 @@ uint64_t FakeModel::Feed(uint64_t state, absl::Span<const uint32_t> token_ids) {
 }
 
 uint32_t FakeModel::Next(uint64_t state, uint64_t position, const v1::Sampling& sampling, uint32_t vocab_size,
-                         absl::Span<const uint32_t> banned) {
+                         absl::Span<const uint32_t> banned, uint64_t counted) {
   uint64_t hash = Mix(state);
+  if (sampling.frequency_penalty() != 0) hash = Mix(hash ^ counted);
   if (sampling.temperature() > 0) hash = Mix(hash ^ Mix(sampling.seed() + 1) ^ Mix(position + 2));
   uint32_t id = static_cast<uint32_t>(hash % vocab_size);
   const auto is_banned = [&banned](uint32_t candidate) {
@@ -67,7 +68,7 @@ std::vector<uint32_t> FakeModel::Generate(absl::Span<const uint32_t> log, int co
   uint64_t state = Feed(Fresh(initial_state), log);
   std::vector<uint32_t> tokens;
   for (int i = 0; i < count; ++i) {
-    tokens.push_back(Next(state, log.size() + i, sampling, vocab_size));
+    tokens.push_back(Next(state, log.size() + i, sampling, vocab_size, {}, Feed(0, tokens)));
     state = Feed(state, tokens.back());
   }
   return tokens;
@@ -95,7 +96,7 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
   };
 
   explicit FakePipelineState(FakePipeline::Options options)
-      : options_(std::move(options)), initial_states_(options_.initial_states) {
+      : options_(std::move(options)), initial_states_(options_.initial_states), fingerprint_(options_.fingerprint) {
     stages_.resize(options_.stage_count);
     for (Stage& stage : stages_) stage.slots.resize(options_.slots);
   }
@@ -111,7 +112,7 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
     response.set_pid(1000 + index);
     v1::ModelInfo* model = response.mutable_model();
     model->set_name(options_.model_name);
-    model->set_fingerprint(options_.fingerprint);
+    model->set_fingerprint(fingerprint_);
     model->set_version("7");
     model->set_layer_count(options_.layers);
     model->set_width(4);
@@ -220,6 +221,29 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
     initial_states_ = std::move(initial_states);
   }
 
+  void SetFingerprint(std::string fingerprint) {
+    absl::MutexLock lock(&mu_);
+    fingerprint_ = std::move(fingerprint);
+  }
+
+  void FailBeyond(uint64_t position, absl::Status status) {
+    absl::MutexLock lock(&mu_);
+    fail_beyond_ = position;
+    fail_beyond_with_ = std::move(status);
+  }
+
+  void HoldAttaches(bool held) {
+    absl::MutexLock lock(&mu_);
+    attaches_held_ = held;
+    Advance();
+  }
+
+  void HoldSaves(bool held) {
+    absl::MutexLock lock(&mu_);
+    saves_held_ = held;
+    Advance();
+  }
+
   void SetSteps(bool paused, int allowed) {
     absl::MutexLock lock(&mu_);
     paused_ = paused;
@@ -273,6 +297,7 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
     uint64_t state = FakeModel::Fresh();
     v1::Sampling sampling;
     std::vector<uint32_t> banned;
+    uint64_t counted = 0;  // Feed() of the tokens that the penalties count.
   };
   struct Stage {
     bool dead = false;
@@ -374,6 +399,7 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
     }
     if (stream.commands.empty()) return false;
     const v1::ExecuteRequest& head = stream.commands.front();
+    if ((attaches_held_ && head.has_attach()) || (saves_held_ && head.has_save())) return false;
     if (head.has_step()) {
       if (index == 0 && paused_) {
         if (allowed_steps_ == 0) return false;
@@ -455,6 +481,8 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
     fresh.sequence = attach.sequence();
     fresh.position = attach.position();
     fresh.sampling = attach.sampling();
+    fresh.counted =
+        FakeModel::Feed(0, std::vector<uint32_t>(attach.turn_token_ids().begin(), attach.turn_token_ids().end()));
     fresh.banned.assign(attach.banned_token_ids().begin(), attach.banned_token_ids().end());
     switch (attach.source_case()) {
       case v1::AttachSequence::kFresh:
@@ -478,7 +506,7 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
       case v1::AttachSequence::kSnapshot: {
         slot = Slot();
         const v1::SnapshotManifest& manifest = attach.snapshot();
-        if (manifest.model_fingerprint() != options_.fingerprint) {
+        if (manifest.model_fingerprint() != fingerprint_) {
           return absl::FailedPreconditionError("the snapshot belongs to another model");
         }
         if (manifest.position() != attach.position() || manifest.records_size() != options_.layers) {
@@ -561,7 +589,12 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
       const auto refused = refusals.find(i);
       *out->mutable_status() = ToProto(refused == refusals.end() ? absl::OkStatus() : refused->second);
       if (refused != refusals.end() || !IsLast(index)) continue;
-      const Slot& slot = stage.slots[entry.slot()];
+      Slot& slot = stage.slots[entry.slot()];
+      const bool asks = entry.logits() || entry.sample() || entry.score_token_ids_size() > 0;
+      if (asks && !fail_beyond_with_.ok() && slot.position > fail_beyond_) {
+        *out->mutable_status() = ToProto(fail_beyond_with_);
+        continue;
+      }
       if (entry.logits()) {
         // Not a distribution, but the same for the same state: row t holds the low bits of the hash after token t.
         v1::LogitsRows* logits = stream.responses.emplace_back().mutable_logits();
@@ -581,7 +614,9 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
       }
       for (uint32_t id : entry.score_token_ids()) out->add_scores(-static_cast<float>(id % 97) / 8.0f);
       if (entry.sample()) {
-        out->set_token_id(FakeModel::Next(slot.state, slot.position, slot.sampling, options_.vocab_size, slot.banned));
+        out->set_token_id(
+            FakeModel::Next(slot.state, slot.position, slot.sampling, options_.vocab_size, slot.banned, slot.counted));
+        slot.counted = FakeModel::Feed(slot.counted, out->token_id());
         out->set_logprob(-static_cast<float>(out->token_id() % 97) / 8.0f);
         for (uint32_t n = 0; n < slot.sampling.top_logprobs(); ++n) {
           v1::TokenLogprob* top = out->add_top_logprobs();
@@ -652,6 +687,11 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
   const FakePipeline::Options options_;
   mutable absl::Mutex mu_;
   std::vector<std::string> initial_states_ ABSL_GUARDED_BY(mu_);
+  std::string fingerprint_ ABSL_GUARDED_BY(mu_);
+  uint64_t fail_beyond_ ABSL_GUARDED_BY(mu_) = 0;
+  absl::Status fail_beyond_with_ ABSL_GUARDED_BY(mu_);
+  bool attaches_held_ ABSL_GUARDED_BY(mu_) = false;
+  bool saves_held_ ABSL_GUARDED_BY(mu_) = false;
   std::vector<Stage> stages_ ABSL_GUARDED_BY(mu_);
   absl::flat_hash_map<std::pair<std::string, int>, std::string> records_ ABSL_GUARDED_BY(mu_);
   std::vector<std::string> lost_snapshots_ ABSL_GUARDED_BY(mu_);
@@ -705,6 +745,12 @@ void FakePipeline::SetDraining(int stage, bool draining) { state_->SetDraining(s
 void FakePipeline::SetInitialStates(std::vector<std::string> initial_states) {
   state_->SetInitialStates(std::move(initial_states));
 }
+void FakePipeline::SetFingerprint(std::string fingerprint) { state_->SetFingerprint(std::move(fingerprint)); }
+void FakePipeline::FailBeyond(uint64_t position, absl::Status status) {
+  state_->FailBeyond(position, std::move(status));
+}
+void FakePipeline::HoldAttaches(bool held) { state_->HoldAttaches(held); }
+void FakePipeline::HoldSaves(bool held) { state_->HoldSaves(held); }
 void FakePipeline::PauseSteps() { state_->SetSteps(true, 0); }
 void FakePipeline::ResumeSteps() { state_->SetSteps(false, 0); }
 void FakePipeline::AllowSteps(int count) { state_->AllowSteps(count); }

@@ -3,8 +3,8 @@
 // before it.
 //
 // The model: state = hash of all tokens so far; greedy next token = FakeModel::Next(all tokens so far), and with a
-// temperature FakeModel::Next(all tokens, seed). So the tokens of a turn are known in advance, however it was batched,
-// chunked, saved, restored or recovered.
+// temperature FakeModel::Next(all tokens, seed). With a frequency penalty it depends on the turn's own tokens, too. So the
+// tokens of a turn are known in advance, however it was batched, chunked, saved, restored or recovered.
 #pragma once
 
 #include <cstdint>
@@ -29,14 +29,15 @@ struct FakeModel {
   static uint64_t Feed(uint64_t state, absl::Span<const uint32_t> token_ids);
 
   // The token drawn after a state that has seen `position` tokens. Temperature 0: of the state alone; else also of
-  // (seed, position). Never in the `banned` [begin, end) pairs.
+  // (seed, position); with a frequency penalty also of `counted`, the Feed() of the tokens that the penalties count. Never
+  // in the `banned` [begin, end) pairs.
   static uint32_t Next(uint64_t state, uint64_t position, const v1::Sampling& sampling, uint32_t vocab_size,
-                       absl::Span<const uint32_t> banned = {});
+                       absl::Span<const uint32_t> banned = {}, uint64_t counted = 0);
 
   // Tokens that a greedy turn of `count` tokens generates after `log`.
   static std::vector<uint32_t> Greedy(absl::Span<const uint32_t> log, int count, uint32_t vocab_size,
                                       absl::string_view initial_state = "");
-  // The same with any sampling (temperature and seed count).
+  // The same with any sampling (temperature, seed and frequency penalty count).
   static std::vector<uint32_t> Generate(absl::Span<const uint32_t> log, int count, const v1::Sampling& sampling,
                                         uint32_t vocab_size, absl::string_view initial_state = "");
 };
@@ -80,6 +81,7 @@ class FakePipeline {
   void SetDraining(int stage, bool draining);
   // As if every worker had been started with others; heard of with the next epoch.
   void SetInitialStates(std::vector<std::string> initial_states);
+  void SetFingerprint(std::string fingerprint);
 
   // Steps are taken, but none is computed until Resume: the caller sees a slow pipeline.
   void PauseSteps();
@@ -91,6 +93,13 @@ class FakePipeline {
   void FailAttaches(int count, absl::Status status);
   void FailSaves(int count, absl::Status status);
   void FailEntries(int count, absl::Status status);
+  // From now on whoever asks for what comes after more than `position` tokens gets `status`, as of a model whose logits
+  // overflow. OkStatus ends it.
+  void FailBeyond(uint64_t position, absl::Status status);
+  // Attaches are taken and not answered, until false.
+  void HoldAttaches(bool held);
+  // The same of saves.
+  void HoldSaves(bool held);
   // Snapshots of this id can no longer be read (kDataLoss at attach).
   void LoseSnapshot(const std::string& snapshot_id);
 

@@ -1,0 +1,160 @@
+// What is in the log, and what a client may see of it.
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "rwkv/v1/generation.pb.h"
+#include "rwkv/v1/state_store.pb.h"
+#include "services/common/grpc_status.h"
+#include "services/router/testing/fake_cluster.h"
+#include "services/router/testing/turn_testing.h"
+#include "services/router/turns/turn_manager.h"
+#include "services/worker/client/fake_worker.h"
+#include "tests/testing/status_matchers.h"
+
+namespace rwkv::router {
+namespace {
+
+using ::rwkv::testing::IsOk;
+using ::rwkv::testing::StatusIs;
+using ::testing::ElementsAreArray;
+using ::testing::HasSubstr;
+using ::testing::Le;
+using worker::FakeModel;
+
+TEST(DurabilityTest, NothingIsShownThatIsNotDurable) {
+  FakeCluster cluster;
+  cluster.CreateSession("s");
+  cluster.pipeline().PauseSteps();
+  const FakeCluster::Call call = cluster.Start(SessionRequest("s", "a", Prompt(1), 100));
+  cluster.pipeline().AllowSteps(5);
+  ASSERT_TRUE(call.stream->WaitReceived(2));
+  cluster.store().FailWith(absl::UnavailableError("the store is away"));
+  const size_t shown = call.stream->received().size();
+  const int64_t steps = cluster.pipeline().stats().steps;
+  cluster.pipeline().ResumeSteps();
+  ASSERT_TRUE(WaitUntil([&] { return cluster.pipeline().stats().steps >= steps + 50; }));  // Decoding goes on.
+  EXPECT_THAT(call.stream->received().size(), Le(shown + 3));  // What was already on its way to the log.
+  cluster.store().FailWith(absl::OkStatus());
+  const FakeCluster::Answer answer = cluster.Finish(call);
+  ASSERT_THAT(answer.status, IsOk());
+  EXPECT_THAT(answer.tokens, ElementsAreArray(FakeModel::Greedy(Prompt(1), 100, kVocabulary)));
+  EXPECT_EQ(cluster.Log("s"), Concat(Prompt(1), answer.tokens));
+}
+
+TEST(DurabilityTest, DecodingWaitsForCommitsThatFallBehind) {
+  TurnManager::Options options;
+  options.max_uncommitted_tokens = 8;
+  FakeCluster cluster({}, options);
+  cluster.CreateSession("s");
+  cluster.pipeline().PauseSteps();
+  const FakeCluster::Call call = cluster.Start(SessionRequest("s", "a", Prompt(1), 60));
+  cluster.pipeline().AllowSteps(3);
+  ASSERT_TRUE(call.stream->WaitReceived(1));
+  cluster.store().FailWith(absl::UnavailableError("the store is away"));
+  cluster.pipeline().ResumeSteps();
+  // It comes to rest with at most the bound beyond what was committed.
+  int64_t steps = -1;
+  ASSERT_TRUE(WaitUntil([&] {
+    const int64_t before = steps;
+    steps = cluster.pipeline().stats().steps;
+    absl::SleepFor(absl::Milliseconds(50));
+    return before == steps;
+  }));
+  EXPECT_THAT(steps, Le(3 + 8 + 8 + 3));
+  cluster.store().FailWith(absl::OkStatus());
+  const FakeCluster::Answer answer = cluster.Finish(call);
+  ASSERT_THAT(answer.status, IsOk());
+  EXPECT_THAT(answer.tokens, ElementsAreArray(FakeModel::Greedy(Prompt(1), 60, kVocabulary)));
+}
+
+TEST(DurabilityTest, ALostAnswerOfTheStoreDoublesNoToken) {
+  FakeCluster cluster;
+  cluster.CreateSession("s");
+  cluster.pipeline().PauseSteps();
+  const FakeCluster::Call call = cluster.Start(SessionRequest("s", "a", Prompt(1), 40));
+  cluster.pipeline().AllowSteps(5);
+  ASSERT_TRUE(call.stream->WaitReceived(2));
+  cluster.store().LoseAnswersWith(absl::UnavailableError("connection reset"));
+  const int64_t steps = cluster.pipeline().stats().steps;
+  cluster.pipeline().AllowSteps(10);
+  ASSERT_TRUE(WaitUntil([&] { return cluster.pipeline().stats().steps >= steps + 5; }));
+  // The tokens are in the log, and the router does not know.
+  ASSERT_TRUE(WaitUntil([&] { return cluster.Log("s").size() > 10 + call.stream->received().size(); }));
+  cluster.store().LoseAnswersWith(absl::OkStatus());
+  cluster.pipeline().ResumeSteps();
+  const FakeCluster::Answer answer = cluster.Finish(call);
+  ASSERT_THAT(answer.status, IsOk());
+  EXPECT_THAT(answer.tokens, ElementsAreArray(FakeModel::Greedy(Prompt(1), 40, kVocabulary)));
+  EXPECT_EQ(cluster.Log("s"), Concat(Prompt(1), answer.tokens));
+}
+
+TEST(DurabilityTest, AStoreThatStaysAwayEndsTheTurnAndItCanBeResumed) {
+  TurnManager::Options options;
+  options.store_timeout = absl::Milliseconds(200);
+  FakeCluster cluster({}, options);
+  cluster.CreateSession("s");
+  cluster.pipeline().PauseSteps();
+  const FakeCluster::Call call = cluster.Start(SessionRequest("s", "a", Prompt(1), 40));
+  cluster.pipeline().AllowSteps(5);
+  ASSERT_TRUE(call.stream->WaitReceived(2));
+  cluster.store().FailWith(absl::UnavailableError("the store is away"));
+  cluster.pipeline().ResumeSteps();
+  EXPECT_THAT(call.stream->Wait(), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("state store")));
+  const size_t received = call.stream->received().size();
+  cluster.store().FailWith(absl::OkStatus());
+  v1::GenerateRequest resume = SessionRequest("s", "a", Prompt(1), 40);
+  resume.set_resume_from(received);
+  FakeCluster::Answer rest;
+  ASSERT_TRUE(WaitUntil([&] {  // The lease may still be on its way out.
+    rest = cluster.Generate(resume);
+    return rest.status.ok();
+  }));
+  const std::vector<uint32_t> all = FakeModel::Greedy(Prompt(1), 40, kVocabulary);
+  EXPECT_THAT(rest.tokens, ElementsAreArray(std::vector<uint32_t>(all.begin() + received, all.end())));
+  EXPECT_EQ(cluster.Log("s"), Concat(Prompt(1), all));
+}
+
+TEST(DurabilityTest, WhoLosesTheLeaseStopsAndNothingIsWrittenTwice) {
+  for (const bool by_renewal : {false, true}) {
+    SCOPED_TRACE(by_renewal);
+    TurnManager::Options options;
+    options.lease_ttl = by_renewal ? absl::Milliseconds(300) : absl::Hours(1);
+    FakeCluster cluster({}, options);
+    cluster.CreateSession("s");
+    cluster.pipeline().PauseSteps();
+    const FakeCluster::Call call = cluster.Start(SessionRequest("s", "a", Prompt(1), 40));
+    cluster.pipeline().AllowSteps(8);
+    ASSERT_TRUE(call.stream->WaitReceived(3));
+    // The same router started again elsewhere: its predecessor is dead, it thinks.
+    v1::AcquireLeaseRequest acquire;
+    acquire.set_session_id("s");
+    acquire.set_holder("router-0");
+    acquire.set_incarnation("its successor");
+    acquire.mutable_ttl()->set_seconds(60);
+    const auto taken = cluster.store().AcquireLease(acquire, absl::Now() + kTestLimit);
+    ASSERT_THAT(taken, IsOk());
+    const std::vector<uint32_t> log = cluster.Log("s");
+    if (!by_renewal) cluster.pipeline().ResumeSteps();
+    const absl::Status status = call.stream->Wait();
+    EXPECT_THAT(status, StatusIs(absl::StatusCode::kAborted));
+    EXPECT_TRUE(common::GetRetryDelay(status).has_value());
+    EXPECT_EQ(cluster.Log("s"), log);
+    cluster.pipeline().ResumeSteps();
+    EXPECT_TRUE(WaitUntil([&] { return cluster.router().counts().running == 0; }));
+    // And when it has it again, it goes on.
+    v1::ReleaseLeaseRequest release;
+    *release.mutable_lease() = taken->lease();
+    ASSERT_THAT(cluster.store().ReleaseLease(release, absl::Now() + kTestLimit), IsOk());
+    const FakeCluster::Answer again = cluster.Generate(SessionRequest("s", "a", Prompt(1), 40));
+    ASSERT_THAT(again.status, IsOk());
+    EXPECT_THAT(again.tokens, ElementsAreArray(FakeModel::Greedy(Prompt(1), 40, kVocabulary)));
+  }
+}
+
+}  // namespace
+}  // namespace rwkv::router

@@ -1,0 +1,224 @@
+// Turns over lost slots, workers, epochs and routers.
+#include <algorithm>
+#include <cstdint>
+#include <iostream>
+#include <random>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "absl/types/optional.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "rwkv/v1/generation.pb.h"
+#include "services/common/grpc_status.h"
+#include "services/router/testing/fake_cluster.h"
+#include "services/router/testing/turn_testing.h"
+#include "services/router/turns/turn_manager.h"
+#include "services/worker/client/fake_worker.h"
+#include "tests/testing/status_matchers.h"
+
+namespace rwkv::router {
+namespace {
+
+using ::rwkv::testing::IsOk;
+using ::rwkv::testing::StatusIs;
+using ::testing::ElementsAreArray;
+using ::testing::HasSubstr;
+using worker::FakeModel;
+using worker::FakePipeline;
+
+TEST(RecoveryTest, AttachesThatFailAreTriedAgain) {
+  TurnManager::Options options;
+  options.retry_delay = absl::Milliseconds(1);
+  FakeCluster cluster({}, options);
+  cluster.pipeline().FailAttaches(3, absl::UnavailableError("the state store cannot be reached"));
+  const FakeCluster::Answer answer = cluster.Generate(Request(Prompt(1), 5));
+  ASSERT_THAT(answer.status, IsOk());
+  EXPECT_THAT(answer.tokens, ElementsAreArray(FakeModel::Greedy(Prompt(1), 5, kVocabulary)));
+}
+
+TEST(RecoveryTest, ARefusedEntryIsFedAgain) {
+  TurnManager::Options options;
+  options.retry_delay = absl::Milliseconds(1);
+  FakeCluster cluster({}, options);
+  cluster.CreateSession("s");
+  cluster.pipeline().FailEntries(1, absl::AbortedError("slot 0 is at another position"));
+  const FakeCluster::Answer answer = cluster.Generate(SessionRequest("s", "a", Prompt(1), 5));
+  ASSERT_THAT(answer.status, IsOk());
+  EXPECT_THAT(answer.tokens, ElementsAreArray(FakeModel::Greedy(Prompt(1), 5, kVocabulary)));
+}
+
+TEST(RecoveryTest, ALostWorkerChangesNoToken) {
+  for (const int killed : {0, 1}) {
+    SCOPED_TRACE(killed);
+    FakeCluster cluster;
+    cluster.CreateSession("s");
+    cluster.pipeline().PauseSteps();
+    v1::GenerateRequest sampled = SessionRequest("s", "a", Prompt(1), 300);
+    sampled.mutable_sampling()->set_temperature(1);
+    sampled.mutable_sampling()->set_seed(7);
+    const FakeCluster::Call with_session = cluster.Start(sampled);
+    const FakeCluster::Call without = cluster.Start(Request(Prompt(2), 300));
+    // As many steps as it takes: the turn that begins first must not use up those of the other.
+    ASSERT_TRUE(WaitUntil([&] {
+      cluster.pipeline().AllowSteps(1);
+      return with_session.stream->received().size() >= 3 && without.stream->received().size() >= 3;
+    }));
+    cluster.pipeline().Kill(killed);
+    ASSERT_TRUE(WaitUntil([&] { return !cluster.router().pipeline().state().serving; }));
+    EXPECT_FALSE(with_session.stream->closed());
+    cluster.pipeline().ResumeSteps();
+    cluster.pipeline().Restart(killed);
+    const FakeCluster::Answer a = cluster.Finish(with_session);
+    const FakeCluster::Answer b = cluster.Finish(without);
+    ASSERT_THAT(a.status, IsOk());
+    ASSERT_THAT(b.status, IsOk());
+    EXPECT_THAT(a.tokens, ElementsAreArray(FakeModel::Generate(Prompt(1), 300, sampled.sampling(), kVocabulary)));
+    EXPECT_THAT(b.tokens, ElementsAreArray(FakeModel::Greedy(Prompt(2), 300, kVocabulary)));
+    EXPECT_EQ(cluster.Log("s"), Concat(Prompt(1), a.tokens));
+  }
+}
+
+TEST(RecoveryTest, ManyEpochLossesUnderLoadChangeNoToken) {
+  FakePipeline::Options pipeline;
+  pipeline.slots = 6;
+  pipeline.max_batch_tokens = 8;
+  TurnManager::Options options;
+  options.snapshot_interval_tokens = 16;
+  options.retry_delay = absl::Milliseconds(1);
+  FakeCluster cluster(pipeline, options);
+  std::vector<FakeCluster::Call> calls;
+  cluster.pipeline().PauseSteps();
+  for (uint32_t i = 0; i < 12; ++i) {
+    cluster.CreateSession(absl::StrCat("session-", i));
+    calls.push_back(cluster.Start(SessionRequest(absl::StrCat("session-", i), "r", Prompt(i, 20), 80)));
+  }
+  for (int loss = 0; loss < 8; ++loss) {
+    const int64_t steps = cluster.pipeline().stats().steps;
+    cluster.pipeline().AllowSteps(15 + loss);
+    ASSERT_TRUE(WaitUntil([&] { return cluster.pipeline().stats().steps > steps + 5; }));
+    cluster.pipeline().BreakEpoch();
+  }
+  cluster.pipeline().ResumeSteps();
+  for (uint32_t i = 0; i < 12; ++i) {
+    const FakeCluster::Answer answer = cluster.Finish(calls[i]);
+    ASSERT_THAT(answer.status, IsOk());
+    EXPECT_THAT(answer.tokens, ElementsAreArray(FakeModel::Greedy(Prompt(i, 20), 80, kVocabulary)));
+    EXPECT_EQ(cluster.Log(absl::StrCat("session-", i)), Concat(Prompt(i, 20), answer.tokens));
+  }
+}
+
+TEST(RecoveryTest, APipelineThatHangsIsOpenedAnew) {
+  TurnManager::Options options;
+  options.progress_timeout = absl::Milliseconds(200);
+  FakeCluster cluster({}, options);
+  cluster.pipeline().PauseSteps();
+  const FakeCluster::Call call = cluster.Start(Request(Prompt(1), 10));
+  ASSERT_TRUE(WaitUntil([&] { return cluster.pipeline().stats().epochs >= 2; }));
+  cluster.pipeline().ResumeSteps();
+  const FakeCluster::Answer answer = cluster.Finish(call);
+  ASSERT_THAT(answer.status, IsOk());
+  EXPECT_THAT(answer.tokens, ElementsAreArray(FakeModel::Greedy(Prompt(1), 10, kVocabulary)));
+}
+
+TEST(RecoveryTest, AStartedTurnDoesNotWaitForAPipelineForEver) {
+  TurnManager::Options options;
+  options.outage_timeout = absl::Milliseconds(50);
+  FakeCluster cluster({}, options);
+  cluster.pipeline().PauseSteps();
+  const FakeCluster::Call call = cluster.Start(Request(Prompt(1), 10));
+  cluster.pipeline().Kill(1);
+  EXPECT_THAT(call.stream->Wait(), StatusIs(absl::StatusCode::kUnavailable));
+  const FakeCluster::Answer answer = cluster.Generate(Request(Prompt(1), 10));
+  EXPECT_THAT(answer.status, StatusIs(absl::StatusCode::kUnavailable, HasSubstr("fake-1:1")));
+  EXPECT_TRUE(common::GetRetryDelay(answer.status).has_value());
+}
+
+TEST(RecoveryTest, RandomTroubleChangesNoToken) {
+  // Clients that leave and come back, losses of workers, stores that forget to answer, routers that die: every turn's
+  // tokens are those of an undisturbed run, each seen once.
+  const uint32_t seed = static_cast<uint32_t>(absl::ToUnixMicros(absl::Now()));
+  SCOPED_TRACE(absl::StrCat("seed ", seed));
+  std::cout << "seed " << seed << "\n";
+  std::mt19937 random(seed);
+  FakePipeline::Options pipeline = Tuned();
+  pipeline.slots = 4;
+  pipeline.max_batch_tokens = 16;
+  TurnManager::Options options;
+  options.snapshot_interval_tokens = 20;
+  options.retry_delay = absl::Milliseconds(1);
+  options.max_uncommitted_tokens = 16;
+  FakeCluster cluster(pipeline, options);
+  constexpr int kClients = 6;
+  constexpr uint32_t kTokens = 150;
+  const auto initial_state = [](int i) { return i % 2 == 0 ? "" : kPoet; };
+  for (int i = 0; i < kClients; ++i) cluster.CreateSession(absl::StrCat("session-", i), initial_state(i));
+  std::vector<std::vector<uint32_t>> got(kClients);
+  std::vector<absl::optional<FakeCluster::Call>> calls(kClients);
+  std::vector<bool> finished(kClients, false);
+  const auto collect = [&](int i) {
+    if (!calls[i]->stream->closed()) return;
+    for (const v1::GenerateResponse& message : calls[i]->stream->received()) {
+      if (message.has_finish()) {
+        finished[i] = true;
+      } else {
+        EXPECT_EQ(message.index(), got[i].size());
+        got[i].push_back(message.token_id());
+      }
+    }
+    calls[i].reset();
+  };
+  const absl::Time limit = absl::Now() + kTestLimit;
+  cluster.pipeline().PauseSteps();
+  while (std::count(finished.begin(), finished.end(), false) > 0) {
+    ASSERT_LT(absl::Now(), limit);
+    cluster.pipeline().AllowSteps(20);
+    for (int i = 0; i < kClients; ++i) {
+      if (finished[i] || calls[i].has_value()) continue;
+      v1::GenerateRequest request = SessionRequest(absl::StrCat("session-", i), "r", Prompt(i, 30), kTokens);
+      request.set_resume_from(got[i].size());
+      calls[i] = cluster.Start(request);
+    }
+    absl::SleepFor(absl::Milliseconds(random() % 8));  // Lets things happen; nothing is expected of it.
+    switch (random() % 8) {
+      case 0:
+        cluster.pipeline().BreakEpoch();
+        break;
+      case 1:
+        cluster.store().FailWith(absl::UnavailableError("away"));
+        absl::SleepFor(absl::Milliseconds(random() % 5));
+        cluster.store().FailWith(absl::OkStatus());
+        break;
+      case 2:
+        cluster.store().LoseAnswersWith(absl::UnavailableError("reset"));
+        absl::SleepFor(absl::Milliseconds(random() % 5));
+        cluster.store().LoseAnswersWith(absl::OkStatus());
+        break;
+      case 3:
+        if (random() % 4 == 0) cluster.RestartRouter();
+        break;
+      case 4:
+      case 5: {
+        const int i = random() % kClients;
+        if (calls[i].has_value()) cluster.router().Cancel(calls[i]->id);
+        break;
+      }
+      default:
+        break;
+    }
+    for (int i = 0; i < kClients; ++i) {
+      if (calls[i].has_value() && calls[i]->stream->closed()) collect(i);
+    }
+  }
+  for (int i = 0; i < kClients; ++i) {
+    EXPECT_THAT(got[i], ElementsAreArray(FakeModel::Greedy(Prompt(i, 30), kTokens, kVocabulary, initial_state(i))))
+        << "client " << i;
+    EXPECT_EQ(cluster.Log(absl::StrCat("session-", i)), Concat(Prompt(i, 30), got[i]));
+  }
+}
+
+}  // namespace
+}  // namespace rwkv::router
