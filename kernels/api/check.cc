@@ -5,8 +5,7 @@
 
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
-#include "kernels/base/dtype.h"
-#include "kernels/base/ggml_blocks.h"
+#include "kernels/base/matrix.h"
 #include "kernels/base/status_macros.h"
 
 namespace rwkv::kernels::internal {
@@ -16,38 +15,6 @@ constexpr int64_t kSizeLimit = int64_t{1} << 31;
 
 bool IsAligned(const void* pointer, int64_t alignment) {
   return reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(alignment) == 0;
-}
-
-absl::Status CheckQuantization(absl::string_view op, absl::string_view name, const MatrixView& matrix) {
-  if (matrix.quantization == Quantization::kBlocks) {
-    if (BlockBytes(matrix.blocks) == 0 || matrix.cols % BlockWeights(matrix.blocks) != 0) {
-      return absl::InvalidArgumentError(absl::StrCat(op, ": ", name, " has rows of ", matrix.cols, " weights, which ",
-                                                     BlockTypeName(matrix.blocks), " blocks do not fill"));
-    }
-    return absl::OkStatus();
-  }
-  if (matrix.quantization != Quantization::kInt8 && matrix.quantization != Quantization::kInt4) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(op, ": ", name, " has unknown quantization ", static_cast<int>(matrix.quantization)));
-  }
-  if (matrix.dtype != DType::kFloat16) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(op, ": ", name, " has scales of ", Name(matrix.dtype), ", expected fp16"));
-  }
-  if (!IsGroupSize(matrix.group)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(op, ": ", name, " has groups of ", matrix.group, " weights, expected 32 or 64"));
-  }
-  const bool needs_minimums = matrix.quantization == Quantization::kInt4;
-  if (matrix.scales == nullptr || (needs_minimums && matrix.minimums == nullptr)) {
-    return absl::InvalidArgumentError(absl::StrCat(op, ": ", name, " is ", Name(matrix.quantization), " and has no ",
-                                                   matrix.scales == nullptr ? "scales" : "minimums"));
-  }
-  if (!IsAligned(matrix.scales, 2) || !IsAligned(matrix.minimums, 2)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(op, ": ", name, " has scales or minimums that are not aligned to 2 bytes"));
-  }
-  return absl::OkStatus();
 }
 
 }  // namespace
@@ -77,26 +44,7 @@ absl::Status CheckEpsilon(absl::string_view op, float epsilon) {
 }
 
 absl::Status CheckMatrix(absl::string_view op, absl::string_view name, const MatrixView& matrix) {
-  if (matrix.rows < 1 || matrix.rows >= kSizeLimit || matrix.cols < 1 || matrix.cols >= kSizeLimit) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(op, ": ", name, " is [", matrix.rows, ", ", matrix.cols, "], its sizes are not in [1, 2^31)"));
-  }
-  switch (matrix.dtype) {
-    case DType::kFloat32:
-    case DType::kBFloat16:
-    case DType::kFloat16:
-      break;
-    default:
-      return absl::InvalidArgumentError(
-          absl::StrCat(op, ": ", name, " has unknown dtype ", static_cast<int>(matrix.dtype)));
-  }
-  if (matrix.data == nullptr) return absl::InvalidArgumentError(absl::StrCat(op, ": ", name, " is null"));
-  if (matrix.quantization != Quantization::kNone) return CheckQuantization(op, name, matrix);
-  if (!IsAligned(matrix.data, SizeOf(matrix.dtype))) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(op, ": ", name, " is not aligned to its element of ", SizeOf(matrix.dtype), " bytes"));
-  }
-  return absl::OkStatus();
+  return kernels::CheckMatrix(absl::StrCat(op, ": ", name), matrix);
 }
 
 absl::Status CheckTokens(absl::string_view op, const int32_t* tokens, int64_t rows, int64_t vocabulary) {

@@ -8,19 +8,11 @@
 #include <cstdint>
 
 #include "absl/status/status.h"
+#include "kernels/api/products.h"
 #include "kernels/base/matrix.h"
 #include "kernels/base/stream.h"
 
 namespace rwkv::kernels {
-
-enum class Activation : uint8_t {
-  kNone = 0,
-  kSigmoid = 1,  // 1 / (1 + exp(-z))
-  kTanh = 2,
-  kSquaredRelu = 3,  // max(z, 0)^2
-  kSilu = 4,         // z / (1 + exp(-z)), the gate of RWKV-5 and 6
-  kDecay = 5,        // exp(-exp(z)), the decay of RWKV-6
-};
 
 struct MatmulArgs {
   int64_t rows = 0;             // >= 1

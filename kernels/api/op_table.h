@@ -8,6 +8,7 @@
 #include "kernels/api/group_norm.h"
 #include "kernels/api/layer_norm.h"
 #include "kernels/api/matmul.h"
+#include "kernels/api/products.h"
 #include "kernels/api/token_shift.h"
 #include "kernels/api/wkv4.h"
 #include "kernels/api/wkv6.h"
@@ -25,6 +26,7 @@ struct OpTable {
   LayerNormOp* layer_norm = nullptr;
   TokenShiftOp* token_shift = nullptr;
   MatmulOp* matmul = nullptr;
+  ProductsOp* products = nullptr;
   GroupNormOp* group_norm = nullptr;
   Wkv4Op* wkv4 = nullptr;
   Wkv6Op* wkv6 = nullptr;

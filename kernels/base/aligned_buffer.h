@@ -11,10 +11,9 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "kernels/base/buffer.h"
 
 namespace rwkv::kernels {
-
-constexpr int64_t kBufferAlignment = 64;  // bytes
 
 namespace internal {
 // Zeroed; null when there is no memory. `bytes` > 0.

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "kernels/base/dtype.h"
 #include "kernels/base/ggml_blocks.h"
@@ -49,6 +50,10 @@ inline int64_t GroupsPerRow(const MatrixView& matrix) {
 
 // Bytes of one row of `data`.
 int64_t RowBytes(const MatrixView& matrix);
+
+// kInvalidArgument: sizes not in [1, 2^31), an unknown way to store weights, memory that is missing or not aligned;
+// the message names the matrix by `name`.
+absl::Status CheckMatrix(absl::string_view name, const MatrixView& matrix);
 
 // Of data, scales and minimums.
 int64_t SizeInBytes(const MatrixView& matrix);

@@ -1,46 +1,45 @@
-// Where operations run, and in which order.
+// The order in which a device works.
 #pragma once
 
 #include <cstdint>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "kernels/base/aligned_buffer.h"
 
 namespace rwkv::kernels {
 
-enum class Device { kCpu };
+// A point in a stream. Made by Device::NewEvent(), used by one stream at a time; any thread may ask or wait.
+class Event {
+ public:
+  virtual ~Event() = default;
 
-// An ordered queue of operations on one device, owned by one thread at a time. An operation is enqueued and may still
-// run when the call returns: its buffers must live until Synchronize(). Operations of one stream never overlap each
-// other.
+  // Whether the stream has passed the point it was last recorded at. True of one that was never recorded.
+  virtual bool Done() const = 0;
+
+  // Returns when that is so. The first fault of the device, if any.
+  virtual absl::Status WaitOnHost() const = 0;
+};
+
+// An ordered queue of work on one device, owned by one thread at a time. What is enqueued may still run when the call
+// returns, and its memory must live until the stream has passed it; nothing on one stream overlaps. Operations
+// (kernels/api) are enqueued by their own functions, which take the stream of the device that the operations are of.
 class Stream {
  public:
   virtual ~Stream() = default;
 
-  virtual Device device() const = 0;
+  // `bytes` (>= 0) between memory of this device of any kind; the ranges do not overlap.
+  virtual absl::Status Copy(void* to, const void* from, int64_t bytes) = 0;
+  virtual absl::Status Zero(void* memory, int64_t bytes) = 0;
 
-  // Scratch memory of at least `bytes` (>= 0), 64-byte aligned, contents undefined, for the operation being enqueued;
+  // The event is done once all that was enqueued before has run.
+  virtual absl::Status Record(Event& event) = 0;
+
+  // Device memory of at least `bytes` (>= 0), 64-byte aligned, contents undefined, for the operation being enqueued;
   // the next caller gets the same memory. It is kept and only grows. kResourceExhausted: no memory.
-  virtual absl::StatusOr<void*> Workspace(int64_t bytes) = 0;
+  virtual absl::StatusOr<void*> Scratch(int64_t bytes) = 0;
 
   // Waits until everything enqueued so far has run; the first fault of the device, if any.
   virtual absl::Status Synchronize() = 0;
-};
-
-// Runs every operation before the call that enqueues it returns.
-class CpuStream final : public Stream {
- public:
-  CpuStream() = default;
-  CpuStream(const CpuStream&) = delete;
-  CpuStream& operator=(const CpuStream&) = delete;
-
-  Device device() const override { return Device::kCpu; }
-  absl::StatusOr<void*> Workspace(int64_t bytes) override;
-  absl::Status Synchronize() override { return absl::OkStatus(); }
-
- private:
-  AlignedBuffer<char> workspace_;
 };
 
 }  // namespace rwkv::kernels

@@ -18,7 +18,7 @@
 #include "kernels/api/wkv7_output.h"
 #include "kernels/api/wkv7_prepare.h"
 #include "kernels/base/dtype.h"
-#include "kernels/base/stream.h"
+#include "kernels/base/host_device.h"
 #include "kernels/conformance/conformance.h"
 #include "tests/testing/status_matchers.h"
 
@@ -238,7 +238,7 @@ class BlockOfOperations {
   const OpTable& ops_;
   const Rwkv7BlockWeights& weights_;
   const bool first_layer_;
-  CpuStream stream_;
+  HostStream stream_;
   int64_t rows_ = 0;
 };
 

@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <memory>
 
 #include "absl/status/status.h"
+#include "kernels/base/device.h"
 #include "kernels/base/quantize.h"
-#include "kernels/dispatch/op_table.h"
+#include "kernels/dispatch/open_device.h"
 
 namespace rwkv::kernels::conformance {
 
@@ -21,7 +23,16 @@ std::vector<float> Random::Uniforms(int64_t count, float low, float high) {
   return values;
 }
 
-std::vector<const OpTable*> Backends() { return AvailableOpTables(); }
+std::vector<const OpTable*> Backends() {
+  static const auto* const kDevices = [] {
+    auto* const devices = new std::vector<std::unique_ptr<Device>>;
+    for (const std::string& name : AvailableDevices()) devices->push_back(*OpenDevice(name));
+    return devices;
+  }();
+  std::vector<const OpTable*> tables;
+  for (const std::unique_ptr<Device>& device : *kDevices) tables.push_back(&device->ops());
+  return tables;
+}
 
 std::string TestName(const OpTable* table) {
   std::string name(table->name);

@@ -9,7 +9,7 @@
 #include "gtest/gtest.h"
 #include "kernels/api/op_table.h"
 #include "kernels/base/dtype.h"
-#include "kernels/base/stream.h"
+#include "kernels/base/host_device.h"
 #include "kernels/conformance/conformance.h"
 #include "kernels/reference/reference.h"
 #include "tests/testing/status_matchers.h"
@@ -66,7 +66,7 @@ std::vector<float> Compute(DeepEmbedOp* op, const Case& c, const Problem& p, int
   args.table = p.table.view();
   args.x = p.x.data() + begin * c.width;
   args.y = y.data();
-  CpuStream stream;
+  HostStream stream;
   EXPECT_OK(op(args, stream));
   return y;
 }

@@ -8,7 +8,7 @@
 
 #include "gtest/gtest.h"
 #include "kernels/api/op_table.h"
-#include "kernels/base/stream.h"
+#include "kernels/base/host_device.h"
 #include "kernels/conformance/conformance.h"
 #include "kernels/reference/reference.h"
 #include "tests/testing/status_matchers.h"
@@ -87,7 +87,7 @@ std::vector<float> Compute(GroupNormOp* op, const Case& c, const Problem& p, int
   args.epsilon = c.epsilon;
   if (c.gate) args.gate = gate.data();
   args.out = out.data();
-  CpuStream stream;
+  HostStream stream;
   EXPECT_OK(op(args, stream));
   return out;
 }

@@ -12,10 +12,9 @@
 #include "kernels/api/matmul.h"
 #include "kernels/api/op_table.h"
 #include "kernels/base/aligned_buffer.h"
+#include "kernels/base/host_device.h"
 #include "kernels/base/matrix.h"
-#include "kernels/base/stream.h"
 #include "kernels/conformance/conformance.h"
-#include "kernels/dispatch/op_table.h"
 
 namespace rwkv::kernels {
 namespace {
@@ -36,7 +35,7 @@ void BenchmarkMatmul(benchmark::State& state, const OpTable* table, const confor
   if (!x.ok() || !y.ok()) return state.SkipWithError("no memory");
   for (int64_t i = 0; i < x->size(); ++i) (*x)[i] = static_cast<float>(i % 7 - 3) / 8.0f;
 
-  CpuStream stream;
+  HostStream stream;
   size_t matrix = 0;
   for (auto _ : state) {
     MatmulArgs args;
@@ -62,7 +61,7 @@ void RegisterAll() {
     int64_t outputs;
     int64_t inputs;
   };
-  for (const OpTable* table : AvailableOpTables()) {
+  for (const OpTable* table : conformance::Backends()) {
     if (table->name == "reference") continue;  // Minutes, and nobody asks.
     std::vector<conformance::Storage> storages = conformance::Storages();
     for (const conformance::Storage& blocks : conformance::BlockStorages()) storages.push_back(blocks);

@@ -8,7 +8,7 @@
 
 #include "gtest/gtest.h"
 #include "kernels/base/dtype.h"
-#include "kernels/base/stream.h"
+#include "kernels/base/host_device.h"
 #include "kernels/conformance/conformance.h"
 #include "kernels/reference/reference.h"
 #include "tests/testing/status_matchers.h"
@@ -129,7 +129,7 @@ std::vector<float> Compute(MatmulOp* matmul, const Case& c, const Problem& p, in
   if (c.gate) args.gate = c.in_place ? y.data() : gate.data();
   args.accumulate = c.accumulate;
   args.y = y.data();
-  CpuStream stream;
+  HostStream stream;
   EXPECT_OK(matmul(args, stream));
   EXPECT_OK(stream.Synchronize());
   return y;
@@ -260,7 +260,7 @@ TEST_P(MatmulSpecialTest, WidensEveryWeightExactly) {
       args.weight = {dtype, static_cast<int64_t>(weight.size()), 1, weight.data()};
       args.x = x.data();
       args.y = y.data();
-      CpuStream stream;
+      HostStream stream;
       ASSERT_OK(GetParam()->matmul(args, stream));
       size_t wrong = 0;
       for (size_t i = 0; i < y.size(); ++i) {
@@ -288,7 +288,7 @@ TEST_P(MatmulSpecialTest, NotANumberStaysInItsRow) {
     args.x = x.data();
     args.activation = activation;
     args.y = y.data();
-    CpuStream stream;
+    HostStream stream;
     ASSERT_OK(GetParam()->matmul(args, stream));
     for (int64_t i = 0; i < rows * outputs; ++i) {
       EXPECT_EQ(std::isnan(y[i]), i / outputs == 4)

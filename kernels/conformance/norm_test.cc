@@ -9,7 +9,7 @@
 #include "kernels/api/embed.h"
 #include "kernels/api/layer_norm.h"
 #include "kernels/base/dtype.h"
-#include "kernels/base/stream.h"
+#include "kernels/base/host_device.h"
 #include "kernels/conformance/conformance.h"
 #include "kernels/reference/reference.h"
 #include "tests/testing/status_matchers.h"
@@ -78,7 +78,7 @@ std::vector<float> RunLayerNorm(LayerNormOp* op, const Case& c, const Problem& p
   args.weight = p.weight.data();
   args.bias = p.bias.data();
   args.y = in_place ? x.data() : y.data();
-  CpuStream stream;
+  HostStream stream;
   EXPECT_OK(op(args, stream));
   return in_place ? x : y;
 }
@@ -144,7 +144,7 @@ std::vector<float> RunEmbed(EmbedOp* op, const Case& c, const Problem& p, const 
   args.weight = norm ? p.weight.data() : nullptr;
   args.bias = norm ? p.bias.data() : nullptr;
   args.x = x.data();
-  CpuStream stream;
+  HostStream stream;
   EXPECT_OK(op(args, stream));
   return x;
 }

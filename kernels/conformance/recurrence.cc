@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "gtest/gtest.h"
+#include "kernels/base/host_device.h"
 #include "kernels/conformance/conformance.h"
 
 namespace rwkv::kernels::conformance {
@@ -50,7 +51,7 @@ std::vector<SequenceResult> Compute(const OpTable& table, const Recurrence& recu
   }
   Floats y(static_cast<size_t>(call.rows * recurrence.y_width));
   call.y = y.data();
-  CpuStream stream;
+  HostStream stream;
   const absl::Status status = recurrence.run(table, call, stream);
   EXPECT_TRUE(status.ok()) << status;
 

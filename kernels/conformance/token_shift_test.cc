@@ -12,6 +12,7 @@
 #include "gtest/gtest.h"
 #include "kernels/api/op_table.h"
 #include "kernels/api/sequence_span.h"
+#include "kernels/base/host_device.h"
 #include "kernels/base/stream.h"
 #include "kernels/conformance/conformance.h"
 #include "kernels/conformance/recurrence.h"
@@ -196,7 +197,7 @@ TEST_P(TokenShiftMixTest, OneMinusTheMixOfRwkv4IsItsShift) {
   args.outputs = 1;
   args.mix[0] = mix.data();
   args.y[0] = y.data();
-  CpuStream stream;
+  HostStream stream;
   ASSERT_OK(GetParam()->token_shift(args, stream));
   Floats expected(y.size());
   std::vector<double> tolerance(y.size());

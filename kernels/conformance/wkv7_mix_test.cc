@@ -9,7 +9,7 @@
 #include "gtest/gtest.h"
 #include "kernels/api/wkv7_output.h"
 #include "kernels/api/wkv7_prepare.h"
-#include "kernels/base/stream.h"
+#include "kernels/base/host_device.h"
 #include "kernels/conformance/conformance.h"
 #include "kernels/reference/reference.h"
 #include "tests/testing/status_matchers.h"
@@ -115,7 +115,7 @@ Prepared RunPrepare(Wkv7PrepareOp* op, const Case& c, const PrepareProblem& p, i
   args.w = c.in_place ? decay_lora.data() : out.w.data();
   args.a = out.a.data();
   args.b = c.in_place ? iclr_lora.data() : out.b.data();
-  CpuStream stream;
+  HostStream stream;
   EXPECT_OK(op(args, stream));
   if (c.in_place) {
     out.w = decay_lora;
@@ -225,7 +225,7 @@ std::vector<float> RunOutput(Wkv7OutputOp* op, const Case& c, const OutputProble
   args.v = v.data();
   args.g = g.data();
   args.out = c.in_place ? y.data() : out.data();
-  CpuStream stream;
+  HostStream stream;
   EXPECT_OK(op(args, stream));
   return c.in_place ? y : out;
 }

@@ -2,6 +2,8 @@
 
 #include <cpuid.h>
 
+#include "absl/strings/string_view.h"
+#include "kernels/base/host_device.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/cpu/kernel_set.h"
 
@@ -28,8 +30,18 @@ struct Ops {
   }
   static absl::Status Matmul(const MatmulArgs& args, Stream& stream) {
     RWKV_RETURN_IF_ERROR(Validate(args));
-    RWKV_ASSIGN_OR_RETURN(void* workspace, stream.Workspace(kKernels.matmul_workspace_bytes(args)));
+    RWKV_ASSIGN_OR_RETURN(void* workspace, stream.Scratch(kKernels.matmul_workspace_bytes(args)));
     kKernels.matmul(args, workspace);
+    return absl::OkStatus();
+  }
+  static absl::Status Products(const ProductsArgs& args, Stream& stream) {
+    RWKV_RETURN_IF_ERROR(Validate(args));
+    for (int64_t i = 0; i < args.count; ++i) {
+      const Product& product = args.products[i];
+      RWKV_RETURN_IF_ERROR(Matmul({args.rows, product.weight->matrix, product.x, product.bias, product.activation,
+                                   product.gate, product.accumulate, product.y},
+                                  stream));
+    }
     return absl::OkStatus();
   }
   static absl::Status GroupNorm(const GroupNormArgs& args, Stream&) {
@@ -64,18 +76,18 @@ struct Ops {
   }
   static absl::Status DeepEmbed(const DeepEmbedArgs& args, Stream& stream) {
     RWKV_RETURN_IF_ERROR(Validate(args));
-    RWKV_ASSIGN_OR_RETURN(void* workspace, stream.Workspace(kKernels.deep_embed_workspace_bytes(args)));
+    RWKV_ASSIGN_OR_RETURN(void* workspace, stream.Scratch(kKernels.deep_embed_workspace_bytes(args)));
     kKernels.deep_embed(args, workspace);
     return absl::OkStatus();
   }
   static absl::Status DeepEmbedAttention(const DeepEmbedAttentionArgs& args, Stream& stream) {
     RWKV_RETURN_IF_ERROR(Validate(args));
-    RWKV_ASSIGN_OR_RETURN(void* workspace, stream.Workspace(kKernels.deep_embed_attention_workspace_bytes(args)));
+    RWKV_ASSIGN_OR_RETURN(void* workspace, stream.Scratch(kKernels.deep_embed_attention_workspace_bytes(args)));
     kKernels.deep_embed_attention(args, workspace);
     return absl::OkStatus();
   }
   static constexpr OpTable Table(absl::string_view name, absl::string_view numeric_family) {
-    return {name, numeric_family, Embed,       LayerNorm, TokenShift, Matmul,    GroupNorm,
+    return {name, numeric_family, Embed,       LayerNorm, TokenShift, Matmul,    Products,          GroupNorm,
             Wkv4, Wkv6,           Wkv7Prepare, Wkv7,      Wkv7Output, DeepEmbed, DeepEmbedAttention};
   }
 };
@@ -97,7 +109,21 @@ bool HasAvx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
+class CpuDevice final : public HostDevice {
+ public:
+  explicit CpuDevice(const OpTable& ops) : ops_(ops) {}
+
+  absl::string_view name() const override { return ops_.name; }
+  absl::string_view numeric_family() const override { return ops_.numeric_family; }
+  const OpTable& ops() const override { return ops_; }
+
+ private:
+  const OpTable& ops_;
+};
+
 }  // namespace
+
+std::unique_ptr<Device> OpenDevice(const Backend& backend) { return std::make_unique<CpuDevice>(*backend.table); }
 
 std::vector<Backend> Backends() {
   return {{&kPortable, &kPortableKernels, true},

@@ -1,9 +1,11 @@
 // The vectorised backends: one source, compiled for each instruction set, chosen at run time by what the processor has.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "kernels/api/op_table.h"
+#include "kernels/base/device.h"
 #include "kernels/cpu/kernel_set.h"
 
 namespace rwkv::kernels::cpu {
@@ -16,5 +18,8 @@ struct Backend {
 
 // From slow to fast: "cpu/portable" (always runs), "cpu/avx2", "cpu/avx512". The last two give the same bits.
 std::vector<Backend> Backends();
+
+// The device of a backend that runs here: host memory and its operations.
+std::unique_ptr<Device> OpenDevice(const Backend& backend);
 
 }  // namespace rwkv::kernels::cpu

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <vector>
 
+#include "absl/strings/string_view.h"
+#include "kernels/base/host_device.h"
 #include "kernels/base/matrix.h"
 #include "kernels/base/status_macros.h"
 
@@ -124,6 +126,17 @@ absl::Status Matmul(const MatmulArgs& args, Stream&) {
       float& y = args.y[row * out + o];
       y = args.accumulate ? y + z : z;
     }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Products(const ProductsArgs& args, Stream& stream) {
+  RWKV_RETURN_IF_ERROR(Validate(args));
+  for (int64_t i = 0; i < args.count; ++i) {
+    const Product& product = args.products[i];
+    RWKV_RETURN_IF_ERROR(Matmul({args.rows, product.weight->matrix, product.x, product.bias, product.activation,
+                                 product.gate, product.accumulate, product.y},
+                                stream));
   }
   return absl::OkStatus();
 }
@@ -341,10 +354,20 @@ absl::Status DeepEmbedAttention(const DeepEmbedAttentionArgs& args, Stream&) {
 }
 
 const OpTable& Table() {
-  static constexpr OpTable kTable = {
-      "reference", "reference", Embed,       LayerNorm, TokenShift, Matmul,    GroupNorm,
-      Wkv4,        Wkv6,        Wkv7Prepare, Wkv7,      Wkv7Output, DeepEmbed, DeepEmbedAttention};
+  static constexpr OpTable kTable = {"reference", "reference", Embed,      LayerNorm, TokenShift,
+                                     Matmul,      Products,    GroupNorm,  Wkv4,      Wkv6,
+                                     Wkv7Prepare, Wkv7,        Wkv7Output, DeepEmbed, DeepEmbedAttention};
   return kTable;
+}
+
+std::unique_ptr<Device> OpenDevice() {
+  class ReferenceDevice final : public HostDevice {
+   public:
+    absl::string_view name() const override { return Table().name; }
+    absl::string_view numeric_family() const override { return Table().numeric_family; }
+    const OpTable& ops() const override { return Table(); }
+  };
+  return std::make_unique<ReferenceDevice>();
 }
 
 }  // namespace rwkv::kernels::reference

@@ -2,7 +2,10 @@
 // to. The arithmetic itself is held to the published models' logits by the tests that run whole models.
 #pragma once
 
+#include <memory>
+
 #include "kernels/api/op_table.h"
+#include "kernels/base/device.h"
 
 namespace rwkv::kernels::reference {
 
@@ -10,6 +13,7 @@ EmbedOp Embed;
 LayerNormOp LayerNorm;
 TokenShiftOp TokenShift;
 MatmulOp Matmul;
+ProductsOp Products;
 GroupNormOp GroupNorm;
 Wkv4Op Wkv4;
 Wkv6Op Wkv6;
@@ -21,5 +25,8 @@ DeepEmbedAttentionOp DeepEmbedAttention;
 
 // All of them, as a table named "reference".
 const OpTable& Table();
+
+// The device "reference": host memory, one thread, these operations.
+std::unique_ptr<Device> OpenDevice();
 
 }  // namespace rwkv::kernels::reference

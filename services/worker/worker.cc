@@ -8,9 +8,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "kernels/base/device.h"
 #include "kernels/base/status_macros.h"
-#include "kernels/base/stream.h"
-#include "kernels/dispatch/op_table.h"
+#include "kernels/dispatch/open_device.h"
 #include "services/checkpoint/checkpoint.h"
 #include "services/checkpoint/fingerprint.h"
 #include "services/checkpoint/formats/tensor_record.h"
@@ -111,7 +111,7 @@ class WorkerImpl final : public Worker {
 
 absl::Status WorkerImpl::Init(const Options& options) {
   RWKV_RETURN_IF_ERROR(CheckOptions(options));
-  RWKV_ASSIGN_OR_RETURN(const kernels::OpTable* const ops, kernels::ChooseOpTable(options.kernels));
+  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<kernels::Device> device, kernels::OpenDevice(options.kernels));
   RWKV_ASSIGN_OR_RETURN(std::shared_ptr<const checkpoint::Checkpoint> checkpoint,
                         options.lora.empty() ? checkpoint::Checkpoint::Open(options.model)
                                              : checkpoint::Checkpoint::OpenWithAdapter(
@@ -132,7 +132,8 @@ absl::Status WorkerImpl::Init(const Options& options) {
   model_options.max_rows = options.max_batch_tokens;
   model_options.group_norm_epsilon = options.group_norm_epsilon;
   model_options.deep_embed_context = options.deep_embed_context;
-  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<StageModel> model, CreateStageModel(std::move(weights), *ops, model_options));
+  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<StageModel> model,
+                        CreateStageModel(std::move(weights), *device, model_options));
 
   RWKV_ASSIGN_OR_RETURN(*description_.mutable_model(), MakeModelInfo(*checkpoint, config));
   if (options.group_norm_epsilon != StageModelOptions().group_norm_epsilon) {
@@ -149,8 +150,8 @@ absl::Status WorkerImpl::Init(const Options& options) {
   description_.set_end_layer(layers.end);
   description_.set_slots(options.slots);
   description_.set_max_batch_tokens(options.max_batch_tokens);
-  description_.set_kernels(std::string(ops->name));
-  description_.set_numeric_family(std::string(ops->numeric_family));
+  description_.set_kernels(std::string(device->name()));
+  description_.set_numeric_family(std::string(device->numeric_family()));
   description_.set_max_context_tokens(model->max_tokens());
   for (const StateTensorSpec& tensor : model->state_layout().tensors()) {
     v1::StateTensor& out = *description_.add_state_layout();
@@ -163,14 +164,13 @@ absl::Status WorkerImpl::Init(const Options& options) {
   engine_options.max_batch_tokens = options.max_batch_tokens;
   engine_options.fingerprint = description_.model().fingerprint();
   engine_options.tuned_states = *std::move(tuned_states);
-  RWKV_ASSIGN_OR_RETURN(engine_, StageEngine::Create(std::move(engine_options), std::move(model),
-                                                     std::make_unique<kernels::CpuStream>()));
+  RWKV_ASSIGN_OR_RETURN(engine_, StageEngine::Create(std::move(engine_options), std::move(device), std::move(model)));
   RWKV_RETURN_IF_ERROR(engine_->WarmUp());
   common::LogInfo("stage_ready", {{"model", description_.model().name()},
                                   {"fingerprint", description_.model().fingerprint()},
                                   {"layers", layers.ToString()},
                                   {"of", config.layer_count},
-                                  {"kernels", ops->name},
+                                  {"kernels", description_.kernels()},
                                   {"slots", options.slots},
                                   {"initial_states", description_.model().initial_states_size()},
                                   {"state_bytes", engine_->pool().bytes()},

@@ -16,7 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "kernels/dispatch/op_table.h"
+#include "kernels/dispatch/open_device.h"
 #include "services/checkpoint/checkpoint.h"
 #include "services/worker/model/tuned_states.h"
 #include "services/worker/testing/test_engine.h"
@@ -116,16 +116,16 @@ void RunCase(const Case& test, int stages, const std::string& kernels, size_t ch
 
 void RunAll(const std::vector<Case>& cases) {
   for (const Case& test : cases) {
-    for (const kernels::OpTable* ops : kernels::AvailableOpTables()) {
+    for (const std::string& device : kernels::AvailableDevices()) {
       Run first;
-      RunCase(test, 1, std::string(ops->name), 16, &first);
-      if (ops->name == "reference") continue;  // Slow, and the same calls in the same order.
+      RunCase(test, 1, device, 16, &first);
+      if (device == "reference") continue;  // Slow, and the same calls in the same order.
       // The same bits from any number of stages and any chunks; prefill crosses steps.
       for (int stages = 1; stages <= std::min(3, test.layers); ++stages) {
         Run other;
-        RunCase(test, stages, std::string(ops->name), stages == 1 ? 1 : 16 - stages, &other);
-        EXPECT_EQ(other.logits, first.logits) << test.model << ", " << stages << " stages, " << ops->name;
-        EXPECT_EQ(other.records, first.records) << test.model << ", " << stages << " stages, " << ops->name;
+        RunCase(test, stages, device, stages == 1 ? 1 : 16 - stages, &other);
+        EXPECT_EQ(other.logits, first.logits) << test.model << ", " << stages << " stages, " << device;
+        EXPECT_EQ(other.records, first.records) << test.model << ", " << stages << " stages, " << device;
       }
     }
   }

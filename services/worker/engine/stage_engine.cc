@@ -27,21 +27,22 @@ bool IsBroken(const float* logits, int64_t count) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<StageEngine>> StageEngine::Create(Options options, std::unique_ptr<StageModel> model,
-                                                                 std::unique_ptr<kernels::Stream> stream) {
+absl::StatusOr<std::unique_ptr<StageEngine>> StageEngine::Create(Options options,
+                                                                 std::unique_ptr<kernels::Device> device,
+                                                                 std::unique_ptr<StageModel> model) {
   if (options.slots < 1 || options.max_batch_tokens < 1) {
     return absl::InvalidArgumentError(
         absl::StrCat("engine: ", options.slots, " slots, ", options.max_batch_tokens, " batch tokens"));
   }
-  std::unique_ptr<StageEngine> engine(new StageEngine(std::move(options), std::move(model), std::move(stream)));
+  std::unique_ptr<StageEngine> engine(new StageEngine(std::move(options), std::move(device), std::move(model)));
   RWKV_RETURN_IF_ERROR(engine->Allocate());
   return engine;
 }
 
-StageEngine::StageEngine(Options options, std::unique_ptr<StageModel> model, std::unique_ptr<kernels::Stream> stream)
+StageEngine::StageEngine(Options options, std::unique_ptr<kernels::Device> device, std::unique_ptr<StageModel> model)
     : options_(std::move(options)),
+      device_(std::move(device)),
       model_(std::move(model)),
-      stream_(std::move(stream)),
       width_(model_->weights().config().width),
       v_first_width_(model_->v_first_width()),
       vocab_size_(model_->weights().config().vocab_size),
@@ -49,6 +50,7 @@ StageEngine::StageEngine(Options options, std::unique_ptr<StageModel> model, std
       slot_in_step_(options_.slots) {}
 
 absl::Status StageEngine::Allocate() {
+  RWKV_ASSIGN_OR_RETURN(stream_, device_->NewStream());
   RWKV_ASSIGN_OR_RETURN(pool_, StatePool::Create(*model_, options_.slots));
   const int64_t rows = options_.max_batch_tokens;
   RWKV_ASSIGN_OR_RETURN(x_, kernels::AlignedBuffer<float>::Create(rows * width_));

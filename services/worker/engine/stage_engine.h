@@ -16,6 +16,7 @@
 #include "absl/types/span.h"
 #include "kernels/api/sequence_span.h"
 #include "kernels/base/aligned_buffer.h"
+#include "kernels/base/device.h"
 #include "kernels/base/stream.h"
 #include "rwkv/v1/state_store.pb.h"
 #include "rwkv/v1/worker.pb.h"
@@ -48,9 +49,9 @@ class StageEngine {
     TunedStates tuned_states;    // Of the model and this stage's layers: what fresh sequences may ask for.
   };
 
-  // kResourceExhausted: no memory.
-  static absl::StatusOr<std::unique_ptr<StageEngine>> Create(Options options, std::unique_ptr<StageModel> model,
-                                                             std::unique_ptr<kernels::Stream> stream);
+  // `model` is of this device. kResourceExhausted: no memory.
+  static absl::StatusOr<std::unique_ptr<StageEngine>> Create(Options options, std::unique_ptr<kernels::Device> device,
+                                                             std::unique_ptr<StageModel> model);
 
   // A new epoch: every slot is free, the next step is 1.
   void Reset();
@@ -120,7 +121,7 @@ class StageEngine {
     absl::Status status;
   };
 
-  StageEngine(Options options, std::unique_ptr<StageModel> model, std::unique_ptr<kernels::Stream> stream);
+  StageEngine(Options options, std::unique_ptr<kernels::Device> device, std::unique_ptr<StageModel> model);
 
   absl::Status Allocate();
   absl::Status CheckSlotNumber(int slot) const;
@@ -141,8 +142,9 @@ class StageEngine {
   }
 
   const Options options_;
+  const std::unique_ptr<kernels::Device> device_;
   const std::unique_ptr<StageModel> model_;
-  const std::unique_ptr<kernels::Stream> stream_;
+  std::unique_ptr<kernels::Stream> stream_;
   const int64_t width_;
   const int64_t v_first_width_;
   const int64_t vocab_size_;

@@ -17,7 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "kernels/dispatch/op_table.h"
+#include "kernels/dispatch/open_device.h"
 #include "rwkv/v1/worker.pb.h"
 #include "services/checkpoint/model_tensors.h"
 #include "services/common/grpc_status.h"
@@ -89,7 +89,7 @@ std::string FeedInChunks(EnginePipeline& pipeline, int slot, uint64_t sequence, 
   return logits;
 }
 
-// On the tables of kernels by name, for every version.
+// On devices by name, for every version.
 class LawTest : public ::testing::TestWithParam<std::tuple<std::string, ModelVersion>> {
  protected:
   LawTest() : path_(WriteSmallModel(version())) {
@@ -323,25 +323,20 @@ TEST_P(LawTest, APoisonedEntryDisturbsNoOther) {
   EXPECT_EQ(LogitsOf(*after, 14), LogitsOf(*alone, 1));
 }
 
-std::vector<std::string> TableNames() {
-  std::vector<std::string> names;
-  for (const kernels::OpTable* table : kernels::AvailableOpTables()) names.emplace_back(table->name);
-  return names;
-}
-
 std::string LawName(const ::testing::TestParamInfo<std::tuple<std::string, ModelVersion>>& info) {
   std::string name = absl::StrCat(std::get<0>(info.param), "_rwkv", checkpoint::Name(std::get<1>(info.param)));
   for (char& c : name) c = std::isalnum(static_cast<unsigned char>(c)) ? c : '_';
   return name;
 }
 
-// One version on every table, and every version on the best of them: kernels/conformance holds each operation to the
-// same laws on each table.
+// One version on every device, and every version on the best of them: kernels/conformance holds each operation to the
+// same laws on each device.
 INSTANTIATE_TEST_SUITE_P(Kernels, LawTest,
-                         ::testing::Combine(::testing::ValuesIn(TableNames()), ::testing::Values(ModelVersion::k7)),
+                         ::testing::Combine(::testing::ValuesIn(kernels::AvailableDevices()),
+                                            ::testing::Values(ModelVersion::k7)),
                          LawName);
 INSTANTIATE_TEST_SUITE_P(Versions, LawTest,
-                         ::testing::Combine(::testing::Values(TableNames().back()),
+                         ::testing::Combine(::testing::Values(kernels::AvailableDevices().back()),
                                             ::testing::Values(ModelVersion::k4, ModelVersion::k5_0, ModelVersion::k5_1,
                                                               ModelVersion::k5_2, ModelVersion::k6, ModelVersion::k7a,
                                                               ModelVersion::k7b)),

@@ -4,9 +4,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/base/device.h"
 #include "kernels/base/status_macros.h"
-#include "kernels/base/stream.h"
-#include "kernels/dispatch/op_table.h"
+#include "kernels/dispatch/open_device.h"
 #include "services/checkpoint/checkpoint.h"
 #include "services/checkpoint/model_config.h"
 #include "services/worker/model/block/stage_model.h"
@@ -18,7 +18,7 @@ namespace rwkv::worker {
 
 absl::StatusOr<std::unique_ptr<StageEngine>> MakeTestEngine(const std::string& path, int stage, int stages,
                                                             const TestEngineOptions& options) {
-  RWKV_ASSIGN_OR_RETURN(const kernels::OpTable* const ops, kernels::ChooseOpTable(options.kernels));
+  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<kernels::Device> device, kernels::OpenDevice(options.kernels));
   RWKV_ASSIGN_OR_RETURN(std::shared_ptr<const checkpoint::Checkpoint> checkpoint, checkpoint::Checkpoint::Open(path));
   RWKV_ASSIGN_OR_RETURN(const checkpoint::ModelConfig config, checkpoint::ModelConfig::FromCheckpoint(*checkpoint));
   RWKV_ASSIGN_OR_RETURN(const LayerRange layers, LayersOfStage(stage, stages, config.layer_count));
@@ -27,13 +27,14 @@ absl::StatusOr<std::unique_ptr<StageEngine>> MakeTestEngine(const std::string& p
   model_options.max_rows = options.max_batch_tokens;
   model_options.group_norm_epsilon = options.group_norm_epsilon;
   model_options.deep_embed_context = options.deep_embed_context;
-  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<StageModel> model, CreateStageModel(std::move(weights), *ops, model_options));
+  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<StageModel> model,
+                        CreateStageModel(std::move(weights), *device, model_options));
   StageEngine::Options engine;
   engine.slots = options.slots;
   engine.max_batch_tokens = options.max_batch_tokens;
   engine.fingerprint = kTestFingerprint;
   RWKV_ASSIGN_OR_RETURN(engine.tuned_states, LoadTunedStates(options.initial_states, config, layers));
-  return StageEngine::Create(std::move(engine), std::move(model), std::make_unique<kernels::CpuStream>());
+  return StageEngine::Create(std::move(engine), std::move(device), std::move(model));
 }
 
 EnginePipeline::EnginePipeline(const std::string& path, int stages, const TestEngineOptions& options) {

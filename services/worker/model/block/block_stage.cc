@@ -10,9 +10,13 @@
 
 namespace rwkv::worker {
 
-BlockStage::BlockStage(std::shared_ptr<const StageWeights> weights, const kernels::OpTable& ops,
+BlockStage::BlockStage(std::shared_ptr<const StageWeights> weights, kernels::Device& device,
                        const StageModelOptions& options, StateLayout layout)
-    : weights_(std::move(weights)), ops_(ops), options_(options), layout_(std::move(layout)) {}
+    : weights_(std::move(weights)),
+      device_(device),
+      ops_(device.ops()),
+      options_(options),
+      layout_(std::move(layout)) {}
 
 absl::Status BlockStage::Allocate(int64_t width, std::initializer_list<Buffer*> buffers) const {
   for (Buffer* buffer : buffers) {

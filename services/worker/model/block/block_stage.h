@@ -18,6 +18,7 @@
 #include "kernels/api/state_pool.h"
 #include "kernels/api/token_shift.h"
 #include "kernels/base/aligned_buffer.h"
+#include "kernels/base/device.h"
 #include "kernels/base/matrix.h"
 #include "kernels/base/stream.h"
 #include "services/worker/model/block/stage_model.h"
@@ -48,7 +49,7 @@ class BlockStage : public StageModel {
     kernels::Stream& stream;
   };
 
-  BlockStage(std::shared_ptr<const StageWeights> weights, const kernels::OpTable& ops, const StageModelOptions& options,
+  BlockStage(std::shared_ptr<const StageWeights> weights, kernels::Device& device, const StageModelOptions& options,
              StateLayout layout);
 
   // To be called once, by Create(); subclasses allocate what they add.
@@ -86,6 +87,7 @@ class BlockStage : public StageModel {
                        kernels::Activation activation_up = kernels::Activation::kNone);
 
   const std::shared_ptr<const StageWeights> weights_;
+  kernels::Device& device_;
   const kernels::OpTable& ops_;
   const StageModelOptions options_;
   const StateLayout layout_;

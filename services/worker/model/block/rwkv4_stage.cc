@@ -21,18 +21,18 @@ StateLayout LayoutOf(const checkpoint::ModelConfig& config) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<StageModel>> Rwkv4Stage::Create(std::shared_ptr<const StageWeights> weights,
-                                                               const kernels::OpTable& ops,
+                                                               kernels::Device& device,
                                                                const StageModelOptions& options) {
-  std::unique_ptr<Rwkv4Stage> stage(new Rwkv4Stage(std::move(weights), ops, options));
+  std::unique_ptr<Rwkv4Stage> stage(new Rwkv4Stage(std::move(weights), device, options));
   RWKV_RETURN_IF_ERROR(stage->AllocateShared(3));
   RWKV_RETURN_IF_ERROR(
       stage->Allocate(stage->weights_->config().attention_width, {&stage->r_, &stage->k_, &stage->v_}));
   return absl::StatusOr<std::unique_ptr<StageModel>>(std::move(stage));
 }
 
-Rwkv4Stage::Rwkv4Stage(std::shared_ptr<const StageWeights> weights, const kernels::OpTable& ops,
+Rwkv4Stage::Rwkv4Stage(std::shared_ptr<const StageWeights> weights, kernels::Device& device,
                        const StageModelOptions& options)
-    : BlockStage(weights, ops, options, LayoutOf(weights->config())),
+    : BlockStage(weights, device, options, LayoutOf(weights->config())),
       no_exponent_(weights->config().attention_width, -1e30f) {}
 
 absl::Span<const float> Rwkv4Stage::InitialState(int stage_layer, int tensor) const {

@@ -34,9 +34,9 @@ kernels::MatrixView PartOf(const kernels::MatrixView& stack, int index) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<StageModel>> Rwkv6Stage::Create(std::shared_ptr<const StageWeights> weights,
-                                                               const kernels::OpTable& ops,
+                                                               kernels::Device& device,
                                                                const StageModelOptions& options) {
-  std::unique_ptr<Rwkv6Stage> stage(new Rwkv6Stage(std::move(weights), ops, options));
+  std::unique_ptr<Rwkv6Stage> stage(new Rwkv6Stage(std::move(weights), device, options));
   RWKV_RETURN_IF_ERROR(stage->AllocateShared(stage->is_6_ ? 6 : 4));
   const int64_t width = stage->weights_->config().attention_width;
   RWKV_RETURN_IF_ERROR(stage->Allocate(width, {&stage->r_, &stage->k_, &stage->v_, &stage->y_}));
@@ -45,9 +45,9 @@ absl::StatusOr<std::unique_ptr<StageModel>> Rwkv6Stage::Create(std::shared_ptr<c
   return absl::StatusOr<std::unique_ptr<StageModel>>(std::move(stage));
 }
 
-Rwkv6Stage::Rwkv6Stage(std::shared_ptr<const StageWeights> weights, const kernels::OpTable& ops,
+Rwkv6Stage::Rwkv6Stage(std::shared_ptr<const StageWeights> weights, kernels::Device& device,
                        const StageModelOptions& options)
-    : BlockStage(weights, ops, options, LayoutOf(weights->config())),
+    : BlockStage(weights, device, options, LayoutOf(weights->config())),
       is_6_(weights->config().version == ModelVersion::k6),
       has_gate_(weights->config().version != ModelVersion::k5_0) {}
 

@@ -10,7 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "kernels/api/op_table.h"
+#include "kernels/base/device.h"
 #include "services/worker/model/block/block_stage.h"
 #include "services/worker/model/block/stage_model.h"
 #include "services/worker/model/weights.h"
@@ -20,8 +20,7 @@ namespace rwkv::worker {
 class Rwkv6Stage final : public BlockStage {
  public:
   static absl::StatusOr<std::unique_ptr<StageModel>> Create(std::shared_ptr<const StageWeights> weights,
-                                                            const kernels::OpTable& ops,
-                                                            const StageModelOptions& options);
+                                                            kernels::Device& device, const StageModelOptions& options);
 
   absl::Span<const float> InitialState(int stage_layer, int tensor) const override;
 
@@ -34,8 +33,7 @@ class Rwkv6Stage final : public BlockStage {
   // Places of the time mix's inputs in shifted_.
   enum Shift { kK, kV, kR, kG, kW };
 
-  Rwkv6Stage(std::shared_ptr<const StageWeights> weights, const kernels::OpTable& ops,
-             const StageModelOptions& options);
+  Rwkv6Stage(std::shared_ptr<const StageWeights> weights, kernels::Device& device, const StageModelOptions& options);
 
   absl::Status TimeMix(const LayerStep& at) override;
   absl::Status ChannelMix(const LayerStep& at) override;

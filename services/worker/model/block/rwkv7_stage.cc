@@ -48,9 +48,9 @@ StateLayout LayoutOf(const checkpoint::ModelConfig& config, const StageModelOpti
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<StageModel>> Rwkv7Stage::Create(std::shared_ptr<const StageWeights> weights,
-                                                               const kernels::OpTable& ops,
+                                                               kernels::Device& device,
                                                                const StageModelOptions& options) {
-  std::unique_ptr<Rwkv7Stage> stage(new Rwkv7Stage(std::move(weights), ops, options));
+  std::unique_ptr<Rwkv7Stage> stage(new Rwkv7Stage(std::move(weights), device, options));
   RWKV_RETURN_IF_ERROR(stage->AllocateShared(6));
   RWKV_RETURN_IF_ERROR(stage->Allocate(stage->weights_->config().attention_width,
                                        {&stage->r_, &stage->k_, &stage->v_, &stage->w_, &stage->a_, &stage->b_,
@@ -59,9 +59,9 @@ absl::StatusOr<std::unique_ptr<StageModel>> Rwkv7Stage::Create(std::shared_ptr<c
   return absl::StatusOr<std::unique_ptr<StageModel>>(std::move(stage));
 }
 
-Rwkv7Stage::Rwkv7Stage(std::shared_ptr<const StageWeights> weights, const kernels::OpTable& ops,
+Rwkv7Stage::Rwkv7Stage(std::shared_ptr<const StageWeights> weights, kernels::Device& device,
                        const StageModelOptions& options)
-    : BlockStage(weights, ops, options, LayoutOf(weights->config(), options)),
+    : BlockStage(weights, device, options, LayoutOf(weights->config(), options)),
       has_deep_embed_(checkpoint::HasDeepEmbed(weights->config().version)),
       has_attention_(weights->config().version == checkpoint::ModelVersion::k7b) {}
 

@@ -16,7 +16,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "kernels/api/op_table.h"
+#include "kernels/base/device.h"
 #include "services/worker/model/block/block_stage.h"
 #include "services/worker/model/block/merged_table.h"
 #include "services/worker/model/block/stage_model.h"
@@ -28,8 +28,7 @@ namespace rwkv::worker {
 class Rwkv7Stage final : public BlockStage {
  public:
   static absl::StatusOr<std::unique_ptr<StageModel>> Create(std::shared_ptr<const StageWeights> weights,
-                                                            const kernels::OpTable& ops,
-                                                            const StageModelOptions& options);
+                                                            kernels::Device& device, const StageModelOptions& options);
 
   int64_t v_first_width() const override { return weights_->config().attention_width; }
   int64_t max_tokens() const override { return has_attention_ ? options_.deep_embed_context : 0; }
@@ -46,8 +45,7 @@ class Rwkv7Stage final : public BlockStage {
   static constexpr int kValueCache = 6;       // "qkv.v_cache" [tokens, cache width]
   static constexpr int kLastQuery = 7;        // "qkv.q_prev" [query width]
 
-  Rwkv7Stage(std::shared_ptr<const StageWeights> weights, const kernels::OpTable& ops,
-             const StageModelOptions& options);
+  Rwkv7Stage(std::shared_ptr<const StageWeights> weights, kernels::Device& device, const StageModelOptions& options);
 
   absl::Status TimeMix(const LayerStep& at) override;
   absl::Status ChannelMix(const LayerStep& at) override;

@@ -10,20 +10,20 @@
 namespace rwkv::worker {
 
 absl::StatusOr<std::unique_ptr<StageModel>> CreateStageModel(std::shared_ptr<const StageWeights> weights,
-                                                             const kernels::OpTable& ops,
+                                                             kernels::Device& device,
                                                              const StageModelOptions& options) {
   switch (weights->config().version) {
     case checkpoint::ModelVersion::k4:
-      return Rwkv4Stage::Create(std::move(weights), ops, options);
+      return Rwkv4Stage::Create(std::move(weights), device, options);
     case checkpoint::ModelVersion::k5_0:
     case checkpoint::ModelVersion::k5_1:
     case checkpoint::ModelVersion::k5_2:
     case checkpoint::ModelVersion::k6:
-      return Rwkv6Stage::Create(std::move(weights), ops, options);
+      return Rwkv6Stage::Create(std::move(weights), device, options);
     case checkpoint::ModelVersion::k7:
     case checkpoint::ModelVersion::k7a:
     case checkpoint::ModelVersion::k7b:
-      return Rwkv7Stage::Create(std::move(weights), ops, options);
+      return Rwkv7Stage::Create(std::move(weights), device, options);
   }
   return absl::InternalError("no such version");
 }

@@ -7,8 +7,8 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "kernels/api/op_table.h"
 #include "kernels/api/sequence_span.h"
+#include "kernels/base/device.h"
 #include "kernels/base/stream.h"
 #include "services/worker/model/block/state_layout.h"
 #include "services/worker/model/weights.h"
@@ -59,10 +59,9 @@ struct StageModelOptions {
   int64_t deep_embed_context = 4096;  // RWKV-7b: tokens of a sequence that a slot can cache, >= 1.
 };
 
-// By the version in the weights' config. `ops` lives on. kUnimplemented: no block for this version.
+// By the version in the weights' config. `device` lives on. kUnimplemented: no block for this version.
 // kResourceExhausted: no memory.
 absl::StatusOr<std::unique_ptr<StageModel>> CreateStageModel(std::shared_ptr<const StageWeights> weights,
-                                                             const kernels::OpTable& ops,
-                                                             const StageModelOptions& options);
+                                                             kernels::Device& device, const StageModelOptions& options);
 
 }  // namespace rwkv::worker

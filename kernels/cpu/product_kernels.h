@@ -1,0 +1,206 @@
+// Rows times a weight matrix. Only for the kernels_*.cc files.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/api/matmul.h"
+#include "kernels/base/matrix.h"
+#include "kernels/cpu/simd.h"
+#include "kernels/cpu/simd_math.h"
+#include "kernels/cpu/weight_rows.h"
+
+namespace rwkv::kernels::cpu {
+namespace {
+
+// Tiles of rows times outputs, as many accumulators as the registers hold. With one row the weights are read once, from
+// memory: kStreams rows of them at a time, far apart, because a core reads several sequential streams faster than one.
+#if defined(__AVX512F__)
+constexpr int kTileRows = 6;
+constexpr int kTileOutputs = 4;
+constexpr int kStreams = 8;
+#elif defined(__AVX2__)
+constexpr int kTileRows = 3;
+constexpr int kTileOutputs = 2;
+constexpr int kStreams = 4;
+#else
+constexpr int kTileRows = 2;
+constexpr int kTileOutputs = 1;
+constexpr int kStreams = 2;
+#endif
+
+// Floats of widened weights that are kept in the second-level cache while all rows pass by.
+constexpr int64_t kPanelFloats = 64 * 1024;
+
+RWKV_INLINE F32 Activate(Activation activation, F32 z) {
+  switch (activation) {
+    case Activation::kNone:
+      return z;
+    case Activation::kSigmoid:
+      return Sigmoid(z);
+    case Activation::kTanh:
+      return Tanh(z);
+    case Activation::kSquaredRelu: {
+      const F32 positive = Select(z < F32{}, F32{}, z);  // NaN stays
+      return positive * positive;
+    }
+    case Activation::kSilu:
+      return z * Sigmoid(z);
+    case Activation::kDecay:
+      return Exp(-Exp(z));
+  }
+  return z;
+}
+
+// A tile's place: its first row and output, how far its outputs are apart, and where the weights of those are, which is
+// the matrix itself or a panel of it.
+struct Tile {
+  int64_t row;
+  int64_t output;
+  int64_t output_step;
+  const MatrixView& weight;
+  int64_t weight_row;  // of the first output
+};
+
+template <typename Weights, int kRows, int kOutputs>
+__attribute__((noinline)) void ComputeTile(const MatmulArgs& args, const Tile& tile) {
+  constexpr int kCells = kRows * kOutputs;
+  F32 sums[kCells] = {};
+  const int64_t inputs = args.weight.cols;
+  const float* const x = args.x + tile.row * inputs;
+  typename Weights::Row weight[kOutputs];
+#pragma clang loop unroll(full)
+  for (int o = 0; o < kOutputs; ++o) weight[o] = Weights::RowOf(tile.weight, tile.weight_row + o * tile.output_step);
+  int64_t k = 0;
+  for (; k + Weights::kStep <= inputs; k += Weights::kStep) {
+    typename Weights::Group group[kOutputs];
+#pragma clang loop unroll(full)
+    for (int o = 0; o < kOutputs; ++o) group[o] = Weights::GroupOf(weight[o], k);
+#pragma clang loop unroll(full)
+    for (int64_t lane = 0; lane < Weights::kStep; lane += kLanes) {
+      F32 w[kOutputs];
+#pragma clang loop unroll(full)
+      for (int o = 0; o < kOutputs; ++o) w[o] = Weights::Load(weight[o], group[o], k + lane);
+#pragma clang loop unroll(full)
+      for (int r = 0; r < kRows; ++r) {
+        const F32 row = Load(x + r * inputs + k + lane);
+#pragma clang loop unroll(full)
+        for (int o = 0; o < kOutputs; ++o) sums[r * kOutputs + o] = Fma(row, w[o], sums[r * kOutputs + o]);
+      }
+    }
+  }
+  for (; k < inputs; k += kLanes) {  // What is left of a step, 16 at a time.
+    F32 w[kOutputs];
+#pragma clang loop unroll(full)
+    for (int o = 0; o < kOutputs; ++o) w[o] = LoadSomeWeights<Weights>(weight[o], k, inputs - k);
+#pragma clang loop unroll(full)
+    for (int r = 0; r < kRows; ++r) {
+      const F32 row = LoadSome(x + r * inputs + k, inputs - k);
+#pragma clang loop unroll(full)
+      for (int o = 0; o < kOutputs; ++o) sums[r * kOutputs + o] = Fma(row, w[o], sums[r * kOutputs + o]);
+    }
+  }
+
+  alignas(64) float z[RoundUpToLanes(kCells)] = {};
+#pragma clang loop unroll(full)
+  for (int cell = 0; cell + 4 <= kCells; cell += 4) {
+    const F32x4 four = Sum4(sums[cell], sums[cell + 1], sums[cell + 2], sums[cell + 3]);
+    for (int i = 0; i < 4; ++i) z[cell + i] = four[i];
+  }
+#pragma clang loop unroll(full)
+  for (int cell = kCells / 4 * 4; cell < kCells; ++cell) z[cell] = Sum(sums[cell]);
+  if (args.bias != nullptr) {
+    for (int cell = 0; cell < kCells; ++cell) {
+      z[cell] += args.bias[tile.output + cell % kOutputs * tile.output_step];
+    }
+  }
+  if (args.activation != Activation::kNone) {
+    for (int cell = 0; cell < kCells; cell += kLanes) Store(z + cell, Activate(args.activation, Load(z + cell)));
+  }
+  for (int cell = 0; cell < kCells; ++cell) {
+    const int64_t at =
+        (tile.row + cell / kOutputs) * args.weight.rows + tile.output + cell % kOutputs * tile.output_step;
+    const float value = args.gate != nullptr ? z[cell] * args.gate[at] : z[cell];
+    args.y[at] = args.accumulate ? args.y[at] + value : value;
+  }
+}
+
+// `rows` <= kTileRows, which is known only now, times kOutputs.
+template <typename Weights, int kOutputs, int kRows = kTileRows>
+RWKV_INLINE void ComputeTileOfRows(const MatmulArgs& args, int64_t rows, const Tile& tile) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return ComputeTileOfRows<Weights, kOutputs, kRows - 1>(args, rows, tile);
+  }
+  ComputeTile<Weights, kRows, kOutputs>(args, tile);
+}
+
+// One tile of rows, weights widened as they are read, each once. The outputs of a tile are a kStep-th of the matrix
+// apart.
+template <typename Weights>
+void MatmulFewRows(const MatmulArgs& args) {
+  const int64_t outputs = args.weight.rows;
+  const int64_t streams = args.rows == 1 ? kStreams : kTileOutputs;
+  const int64_t step = outputs / streams;
+  for (int64_t o = 0; o < step; ++o) {
+    const Tile tile = {0, o, step, args.weight, o};
+    if (args.rows == 1) {
+      ComputeTile<Weights, 1, kStreams>(args, tile);
+    } else {
+      ComputeTileOfRows<Weights, kTileOutputs>(args, args.rows, tile);
+    }
+  }
+  for (int64_t o = step * streams; o < outputs; ++o) {
+    ComputeTileOfRows<Weights, 1>(args, args.rows, {0, o, 1, args.weight, o});
+  }
+}
+
+// Outputs whose widened weights fit the panel, at least one tile of them.
+RWKV_INLINE int64_t PanelOutputs(int64_t inputs) {
+  const int64_t outputs = kPanelFloats / RoundUpToLanes(inputs) / kTileOutputs * kTileOutputs;
+  return outputs < kTileOutputs ? kTileOutputs : outputs;
+}
+
+// All rows past one panel of outputs after another.
+template <typename Weights>
+void MatmulManyRows(const MatmulArgs& args, float* panel) {
+  const int64_t inputs = args.weight.cols;
+  const int64_t outputs = args.weight.rows;
+  const int64_t panel_stride = RoundUpToLanes(inputs);
+  const int64_t panel_outputs = PanelOutputs(inputs);
+  MatrixView widened;
+  widened.rows = panel_outputs;
+  widened.cols = panel_stride;
+  widened.data = panel;
+  for (int64_t begin = 0; begin < outputs; begin += panel_outputs) {
+    const int64_t count = outputs - begin < panel_outputs ? outputs - begin : panel_outputs;
+    for (int64_t o = 0; o < count; ++o) WidenRow<Weights>(args.weight, begin + o, panel + o * panel_stride);
+    for (int64_t row = 0; row < args.rows; row += kTileRows) {
+      const int64_t rows = args.rows - row < kTileRows ? args.rows - row : kTileRows;
+      int64_t o = 0;
+      for (; o + kTileOutputs <= count; o += kTileOutputs) {
+        ComputeTileOfRows<Float32Weights, kTileOutputs>(args, rows, {row, begin + o, 1, widened, o});
+      }
+      for (; o < count; ++o) ComputeTileOfRows<Float32Weights, 1>(args, rows, {row, begin + o, 1, widened, o});
+    }
+  }
+}
+
+int64_t MatmulWorkspaceBytes(const MatmulArgs& args) {
+  if (args.rows <= kTileRows) return 0;
+  return PanelOutputs(args.weight.cols) * RoundUpToLanes(args.weight.cols) * static_cast<int64_t>(sizeof(float));
+}
+
+template <typename Weights>
+void MatmulOf(const MatmulArgs& args, void* workspace) {
+  if (args.rows <= kTileRows) {
+    MatmulFewRows<Weights>(args);
+  } else {
+    MatmulManyRows<Weights>(args, static_cast<float*>(workspace));
+  }
+}
+
+void Matmul(const MatmulArgs& args, void* workspace) {
+  VisitWeights(args.weight, [&](auto weights) { MatmulOf<decltype(weights)>(args, workspace); });
+}
+
+}  // namespace
+}  // namespace rwkv::kernels::cpu
