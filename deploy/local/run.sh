@@ -5,8 +5,8 @@
 #   deploy/local/run.sh [--model PATH] [--tokenizer FILE] [--stages N] [--data-dir DIR] [--lora FILE --lora-alpha A]
 #                       [--initial-state NAME=FILE]... [--group-norm-eps X] [PROMPT]
 #
-#   --model PATH    an RWKV checkpoint: .pth, .safetensors, GGUF or .bin of rwkv.cpp. Default: the small model in
-#                   deploy/demo_model
+#   --model PATH    an RWKV checkpoint: .pth, .safetensors, GGUF or .bin of rwkv.cpp; of one in several files the
+#                   folder, the index or a part. Default: the small model in deploy/demo_model
 #   --tokenizer FILE
 #                   a vocabulary in World format, a 20B_tokenizer.json, or a GGUF that brings one. Default: the first
 #                   that fits the model of what a GGUF brings itself, MODEL.vocab.txt, rwkv_vocab_v20230424.txt and
@@ -45,10 +45,16 @@ set_file() {
   [[ $3 != *$'\n'* ]] || usage_error "$2: a path with a line break"
   given[$1]=$(readlink -f "$3")
 }
+# set_model FLAG PATH: also a folder with a model in several files.
+set_model() {
+  [[ -d $2 ]] || { set_file model "$1" "$2"; return; }
+  [[ -r $2 && $2 != *$'\n'* ]] || usage_error "$1 '$2' is no readable folder"
+  given[model]=$(readlink -f "$2")
+}
 # set_flag FLAG VALUE
 set_flag() {
   case $1 in
-    --model) set_file model "$1" "$2" ;;
+    --model) set_model "$1" "$2" ;;
     --tokenizer)
       set_file tokenizer "$1" "$2"
       [[ ${given[tokenizer]} != *,* ]] || usage_error "$1 '$2' has a comma in its path"

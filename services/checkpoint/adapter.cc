@@ -75,10 +75,10 @@ Adapter::Adapter(const AdapterOptions& options, std::unique_ptr<MappedFile> file
     : path_(options.path), file_(std::move(file)), initial_(std::move(initial)), alpha_(options.alpha) {}
 
 absl::StatusOr<std::unique_ptr<const Adapter>> Adapter::Open(const AdapterOptions& options) {
-  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<MappedFile> file, MappedFile::Open(options.path));
+  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<MappedFile> file, OpenFile(options.path));
   std::unique_ptr<MappedFile> initial;
   if (!options.initial.empty()) {
-    RWKV_ASSIGN_OR_RETURN(initial, MappedFile::Open(options.initial));
+    RWKV_ASSIGN_OR_RETURN(initial, OpenFile(options.initial));
   }
   std::unique_ptr<Adapter> adapter(new Adapter(options, std::move(file), std::move(initial)));
   if (absl::Status status = adapter->ReadDirectory(); !status.ok()) {

@@ -42,8 +42,8 @@ std::vector<int64_t> WithoutUnits(std::vector<int64_t> shape) {
 
 }  // namespace
 
-Checkpoint::Checkpoint(std::string path, std::unique_ptr<MappedFile> file, std::unique_ptr<const Adapter> adapter)
-    : path_(std::move(path)), file_(std::move(file)), adapter_(std::move(adapter)) {}
+Checkpoint::Checkpoint(std::string path, std::unique_ptr<const Adapter> adapter)
+    : path_(std::move(path)), adapter_(std::move(adapter)) {}
 
 Checkpoint::~Checkpoint() = default;
 
@@ -59,9 +59,14 @@ absl::StatusOr<std::shared_ptr<const Checkpoint>> Checkpoint::OpenWithAdapter(co
 
 absl::StatusOr<std::shared_ptr<const Checkpoint>> Checkpoint::Open(const std::string& path,
                                                                    std::unique_ptr<const Adapter> adapter) {
-  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<MappedFile> file, MappedFile::Open(path));
-  std::shared_ptr<Checkpoint> checkpoint(new Checkpoint(path, std::move(file), std::move(adapter)));
-  if (absl::Status status = checkpoint->ReadDirectory(); !status.ok()) {
+  RWKV_ASSIGN_OR_RETURN(const Shards shards, FindShards(path));
+  std::shared_ptr<Checkpoint> checkpoint(new Checkpoint(path, std::move(adapter)));
+  for (const std::string& shard : shards.files) {
+    RWKV_ASSIGN_OR_RETURN(std::unique_ptr<MappedFile> file, OpenFile(shard));
+    checkpoint->file_bytes_ += static_cast<int64_t>(file->bytes().size());
+    checkpoint->files_.push_back(std::move(file));
+  }
+  if (absl::Status status = checkpoint->ReadDirectory(shards); !status.ok()) {
     return absl::Status(status.code(), absl::StrCat(path, ": ", status.message()));
   }
   if (checkpoint->adapter_ == nullptr) return checkpoint;
@@ -71,20 +76,26 @@ absl::StatusOr<std::shared_ptr<const Checkpoint>> Checkpoint::Open(const std::st
   return checkpoint;
 }
 
-absl::Status Checkpoint::ReadDirectory() {
+absl::Status Checkpoint::ReadDirectory(const Shards& shards) {
+  std::vector<ContainerFile> files;
+  for (size_t i = 0; i < files_.size(); ++i) {
+    files.push_back({files_[i]->bytes(), shards.files[i], shards.tensors.empty() ? nullptr : &shards.tensors[i]});
+  }
   // Each header between tensors may bring a neighbourhood of weights into memory.
-  uint64_t looked_at = 0;
-  const auto done = [&](uint64_t offset, uint64_t size) {
+  std::vector<uint64_t> looked_at(files_.size());
+  const auto done = [&](size_t file, uint64_t offset, uint64_t size) {
     const uint64_t end = offset + size;
-    if (end < looked_at + MappedFile::kNeighbourhood) return;
-    file_->Forget(static_cast<int64_t>(looked_at), static_cast<int64_t>(end - looked_at));
-    looked_at = end;
+    if (end < looked_at[file] + MappedFile::kNeighbourhood) return;
+    files_[file]->Forget(static_cast<int64_t>(looked_at[file]), static_cast<int64_t>(end - looked_at[file]));
+    looked_at[file] = end;
   };
-  RWKV_ASSIGN_OR_RETURN(container_, ReadContainer(file_->bytes(), done));
-  file_->Forget(0, file_bytes());  // A vocabulary in the directory takes megabytes.
+  RWKV_ASSIGN_OR_RETURN(container_, ReadContainer(files, done));
+  for (const auto& file : files_) {  // A vocabulary in the directory takes megabytes.
+    file->Forget(0, static_cast<int64_t>(file->bytes().size()));
+  }
   for (TensorRecord& record : container_.records) {
     if (IsRowMajor(record)) record.strides.clear();
-    RWKV_RETURN_IF_ERROR(AddTensor(record, *file_));
+    RWKV_RETURN_IF_ERROR(AddTensor(record, *files_[record.shard]));
   }
   return absl::OkStatus();
 }
@@ -245,22 +256,37 @@ absl::Status Checkpoint::ReadBytes(const TensorInfo& info, int64_t offset, absl:
   return ReadTensor(*source.file, *source.record, offset, out);
 }
 
-absl::Status Checkpoint::MergeBytes(const TensorInfo& info, int64_t offset, absl::Span<uint8_t> out) const {
-  constexpr int64_t kElementsAtOnce = 1 << 18;
+absl::Status Checkpoint::ReadFloats(const TensorInfo& info, int64_t first, absl::Span<float> out) const {
+  constexpr size_t kElementsAtOnce = 1 << 18;
   const Source& source = SourceOf(info);
   const kernels::DType dtype = *WeightDType(info.type);
+  const int64_t size = ElementSize(info.type);
+  std::vector<uint8_t> bytes;
+  while (!out.empty()) {
+    const absl::Span<float> part = out.subspan(0, kElementsAtOnce);
+    bytes.resize(part.size() * size);
+    RWKV_RETURN_IF_ERROR(ReadTensor(*source.file, *source.record, first * size, absl::MakeSpan(bytes)));
+    kernels::WidenToFloat(dtype, bytes.data(), static_cast<int64_t>(part.size()), part.data());
+    if (source.update != nullptr) {
+      RWKV_RETURN_IF_ERROR(adapter_->AddTo(*source.update, info.shape[1], first, part));
+    }
+    out.remove_prefix(part.size());
+    first += static_cast<int64_t>(part.size());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Checkpoint::MergeBytes(const TensorInfo& info, int64_t offset, absl::Span<uint8_t> out) const {
+  constexpr int64_t kElementsAtOnce = 1 << 18;
   const int64_t size = ElementSize(info.type);
   std::vector<float> values;
   while (!out.empty()) {
     const int64_t count = std::min(static_cast<int64_t>(out.size()) / size, kElementsAtOnce);
-    const absl::Span<uint8_t> part = out.subspan(0, count * size);
-    RWKV_RETURN_IF_ERROR(ReadTensor(*source.file, *source.record, offset, part));
     values.resize(count);
-    kernels::WidenToFloat(dtype, part.data(), count, values.data());
-    RWKV_RETURN_IF_ERROR(adapter_->AddTo(*source.update, info.shape[1], offset / size, absl::MakeSpan(values)));
-    kernels::NarrowFromFloat(dtype, values.data(), count, part.data());
-    out.remove_prefix(part.size());
-    offset += static_cast<int64_t>(part.size());
+    RWKV_RETURN_IF_ERROR(ReadFloats(info, offset / size, absl::MakeSpan(values)));
+    kernels::NarrowFromFloat(*WeightDType(info.type), values.data(), count, out.data());
+    out.remove_prefix(count * size);
+    offset += count * size;
   }
   return absl::OkStatus();
 }

@@ -1,4 +1,4 @@
-// One checkpoint file as named tensors, memory-mapped.
+// A checkpoint as named tensors, memory-mapped.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +20,7 @@
 #include "services/checkpoint/formats/element_type.h"
 #include "services/checkpoint/formats/mapped_file.h"
 #include "services/checkpoint/formats/tensor_record.h"
+#include "services/checkpoint/shards.h"
 
 namespace rwkv::checkpoint {
 
@@ -52,7 +53,7 @@ class Checkpoint {
  public:
   // Finds format and dialect by content: safetensors and .pth (zip, or as torch < 1.6 wrote it) with the names of
   // BlinkDL, Hugging Face or web-rwkv; GGUF; rwkv.cpp. Reads the directory of the file and nothing else, so it costs
-  // the same for any size of model.
+  // the same for any size of model. `path` may also be what stands for several files: shards.h.
   //   kNotFound: no such file. kPermissionDenied: not readable.
   //   kDataLoss: the file is shorter than it says.
   //   kInvalidArgument: not a checkpoint, or one that contradicts itself; the message names file, tensor and values.
@@ -73,7 +74,10 @@ class Checkpoint {
   const std::string& path() const { return path_; }
   absl::string_view format() const { return container_.format; }    // "safetensors", "pth", "pth-legacy", "gguf", ...
   absl::string_view dialect() const { return container_.dialect; }  // "", "web-rwkv", "hugging-face"
-  int64_t file_bytes() const { return static_cast<int64_t>(file_->bytes().size()); }
+  int64_t file_bytes() const { return file_bytes_; }                // Of all its files.
+
+  // What a user should know of how the file was read, a sentence each: objects that were skipped, a head that is not there.
+  absl::Span<const std::string> notes() const { return container_.notes; }
 
   // Sorted by name, names unique.
   absl::Span<const TensorInfo> tensors() const { return infos_; }
@@ -92,6 +96,10 @@ class Checkpoint {
   // kDataLoss: the file has been cut since it was opened.
   absl::Status ReadBytes(const TensorInfo& info, int64_t offset, absl::Span<uint8_t> out) const;
 
+  // Elements [first, first + out.size()) of a tensor of fp32, bf16 or fp16, exactly, and with an adapter's update added
+  // in fp32, not rounded to the stored type as Read() and ReadBytes() give it. Else as ReadBytes().
+  absl::Status ReadFloats(const TensorInfo& info, int64_t first, absl::Span<float> out) const;
+
   // safetensors' __metadata__, GGUF's keys as texts. "quantisation.group" is there if tensors are quantised: X of int8
   // [out, in] or uint8 [out, in / 2] (two weights a byte, the even one low), X.scale and X.min fp16 [out, groups].
   const std::map<std::string, std::string>& metadata() const { return container_.metadata; }
@@ -108,11 +116,11 @@ class Checkpoint {
     const Adapter::Update* update = nullptr;  // Null: none.
   };
 
-  Checkpoint(std::string path, std::unique_ptr<MappedFile> file, std::unique_ptr<const Adapter> adapter);
+  Checkpoint(std::string path, std::unique_ptr<const Adapter> adapter);
 
   static absl::StatusOr<std::shared_ptr<const Checkpoint>> Open(const std::string& path,
                                                                 std::unique_ptr<const Adapter> adapter);
-  absl::Status ReadDirectory();
+  absl::Status ReadDirectory(const Shards& shards);
   absl::Status AddTensor(const TensorRecord& record, const MappedFile& file);
   absl::Status AddAdapter();
   TensorRecord RecordOf(const TensorInfo& info, Form form) const;
@@ -122,8 +130,9 @@ class Checkpoint {
   const Source& SourceOf(const TensorInfo& info) const { return sources_[&info - infos_.data()]; }
 
   const std::string path_;
-  const std::unique_ptr<MappedFile> file_;
   const std::unique_ptr<const Adapter> adapter_;  // Null: none.
+  std::vector<std::unique_ptr<MappedFile>> files_;
+  int64_t file_bytes_ = 0;
   Container container_;
   std::vector<TensorInfo> infos_;
   std::vector<Source> sources_;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <string>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/optional.h"
 #include "absl/types/span.h"
@@ -348,17 +350,56 @@ TEST(HuggingFaceDialectTest, PortsOfEarlierVersionsAreRenamed) {
       {"rwkv.blocks.3.feed_forward.time_mix_key", "blocks.3.ffn.time_mix_k"},
       {"rwkv.blocks.3.feed_forward.key.weight", "blocks.3.ffn.key.weight"},
   };
-  std::vector<RawTensor> tensors;
-  std::vector<std::string> expected;
-  for (const auto& name : kNames) {
-    tensors.push_back(Bytes(name[0], {1}));
-    expected.push_back(name[1]);
+  for (const char* const blocks : {"rwkv.blocks.", "model.layers.", "model.model.layers."}) {
+    std::vector<RawTensor> tensors;
+    std::vector<std::string> expected;
+    for (const auto& name : kNames) {
+      tensors.push_back(Bytes(absl::StrReplaceAll(name[0], {{"rwkv.blocks.", blocks}}), {1}));
+      expected.push_back(name[1]);
+    }
+    ASSERT_OK_AND_ASSIGN(const auto checkpoint, OpenBytes(testing::SafetensorsBytes(tensors)));
+    EXPECT_EQ(checkpoint->dialect(), "hugging-face");
+    std::vector<std::string> names;
+    for (const TensorInfo& info : checkpoint->tensors()) names.push_back(info.name);
+    EXPECT_THAT(names, ::testing::UnorderedElementsAreArray(expected)) << blocks;
   }
-  ASSERT_OK_AND_ASSIGN(const auto checkpoint, OpenBytes(testing::SafetensorsBytes(tensors)));
-  EXPECT_EQ(checkpoint->dialect(), "hugging-face");
-  std::vector<std::string> names;
-  for (const TensorInfo& info : checkpoint->tensors()) names.push_back(info.name);
-  EXPECT_THAT(names, ::testing::UnorderedElementsAreArray(expected));
+}
+
+TEST(ContainerTest, NamesThatTrainersPutAroundAModelAreTakenOff) {
+  const char* const kNames[][2] = {
+      {"module.blocks.0.att.key.weight", "blocks.0.att.key.weight"},
+      {"_orig_mod.module.emb.weight", "emb.weight"},
+      {"module._orig_mod.head.weight", "head.weight"},
+      {"blocks.0._orig_mod.ffn.key.weight", "blocks.0.ffn.key.weight"},
+      {"_fsdp_wrapped_module.blocks.1._checkpoint_wrapped_module.ln1.weight", "blocks.1.ln1.weight"},
+      {"base_model.model.blocks.2.ln1.weight", "blocks.2.ln1.weight"},
+      {"_forward_module.ln_out.weight", "ln_out.weight"},
+      {"model_of_mine.weight", "model_of_mine.weight"},
+  };
+  for (const auto& name : kNames) {
+    for (const std::string& bytes :
+         {testing::SafetensorsBytes({Bytes(name[0], {1})}), testing::TorchZipBytes({Bytes(name[0], {1})})}) {
+      ASSERT_OK_AND_ASSIGN(const auto checkpoint, OpenBytes(bytes));
+      EXPECT_EQ(checkpoint->tensors()[0].name, name[1]);
+    }
+  }
+}
+
+// ../shared/cases, when the data is there.
+TEST(ContainerTest, SmallOddFilesHoldTheSameModel) {
+  const char* const shared = std::getenv("RWKV_SHARED");
+  if (shared == nullptr) GTEST_SKIP() << "RWKV_SHARED is not set";
+  const std::string folder = absl::StrCat(shared, "/cases/");
+  ASSERT_OK_AND_ASSIGN(const auto good, Checkpoint::Open(folder + "good.safetensors"));
+  for (const char* name : {"metadata_null.safetensors", "entry_field.safetensors", "prefix_module.safetensors",
+                           "prefix_orig_mod.safetensors", "sharded", "sharded/model.safetensors.index.json"}) {
+    SCOPED_TRACE(name);
+    ASSERT_OK_AND_ASSIGN(const auto other, Checkpoint::Open(folder + name));
+    ASSERT_EQ(NamesAndShapes(*other), NamesAndShapes(*good));
+    for (const TensorInfo& info : good->tensors()) {
+      EXPECT_EQ(std::memcmp(good->Read(info.name)->data, other->Read(info.name)->data, info.bytes), 0) << info.name;
+    }
+  }
 }
 
 TEST(HuggingFaceDialectTest, PartsOfOtherShapesAreRefused) {

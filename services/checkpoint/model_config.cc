@@ -53,6 +53,15 @@ bool OnlyTunedStates(const Checkpoint& checkpoint) {
                      [](const TensorInfo& info) { return absl::EndsWith(info.name, ".att.time_state"); });
 }
 
+// Buffers that training needs and inference does not. Source: BlinkDL/RWKV-LM RWKV-v4/src/model.py (copy_mask of
+// RWKV_HEAD_QK_DIM), PyTorch's batch norms, transformers' rotary embeddings.
+bool IsLeftByTrainers(absl::string_view name) {
+  for (const absl::string_view ending : {"copy_mask", ".num_batches_tracked", ".inv_freq"}) {
+    if (absl::EndsWith(name, ending)) return true;
+  }
+  return false;
+}
+
 absl::Status Recognised(absl::string_view what) {
   return absl::UnimplementedError(absl::StrCat(what, " is recognised, but not supported"));
 }
@@ -156,15 +165,19 @@ class Inventory {
     if (const TensorInfo* info = checkpoint_.Find(name)) known_.insert(info);
   }
 
-  absl::Status CheckNothingElse(ModelVersion version) const {
+  // The names of all others, which must be a trainer's own unless anything goes.
+  absl::StatusOr<std::vector<std::string>> CheckNothingElse(ModelVersion version, bool ignore_extra_tensors) const {
+    std::vector<std::string> ignored;
     for (const TensorInfo& info : checkpoint_.tensors()) {
-      if (!known_.contains(&info)) {
-        return absl::InvalidArgumentError(absl::StrCat("tensor ", Quoted(info.name), " of shape ",
-                                                       ShapeString(info.shape), " is not part of an RWKV-",
-                                                       Name(version), " that this build knows"));
+      if (known_.contains(&info)) continue;
+      if (!ignore_extra_tensors && !IsLeftByTrainers(info.name)) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            "tensor ", Quoted(info.name), " of shape ", ShapeString(info.shape), " is not part of an RWKV-",
+            Name(version), " that this build knows (--ignore_extra_tensors leaves such tensors out)"));
       }
+      ignored.push_back(info.name);
     }
-    return absl::OkStatus();
+    return ignored;
   }
 
   int64_t parameters() const { return parameters_; }
@@ -314,7 +327,7 @@ absl::Status CheckNumbering(const Checkpoint& checkpoint, int layer_count) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<ModelConfig> Build(const Checkpoint& checkpoint) {
+absl::StatusOr<ModelConfig> Build(const Checkpoint& checkpoint, bool ignore_extra_tensors) {
   ModelConfig config;
   RWKV_ASSIGN_OR_RETURN(config.version, FindVersion(checkpoint));
   config.layer_count = CountLayers(checkpoint);
@@ -330,7 +343,7 @@ absl::StatusOr<ModelConfig> Build(const Checkpoint& checkpoint) {
     config.has_initial_state |= inventory.Has(absl::StrCat("blocks.", layer, ".att.time_state"));
   }
   if (inventory.Has("head.bias")) return Recognised("head.bias");
-  RWKV_RETURN_IF_ERROR(inventory.CheckNothingElse(config.version));
+  RWKV_ASSIGN_OR_RETURN(config.ignored, inventory.CheckNothingElse(config.version, ignore_extra_tensors));
   config.width = sizes[Size::kWidth];
   config.attention_width = sizes[Size::kAttentionWidth];
   config.head_count = sizes[Size::kHeads];
@@ -345,10 +358,22 @@ absl::StatusOr<ModelConfig> Build(const Checkpoint& checkpoint) {
 
 }  // namespace
 
-absl::StatusOr<ModelConfig> ModelConfig::FromCheckpoint(const Checkpoint& checkpoint) {
-  absl::StatusOr<ModelConfig> config = Build(checkpoint);
+absl::StatusOr<ModelConfig> ModelConfig::FromCheckpoint(const Checkpoint& checkpoint, bool ignore_extra_tensors) {
+  absl::StatusOr<ModelConfig> config = Build(checkpoint, ignore_extra_tensors);
   if (config.ok()) return config;
   return absl::Status(config.status().code(), absl::StrCat(checkpoint.path(), ": ", config.status().message()));
+}
+
+std::vector<std::string> Notes(const Checkpoint& checkpoint, const ModelConfig& config) {
+  constexpr size_t kNamed = 8;
+  std::vector<std::string> notes(checkpoint.notes().begin(), checkpoint.notes().end());
+  const std::vector<std::string>& ignored = config.ignored;
+  if (ignored.empty()) return notes;
+  std::vector<std::string> names;
+  for (size_t i = 0; i < ignored.size() && i < kNamed; ++i) names.push_back(Quoted(ignored[i]));
+  notes.push_back(absl::StrCat(ignored.size(), " tensors are no part of the model and are left out: ",
+                               absl::StrJoin(names, ", "), ignored.size() > kNamed ? ", ..." : ""));
+  return notes;
 }
 
 }  // namespace rwkv::checkpoint

@@ -26,10 +26,16 @@ struct ModelConfig {
   std::string dtype = "fp32";            // Of most weights: fp32, bf16, fp16, int8, int4; a file may mix. For show.
   int64_t parameters = 0;                // Elements of all tensors that are used, without scales.
 
-  // Checks every tensor of every layer: presence, shape, type; and that there is none besides. No weight is read.
+  std::vector<std::string> ignored;  // Tensors that are no part of the model.
+
+  // Checks every tensor of every layer: presence, shape, type; and that there is none besides, but for those that known
+  // trainers leave (`ignored`), or with ignore_extra_tensors any. No weight is read.
   //   kInvalidArgument: not an RWKV model, or a tensor is missing, unknown or of a wrong shape or type; named.
   //   kUnimplemented: an RWKV version or variant that is not served, named.
-  static absl::StatusOr<ModelConfig> FromCheckpoint(const Checkpoint& checkpoint);
+  static absl::StatusOr<ModelConfig> FromCheckpoint(const Checkpoint& checkpoint, bool ignore_extra_tensors = false);
 };
+
+// What a user should know of how the model was read, a sentence each: the checkpoint's notes and the ignored tensors.
+std::vector<std::string> Notes(const Checkpoint& checkpoint, const ModelConfig& config);
 
 }  // namespace rwkv::checkpoint

@@ -245,10 +245,16 @@ TEST_P(EveryVersionTest, EveryTensorIsNeededInItsShapeAndType) {
     SCOPED_TRACE(name);
     std::vector<RawTensor> gone = base;
     gone.erase(gone.begin() + i);
+    if (name == "head.weight") {  // Then the head is the embedding.
+      EXPECT_OK(ConfigOf(gone));
+      gone.clear();
+    }
     const bool has_alternative = absl::EndsWith(name, ".att.time_first") && GetParam() == ModelVersion::k5_0;
-    EXPECT_THAT(ConfigOf(gone),
-                StatusIs(kInvalid, HasSubstr(has_alternative ? "time_faaaa\" is missing"
-                                                             : absl::StrCat("\"", name, "\" is missing"))));
+    if (!gone.empty()) {
+      EXPECT_THAT(ConfigOf(gone),
+                  StatusIs(kInvalid, HasSubstr(has_alternative ? "time_faaaa\" is missing"
+                                                               : absl::StrCat("\"", name, "\" is missing"))));
+    }
 
     std::vector<RawTensor> larger = base;
     std::vector<int64_t> shape = base[i].spec.shape;

@@ -30,16 +30,16 @@ absl::StatusOr<std::unique_ptr<Metrics>> Metrics::Create(absl::string_view liste
                                                          const Labels& constant_labels) {
   std::unique_ptr<Metrics> metrics(new Metrics(constant_labels));
   if (listen_address.empty()) return metrics;
-  RWKV_ASSIGN_OR_RETURN(
-      metrics->server_,
-      HttpServer::Start(listen_address, [&registry = *metrics->registry_](absl::string_view path) {
-        std::unique_ptr<HttpServer::Page> page;
-        if (path != "/metrics") return page;
-        page = std::make_unique<HttpServer::Page>();
-        page->content_type = "text/plain; version=0.0.4; charset=utf-8";
-        page->body = prometheus::TextSerializer().Serialize(registry.Collect());
-        return page;
-      }));
+  RWKV_ASSIGN_OR_RETURN(metrics->server_,
+                        HttpServer::Start(listen_address, [&registry = *metrics->registry_](absl::string_view path) {
+                          std::unique_ptr<HttpServer::Page> page;
+                          if (path != "/metrics") return page;
+                          page = std::make_unique<HttpServer::Page>();
+                          page->content_type = "text/plain; version=0.0.4; charset=utf-8";
+                          page->body = prometheus::TextSerializer().Serialize(registry.Collect());
+                          return page;
+                        }));
+  metrics->address_ = metrics->server_->address();
   return metrics;
 }
 

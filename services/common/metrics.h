@@ -40,7 +40,7 @@ class Metrics {
   prometheus::Registry& registry() { return *registry_; }
 
   // "HOST:PORT" with the port really taken; empty without an endpoint.
-  std::string address() const { return server_ == nullptr ? "" : server_->address(); }
+  const std::string& address() const { return address_; }
 
   // Seconds: 0.5 ms, 1, 2.5, 5, ... up to 60 s.
   static prometheus::Histogram::BucketBoundaries LatencyBuckets();
@@ -55,6 +55,7 @@ class Metrics {
   const Labels constant_labels_;
   const std::shared_ptr<prometheus::Registry> registry_;
   std::unique_ptr<HttpServer> server_;  // Stops before the registry goes.
+  std::string address_;
 };
 
 }  // namespace rwkv::common

@@ -191,7 +191,7 @@ TEST_F(CheckpointCommandsTest, BadFilesAndWrongUsageAreOneLine) {
   ExpectFailure({"inspect", Path("text")}, 1, "not a checkpoint");
   ExpectFailure({"inspect", Path("text"), "--json"}, 1, "not a checkpoint");
   ExpectFailure({"inspect", Path("missing")}, 1, "cannot open");
-  ExpectFailure({"inspect", folder_.string()}, 1, "is a directory");
+  ExpectFailure({"inspect", folder_.string()}, 1, "is a folder without a checkpoint");
   ExpectFailure({"inspect"}, 2, "exactly one FILE");
   ExpectFailure({"inspect", "a", "b"}, 2, "exactly one FILE");
   ExpectFailure({"convert", "a"}, 2, "IN and OUT");
@@ -400,6 +400,63 @@ TEST_F(CheckpointCommandsTest, ConvertMergesAnAdapter) {
   for (size_t i = 0; i < before.size(); ++i) ASSERT_EQ(after[i], before[i] + 0.25f) << i;
   EXPECT_EQ(Floats(*merged, "blocks.1.att.key.weight"), Floats(*original, "blocks.1.att.key.weight"));
   ExpectFailure({"convert", model, Path("other"), "--lora", Path("lora"), "--lora-alpha", "0"}, 1, "alpha is 0");
+}
+
+// Of a base in bf16, half of a small update would be rounded away with the sum.
+TEST_F(CheckpointCommandsTest, AMergedSumIsRoundedOnceToWhatIsWritten) {
+  const std::string model = WriteModel(kernels::DType::kBFloat16);
+  const auto bytes = [](const std::vector<float>& values) {
+    return std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float));
+  };
+  constexpr float kUpdate = 0x1p-16f;
+  ASSERT_OK(testing::WriteFileAtomically(
+      Path("lora"),
+      testing::SafetensorsBytes(std::vector<testing::RawTensor>{
+          {{"blocks.0.att.key.lora_A", ElementType::kFloat32, {1, 72}}, bytes(std::vector<float>(72, kUpdate))},
+          {{"blocks.0.att.key.lora_B", ElementType::kFloat32, {72, 1}}, bytes(std::vector<float>(72, 1.0f))}})));
+  const auto convert = [&](const std::string& dtype) {
+    EXPECT_EQ(Call({"convert", model, Path(dtype), "--dtype", dtype, "--lora", Path("lora"), "--lora-alpha", "1"}), 0)
+        << err_;
+    return *Checkpoint::Open(Path(dtype));
+  };
+  ASSERT_OK_AND_ASSIGN(const auto original, Checkpoint::Open(model));
+  std::vector<float> sums = Floats(*original, "blocks.0.att.key.weight");
+  for (float& sum : sums) sum += kUpdate;
+  EXPECT_EQ(Floats(*convert("fp32"), "blocks.0.att.key.weight"), sums);
+  const std::vector<float> halves = Floats(*convert("fp16"), "blocks.0.att.key.weight");
+  for (size_t i = 0; i < sums.size(); ++i) {
+    ASSERT_EQ(halves[i], kernels::HalfToFloat(kernels::FloatToHalf(sums[i]))) << i;
+  }
+  const auto quantized = convert("int8");
+  const kernels::MatrixView view = View(*quantized, "blocks.0.att.key.weight", 72);
+  std::vector<uint8_t> codes(72);
+  std::vector<uint16_t> scales(2);
+  ASSERT_OK(
+      kernels::QuantizeRow(kernels::Quantization::kInt8, 64, sums.data(), 72, codes.data(), scales.data(), nullptr));
+  EXPECT_EQ(std::memcmp(view.data, codes.data(), codes.size()), 0);
+}
+
+TEST_F(CheckpointCommandsTest, TensorsThatAreNoPartOfTheModelAreLeftOutWhenAsked) {
+  const auto write = [this](const std::string& extra) {
+    testing::RandomModelOptions options;
+    options.width = options.head_size = 4;
+    std::vector<testing::RawTensor> tensors = *testing::MakeRandomModel(options);
+    tensors.push_back({{extra, ElementType::kFloat32, {1}}, "abcd"});
+    EXPECT_OK(testing::WriteFileAtomically(Path("model"), testing::SafetensorsBytes(tensors)));
+    return Path("model");
+  };
+  write("blocks.0.mystery");
+  ExpectFailure({"convert", Path("model"), Path("out")}, 1, "--ignore_extra_tensors");
+  ExpectFailure({"inspect", Path("model")}, 1, "\"blocks.0.mystery\"");
+  ASSERT_EQ(Call({"inspect", Path("model"), "--ignore-extra-tensors"}), 0) << err_;
+  EXPECT_THAT(err_, AllOf(HasSubstr("note: 1 tensors"), HasSubstr("\"blocks.0.mystery\"")));
+  ASSERT_EQ(Call({"convert", Path("model"), Path("out"), "--ignore-extra-tensors"}), 0) << err_;
+  ASSERT_OK_AND_ASSIGN(const auto converted, Checkpoint::Open(Path("out")));
+  EXPECT_EQ(converted->Find("blocks.0.mystery"), nullptr);
+  EXPECT_OK(ModelConfig::FromCheckpoint(*converted));
+  write("copy_mask");  // A known trainer's.
+  ASSERT_EQ(Call({"inspect", Path("model")}), 0) << err_;
+  EXPECT_THAT(err_, HasSubstr("note: 1 tensors are no part of the model and are left out: \"copy_mask\""));
 }
 
 TEST_F(CheckpointCommandsTest, WeightsThatDoNotFitArePointedAt) {

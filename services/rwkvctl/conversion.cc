@@ -66,17 +66,18 @@ absl::StatusOr<Precision> ParsePrecision(absl::string_view name) {
 }
 
 absl::StatusOr<Conversion> Conversion::Plan(std::shared_ptr<const checkpoint::Checkpoint> checkpoint,
-                                            Precision precision) {
+                                            Precision precision, const std::vector<std::string>& left_out) {
   Conversion conversion(std::move(checkpoint), precision);
-  RWKV_RETURN_IF_ERROR(conversion.PlanAll());
+  RWKV_RETURN_IF_ERROR(conversion.PlanAll(left_out));
   return conversion;
 }
 
-absl::Status Conversion::PlanAll() {
+absl::Status Conversion::PlanAll(const std::vector<std::string>& left_out) {
   const bool quantises = precision_ == Precision::kInt8 || precision_ == Precision::kInt4;
   const bool is_float = !quantises && precision_ != Precision::kAsStored;
   for (const TensorInfo& info : checkpoint_->tensors()) {
     if (absl::EndsWith(info.name, ".scale") || absl::EndsWith(info.name, ".min")) continue;  // With their matrix.
+    if (std::binary_search(left_out.begin(), left_out.end(), info.name)) continue;
     Step step;
     step.info = &info;
     step.scale = checkpoint_->Find(absl::StrCat(info.name, ".scale"));
@@ -171,15 +172,12 @@ absl::Status Conversion::ReadCodes(const Step& step, Codes* codes) const {
 absl::Status Conversion::ReadRows(const Step& step, const Codes& codes, int64_t first, int64_t count,
                                   float* out) const {
   kernels::MatrixView view = codes.view;
-  const bool is_quantised = step.scale != nullptr;
-  const int64_t row_bytes =
-      is_quantised ? kernels::RowBytes(view) : view.cols * checkpoint::ElementSize(step.info->type);
+  if (step.scale == nullptr) {
+    return checkpoint_->ReadFloats(*step.info, first * view.cols, absl::MakeSpan(out, count * view.cols));
+  }
+  const int64_t row_bytes = kernels::RowBytes(view);
   std::vector<uint8_t> bytes(count * row_bytes);
   RWKV_RETURN_IF_ERROR(checkpoint_->ReadBytes(*step.info, first * row_bytes, absl::MakeSpan(bytes)));
-  if (!is_quantised) {
-    kernels::WidenToFloat(*checkpoint::WeightDType(step.info->type), bytes.data(), count * view.cols, out);
-    return absl::OkStatus();
-  }
   const int64_t groups = kernels::GroupsPerRow(view);
   view.data = bytes.data();
   view.scales = codes.scales.data() + first * groups;

@@ -33,7 +33,9 @@ absl::StatusOr<Precision> ParsePrecision(absl::string_view name);
 class Conversion {
  public:
   // Reads no weight. kFailedPrecondition: a tensor that is quantised, but not as this project does.
-  static absl::StatusOr<Conversion> Plan(std::shared_ptr<const checkpoint::Checkpoint> checkpoint, Precision precision);
+  // `left_out`: sorted names.
+  static absl::StatusOr<Conversion> Plan(std::shared_ptr<const checkpoint::Checkpoint> checkpoint, Precision precision,
+                                         const std::vector<std::string>& left_out = {});
 
   const std::vector<TensorHeader>& tensors() const { return headers_; }  // In the order that Write appends them.
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
@@ -59,7 +61,7 @@ class Conversion {
   Conversion(std::shared_ptr<const checkpoint::Checkpoint> checkpoint, Precision precision)
       : checkpoint_(std::move(checkpoint)), precision_(precision) {}
 
-  absl::Status PlanAll();
+  absl::Status PlanAll(const std::vector<std::string>& left_out);
   void AddStep(const Step& step);
   void AddHeader(const std::string& name, checkpoint::ElementType type, std::vector<int64_t> shape);
   absl::Status ReadCodes(const Step& step, Codes* codes) const;

@@ -87,6 +87,7 @@ class ConvertCommand : public Command {
                       vocabulary_ = value;
                       return absl::OkStatus();
                     });
+    flags.AddBool("ignore-extra-tensors", "leave out tensors that are no part of the model", &ignore_extra_tensors_);
     flags.AddBool("overwrite", "replace files that exist", &overwrite_);
   }
 
@@ -106,8 +107,11 @@ class ConvertCommand : public Command {
     RWKV_ASSIGN_OR_RETURN(
         const std::shared_ptr<const Checkpoint> checkpoint,
         lora_.empty() ? Checkpoint::Open(in_) : Checkpoint::OpenWithAdapter(in_, {lora_, lora_alpha_, pissa_init_}));
-    RWKV_RETURN_IF_ERROR(ModelConfig::FromCheckpoint(*checkpoint).status());
-    RWKV_ASSIGN_OR_RETURN(const Conversion conversion, Conversion::Plan(checkpoint, precision_));
+    RWKV_ASSIGN_OR_RETURN(const ModelConfig config, ModelConfig::FromCheckpoint(*checkpoint, ignore_extra_tensors_));
+    for (const std::string& note : checkpoint::Notes(*checkpoint, config)) {
+      context.err << "note: " << note << std::endl;
+    }
+    RWKV_ASSIGN_OR_RETURN(const Conversion conversion, Conversion::Plan(checkpoint, precision_, config.ignored));
     for (const absl::string_view ending : {".pth", ".pt", ".gguf", ".bin"}) {
       if (absl::EndsWith(out_, ending)) {
         context.err << "note: " << out_ << " is .safetensors by content, whatever its name says" << std::endl;
@@ -169,6 +173,7 @@ class ConvertCommand : public Command {
   absl::optional<double> lora_alpha_;
   std::string pissa_init_;
   std::string vocabulary_;  // Empty: not written.
+  bool ignore_extra_tensors_ = false;
   bool overwrite_ = false;
   std::string in_;
   std::string out_;

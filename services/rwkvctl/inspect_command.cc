@@ -107,13 +107,17 @@ class InspectCommand : public Command {
   absl::string_view arguments() const override { return "FILE"; }
   absl::string_view summary() const override { return "says what a checkpoint file is"; }
   absl::string_view details() const override {
-    return "FILE is .pth, .safetensors (names of RWKV-LM, Hugging Face, fla or web-rwkv), GGUF or rwkv.cpp's .bin; it "
-           "is\n"
-           "told by its content, and only its directory is read. No router is asked.\n";
+    return "FILE is .pth, .safetensors (names of RWKV-LM, Hugging Face, fla or web-rwkv), GGUF or rwkv.cpp's .bin; it\n"
+           "is told by its content, and only its directory is read. Of a model in several files: its folder, its\n"
+           "index (.index.json) or one of its parts (-00001-of-0000N.gguf). No router is asked.\n";
   }
   bool needs_router() const override { return false; }
 
-  void AddFlags(FlagSet& flags) override { flags.AddBool("json", "print one JSON object", &json_); }
+  void AddFlags(FlagSet& flags) override {
+    flags.AddBool("json", "print one JSON object", &json_);
+    flags.AddBool("ignore-extra-tensors", "take a file with tensors that are no part of the model",
+                  &ignore_extra_tensors_);
+  }
 
   absl::Status Check(const std::vector<std::string>& positional) override {
     if (positional.size() != 1) return absl::InvalidArgumentError("exactly one FILE is needed");
@@ -123,8 +127,11 @@ class InspectCommand : public Command {
 
   absl::Status Run(Context& context) override {
     RWKV_ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open(path_));
-    RWKV_ASSIGN_OR_RETURN(const ModelConfig config, ModelConfig::FromCheckpoint(*checkpoint));
+    RWKV_ASSIGN_OR_RETURN(const ModelConfig config, ModelConfig::FromCheckpoint(*checkpoint, ignore_extra_tensors_));
     const Json json = Describe(*checkpoint, config);
+    for (const std::string& note : checkpoint::Notes(*checkpoint, config)) {
+      context.err << "note: " << note << std::endl;
+    }
     if (json_) {
       context.out << DumpLine(json);
       return absl::OkStatus();
@@ -139,6 +146,7 @@ class InspectCommand : public Command {
 
  private:
   bool json_ = false;
+  bool ignore_extra_tensors_ = false;
   std::string path_;
 };
 

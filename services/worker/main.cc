@@ -28,6 +28,9 @@ ABSL_FLAG(std::string, stage, "", "I/S: this is stage I of S and takes its even 
 ABSL_FLAG(std::string, layers, "", "BEGIN:END: the layers of this stage, instead of --stage. Neither: all layers.");
 ABSL_FLAG(int32_t, slots, 64, "Sequences whose state is kept in memory. More cost memory, fewer cost reloads.");
 ABSL_FLAG(int32_t, max_batch_tokens, 128, "Rows a step may have. More speed prefill and slow the decodes beside it.");
+ABSL_FLAG(bool, ignore_extra_tensors, false,
+          "serve a model whose file has tensors that are no part of it; without this they are an error, but for those "
+          "that known trainers leave");
 ABSL_FLAG(float, group_norm_eps, 64e-5f,
           "Epsilon of the group norm behind the recurrence. The reference's; 1e-5 gives what rwkv.cpp computes of an "
           "RWKV-5.");
@@ -55,6 +58,7 @@ absl::Status Run() {
   options.slots = absl::GetFlag(FLAGS_slots);
   options.max_batch_tokens = absl::GetFlag(FLAGS_max_batch_tokens);
   options.group_norm_epsilon = absl::GetFlag(FLAGS_group_norm_eps);
+  options.ignore_extra_tensors = absl::GetFlag(FLAGS_ignore_extra_tensors);
   options.deep_embed_context = absl::GetFlag(FLAGS_deep_embed_context);
   options.kernels = absl::GetFlag(FLAGS_kernels);
   options.max_snapshot_bytes_in_flight = absl::GetFlag(FLAGS_max_snapshot_bytes_in_flight);

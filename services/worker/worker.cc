@@ -116,7 +116,11 @@ absl::Status WorkerImpl::Init(const Options& options) {
                         options.lora.empty() ? checkpoint::Checkpoint::Open(options.model)
                                              : checkpoint::Checkpoint::OpenWithAdapter(
                                                    options.model, {options.lora, options.lora_alpha, ""}));
-  RWKV_ASSIGN_OR_RETURN(const checkpoint::ModelConfig config, checkpoint::ModelConfig::FromCheckpoint(*checkpoint));
+  RWKV_ASSIGN_OR_RETURN(const checkpoint::ModelConfig config,
+                        checkpoint::ModelConfig::FromCheckpoint(*checkpoint, options.ignore_extra_tensors));
+  for (const std::string& note : checkpoint::Notes(*checkpoint, config)) {
+    common::LogWarning("checkpoint", {{"file", options.model}, {"note", note}});
+  }
   RWKV_ASSIGN_OR_RETURN(const LayerRange layers, ChooseLayers(options, config.layer_count));
   RWKV_ASSIGN_OR_RETURN(metrics_, common::Metrics::Create(options.metrics_listen, {{"process", options.name}}));
   worker_metrics_ = std::make_unique<WorkerMetrics>(*metrics_);

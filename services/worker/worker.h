@@ -30,7 +30,8 @@ class Worker {
     int slots = 64;                     // 1 .. 65,536
     int max_batch_tokens = 128;         // 1 .. 8,192
     float group_norm_epsilon = 64e-5f;  // In (0, 1].
-    int deep_embed_context = 4096;      // 1 .. 1,048,576 tokens; RWKV-7b only.
+    bool ignore_extra_tensors = false;
+    int deep_embed_context = 4096;  // 1 .. 1,048,576 tokens; RWKV-7b only.
     std::string kernels = "auto";
     int64_t max_snapshot_bytes_in_flight = int64_t{256} << 20;
     absl::Duration drain_timeout = absl::Seconds(10);

@@ -11,9 +11,9 @@
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const absl::Span<const uint8_t> file(data, size);
   // Anything that is no legacy file goes to the zip reader, so that it need not first find four magic bytes.
-  const absl::StatusOr<std::vector<rwkv::checkpoint::TensorRecord>> records =
-      rwkv::checkpoint::LooksLikeTorchLegacy(file) ? rwkv::checkpoint::ReadTorchLegacy(file)
-                                                   : rwkv::checkpoint::ReadTorchZip(file);
-  if (records.ok()) rwkv::testing::CheckRecords(*records, size);
+  const absl::StatusOr<rwkv::checkpoint::TorchDirectory> directory = rwkv::checkpoint::LooksLikeTorchLegacy(file)
+                                                                         ? rwkv::checkpoint::ReadTorchLegacy(file)
+                                                                         : rwkv::checkpoint::ReadTorchZip(file);
+  if (directory.ok()) rwkv::testing::CheckRecords(directory->tensors, size);
   return 0;
 }

@@ -90,6 +90,8 @@ constexpr Rule kPortGlobal[] = {
     {"rwkv.embeddings", "emb"},
     {"embeddings", "emb"},
     {"rwkv.ln_out", "ln_out"},
+    {"norm", "ln_out"},
+    {"rwkv.head", "head"},
     {"lm_head", "head"},
 };
 constexpr Rule kPortLayer[] = {
@@ -187,15 +189,20 @@ bool LooksLikeFla(const std::vector<TensorRecord>& records) {
   return AnyLayerHas(records, "layers.", {"attn.", "ffn."});
 }
 
+// Of the ports; some call a model's blocks its layers.
+bool LooksLikePort(const std::vector<TensorRecord>& records, absl::string_view layers) {
+  return AnyLayerHas(records, layers, {"attention.", "feed_forward."});
+}
+
 }  // namespace
 
 bool LooksLikeHuggingFace(const std::vector<TensorRecord>& records) {
-  return LooksLikeFla(records) || AnyLayerHas(records, "blocks.", {"attention.", "feed_forward."});
+  return LooksLikeFla(records) || LooksLikePort(records, "blocks.") || LooksLikePort(records, "layers.");
 }
 
 absl::Status HuggingFaceToOriginal(std::vector<TensorRecord>* records) {
   if (LooksLikeFla(*records)) return ToOriginal(kFlaGlobal, kFlaLayer, "layers.", records);
-  return ToOriginal(kPortGlobal, kPortLayer, "blocks.", records);
+  return ToOriginal(kPortGlobal, kPortLayer, LooksLikePort(*records, "layers.") ? "layers." : "blocks.", records);
 }
 
 }  // namespace rwkv::checkpoint

@@ -9,7 +9,7 @@
 namespace rwkv::checkpoint {
 
 // Told by "layers.N.attn." or "layers.N.ffn." (fla), "blocks.N.attention." or "blocks.N.feed_forward." (the other
-// ports). Names come without "model.".
+// ports, also with "layers."). Names come without "model.".
 bool LooksLikeHuggingFace(const std::vector<TensorRecord>& records);
 
 // Renames, also what a trainer hangs behind a module's name. fla's low-rank factors are transposed; its RWKV-6 has the

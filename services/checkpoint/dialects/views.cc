@@ -130,7 +130,7 @@ absl::StatusOr<std::vector<TensorRecord>> SplitFused(const TensorRecord& fused, 
     piece.name = names[i];
     piece.shape = {1, 1, fused.shape.back()};
     piece.strides.clear();
-    piece.offset += i * fused.shape.back() * ElementSize(fused.type);
+    piece.offset += i * fused.shape.back() * StoredElementSize(fused);
     out.push_back(std::move(piece));
   }
   return out;

@@ -16,7 +16,10 @@ absl::StatusOr<std::unique_ptr<MappedFile>> MappedFile::Open(const std::string& 
   // O_NONBLOCK: opening a pipe that nobody writes to must not hang.
   const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (descriptor < 0) return absl::ErrnoToStatus(errno, absl::StrCat("cannot open ", path));
+  return OfDescriptor(descriptor, path);
+}
 
+absl::StatusOr<std::unique_ptr<MappedFile>> MappedFile::OfDescriptor(int descriptor, const std::string& path) {
   struct stat info;
   if (fstat(descriptor, &info) != 0) {
     const absl::Status status = absl::ErrnoToStatus(errno, absl::StrCat("cannot inspect ", path));

@@ -21,6 +21,9 @@ class MappedFile {
   // kNotFound, kPermissionDenied; kInvalidArgument: not a regular file, or an empty one. Errors name the path.
   static absl::StatusOr<std::unique_ptr<MappedFile>> Open(const std::string& path);
 
+  // Of an open descriptor, which becomes the file's; `name` is for errors.
+  static absl::StatusOr<std::unique_ptr<MappedFile>> OfDescriptor(int descriptor, const std::string& name);
+
   ~MappedFile();
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;

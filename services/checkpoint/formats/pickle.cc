@@ -53,7 +53,52 @@ enum Opcode : uint8_t {
   kStackGlobal = 0x93,
   kMemoize = 0x94,
   kFrame = 0x95,
+  // Of opaque values.
+  kPop = '0',
+  kPopMark = '1',
+  kDup = '2',
+  kBinBytes = 'B',
+  kShortBinBytes = 'C',
+  kBinString = 'T',
+  kShortBinString = 'U',
+  kNewObject = 0x81,
+  kLong4 = 0x8b,
+  kBinUnicode8 = 0x8d,
+  kBinBytes8 = 0x8e,
+  kEmptySet = 0x8f,
+  kAddItems = 0x90,
+  kFrozenSet = 0x91,
+  kNewObjectEx = 0x92,
+  kByteArray8 = 0x96,
 };
+
+// Packages whose names only stand in a pickle to run something.
+constexpr absl::string_view kHostile[] = {
+    "os",        "posix",       "nt",        "subprocess",      "sys",
+    "importlib", "runpy",       "shutil",    "socket",          "ctypes",
+    "pty",       "code",        "codeop",    "commands",        "operator",
+    "pickle",    "_pickle",     "marshal",   "types",           "timeit",
+    "pip",       "webbrowser",  "asyncio",   "signal",          "imp",
+    "builtins",  "__builtin__", "threading", "multiprocessing", "http",
+    "urllib",    "requests",    "ssl",       "tempfile",        "bdb",
+};
+// But for these.
+constexpr absl::string_view kHarmlessBuiltins[] = {"set",     "frozenset", "list",      "dict",  "tuple",
+                                                   "complex", "bytes",     "bytearray", "slice", "range",
+                                                   "int",     "float",     "bool",      "str",   "object"};
+
+template <size_t kCount>
+bool IsAnyOf(absl::string_view text, const absl::string_view (&list)[kCount]) {
+  return std::find(std::begin(list), std::end(list), text) != std::end(list);
+}
+
+bool IsHostile(absl::string_view module, absl::string_view name) {
+  // A dunder name reaches through an object to what it was made with.
+  if (name.find("__") != absl::string_view::npos) return true;
+  const absl::string_view package = module.substr(0, module.find('.'));
+  if ((package == "builtins" || package == "__builtin__") && IsAnyOf(name, kHarmlessBuiltins)) return false;
+  return IsAnyOf(package, kHostile);
+}
 
 enum class Constructor { kOrderedDict, kRebuildTensor, kRebuildTensorV2, kRebuildParameter, kStorage };
 
@@ -181,8 +226,15 @@ class PickleMachine {
         return Push(Kind::kGlobal, static_cast<int64_t>(i));
       }
     }
-    return Bad(
-        absl::StrCat("refuses global ", Quoted(absl::StrCat(module, " ", name)), ": a checkpoint may hold data only"));
+    std::string full = absl::StrCat(module, " ", name);
+    if (IsHostile(module, name)) {
+      return Bad(absl::StrCat("refuses global ", Quoted(full), ": a checkpoint may hold data only"));
+    }
+    std::vector<std::string>& opaque = pickle_.opaque_;
+    if (opaque.size() < Pickle::kMaxOpaque && std::find(opaque.begin(), opaque.end(), full) == opaque.end()) {
+      opaque.push_back(std::move(full));
+    }
+    return Push(Kind::kOpaque);
   }
 
   absl::Status ReadLine(absl::string_view* line) {
@@ -215,8 +267,11 @@ class PickleMachine {
     return Push(found->second);
   }
 
+  bool OpaqueIsOnTop() const { return stack_.size() > Floor() && stack_.back().kind == Kind::kOpaque; }
+
   absl::Status SetItems(const std::vector<Value>& values) {
     if (values.size() % 2 != 0) return Bad("sets a dict item without a value");
+    if (OpaqueIsOnTop()) return absl::OkStatus();
     Value dict;
     RWKV_RETURN_IF_ERROR(Top(Kind::kDict, "dict", &dict));
     auto& entries = pickle_.dicts_[dict.payload];
@@ -225,6 +280,7 @@ class PickleMachine {
   }
 
   absl::Status Append(const std::vector<Value>& values) {
+    if (OpaqueIsOnTop()) return absl::OkStatus();
     Value list;
     RWKV_RETURN_IF_ERROR(Top(Kind::kList, "list", &list));
     auto& items = pickle_.sequences_[list.payload];
@@ -299,6 +355,7 @@ class PickleMachine {
     Value callee;
     RWKV_RETURN_IF_ERROR(Pop(&arguments));
     RWKV_RETURN_IF_ERROR(Pop(&callee));
+    if (callee.kind == Kind::kOpaque && arguments.kind == Kind::kTuple) return Push(Kind::kOpaque);
     if (callee.kind != Kind::kGlobal || arguments.kind != Kind::kTuple) {
       return Bad("calls something that is not a known constructor");
     }
@@ -324,10 +381,11 @@ class PickleMachine {
     return Bad(absl::StrCat("calls ", global.module, ".", global.name, ", which is a type"));
   }
 
-  // Attributes of an OrderedDict (a module's _metadata: version numbers) are not kept.
+  // Attributes of an OrderedDict (a module's _metadata: version numbers) or an opaque object are not kept.
   absl::Status Build() {
     Value attributes;
     RWKV_RETURN_IF_ERROR(Pop(&attributes));
+    if (OpaqueIsOnTop()) return absl::OkStatus();
     Value dict;
     return Top(Kind::kDict, "dict", &dict);
   }
@@ -341,6 +399,19 @@ class PickleMachine {
     uint64_t value = size > 0 && (bytes[size - 1] & 0x80) != 0 ? ~uint64_t{0} : 0;  // Two's complement.
     for (int i = size - 1; i >= 0; --i) value = (value << 8) | bytes[i];
     return Push(Kind::kInt, static_cast<int64_t>(value));
+  }
+
+  // Of a class, from as many values as the opcode takes besides.
+  absl::Status NewObject(int arguments) {
+    Value value;
+    for (int i = 0; i < arguments; ++i) RWKV_RETURN_IF_ERROR(Pop(&value));
+    RWKV_RETURN_IF_ERROR(Pop(&value));
+    return value.kind == Kind::kOpaque ? Push(Kind::kOpaque) : Bad("makes an object of something else than a class");
+  }
+
+  absl::Status SkipBytes(uint64_t count) {
+    if (!reader_.Skip(count)) return Truncated();
+    return Push(Kind::kOpaque);
   }
 
   absl::Status Step(uint8_t opcode) {
@@ -465,6 +536,46 @@ class PickleMachine {
       case kBinPersistentId:
         RWKV_RETURN_IF_ERROR(Pop(&value));
         return PushStorage(value);
+
+      case kBinString:
+        if (!reader_.U32(&u32)) return Truncated();
+        return PushString(u32);
+      case kShortBinString:
+        if (!reader_.U8(&u8)) return Truncated();
+        return PushString(u8);
+      case kBinUnicode8:
+        if (!reader_.U64(&u64)) return Truncated();
+        return PushString(u64);
+      case kShortBinBytes:
+        if (!reader_.U8(&u8)) return Truncated();
+        return SkipBytes(u8);
+      case kBinBytes:
+      case kLong4:
+        if (!reader_.U32(&u32)) return Truncated();
+        return SkipBytes(u32);
+      case kBinBytes8:
+      case kByteArray8:
+        if (!reader_.U64(&u64)) return Truncated();
+        return SkipBytes(u64);
+      case kEmptySet:
+        return Push(Kind::kOpaque);
+      case kAddItems:
+        RWKV_RETURN_IF_ERROR(PopToMark(&values));
+        return Top(Kind::kOpaque, "set", &value);
+      case kFrozenSet:
+        RWKV_RETURN_IF_ERROR(PopToMark(&values));
+        return Push(Kind::kOpaque);
+      case kNewObject:
+        return NewObject(1);
+      case kNewObjectEx:
+        return NewObject(2);
+      case kPop:
+        return Pop(&value);
+      case kPopMark:
+        return PopToMark(&values);
+      case kDup:
+        if (stack_.size() <= Floor()) return Bad("takes a value from an empty stack");
+        return Push(Value(stack_.back()));
       default:
         return Bad(absl::StrFormat("refuses opcode 0x%02x", opcode));
     }
@@ -486,7 +597,19 @@ absl::StatusOr<Pickle> Pickle::Parse(absl::Span<const uint8_t> bytes) {
 }
 
 absl::StatusOr<std::vector<std::pair<absl::string_view, const PickledTensor*>>> Pickle::StateDict() const {
-  if (root_.kind != Kind::kDict) return absl::InvalidArgumentError("the pickle's root is not a dict of tensors");
+  if (root_.kind != Kind::kDict) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the pickle's root is not a dict of tensors", opaque_.empty() ? "" : " but an object of ",
+        opaque_.empty() ? "" : Quoted(opaque_[0]), opaque_.empty() ? "" : "; save the model's state_dict() instead"));
+  }
+  // Source: BlinkDL/ChatRWKV rwkv_pip_package/src/rwkv/model.py, convert_and_save_and_exit.
+  for (const auto& [key, value] : Entries(root_)) {
+    if (key.kind != Kind::kString || AsString(key) != "_strategy") continue;
+    return absl::UnimplementedError(
+        absl::StrCat("is already converted by the PyPI package rwkv, for strategy ",
+                     value.kind == Kind::kString ? Quoted(AsString(value)) : "of another kind",
+                     ": its matrices are transposed, scaled and perhaps quantized; give the original model"));
+  }
   std::vector<std::pair<absl::string_view, const PickledTensor*>> tensors;
   const auto add = [&](const std::pair<Value, Value>& entry) {
     if (entry.first.kind != Kind::kString) return absl::InvalidArgumentError("a tensor's name is not a string");

@@ -1,9 +1,12 @@
 // Reads the pickles of PyTorch checkpoints as data. Nothing is ever looked up or called: the handful of globals that a
-// state dict needs are constructors known here by name, any other is refused by name.
+// state dict needs are constructors known here by name. An object of any other class, as trainers leave them beside the
+// tensors (settings, an optimizer's state), is not made: it becomes an opaque value, and its class is noted. What could
+// only stand there to run something (os, subprocess, eval, ...) is refused by name.
 //
 // Opcodes (protocol 2, and 4's spellings of the same):
 //   PROTO FRAME STOP MARK, NONE NEWTRUE NEWFALSE BINFLOAT (its value is dropped) BININT BININT1 BININT2 LONG1
-//   BINUNICODE SHORT_BINUNICODE, EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM
+//   LONG4 BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8,
+//   EMPTY_SET ADDITEMS FROZENSET NEWOBJ NEWOBJ_EX (opaque), POP POP_MARK DUP, EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM
 //   SETITEMS, BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET, GLOBAL STACK_GLOBAL REDUCE BUILD BINPERSID.
 // Globals: collections OrderedDict; torch._utils _rebuild_tensor, _rebuild_tensor_v2, _rebuild_parameter;
 //   torch {Float,Half,BFloat16,Double,Long,Int,Short,Char,Byte,Bool}Storage.
@@ -51,7 +54,19 @@ struct PickledTensor {
 // One parsed pickle. Strings are views of the bytes it was parsed from, which must outlive it.
 class Pickle {
  public:
-  enum class Kind : uint8_t { kNone, kBool, kInt, kString, kTuple, kList, kDict, kGlobal, kStorage, kTensor };
+  enum class Kind : uint8_t {
+    kNone,
+    kBool,
+    kInt,
+    kString,
+    kTuple,
+    kList,
+    kDict,
+    kGlobal,
+    kStorage,
+    kTensor,
+    kOpaque,  // Whatever a state dict does not need.
+  };
 
   // Small and copied freely; containers live in the Pickle. A container may hold itself, so follow it to a fixed depth.
   struct Value {
@@ -71,9 +86,13 @@ class Pickle {
   absl::Span<const std::pair<Value, Value>> Entries(Value value) const { return dicts_[value.payload]; }  // kDict
   const PickledTensor& AsTensor(Value value) const { return tensors_[value.payload]; }                    // kTensor
   absl::Span<const PickledStorage> storages() const { return storages_; }
+  // Classes and functions of opaque values, "module name", each once, the first kMaxOpaque of them.
+  static constexpr size_t kMaxOpaque = 16;
+  absl::Span<const std::string> opaque() const { return opaque_; }
 
   // The tensors of a checkpoint: those in the root dict, and those in dicts directly inside it ({"state_dict": {...}});
-  // other values are skipped. kInvalidArgument: the root is no dict, or a tensor's key is no string.
+  // other values are skipped. kInvalidArgument: the root is no dict, or a tensor's key is no string. kUnimplemented: what
+  // the PyPI package rwkv makes of a model for a strategy of its own.
   absl::StatusOr<std::vector<std::pair<absl::string_view, const PickledTensor*>>> StateDict() const;
 
  private:
@@ -86,6 +105,7 @@ class Pickle {
   std::vector<std::vector<std::pair<Value, Value>>> dicts_;
   std::vector<PickledStorage> storages_;
   std::vector<PickledTensor> tensors_;
+  std::vector<std::string> opaque_;
 };
 
 }  // namespace rwkv::checkpoint

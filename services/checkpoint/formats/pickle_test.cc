@@ -138,6 +138,56 @@ TEST(PickleTest, ADictInsideItselfIsReadOnce) {
   EXPECT_TRUE(tensors.empty());
 }
 
+// What trainers leave beside the tensors.
+TEST(PickleTest, ObjectsThatAreNotNeededAreSkippedAndNamed) {
+  const std::string key = "X\1\0\0\0a"s;
+  const struct {
+    const char* name;
+    std::string value;
+    std::vector<std::string> opaque;
+  } kCases[] = {
+      {"argparse's settings", "cargparse\nNamespace\n)\x81}X\1\0\0\0bK\1sb"s, {"argparse Namespace"}},
+      {"a call with arguments",
+       "cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(X\2\0\0\0f8\x89\x88tRC\2abtR"s,
+       {"numpy.core.multiarray scalar", "numpy dtype"}},
+      {"a dict of a class of its own",
+       "ccollections\ndefaultdict\n(cbuiltins\nlist\ntR(K\1K\2u"s,
+       {"collections defaultdict", "builtins list"}},
+      {"a list of a class of its own", "cmy.trainer\nHistory\n)R(K\1K\2e"s, {"my.trainer History"}},
+      {"an object made with keywords", "cmy\nConfig\n)}\x92"s, {"my Config"}},
+      {"a module", "ctorch.nn.modules.linear\nLinear\n)\x81}b"s, {"torch.nn.modules.linear Linear"}},
+      {"a set", "\x8f(K\1K\2\x90"s, {}},
+      {"bytes and a long integer",
+       "(C\3abcB\2\0\0\0de\x8b\x09\0\0\0"
+       "123456789t"s,
+       {}},
+      {"a text as Python 2 wrote it", "U\2ab"s, {}},
+      {"a value that is thrown away",
+       "K\1K\x02"
+       "0"s,
+       {}},
+  };
+  for (const auto& test : kCases) {
+    SCOPED_TRACE(test.name);
+    const std::string text = kProto + "}" + key + test.value + "s.";
+    const absl::StatusOr<Pickle> pickle =
+        Pickle::Parse(absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(text.data()), text.size()));
+    ASSERT_OK(pickle);
+    EXPECT_THAT(std::vector<std::string>(pickle->opaque().begin(), pickle->opaque().end()),
+                ::testing::ElementsAreArray(test.opaque));
+    ASSERT_OK_AND_ASSIGN(const auto tensors, pickle->StateDict());
+    EXPECT_TRUE(tensors.empty());
+  }
+}
+
+TEST(PickleTest, AModelConvertedForAStrategyIsRefusedWithItsName) {
+  const std::string text = kProto + "}X\x09\0\0\0_strategyX\x09\0\0\0cuda fp16s."s;
+  const absl::StatusOr<Pickle> pickle =
+      Pickle::Parse(absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(text.data()), text.size()));
+  ASSERT_OK(pickle);
+  EXPECT_THAT(pickle->StateDict(), StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("cuda fp16")));
+}
+
 TEST(PickleTest, RefusesCode) {
   const std::string argument = "X\4\0\0\0id; \x85R."s;
   const struct {
@@ -150,19 +200,18 @@ TEST(PickleTest, RefusesCode) {
       {"builtins.eval", kProto + "c__builtin__\neval\n" + argument, "__builtin__ eval"},
       {"builtins.exec from the stack", "\x80\x04\x8c\x08"s + "builtins\x8c\4exec\x93" + argument, "builtins exec"},
       {"getattr", kProto + "cbuiltins\ngetattr\n" + argument, "builtins getattr"},
-      {"a module class", kProto + "ctorch.nn.modules.linear\nLinear\n)\x81.", "torch.nn.modules.linear Linear"},
-      {"numpy's reconstruct", kProto + "cnumpy.core.multiarray\n_reconstruct\n.", "numpy.core.multiarray _reconstruct"},
-      {"torch.load", kProto + "ctorch\nload\n.", "torch load"},
       {"a dotted name", kProto + "ctorch._utils\n_rebuild_tensor_v2.__globals__\n.", "__globals__"},
       {"a name with an escape", kProto + "cos\nsys\x1btem\n.", "sys\\x1btem"},
       {"the right name in the wrong module", kProto + "cos\nOrderedDict\n.", "os OrderedDict"},
-      {"a storage of another module", kProto + "ctorch.storage\nFloatStorage\n.", "torch.storage FloatStorage"},
       {"a call of a storage type", kProto + "ctorch\nFloatStorage\n)R.", "FloatStorage"},
       {"a call of a string", kProto + "X\1\0\0\0a)R."s, "not a known constructor"},
       {"INST", kProto + "(ios\nsystem\n.", "opcode 0x69"},
       {"OBJ", kProto + "(cos\nsystem\no.", "os system"},
-      {"NEWOBJ", kProto + "}}\x81.", "opcode 0x81"},
-      {"NEWOBJ_EX", kProto + "}}}\x92.", "opcode 0x92"},
+      {"NEWOBJ", kProto + "}}\x81.", "something else than a class"},
+      {"NEWOBJ_EX", kProto + "}}}\x92.", "something else than a class"},
+      {"subprocess in a submodule", kProto + "csubprocess.sub\nPopen\n" + argument, "subprocess.sub Popen"},
+      {"an opaque storage", kProto + "(X\7\0\0\0storagectorch.storage\nFloatStorage\nX\1\0\0\0aX\1\0\0\0cK\1tQ."s,
+       "not that of a storage"},
       {"EXT1", kProto + "\x82\1.", "opcode 0x82"},
       {"PERSID", kProto + "Pid\n.", "opcode 0x50"},
       {"REDUCE with a list", kProto + "ccollections\nOrderedDict\n]R.", "not a known constructor"},
@@ -192,7 +241,8 @@ TEST(PickleTest, RefusesBrokenPickles) {
       {"protocol 6", "\x80\x06N.", kInvalid, "protocol 6"},
       {"PROTO twice", kProto + kProto + "N.", kInvalid, "PROTO inside"},
       {"an unknown opcode", kProto + "\xff.", kInvalid, "0xff"},
-      {"a long with a count of four bytes", kProto + "\x8b\1\0\0\0\1."s, kInvalid, "0x8b"},
+      {"a long with a count beyond the end", kProto + "\x8b\5\0\0\0\1."s, kLost, "ends inside"},
+      {"bytes beyond the end", kProto + "B\5\0\0\0\1."s, kLost, "ends inside"},
       {"no STOP", kProto + "N", kLost, "ends inside"},
       {"STOP on an empty stack", kProto + ".", kInvalid, "empty stack"},
       {"STOP with two values", kProto + "NN.", kInvalid, "more than one value"},

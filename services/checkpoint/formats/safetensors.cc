@@ -32,7 +32,7 @@ absl::optional<ElementType> ParseElementType(absl::string_view name) {
 }
 
 // Builds the directory while the header is parsed, so that nothing is kept that is not wanted. Every callback returns
-// false to stop the parser, which is iterative: depth costs no stack, and is refused at the fourth level anyway.
+// false to stop the parser, which is iterative: depth costs no stack, only a bit a level.
 class HeaderHandler final : public nlohmann::json_sax<nlohmann::json> {
  public:
   struct Entry {
@@ -45,15 +45,21 @@ class HeaderHandler final : public nlohmann::json_sax<nlohmann::json> {
   std::vector<Entry>& entries() { return entries_; }
   std::map<std::string, std::string>& metadata() { return metadata_; }
 
-  bool null() override { return Unexpected("null"); }
-  bool boolean(bool) override { return Unexpected("a boolean"); }
-  bool number_integer(number_integer_t value) override { return Unexpected(absl::StrCat("the number ", value)); }
+  bool null() override {
+    if (place_ == Place::kRoot && key_ == "__metadata__") return true;  // As good as none.
+    return Skipped() || Unexpected("null");
+  }
+  bool boolean(bool) override { return Skipped() || Unexpected("a boolean"); }
+  bool number_integer(number_integer_t value) override {
+    return Skipped() || Unexpected(absl::StrCat("the number ", value));
+  }
   bool number_float(number_float_t value, const string_t& text) override {
-    return Unexpected(absl::StrCat("the number ", text.substr(0, 40)));
+    return Skipped() || Unexpected(absl::StrCat("the number ", text.substr(0, 40)));
   }
   bool binary(binary_t&) override { return Unexpected("binary data"); }
 
   bool number_unsigned(number_unsigned_t value) override {
+    if (Skipped()) return true;
     if (place_ == Place::kShapeArray) {
       if (entry_.record.shape.size() >= kMaxTensorRank) {
         return Fail(absl::StrCat("more than ", kMaxTensorRank, " dimensions"));
@@ -74,6 +80,7 @@ class HeaderHandler final : public nlohmann::json_sax<nlohmann::json> {
   }
 
   bool string(string_t& value) override {
+    if (Skipped()) return true;
     if (place_ == Place::kDtype) {
       const absl::optional<ElementType> type = ParseElementType(value);
       if (!type.has_value()) return Fail(absl::StrCat("unknown dtype ", Quoted(value)));
@@ -93,6 +100,9 @@ class HeaderHandler final : public nlohmann::json_sax<nlohmann::json> {
 
   bool start_object(std::size_t) override {
     switch (place_) {
+      case Place::kUnknown:
+        ++unknown_depth_;
+        return true;
       case Place::kStart:
         place_ = Place::kRoot;
         return true;
@@ -131,9 +141,14 @@ class HeaderHandler final : public nlohmann::json_sax<nlohmann::json> {
         } else if (key == "data_offsets" && !has_offsets_) {
           has_offsets_ = true;
           place_ = Place::kOffsets;
-        } else {
-          return Fail(absl::StrCat("unknown or repeated field ", Quoted(key)));
+        } else if (key == "dtype" || key == "shape" || key == "data_offsets") {
+          return Fail(absl::StrCat("repeated field ", Quoted(key)));
+        } else {  // The reference reader takes no notice of other fields.
+          place_ = Place::kUnknown;
+          unknown_depth_ = 0;
         }
+        return true;
+      case Place::kUnknown:
         return true;
       default:
         return Unexpected("a key");
@@ -142,6 +157,8 @@ class HeaderHandler final : public nlohmann::json_sax<nlohmann::json> {
 
   bool end_object() override {
     switch (place_) {
+      case Place::kUnknown:
+        return EndUnknown();
       case Place::kTensor:
         if (!has_dtype_ || !has_shape_ || !has_offsets_) {
           return Fail(absl::StrCat("no ", !has_dtype_ ? "dtype" : !has_shape_ ? "shape" : "data_offsets"));
@@ -161,6 +178,10 @@ class HeaderHandler final : public nlohmann::json_sax<nlohmann::json> {
   }
 
   bool start_array(std::size_t) override {
+    if (place_ == Place::kUnknown) {
+      ++unknown_depth_;
+      return true;
+    }
     if (place_ == Place::kShape) {
       place_ = Place::kShapeArray;
       return true;
@@ -174,6 +195,7 @@ class HeaderHandler final : public nlohmann::json_sax<nlohmann::json> {
   }
 
   bool end_array() override {
+    if (place_ == Place::kUnknown) return EndUnknown();
     if (place_ == Place::kOffsetsArray && offsets_seen_ != 2) return Fail("fewer than two data_offsets");
     place_ = Place::kTensor;
     return true;
@@ -187,7 +209,20 @@ class HeaderHandler final : public nlohmann::json_sax<nlohmann::json> {
 
  private:
   // What the next value is.
-  enum class Place { kStart, kRoot, kMetadata, kTensor, kDtype, kShape, kShapeArray, kOffsets, kOffsetsArray, kEnd };
+  enum class Place {
+    kStart, kRoot, kMetadata, kTensor, kDtype, kShape, kShapeArray, kOffsets, kOffsetsArray, kUnknown, kEnd
+  };
+
+  // A plain value in a field of a tensor that nobody here knows.
+  bool Skipped() {
+    if (place_ != Place::kUnknown) return false;
+    if (unknown_depth_ == 0) place_ = Place::kTensor;
+    return true;
+  }
+  bool EndUnknown() {
+    if (--unknown_depth_ == 0) place_ = Place::kTensor;
+    return true;
+  }
 
   bool Fail(absl::string_view what) {
     const bool in_tensor = place_ != Place::kStart && place_ != Place::kRoot && place_ != Place::kMetadata;
@@ -207,6 +242,7 @@ class HeaderHandler final : public nlohmann::json_sax<nlohmann::json> {
   bool has_shape_ = false;
   bool has_offsets_ = false;
   int offsets_seen_ = 0;
+  int64_t unknown_depth_ = 0;  // kUnknown: open objects and arrays.
   std::vector<Entry> entries_;
   absl::flat_hash_set<std::string> names_;
   std::map<std::string, std::string> metadata_;

@@ -74,6 +74,11 @@ TEST(SafetensorsTest, AcceptsWhatTheFormatAllows) {
        R"({"b":{"dtype":"U8","shape":[1],"data_offsets":[2,3]},"a":{"dtype":"BOOL","shape":[2],"data_offsets":[0,2]}})",
        3, 2},
       {"fields in another order", R"({"a":{"data_offsets":[0,1],"shape":[1],"dtype":"F8_E4M3"}})", 1, 1},
+      {"no metadata", R"({"__metadata__":null,"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}})", 1, 1},
+      {"fields of an entry that nobody knows",
+       R"({"a":{"x":7,"dtype":"U8","y":[1,[2.5,-1]],"shape":[1],"z":{"shape":[null,{"dtype":"F32"}]},)"
+       R"("t":true,"u":null,"s":"q","data_offsets":[0,1],"w":[]}})",
+       1, 1},
       {"an empty name", R"({"":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}})", 1, 1},
   };
   for (const auto& test : kCases) {
@@ -144,7 +149,10 @@ TEST(SafetensorsTest, RefusesHeadersThatLie) {
       {"no data_offsets", R"({"a":{"dtype":"U8","shape":[32]}})", kInvalid, "no data_offsets"},
       {"dtype twice", changed("\"dtype\":\"F32\"", "\"dtype\":\"F32\",\"dtype\":\"F32\""), kInvalid,
        "repeated field \"dtype\""},
-      {"an unknown field", changed("\"dtype\":\"F32\"", "\"scale\":2,\"dtype\":\"F32\""), kInvalid, "field \"scale\""},
+      {"an unknown field without an end",
+       R"({"a":{"x":[{"y":1},"dtype":"U8","shape":[32],"data_offsets":[0,32]}})", kInvalid, "not JSON"},
+      {"unknown fields in place of the known",
+       R"({"a":{"x":{"dtype":"U8","shape":[32],"data_offsets":[0,32]}}})", kInvalid, "no dtype"},
       {"a tensor that is a number", R"({"a":7})", kInvalid, "the number 7 for \"a\""},
       {"a tensor that is an array", R"({"a":[]})", kInvalid, "unexpected an array"},
       {"an array at the root", "[]", kInvalid, "no safetensors header"},

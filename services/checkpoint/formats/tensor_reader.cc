@@ -42,10 +42,41 @@ void WalkStrides(const TensorRecord& record, int64_t first, int64_t count, const
   }
 }
 
+// `count` fp64 to the nearest fp32; both may be unaligned.
+void NarrowDoubles(const uint8_t* from, int64_t count, uint8_t* to) {
+  for (int64_t i = 0; i < count; ++i) {
+    double wide;
+    std::memcpy(&wide, from + i * sizeof(double), sizeof(wide));
+    const float narrow = static_cast<float>(wide);
+    std::memcpy(to + i * sizeof(float), &narrow, sizeof(narrow));
+  }
+}
+
+// Row-major fp64: bytes [offset, offset + out.size()) of what they are as fp32.
+absl::Status ReadDoubles(const MappedFile& file, const TensorRecord& record, int64_t offset, absl::Span<uint8_t> out) {
+  constexpr size_t kElementsAtOnce = 1 << 16;
+  std::vector<uint8_t> wide;
+  while (!out.empty()) {
+    const size_t count = std::min(kElementsAtOnce, out.size() / sizeof(float));
+    wide.resize(count * sizeof(double));
+    RWKV_RETURN_IF_ERROR(file.ReadAt(record.offset + 2 * offset, absl::MakeSpan(wide)));
+    NarrowDoubles(wide.data(), static_cast<int64_t>(count), out.data());
+    out.remove_prefix(count * sizeof(float));
+    offset += static_cast<int64_t>(count * sizeof(float));
+  }
+  return absl::OkStatus();
+}
+
 void Gather(const MappedFile& file, const TensorRecord& record, int64_t first, int64_t count, uint8_t* out) {
   const uint8_t* data = file.bytes().data() + record.offset;
   if (record.blocks == BlockType::kNone) {
     const int64_t size = ElementSize(record.type);
+    if (record.is_stored_double) {
+      WalkStrides(record, first, count, [&](int64_t n, int64_t element) {
+        NarrowDoubles(data + element * sizeof(double), 1, out + n * size);
+      });
+      return;
+    }
     WalkStrides(record, first, count, [&](int64_t n, int64_t element) {
       std::memcpy(out + n * size, data + element * size, static_cast<size_t>(size));
     });
@@ -130,6 +161,8 @@ absl::Status ReadTensor(const MappedFile& file, const TensorRecord& record, int6
     file.Forget(record.offset, StoredBytes(record));
   } else if (record.blocks != BlockType::kNone) {
     RWKV_RETURN_IF_ERROR(ReadBlocks(file, record, offset, out));
+  } else if (record.is_stored_double) {
+    RWKV_RETURN_IF_ERROR(ReadDoubles(file, record, offset, out));
   } else {
     RWKV_RETURN_IF_ERROR(file.ReadAt(record.offset + offset, out));
   }

@@ -6,8 +6,13 @@
 
 namespace rwkv::checkpoint {
 
+int64_t StoredElementSize(const TensorRecord& record) {
+  return record.is_stored_double ? static_cast<int64_t>(sizeof(double)) : ElementSize(record.type);
+}
+
 bool IsPlain(const TensorRecord& record) {
-  return record.blocks == BlockType::kNone && record.applied == Applied::kNothing && record.exponent == 0;
+  return !record.is_stored_double && record.blocks == BlockType::kNone && record.applied == Applied::kNothing &&
+         record.exponent == 0;
 }
 
 bool IsRowMajor(const TensorRecord& record) {
@@ -29,7 +34,7 @@ int64_t StoredBytes(const TensorRecord& record) {
     last = 0;
     for (size_t i = 0; i < record.shape.size(); ++i) last += (record.shape[i] - 1) * record.strides[i];
   }
-  if (record.blocks == BlockType::kNone) return (last + 1) * ElementSize(record.type);
+  if (record.blocks == BlockType::kNone) return (last + 1) * StoredElementSize(record);
   const int64_t per_block = PartBytes(record.blocks, record.part) / ElementSize(record.type);
   return (last / per_block + 1) * BlockBytes(record.blocks);
 }

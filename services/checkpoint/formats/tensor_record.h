@@ -36,11 +36,14 @@ struct TensorRecord {
   std::vector<int64_t> shape;                // Each >= 0.
   std::vector<int64_t> strides;              // In elements, each >= 0, as many as shape; empty: row-major.
   int64_t offset = 0;                        // Bytes from the start of the file to element [0, 0, ...].
+  int shard = 0;                             // Which file of a model in several.
 
   // One dimension whose equal pieces stand in another order in the file: piece n is the file's piece order[n]. With
   // strides only; empty: all as they stand.
   size_t reordered = 0;
   std::vector<int> order;
+
+  bool is_stored_double = false;  // The file has fp64, which is read as the nearest fp32: type is kFloat32.
 
   // Elements that are not read as they stand in the file. With `blocks`, type is that of the part, and the strides
   // count weights; a part other than kWeights has none.
@@ -49,6 +52,9 @@ struct TensorRecord {
   Applied applied = Applied::kNothing;  // Of type kFloat32 only.
   int exponent = 0;                     // The element times 2^exponent is meant; of fp32, bf16 and fp16 only.
 };
+
+// Bytes of an element in the file, not in blocks.
+int64_t StoredElementSize(const TensorRecord& record);
 
 // Whether the elements are those of the file, bit for bit.
 bool IsPlain(const TensorRecord& record);

@@ -80,17 +80,17 @@ absl::StatusOr<TensorRecord> MakeRecord(absl::string_view name, const PickledTen
 }
 
 // `storage_offsets`: where each of pickle.storages() begins in the file; their bytes have been checked.
-absl::StatusOr<std::vector<TensorRecord>> MakeRecords(const Pickle& pickle,
-                                                      const std::vector<uint64_t>& storage_offsets) {
+absl::StatusOr<TorchDirectory> MakeRecords(const Pickle& pickle, const std::vector<uint64_t>& storage_offsets) {
   RWKV_ASSIGN_OR_RETURN(const auto tensors, pickle.StateDict());
-  std::vector<TensorRecord> records;
-  records.reserve(tensors.size());
+  TorchDirectory directory;
+  directory.skipped.assign(pickle.opaque().begin(), pickle.opaque().end());
+  directory.tensors.reserve(tensors.size());
   for (const auto& [name, tensor] : tensors) {
     RWKV_ASSIGN_OR_RETURN(TensorRecord record, MakeRecord(name, *tensor, pickle.storages()[tensor->storage],
                                                           storage_offsets[tensor->storage]));
-    records.push_back(std::move(record));
+    directory.tensors.push_back(std::move(record));
   }
-  return records;
+  return directory;
 }
 
 absl::optional<uint64_t> StorageBytes(const PickledStorage& storage) {
@@ -125,11 +125,14 @@ bool LooksLikeTorchLegacy(absl::Span<const uint8_t> file) {
   return StartsWith(file, absl::MakeConstSpan(kLegacyMagic).first(4));
 }
 
-absl::StatusOr<std::vector<TensorRecord>> ReadTorchZip(absl::Span<const uint8_t> file, DoneWith done) {
+absl::StatusOr<TorchDirectory> ReadTorchZip(absl::Span<const uint8_t> file, DoneWith done) {
   RWKV_ASSIGN_OR_RETURN(const std::vector<ZipMember> members, ReadZipDirectory(file, done));
   absl::flat_hash_map<absl::string_view, const ZipMember*> by_name;
   const ZipMember* data_pickle = nullptr;
   for (const ZipMember& member : members) {
+    if (member.is_deflated) {
+      return absl::UnimplementedError(absl::StrCat("member ", Quoted(member.name), " is still compressed"));
+    }
     if (!by_name.emplace(member.name, &member).second) {
       return absl::InvalidArgumentError(absl::StrCat("zip archive: two members are named ", Quoted(member.name)));
     }
@@ -176,7 +179,7 @@ absl::StatusOr<std::vector<TensorRecord>> ReadTorchZip(absl::Span<const uint8_t>
   return MakeRecords(pickle, offsets);
 }
 
-absl::StatusOr<std::vector<TensorRecord>> ReadTorchLegacy(absl::Span<const uint8_t> file, DoneWith done) {
+absl::StatusOr<TorchDirectory> ReadTorchLegacy(absl::Span<const uint8_t> file, DoneWith done) {
   if (!StartsWith(file, kLegacyMagic)) {
     return absl::InvalidArgumentError("starts like a legacy torch file, but its magic number is wrong");
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -14,11 +15,16 @@ namespace rwkv::checkpoint {
 bool LooksLikeTorchZip(absl::Span<const uint8_t> file);
 bool LooksLikeTorchLegacy(absl::Span<const uint8_t> file);
 
-// torch >= 1.6: a zip archive of X/data.pkl and X/data/<key>. Touches its directory and the pickle only.
-absl::StatusOr<std::vector<TensorRecord>> ReadTorchZip(absl::Span<const uint8_t> file, DoneWith done = KeepAll);
+// torch >= 1.6: a zip archive of X/data.pkl and X/data/<key>. Touches its directory and the pickle only. (Archives with
+// compressed members: see inflated_zip.h first.)
+struct TorchDirectory {
+  std::vector<TensorRecord> tensors;
+  std::vector<std::string> skipped;  // Classes of objects beside the tensors, which were not made: Pickle::opaque().
+};
+absl::StatusOr<TorchDirectory> ReadTorchZip(absl::Span<const uint8_t> file, DoneWith done = KeepAll);
 
 // torch < 1.6: five pickles back to back, then each storage as an int64 element count and its bytes.
-absl::StatusOr<std::vector<TensorRecord>> ReadTorchLegacy(absl::Span<const uint8_t> file, DoneWith done = KeepAll);
+absl::StatusOr<TorchDirectory> ReadTorchLegacy(absl::Span<const uint8_t> file, DoneWith done = KeepAll);
 
 // Both:
 //   kDataLoss: the file is cut. kUnimplemented: big-endian, compressed.

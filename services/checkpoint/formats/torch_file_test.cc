@@ -60,7 +60,9 @@ std::vector<ZipEntry> ViewEntries(int64_t elements, int64_t offset, const std::v
 }
 
 absl::StatusOr<std::vector<TensorRecord>> ReadZip(const std::vector<ZipEntry>& entries) {
-  return ReadTorchZip(Bytes(testing::ZipBytes(entries)));
+  absl::StatusOr<TorchDirectory> directory = ReadTorchZip(Bytes(testing::ZipBytes(entries)));
+  if (!directory.ok()) return directory.status();
+  return std::move(directory->tensors);
 }
 
 TEST(TorchFileTest, BothContainersGiveTheSameTensors) {
@@ -69,8 +71,10 @@ TEST(TorchFileTest, BothContainersGiveTheSameTensors) {
   EXPECT_TRUE(LooksLikeTorchZip(zip));
   EXPECT_FALSE(LooksLikeTorchLegacy(zip));
   EXPECT_TRUE(LooksLikeTorchLegacy(legacy));
-  ASSERT_OK_AND_ASSIGN(const std::vector<TensorRecord> of_zip, ReadTorchZip(zip));
-  ASSERT_OK_AND_ASSIGN(const std::vector<TensorRecord> of_legacy, ReadTorchLegacy(legacy));
+  ASSERT_OK_AND_ASSIGN(const TorchDirectory zip_directory, ReadTorchZip(zip));
+  ASSERT_OK_AND_ASSIGN(const TorchDirectory legacy_directory, ReadTorchLegacy(legacy));
+  const std::vector<TensorRecord>& of_zip = zip_directory.tensors;
+  const std::vector<TensorRecord>& of_legacy = legacy_directory.tensors;
   ASSERT_EQ(of_zip.size(), 2);
   ASSERT_EQ(of_legacy.size(), 2);
   for (int i = 0; i < 2; ++i) {
@@ -250,7 +254,7 @@ TEST(TorchFileTest, EveryBitFlipIsRefusedOrReadsWithinTheFile) {
       flipped[bit / 8] = static_cast<uint8_t>(flipped[bit / 8] ^ (1 << (bit % 8)));
       const auto records = LooksLikeTorchZip(Bytes(file)) ? ReadTorchZip(flipped) : ReadTorchLegacy(flipped);
       if (!records.ok()) continue;
-      for (const TensorRecord& record : *records) {
+      for (const TensorRecord& record : records->tensors) {
         int64_t last = record.offset;
         for (size_t i = 0; i < record.shape.size(); ++i) {
           last += (record.shape[i] - 1) * record.strides[i] * ElementSize(record.type);

@@ -23,6 +23,8 @@ constexpr uint64_t kZip64EndLocatorBytes = 20;
 constexpr uint64_t kCentralHeaderBytes = 46;  // Without name, extra field and comment.
 constexpr uint16_t kZip64ExtraField = 1;      // 4.5.3
 constexpr uint16_t kEncryptedFlag = 1;
+constexpr uint16_t kStored = 0;  // 4.4.5
+constexpr uint16_t kDeflated = 8;
 constexpr uint32_t kIn64Bits32 = 0xffffffff;  // "The real value is in the ZIP64 record."
 constexpr uint16_t kIn64Bits16 = 0xffff;
 // Each tensor's payload and a few small files.
@@ -158,9 +160,10 @@ absl::StatusOr<Entry> ReadCentralHeader(ByteReader* reader) {
   entry.member.name = absl::string_view(reinterpret_cast<const char*>(name.data()), name.size());
   const std::string what = absl::StrCat("zip archive: member ", Quoted(entry.member.name));
   if ((flags & kEncryptedFlag) != 0) return absl::UnimplementedError(absl::StrCat(what, " is encrypted"));
-  if (method != 0) {
+  if (method != kStored && method != kDeflated) {
     return absl::UnimplementedError(absl::StrCat(what, " is compressed (method ", method, "); save it uncompressed"));
   }
+  entry.member.is_deflated = method == kDeflated;
   if (disk != 0 && disk != kIn64Bits16) return absl::UnimplementedError(absl::StrCat(what, " is on another disk"));
 
   uint64_t stored = stored32;
@@ -170,7 +173,8 @@ absl::StatusOr<Entry> ReadCentralHeader(ByteReader* reader) {
     RWKV_RETURN_IF_ERROR(ReadZip64Field(extra, size32 == kIn64Bits32, stored32 == kIn64Bits32, header32 == kIn64Bits32,
                                         &entry.member.size, &stored, &entry.header));
   }
-  if (stored != entry.member.size) {
+  entry.member.stored_size = stored;
+  if (!entry.member.is_deflated && stored != entry.member.size) {
     return absl::InvalidArgumentError(
         absl::StrCat(what, " is stored as it is, yet in ", stored, " bytes for ", entry.member.size));
   }
@@ -192,9 +196,9 @@ absl::Status LocatePayload(absl::Span<const uint8_t> file, uint64_t limit, Entry
   if (absl::string_view(reinterpret_cast<const char*>(name.data()), name.size()) != entry->member.name) {
     return absl::InvalidArgumentError(absl::StrCat(what, " has another name in its local header"));
   }
-  if (entry->member.size > reader.remaining()) {
-    return absl::DataLossError(absl::StrCat(what, " of ", entry->member.size, " bytes at byte ", reader.position(),
-                                            " reaches beyond the payloads' end at ", limit));
+  if (entry->member.stored_size > reader.remaining()) {
+    return absl::DataLossError(absl::StrCat(what, " of ", entry->member.stored_size, " bytes at byte ",
+                                            reader.position(), " reaches beyond the payloads' end at ", limit));
   }
   entry->member.offset = reader.position();
   return absl::OkStatus();
@@ -222,7 +226,7 @@ absl::StatusOr<std::vector<ZipMember>> ReadZipDirectory(absl::Span<const uint8_t
   std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) { return a.header < b.header; });
   for (size_t i = 1; i < entries.size(); ++i) {
     const ZipMember& before = entries[i - 1].member;
-    if (entries[i].header < before.offset + before.size) {
+    if (entries[i].header < before.offset + before.stored_size) {
       return Bad(absl::StrCat("members ", Quoted(before.name), " and ", Quoted(entries[i].member.name), " overlap"));
     }
   }

@@ -89,8 +89,8 @@ TEST(ZipArchiveTest, ACommentAtTheEndIsSkipped) {
 }
 
 TEST(ZipArchiveTest, RefusesWhatItCannotRead) {
-  EXPECT_THAT(ListStatus(testing::ZipBytes(kEntries, ZipOptions{true, true, 8})),
-              StatusIs(kUnimplemented, HasSubstr("\"a/data.pkl\" is compressed (method 8)")));
+  EXPECT_THAT(ListStatus(testing::ZipBytes(kEntries, ZipOptions{true, true, 12})),
+              StatusIs(kUnimplemented, HasSubstr("\"a/data.pkl\" is compressed (method 12)")));
   EXPECT_THAT(ListStatus(testing::ZipBytes(kEntries, ZipOptions{false, false, 93})),
               StatusIs(kUnimplemented, HasSubstr("method 93")));
 }
@@ -139,7 +139,7 @@ TEST(ZipArchiveTest, RefusesDirectoriesThatLie) {
        [](std::string* f) { Set(f, f->size() - kEnd - kLocator - 8, ~uint64_t{0}, 8); }, kLost, "does not fit"},
       {"an encrypted member", false, [](std::string* f) { Set(f, CentralHeader(*f, 1) + 8, 1, 2); }, kUnimplemented,
        "\"a/data/0\" is encrypted"},
-      {"a compressed member", false, [](std::string* f) { Set(f, CentralHeader(*f, 1) + 10, 8, 2); }, kUnimplemented,
+      {"a compressed member", false, [](std::string* f) { Set(f, CentralHeader(*f, 1) + 10, 9, 2); }, kUnimplemented,
        "\"a/data/0\" is compressed"},
       {"two sizes for one member", false, [](std::string* f) { Set(f, CentralHeader(*f, 1) + 20, 99, 4); }, kInvalid,
        "in 99 bytes for 100"},

@@ -7,6 +7,7 @@ Element n (row-major) of the tensor with number t is t + n / 8: exact in every t
 """
 import collections
 import os
+import zipfile
 
 import safetensors.torch
 import torch
@@ -41,6 +42,11 @@ class Small(torch.nn.Module):
 def main():
     state = Small().state_dict()
     torch.save(state, os.path.join(HERE, "torch_zip.pth"))
+    # As other zip programs pack it again.
+    with zipfile.ZipFile(os.path.join(HERE, "torch_zip.pth")) as stored, \
+         zipfile.ZipFile(os.path.join(HERE, "torch_deflated.pth"), "w") as deflated:
+        for member in stored.infolist():
+            deflated.writestr(zipfile.ZipInfo(member.filename), stored.read(member), zipfile.ZIP_DEFLATED)
     torch.save(state, os.path.join(HERE, "torch_legacy.pth"), _use_new_zipfile_serialization=False)
     nested = collections.OrderedDict(("_forward_module." + k, v) for k, v in state.items())
     torch.save({"epoch": 3, "state_dict": nested, "note": "trainer's own", "done": None},

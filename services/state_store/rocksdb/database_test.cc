@@ -1,10 +1,10 @@
 #include "services/state_store/rocksdb/database.h"
 
-#include <unistd.h>
-
 #include <atomic>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <iostream>
 #include <memory>
 #include <string>
 #include <thread>
@@ -19,6 +19,7 @@
 #include "services/common/metrics.h"
 #include "services/state_store/testing/fault_file_system.h"
 #include "services/state_store/testing/test_store.h"
+#include "tests/testing/other_user.h"
 #include "tests/testing/status_matchers.h"
 
 namespace rwkv::state_store {
@@ -115,12 +116,20 @@ TEST_F(DatabaseTest, FullOrReadOnlyDiskIsNamedAtStart) {
 }
 
 TEST_F(DatabaseTest, FolderWithoutWritePermissionIsNamed) {
-  if (geteuid() == 0) GTEST_SKIP() << "root may write anywhere";
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const std::string folder = rwkv::testing::MakeOpenFolder();
   options_.env = nullptr;
-  std::filesystem::create_directories(options_.data_dir);
-  std::filesystem::permissions(options_.data_dir,
-                               std::filesystem::perms::owner_read | std::filesystem::perms::owner_exec);
-  EXPECT_THAT(Open(), StatusIs(StatusCode::kUnavailable, AllOf(HasSubstr(options_.data_dir), HasSubstr("writable"))));
+  const auto open = [this](const std::string& data_dir) {
+    rwkv::testing::BecomeNobody();
+    options_.data_dir = data_dir;
+    std::cerr << Open();
+    std::exit(0);
+  };
+  std::filesystem::create_directories(folder + "/closed");
+  std::filesystem::permissions(folder + "/closed", std::filesystem::perms(0555));
+  EXPECT_EXIT(open(folder + "/open"), ::testing::ExitedWithCode(0), "OK");
+  EXPECT_EXIT(open(folder + "/closed"), ::testing::ExitedWithCode(0), "UNAVAILABLE.*/closed.*writable");
+  std::filesystem::remove_all(folder);
 }
 
 TEST_F(DatabaseTest, MessagesAreOneLine) {
