@@ -51,6 +51,8 @@ ABSL_FLAG(absl::Duration, slot_quantum, absl::Seconds(5),
 ABSL_FLAG(int64_t, max_prompt_tokens, 65536, "Input tokens of one call. More are refused.");
 ABSL_FLAG(int64_t, max_document_bytes, 16 << 20,
           "Text (and 4 bytes a token id) of one ScoreDocument. More is refused.");
+ABSL_FLAG(absl::Duration, upload_piece_timeout, absl::Seconds(10), "Time for the next piece of a document.");
+ABSL_FLAG(absl::Duration, upload_timeout, absl::Minutes(5), "Time for all pieces of a document.");
 ABSL_FLAG(uint32_t, max_generated_tokens, 1 << 19, "Largest max_tokens of one call.");
 ABSL_FLAG(int64_t, snapshot_interval_tokens, 1024, "A running turn's state is saved about this often.");
 ABSL_FLAG(absl::Duration, lease_ttl, absl::Seconds(15),
@@ -69,6 +71,9 @@ namespace {
 // Of the state store, for calls that are not part of a turn.
 constexpr int kRpcThreads = 8;
 constexpr size_t kMaxQueuedRpcs = 256;
+// Tokenizing, which must not wait for a store that is away.
+constexpr int kTextThreads = 2;
+constexpr size_t kMaxQueuedTexts = 1024;
 
 uint64_t Random() {
   thread_local absl::BitGen generator;
@@ -93,7 +98,8 @@ absl::Status CheckFlags() {
   for (const absl::Duration timeout :
        {absl::GetFlag(FLAGS_lease_ttl), absl::GetFlag(FLAGS_store_timeout), absl::GetFlag(FLAGS_progress_timeout),
         absl::GetFlag(FLAGS_outage_timeout), absl::GetFlag(FLAGS_slow_client_timeout), absl::GetFlag(FLAGS_max_wait),
-        absl::GetFlag(FLAGS_slot_quantum)}) {
+        absl::GetFlag(FLAGS_slot_quantum), absl::GetFlag(FLAGS_upload_piece_timeout),
+        absl::GetFlag(FLAGS_upload_timeout)}) {
     if (timeout <= absl::ZeroDuration()) return absl::InvalidArgumentError("timeouts have to be positive");
   }
   return absl::OkStatus();
@@ -153,7 +159,9 @@ absl::Status Run() {
                     &router_metrics, &clock, Random);
 
   Executor executor(kRpcThreads, kMaxQueuedRpcs);
-  GenerationService generation(&turns, &executor);
+  Executor texts(kTextThreads, kMaxQueuedTexts);
+  GenerationService generation(&turns, &texts,
+                               {absl::GetFlag(FLAGS_upload_piece_timeout), absl::GetFlag(FLAGS_upload_timeout)});
   SessionsService sessions(&turns, catalog.get(), records.get(), &executor, Random);
   ClusterService cluster(name, store_address, &turns, catalog.get(), &executor);
   common::RpcServer::Options server_options;

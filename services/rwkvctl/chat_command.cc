@@ -1,6 +1,7 @@
 #include "services/rwkvctl/chat_command.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <string>
 #include <utility>
 #include <vector>
@@ -30,7 +31,9 @@ class ChatCommand : public Command {
   absl::string_view details() const override {
     return "One line is one message; a line of \"\"\" opens and closes a message of several lines. Ctrl-C ends the "
            "answer, not\n"
-           "the session; Ctrl-D or /exit ends the chat, and --session goes on with it later.\n";
+           "the session; Ctrl-D or /exit ends the chat, and --session goes on with it later. /regenerate gives the "
+           "last\n"
+           "answer anew, /continue goes on with one that --max-tokens has cut off.\n";
   }
 
   void AddFlags(FlagSet& flags) override {
@@ -71,7 +74,9 @@ class ChatCommand : public Command {
       request.set_session_id(session_id_);
       if (absl::Status status = context.client->GetSession(request).status(); !status.ok()) return status;
     }
-    if (context.in_is_terminal) context.err << "/exit or Ctrl-D ends, Ctrl-C stops an answer" << std::endl;
+    if (context.in_is_terminal) {
+      context.err << "/exit or Ctrl-D ends, Ctrl-C stops an answer, /regenerate, /continue" << std::endl;
+    }
 
     for (;;) {
       absl::optional<std::string> message = ReadMessage(context);
@@ -83,7 +88,9 @@ class ChatCommand : public Command {
         context.err << "rwkvctl: " << status.message() << std::endl;
         continue;
       }
-      const absl::Status status = Answer(context, clean);
+      const absl::Status status = clean == "/regenerate" ? Regenerate(context)
+                                  : clean == "/continue" ? Continue(context)
+                                                         : Say(context, clean);
       context.out << "\n";
       if (absl::Status flushed = FlushOutput(context.out); !flushed.ok()) return flushed;
       if (absl::IsCancelled(status)) {
@@ -115,9 +122,33 @@ class ChatCommand : public Command {
     return message;
   }
 
-  absl::Status Answer(Context& context, const std::string& message) {
-    router::Cancellation cancellation;
-    InterruptScope scope(context.interrupts, [&cancellation] { cancellation.Cancel(); });
+  absl::Status Say(Context& context, const std::string& message) {
+    v1::GenerateRequest request = MakeTurn();
+    if (absl::Status status = prompt_.AddTurn(*context.client, message, &request); !status.ok()) return status;
+    answer_begin_ = absl::nullopt;
+    return Answer(context, request);
+  }
+
+  absl::Status Continue(Context& context) {
+    v1::GenerateRequest request = MakeTurn();
+    if (request.stop().empty()) request.add_stop(std::string(prompt_.chat().stop));
+    return Answer(context, request);
+  }
+
+  // Back to before the answer, and on from there with another seed.
+  absl::Status Regenerate(Context& context) {
+    if (!answer_begin_.has_value()) {
+      return absl::FailedPreconditionError("there is no whole answer of this chat to give anew");
+    }
+    v1::SessionsRewindRequest rewind;
+    rewind.set_session_id(session_id_);
+    rewind.set_position(*answer_begin_);
+    if (absl::Status status = context.client->RewindSession(rewind).status(); !status.ok()) return status;
+    if (sampling_.has_seed()) sampling_.set_seed(sampling_.seed() + 1);
+    return Continue(context);
+  }
+
+  v1::GenerateRequest MakeTurn() const {
     v1::GenerateRequest request;
     request.set_model(model_);
     request.set_session_id(session_id_);
@@ -125,8 +156,12 @@ class ChatCommand : public Command {
     request.set_max_tokens(max_tokens_);
     *request.mutable_sampling() = sampling_;
     for (const std::string& stop : stops_) request.add_stop(stop);
-    if (absl::Status status = prompt_.AddTurn(*context.client, message, &request); !status.ok()) return status;
+    return request;
+  }
 
+  absl::Status Answer(Context& context, const v1::GenerateRequest& request) {
+    router::Cancellation cancellation;
+    InterruptScope scope(context.interrupts, [&cancellation] { cancellation.Cancel(); });
     if (context.out_is_terminal) context.out << prompt_.chat().assistant << " " << std::flush;
     ChatPrompt::Answer answer = prompt_.MakeAnswer();
     bool started = false;
@@ -138,6 +173,9 @@ class ChatCommand : public Command {
           [&](const v1::GenerateResponse& response) {
             started = started || !response.text().empty();
             context.out << answer.Push(response.text());
+            if (response.has_finish() && !answer_begin_.has_value()) {
+              answer_begin_ = response.finish().session_tokens() - response.finish().generated_tokens();
+            }
             return FlushOutput(context.out);
           },
           &cancellation);
@@ -155,6 +193,7 @@ class ChatCommand : public Command {
   uint32_t max_tokens_ = 1024;
   v1::Sampling sampling_;
   std::vector<std::string> stops_;
+  absl::optional<uint64_t> answer_begin_;  // Of the last answer, whose continuations are part of it.
 };
 
 }  // namespace

@@ -24,7 +24,10 @@ class GenerateCommand : public Command {
            "printed,\n"
            "parted by blanks. --json prints an object per token {index, id, text, logprob} and a last one with\n"
            "finish_reason, counts and timings. With a session a lost connection is taken up again by itself.\n"
-           "With --template the prompt is what a user says: one turn of a chat, as models were trained on it.\n";
+           "With --template the prompt is what a user says: one turn of a chat, as models were trained on it.\n"
+           "A session without --prompt goes on from what it has: after --max-tokens, after --max-tokens 0, or, "
+           "rewound\n"
+           "to before an answer, with another one.\n";
   }
 
   void AddFlags(FlagSet& flags) override {
@@ -55,7 +58,9 @@ class GenerateCommand : public Command {
 
   absl::Status Check(const std::vector<std::string>& positional) override {
     if (absl::Status status = CheckNoArguments(positional); !status.ok()) return status;
-    if (absl::Status status = input_.Check(); !status.ok()) return status;
+    if (request_.session_id().empty() || input_.has_input()) {
+      if (absl::Status status = input_.Check(); !status.ok()) return status;
+    }
     if (absl::Status status = prompt_.CheckNeedsTemplate(); !status.ok()) return status;
     if (prompt_.has_template() && request_.resume_from() > 0) {
       return absl::InvalidArgumentError("--template and --resume-from exclude each other: send what was sent before");
@@ -75,19 +80,21 @@ class GenerateCommand : public Command {
     bool print_ids = false;
     absl::optional<ChatPrompt::Answer> answer;
     if (prompt_.has_template()) {
-      if (!input->is_text) return absl::InvalidArgumentError("--template needs --prompt TEXT");
+      if (!input->is_text || !input_.has_input()) {
+        return absl::InvalidArgumentError("--template needs --prompt TEXT");
+      }
       if (absl::Status status = prompt_.Choose(*context.client, request_.model()); !status.ok()) return status;
       if (absl::Status status = prompt_.AddTurn(*context.client, input->text, &request_); !status.ok()) return status;
       answer.emplace(prompt_.MakeAnswer());
-    } else if (input->is_text) {
-      request_.set_text(std::move(input->text));
-    } else {
+    } else if (!input->is_text) {
       *request_.mutable_tokens() = std::move(input->tokens);
-      if (!json_) {
-        absl::StatusOr<bool> has_tokenizer = HasTokenizer(*context.client);
-        if (!has_tokenizer.ok()) return has_tokenizer.status();
-        print_ids = !*has_tokenizer;
-      }
+    } else if (!input->text.empty() || request_.session_id().empty()) {
+      request_.set_text(std::move(input->text));
+    }
+    if (!request_.has_text() && !prompt_.has_template() && !json_) {
+      absl::StatusOr<bool> has_tokenizer = HasTokenizer(*context.client);
+      if (!has_tokenizer.ok()) return has_tokenizer.status();
+      print_ids = !*has_tokenizer;
     }
 
     bool any = false;

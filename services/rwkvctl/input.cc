@@ -68,8 +68,8 @@ absl::StatusOr<InputFlags::Input> InputFlags::Read(std::istream& in) const {
     return input;
   }
   input.is_text = true;
-  input.text = *prompt_;
-  if (*prompt_ == "-") {
+  input.text = prompt_.value_or("");
+  if (input.text == "-") {
     absl::StatusOr<std::string> text = ReadAll(in);
     if (!text.ok()) return text.status();
     if (absl::Status status = CheckUtf8(*text); !status.ok()) return status;

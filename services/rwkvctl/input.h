@@ -19,13 +19,14 @@ class InputFlags {
   // As --prompt does, for a command that takes its text as an argument.
   absl::Status SetText(const std::string& text);
   absl::Status Check() const;  // Exactly one of the two.
+  bool has_input() const { return prompt_.has_value() || tokens_.has_value(); }
 
   struct Input {
     bool is_text = false;
     std::string text;  // UTF-8.
     v1::TokenList tokens;
   };
-  // kInvalidArgument: standard input is not UTF-8 or too large.
+  // Without either of the two: an empty text. kInvalidArgument: standard input is not UTF-8 or too large.
   absl::StatusOr<Input> Read(std::istream& in) const;
 
  private:

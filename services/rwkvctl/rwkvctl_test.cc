@@ -229,6 +229,7 @@ TEST_F(RwkvctlTest, GenerateStreamsTextAsItIs) {
 
 TEST_F(RwkvctlTest, GenerateSendsEveryFlag) {
   router_.logs["s"] = {};
+  router_.turns[{"s", "r"}] = {{1, 2}, "Hello.", {'H'}, false};  // Of which the first token was received.
   EXPECT_EQ(Call({"generate",
                   "--model",
                   "m",
@@ -344,6 +345,22 @@ TEST_F(RwkvctlTest, GenerateNamesTheTurnsOfASessionSoThatTheyCanBeResumed) {
   EXPECT_THAT(first, SizeIs(32));
   EXPECT_EQ(Call({"generate", "--prompt", "Hi", "--session", "s"}), 0);
   EXPECT_NE(request().request_id(), first);
+}
+
+TEST_F(RwkvctlTest, GenerateWithoutAPromptGoesOnWithTheSession) {
+  router_.answer = "Hello there.";
+  router_.logs["s"] = {};
+  EXPECT_EQ(Call({"generate", "--prompt", "Hi", "--session", "s", "--max-tokens", "5"}), 0);
+  EXPECT_EQ(out_, "Hello");
+  EXPECT_EQ(Call({"generate", "--session", "s", "--max-tokens", "3"}), 0);
+  EXPECT_EQ(out_, " th");
+  EXPECT_EQ(request().input_case(), v1::GenerateRequest::INPUT_NOT_SET);
+  EXPECT_EQ(Call({"generate", "--session", "s", "--prompt", ""}), 0);
+  EXPECT_EQ(out_, "ere.");
+  const std::vector<uint32_t>& log = router_.logs["s"];
+  EXPECT_EQ(std::string(log.begin(), log.end()), "HiHello there.");
+  EXPECT_EQ(Call({"generate"}), 2);
+  EXPECT_EQ(Call({"generate", "--session", "s", "--template=world"}), 1);
 }
 
 TEST_F(RwkvctlTest, GeneratePrintsIdsWhereThereIsNoText) {
@@ -725,6 +742,25 @@ TEST_F(RwkvctlTest, GenerateWithATemplateIsOneTurnOfAChat) {
   EXPECT_EQ(Call({"generate", "--template=world", "--prompt=Hi", "--session=s", "--resume-from=1"}), 2);
   EXPECT_EQ(Call({"generate", "--think=on", "--prompt=Hi"}), 2);
   EXPECT_THAT(err_, HasSubstr("need --template"));
+}
+
+TEST_F(RwkvctlTest, ChatContinuesAnAnswerAndGivesItAnew) {
+  router_.answer = " Hello there.";
+  EXPECT_EQ(Call({"chat", "--max-tokens=6", "--seed=7"}, "Hi\n/continue\n/regenerate\n"), 0);
+  EXPECT_EQ(out_, "Hello\nthere\nHello\n");
+  ASSERT_THAT(router_.generate_requests, SizeIs(3));
+  for (int i = 1; i < 3; ++i) {
+    EXPECT_EQ(router_.generate_requests[i].input_case(), v1::GenerateRequest::INPUT_NOT_SET);
+    EXPECT_THAT(router_.generate_requests[i].stop(), ElementsAre("\n\nUser:"));
+  }
+  EXPECT_EQ(router_.generate_requests[1].sampling().seed(), 7);
+  EXPECT_EQ(router_.generate_requests[2].sampling().seed(), 8) << "the same seed would give the same answer";
+  const std::vector<uint32_t>& log = router_.logs["session-1"];
+  EXPECT_EQ(std::string(log.begin(), log.end()), Begun("User: Hi\n\nAssistant: Hello"));
+
+  EXPECT_EQ(Call({"chat"}, "/regenerate\n"), 1);
+  EXPECT_THAT(err_, HasSubstr("no whole answer"));
+  EXPECT_EQ(Call({"chat"}, "/continue\n"), 1);
 }
 
 TEST_F(RwkvctlTest, ChatInterruptEndsTheAnswerNotTheSession) {

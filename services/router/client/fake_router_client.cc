@@ -32,7 +32,10 @@ absl::Status FakeRouterClient::Generate(const v1::GenerateRequest& request, Gene
   }
   std::vector<uint32_t> input = BytesToIds(request.text());
   if (request.has_tokens()) input.assign(request.tokens().ids().begin(), request.tokens().ids().end());
-  if (input.empty()) return common::InvalidFieldError(request.has_tokens() ? "tokens" : "text", "is empty");
+  const bool has_input = request.input_case() != v1::GenerateRequest::INPUT_NOT_SET;
+  if (has_input && input.empty())
+    return common::InvalidFieldError(request.has_tokens() ? "tokens" : "text", "is empty");
+  if (!has_input && request.session_id().empty()) return common::InvalidFieldError("input", "is missing");
   std::vector<uint32_t> forgotten;
   std::vector<uint32_t>* log = &forgotten;
   if (!request.session_id().empty()) {
@@ -40,11 +43,35 @@ absl::Status FakeRouterClient::Generate(const v1::GenerateRequest& request, Gene
     if (!found.ok()) return found.status();
     log = *found;
   }
-  log->insert(log->end(), input.begin(), input.end());
+  NamedTurn unnamed;
+  NamedTurn* turn = &unnamed;
+  const std::pair<std::string, std::string> name(request.session_id(), request.request_id());
+  const bool known = !request.request_id().empty() && state_->turns.count(name) > 0;
+  if (known) {
+    turn = &state_->turns.at(name);
+    if (turn->input != input) return common::InvalidFieldError("request_id", "names a turn with another input");
+  } else {
+    if (!has_input && log->empty()) return common::InvalidFieldError("input", "is missing, and the session is empty");
+    if (request.resume_from() > 0) return absl::OutOfRangeError("resume_from of a turn that is not known");
+    if (!request.request_id().empty()) turn = &state_->turns[name];
+    turn->input = input;
+    std::string& unsaid = state_->unsaid[request.session_id()];
+    if (!has_input && !unsaid.empty()) {
+      turn->answer = unsaid;
+    } else if (state_->answer_to) {
+      turn->answer = state_->answer_to(std::string(input.begin(), input.end()));
+    } else {
+      turn->answer = state_->answer;
+    }
+    unsaid.clear();
+    log->insert(log->end(), input.begin(), input.end());
+  }
+  if (request.resume_from() > turn->said.size()) return absl::OutOfRangeError("resume_from beyond the turn's tokens");
 
+  // The stop string is generated too, and not shown.
+  const size_t shown = turn->answer.size();
+  const std::string answer = turn->answer + (request.stop_size() > 0 ? request.stop(0) : std::string());
   const uint64_t max_tokens = request.has_max_tokens() ? request.max_tokens() : 256;
-  const std::string answer =
-      state_->answer_to ? state_->answer_to(std::string(input.begin(), input.end())) : state_->answer;
   const uint64_t count = std::min<uint64_t>(max_tokens, answer.size());
   for (uint64_t index = request.resume_from(); index < count; ++index) {
     if (state_->on_token) state_->on_token(index);
@@ -52,14 +79,17 @@ absl::Status FakeRouterClient::Generate(const v1::GenerateRequest& request, Gene
     v1::GenerateResponse response;
     response.set_index(index);
     response.set_token_id(static_cast<unsigned char>(answer[index]));
-    if (state_->has_tokenizer) response.set_text(answer.substr(index, 1));
+    if (state_->has_tokenizer && index < shown) response.set_text(answer.substr(index, 1));
     response.set_logprob(-0.5f * static_cast<float>(index + 1));
     for (uint32_t n = 0; n < request.sampling().top_logprobs(); ++n) {
       v1::TokenLogprob* logprob = response.add_top_logprobs();
       logprob->set_token_id(n);
       logprob->set_logprob(-static_cast<float>(n));
     }
-    log->push_back(response.token_id());
+    if (index == turn->said.size()) {
+      turn->said.push_back(response.token_id());
+      log->push_back(response.token_id());
+    }
     if (absl::Status status = callback(response); !status.ok()) return status;
   }
   if (!state_->generate_status.ok()) return state_->generate_status;
@@ -67,12 +97,13 @@ absl::Status FakeRouterClient::Generate(const v1::GenerateRequest& request, Gene
   last.set_index(count);
   v1::Finish& finish = *last.mutable_finish();
   finish.set_reason(v1::FINISH_REASON_LENGTH);
-  if (count < max_tokens && request.stop_size() > 0) {
+  if (count == answer.size() && request.stop_size() > 0) {
     finish.set_reason(v1::FINISH_REASON_STOP_STRING);
     finish.set_stop_string(request.stop(0));
-    const std::vector<uint32_t> stop = BytesToIds(request.stop(0));
-    log->insert(log->end(), stop.begin(), stop.end());
+  } else if (!turn->finished && count < shown) {
+    state_->unsaid[request.session_id()] = turn->answer.substr(count);
   }
+  turn->finished = true;
   finish.set_prompt_tokens(static_cast<uint32_t>(input.size()));
   finish.set_generated_tokens(static_cast<uint32_t>(count));
   finish.set_session_id(request.session_id());
@@ -246,6 +277,7 @@ absl::StatusOr<v1::Session> FakeRouterClient::RewindSession(const v1::SessionsRe
     return absl::OutOfRangeError(absl::StrCat("position ", request.position(), " is past the end"));
   }
   (*log)->resize(request.position());
+  state_->unsaid.erase(request.session_id());
   return Describe(request.session_id());
 }
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -16,10 +17,18 @@
 
 namespace rwkv::router {
 
-// Not thread-safe but for cancellation. Sessions are kept as the real ones are: input and generated tokens make the
-// log.
+// Not thread-safe but for cancellation. Sessions are kept as the real ones are: input and generated tokens make the log,
+// a request id names a turn that runs once and can be resumed, and a turn without input goes on with the rest of the
+// answer before it. No turn is ever forgotten, and none is cancelled by the next.
 class FakeRouterClient : public RouterClient {
  public:
+  // A turn that has a request id.
+  struct NamedTurn {
+    std::vector<uint32_t> input;
+    std::string answer;
+    std::vector<uint32_t> said;  // Of the answer, so far.
+    bool finished = false;
+  };
   struct State {
     // What each Generate says, byte by byte, up to max_tokens; then it finishes by LENGTH, or by STOP_STRING with the
     // request's first stop string if the script ran out.
@@ -32,6 +41,8 @@ class FakeRouterClient : public RouterClient {
     std::vector<absl::Status> first_statuses;           // Generate takes these first, one a call, before any token.
     std::map<std::string, std::vector<uint32_t>> logs;  // Of the sessions, by id.
     std::map<std::string, std::string> initial_states;  // Likewise.
+    std::map<std::pair<std::string, std::string>, NamedTurn> turns;  // By session and request id.
+    std::map<std::string, std::string> unsaid;  // The rest of each session's last answer, cut off by max_tokens.
     std::vector<v1::GenerateRequest> generate_requests;
     std::vector<v1::ScoreRequest> score_requests;
     std::vector<v1::TokenizeRequest> tokenize_requests;

@@ -1,9 +1,11 @@
-// rwkv.v1.Generation, thin over the turn manager. Nothing here blocks.
+// rwkv.v1.Generation, thin over the turn manager. Nothing here blocks: texts are tokenized on an executor.
 #pragma once
 
-#include <atomic>
+#include <functional>
 
 #include "rwkv/v1/generation.grpc.pb.h"
+#include "services/router/rpc/document_calls.h"
+#include "services/router/rpc/uploads.h"
 #include "services/router/turns/executor.h"
 #include "services/router/turns/turn_manager.h"
 
@@ -24,11 +26,12 @@ class GenerationService final : public GenerationServiceBase {
   static constexpr size_t kMaxTextBytes = 1 << 20;
   static constexpr int kMaxTokenIds = 1 << 18;
 
-  // Documents that are read, tokenized or scored at a time; one more is RESOURCE_EXHAUSTED.
+  // Documents that are tokenized or scored at a time; one more is RESOURCE_EXHAUSTED. So many times
+  // --max_document_bytes may be here of all documents together, those included that are still coming.
   static constexpr int kMaxDocuments = 4;
 
-  // Neither is owned; documents are tokenized on the executor.
-  GenerationService(TurnManager* turns, Executor* executor) : turns_(turns), executor_(executor) {}
+  // Neither is owned; texts are tokenized on the executor.
+  GenerationService(TurnManager* turns, Executor* executor, const UploadLimits& uploads);
 
   grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context,
                                                        const grpc::ByteBuffer* request) override;
@@ -50,12 +53,15 @@ class GenerationService final : public GenerationServiceBase {
                                        v1::ListModelsResponse* response) override;
 
  private:
+  // On the executor if there is a text to be tokenized. False: it is full.
+  bool Run(bool has_text, std::function<void()> work);
   absl::Status TokenizeNow(const v1::TokenizeRequest& request, v1::TokenizeResponse* response) const;
   absl::Status DetokenizeNow(const v1::DetokenizeRequest& request, v1::DetokenizeResponse* response) const;
 
   TurnManager* const turns_;
   Executor* const executor_;
-  std::atomic<int> documents_{0};
+  UploadShares shares_;
+  const DocumentCalls documents_;
 };
 
 }  // namespace rwkv::router
