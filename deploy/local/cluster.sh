@@ -10,7 +10,7 @@
 #   lock            held while a cluster is started or stopped
 export HOME=${HOME:-$(getent passwd "$(id -u)" | cut -d: -f6)}
 readonly cache=$HOME/.cache/rwkv-serving
-readonly last_cluster=$cache/last-cluster # One line: the router's address. rwkvctl's default.
+readonly clusters=$cache/clusters # A file for each cluster that runs, for rwkvctl (services/rwkvctl/local_clusters.h).
 readonly default_data_dir=${XDG_DATA_HOME:-$HOME/.local/share}/rwkv-serving/default
 readonly program=${0##*/}
 
@@ -90,6 +90,17 @@ process_names() {
   for ((stage = 0; stage < cluster[stages]; ++stage)); do echo "worker-$stage"; done
   echo router-0
 }
+
+# announce_cluster DIR, withdraw_cluster DIR: lets rwkvctl find it without --router, and no longer.
+announce_cluster() {
+  local file
+  file=$clusters/$(cluster_id "$1")
+  mkdir -p "$clusters"
+  printf '%s\n' "router=${cluster[router-0.grpc]}" "pid=${cluster[router-0.pid]}" \
+    "started=${cluster[router-0.started]}" "data_dir=$1" "model=${cluster[model]}" >"$file.new" && mv "$file.new" "$file"
+}
+withdraw_cluster() { rm -f "$clusters/$(cluster_id "$1")"; }
+cluster_id() { sha1sum <<<"$1" | cut -c 1-16; }
 
 # start_time PID: in clock ticks since boot; with the pid it names a process for good. Empty if there is none, or a dead
 # one that nobody has waited for.

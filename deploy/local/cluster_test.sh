@@ -1,6 +1,8 @@
 #!/bin/bash
 # Tests of cluster.sh: what is remembered of a cluster, and which process is really one of ours.
 set -euo pipefail
+HOME=$(mktemp -d) # Nothing of the user's is touched.
+export HOME
 source "$(dirname "${BASH_SOURCE[0]}")/cluster.sh"
 
 failures=0
@@ -24,7 +26,7 @@ await() {
 }
 
 dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
+trap 'rm -rf "$dir" "$HOME"' EXIT
 
 # What is saved is loaded, whatever characters a path has.
 load_cluster "$dir" && expect "a folder without cluster.env" loaded "not loaded"
@@ -90,6 +92,14 @@ bash -c 'exit 0' &
 readonly short_lived=$!
 is_gone() { [[ -z $(start_time "$short_lived") ]]; }
 await is_gone
+
+# What rwkvctl finds: one file a cluster, and none once it is withdrawn; other clusters keep theirs.
+expect "announced" "$(announce_cluster "$dir" && sed -n 's/^data_dir=//p' "$clusters/$(cluster_id "$dir")")" "$dir"
+expect "the router's address" "$(sed -n 's/^router=//p' "$clusters/$(cluster_id "$dir")")" "${cluster[router-0.grpc]}"
+announce_cluster "$dir/other"
+withdraw_cluster "$dir"
+expect "withdrawn, the other stays" "$(ls "$clusters")" "$(cluster_id "$dir/other")"
+withdraw_cluster "$dir/other"
 
 # The lock keeps a second one out until the first has ended.
 (lock_cluster "$dir" && touch "$dir/held" && await test -f "$dir/let_go") &

@@ -191,10 +191,14 @@ start_worker() {
 
 # tokenizers_of MODEL: the files that may be its tokenizer, by commas, the likeliest first.
 tokenizers_of() {
-  local candidates=("${1%.*}.vocab.txt") files=() name file
-  if [[ $(head -c 4 "$1" | tr -d '\0') == GGUF ]]; then candidates=("$1"); fi
+  local candidates=("${1%.*}.vocab.txt") files=() folder=${1%/*} name file
+  if [[ -d $1 ]]; then
+    folder=$1
+  elif [[ $(head -c 4 "$1" | tr -d '\0') == GGUF ]]; then
+    candidates=("$1")
+  fi
   for name in rwkv_vocab_v20230424.txt 20B_tokenizer.json; do
-    if [[ -f ${1%/*}/$name ]]; then candidates+=("${1%/*}/$name"); else candidates+=("$cache/vocabulary/$name"); fi
+    if [[ -f $folder/$name ]]; then candidates+=("$folder/$name"); else candidates+=("$cache/vocabulary/$name"); fi
   done
   for file in "${candidates[@]}"; do
     [[ -f $file ]] || continue
@@ -269,8 +273,7 @@ until state=$("$data_dir/bin/rwkvctl" --router "$router" status --json 2>/dev/nu
   sleep 0.05
 done
 trap - INT TERM
-mkdir -p "$cache"
-echo "$router" >"$last_cluster.$$" && mv "$last_cluster.$$" "$last_cluster"
+announce_cluster "$data_dir"
 say "serving on $router; logs in $data_dir/logs; stop with: $here/stop.sh --data-dir $data_dir"
 exec 9>&- # Others may look now.
 

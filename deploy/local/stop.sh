@@ -36,6 +36,6 @@ fi
 # Front to back: the router lets its turns end or saves them, then nobody calls the workers, then the store.
 # A process drains for 10 s at most by itself.
 for name in $(process_names | tac); do stop_process "$name" 15; done
-[[ -f $last_cluster && $(<"$last_cluster") == "${cluster[router-0.grpc]:-}" ]] && rm -f "$last_cluster"
+withdraw_cluster "$data_dir"
 rm -f "$data_dir/cluster.env"
 say "the cluster in $data_dir is stopped; its sessions stay there"

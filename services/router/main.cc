@@ -115,10 +115,16 @@ absl::Status Run() {
   common::SystemClock clock;
   std::vector<std::unique_ptr<tokenizer::Tokenizer>> owned_tokenizers;
   std::vector<const tokenizer::Tokenizer*> tokenizers;
+  std::vector<std::string> unusable_tokenizers;
   for (const std::string& path : absl::GetFlag(FLAGS_tokenizer)) {
-    RWKV_ASSIGN_OR_RETURN(std::unique_ptr<tokenizer::Tokenizer> tokenizer, OpenRouterTokenizer(path));
-    tokenizers.push_back(tokenizer.get());
-    owned_tokenizers.push_back(std::move(tokenizer));
+    RWKV_ASSIGN_OR_RETURN(RouterTokenizer opened, OpenRouterTokenizer(path));
+    if (opened.tokenizer == nullptr) {
+      common::LogWarning("tokenizer_unusable", {{"why", opened.unusable}});
+      unusable_tokenizers.push_back(std::move(opened.unusable));
+      continue;
+    }
+    tokenizers.push_back(opened.tokenizer.get());
+    owned_tokenizers.push_back(std::move(opened.tokenizer));
   }
 
   const std::string store_address = absl::GetFlag(FLAGS_state_store);
@@ -143,6 +149,7 @@ absl::Status Run() {
   options.limits.max_prompt_tokens = absl::GetFlag(FLAGS_max_prompt_tokens);
   options.limits.max_document_bytes = absl::GetFlag(FLAGS_max_document_bytes);
   options.limits.max_generated_tokens = absl::GetFlag(FLAGS_max_generated_tokens);
+  options.unusable_tokenizers = std::move(unusable_tokenizers);
   options.allow_logits = absl::GetFlag(FLAGS_allow_logits);
   options.snapshot_interval_tokens = absl::GetFlag(FLAGS_snapshot_interval_tokens);
   options.lease_ttl = absl::GetFlag(FLAGS_lease_ttl);

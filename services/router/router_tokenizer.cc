@@ -23,11 +23,25 @@ bool IsGguf(const std::string& path) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<tokenizer::Tokenizer>> OpenRouterTokenizer(const std::string& path) {
-  if (!IsGguf(path)) return tokenizer::OpenTokenizer(path);
+absl::StatusOr<RouterTokenizer> OpenRouterTokenizer(const std::string& path) {
+  RouterTokenizer opened;
+  if (!IsGguf(path)) {
+    RWKV_ASSIGN_OR_RETURN(opened.tokenizer, tokenizer::OpenTokenizer(path));
+    return opened;
+  }
   RWKV_ASSIGN_OR_RETURN(const std::shared_ptr<const checkpoint::Checkpoint> model, checkpoint::Checkpoint::Open(path));
-  RWKV_ASSIGN_OR_RETURN(std::vector<std::string> tokens, model->Vocabulary());
-  return tokenizer::WorldTokenizer::FromTokens(std::move(tokens), path);
+  absl::StatusOr<std::vector<std::string>> tokens = model->Vocabulary();
+  if (!tokens.ok()) {
+    opened.unusable = std::string(tokens.status().message());
+    return opened;
+  }
+  auto tokenizer = tokenizer::WorldTokenizer::FromTokens(*std::move(tokens), path);
+  if (tokenizer.ok()) {
+    opened.tokenizer = *std::move(tokenizer);
+  } else {
+    opened.unusable = std::string(tokenizer.status().message());
+  }
+  return opened;
 }
 
 }  // namespace rwkv::router

@@ -9,8 +9,14 @@
 
 namespace rwkv::router {
 
+struct RouterTokenizer {
+  std::unique_ptr<tokenizer::Tokenizer> tokenizer;  // Null: the model brings none that texts can be read with,
+  std::string unusable;                             // and why; it begins with the path.
+};
+
 // A GGUF model gives the vocabulary inside it, of which only the file's directory is read; any other file is for
-// tokenizer::OpenTokenizer. Errors are those of either, and begin with `path`.
-absl::StatusOr<std::unique_ptr<tokenizer::Tokenizer>> OpenRouterTokenizer(const std::string& path);
+// tokenizer::OpenTokenizer. Errors are those of either, and begin with `path`; but a model whose vocabulary is none, or
+// not one of RWKV's, is no error: it can be served by token ids.
+absl::StatusOr<RouterTokenizer> OpenRouterTokenizer(const std::string& path);
 
 }  // namespace rwkv::router

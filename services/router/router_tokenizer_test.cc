@@ -80,22 +80,34 @@ std::vector<std::string> Bytes() {
 TEST(RouterTokenizerTest, TheVocabularyInsideAModelIsTaken) {
   std::vector<std::string> tokens = Bytes();
   tokens.emplace_back("the ");
-  ASSERT_OK_AND_ASSIGN(const auto tokenizer, OpenRouterTokenizer(WriteGguf("model.gguf", tokens)));
+  ASSERT_OK_AND_ASSIGN(const RouterTokenizer opened, OpenRouterTokenizer(WriteGguf("model.gguf", tokens)));
+  const auto& tokenizer = opened.tokenizer;
   EXPECT_EQ(tokenizer->vocab_size(), 258);
   EXPECT_THAT(tokenizer->Encode("the a"), ElementsAre(257, 98));
   EXPECT_EQ(tokenizer->Decode({257, 98}), "the a");
 }
 
-TEST(RouterTokenizerTest, AModelWithABrokenVocabularyIsNamed) {
+TEST(RouterTokenizerTest, AVocabularyThatIsNoTokenizerIsNoErrorOfTheModel) {
   std::vector<std::string> tokens = Bytes();
   tokens.erase(tokens.begin() + 1 + 'a');
-  EXPECT_THAT(OpenRouterTokenizer(WriteGguf("without_a.gguf", tokens)),
-              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("without_a.gguf")));
+  for (const std::string& path : {WriteGguf("without_a.gguf", tokens), WriteGguf("empty.gguf", {}),
+                                  WriteGguf("no_escape.gguf", {"<s>", "\\x"})}) {
+    ASSERT_OK_AND_ASSIGN(const RouterTokenizer opened, OpenRouterTokenizer(path));
+    EXPECT_EQ(opened.tokenizer, nullptr);
+    EXPECT_THAT(opened.unusable, HasSubstr(path));
+  }
+}
+
+TEST(RouterTokenizerTest, AModelThatCannotBeReadIsAnError) {
+  const std::string path = absl::StrCat(::testing::TempDir(), "/cut.gguf");
+  std::ofstream(path, std::ios::binary) << "GGUF\3";
+  EXPECT_THAT(OpenRouterTokenizer(path), StatusIs(absl::StatusCode::kDataLoss, HasSubstr(path)));
 }
 
 TEST(RouterTokenizerTest, OtherFilesAreVocabularies) {
-  ASSERT_OK_AND_ASSIGN(const auto tokenizer, OpenRouterTokenizer("services/tokenizer/testdata/small_vocabulary.txt"));
-  EXPECT_EQ(tokenizer->name(), "world");
+  ASSERT_OK_AND_ASSIGN(const RouterTokenizer opened,
+                       OpenRouterTokenizer("services/tokenizer/testdata/small_vocabulary.txt"));
+  EXPECT_EQ(opened.tokenizer->name(), "world");
   EXPECT_THAT(OpenRouterTokenizer("/nonexistent/vocabulary.txt"),
               StatusIs(absl::StatusCode::kNotFound, HasSubstr("/nonexistent/vocabulary.txt")));
 }

@@ -6,10 +6,10 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
+#include "kernels/base/printable.h"
 #include "kernels/base/status_macros.h"
 #include "services/checkpoint/checkpoint.h"
 #include "services/checkpoint/model_config.h"
@@ -91,7 +91,7 @@ Json Describe(const Checkpoint& checkpoint, const ModelConfig& config) {
 
 std::string Text(const Json& value) {
   if (value.is_string()) {
-    const std::string text = absl::CHexEscape(value.get<std::string>());  // A template has line breaks.
+    const std::string text = kernels::Printable(value.get<std::string>());  // A template has line breaks.
     return text.empty() ? "-" : text;
   }
   if (value.is_boolean()) return value.get<bool>() ? "yes" : "no";

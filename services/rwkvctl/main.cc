@@ -34,7 +34,7 @@ int main(int argc, char** argv) {
       isatty(STDIN_FILENO) != 0,
       isatty(STDOUT_FILENO) != 0,
       isatty(STDERR_FILENO) != 0,
-      HomeFolder() + "/.cache/rwkv-serving/last-cluster",
+      HomeFolder() + "/.cache/rwkv-serving/clusters",
       [](const std::string& address) { return rwkv::router::MakeRouterClient(rwkv::common::MakeChannel(address)); },
   };
   return rwkv::rwkvctl::Run(std::vector<std::string>(argv + 1, argv + argc), environment);

@@ -1,10 +1,8 @@
 #include "services/rwkvctl/rwkvctl.h"
 
-#include <fstream>
 #include <utility>
 
 #include "absl/status/status.h"
-#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
@@ -17,6 +15,7 @@
 #include "services/rwkvctl/eval_command.h"
 #include "services/rwkvctl/generate_command.h"
 #include "services/rwkvctl/inspect_command.h"
+#include "services/rwkvctl/local_clusters.h"
 #include "services/rwkvctl/logits_command.h"
 #include "services/rwkvctl/sessions_command.h"
 #include "services/rwkvctl/state_command.h"
@@ -84,20 +83,6 @@ std::string CommandHelp(const Command& command, const FlagSet& flags, const Flag
   return help;
 }
 
-absl::StatusOr<std::string> DefaultRouter(const std::string& last_cluster_file) {
-  std::ifstream file(last_cluster_file);
-  std::string line;
-  if (!std::getline(file, line)) {
-    return absl::NotFoundError(absl::StrCat("no cluster was started here (no ", last_cluster_file,
-                                            "): run deploy/local/run.sh, or give --router HOST:PORT"));
-  }
-  const std::string address(absl::StripAsciiWhitespace(line));
-  if (absl::Status status = common::ParseHostPort(address).status(); !status.ok()) {
-    return absl::InvalidArgumentError(absl::StrCat(last_cluster_file, ": ", status.message()));
-  }
-  return address;
-}
-
 }  // namespace
 
 int Run(const std::vector<std::string>& arguments, const Environment& environment) {
@@ -113,7 +98,7 @@ int Run(const std::vector<std::string>& arguments, const Environment& environmen
   absl::optional<std::string> router;
   bool help = false;
   const auto add_global = [&](FlagSet& set) {
-    set.AddString("router", "HOST:PORT", "where the router listens (default: the local cluster started last)",
+    set.AddString("router", "HOST:PORT", "where the router listens (default: the local cluster that runs)",
                   [&router](const std::string& value) {
                     router = value;
                     return common::ParseHostPort(value).status();
@@ -182,9 +167,9 @@ int Run(const std::vector<std::string>& arguments, const Environment& environmen
   std::unique_ptr<router::RouterClient> client;
   if (command.needs_router()) {
     if (!router.has_value()) {
-      absl::StatusOr<std::string> last = DefaultRouter(environment.last_cluster_file);
-      if (!last.ok()) return fail(kFailed, OneLine(last.status().message()));
-      router = *std::move(last);
+      absl::StatusOr<std::string> only = OnlyRouter(RunningClusters(environment.clusters_folder));
+      if (!only.ok()) return fail(kFailed, OneLine(only.status().message()));
+      router = *std::move(only);
     }
     client = environment.connect(*router);
   }

@@ -22,7 +22,7 @@ struct Environment {
   bool in_is_terminal = false;
   bool out_is_terminal = false;
   bool err_is_terminal = false;
-  std::string last_cluster_file;  // Its first line is the default of --router.
+  std::string clusters_folder;  // Where local clusters are found, for the default of --router: local_clusters.h.
   std::function<std::unique_ptr<router::RouterClient>(const std::string& address)> connect;
 };
 

@@ -1,6 +1,8 @@
 // Whole command lines against a router in memory.
 #include "services/rwkvctl/rwkvctl.h"
 
+#include <unistd.h>
+
 #include <cmath>
 #include <cstring>
 #include <filesystem>
@@ -22,6 +24,7 @@
 #include "nlohmann/json.hpp"
 #include "services/common/grpc_status.h"
 #include "services/router/client/fake_router_client.h"
+#include "services/rwkvctl/local_clusters.h"
 
 namespace rwkv::rwkvctl {
 namespace {
@@ -60,19 +63,20 @@ class RwkvctlTest : public ::testing::Test {
       : folder_(std::filesystem::path(::testing::TempDir()) /
                 ::testing::UnitTest::GetInstance()->current_test_info()->name()) {
     std::filesystem::remove_all(folder_);
-    std::filesystem::create_directories(folder_);
-    std::ofstream(LastCluster()) << "127.0.0.1:4711\nmore\n";
+    std::filesystem::create_directories(Clusters());
+    std::ofstream(Clusters() + "/one") << "router=127.0.0.1:4711\npid=" << getpid()
+                                       << "\nstarted=" << StartTicks(getpid()) << "\n";
   }
   ~RwkvctlTest() override { std::filesystem::remove_all(folder_); }
 
-  std::string LastCluster() const { return (folder_ / "last-cluster").string(); }
+  std::string Clusters() const { return (folder_ / "clusters").string(); }
 
   // Exit status; out_ and err_ are what was printed.
   int Call(const std::vector<std::string>& arguments, const std::string& input = "") {
     std::istringstream in(input);
     std::ostringstream out, err;
     const Environment environment{
-        in, out, err, interrupts_, terminal_, terminal_, terminal_, LastCluster(), [this](const std::string& address) {
+        in, out, err, interrupts_, terminal_, terminal_, terminal_, Clusters(), [this](const std::string& address) {
           connected_ = address;
           return std::make_unique<router::FakeRouterClient>(&router_);
         }};
@@ -202,13 +206,13 @@ TEST_F(RwkvctlTest, FlagsMayStandAnywhere) {
   EXPECT_EQ(out_, "45 45 106 115 111 110\n");
 }
 
-TEST_F(RwkvctlTest, TheClusterStartedLastIsTheDefault) {
+TEST_F(RwkvctlTest, TheClusterThatRunsIsTheDefault) {
   EXPECT_EQ(Call({"status"}), 0);
   EXPECT_EQ(connected_, "127.0.0.1:4711");
-  std::ofstream(LastCluster()) << "nonsense\n";
+  std::filesystem::copy(Clusters() + "/one", Clusters() + "/two");
   EXPECT_EQ(Call({"status"}), 1);
-  EXPECT_THAT(err_, HasSubstr("last-cluster"));
-  std::filesystem::remove(LastCluster());
+  EXPECT_THAT(err_, HasSubstr("2 clusters run here"));
+  std::filesystem::remove_all(Clusters());
   EXPECT_EQ(Call({"status"}), 1);
   EXPECT_THAT(err_, AllOf(HasSubstr("run.sh"), HasSubstr("--router")));
   EXPECT_EQ(Call({"status", "--router", "10.0.0.1:5"}), 0);
@@ -398,10 +402,16 @@ TEST_F(RwkvctlTest, AFullStandardOutputIsAnError) {
   std::istringstream in;
   std::ostream out(nullptr);  // Takes nothing.
   std::ostringstream err;
-  const Environment environment{
-      in, out, err, interrupts_, false, false, false, LastCluster(), [this](const std::string&) {
-        return std::make_unique<router::FakeRouterClient>(&router_);
-      }};
+  const Environment environment{in,
+                                out,
+                                err,
+                                interrupts_,
+                                false,
+                                false,
+                                false,
+                                Clusters(),
+                                [this](const std::string&) {
+        return std::make_unique<router::FakeRouterClient>(&router_); }};
   EXPECT_EQ(rwkvctl::Run({"generate", "--prompt", "Hi"}, environment), 1);
   EXPECT_THAT(err.str(), HasSubstr("cannot write to standard output"));
   EXPECT_EQ(rwkvctl::Run({"status"}, environment), 1);

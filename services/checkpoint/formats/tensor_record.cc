@@ -1,8 +1,8 @@
 #include "services/checkpoint/formats/tensor_record.h"
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "kernels/base/printable.h"
 
 namespace rwkv::checkpoint {
 
@@ -65,7 +65,7 @@ std::string ShapeString(absl::Span<const int64_t> shape) { return absl::StrCat("
 std::string Quoted(absl::string_view name) {
   constexpr size_t kLongest = 160;
   const bool cut = name.size() > kLongest;
-  return absl::StrCat("\"", absl::CHexEscape(name.substr(0, kLongest)), cut ? "..." : "", "\"");
+  return absl::StrCat("\"", kernels::Printable(name.substr(0, kLongest)), cut ? "..." : "", "\"");
 }
 
 }  // namespace rwkv::checkpoint

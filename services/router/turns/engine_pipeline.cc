@@ -31,7 +31,8 @@ constexpr uint64_t kDocumentWindow = 16384;
 }  // namespace
 
 void TurnManager::Engine::OnEpochUp(uint64_t epoch, const StagePlan& plan) {
-  auto model = std::make_shared<const ServingModel>(MakeServingModel(plan.model, tokenizers_));
+  auto model =
+      std::make_shared<const ServingModel>(MakeServingModel(plan.model, tokenizers_, options_.unusable_tokenizers));
   {
     absl::MutexLock lock(&mu_);
     model_ = std::move(model);

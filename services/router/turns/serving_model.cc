@@ -1,6 +1,7 @@
 #include "services/router/turns/serving_model.h"
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
 
 namespace rwkv::router {
@@ -25,8 +26,10 @@ bool Fits(const tokenizer::Tokenizer& tokenizer, uint32_t rows) {
 
 }  // namespace
 
-ServingModel MakeServingModel(const v1::ModelInfo& info, const std::vector<const tokenizer::Tokenizer*>& tokenizers) {
+ServingModel MakeServingModel(const v1::ModelInfo& info, const std::vector<const tokenizer::Tokenizer*>& tokenizers,
+                              const std::vector<std::string>& unusable) {
   ServingModel model;
+  model.no_tokenizer = absl::StrJoin(unusable, ", ");
   model.info = info;
   model.info.clear_tokenizer();
   const auto rows = static_cast<uint32_t>(info.vocab_size());
@@ -42,7 +45,7 @@ ServingModel MakeServingModel(const v1::ModelInfo& info, const std::vector<const
     if (tokenizer->vocab_size() < rows) model.banned_token_ids = {tokenizer->vocab_size(), rows};
     return model;
   }
-  if (tokenizers.empty()) model.no_tokenizer = "the router was started without one";
+  if (tokenizers.empty() && unusable.empty()) model.no_tokenizer = "the router was started without one";
   return model;
 }
 

@@ -19,7 +19,8 @@ struct ServingModel {
 
 // The model of `info` with the first of `tokenizers` that fits; with none it takes token ids only. A tokenizer fits a
 // model with a row for each of its ids; the published ones fit the numbers of rows that models trained with them have,
-// no other.
-ServingModel MakeServingModel(const v1::ModelInfo& info, const std::vector<const tokenizer::Tokenizer*>& tokenizers);
+// no other. `unusable`: why others could not be opened, for no_tokenizer.
+ServingModel MakeServingModel(const v1::ModelInfo& info, const std::vector<const tokenizer::Tokenizer*>& tokenizers,
+                              const std::vector<std::string>& unusable = {});
 
 }  // namespace rwkv::router

@@ -75,6 +75,16 @@ TEST(ServingModelTest, ATokenizerThatDoesNotFitIsRefused) {
   EXPECT_THAT(model.banned_token_ids, IsEmpty());
 }
 
+TEST(ServingModelTest, WhatCouldNotBeOpenedIsSaid) {
+  v1::ModelInfo info;
+  info.set_vocab_size(256);
+  EXPECT_EQ(MakeServingModel(info, {}, {"m.gguf: no token is the single byte 0x00"}).no_tokenizer,
+            "m.gguf: no token is the single byte 0x00");
+  const FakeTokenizer world("world", 65530);
+  EXPECT_EQ(MakeServingModel(info, {&world}, {"m.gguf: odd"}).no_tokenizer,
+            "m.gguf: odd, \"world\" with 65530 ids does not fit");
+}
+
 TEST(ServingModelTest, TheFirstThatFitsIsUsed) {
   const FakeTokenizer own("world", 4096);
   const FakeTokenizer world("world", 65530);

@@ -53,6 +53,7 @@ class TurnManager {
     absl::Duration max_wait = absl::Seconds(60);     // A call that waits to be started for longer is refused.
     absl::Duration slot_quantum = absl::Seconds(5);  // Who has had a slot for so long gives it to one that waits. > 0.
     InputLimits limits;
+    std::vector<std::string> unusable_tokenizers;  // Why each is; said to who sends text when no other fits.
     bool allow_logits = false;
     int64_t snapshot_interval_tokens = 1024;  // A running turn is saved about this often. > 0.
     int64_t max_uncommitted_tokens = 256;     // A turn decodes at most this far ahead of its commits.

@@ -6,9 +6,11 @@
 #include <utility>
 
 #include "absl/strings/ascii.h"
-#include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
+#include "kernels/base/printable.h"
 #include "kernels/base/status_macros.h"
 #include "services/checkpoint/fingerprint.h"
 #include "services/checkpoint/model_tensors.h"
@@ -30,11 +32,24 @@ absl::string_view TokenizerOf(int64_t vocab_size) {
   }
 }
 
-// "dir/model.safetensors" -> "model". Escaped, because a file's name may be any bytes and a proto string may not.
+// "dir/model.safetensors" -> "model"; "dir/model-00001-of-00003.gguf" -> "model"; of a folder, or the index in it, the
+// folder's name. Printable, because a file's name may be any bytes and a proto string may not.
 std::string ModelName(absl::string_view path) {
+  while (path.size() > 1 && absl::EndsWith(path, "/")) path.remove_suffix(1);
+  if (absl::EndsWith(path, ".index.json") && absl::StrContains(path, '/')) path = path.substr(0, path.rfind('/'));
   absl::string_view name = path.substr(path.rfind('/') == absl::string_view::npos ? 0 : path.rfind('/') + 1);
-  const size_t dot = name.rfind('.');
-  return absl::CHexEscape(dot == absl::string_view::npos || dot == 0 ? name : name.substr(0, dot));
+  for (const absl::string_view ending : {".safetensors", ".pth", ".pt", ".st", ".bin", ".gguf"}) {
+    if (name.size() > ending.size() && absl::ConsumeSuffix(&name, ending)) break;
+  }
+  constexpr absl::string_view kPart = "-00001-of-00003";
+  const absl::string_view part = name.substr(name.size() - std::min(name.size(), kPart.size()));
+  const auto is_digit_or = [](char c, char pattern) {
+    return absl::ascii_isdigit(pattern) ? absl::ascii_isdigit(c) : c == pattern;
+  };
+  if (name.size() > kPart.size() && std::equal(part.begin(), part.end(), kPart.begin(), is_digit_or)) {
+    name.remove_suffix(kPart.size());
+  }
+  return kernels::Printable(name);
 }
 
 // What the file says of its chat template: in safetensors under "template", in GGUF under llama.cpp's key. Empty if it

@@ -72,8 +72,12 @@ TEST(ModelInfoTest, TheVocabularysSizeTellsTheTokenizer) {
   EXPECT_EQ(InfoOf(options, "model").tokenizer(), "");
 }
 
-TEST(ModelInfoTest, AFileNameThatIsNoTextIsEscaped) {
-  EXPECT_EQ(InfoOf({}, "m\xff.pth").name(), "m\\xff");
+TEST(ModelInfoTest, AFileNameThatIsNoTextIsEscaped) { EXPECT_EQ(InfoOf({}, "m\xff.pth").name(), "m\\xff"); }
+
+TEST(ModelInfoTest, AModelIsCalledAsItsFileOrFolder) {
+  EXPECT_EQ(InfoOf({}, "RWKV-\xe4\xb8\x96\xe7\x95\x8c.pth").name(), "RWKV-\xe4\xb8\x96\xe7\x95\x8c");
+  EXPECT_EQ(InfoOf({}, "rwkv7-0.1B").name(), "rwkv7-0.1B");
+  EXPECT_EQ(InfoOf({}, "-00001-of-00002.st").name(), "-00001-of-00002");
   EXPECT_EQ(InfoOf({}, ".hidden").name(), ".hidden");
 }
 

@@ -1,0 +1,71 @@
+#include "services/rwkvctl/local_clusters.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <map>
+#include <system_error>
+
+#include "absl/status/status.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/string_view.h"
+#include "services/common/address.h"
+
+namespace rwkv::rwkvctl {
+
+uint64_t StartTicks(int64_t pid) {
+  std::ifstream file(absl::StrCat("/proc/", pid, "/stat"));
+  const std::string stat{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  // "PID (NAME) STATE ...": the name may hold blanks and brackets.
+  const size_t end_of_name = stat.rfind(") ");
+  if (end_of_name == std::string::npos) return 0;
+  const std::vector<absl::string_view> fields =
+      absl::StrSplit(absl::string_view(stat).substr(end_of_name + 2), ' ', absl::SkipEmpty());
+  uint64_t ticks = 0;
+  if (fields.size() < 20 || fields[0] == "Z" || fields[0] == "X" || !absl::SimpleAtoi(fields[19], &ticks)) return 0;
+  return ticks;
+}
+
+std::vector<LocalCluster> RunningClusters(const std::string& folder) {
+  constexpr uintmax_t kMaxFileBytes = 64 << 10;
+  std::vector<LocalCluster> clusters;
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
+    std::error_code ignored;
+    if (!entry->is_regular_file(ignored) || entry->file_size(ignored) > kMaxFileBytes) continue;
+    std::ifstream file(entry->path());
+    std::map<std::string, std::string> values;
+    for (std::string line; std::getline(file, line);) {
+      const size_t equals = line.find('=');
+      if (equals != std::string::npos) values[line.substr(0, equals)] = line.substr(equals + 1);
+    }
+    int64_t pid = 0;
+    uint64_t started = 0;
+    if (!common::ParseHostPort(values["router"]).ok() || !absl::SimpleAtoi(values["pid"], &pid) || pid < 1 ||
+        !absl::SimpleAtoi(values["started"], &started) || started == 0 || StartTicks(pid) != started) {
+      continue;
+    }
+    clusters.push_back({values["router"], values["data_dir"], values["model"]});
+  }
+  std::sort(clusters.begin(), clusters.end(),
+            [](const LocalCluster& a, const LocalCluster& b) { return a.router < b.router; });
+  return clusters;
+}
+
+absl::StatusOr<std::string> OnlyRouter(absl::Span<const LocalCluster> clusters) {
+  if (clusters.empty()) {
+    return absl::NotFoundError("no cluster runs here: start one with deploy/local/run.sh, or give --router HOST:PORT");
+  }
+  if (clusters.size() == 1) return clusters[0].router;
+  std::string list;
+  for (const LocalCluster& cluster : clusters) {
+    absl::StrAppend(&list, list.empty() ? "" : "; ", "--router ", cluster.router, " (", cluster.model, ", in ",
+                    cluster.data_dir, ")");
+  }
+  return absl::FailedPreconditionError(absl::StrCat(clusters.size(), " clusters run here, name one: ", list));
+}
+
+}  // namespace rwkv::rwkvctl

@@ -1,0 +1,36 @@
+// Which clusters run on this machine. deploy/local/run.sh writes a file for each into one folder and stop.sh removes it;
+// lines KEY=VALUE:
+//   router      HOST:PORT
+//   pid         of the router
+//   started     when that process began, in clock ticks since boot (/proc/PID/stat, field 22); with the pid it names a
+//               process for good, so that the file of a cluster that crashed is recognised
+//   data_dir    the cluster's folder
+//   model       the file it serves
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+
+namespace rwkv::rwkvctl {
+
+struct LocalCluster {
+  std::string router;
+  std::string data_dir;
+  std::string model;
+};
+
+// Those whose router's process is alive, by address. A file that says something else than the above is passed over, and
+// a folder that is not there holds none.
+std::vector<LocalCluster> RunningClusters(const std::string& folder);
+
+// The router of the only one. kNotFound: none runs. kFailedPrecondition: several do; lists them.
+absl::StatusOr<std::string> OnlyRouter(absl::Span<const LocalCluster> clusters);
+
+// When a process began, as above; 0: there is none of that number, or a dead one that nobody has waited for.
+uint64_t StartTicks(int64_t pid);
+
+}  // namespace rwkv::rwkvctl
