@@ -8,7 +8,6 @@
 #include "services/common/grpc_status.h"
 #include "services/common/logging.h"
 #include "services/router/turns/embedding.h"
-#include "services/router/turns/slot_sharing.h"
 #include "services/router/turns/turn_input.h"
 
 namespace rwkv::router {
@@ -17,18 +16,12 @@ namespace {
 using Kind = Turn::Kind;
 using Phase = Turn::Phase;
 
-void SetDuration(absl::Duration duration, google::protobuf::Duration* proto) {
-  duration = std::max(duration, absl::ZeroDuration());  // The wall clock may have jumped.
-  proto->set_seconds(absl::IDivDuration(duration, absl::Seconds(1), &duration));
-  proto->set_nanos(static_cast<int32_t>(absl::ToInt64Nanoseconds(duration)));
-}
+// A part of the time a drain has for running turns; the rest is for their snapshots.
+constexpr double kDrainRunningShare = 0.7;
 
 bool SameTurn(const Turn& a, const Turn& b) {
   return a.kind == Kind::kGenerate && b.kind == Kind::kGenerate && a.named && b.named && a.request_id == b.request_id;
 }
-
-// A part of the time a drain has for running turns; the rest is for their snapshots.
-constexpr double kDrainRunningShare = 0.7;
 
 }  // namespace
 
@@ -341,203 +334,6 @@ void TurnManager::Engine::Abandon(Turn& turn) {
     case Phase::kComputed:
       return;
   }
-}
-
-bool TurnManager::Engine::IsFull(Turn& turn, size_t limit) {
-  const absl::Time now = Now();
-  const size_t queued = turn.stream->queued();
-  if (queued < limit) {
-    turn.stalled_since = absl::InfiniteFuture();
-    return false;
-  }
-  if (turn.stalled_since == absl::InfiniteFuture() || queued < turn.stalled_at) turn.stalled_since = now;
-  turn.stalled_at = queued;
-  if (now - turn.stalled_since > options_.slow_client_timeout) {
-    Fail(turn, absl::ResourceExhaustedError(absl::StrCat("the client took no message for ",
-                                                         absl::FormatDuration(options_.slow_client_timeout),
-                                                         "; a named turn can be resumed from ", turn.sent)));
-    return true;
-  }
-  if (!turn.waits_for_room) {
-    turn.waits_for_room = true;
-    const CallId call = turn.call;
-    turn.stream->OnRoom([this, call] {
-      loop_->Post([this, call] {
-        const auto it = by_call_.find(call);
-        if (it != by_call_.end()) it->second->waits_for_room = false;
-      });
-    });
-  }
-  return true;
-}
-
-void TurnManager::Engine::Pump(Turn& turn) {
-  if (turn.stream == nullptr || !turn.answer.has_value()) return;
-  const uint64_t ready = turn.HasLog() ? turn.durable : turn.answer->size();
-  while (turn.sent < ready) {
-    if (IsFull(turn, options_.max_stream_messages)) return;
-    if (turn.sent == 0 && turn.first_token.has_value()) {
-      metrics_->ttft_seconds.Observe(absl::ToDoubleSeconds(Now() - turn.arrival));
-    }
-    turn.stream->Send(turn.answer->Message(turn.sent));
-    ++turn.sent;
-    turn.answer->Sent(turn.sent);
-  }
-  const bool ended = turn.answer->finished() && (!turn.HasLog() || turn.finish_durable);
-  if (!ended || turn.sent < turn.answer->size()) {
-    turn.stalled_since = absl::InfiniteFuture();
-    return;
-  }
-  if (turn.answer->reason() == v1::FINISH_REASON_ERROR) {
-    // An error drops what is in the stream: it waits until the client has the tokens.
-    if (IsFull(turn, 1)) return;
-    return EndCall(turn, turn.error);
-  }
-  turn.stream->Send(FinishMessage(turn));
-  EndCall(turn, absl::OkStatus());
-}
-
-v1::GenerateResponse TurnManager::Engine::FinishMessage(const Turn& turn) const {
-  v1::GenerateResponse message;
-  message.set_index(turn.answer->size());
-  message.set_text(turn.answer->last_text());
-  v1::Finish& finish = *message.mutable_finish();
-  finish.set_reason(turn.answer->reason());
-  finish.set_prompt_tokens(static_cast<uint32_t>(turn.prompt.size()));
-  finish.set_generated_tokens(static_cast<uint32_t>(turn.answer->size()));
-  finish.set_session_id(turn.session_id);
-  if (turn.HasLog()) {
-    finish.set_request_id(turn.request_id);
-    finish.set_session_tokens(turn.KnownEnd());
-  }
-  finish.set_seed(turn.spec.sampling().seed());
-  finish.set_reused_tokens(turn.reused_tokens);
-  if (turn.answer->stop_token_id().has_value()) finish.set_stop_token_id(*turn.answer->stop_token_id());
-  finish.set_stop_string(turn.answer->stop_string());
-  // A turn that is told again from the log has no times.
-  if (turn.first_rows.has_value()) {
-    const absl::Time prefilled = turn.first_token.value_or(clock_->Now());
-    SetDuration(*turn.first_rows - turn.arrival, finish.mutable_queue_time());
-    SetDuration(prefilled - *turn.first_rows, finish.mutable_prefill_time());
-    SetDuration(turn.last_token.value_or(prefilled) - prefilled, finish.mutable_decode_time());
-  }
-  return message;
-}
-
-bool TurnManager::Engine::CommitClean(const Turn& turn) const {
-  if (turn.committing) return false;
-  if (!turn.HasLog() || turn.abandoned || !turn.answer.has_value()) return true;
-  return turn.durable == turn.answer->size() && (!turn.answer->finished() || turn.finish_durable);
-}
-
-void TurnManager::Engine::SweepTurn(Turn& turn) {
-  const absl::Time now = Now();
-  // What it left behind when it gave its slot away is on its way to where it is looked for.
-  const bool saving = turn.progress_at_slot > 0 && turn.saves > 0;
-  if (turn.phase == Phase::kParked && epoch_ != 0 && now >= turn.not_before && !saving) Locate(running_.at(turn.id));
-  if (turn.phase == Phase::kParked && now - turn.parked_since > options_.outage_timeout) {
-    Fail(turn, common::WithRetryInfo(absl::UnavailableError(absl::StrCat("no pipeline for ",
-                                                                         absl::FormatDuration(options_.outage_timeout),
-                                                                         ": ", pipeline_.state().text)),
-                                     absl::Seconds(1)));
-  }
-  if (turn.phase == Phase::kRunning) Advance(turn);
-  Pump(turn);
-  if (turn.phase == Phase::kRunning) Advance(turn);  // Sending may have made room to decode.
-  if (turn.phase == Phase::kComputed && turn.session != nullptr && CommitClean(turn)) {
-    turn.session->turn = nullptr;
-    turn.session = nullptr;
-  }
-}
-
-void TurnManager::Engine::Sweep() {
-  StartWaiting();
-  for (auto it = running_.begin(); it != running_.end();) {
-    const TurnPtr turn = it->second;
-    SweepTurn(*turn);
-    const bool over =
-        turn->phase == Phase::kComputed && turn->session == nullptr && CommitClean(*turn) && !turn->Streaming();
-    if (over) DropOwn(*turn);
-    it = over ? running_.erase(it) : std::next(it);
-  }
-  SweepWaiting();
-  SweepYields();
-  SweepCommits();
-  SweepSaves();
-  SweepSessions();
-  SweepLeases();
-  SweepDrain();
-  StartWaiting();
-  SendCommands();
-  Watch();
-  UpdateGauges();
-}
-
-void TurnManager::Engine::SweepWaiting() {
-  const absl::Time now = Now();
-  for (size_t i = 0; i < waiting_.size();) {
-    const TurnPtr turn = waiting_[i];
-    if (turn->phase != Phase::kWaiting || now - turn->arrival <= options_.max_wait) {
-      ++i;
-      continue;
-    }
-    Fail(*turn, common::WithRetryInfo(
-                    absl::ResourceExhaustedError(absl::StrCat(
-                        "the call waited for ", absl::FormatDuration(options_.max_wait),
-                        " to be started: ", running_.size() - yielded_, " run and ", waiting_.size(), " wait")),
-                    absl::Seconds(1)));
-  }
-}
-
-void TurnManager::Engine::SweepYields() {
-  if (waiting_.empty() || scheduler_ == nullptr) return;
-  const absl::Time now = Now();
-  std::vector<SlotHolder> holders;
-  int yielding = 0;
-  for (const auto& [id, turn] : running_) {
-    yielding += turn->yielding;
-    const bool streams = turn->kind == Kind::kGenerate || turn->kind == Kind::kDocument || turn->kind == Kind::kLogits;
-    if (!streams || turn->phase != Phase::kRunning || turn->yielding || turn->stopped || turn->decided()) continue;
-    // Each time it has a slot it gets further than before, whatever became of its snapshots.
-    if (turn->tail_pending || turn->patience.furthest() <= turn->progress_at_slot) continue;
-    if (now - turn->slot_since >= options_.slot_quantum) holders.push_back({id, turn->slot_since});
-  }
-  if (holders.empty()) return;
-  int wanted = 0;
-  for (const TurnPtr& turn : waiting_) wanted += turn->kind != Kind::kExclusive && SessionFree(*turn);
-  wanted -= std::max(0, plan_.slots - Active()) + yielding;
-  const int saves = static_cast<int>(kSavesPerSlot * plan_.slots) - static_cast<int>(saves_.size()) - yielding;
-  for (const uint64_t id : ChooseYields(std::move(holders), std::min(wanted, saves), options_.slot_quantum, now)) {
-    Turn& turn = *running_.at(id);
-    turn.yielding = true;
-    scheduler_->Unfeed(turn.sequence);
-    turn.fed_end = turn.planned_end;
-  }
-}
-
-void TurnManager::Engine::SweepDrain() {
-  if (!draining()) return;
-  if (Now() >= pause_at_) {
-    for (auto& [id, turn] : running_) {
-      if (!turn->stopped && !turn->decided()) Fail(*turn, DrainingStatus());
-    }
-  }
-  if (!running_.empty() || !saves_.empty() || !sessions_.empty()) return;
-  absl::MutexLock lock(&mu_);
-  idle_ = true;
-}
-
-void TurnManager::Engine::UpdateGauges() {
-  running_count_ = static_cast<int>(running_.size());
-  waiting_count_ = static_cast<int>(waiting_.size());
-  metrics_->running_turns.Set(static_cast<double>(running_.size()));
-  metrics_->waiting_turns.Set(static_cast<double>(waiting_.size()));
-  const int used = scheduler_ == nullptr ? 0 : scheduler_->slots_in_use();
-  const int warm = scheduler_ == nullptr ? 0 : scheduler_->slots_warm();
-  metrics_->slots_used.Set(used);
-  metrics_->slots_warm.Set(warm);
-  metrics_->slots_free.Set(scheduler_ == nullptr ? 0 : plan_.slots - used - warm);
-  metrics_->microbatches_in_flight.Set(scheduler_ == nullptr ? 0 : scheduler_->steps_in_flight());
 }
 
 }  // namespace rwkv::router

@@ -1,7 +1,12 @@
 // The inside of the turn manager: what the event loop's thread owns and does.
-//   engine.cc            calls: arrival, admission, joining, messages, ends; the sweep; drain
-//   engine_log.cc        leases, turns in the log, group commit, snapshots' manifests
-//   engine_pipeline.cc   epochs, attaching, feeding, results, saving
+//   engine.cc            calls: arrival, admission, joining, ends; drain
+//   engine_sweep.cc      what is done after each batch of events
+//   engine_messages.cc   what goes to clients
+//   engine_log.cc        leases, turns in the log, group commit
+//   engine_saves.cc      snapshots, yielding
+//   engine_pipeline.cc   epochs, giving a turn its slot
+//   engine_steps.cc      feeding, results
+//   engine_kinds.cc      what each kind of call does next
 #pragma once
 
 #include <algorithm>
@@ -102,22 +107,31 @@ class TurnManager::Engine final : public Pipeline::Listener {
   void Fail(Turn& turn, const absl::Status& status);
   // It cannot go on, now or ever: that is its end, in the log too.
   void Refuse(Turn& turn, const absl::Status& status);
-  void Pump(Turn& turn);
-  // Whether `limit` messages are in the turn's stream; then the loop hears when there are fewer. Fails the turn of a
-  // client that takes nothing for too long.
-  bool IsFull(Turn& turn, size_t limit);
-  v1::GenerateResponse FinishMessage(const Turn& turn) const;
+  Session& SessionOf(const std::string& id);
+  // Runs `work` on the executor, then `then` with its result on the loop. False: the executor's queue is full.
+  template <typename Result>
+  bool RunJob(Executor& executor, std::function<Result()> work, std::function<void(Result)> then);
+
+  // --- engine_sweep.cc
   void Sweep();
   void SweepTurn(Turn& turn);
   bool CommitClean(const Turn& turn) const;
   void SweepWaiting();
   void SweepYields();
   void SweepDrain();
+  void Watch();
   void UpdateGauges();
-  Session& SessionOf(const std::string& id);
-  // Runs `work` on the executor, then `then` with its result on the loop. False: the executor's queue is full.
-  template <typename Result>
-  bool RunJob(Executor& executor, std::function<Result()> work, std::function<void(Result)> then);
+
+  // --- engine_messages.cc
+  void Pump(Turn& turn);
+  // Whether `limit` messages are in the turn's stream; then the loop hears when there are fewer. Fails the turn of a
+  // client that takes nothing for too long.
+  bool IsFull(Turn& turn, size_t limit);
+  // Whether the client of Logits or ScoreDocument takes more, with `queued` messages in its stream. Fails the turn of
+  // one that takes nothing for too long.
+  bool HasRoom(Turn& turn, size_t queued);
+  v1::GenerateResponse FinishMessage(const Turn& turn) const;
+  void SendScores(Turn& turn);
 
   // --- engine_log.cc
   void OpenTurn(const TurnPtr& turn);
@@ -135,10 +149,6 @@ class TurnManager::Engine final : public Pipeline::Listener {
   std::vector<absl::Status> Commit(const v1::AppendTokensRequest& request, const std::vector<uint64_t>& turn_tokens);
   bool WasAppended(const v1::AppendItem& item, uint64_t turn_tokens);
   void OnCommitted(const std::vector<CommitResult>& results, absl::Duration took);
-  void SweepSaves();
-  static v1::SnapshotManifest ManifestOf(const PendingSave& save);
-  void OnManifest(const std::string& snapshot_id, const absl::Status& status);
-  void EndSave(const std::string& snapshot_id, const absl::Status& status);
   void SweepSessions();
   void SweepLeases();
   absl::Status StoreError(const absl::Status& status) const;
@@ -146,6 +156,19 @@ class TurnManager::Engine final : public Pipeline::Listener {
   absl::Time StoreDeadline() const {
     return absl::Now() + (draining() ? std::min(options_.store_timeout, absl::Seconds(2)) : options_.store_timeout);
   }
+
+  // --- engine_saves.cc
+  bool Save(Turn& turn);
+  void SaveAndRetire(Turn& turn);
+  // Gives the slot to others; the turn goes to the end of the line.
+  void Yield(const TurnPtr& turn);
+  // The state that a turn without a session left behind is not needed any more.
+  void DropOwn(Turn& turn);
+  void OnSaved(const v1::SnapshotSaved& saved);
+  void SweepSaves();
+  static v1::SnapshotManifest ManifestOf(const PendingSave& save);
+  void OnManifest(const std::string& snapshot_id, const absl::Status& status);
+  void EndSave(const std::string& snapshot_id, const absl::Status& status);
 
   // --- engine_pipeline.cc
   void EpochUp(uint64_t epoch, const StagePlan& plan);
@@ -160,38 +183,36 @@ class TurnManager::Engine final : public Pipeline::Listener {
   void Locate(const TurnPtr& turn);
   // Takes a warm slot at a position in [at_least, at_most], if there is one.
   bool LocateWarm(const TurnPtr& turn, uint64_t at_least, uint64_t at_most);
-  void OnLocated(const TurnPtr& turn, Located located);
-  void Admit(const TurnPtr& turn, uint64_t position);
-  void BeginAttach(const TurnPtr& turn, SequenceId sequence, uint64_t position);
-  void FeedKnown(Turn& turn);
   // The slot of a turn that yielded is warm under these two names.
   static std::string WarmSession(const Turn& turn);
   static std::string WarmBranch(const Turn& turn);
-  // The state that a turn without a session left behind is not needed any more.
-  void DropOwn(Turn& turn);
+  void OnLocated(const TurnPtr& turn, Located located);
+  void Admit(const TurnPtr& turn, uint64_t position);
+  void BeginAttach(const TurnPtr& turn, SequenceId sequence, uint64_t position);
   void OnAttachAnswer(const v1::SequenceAttached& attached);
   void OnAttachFailed(Turn& turn, const absl::Status& status);
+  void RemoveSequence(Turn& turn);
+
+  // --- engine_steps.cc
+  void FeedKnown(Turn& turn);
   void OnStep(const v1::StepResult& result);
   void OnEntry(Turn& turn, const v1::EntryResult& result);
   void OnEntryFailed(Turn& turn, const absl::Status& status);
   void OnLogits(const v1::LogitsRows& rows);
-  void OnSaved(const v1::SnapshotSaved& saved);
-  // What a running sequence does next.
-  void Advance(Turn& turn);
-  bool Lagging(const Turn& turn) const;
-  // Whether the client of Logits or ScoreDocument takes more, with `queued` messages in its stream. Fails the turn of
-  // one that takes nothing for too long.
-  bool HasRoom(Turn& turn, size_t queued);
-  void SendScores(Turn& turn);
-  // Gives the slot to others; the turn goes to the end of the line.
-  void Yield(const TurnPtr& turn);
-  bool Save(Turn& turn);
-  void SaveAndRetire(Turn& turn);
-  void RemoveSequence(Turn& turn);
   void SendCommands();
   void FillStep(const StepCommand& command, v1::Step* step);
   void FillAttach(const AttachCommand& command, v1::AttachSequence* attach);
-  void Watch();
+
+  // --- engine_kinds.cc
+  // What a running sequence does next; `idle`: all that it was fed has come back, as for those without it.
+  void Advance(Turn& turn);
+  void AdvanceGenerate(Turn& turn, bool idle);
+  void AdvanceScore(Turn& turn);
+  void AdvanceDocument(Turn& turn);
+  void AdvanceLogits(Turn& turn);
+  void AdvanceEmbed(Turn& turn);
+  void AdvanceExport(Turn& turn);
+  bool Lagging(const Turn& turn) const;
 
   const Options options_;
   state_store::CatalogClient* const catalog_;  // Not owned, as the next four.

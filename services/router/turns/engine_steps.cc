@@ -1,0 +1,185 @@
+// Feeding, results, and what each kind of call does with them.
+#include <algorithm>
+#include <utility>
+#include <variant>
+
+#include "absl/strings/str_cat.h"
+#include "services/common/grpc_status.h"
+#include "services/common/logging.h"
+#include "services/common/sampling/sampling_params.h"
+#include "services/router/turns/embedding.h"
+#include "services/router/turns/engine.h"
+
+namespace rwkv::router {
+namespace {
+
+using Kind = Turn::Kind;
+
+// Of a refusal, in the error that ends a turn.
+constexpr size_t kMaxErrorBytes = 2048;
+
+}  // namespace
+
+void TurnManager::Engine::FeedKnown(Turn& turn) {
+  uint64_t end = turn.FeedEnd();
+  // After a loss: what the client has is fed, and not returned again.
+  if (turn.kind == Kind::kLogits) end = turn.logits_received;
+  if (turn.kind == Kind::kDocument) end = turn.scores_sent;
+  if (end <= turn.fed_end) return;
+  scheduler_->Feed(turn.sequence, static_cast<int64_t>(end - turn.fed_end), Scheduler::FeedKind::kPrefill);
+  turn.fed_end = end;
+}
+
+void TurnManager::Engine::OnStep(const v1::StepResult& result) {
+  scheduler_->OnStepDone(result.step_id());
+  last_progress_ = Now();
+  for (const v1::EntryResult& entry : result.entries()) {
+    const auto it = by_sequence_.find(entry.sequence());
+    if (it == by_sequence_.end()) continue;  // Cancelled meanwhile.
+    const TurnPtr turn = it->second;
+    OnEntry(*turn, entry);
+  }
+}
+
+void TurnManager::Engine::OnEntry(Turn& turn, const v1::EntryResult& result) {
+  const absl::Status status = common::FromStatusProto(result.status());
+  if (!status.ok()) return OnEntryFailed(turn, status);
+  turn.done_end = result.position();
+  turn.patience.Came(turn.done_end);
+  turn.scores.insert(turn.scores.end(), result.scores().begin(), result.scores().end());
+  if (turn.kind == Kind::kEmbed && turn.done_end == turn.KnownEnd()) {
+    turn.embedding = EmbeddingBytes(turn.embed.source(), result);
+  }
+  if (!result.has_token_id()) return;
+  if (!turn.WantsToken() || result.position() != turn.KnownEnd()) {
+    return OnEntryFailed(turn, absl::InternalError(absl::StrCat("a token for position ", result.position(),
+                                                                " came while ", turn.KnownEnd(), " are known")));
+  }
+  const absl::Time now = Now();
+  if (turn.last_token.has_value()) {
+    metrics_->inter_token_seconds.Observe(std::max(0.0, absl::ToDoubleSeconds(now - *turn.last_token)));
+  }
+  if (!turn.first_token.has_value()) turn.first_token = now;
+  turn.last_token = now;
+  metrics_->generated_tokens.Increment();
+  turn.answer->Push(result.token_id(), result.logprob(), {result.top_logprobs().begin(), result.top_logprobs().end()});
+  if (turn.answer->finished() && !turn.HasLog()) metrics_->CountFinish(turn.answer->reason());
+}
+
+void TurnManager::Engine::OnEntryFailed(Turn& turn, const absl::Status& status) {
+  common::LogWarning("step_entry_failed", {{"position", turn.done_end}, {"status", status}});
+  RemoveSequence(turn);
+  turn.no_warm = true;
+  const Patience::Verdict verdict = turn.patience.EntryFailed(status.code());
+  turn.not_before = Now() + options_.retry_delay * std::min(turn.patience.failures(), 5);
+  Park(turn);
+  if (verdict == Patience::Verdict::kRefused) {
+    Refuse(turn, absl::Status(status.code(),
+                              absl::StrCat("the model does not go on after ", turn.patience.furthest(), " tokens: ",
+                                           absl::string_view(status.message()).substr(0, kMaxErrorBytes))));
+  } else if (verdict == Patience::Verdict::kGiveUp) {
+    Fail(turn, status);
+  }
+}
+
+void TurnManager::Engine::OnLogits(const v1::LogitsRows& rows) {
+  const auto it = by_sequence_.find(rows.sequence());
+  if (it == by_sequence_.end()) return;
+  Turn& turn = *it->second;
+  if (turn.logits_stream == nullptr || rows.first_position() != turn.logits_received) return;
+  v1::LogitsResponse response;
+  response.set_first_row(rows.first_position());
+  response.set_rows(rows.rows());
+  response.set_vocab_size(turn.model->info.vocab_size());
+  response.set_logits(rows.logits());
+  turn.logits_received += rows.rows();
+  turn.logits_stream->Send(std::move(response));
+}
+
+void TurnManager::Engine::FillAttach(const AttachCommand& command, v1::AttachSequence* attach) {
+  attach->set_slot(command.slot);
+  attach->set_sequence(command.sequence);
+  attach->set_position(command.position);
+  if (command.warm_sequence.has_value()) attach->set_warm_sequence(*command.warm_sequence);
+  const auto it = by_sequence_.find(command.sequence);
+  if (it == by_sequence_.end()) {  // Cancelled before it was sent; its release follows.
+    *attach->mutable_sampling() = common::CompleteSampling(v1::Sampling(), 0);
+    if (!command.warm_sequence.has_value()) attach->set_fresh(true);
+    return;
+  }
+  Turn& turn = *it->second;
+  turn.attach_since = Now();
+  if (command.warm_sequence.has_value()) {
+    // Said above.
+  } else if (!turn.snapshot.snapshot_id().empty()) {
+    *attach->mutable_snapshot() = turn.snapshot;
+  } else {
+    attach->set_fresh(true);
+    attach->set_initial_state(turn.initial_state);
+  }
+  *attach->mutable_sampling() =
+      turn.kind == Kind::kGenerate ? turn.spec.sampling() : common::CompleteSampling(v1::Sampling(), 0);
+  attach->mutable_turn_token_ids()->Add(turn.counted.begin(), turn.counted.end());
+  if (turn.answer.has_value()) {
+    attach->mutable_turn_token_ids()->Add(turn.answer->ids().begin(), turn.answer->ids().end());
+  }
+  attach->mutable_banned_token_ids()->Add(turn.model->banned_token_ids.begin(), turn.model->banned_token_ids.end());
+}
+
+void TurnManager::Engine::FillStep(const StepCommand& command, v1::Step* step) {
+  step->set_step_id(command.step_id);
+  int rows = 0;
+  for (const StepCommand::Entry& planned : command.entries) {
+    Turn& turn = *by_sequence_.at(planned.sequence);
+    v1::StepEntry& entry = *step->add_entries();
+    entry.set_slot(planned.slot);
+    entry.set_sequence(planned.sequence);
+    entry.set_expected_position(planned.position);
+    const uint64_t end = planned.position + planned.tokens;
+    const bool scores =
+        turn.kind == Kind::kScore || (turn.kind == Kind::kDocument && planned.position >= turn.scores_sent);
+    for (uint64_t position = planned.position; position < end; ++position) {
+      entry.add_token_ids(turn.TokenAt(position));
+      if (scores) entry.add_score_token_ids(turn.ScoreTarget(position));
+    }
+    entry.set_sample(turn.WantsToken() && end == turn.KnownEnd());
+    entry.set_logits(turn.kind == Kind::kLogits && planned.position >= turn.logits_received);
+    if (turn.kind == Kind::kEmbed) AskForEmbedding(turn.embed.source(), end == turn.KnownEnd(), &entry);
+    turn.planned_end = end;
+    if (end >= turn.begin && !turn.tail.empty()) std::vector<uint32_t>().swap(turn.tail);
+    if (!turn.first_rows.has_value()) {
+      turn.first_rows = Now();
+      metrics_->queue_seconds.Observe(std::max(0.0, absl::ToDoubleSeconds(*turn.first_rows - turn.arrival)));
+    }
+    rows += planned.tokens;
+  }
+  metrics_->batch_rows.Observe(rows);
+}
+
+void TurnManager::Engine::SendCommands() {
+  if (scheduler_ == nullptr) return;
+  if (scheduler_->steps_in_flight() == 0) last_progress_ = Now();
+  for (const Command& planned : scheduler_->Plan()) {
+    auto command = std::make_shared<v1::ExecuteRequest>();
+    if (const auto* attach = std::get_if<AttachCommand>(&planned)) {
+      FillAttach(*attach, command->mutable_attach());
+    } else if (const auto* step = std::get_if<StepCommand>(&planned)) {
+      FillStep(*step, command->mutable_step());
+    } else if (const auto* save = std::get_if<SaveCommand>(&planned)) {
+      const auto id = save_ids_.find({save->sequence, save->position});
+      if (id == save_ids_.end()) continue;
+      command->mutable_save()->set_slot(save->slot);
+      command->mutable_save()->set_sequence(save->sequence);
+      command->mutable_save()->set_expected_position(save->position);
+      command->mutable_save()->set_snapshot_id(id->second);
+      save_ids_.erase(id);
+    } else if (const auto* release = std::get_if<ReleaseCommand>(&planned)) {
+      command->mutable_release()->set_slot(release->slot);
+      command->mutable_release()->set_sequence(release->sequence);
+    }
+    // Not sent: the epoch is over, and EpochDown is on its way.
+    if (!pipeline_.Send(epoch_, std::move(command))) return;
+  }
+}
+
+}  // namespace rwkv::router

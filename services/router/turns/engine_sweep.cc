@@ -1,0 +1,156 @@
+// What the loop does after each batch of events: what a turn may do next follows from what it is.
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "services/common/grpc_status.h"
+#include "services/router/turns/engine.h"
+#include "services/router/turns/slot_sharing.h"
+
+namespace rwkv::router {
+namespace {
+
+using Kind = Turn::Kind;
+using Phase = Turn::Phase;
+
+}  // namespace
+
+bool TurnManager::Engine::CommitClean(const Turn& turn) const {
+  if (turn.committing) return false;
+  if (!turn.HasLog() || turn.abandoned || !turn.answer.has_value()) return true;
+  return turn.durable == turn.answer->size() && (!turn.answer->finished() || turn.finish_durable);
+}
+
+void TurnManager::Engine::SweepTurn(Turn& turn) {
+  const absl::Time now = Now();
+  // What it left behind when it gave its slot away is on its way to where it is looked for.
+  const bool saving = turn.progress_at_slot > 0 && turn.saves > 0;
+  if (turn.phase == Phase::kParked && epoch_ != 0 && now >= turn.not_before && !saving) Locate(running_.at(turn.id));
+  if (turn.phase == Phase::kParked && now - turn.parked_since > options_.outage_timeout) {
+    Fail(turn, common::WithRetryInfo(absl::UnavailableError(absl::StrCat("no pipeline for ",
+                                                                         absl::FormatDuration(options_.outage_timeout),
+                                                                         ": ", pipeline_.state().text)),
+                                     absl::Seconds(1)));
+  }
+  if (turn.phase == Phase::kRunning) Advance(turn);
+  Pump(turn);
+  if (turn.phase == Phase::kRunning) Advance(turn);  // Sending may have made room to decode.
+  if (turn.phase == Phase::kComputed && turn.session != nullptr && CommitClean(turn)) {
+    turn.session->turn = nullptr;
+    turn.session = nullptr;
+  }
+}
+
+void TurnManager::Engine::Sweep() {
+  StartWaiting();
+  for (auto it = running_.begin(); it != running_.end();) {
+    const TurnPtr turn = it->second;
+    SweepTurn(*turn);
+    const bool over =
+        turn->phase == Phase::kComputed && turn->session == nullptr && CommitClean(*turn) && !turn->Streaming();
+    if (over) DropOwn(*turn);
+    it = over ? running_.erase(it) : std::next(it);
+  }
+  SweepWaiting();
+  SweepYields();
+  SweepCommits();
+  SweepSaves();
+  SweepSessions();
+  SweepLeases();
+  SweepDrain();
+  StartWaiting();
+  SendCommands();
+  Watch();
+  UpdateGauges();
+}
+
+void TurnManager::Engine::SweepWaiting() {
+  const absl::Time now = Now();
+  for (size_t i = 0; i < waiting_.size();) {
+    const TurnPtr turn = waiting_[i];
+    if (turn->phase != Phase::kWaiting || now - turn->arrival <= options_.max_wait) {
+      ++i;
+      continue;
+    }
+    Fail(*turn, common::WithRetryInfo(
+                    absl::ResourceExhaustedError(absl::StrCat(
+                        "the call waited for ", absl::FormatDuration(options_.max_wait),
+                        " to be started: ", running_.size() - yielded_, " run and ", waiting_.size(), " wait")),
+                    absl::Seconds(1)));
+  }
+}
+
+void TurnManager::Engine::SweepYields() {
+  if (waiting_.empty() || scheduler_ == nullptr) return;
+  const absl::Time now = Now();
+  std::vector<SlotHolder> holders;
+  int yielding = 0;
+  for (const auto& [id, turn] : running_) {
+    yielding += turn->yielding;
+    const bool streams = turn->kind == Kind::kGenerate || turn->kind == Kind::kDocument || turn->kind == Kind::kLogits;
+    if (!streams || turn->phase != Phase::kRunning || turn->yielding || turn->stopped || turn->decided()) continue;
+    // Each time it has a slot it gets further than before, whatever became of its snapshots.
+    if (turn->tail_pending || turn->patience.furthest() <= turn->progress_at_slot) continue;
+    if (now - turn->slot_since >= options_.slot_quantum) holders.push_back({id, turn->slot_since});
+  }
+  if (holders.empty()) return;
+  int wanted = 0;
+  for (const TurnPtr& turn : waiting_) wanted += turn->kind != Kind::kExclusive && SessionFree(*turn);
+  wanted -= std::max(0, plan_.slots - Active()) + yielding;
+  const int saves = static_cast<int>(kSavesPerSlot * plan_.slots) - static_cast<int>(saves_.size()) - yielding;
+  for (const uint64_t id : ChooseYields(std::move(holders), std::min(wanted, saves), options_.slot_quantum, now)) {
+    Turn& turn = *running_.at(id);
+    turn.yielding = true;
+    scheduler_->Unfeed(turn.sequence);
+    turn.fed_end = turn.planned_end;
+  }
+}
+
+void TurnManager::Engine::SweepDrain() {
+  if (!draining()) return;
+  if (Now() >= pause_at_) {
+    for (auto& [id, turn] : running_) {
+      if (!turn->stopped && !turn->decided()) Fail(*turn, DrainingStatus());
+    }
+  }
+  if (!running_.empty() || !saves_.empty() || !sessions_.empty()) return;
+  absl::MutexLock lock(&mu_);
+  idle_ = true;
+}
+
+void TurnManager::Engine::Watch() {
+  if (epoch_ == 0) return;
+  const absl::Time now = Now();
+  if (scheduler_->steps_in_flight() > 0 && now - last_progress_ > options_.progress_timeout) {
+    pipeline_.EndEpoch(epoch_, absl::UnavailableError(absl::StrCat(
+                                   "no step came back for ", absl::FormatDuration(options_.progress_timeout), "; ",
+                                   scheduler_->steps_in_flight(), " are in flight")));
+    last_progress_ = now;
+  }
+  for (const auto& [sequence, turn] : by_sequence_) {
+    if (now - turn->attach_since <= options_.attach_timeout) continue;
+    const absl::Status late = absl::UnavailableError(
+        absl::StrCat("a slot was not attached within ", absl::FormatDuration(options_.attach_timeout)));
+    const TurnPtr waiting = turn;  // What follows takes it out.
+    if (waiting->patience.AttachTimedOut() == Patience::Verdict::kGiveUp) {
+      Fail(*waiting, common::WithRetryInfo(late, absl::Seconds(1)));
+    }
+    pipeline_.EndEpoch(epoch_, late);
+    return;
+  }
+}
+
+void TurnManager::Engine::UpdateGauges() {
+  running_count_ = static_cast<int>(running_.size());
+  waiting_count_ = static_cast<int>(waiting_.size());
+  metrics_->running_turns.Set(static_cast<double>(running_.size()));
+  metrics_->waiting_turns.Set(static_cast<double>(waiting_.size()));
+  const int used = scheduler_ == nullptr ? 0 : scheduler_->slots_in_use();
+  const int warm = scheduler_ == nullptr ? 0 : scheduler_->slots_warm();
+  metrics_->slots_used.Set(used);
+  metrics_->slots_warm.Set(warm);
+  metrics_->slots_free.Set(scheduler_ == nullptr ? 0 : plan_.slots - used - warm);
+  metrics_->microbatches_in_flight.Set(scheduler_ == nullptr ? 0 : scheduler_->steps_in_flight());
+}
+
+}  // namespace rwkv::router
