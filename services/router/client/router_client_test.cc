@@ -340,6 +340,17 @@ TEST_F(RouterClientTest, ProgressGivesNewAttempts) {
   EXPECT_EQ(seen.size(), 11);
 }
 
+TEST_F(RouterClientTest, ItComesBackWhenTheServerSays) {
+  constexpr absl::Duration kAsked = absl::Milliseconds(150);  // The client's own pauses are 1 and 2 ms.
+  const absl::Status away = common::WithRetryInfo(kLost, kAsked);
+  generation_.Expect({{{0}, false, away}, {{}, false, away}, {{1}, true, absl::OkStatus()}});
+  std::vector<int> seen;
+  const absl::Time begin = absl::Now();
+  EXPECT_OK(Generate(Resumable(), seen));
+  EXPECT_GE(absl::Now() - begin, 2 * kAsked);
+  EXPECT_THAT(seen, ElementsAre(0, 1, -1));
+}
+
 TEST_F(RouterClientTest, OtherErrorsAreReturnedWithTheirDetails) {
   generation_.Expect({{{}, false, common::InvalidFieldError("sampling.top_p", "must be in (0, 1], not 2")}});
   std::vector<int> seen;

@@ -205,6 +205,61 @@ TEST(PipelineTest, ProbeSaysWhoIsThere) {
   EXPECT_EQ(workers[1].worker.name(), "fake-0");  // From before.
 }
 
+// A stage whose stream says what the test wants, until it is cancelled.
+class ScriptedStream final : public worker::ExecuteStream {
+ public:
+  explicit ScriptedStream(int opened) : opened_(opened) {}
+  absl::Status Write(const v1::ExecuteRequest& request) override { return absl::OkStatus(); }
+  absl::StatusOr<v1::ExecuteResponse> Read() override {
+    absl::MutexLock lock(&mu_);
+    if (opened_ == 0) {
+      if (!mu_.AwaitWithTimeout(absl::Condition(&cancelled_), kLimit)) return absl::DeadlineExceededError("no end");
+      return absl::CancelledError("cancelled");
+    }
+    --opened_;
+    v1::ExecuteResponse response;
+    response.mutable_opened();
+    return response;
+  }
+  void Cancel() override {
+    absl::MutexLock lock(&mu_);
+    cancelled_ = true;
+  }
+
+ private:
+  absl::Mutex mu_;
+  int opened_ ABSL_GUARDED_BY(mu_);  // So often it says that it has opened the epoch.
+  bool cancelled_ ABSL_GUARDED_BY(mu_) = false;
+};
+
+class ScriptedWorker final : public worker::WorkerClient {
+ public:
+  ScriptedWorker(std::unique_ptr<worker::WorkerClient> described, int opened)
+      : described_(std::move(described)), opened_(opened) {}
+  absl::StatusOr<v1::DescribeResponse> Describe(absl::Time deadline) override { return described_->Describe(deadline); }
+  std::unique_ptr<worker::ExecuteStream> Execute() override { return std::make_unique<ScriptedStream>(opened_); }
+  std::string address() const override { return described_->address(); }
+
+ private:
+  const std::unique_ptr<worker::WorkerClient> described_;
+  const int opened_;
+};
+
+TEST(PipelineTest, AStageThatSaysOpenedTwiceCountsOnce) {
+  worker::FakePipeline fake({});
+  Recorder recorder;
+  std::vector<std::unique_ptr<worker::WorkerClient>> workers;
+  workers.push_back(std::make_unique<ScriptedWorker>(fake.Connect(0), 2));
+  workers.push_back(std::make_unique<ScriptedWorker>(fake.Connect(1), 0));
+  Pipeline::Options options = Options();
+  options.open_timeout = absl::Milliseconds(100);
+  Pipeline pipeline(options, std::move(workers), &recorder);
+  pipeline.Start();
+  WaitForText(pipeline, "1 of 2 stages are ready");
+  pipeline.Stop();
+  EXPECT_EQ(recorder.downs(), 0) << "it was up";
+}
+
 TEST(PipelineTest, AFullCommandQueueEndsTheEpoch) {
   worker::FakePipeline fake({});
   Recorder recorder;

@@ -73,8 +73,7 @@ class ScoreDocumentReactor final
       reading_.document().initial_state = reading_.piece()->initial_state();
     }
     if (const absl::Status taken = reading_.Take(); !taken.ok()) return stream()->Close(taken);
-    reading_.upload().ExpectPiece();
-    StartRead(reading_.piece());
+    ReadNext();
   }
 
  private:
@@ -83,7 +82,11 @@ class ScoreDocumentReactor final
         calls_(calls),
         call_(std::move(call)),
         reading_(calls, [stream = stream()](const absl::Status& late) { stream->Close(late); }) {
-    reading_.upload().ExpectPiece();
+    ReadNext();
+  }
+
+  void ReadNext() {
+    if (const absl::Status late = reading_.upload().ExpectPiece(); !late.ok()) return stream()->Close(late);
     StartRead(reading_.piece());
   }
 
@@ -109,8 +112,7 @@ class TokenizeDocumentReactor final
  public:
   explicit TokenizeDocumentReactor(const DocumentCalls& calls)
       : calls_(calls), reading_(calls, [this](const absl::Status& late) { End(late); }) {
-    reading_.upload().ExpectPiece();
-    StartRead(reading_.piece());
+    ReadNext();
   }
 
   void OnReadDone(bool ok) override {
@@ -122,8 +124,7 @@ class TokenizeDocumentReactor final
     }
     if (reading_.IsFirst()) reading_.document().model = reading_.piece()->model();
     if (const absl::Status taken = reading_.Take(); !taken.ok()) return End(taken);
-    reading_.upload().ExpectPiece();
-    StartRead(reading_.piece());
+    ReadNext();
   }
 
   void OnWriteDone(bool ok) override {
@@ -137,6 +138,11 @@ class TokenizeDocumentReactor final
   static constexpr size_t kTokensPerMessage = 1 << 16;
 
   void End(const absl::Status& status) { Finish(common::ToGrpcStatus(status)); }
+
+  void ReadNext() {
+    if (const absl::Status late = reading_.upload().ExpectPiece(); !late.ok()) return End(late);
+    StartRead(reading_.piece());
+  }
 
   void Tokenize() {
     const absl::StatusOr<std::shared_ptr<const ServingModel>> model = calls_.turns->ModelOrWhyNot();

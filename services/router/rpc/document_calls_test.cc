@@ -35,6 +35,7 @@ TEST_F(DocumentCallsTest, ADocumentComesInPieces) {
   StartServer(World(), options);
   const auto score = [&](const std::vector<v1::ScoreDocumentRequest>& pieces, std::vector<uint32_t>* tokens) {
     grpc::ClientContext context;
+    SetLimit(context);
     const auto stream = generation_->ScoreDocument(&context);
     for (const v1::ScoreDocumentRequest& piece : pieces) stream->Write(piece);
     stream->WritesDone();
@@ -67,6 +68,7 @@ TEST_F(DocumentCallsTest, ADocumentIsTokenizedAsOneText) {
   const auto tokenize = [&](const std::vector<std::string>& pieces, std::vector<uint32_t>* tokens,
                             const std::string& model = "") {
     grpc::ClientContext context;
+    SetLimit(context);
     const auto stream = generation_->TokenizeDocument(&context);
     for (const std::string& text : pieces) {
       v1::TokenizeDocumentRequest piece;

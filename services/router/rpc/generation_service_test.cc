@@ -176,6 +176,7 @@ TEST_F(GenerationServiceTest, AClientThatLeavesFreesTheSlotAndMayComeBack) {
   std::vector<uint32_t> got;
   {
     grpc::ClientContext context;
+    SetLimit(context);
     const auto reader = generation_->Generate(&context, SessionRequest("s", "r", kPrompt, 50));
     cluster_->pipeline().AllowSteps(8);
     v1::GenerateResponse message;
@@ -211,6 +212,7 @@ TEST_F(GenerationServiceTest, ScoreAndLogits) {
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("byte 0")));
 
   grpc::ClientContext context;
+  SetLimit(context);
   v1::LogitsRequest logits;
   for (uint32_t id : kPrompt) logits.mutable_tokens()->add_ids(id);
   const auto reader = generation_->Logits(&context, logits);
@@ -254,6 +256,8 @@ TEST_F(GenerationServiceTest, TextsAreTokenizedWhereTheyKeepNobodyWaiting) {
   text.set_max_tokens(5);
   text.set_ignore_end_of_text(true);
   grpc::ClientContext left, patient;
+  SetLimit(left);
+  SetLimit(patient);
   const auto leaving = generation_->Generate(&left, text);
   const auto waiting = generation_->Generate(&patient, text);
   EXPECT_THAT(Generate(Request(kPrompt, 5)).status, IsOk()) << "token ids need no tokenizing";

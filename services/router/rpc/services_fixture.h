@@ -62,6 +62,10 @@ class ServicesTest : public ::testing::Test {
     executor_ = nullptr;
   }
 
+  static void SetLimit(grpc::ClientContext& context) {
+    context.set_deadline(absl::ToChronoTime(absl::Now() + kTestLimit));
+  }
+
   struct Result {
     absl::Status status;
     std::vector<uint32_t> tokens;

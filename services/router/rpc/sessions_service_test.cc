@@ -1,4 +1,5 @@
 #include <cstdint>
+#include <cstring>
 #include <map>
 #include <string>
 #include <vector>
@@ -181,6 +182,27 @@ TEST_F(SessionsServiceTest, ExportStateNamesTensorsAsCheckpointsDo) {
   EXPECT_EQ(tensors.begin()->second.position, 0);
   EXPECT_THAT(Export("nobody", &tensors), StatusIs(absl::StatusCode::kNotFound));
   EXPECT_THAT(Export("not allowed", &tensors), StatusIs(absl::StatusCode::kInvalidArgument));
+}
+
+TEST_F(SessionsServiceTest, TensorsOfSeveralMessagesAreExportedWhole) {
+  FakePipeline::Options pipeline;
+  pipeline.record_bytes = (5 << 19) + 8;  // Two and a half messages.
+  StartServer(pipeline);
+  CreateSession("s");
+  const Result turn = Generate(SessionRequest("s", "r", kPrompt, 6));
+  ASSERT_THAT(turn.status, IsOk());
+  std::map<std::string, Tensor> tensors;
+  ASSERT_THAT(Export("s", &tensors), IsOk());  // Checks offsets, and joins.
+  std::vector<uint32_t> log = kPrompt;
+  log.insert(log.end(), turn.tokens.begin(), turn.tokens.end());
+  const uint64_t state = FakeModel::Feed(FakeModel::Fresh(), log);
+  ASSERT_EQ(tensors.size(), 4);
+  for (const auto& [name, tensor] : tensors) {
+    ASSERT_EQ(tensor.bytes.size(), static_cast<size_t>(pipeline.record_bytes)) << name;
+    for (size_t at = 0; at < tensor.bytes.size(); at += sizeof(state)) {
+      ASSERT_EQ(std::memcmp(&tensor.bytes[at], &state, sizeof(state)), 0) << name << " at " << at;
+    }
+  }
 }
 
 }  // namespace

@@ -72,14 +72,15 @@ Upload::~Upload() {
   shares_->GiveBack(bytes_, in_work_);
 }
 
-void Upload::ExpectPiece() {
+absl::Status Upload::ExpectPiece() {
+  const UploadLimits& limits = timer_->limits;
   const absl::Time now = absl::Now();
-  const absl::Time piece_end = now + timer_->limits.piece_timeout;
-  const absl::Time deadline = std::max(now + kMinWait, std::min(piece_end, timer_->end));
+  const bool piece_first = now + limits.piece_timeout <= timer_->end;
   const absl::Status late = absl::DeadlineExceededError(
-      piece_end <= timer_->end
-          ? absl::StrCat("no piece of the document came for ", absl::FormatDuration(timer_->limits.piece_timeout))
-          : absl::StrCat("the document did not come within ", absl::FormatDuration(timer_->limits.timeout)));
+      piece_first ? absl::StrCat("no piece of the document came for ", absl::FormatDuration(limits.piece_timeout))
+                  : absl::StrCat("the document did not come within ", absl::FormatDuration(limits.timeout)));
+  if (now >= timer_->end) return late;
+  const absl::Time deadline = std::max(now + kMinWait, piece_first ? now + limits.piece_timeout : timer_->end);
   auto alarm = std::make_unique<grpc::Alarm>();
   grpc::Alarm& armed = *alarm;
   uint64_t expected;
@@ -100,6 +101,7 @@ void Upload::ExpectPiece() {
     }
     on_late(late);
   });
+  return absl::OkStatus();
 }
 
 bool Upload::PieceCame() {

@@ -50,7 +50,8 @@ class Upload {
   Upload(const Upload&) = delete;
   Upload& operator=(const Upload&) = delete;
 
-  void ExpectPiece();
+  // kDeadlineExceeded: the time for all pieces is over, none is expected.
+  absl::Status ExpectPiece();
   // False: too late, on_late has been called or is about to be.
   bool PieceCame();
   // Of a piece that came, as UploadShares::TakeBytes.

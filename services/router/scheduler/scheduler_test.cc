@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -278,6 +279,52 @@ TEST(SchedulerTest, RetireDropsWhatWasNotPlanned) {
   EXPECT_EQ(scheduler.Retire(1, "a", "x"), 16u);
   scheduler.OnStepDone(1);
   EXPECT_THAT(scheduler.Plan(), IsEmpty());
+}
+
+TEST(SchedulerTest, SlotsGoToThoseThatWaitInTurn) {
+  Scheduler scheduler(Options(1, 1, 8));
+  for (SequenceId id = 1; id <= 4; ++id) ASSERT_TRUE(scheduler.Admit(id, 0));
+  std::vector<SequenceId> attached;
+  for (SequenceId id = 1; id <= 4; ++id) {
+    for (const AttachCommand& attach : Of<AttachCommand>(scheduler.Plan())) attached.push_back(attach.sequence);
+    scheduler.Cancel(attached.back());
+  }
+  EXPECT_THAT(attached, ElementsAre(1, 2, 3, 4));
+}
+
+TEST(SchedulerTest, WhoHasWaitedLongestDecodesFirst) {
+  // Two rows and six that decode: each waits for two others, whatever their order of admission.
+  Scheduler scheduler(Options(1, 8, 2));
+  for (SequenceId id = 1; id <= 6; ++id) ASSERT_TRUE(scheduler.Admit(id, 0));
+  scheduler.Plan();
+  for (SequenceId id = 1; id <= 6; ++id) scheduler.OnAttached(id);
+  for (const SequenceId id : {6, 5, 4, 3, 2, 1}) scheduler.Feed(id, 1, FeedKind::kDecode);
+  std::vector<SequenceId> order;
+  std::vector<StepCommand> flying;
+  while (order.size() < 18) {
+    for (StepCommand& step : Of<StepCommand>(scheduler.Plan())) {
+      for (const StepCommand::Entry& entry : step.entries) order.push_back(entry.sequence);
+      flying.push_back(std::move(step));
+    }
+    ASSERT_THAT(flying, ::testing::Not(IsEmpty()));
+    scheduler.OnStepDone(flying.front().step_id);
+    for (const StepCommand::Entry& entry : flying.front().entries) scheduler.Feed(entry.sequence, 1, FeedKind::kDecode);
+    flying.erase(flying.begin());
+  }
+  order.resize(18);
+  EXPECT_THAT(order, ElementsAre(6, 5, 4, 3, 2, 1, 6, 5, 4, 3, 2, 1, 6, 5, 4, 3, 2, 1));
+}
+
+TEST(SchedulerTest, UnfeedDropsWhatWasNotPlanned) {
+  Scheduler scheduler(Options(1, 2, 32));
+  const std::vector<StepCommand> steps = Start(scheduler, 1, 200);
+  ASSERT_THAT(steps, SizeIs(2));
+  scheduler.Unfeed(1);
+  EXPECT_FALSE(scheduler.has_pending(1));
+  scheduler.OnStepDone(1);
+  EXPECT_THAT(scheduler.Plan(), IsEmpty());
+  EXPECT_EQ(scheduler.Retire(1, "s", "b"), 64);
+  scheduler.Unfeed(7);  // Nobody.
 }
 
 TEST(SchedulerTest, AdmissionIsBounded) {

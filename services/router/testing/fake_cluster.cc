@@ -1,5 +1,6 @@
 #include "services/router/testing/fake_cluster.h"
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <utility>
@@ -9,6 +10,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/clock.h"
 #include "gtest/gtest.h"
+#include "prometheus/metric_family.h"
 #include "services/router/pipeline/pipeline.h"
 #include "services/state_store/client/state_store_client.h"
 #include "services/worker/client/worker_client.h"
@@ -55,11 +57,13 @@ absl::string_view FakeTokenizer::TokenBytes(uint32_t id) const {
   return id < words_.size() ? absl::string_view(words_[id]) : absl::string_view();
 }
 
-FakeCluster::FakeCluster(worker::FakePipeline::Options pipeline, TurnManager::Options router)
-    : pipeline_options_(std::move(pipeline)), router_options_(std::move(router)) {
+FakeCluster::FakeCluster(worker::FakePipeline::Options pipeline, TurnManager::Options router, common::Clock* clock)
+    : clock_(clock == nullptr ? &system_clock_ : clock),
+      pipeline_options_(std::move(pipeline)),
+      router_options_(std::move(router)) {
   metrics_ = *common::Metrics::Create("");
   router_metrics_ = std::make_unique<RouterMetrics>(metrics_.get());
-  store_ = *state_store::FakeStateStore::Create(&clock_);
+  store_ = *state_store::FakeStateStore::Create(clock_);
   pipeline_options_.put_record = [this](const v1::RecordInfo& info, const std::string& bytes) {
     return store_->PutRecord(info, bytes, absl::Now() + kTestLimit);
   };
@@ -88,7 +92,7 @@ void FakeCluster::RestartRouter() {
   auto draws = std::make_shared<std::atomic<uint64_t>>(incarnation_ * 1000003ull);
   router_ = std::make_unique<TurnManager>(router_options_, options, std::move(workers), store_.get(),
                                           std::vector<const tokenizer::Tokenizer*>{&tokenizer_}, router_metrics_.get(),
-                                          &clock_, [draws] { return draws->fetch_add(0x9e3779b97f4a7c15); });
+                                          clock_, [draws] { return draws->fetch_add(0x9e3779b97f4a7c15); });
   router_->Start();
   EXPECT_TRUE(WaitUntil([this] { return router_->pipeline().state().serving; }));
 }
@@ -118,6 +122,22 @@ FakeCluster::Answer FakeCluster::Finish(const Call& call) {
     answer.tokens.push_back(message.token_id());
   }
   return answer;
+}
+
+double FakeCluster::Exported(const std::string& name, const std::string& label, const std::string& value) {
+  for (const prometheus::MetricFamily& family : metrics_->registry().Collect()) {
+    if (family.name != name) continue;
+    for (const prometheus::ClientMetric& metric : family.metric) {
+      const bool is_it = label.empty() || std::any_of(metric.label.begin(), metric.label.end(), [&](const auto& one) {
+                           return one.name == label && one.value == value;
+                         });
+      if (!is_it) continue;
+      return family.type == prometheus::MetricType::Histogram ? static_cast<double>(metric.histogram.sample_count)
+             : family.type == prometheus::MetricType::Gauge   ? metric.gauge.value
+                                                              : metric.counter.value;
+    }
+  }
+  return -1;
 }
 
 void FakeCluster::CreateSession(const std::string& id, const std::string& initial_state) {

@@ -141,7 +141,9 @@ class FakeCluster {
     v1::Finish finish;
   };
 
-  explicit FakeCluster(worker::FakePipeline::Options pipeline = {}, TurnManager::Options router = {});
+  // `clock`: of router and store, outlives the cluster; null: the system's.
+  explicit FakeCluster(worker::FakePipeline::Options pipeline = {}, TurnManager::Options router = {},
+                       common::Clock* clock = nullptr);
   ~FakeCluster();
 
   // The router dies and another one starts: same name, same store, nothing else in common. Calls of the old one end.
@@ -160,11 +162,14 @@ class FakeCluster {
   worker::FakePipeline& pipeline() { return *pipeline_; }
   state_store::FakeStateStore& store() { return *store_; }
   RouterMetrics& metrics() { return *router_metrics_; }
+  // The value of a counter or gauge by its name and one label (empty: none), as it is exported; -1: there is none.
+  double Exported(const std::string& name, const std::string& label = "", const std::string& value = "");
   TurnManager::Options& router_options() { return router_options_; }
   const FakeTokenizer& tokenizer() const { return tokenizer_; }
 
  private:
-  common::SystemClock clock_;
+  common::SystemClock system_clock_;
+  common::Clock* const clock_;
   FakeTokenizer tokenizer_;
   std::unique_ptr<common::Metrics> metrics_;
   std::unique_ptr<RouterMetrics> router_metrics_;

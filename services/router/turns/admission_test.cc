@@ -24,6 +24,8 @@ using ::rwkv::testing::IsOk;
 using ::rwkv::testing::StatusIs;
 using ::testing::ElementsAreArray;
 using ::testing::Ge;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 using ::testing::Le;
 using worker::FakeModel;
 using worker::FakePipeline;
@@ -128,6 +130,102 @@ TEST(AdmissionTest, DrainLetsShortTurnsEndAndPausesLongOnes) {
   ASSERT_THAT(rest.status, IsOk());
   const std::vector<uint32_t> all = FakeModel::Greedy(Prompt(2), 500, kVocabulary);
   EXPECT_THAT(rest.tokens, ElementsAreArray(std::vector<uint32_t>(all.begin() + received, all.end())));
+}
+
+TEST(AdmissionTest, ADrainDoesNotLetThoseThatWaitWait) {
+  TurnManager::Options options;
+  options.max_running = 1;
+  FakeCluster cluster({}, options);
+  cluster.pipeline().PauseSteps();
+  const FakeCluster::Call running = cluster.Start(Request(Prompt(1), 3));
+  const FakeCluster::Call waiting = cluster.Start(Request(Prompt(2), 3));
+  ASSERT_TRUE(WaitUntil([&] { return cluster.router().counts().waiting == 1; }));
+  std::thread drain([&] { cluster.router().Drain(absl::Now() + kTestLimit); });
+  EXPECT_THAT(waiting.stream->Wait(), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("going away")));
+  EXPECT_FALSE(running.stream->closed());
+  cluster.pipeline().ResumeSteps();
+  EXPECT_THAT(cluster.Finish(running).tokens, ElementsAreArray(FakeModel::Greedy(Prompt(1), 3, kVocabulary)));
+  drain.join();
+}
+
+TEST(AdmissionTest, WhoWaitsIsStartedInTurn) {
+  TurnManager::Options options;
+  options.max_running = 1;
+  FakeCluster cluster({}, options);
+  cluster.pipeline().PauseSteps();
+  std::vector<FakeCluster::Call> calls;
+  for (uint32_t i = 0; i < 4; ++i) {
+    calls.push_back(cluster.Start(Request(Prompt(i), 2)));
+    ASSERT_TRUE(WaitUntil([&] { return cluster.router().counts().waiting == static_cast<int>(i); }));
+  }
+  for (uint32_t i = 0; i < 4; ++i) {
+    ASSERT_TRUE(WaitUntil([&] {
+      cluster.pipeline().AllowSteps(1);
+      return calls[i].stream->closed();
+    }));
+    for (uint32_t later = i + 2; later < 4; ++later) EXPECT_THAT(calls[later].stream->received(), IsEmpty());
+  }
+}
+
+TEST(AdmissionTest, WithoutAFreeSlotACallIsNotBegun) {
+  FakePipeline::Options pipeline;
+  pipeline.slots = 1;
+  FakeCluster cluster(pipeline);
+  cluster.CreateSession("s");
+  cluster.pipeline().PauseSteps();
+  const FakeCluster::Call running = cluster.Start(Request(Prompt(1), 3));
+  const FakeCluster::Call waiting = cluster.Start(SessionRequest("s", "a", Prompt(2), 3));
+  ASSERT_TRUE(WaitUntil([&] { return cluster.router().counts().waiting == 1; }));
+  EXPECT_THAT(cluster.Log("s"), IsEmpty());
+  // What needs no slot does not wait for one.
+  EXPECT_THAT(Rewind(cluster, "t", 0), StatusIs(absl::StatusCode::kNotFound));
+  cluster.pipeline().ResumeSteps();
+  EXPECT_THAT(cluster.Finish(running).status, IsOk());
+  EXPECT_THAT(cluster.Finish(waiting).tokens, ElementsAreArray(FakeModel::Greedy(Prompt(2), 3, kVocabulary)));
+}
+
+// What an operator sees of it.
+TEST(AdmissionTest, MetricsSayWhatIsThere) {
+  FakePipeline::Options pipeline;
+  pipeline.slots = 4;
+  FakeCluster cluster(pipeline);
+  cluster.CreateSession("s");
+  ASSERT_THAT(cluster.Generate(SessionRequest("s", "a", Prompt(1), 5)).status, IsOk());
+  ASSERT_THAT(cluster.Generate(SessionRequest("s", "b", Prompt(1), 5)).status, IsOk());
+  EXPECT_THAT(cluster.Generate(v1::GenerateRequest()).status, StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(cluster.Generate(SessionRequest("t", "a", Prompt(1), 5)).status, StatusIs(absl::StatusCode::kNotFound));
+  cluster.pipeline().PauseSteps();
+  std::vector<FakeCluster::Call> calls;
+  for (uint32_t i = 0; i < 6; ++i) calls.push_back(cluster.Start(Request(Prompt(i), 3)));
+  ASSERT_TRUE(WaitUntil([&] { return cluster.Exported("rwkv_router_waiting_turns") == 2; }));
+  EXPECT_TRUE(WaitUntil([&] { return cluster.Exported("rwkv_router_slots", "state", "used") == 4; }));
+  EXPECT_EQ(cluster.Exported("rwkv_router_running_turns"), 4);
+  EXPECT_EQ(cluster.Exported("rwkv_router_slots", "state", "warm"), 0);
+  EXPECT_EQ(cluster.Exported("rwkv_router_slots", "state", "free"), 0);
+  EXPECT_TRUE(WaitUntil([&] { return cluster.Exported("rwkv_router_microbatches_in_flight") >= 1; }));
+  cluster.router().Cancel(calls[5].id);
+  cluster.pipeline().ResumeSteps();
+  for (int i = 0; i < 5; ++i) EXPECT_THAT(cluster.Finish(calls[i]).status, IsOk());
+  ASSERT_THAT(cluster.Generate(SessionRequest("s", "c", Prompt(1), 5)).status, IsOk());
+  EXPECT_TRUE(WaitUntil([&] { return cluster.Exported("rwkv_router_slots", "state", "warm") == 1; }));
+  EXPECT_EQ(cluster.Exported("rwkv_router_slots", "state", "free"), 3);
+  EXPECT_EQ(cluster.Exported("rwkv_router_slots", "state", "used"), 0);
+  EXPECT_EQ(cluster.Exported("rwkv_router_waiting_turns"), 0);
+  EXPECT_TRUE(WaitUntil([&] { return cluster.Exported("rwkv_router_running_turns") == 0; }));
+  EXPECT_EQ(cluster.Exported("rwkv_router_microbatches_in_flight"), 0);
+  EXPECT_EQ(cluster.Exported("rwkv_router_errors_total", "cause", "bad_request"), 1);
+  EXPECT_EQ(cluster.Exported("rwkv_router_errors_total", "cause", "not_found"), 1);
+  EXPECT_EQ(cluster.Exported("rwkv_router_errors_total", "cause", "client_gone"), 1);
+  EXPECT_EQ(cluster.Exported("rwkv_router_turns_finished_total", "reason", "length"), 8);
+  EXPECT_EQ(cluster.Exported("rwkv_router_turns_finished_total", "reason", "stop_token"), 0);
+  EXPECT_EQ(cluster.Exported("rwkv_router_tokens_total", "kind", "generated"), 15 + 15);
+  EXPECT_EQ(cluster.Exported("rwkv_router_tokens_total", "kind", "prompt"), 90);  // Of what was begun, t's too.
+  EXPECT_EQ(cluster.Exported("rwkv_router_tokens_total", "kind", "reused"), 14 + 29);
+  EXPECT_EQ(cluster.Exported("rwkv_router_epochs_total"), 1);
+  EXPECT_EQ(cluster.Exported("rwkv_router_epochs_lost_total"), 0);
+  EXPECT_EQ(cluster.Exported("rwkv_router_ttft_seconds"), 8);
+  EXPECT_EQ(cluster.Exported("rwkv_router_inter_token_seconds"), 30 - 8);
+  EXPECT_EQ(cluster.Exported("rwkv_router_queue_seconds"), 8);
 }
 
 }  // namespace

@@ -86,6 +86,21 @@ TEST_F(AnswerTest, AStopTokenIsNotKeptAndTheLastMessageBringsWhatWasHeldBack) {
   EXPECT_EQ(answer.size(), 2);
 }
 
+TEST_F(AnswerTest, EndOfTextStopsBesideAnyStopTokens) {
+  for (const uint32_t stop : {0u, 5u, 7u}) {
+    v1::TurnSpec spec = Spec(10);
+    spec.add_stop_token_ids(5);
+    spec.add_stop_token_ids(7);
+    Answer answer(&tokenizer_, spec);
+    answer.Push(6, -0.5f, {});
+    EXPECT_FALSE(answer.finished());
+    answer.Push(stop, -0.5f, {});
+    EXPECT_EQ(answer.reason(), v1::FINISH_REASON_STOP_TOKEN) << stop;
+    EXPECT_EQ(answer.stop_token_id(), stop);
+    EXPECT_EQ(answer.size(), 1u);
+  }
+}
+
 TEST_F(AnswerTest, EndOfTextCanBeIgnored) {
   v1::TurnSpec spec = Spec(10);
   spec.set_ignore_end_of_text(true);

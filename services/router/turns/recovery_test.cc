@@ -18,6 +18,7 @@
 #include "services/router/testing/turn_testing.h"
 #include "services/router/turns/turn_manager.h"
 #include "services/worker/client/fake_worker.h"
+#include "tests/testing/fake_clock.h"
 #include "tests/testing/status_matchers.h"
 
 namespace rwkv::router {
@@ -60,6 +61,7 @@ TEST(RecoveryTest, ALostWorkerChangesNoToken) {
     v1::GenerateRequest sampled = SessionRequest("s", "a", Prompt(1), 300);
     sampled.mutable_sampling()->set_temperature(1);
     sampled.mutable_sampling()->set_seed(7);
+    sampled.mutable_sampling()->set_frequency_penalty(0.5);
     const FakeCluster::Call with_session = cluster.Start(sampled);
     const FakeCluster::Call without = cluster.Start(Request(Prompt(2), 300));
     // As many steps as it takes: the turn that begins first must not use up those of the other.
@@ -217,6 +219,82 @@ TEST(RecoveryTest, RandomTroubleChangesNoToken) {
     EXPECT_THAT(got[i], ElementsAreArray(FakeModel::Greedy(Prompt(i, 30), kTokens, kVocabulary, initial_state(i))))
         << "client " << i;
     EXPECT_EQ(cluster.Log(absl::StrCat("session-", i)), Concat(Prompt(i, 30), got[i]));
+  }
+}
+
+TEST(RecoveryTest, AttachesThatAreNeverAnsweredEndTheCall) {
+  TurnManager::Options options;
+  options.attach_timeout = absl::Milliseconds(30);
+  FakeCluster cluster({}, options);
+  cluster.pipeline().HoldAttaches(true);
+  const absl::Status status = cluster.Generate(Request(Prompt(1), 5)).status;
+  EXPECT_THAT(status, StatusIs(absl::StatusCode::kUnavailable, HasSubstr("not attached within 30ms")));
+  EXPECT_TRUE(common::GetRetryDelay(status).has_value());
+  cluster.pipeline().HoldAttaches(false);
+  ASSERT_TRUE(WaitUntil([&] { return cluster.router().pipeline().state().serving; }));
+  EXPECT_THAT(cluster.Generate(Request(Prompt(1), 5)).status, IsOk());
+}
+
+TEST(RecoveryTest, IdlenessIsNotAHang) {
+  ::rwkv::testing::FakeClock clock;
+  TurnManager::Options options;
+  options.progress_timeout = absl::Seconds(30);
+  FakeCluster cluster({}, options, &clock);
+  for (uint32_t i = 0; i < 3; ++i) {
+    clock.Advance(absl::Hours(1));
+    EXPECT_THAT(cluster.Generate(Request(Prompt(i), 5)).tokens,
+                ElementsAreArray(FakeModel::Greedy(Prompt(i), 5, kVocabulary)));
+  }
+  EXPECT_EQ(cluster.pipeline().stats().epochs, 1);
+  // A hang is one whatever the clock.
+  cluster.pipeline().PauseSteps();
+  const FakeCluster::Call call = cluster.Start(Request(Prompt(9), 5));
+  ASSERT_TRUE(WaitUntil([&] {
+    clock.Advance(absl::Seconds(31));
+    return cluster.pipeline().stats().epochs >= 2;
+  }));
+  cluster.pipeline().ResumeSteps();
+  EXPECT_THAT(cluster.Finish(call).status, IsOk());
+}
+
+TEST(RecoveryTest, APipelineThatIsLostAgainAndAgainEndsTheCall) {
+  TurnManager::Options options;
+  options.retry_delay = absl::Milliseconds(1);
+  FakeCluster cluster({}, options);
+  cluster.CreateSession("s");
+  cluster.pipeline().PauseSteps();
+  const v1::GenerateRequest request = SessionRequest("s", "a", Prompt(1), 5);
+  const FakeCluster::Call call = cluster.Start(request);
+  for (int loss = 0; loss < 100 && !call.stream->closed(); ++loss) {
+    ASSERT_TRUE(WaitUntil([&] {
+      return call.stream->closed() ||
+             (cluster.pipeline().stats().attaches_fresh > loss && cluster.metrics().microbatches_in_flight.Value() > 0);
+    }));
+    cluster.pipeline().BreakEpoch();
+  }
+  EXPECT_THAT(call.stream->Wait(), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("lost 20 times")));
+  cluster.pipeline().ResumeSteps();
+  ASSERT_TRUE(WaitUntil([&] { return cluster.router().pipeline().state().serving; }));
+  EXPECT_THAT(cluster.Generate(request).tokens, ElementsAreArray(FakeModel::Greedy(Prompt(1), 5, kVocabulary)));
+}
+
+TEST(RecoveryTest, AnotherModelDoesNotGoOnWithATurn) {
+  for (const bool has_session : {false, true}) {
+    SCOPED_TRACE(has_session);
+    FakeCluster cluster;
+    cluster.CreateSession("s");
+    cluster.pipeline().PauseSteps();
+    const FakeCluster::Call call =
+        cluster.Start(has_session ? SessionRequest("s", "a", Prompt(1), 50) : Request(Prompt(1), 50));
+    ASSERT_TRUE(WaitUntil([&] {
+      cluster.pipeline().AllowSteps(1);
+      return call.stream->received().size() >= 3;
+    }));
+    cluster.pipeline().SetFingerprint("11111111111111111111111111111111");
+    cluster.pipeline().BreakEpoch();
+    cluster.pipeline().ResumeSteps();
+    EXPECT_THAT(call.stream->Wait(),
+                StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("the model has changed")));
   }
 }
 

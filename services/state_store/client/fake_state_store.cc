@@ -65,6 +65,11 @@ void FakeStateStore::LoseAnswersWith(absl::Status status) {
   lose_answers_with_ = std::move(status);
 }
 
+void FakeStateStore::FailAppendsWith(absl::Status status) {
+  absl::MutexLock lock(&mu_);
+  fail_appends_with_ = std::move(status);
+}
+
 std::shared_ptr<grpc::Channel> FakeStateStore::channel() const { return server_->channel; }
 
 template <typename Result, typename Call>
@@ -136,6 +141,10 @@ absl::StatusOr<v1::BeginTurnResponse> FakeStateStore::BeginTurn(const v1::BeginT
 
 absl::StatusOr<v1::AppendTokensResponse> FakeStateStore::AppendTokens(const v1::AppendTokensRequest& request,
                                                                       absl::Time deadline) {
+  {
+    absl::MutexLock lock(&mu_);
+    if (!fail_appends_with_.ok()) return fail_appends_with_;
+  }
   return Run<absl::StatusOr<v1::AppendTokensResponse>>([&] { return catalog_->AppendTokens(request, deadline); });
 }
 

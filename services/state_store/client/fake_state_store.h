@@ -32,6 +32,9 @@ class FakeStateStore final : public CatalogClient, public RecordsClient {
   // The same, but the call has happened: only its answer is lost. The nastier half of kUnavailable.
   void LoseAnswersWith(absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
 
+  // FailWith() for AppendTokens alone.
+  void FailAppendsWith(absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
+
   // To hand to code that makes its own client.
   std::shared_ptr<grpc::Channel> channel() const;
 
@@ -85,6 +88,7 @@ class FakeStateStore final : public CatalogClient, public RecordsClient {
   absl::Mutex mu_;
   absl::Status fail_with_ ABSL_GUARDED_BY(mu_);
   absl::Status lose_answers_with_ ABSL_GUARDED_BY(mu_);
+  absl::Status fail_appends_with_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace rwkv::state_store

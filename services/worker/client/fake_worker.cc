@@ -131,7 +131,7 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
     response.set_max_context_tokens(options_.max_context_tokens);
     v1::StateTensor* tensor = response.add_state_layout();
     tensor->set_name("att.state");
-    tensor->add_shape(2);  // A record is a 64 bit hash.
+    tensor->add_shape(options_.record_bytes / static_cast<int64_t>(sizeof(float)));
     response.set_draining(stage.draining);
     return response;
   }
@@ -515,7 +515,9 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
         for (int layer = FirstLayer(index); layer < FirstLayer(index + 1); ++layer) {
           const absl::StatusOr<std::string> bytes = GetRecord(manifest.records(layer));
           if (!bytes.ok()) return bytes.status();
-          if (bytes->size() != sizeof(fresh.state)) return absl::DataLossError("record of a wrong size");
+          if (bytes->size() != static_cast<size_t>(options_.record_bytes)) {
+            return absl::DataLossError("record of a wrong size");
+          }
           std::memcpy(&fresh.state, bytes->data(), sizeof(fresh.state));
         }
         if (IsLast(index)) ++stats_.attaches_snapshot;
@@ -646,7 +648,10 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
     if (status.ok() && failing_saves_.Take()) status = failing_saves_.status;
     for (int layer = FirstLayer(index); status.ok() && layer < FirstLayer(index + 1); ++layer) {
       const uint64_t state = stage.slots[save.slot()].state;
-      const std::string bytes(reinterpret_cast<const char*>(&state), sizeof(state));
+      std::string bytes;
+      while (bytes.size() < static_cast<size_t>(options_.record_bytes)) {
+        bytes.append(reinterpret_cast<const char*>(&state), sizeof(state));
+      }
       v1::RecordInfo info;
       info.set_snapshot_id(save.snapshot_id());
       info.set_layer(layer);
