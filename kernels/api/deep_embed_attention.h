@@ -12,31 +12,28 @@
 #include <cstdint>
 
 #include "absl/status/status.h"
-#include "kernels/api/sequence_span.h"
-#include "kernels/api/state_pool.h"
-#include "kernels/base/matrix.h"
+#include "kernels/api/state_tensor.h"
+#include "kernels/api/step_rows.h"
 #include "kernels/base/stream.h"
+#include "kernels/base/weight.h"
 
 namespace rwkv::kernels {
 
 struct DeepEmbedAttentionArgs {
-  int64_t rows = 0;                     // >= 1
-  const SequenceSpan* spans = nullptr;  // [span_count], see sequence_span.h
-  int64_t span_count = 0;               // >= 1
-  int64_t state_slots = 0;              // >= 1
-  int64_t capacity = 0;  // tokens a slot's caches hold, in [1, 2^24], so that a float counts them exactly
+  const StepRows* step = nullptr;
+  int64_t vocabulary = 0;  // V in [1, 2^24], so that a float holds every id exactly
+  int64_t capacity = 0;    // tokens a slot's caches hold, in [1, 2^24], so that a float counts them exactly
   // Updated in place. A fresh state is zeros.
-  StatePool length;       // [1], tokens cached: a whole number, at most capacity - row_count of the slot's span
-  StatePool token_cache;  // [capacity], ids as floats, whole numbers below V
-  StatePool key_cache;    // [capacity, R]
-  StatePool value_cache;  // [capacity, R]
-  StatePool q_previous;   // [Q], q of the last row
-
-  // Weights; R, Q and D are the sizes of these matrices.
-  MatrixView k2;                      // [Q, R]
-  MatrixView v2;                      // [D, R]
-  MatrixView k_emb;                   // [V, Q], merged at load
-  MatrixView v_emb;                   // [V, D], merged at load
+  StateTensor length;       // [1], tokens cached: a whole number, at most capacity - row_count of the slot's span
+  StateTensor token_cache;  // [capacity], ids as floats, whole numbers below V
+  StateTensor key_cache;    // [capacity, R]
+  StateTensor value_cache;  // [capacity, R]
+  StateTensor q_previous;   // [Q], q of the last row
+  // Weights; R, Q and D are the sizes of k2 and v2.
+  const Weight* k2 = nullptr;         // [Q, R]
+  const Weight* v2 = nullptr;         // [D, R]
+  const float* k_emb = nullptr;       // [V, Q], merged
+  const float* v_emb = nullptr;       // [V, D], merged
   const float* x_q = nullptr;         // [Q]
   const float* x_k = nullptr;         // [Q]
   const float* x_v = nullptr;         // [D]
@@ -49,21 +46,21 @@ struct DeepEmbedAttentionArgs {
   float epsilon = 1e-5f;              // of the three layer norms, >= 0
 
   // Of the residual stream itself, without a layer norm.
-  const int32_t* tokens = nullptr;  // [rows], each in [0, V)
-  const float* q = nullptr;         // [rows, Q]  x qq
-  const float* key = nullptr;       // [rows, R]  x k1, what is cached
-  const float* value = nullptr;     // [rows, R]  x v1
-  float* y = nullptr;               // [rows, D], added to; overlaps no input
+  const float* q = nullptr;      // [rows, Q]  x qq
+  const float* key = nullptr;    // [rows, R]  x k1, what is cached
+  const float* value = nullptr;  // [rows, R]  x v1
+  float* y = nullptr;            // [rows, D], added to; overlaps no input
 };
 
-// kInvalidArgument: size < 1, null or misaligned pointer, matrices that do not fit each other, token outside the
-// vocabulary, spans as in every recurrence. kResourceExhausted: a sequence would be longer than the capacity (callers
-// that know its position can refuse it before any layer has run), or no memory for the stream's workspace. kDataLoss: a
-// state whose length or cached ids are no such numbers. No state has changed then. Stateless and thread-safe, but for
-// the stream and the states it updates. Held to reference::DeepEmbedAttention by conformance.
+// Nothing is added to padding rows. kInvalidArgument: size < 1, null or misaligned pointer, matrices that do not fit
+// each other. kResourceExhausted: a sequence would be longer than the capacity (callers that know its position can
+// refuse it before any layer has run), or no memory for the stream's scratch memory. kDataLoss: a state whose length or
+// cached ids are no such numbers. No state has changed then. Stateless and thread-safe, but for the stream and the
+// states it updates. Held to reference::DeepEmbedAttention by conformance.
 using DeepEmbedAttentionOp = absl::Status(const DeepEmbedAttentionArgs& args, Stream& stream);
 
-// Reads the lengths and ids in the states, so only where the states are in host memory.
 absl::Status Validate(const DeepEmbedAttentionArgs& args);
+// The part that reads the states, where they are in host memory.
+absl::Status ValidateCaches(const DeepEmbedAttentionArgs& args);
 
 }  // namespace rwkv::kernels

@@ -7,23 +7,22 @@
 #include <cstdint>
 
 #include "absl/status/status.h"
-#include "kernels/base/matrix.h"
 #include "kernels/base/stream.h"
+#include "kernels/base/weight.h"
 
 namespace rwkv::kernels {
 
 struct EmbedArgs {
-  int64_t rows = 0;                 // tokens, >= 1
-  const int32_t* tokens = nullptr;  // [rows], each in [0, embedding.rows)
-  MatrixView embedding;             // [V, D]
-  const float* weight = nullptr;    // [D], or null together with bias: no layer norm
-  const float* bias = nullptr;      // [D]
-  float epsilon = 1e-5f;            // >= 0
-  float* x = nullptr;               // [rows, D], out; overlaps no input
+  int64_t rows = 0;                   // tokens, >= 1
+  const int32_t* tokens = nullptr;    // [rows], each in [0, V): device memory, so the caller has checked them
+  const Weight* embedding = nullptr;  // [V, D], loaded by the device for WeightUse::kRows
+  const float* weight = nullptr;      // [D], or null together with bias: no layer norm
+  const float* bias = nullptr;        // [D]
+  float epsilon = 1e-5f;              // >= 0
+  float* x = nullptr;                 // [rows, D], out; overlaps no input
 };
 
-// kInvalidArgument: size < 1, null or misaligned pointer, token outside the vocabulary (nothing is written then).
-// Stateless and thread-safe, but for the stream. Held to reference::Embed by conformance.
+// kInvalidArgument: size < 1, null or misaligned pointer (nothing is written then). Stateless and thread-safe, but for the stream. Held to reference::Embed by conformance.
 using EmbedOp = absl::Status(const EmbedArgs& args, Stream& stream);
 
 // The part of the contract that every backend checks before it computes.

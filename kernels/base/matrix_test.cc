@@ -1,9 +1,13 @@
 #include "kernels/base/matrix.h"
 
+#include <functional>
+#include <string>
 #include <vector>
 
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/base/dtype.h"
+#include "tests/testing/status_matchers.h"
 
 namespace rwkv::kernels {
 namespace {
@@ -68,6 +72,54 @@ TEST(MatrixTest, FloatsAreLoadedAsTheyAre) {
   EXPECT_EQ(LoadAsFloat(matrix, 1, 1), BFloat16ToFloat(1));
   EXPECT_EQ(GroupsPerRow(matrix), 0);
   EXPECT_EQ(SizeInBytes(matrix), 8);
+}
+
+// One row changes one thing of a good matrix: [10, 8] of floats, or [10, 40] of codes in groups of 32.
+TEST(MatrixTest, WhatIsNoMatrixIsAnErrorThatNamesTheThing) {
+  const std::vector<float> floats(400);
+  const std::vector<uint16_t> halves(64);
+  const auto odd = [](const void* data, int64_t bytes) { return static_cast<const char*>(data) + bytes; };
+  const MatrixView plain = {DType::kFloat32, 10, 8, floats.data()};
+  MatrixView int8 = {DType::kFloat16, 10, 40, floats.data()};
+  int8.quantization = Quantization::kInt8;
+  int8.group = 32;
+  int8.scales = halves.data();
+  MatrixView int4 = int8;
+  int4.quantization = Quantization::kInt4;
+  int4.minimums = halves.data() + 20;
+  MatrixView blocks = {DType::kFloat32, 10, 64, floats.data()};
+  blocks.quantization = Quantization::kBlocks;
+  blocks.blocks = BlockType::kQ8_0;
+  for (const MatrixView& matrix : {plain, int8, int4, blocks}) EXPECT_OK(CheckMatrix("w", matrix));
+
+  struct Case {
+    MatrixView matrix;
+    std::function<void(MatrixView&)> change;
+    std::string message;
+  };
+  const std::vector<Case> cases = {
+      {plain, [](auto& m) { m.cols = 0; }, "w is [10, 0], its sizes are not in [1, 2^31)"},
+      {plain, [](auto& m) { m.rows = -1; }, "w is [-1, 8]"},
+      {plain, [](auto& m) { m.rows = int64_t{1} << 31; }, "w is [2147483648, 8]"},
+      {plain, [](auto& m) { m.dtype = static_cast<DType>(77); }, "w has unknown dtype 77"},
+      {plain, [](auto& m) { m.data = nullptr; }, "w is null"},
+      {plain, [&](auto& m) { m.data = odd(m.data, 2); }, "w is not aligned to its element of 4 bytes"},
+      {int8, [](auto& m) { m.quantization = static_cast<Quantization>(5); }, "w has unknown quantization 5"},
+      {int8, [](auto& m) { m.scales = nullptr; }, "w is int8 and has no scales"},
+      {int8, [](auto& m) { m.dtype = DType::kFloat32; }, "w has scales of fp32, expected fp16"},
+      {int8, [](auto& m) { m.data = nullptr; }, "w is null"},
+      {int8, [&](auto& m) { m.scales = reinterpret_cast<const uint16_t*>(odd(m.scales, 1)); },
+       "not aligned to 2 bytes"},
+      {int4, [](auto& m) { m.minimums = nullptr; }, "w is int4 and has no minimums"},
+      {int4, [](auto& m) { m.group = 48; }, "w has groups of 48 weights, expected 32 or 64"},
+      {blocks, [](auto& m) { m.cols = 40; }, "w has rows of 40 weights, which Q8_0 blocks do not fill"},
+  };
+  for (const Case& c : cases) {
+    MatrixView matrix = c.matrix;
+    c.change(matrix);
+    EXPECT_THAT(CheckMatrix("w", matrix),
+                ::rwkv::testing::StatusIs(absl::StatusCode::kInvalidArgument, ::testing::HasSubstr(c.message)));
+  }
 }
 
 }  // namespace

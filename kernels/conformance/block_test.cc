@@ -4,22 +4,22 @@
 
 #include <algorithm>
 #include <cmath>
+#include <deque>
 #include <string>
 #include <vector>
 
 #include "absl/types/span.h"
 #include "gtest/gtest.h"
-#include "kernels/api/layer_norm.h"
-#include "kernels/api/matmul.h"
+#include "kernels/api/mix_input.h"
 #include "kernels/api/op_table.h"
+#include "kernels/api/products.h"
 #include "kernels/api/sequence_span.h"
-#include "kernels/api/token_shift.h"
+#include "kernels/api/step_rows.h"
 #include "kernels/api/wkv7.h"
-#include "kernels/api/wkv7_output.h"
-#include "kernels/api/wkv7_prepare.h"
 #include "kernels/base/dtype.h"
-#include "kernels/base/host_device.h"
+#include "kernels/base/weight.h"
 #include "kernels/conformance/conformance.h"
+#include "kernels/conformance/device_memory.h"
 #include "tests/testing/status_matchers.h"
 
 namespace rwkv::kernels::conformance {
@@ -81,193 +81,153 @@ Floats Transpose(const Floats& matrix, int64_t inputs) {
   return transposed;
 }
 
-// States of all slots, packed as one pool a tensor.
+// States of all slots, in device memory: one pool a tensor.
 struct Pools {
-  Floats att_x_prev = Floats(kSlots * kWidth);
-  Floats att_state = Floats(kSlots * kChannels * kHeadSize);
-  Floats ffn_x_prev = Floats(kSlots * kWidth);
+  explicit Pools(DeviceMemory& memory)
+      : att_x_prev(memory.Zeros(kSlots * kWidth)),
+        att_state(memory.Zeros(kSlots * kChannels * kHeadSize)),
+        ffn_x_prev(memory.Zeros(kSlots * kWidth)) {}
+  float* att_x_prev;
+  float* att_state;
+  float* ffn_x_prev;
 };
 
-// The block by operations, for packed rows; x in and out.
-class BlockOfOperations {
- public:
-  BlockOfOperations(const OpTable& ops, const Rwkv7BlockWeights& weights, bool first_layer)
-      : ops_(ops), weights_(weights), first_layer_(first_layer) {}
-
-  void Run(absl::Span<const SequenceSpan> spans, Pools* pools, Floats* x, Floats* v_first) {
-    const Rwkv7BlockWeights& w = weights_;
-    rows_ = static_cast<int64_t>(x->size()) / kWidth;
-    const Floats normed1 = LayerNorm(*x, w.ln1_weight, w.ln1_bias);
-    const std::vector<Floats> shifted =
-        TokenShift(spans, &pools->att_x_prev, normed1, {&w.x_r, &w.x_w, &w.x_k, &w.x_v, &w.x_a, &w.x_g});
-    const Floats r = Matmul(shifted[0], w.receptance, kChannels);
-    Floats k = Matmul(shifted[2], w.key, kChannels);
-    Floats v = Matmul(shifted[3], w.value, kChannels);
-    Floats decay = LowRank(shifted[1], w.w1, w.w2, Activation::kTanh);
-    Floats iclr = LowRank(shifted[4], w.a1, w.a2, Activation::kNone);
-    const Floats gate = LowRank(shifted[5], w.g1, w.g2, Activation::kSigmoid);
-    const Floats value_gate = LowRank(shifted[3], w.v1, w.v2, Activation::kNone);
-    Floats a(k.size());
-
-    Wkv7PrepareArgs prepare;
-    prepare.rows = rows_;
-    prepare.heads = kHeads;
-    prepare.head_size = kHeadSize;
-    prepare.decay_bias = w.w0.data();
-    prepare.iclr_bias = w.a0.data();
-    prepare.k_k = w.k_k.data();
-    prepare.k_a = w.k_a.data();
-    prepare.decay_lora = decay.data();
-    prepare.iclr_lora = iclr.data();
-    if (first_layer_) {
-      *v_first = v;
-    } else {
-      prepare.value_gate_bias = w.v0.data();
-      prepare.value_gate_lora = value_gate.data();
-      prepare.v_first = v_first->data();
-    }
-    prepare.k = k.data();
-    prepare.v = v.data();
-    prepare.w = decay.data();
-    prepare.a = a.data();
-    prepare.b = iclr.data();
-    EXPECT_OK(ops_.wkv7_prepare(prepare, stream_));
-
-    Floats y(k.size());
-    Wkv7Args wkv;
-    wkv.rows = rows_;
-    wkv.heads = kHeads;
-    wkv.head_size = kHeadSize;
-    wkv.spans = spans.data();
-    wkv.span_count = static_cast<int64_t>(spans.size());
-    wkv.state_pool = pools->att_state.data();
-    wkv.state_stride = kChannels * kHeadSize;
-    wkv.state_slots = kSlots;
-    wkv.r = r.data();
-    wkv.w = decay.data();
-    wkv.k = k.data();
-    wkv.v = v.data();
-    wkv.a = a.data();
-    wkv.b = iclr.data();
-    wkv.y = y.data();
-    EXPECT_OK(ops_.wkv7(wkv, stream_));
-
-    Wkv7OutputArgs output;
-    output.rows = rows_;
-    output.heads = kHeads;
-    output.head_size = kHeadSize;
-    output.ln_weight = w.ln_x_weight.data();
-    output.ln_bias = w.ln_x_bias.data();
-    output.bonus = w.r_k.data();
-    output.y = y.data();
-    output.r = r.data();
-    output.k = k.data();
-    output.v = v.data();
-    output.g = gate.data();
-    output.out = y.data();
-    EXPECT_OK(ops_.wkv7_output(output, stream_));
-    AddMatmul(y, w.output, kWidth, x);
-
-    const Floats normed2 = LayerNorm(*x, w.ln2_weight, w.ln2_bias);
-    const Floats mixed = TokenShift(spans, &pools->ffn_x_prev, normed2, {&w.ffn_x_k})[0];
-    AddMatmul(Matmul(mixed, w.ffn_key, kFfnWidth, Activation::kSquaredRelu), w.ffn_value, kWidth, x);
-  }
-
- private:
-  Floats LayerNorm(const Floats& x, const Floats& weight, const Floats& bias) {
-    Floats y(x.size());
-    LayerNormArgs args;
-    args.rows = rows_;
+// The block by operations, as a worker composes it, for the rows of a step; x in and out, v_first out of the first
+// layer and into the others.
+void RunBlock(DeviceMemory& memory, const Rwkv7BlockWeights& w, bool first_layer, const StepRows& step,
+              const Pools& pools, float* x, float* v_first) {
+  const OpTable& ops = memory.device().ops();
+  std::deque<Floats> transposed;  // What the device has loaded stays where it is.
+  const auto load = [&](const Floats& weight, int64_t outputs) {
+    return memory.Load({DType::kFloat32, outputs, static_cast<int64_t>(weight.size()) / outputs, weight.data()});
+  };
+  // [in, out] factors as [out, in].
+  const auto load_low_rank = [&](const Floats& factor, int64_t inputs) {
+    transposed.push_back(Transpose(factor, inputs));
+    return load(transposed.back(), static_cast<int64_t>(factor.size()) / inputs);
+  };
+  const auto product = [&](const Weight* weight, const float* in, Activation activation = Activation::kNone) {
+    Product p;
+    p.weight = weight;
+    p.x = in;
+    p.activation = activation;
+    p.y = memory.Zeros(step.rows * weight->matrix.rows);
+    return p;
+  };
+  const auto run = [&](const std::vector<Product>& products) {
+    EXPECT_OK(ops.products({step.rows, products.data(), static_cast<int64_t>(products.size())}, memory.stream()));
+  };
+  const auto mix = [&](const Floats& weight, const Floats& bias, float* pool, const std::vector<const Floats*>& mixes) {
+    MixInputArgs args;
+    args.step = &step;
     args.width = kWidth;
-    args.x = x.data();
-    args.weight = weight.data();
-    args.bias = bias.data();
-    args.y = y.data();
-    EXPECT_OK(ops_.layer_norm(args, stream_));
-    return y;
-  }
-
-  std::vector<Floats> TokenShift(absl::Span<const SequenceSpan> spans, Floats* pool, const Floats& x,
-                                 const std::vector<const Floats*>& mix) {
-    std::vector<Floats> y(mix.size(), Floats(x.size()));
-    TokenShiftArgs args;
-    args.rows = rows_;
-    args.width = kWidth;
-    args.spans = spans.data();
-    args.span_count = static_cast<int64_t>(spans.size());
-    args.state_pool = pool->data();
-    args.state_stride = kWidth;
-    args.state_slots = kSlots;
-    args.x = x.data();
-    args.outputs = static_cast<int64_t>(mix.size());
-    for (size_t m = 0; m < mix.size(); ++m) {
-      args.mix[m] = mix[m]->data();
-      args.y[m] = y[m].data();
+    args.x = x;
+    args.weight = memory.Put(weight);
+    args.bias = memory.Put(bias);
+    args.shift = {pool, kWidth};
+    args.outputs = static_cast<int64_t>(mixes.size());
+    for (size_t m = 0; m < mixes.size(); ++m) {
+      args.mix[m] = memory.Put(*mixes[m]);
+      args.y[m] = memory.Zeros(step.rows * kWidth);
     }
-    EXPECT_OK(ops_.token_shift(args, stream_));
-    return y;
-  }
+    EXPECT_OK(ops.mix_input(args, memory.stream()));
+    return std::vector<const float*>(args.y, args.y + mixes.size());
+  };
 
-  void MatmulTo(const Floats& x, const Floats& weight, int64_t outputs, Activation activation, bool accumulate,
-                Floats* y) {
-    MatmulArgs args;
-    args.rows = rows_;
-    args.weight = {DType::kFloat32, outputs, static_cast<int64_t>(weight.size()) / outputs, weight.data()};
-    args.x = x.data();
-    args.activation = activation;
-    args.accumulate = accumulate;
-    args.y = y->data();
-    EXPECT_OK(ops_.matmul(args, stream_));
-  }
+  const std::vector<const float*> in =
+      mix(w.ln1_weight, w.ln1_bias, pools.att_x_prev, {&w.x_r, &w.x_w, &w.x_k, &w.x_v, &w.x_a, &w.x_g});
+  std::vector<Product> first = {
+      product(load(w.receptance, kChannels), in[0]), product(load(w.key, kChannels), in[2]),
+      product(load(w.value, kChannels), in[3]),      product(load_low_rank(w.w1, kWidth), in[1], Activation::kTanh),
+      product(load_low_rank(w.a1, kWidth), in[4]),   product(load_low_rank(w.g1, kWidth), in[5], Activation::kSigmoid),
+      product(load_low_rank(w.v1, kWidth), in[3])};
+  if (first_layer) first[2].y = v_first;
+  run(first);
+  const auto up = [&](const Floats& factor, const Product& down) {
+    return product(load_low_rank(factor, down.weight->matrix.rows), down.y);
+  };
+  const std::vector<Product> second = {up(w.w2, first[3]), up(w.a2, first[4]), up(w.g2, first[5]), up(w.v2, first[6])};
+  run(second);
 
-  Floats Matmul(const Floats& x, const Floats& weight, int64_t outputs, Activation activation = Activation::kNone) {
-    Floats y(static_cast<size_t>(rows_ * outputs));
-    MatmulTo(x, weight, outputs, activation, false, &y);
-    return y;
+  Wkv7Args wkv;
+  wkv.step = &step;
+  wkv.heads = kHeads;
+  wkv.head_size = kHeadSize;
+  wkv.state = {pools.att_state, kChannels * kHeadSize};
+  wkv.decay_bias = memory.Put(w.w0);
+  wkv.iclr_bias = memory.Put(w.a0);
+  wkv.k_k = memory.Put(w.k_k);
+  wkv.k_a = memory.Put(w.k_a);
+  wkv.bonus = memory.Put(w.r_k);
+  wkv.ln_weight = memory.Put(w.ln_x_weight);
+  wkv.ln_bias = memory.Put(w.ln_x_bias);
+  wkv.r = first[0].y;
+  wkv.k = first[1].y;
+  wkv.v = first[2].y;
+  wkv.g = second[2].y;
+  wkv.decay_lora = second[0].y;
+  wkv.iclr_lora = second[1].y;
+  if (!first_layer) {
+    wkv.value_gate_bias = memory.Put(w.v0);
+    wkv.value_gate_lora = second[3].y;
+    wkv.v_first = v_first;
   }
+  wkv.y = memory.Zeros(step.rows * kChannels);
+  EXPECT_OK(ops.wkv7(wkv, memory.stream()));
+  const auto add = [&](const Floats& weight, const float* from) {
+    Product p;
+    p.weight = load(weight, kWidth);
+    p.x = from;
+    p.accumulate = true;
+    p.y = x;
+    run({p});
+  };
+  add(w.output, wkv.y);
 
-  void AddMatmul(const Floats& x, const Floats& weight, int64_t outputs, Floats* y) {
-    MatmulTo(x, weight, outputs, Activation::kNone, true, y);
-  }
-
-  Floats LowRank(const Floats& x, const Floats& first, const Floats& second, Activation activation) {
-    const int64_t rank = static_cast<int64_t>(first.size()) / kWidth;
-    return Matmul(Matmul(x, Transpose(first, kWidth), rank, activation), Transpose(second, rank), kChannels);
-  }
-
-  const OpTable& ops_;
-  const Rwkv7BlockWeights& weights_;
-  const bool first_layer_;
-  HostStream stream_;
-  int64_t rows_ = 0;
-};
+  const std::vector<const float*> mixed = mix(w.ln2_weight, w.ln2_bias, pools.ffn_x_prev, {&w.ffn_x_k});
+  const Product key = product(load(w.ffn_key, kFfnWidth), mixed[0], Activation::kSquaredRelu);
+  run({key});
+  add(w.ffn_value, key.y);
+  EXPECT_OK(memory.stream().Synchronize());  // Before the transposed factors go.
+}
 
 struct Result {
   Floats x;        // [rows, D]
   Floats v_first;  // [rows, A]
-  Pools pools;
 };
 
 // Two blocks, one after the other, over packed rows that start from `pools`.
-Result Compute(const OpTable& ops, absl::Span<const SequenceSpan> spans, Floats x, std::vector<Pools>* pools) {
-  Result result;
+Result Compute(DeviceMemory& memory, const std::vector<SequenceSpan>& spans, const Floats& x,
+               const std::vector<Pools>& pools) {
+  const int64_t rows = static_cast<int64_t>(x.size()) / kWidth;
+  const std::vector<int32_t> tokens(static_cast<size_t>(rows));
+  const StepRows step = {rows, static_cast<int64_t>(spans.size()), memory.Put(absl::MakeConstSpan(spans)),
+                         memory.Put(absl::MakeConstSpan(tokens))};
+  float* const hidden = memory.Put(x);
+  float* const v_first = memory.Zeros(rows * kChannels);
   for (int layer = 0; layer < 2; ++layer) {
     const Rwkv7BlockWeights weights = MakeWeights(static_cast<uint32_t>(100 + layer));
-    BlockOfOperations(ops, weights, layer == 0).Run(spans, &(*pools)[layer], &x, &result.v_first);
+    RunBlock(memory, weights, layer == 0, step, pools[layer], hidden, v_first);
   }
-  result.x = x;
-  return result;
+  return {memory.Get(hidden, rows * kWidth), memory.Get(v_first, rows * kChannels)};
 }
 
-class BlockTest : public ::testing::TestWithParam<const OpTable*> {};
+class BlockTest : public ::testing::TestWithParam<std::string> {
+ protected:
+  BlockTest() : memory_(OpenedDevice(GetParam())) {}
+
+  std::vector<Pools> NewPools() { return {Pools(memory_), Pools(memory_)}; }
+
+  DeviceMemory memory_;
+};
 
 TEST_P(BlockTest, EqualsThePaper) {
   const std::vector<int64_t> lengths = {5, 1, 9};
   const std::vector<SequenceSpan> spans = PackSpans(lengths, {2, 0, 3});
   Random random(31);
   const Floats x = random.Uniforms(15 * kWidth, -1.5f, 1.5f);
-  std::vector<Pools> pools(2);
-  const Result actual = Compute(*GetParam(), spans, x, &pools);
+  const std::vector<Pools> pools = NewPools();
+  const Result actual = Compute(memory_, spans, x, pools);
 
   const Rwkv7BlockWeights weights[2] = {MakeWeights(100), MakeWeights(101)};
   Floats expected_x;
@@ -286,9 +246,7 @@ TEST_P(BlockTest, EqualsThePaper) {
     // Some twenty operations deep, sums of at most 70 terms, values below ten: 200 roundings of 10.
     const double tolerance = 200 * 10 * kUnitRoundoff;
     for (int layer = 0; layer < 2; ++layer) {
-      const auto slice = [&](const Floats& pool, int64_t size) {
-        return absl::MakeConstSpan(pool).subspan(static_cast<size_t>(span.slot * size), static_cast<size_t>(size));
-      };
+      const auto slice = [&](const float* pool, int64_t size) { return memory_.Get(pool + span.slot * size, size); };
       const auto narrow = [](const std::vector<double>& values) { return Floats(values.begin(), values.end()); };
       EXPECT_TRUE(AllClose(narrow(states[layer].att_x_prev), slice(pools[layer].att_x_prev, kWidth), tolerance));
       EXPECT_TRUE(
@@ -307,11 +265,11 @@ TEST_P(BlockTest, AnyChunkingHasTheSameBits) {
   Random random(37);
   const Floats first = random.Uniforms(kTokens * kWidth, -1.5f, 1.5f);
   const Floats second = random.Uniforms(kTokens * kWidth, -1.5f, 1.5f);
-  std::vector<Pools> whole_pools(2);
-  const Floats whole = Compute(*GetParam(), PackSpans({kTokens}, {1}), first, &whole_pools).x;
+  const std::vector<Pools> whole_pools = NewPools();
+  const Floats whole = Compute(memory_, PackSpans({kTokens}, {1}), first, whole_pools).x;
 
   for (const int64_t chunk : {1, 2, 5, 16}) {
-    std::vector<Pools> pools(2);
+    const std::vector<Pools> pools = NewPools();
     Floats chunked;
     int64_t other = 0;  // Tokens of the second sequence fed so far: one a step, packed before the first's.
     for (int64_t begin = 0; begin < kTokens; begin += chunk) {
@@ -319,34 +277,37 @@ TEST_P(BlockTest, AnyChunkingHasTheSameBits) {
       Floats x(second.begin() + other * kWidth, second.begin() + (other + 1) * kWidth);
       ++other;
       x.insert(x.end(), first.begin() + begin * kWidth, first.begin() + (begin + count) * kWidth);
-      const Floats y = Compute(*GetParam(), PackSpans({1, count}, {3, 2}), x, &pools).x;
+      const Floats y = Compute(memory_, PackSpans({1, count}, {3, 2}), x, pools).x;
       chunked.insert(chunked.end(), y.begin() + kWidth, y.end());
     }
     EXPECT_TRUE(SameBits(whole, chunked)) << "chunks of " << chunk;
     for (int layer = 0; layer < 2; ++layer) {
       const int64_t size = kChannels * kHeadSize;
-      EXPECT_TRUE(SameBits(absl::MakeConstSpan(whole_pools[layer].att_state).subspan(1 * size, size),
-                           absl::MakeConstSpan(pools[layer].att_state).subspan(2 * size, size)));
+      EXPECT_TRUE(SameBits(memory_.Get(whole_pools[layer].att_state + 1 * size, size),
+                           memory_.Get(pools[layer].att_state + 2 * size, size)));
     }
   }
 }
 
-// What a numeric family promises: a sequence may move between machines that choose different tables of it.
-TEST_P(BlockTest, TablesOfOneFamilyGiveTheSameBits) {
+// What a numeric family promises: a sequence may move between machines that open different devices of it.
+TEST_P(BlockTest, DevicesOfOneFamilyGiveTheSameBits) {
   Random random(41);
   const Floats x = random.Uniforms(14 * kWidth, -1.5f, 1.5f);
-  for (const OpTable* other : Backends()) {
-    if (other->numeric_family != GetParam()->numeric_family) continue;
-    std::vector<Pools> mine(2);
-    std::vector<Pools> theirs(2);
-    const std::vector<SequenceSpan> spans = PackSpans({13, 1}, {2, 1});
-    const Result a = Compute(*GetParam(), spans, x, &mine);
-    const Result b = Compute(*other, spans, x, &theirs);
-    EXPECT_TRUE(SameBits(a.x, b.x)) << other->name;
-    EXPECT_TRUE(SameBits(a.v_first, b.v_first)) << other->name;
+  const std::vector<SequenceSpan> spans = PackSpans({13, 1}, {2, 1});
+  const std::vector<Pools> mine = NewPools();
+  const Result a = Compute(memory_, spans, x, mine);
+  for (const std::string& other : Backends()) {
+    DeviceMemory memory(OpenedDevice(other));
+    if (other == GetParam() || memory.device().numeric_family() != memory_.device().numeric_family()) continue;
+    const std::vector<Pools> theirs = {Pools(memory), Pools(memory)};
+    const Result b = Compute(memory, spans, x, theirs);
+    EXPECT_TRUE(SameBits(a.x, b.x)) << other;
+    EXPECT_TRUE(SameBits(a.v_first, b.v_first)) << other;
     for (int layer = 0; layer < 2; ++layer) {
-      EXPECT_TRUE(SameBits(mine[layer].att_state, theirs[layer].att_state)) << other->name;
-      EXPECT_TRUE(SameBits(mine[layer].ffn_x_prev, theirs[layer].ffn_x_prev)) << other->name;
+      const int64_t size = kSlots * kChannels * kHeadSize;
+      EXPECT_TRUE(SameBits(memory_.Get(mine[layer].att_state, size), memory.Get(theirs[layer].att_state, size)));
+      EXPECT_TRUE(SameBits(memory_.Get(mine[layer].ffn_x_prev, kSlots * kWidth),
+                           memory.Get(theirs[layer].ffn_x_prev, kSlots * kWidth)));
     }
   }
 }

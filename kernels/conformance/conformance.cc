@@ -1,8 +1,10 @@
 #include "kernels/conformance/conformance.h"
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <cstring>
+#include <map>
 #include <memory>
 
 #include "absl/status/status.h"
@@ -23,21 +25,18 @@ std::vector<float> Random::Uniforms(int64_t count, float low, float high) {
   return values;
 }
 
-std::vector<const OpTable*> Backends() {
-  static const auto* const kDevices = [] {
-    auto* const devices = new std::vector<std::unique_ptr<Device>>;
-    for (const std::string& name : AvailableDevices()) devices->push_back(*OpenDevice(name));
-    return devices;
-  }();
-  std::vector<const OpTable*> tables;
-  for (const std::unique_ptr<Device>& device : *kDevices) tables.push_back(&device->ops());
-  return tables;
+std::vector<std::string> Backends() { return AvailableDevices(); }
+
+Device& OpenedDevice(const std::string& name) {
+  static auto* const devices = new std::map<std::string, std::unique_ptr<Device>>;
+  std::unique_ptr<Device>& device = (*devices)[name];
+  if (device == nullptr) device = *OpenDevice(name);
+  return *device;
 }
 
-std::string TestName(const OpTable* table) {
-  std::string name(table->name);
-  std::replace(name.begin(), name.end(), '/', '_');
-  return name;
+std::string TestName(std::string backend) {
+  for (char& c : backend) c = std::isalnum(static_cast<unsigned char>(c)) != 0 ? c : '_';
+  return backend;
 }
 
 ::testing::AssertionResult AllClose(absl::Span<const float> expected, absl::Span<const float> actual,

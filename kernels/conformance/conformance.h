@@ -8,8 +8,8 @@
 
 #include "absl/types/span.h"
 #include "gtest/gtest.h"
-#include "kernels/api/op_table.h"
 #include "kernels/api/sequence_span.h"
+#include "kernels/base/device.h"
 #include "kernels/base/dtype.h"
 #include "kernels/base/ggml_blocks.h"
 #include "kernels/base/matrix.h"
@@ -30,11 +30,14 @@ class Random {
   std::mt19937 generator_;
 };
 
-// Every backend this machine runs, the reference too: it must keep the laws as well.
-std::vector<const OpTable*> Backends();
+// Every device this machine opens by its name (kernels/dispatch).
+std::vector<std::string> Backends();
+
+// The device of that name, opened once in the process.
+Device& OpenedDevice(const std::string& name);
 
 // "cpu/avx2" -> "cpu_avx2", for names of parametrised tests.
-std::string TestName(const OpTable* table);
+std::string TestName(std::string backend);
 
 // |actual - expected| <= tolerance for every element, NaN fails. A failure tells the worst element and how many failed.
 ::testing::AssertionResult AllClose(absl::Span<const float> expected, absl::Span<const float> actual,

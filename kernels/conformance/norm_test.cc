@@ -1,186 +1,127 @@
-// LayerNorm and Embed of every backend against the reference, and law N1.
-#include <algorithm>
-#include <cmath>
+// LayerNorm and Embed of every backend.
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "gtest/gtest.h"
 #include "kernels/api/embed.h"
 #include "kernels/api/layer_norm.h"
-#include "kernels/base/dtype.h"
-#include "kernels/base/host_device.h"
+#include "kernels/base/status_macros.h"
+#include "kernels/conformance/bounded.h"
 #include "kernels/conformance/conformance.h"
-#include "kernels/reference/reference.h"
-#include "tests/testing/status_matchers.h"
+#include "kernels/conformance/device_memory.h"
+#include "kernels/conformance/op_suite.h"
 
 namespace rwkv::kernels::conformance {
 namespace {
 
+constexpr int64_t kVocabulary = 7;
+
 struct Case {
   std::string name;
-  int64_t rows = 3;
+  std::vector<int64_t> lengths = {3, 1, 20};
   int64_t width = 64;
   float center = 0.3f;  // of the inputs, which spread by `spread` around it
   float spread = 2.0f;
+  bool in_place = false;                         // LayerNorm: y is x
+  bool norm = true;                              // Embed: with ln0
   Storage storage = {"bf16", DType::kBFloat16};  // of the embedding
 };
 
-std::vector<Case> Cases() {
-  std::vector<Case> cases;
-  const auto add = [&cases](std::string name, auto change) {
-    Case c;
-    c.name = std::move(name);
-    change(c);
-    cases.push_back(c);
-  };
-  add("base", [](Case&) {});
-  add("one_row", [](Case& c) { c.rows = 1; });
-  for (int64_t width : {1, 2, 15, 16, 17, 40, 768}) {
-    add("width_" + std::to_string(width), [=](Case& c) { c.width = width; });
-  }
-  add("far_from_zero", [](Case& c) { c.center = 50.0f; });
-  add("smaller_than_epsilon", [](Case& c) { c.center = 0.0f, c.spread = 1e-4f; });
-  add("constant", [](Case& c) { c.spread = 0.0f; });
-  for (const Storage& storage : Storages()) {
-    add(storage.name, [=](Case& c) { c.storage = storage; });
-    add(storage.name + "_tail", [=](Case& c) { c.storage = storage, c.width = 21; });
-    add(storage.name + "_odd_groups", [=](Case& c) { c.storage = storage, c.width = 85; });
-  }
-  for (const Storage& storage : BlockStorages())
-    add(storage.name, [=](Case& c) { c.storage = storage, c.width = 512; });
-  return cases;
-}
-
-struct Problem {
-  std::vector<float> x;
-  std::vector<float> weight;
-  std::vector<float> bias;
-};
-
-Problem MakeProblem(const Case& c) {
+OpCase MakeLayerNorm(const Case& c) {
   Random random(11);
-  Problem p;
-  p.x = random.Uniforms(c.rows * c.width, c.center - c.spread, c.center + c.spread);
-  p.weight = random.Uniforms(c.width, 0.2f, 1.5f);
-  p.bias = random.Uniforms(c.width, -0.5f, 0.5f);
-  return p;
-}
-
-std::vector<float> RunLayerNorm(LayerNormOp* op, const Case& c, const Problem& p, int64_t begin, int64_t count,
-                                bool in_place) {
-  std::vector<float> x(p.x.begin() + begin * c.width, p.x.begin() + (begin + count) * c.width);
-  std::vector<float> y(x.size());
-  LayerNormArgs args;
-  args.rows = count;
-  args.width = c.width;
-  args.x = x.data();
-  args.weight = p.weight.data();
-  args.bias = p.bias.data();
-  args.y = in_place ? x.data() : y.data();
-  HostStream stream;
-  EXPECT_OK(op(args, stream));
-  return in_place ? x : y;
-}
-
-// The mean is off by at most width roundings of the largest |x|, the scale by as many of itself.
-std::vector<double> Tolerance(const Case& c, const Problem& p, const std::vector<float>& x) {
-  std::vector<double> tolerance;
-  for (size_t begin = 0; begin < x.size(); begin += static_cast<size_t>(c.width)) {
-    double mean = 0.0;
-    double largest = 0.0;
-    for (int64_t i = 0; i < c.width; ++i) {
-      mean += x[begin + i] / static_cast<double>(c.width);
-      largest = std::max(largest, std::abs(static_cast<double>(x[begin + i])));
-    }
-    double variance = 0.0;
-    for (int64_t i = 0; i < c.width; ++i) {
-      variance += (x[begin + i] - mean) * (x[begin + i] - mean) / static_cast<double>(c.width);
-    }
-    const double scale = 1.0 / std::sqrt(variance + 1e-5);
-    for (int64_t i = 0; i < c.width; ++i) {
-      const double spread = (largest + std::abs(x[begin + i] - mean)) * scale;
-      tolerance.push_back(2 * static_cast<double>(c.width + 8) * kUnitRoundoff *
-                          (spread * p.weight[i] + std::abs(p.bias[i])));
-    }
+  const Floats weight = random.Uniforms(c.width, 0.2f, 1.5f);
+  const Floats bias = random.Uniforms(c.width, -0.5f, 0.5f);
+  OpCase op;
+  op.y_width = c.width;
+  for (int64_t length : c.lengths) {
+    op.sequences.push_back(
+        {length, {random.Uniforms(length * c.width, c.center - c.spread, c.center + c.spread)}, {}, {}});
   }
-  return tolerance;
+  op.run = [=](DeviceMemory& memory, const OpCall& call) {
+    LayerNormArgs args;
+    args.rows = call.step.rows;
+    args.width = c.width;
+    args.x = call.inputs[0];
+    args.weight = memory.Put(weight);
+    args.bias = memory.Put(bias);
+    args.y = c.in_place ? call.inputs[0] : call.y;
+    RWKV_RETURN_IF_ERROR(memory.device().ops().layer_norm(args, memory.stream()));
+    return memory.stream().Copy(call.y, args.y, c.in_place ? args.rows * c.width * 4 : 0);
+  };
+  op.formula = [=](const Sequence& row) {
+    const Bounds x(row.inputs[0].begin(), row.inputs[0].end());
+    return RowResult{Normalize(x, weight.data(), bias.data(), 1e-5f), {}};
+  };
+  return op;
 }
 
-class NormTest : public ::testing::TestWithParam<std::tuple<const OpTable*, Case>> {};
-
-TEST_P(NormTest, LayerNormEqualsReference) {
-  const auto& [table, c] = GetParam();
-  const Problem p = MakeProblem(c);
-  const std::vector<float> expected = RunLayerNorm(reference::LayerNorm, c, p, 0, c.rows, false);
-  EXPECT_TRUE(AllClose(expected, RunLayerNorm(table->layer_norm, c, p, 0, c.rows, false), Tolerance(c, p, p.x)));
-}
-
-TEST_P(NormTest, LayerNormInPlaceHasTheSameBits) {
-  const auto& [table, c] = GetParam();
-  const Problem p = MakeProblem(c);
-  EXPECT_TRUE(SameBits(RunLayerNorm(table->layer_norm, c, p, 0, c.rows, false),
-                       RunLayerNorm(table->layer_norm, c, p, 0, c.rows, true)));
-}
-
-TEST_P(NormTest, LayerNormOfRowAloneHasTheBitsOfRowInBatch) {
-  const auto& [table, c] = GetParam();
-  const Problem p = MakeProblem(c);
-  std::vector<float> rows;
-  for (int64_t row = 0; row < c.rows; ++row) {
-    const std::vector<float> one = RunLayerNorm(table->layer_norm, c, p, row, 1, false);
-    rows.insert(rows.end(), one.begin(), one.end());
+OpCase MakeEmbed(const Case& c) {
+  Random random(11);
+  const Floats weight = random.Uniforms(c.width, 0.2f, 1.5f);
+  const Floats bias = random.Uniforms(c.width, -0.5f, 0.5f);
+  const StoredMatrix embedding(c.storage, kVocabulary, c.width,
+                               random.Uniforms(kVocabulary * c.width, c.center - c.spread, c.center + c.spread));
+  OpCase op;
+  op.y_width = c.width;
+  for (int64_t length : c.lengths) {
+    std::vector<int32_t> tokens;
+    for (int64_t t = 0; t < length; ++t) tokens.push_back(static_cast<int32_t>((5 * t + length) % kVocabulary));
+    op.sequences.push_back({length, {}, {}, tokens});
   }
-  EXPECT_TRUE(SameBits(RunLayerNorm(table->layer_norm, c, p, 0, c.rows, false), rows));
+  op.run = [=](DeviceMemory& memory, const OpCall& call) {
+    EmbedArgs args;
+    args.rows = call.step.rows;
+    args.tokens = call.step.tokens;
+    args.embedding = memory.Load(embedding.view(), WeightUse::kRows);
+    if (c.norm) args.weight = memory.Put(weight);
+    if (c.norm) args.bias = memory.Put(bias);
+    args.x = call.y;
+    return memory.device().ops().embed(args, memory.stream());
+  };
+  op.formula = [=](const Sequence& row) {
+    const auto begin = embedding.widened.begin() + row.tokens[0] * c.width;
+    const Bounds x(begin, begin + c.width);
+    return RowResult{c.norm ? Normalize(x, weight.data(), bias.data(), 1e-5f) : x, {}};
+  };
+  return op;
 }
 
-std::vector<float> RunEmbed(EmbedOp* op, const Case& c, const Problem& p, const StoredMatrix& embedding,
-                            const std::vector<int32_t>& tokens, bool norm) {
-  std::vector<float> x(tokens.size() * static_cast<size_t>(c.width));
-  EmbedArgs args;
-  args.rows = static_cast<int64_t>(tokens.size());
-  args.tokens = tokens.data();
-  args.embedding = embedding.view();
-  args.weight = norm ? p.weight.data() : nullptr;
-  args.bias = norm ? p.bias.data() : nullptr;
-  args.x = x.data();
-  HostStream stream;
-  EXPECT_OK(op(args, stream));
-  return x;
-}
-
-TEST_P(NormTest, EmbedEqualsReference) {
-  const auto& [table, c] = GetParam();
-  const Problem p = MakeProblem(c);
-  const StoredMatrix embedding(c.storage, c.rows, c.width, p.x);
-  const auto last = static_cast<int32_t>(c.rows - 1);
-  const std::vector<int32_t> tokens = {last, 0, last};
-  std::vector<float> gathered;
-  for (int32_t token : tokens) {
-    const auto begin = embedding.widened.begin() + token * c.width;
-    gathered.insert(gathered.end(), begin, begin + c.width);
+void AddShapes(Table<Case>* table) {
+  table->Add("base", [](Case&) {});
+  table->Add("one_row", [](Case& c) { c.lengths = {1}; });
+  for (int64_t width : {1, 2, 15, 16, 17, 40, 768}) {
+    table->Add("width_" + std::to_string(width), [=](Case& c) { c.width = width; });
   }
-  EXPECT_TRUE(SameBits(gathered, RunEmbed(table->embed, c, p, embedding, tokens, false)));
-  EXPECT_TRUE(AllClose(RunEmbed(reference::Embed, c, p, embedding, tokens, true),
-                       RunEmbed(table->embed, c, p, embedding, tokens, true), Tolerance(c, p, gathered)));
+  table->Add("far_from_zero", [](Case& c) { c.center = 50.0f; });
+  table->Add("smaller_than_epsilon", [](Case& c) { c.center = 0.0f, c.spread = 1e-4f; });
+  table->Add("constant", [](Case& c) { c.spread = 0.0f; });
 }
 
-TEST_P(NormTest, EmbedHasTheBitsOfLayerNormOfTheRow) {
-  const auto& [table, c] = GetParam();
-  Problem p = MakeProblem(c);
-  const StoredMatrix embedding(c.storage, c.rows, c.width, p.x);
-  std::vector<int32_t> tokens(static_cast<size_t>(c.rows));
-  for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(i);
-  const std::vector<float> embedded = RunEmbed(table->embed, c, p, embedding, tokens, true);
-  p.x = embedding.widened;
-  EXPECT_TRUE(SameBits(RunLayerNorm(table->layer_norm, c, p, 0, c.rows, false), embedded));
+std::vector<std::shared_ptr<const OpCase>> LayerNormCases() {
+  Table<Case> table;
+  AddShapes(&table);
+  table.Add("in_place", [](Case& c) { c.in_place = true; });
+  return table.Build(MakeLayerNorm);
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, NormTest,
-                         ::testing::Combine(::testing::ValuesIn(Backends()), ::testing::ValuesIn(Cases())),
-                         [](const auto& info) {
-                           return TestName(std::get<0>(info.param)) + "_" + std::get<1>(info.param).name;
-                         });
+std::vector<std::shared_ptr<const OpCase>> EmbedCases() {
+  Table<Case> table;
+  AddShapes(&table);
+  for (const Storage& storage : Storages()) {
+    table.Add(storage.name, [=](Case& c) { c.storage = storage; });
+    table.Add(storage.name + "_tail", [=](Case& c) { c.storage = storage, c.width = 21; });
+    table.Add(storage.name + "_odd_groups", [=](Case& c) { c.storage = storage, c.width = 85; });
+    table.Add(storage.name + "_without_norm", [=](Case& c) { c.storage = storage, c.width = 85, c.norm = false; });
+  }
+  for (const Storage& storage : BlockStorages()) {
+    table.Add(storage.name, [=](Case& c) { c.storage = storage, c.width = 512; });
+    table.Add(storage.name + "_without_norm", [=](Case& c) { c.storage = storage, c.width = 256, c.norm = false; });
+  }
+  return table.Build(MakeEmbed);
+}
+
+RWKV_TEST_OPERATION(LayerNorm, LayerNormCases());
+RWKV_TEST_OPERATION(Embed, EmbedCases());
 
 }  // namespace
 }  // namespace rwkv::kernels::conformance

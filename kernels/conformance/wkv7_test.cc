@@ -1,18 +1,15 @@
-// The RWKV-7 recurrence of every backend against the reference, and its laws.
+// Wkv7 of every backend: prepare, recurrence, group norm, bonus and gate of RWKV-7.
 #include "kernels/api/wkv7.h"
 
-#include <algorithm>
 #include <cmath>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "kernels/api/op_table.h"
-#include "kernels/base/stream.h"
+#include "kernels/conformance/bounded.h"
 #include "kernels/conformance/conformance.h"
-#include "kernels/conformance/recurrence.h"
-#include "kernels/reference/reference.h"
+#include "kernels/conformance/device_memory.h"
+#include "kernels/conformance/op_suite.h"
 
 namespace rwkv::kernels::conformance {
 namespace {
@@ -20,172 +17,136 @@ namespace {
 struct Case {
   std::string name;
   std::vector<int64_t> lengths = {3, 1, 5};
-  Packing packing = {{2, 0, 3}, 5, 0};
+  Packing packing;
   int64_t heads = 2;
   int64_t head_size = 64;
-  bool zero_key = false;  // kappa_hat = 0 and k = 0
+  float lora_range = 4.0f;  // of the arguments of the sigmoids
+  float key_range = 1.0f;
+  float state_range = 0.5f;
+  bool first_layer = false;  // no value residual
 };
 
-std::vector<Case> Cases() {
-  std::vector<Case> cases;
-  const auto add = [&cases](std::string name, auto change) {
-    Case c;
-    c.name = std::move(name);
-    change(c);
-    cases.push_back(c);
-  };
-  add("base", [](Case&) {});
-  add("one_token", [](Case& c) { c.lengths = {1}, c.packing.slots = {4}; });
-  add("one_sequence_odd_tokens", [](Case& c) { c.lengths = {7}, c.packing.slots = {1}; });
-  add("long_sequence", [](Case& c) { c.lengths = {150}, c.packing.slots = {1}, c.heads = 1; });
-  add("one_head", [](Case& c) { c.heads = 1; });
-  add("three_heads", [](Case& c) { c.heads = 3; });
-  add("slots_reversed", [](Case& c) { c.packing.slots = {3, 2, 1}; });
-  add("pool_with_gaps", [](Case& c) { c.packing.stride_gap = 77; });
-  add("zero_key", [](Case& c) { c.zero_key = true; });
-  for (int64_t head_size : {1, 2, 3, 5, 8, 15, 16, 17, 32, 33, 48, 63, 65, 128}) {
-    add("head_size_" + std::to_string(head_size), [=](Case& c) { c.head_size = head_size; });
-  }
-  return cases;
-}
+enum Input { kR, kK, kV, kG, kDecayLora, kIclrLora, kGateLora, kFirst, kInputs };
+enum Vector { kDecayBias, kIclrBias, kKeyScale, kKeyIclr, kBonus, kLnWeight, kLnBias, kGateBias, kVectors };
 
-// Inputs: r, w, k, v, a, b, each [length, H, N]. One state [H, N, N].
-std::vector<Sequence> MakeSequences(const Case& c) {
+// One state [H, N, N].
+OpCase Make(const Case& c) {
   Random random(19);
   const int64_t n = c.head_size;
-  std::vector<Sequence> sequences;
+  const int64_t width = c.heads * n;
+  std::vector<Floats> weights(kVectors);
+  weights[kDecayBias] = random.Uniforms(width, -6.0f, 1.0f);
+  weights[kKeyScale] = random.Uniforms(width, 0.5f, 1.2f);
+  weights[kKeyIclr] = random.Uniforms(width, 0.5f, 1.2f);
+  weights[kLnWeight] = random.Uniforms(width, 0.2f, 1.5f);
+  for (Vector v : {kIclrBias, kGateBias}) weights[v] = random.Uniforms(width, -1.0f, 1.0f);
+  for (Vector v : {kBonus, kLnBias}) weights[v] = random.Uniforms(width, -0.5f, 0.5f);
+  OpCase op;
+  op.y_width = width;
+  op.packing = c.packing;
   for (int64_t length : c.lengths) {
-    const int64_t count = length * c.heads * n;
     Sequence s;
     s.length = length;
-    s.inputs.resize(6);
-    s.inputs[0] = random.Uniforms(count, -1.0f, 1.0f);
-    s.inputs[1] = random.Uniforms(count, 0.5453f, 1.0f);
-    s.inputs[2] = c.zero_key ? Floats(static_cast<size_t>(count)) : random.Uniforms(count, -1.0f, 1.0f);
-    s.inputs[3] = random.Uniforms(count, -1.0f, 1.0f);
-    // a = -kappa_hat with |kappa_hat| = 1 per head, b = kappa_hat * iclr.
-    Floats& a = s.inputs[4] = random.Uniforms(count, -1.0f, 1.0f);
-    s.inputs[5].resize(a.size());
-    for (int64_t head = 0; head < length * c.heads; ++head) {
-      double squares = 0.0;
-      for (int64_t j = 0; j < n; ++j) squares += static_cast<double>(a[head * n + j]) * a[head * n + j];
-      for (int64_t j = 0; j < n; ++j) {
-        float& element = a[head * n + j];
-        element = c.zero_key ? 0.0f : static_cast<float>(element / std::sqrt(squares));
-        s.inputs[5][head * n + j] = -element * random.Uniform(0.0f, 1.0f);
-      }
-    }
-    s.states.push_back(random.Uniforms(c.heads * n * n, -0.5f, 0.5f));
-    sequences.push_back(s);
+    s.inputs.resize(kInputs);
+    const auto uniforms = [&](float range) { return random.Uniforms(length * width, -range, range); };
+    for (Input i : {kR, kV, kG}) s.inputs[i] = uniforms(1.0f);
+    for (Input i : {kDecayLora, kIclrLora, kGateLora}) s.inputs[i] = uniforms(c.lora_range);
+    s.inputs[kK] = uniforms(c.key_range);
+    s.inputs[kFirst] = uniforms(2.0f);
+    s.states.push_back(random.Uniforms(width * n, -c.state_range, c.state_range));
+    op.sequences.push_back(s);
   }
-  return sequences;
-}
-
-Recurrence MakeRecurrence(const Case& c) {
-  const auto run = [&c](const OpTable& table, const PackedCall& call, Stream& stream) {
+  op.run = [=](DeviceMemory& memory, const OpCall& call) {
     Wkv7Args args;
-    args.rows = call.rows;
+    args.step = &call.step;
     args.heads = c.heads;
-    args.head_size = c.head_size;
-    args.spans = call.spans.data();
-    args.span_count = static_cast<int64_t>(call.spans.size());
-    args.state_pool = call.states[0].data;
-    args.state_stride = call.states[0].stride;
-    args.state_slots = call.slots;
-    args.r = call.inputs[0].data();
-    args.w = call.inputs[1].data();
-    args.k = call.inputs[2].data();
-    args.v = call.inputs[3].data();
-    args.a = call.inputs[4].data();
-    args.b = call.inputs[5].data();
-    args.y = call.y;
-    return table.wkv7(args, stream);
-  };
-  return {c.heads * c.head_size, run};
-}
-
-struct Tolerances {
-  double y;
-  double state;
-};
-
-// Each token adds to an element of the state at most the error of the recall, a sum of N products, and a few roundings
-// of the element itself; what was off before does not grow, as diag(w) - kappa_hat b^T shrinks. Both sides are off.
-Tolerances ToleranceOf(const Case& c, const Sequence& sequence) {
-  const int64_t n = c.head_size;
-  double largest_state = 0.0;   // max |S|
-  double largest_recall = 0.0;  // max over rows of sum_j |S_j a_j|
-  double largest_read = 0.0;    // max over rows of sum_j |S_j r_j|
-  double largest_reader = 0.0;  // max over heads of sum_j |r_j|
-  Floats state = sequence.states[0];
-  for (int64_t t = 0; t < sequence.length; ++t) {
-    const Sequence one = Slice(sequence, t, t + 1, {state});
-    const Floats next = Compute(reference::Table(), MakeRecurrence(c), {one}, {{0}, 1, 0})[0].states[0];
-    for (int64_t row = 0; row < c.heads * n; ++row) {
-      double recall = 0.0;
-      double read = 0.0;
-      double reader = 0.0;
-      for (int64_t j = 0; j < n; ++j) {
-        const int64_t at = row / n * n + j;
-        largest_state = std::max<double>(largest_state, std::abs(next[row * n + j]));
-        recall += std::abs(static_cast<double>(state[row * n + j]) * one.inputs[4][at]);
-        read += std::abs(static_cast<double>(next[row * n + j]) * one.inputs[0][at]);
-        reader += std::abs(static_cast<double>(one.inputs[0][at]));
-      }
-      largest_recall = std::max(largest_recall, recall);
-      largest_read = std::max(largest_read, read);
-      largest_reader = std::max(largest_reader, reader);
+    args.head_size = n;
+    args.state = call.states[0];
+    args.decay_bias = memory.Put(weights[kDecayBias]);
+    args.iclr_bias = memory.Put(weights[kIclrBias]);
+    args.k_k = memory.Put(weights[kKeyScale]);
+    args.k_a = memory.Put(weights[kKeyIclr]);
+    args.bonus = memory.Put(weights[kBonus]);
+    args.ln_weight = memory.Put(weights[kLnWeight]);
+    args.ln_bias = memory.Put(weights[kLnBias]);
+    args.r = call.inputs[kR];
+    args.k = call.inputs[kK];
+    args.v = call.inputs[kV];
+    args.g = call.inputs[kG];
+    args.decay_lora = call.inputs[kDecayLora];
+    args.iclr_lora = call.inputs[kIclrLora];
+    if (!c.first_layer) {
+      args.value_gate_bias = memory.Put(weights[kGateBias]);
+      args.value_gate_lora = call.inputs[kGateLora];
+      args.v_first = call.inputs[kFirst];
     }
-    state = next;
+    args.y = call.y;
+    return memory.device().ops().wkv7(args, memory.stream());
+  };
+  op.formula = [=](const Sequence& row) {
+    RowResult result;
+    result.states.resize(1);
+    for (int64_t at = 0; at < width; at += n) {
+      const auto in = [&](Input i, int64_t j) { return Bounded(row.inputs[i][at + j]); };
+      const auto of = [&](Vector v, int64_t j) { return Bounded(weights[v][at + j]); };
+      Bounds kappa, w, a, b, k, v;
+      for (int64_t j = 0; j < n; ++j) kappa.push_back(in(kK, j) * of(kKeyScale, j));
+      const Bounded norm = Max(Sqrt(Dot(kappa.data(), kappa.data(), n)), Bounded(1e-12f));
+      for (int64_t j = 0; j < n; ++j) {
+        const Bounded decay = Sigmoid(of(kDecayBias, j) + in(kDecayLora, j));
+        const Bounded iclr = Sigmoid(of(kIclrBias, j) + in(kIclrLora, j));
+        const Bounded kappa_hat = kappa[j] / norm;
+        w.push_back(Exp(decay * Rounded(-std::exp(-0.5), 0.0)));
+        a.push_back(-kappa_hat);
+        b.push_back(kappa_hat * iclr);
+        k.push_back(in(kK, j) * (Bounded(1.0) + (iclr - Bounded(1.0)) * of(kKeyIclr, j)));
+        const Bounded gate = Sigmoid(of(kGateBias, j) + in(kGateLora, j));
+        v.push_back(c.first_layer ? in(kV, j) : in(kV, j) + (in(kFirst, j) - in(kV, j)) * gate);
+      }
+      const float* const r = row.inputs[kR].data() + at;
+      Bounds read;
+      for (int64_t i = 0; i < n; ++i) {
+        const float* const s = row.states[0].data() + (at + i) * n;
+        const Bounded recall = Dot(s, a.data(), n);
+        Bounds next;
+        for (int64_t j = 0; j < n; ++j) next.push_back(Bounded(s[j]) * w[j] + v[i] * k[j] + recall * b[j]);
+        read.push_back(Dot(next.data(), r, n));
+        result.states[0].insert(result.states[0].end(), next.begin(), next.end());
+      }
+      const Bounds z = Normalize(read, weights[kLnWeight].data() + at, weights[kLnBias].data() + at, 64e-5f);
+      Bounds weighted;
+      for (int64_t j = 0; j < n; ++j) weighted.push_back(k[j] * of(kBonus, j));
+      const Bounded own = Dot(r, weighted.data(), n);
+      for (int64_t i = 0; i < n; ++i) result.y.push_back((z[i] + own * v[i]) * in(kG, i));
+    }
+    return result;
+  };
+  return op;
+}
+
+std::vector<std::shared_ptr<const OpCase>> Cases() {
+  Table<Case> table;
+  table.Add("base", [](Case&) {});
+  table.Add("one_token", [](Case& c) { c.lengths = {1}, c.packing.slots = {4}; });
+  table.Add("one_sequence_odd_tokens", [](Case& c) { c.lengths = {7}, c.packing.slots = {1}; });
+  table.Add("long_sequence", [](Case& c) { c.lengths = {150}, c.packing.slots = {1}, c.heads = 1, c.head_size = 17; });
+  table.Add("one_head", [](Case& c) { c.heads = 1; });
+  table.Add("three_heads", [](Case& c) { c.heads = 3; });
+  table.Add("slots_reversed", [](Case& c) { c.packing.slots = {3, 2, 1}; });
+  table.Add("pool_with_gaps", [](Case& c) { c.packing.stride_gap = 77; });
+  table.Add("first_layer", [](Case& c) { c.first_layer = true; });
+  table.Add("saturated", [](Case& c) { c.lora_range = 120.0f; });
+  table.Add("zero_key", [](Case& c) { c.key_range = 0.0f; });
+  table.Add("tiny_key", [](Case& c) { c.key_range = 1e-14f; });
+  table.Add("empty_state", [](Case& c) { c.state_range = 0.0f; });
+  table.Add("nothing_to_read", [](Case& c) { c.state_range = c.key_range = 0.0f; });
+  for (int64_t head_size : {1, 2, 3, 5, 8, 15, 16, 17, 32, 33, 48, 63, 65, 128}) {
+    table.Add("head_size_" + std::to_string(head_size), [=](Case& c) { c.head_size = head_size; });
   }
-  const double sum_length = static_cast<double>(n) + static_cast<double>(n) / 16 + 8;
-  Tolerances tolerances;
-  // |v k| <= 1
-  tolerances.state = static_cast<double>(sequence.length) * kUnitRoundoff *
-                     (sum_length * largest_recall + 8 * (largest_state + largest_recall + 1));
-  tolerances.y = tolerances.state * largest_reader + sum_length * kUnitRoundoff * largest_read;
-  return tolerances;
+  return table.Build(Make);
 }
 
-class Wkv7Test : public ::testing::TestWithParam<std::tuple<const OpTable*, Case>> {};
-
-TEST_P(Wkv7Test, EqualsReference) {
-  const auto& [table, c] = GetParam();
-  const std::vector<Sequence> sequences = MakeSequences(c);
-  const std::vector<SequenceResult> expected = Compute(reference::Table(), MakeRecurrence(c), sequences, c.packing);
-  const std::vector<SequenceResult> actual = Compute(*table, MakeRecurrence(c), sequences, c.packing);
-  for (size_t s = 0; s < sequences.size(); ++s) {
-    const Tolerances tolerances = ToleranceOf(c, sequences[s]);
-    EXPECT_TRUE(AllClose(expected[s].y, actual[s].y, tolerances.y)) << "sequence " << s;
-    EXPECT_TRUE(AllClose(expected[s].states[0], actual[s].states[0], tolerances.state)) << "sequence " << s;
-  }
-}
-
-TEST_P(Wkv7Test, SequenceAloneHasTheBitsOfSequenceAmongOthers) {
-  const auto& [table, c] = GetParam();
-  ExpectSequencesAreIndependent(*table, MakeRecurrence(c), MakeSequences(c), c.packing);
-}
-
-TEST_P(Wkv7Test, OrderOfTheSequencesIsFree) {
-  const auto& [table, c] = GetParam();
-  ExpectOrderIsFree(*table, MakeRecurrence(c), MakeSequences(c), c.packing);
-}
-
-TEST_P(Wkv7Test, SplitAtAnyTokenHasTheBitsOfTheWhole) {
-  const auto& [table, c] = GetParam();
-  ExpectAnySplitIsTheWhole(*table, MakeRecurrence(c), MakeSequences(c));
-}
-
-TEST_P(Wkv7Test, TablesOfOneFamilyGiveTheSameBits) {
-  const auto& [table, c] = GetParam();
-  ExpectFamilyAgrees(*table, MakeRecurrence(c), MakeSequences(c), c.packing);
-}
-
-INSTANTIATE_TEST_SUITE_P(Backends, Wkv7Test,
-                         ::testing::Combine(::testing::ValuesIn(Backends()), ::testing::ValuesIn(Cases())),
-                         [](const auto& info) {
-                           return TestName(std::get<0>(info.param)) + "_" + std::get<1>(info.param).name;
-                         });
+RWKV_TEST_OPERATION(Wkv7, Cases());
 
 }  // namespace
 }  // namespace rwkv::kernels::conformance

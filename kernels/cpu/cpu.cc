@@ -2,7 +2,9 @@
 
 #include <cpuid.h>
 
-#include "absl/strings/string_view.h"
+#include <algorithm>
+
+#include "kernels/api/op_table.h"
 #include "kernels/base/host_device.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/cpu/kernel_set.h"
@@ -10,91 +12,143 @@
 namespace rwkv::kernels::cpu {
 namespace {
 
-// The table's functions: check, find scratch memory, compute.
-template <const KernelSet& kKernels>
-struct Ops {
-  static absl::Status Embed(const EmbedArgs& args, Stream&) {
-    RWKV_RETURN_IF_ERROR(Validate(args));
-    kKernels.embed(args);
-    return absl::OkStatus();
-  }
-  static absl::Status LayerNorm(const LayerNormArgs& args, Stream&) {
-    RWKV_RETURN_IF_ERROR(Validate(args));
-    kKernels.layer_norm(args);
-    return absl::OkStatus();
-  }
-  static absl::Status TokenShift(const TokenShiftArgs& args, Stream&) {
-    RWKV_RETURN_IF_ERROR(Validate(args));
-    kKernels.token_shift(args);
-    return absl::OkStatus();
-  }
-  static absl::Status Matmul(const MatmulArgs& args, Stream& stream) {
-    RWKV_RETURN_IF_ERROR(Validate(args));
-    RWKV_ASSIGN_OR_RETURN(void* workspace, stream.Scratch(kKernels.matmul_workspace_bytes(args)));
-    kKernels.matmul(args, workspace);
-    return absl::OkStatus();
-  }
-  static absl::Status Products(const ProductsArgs& args, Stream& stream) {
-    RWKV_RETURN_IF_ERROR(Validate(args));
-    for (int64_t i = 0; i < args.count; ++i) {
-      const Product& product = args.products[i];
-      RWKV_RETURN_IF_ERROR(Matmul({args.rows, product.weight->matrix, product.x, product.bias, product.activation,
-                                   product.gate, product.accumulate, product.y},
-                                  stream));
-    }
-    return absl::OkStatus();
-  }
-  static absl::Status GroupNorm(const GroupNormArgs& args, Stream&) {
-    RWKV_RETURN_IF_ERROR(Validate(args));
-    kKernels.group_norm(args);
-    return absl::OkStatus();
-  }
-  static absl::Status Wkv4(const Wkv4Args& args, Stream&) {
-    RWKV_RETURN_IF_ERROR(Validate(args));
-    kKernels.wkv4(args);
-    return absl::OkStatus();
-  }
-  static absl::Status Wkv6(const Wkv6Args& args, Stream&) {
-    RWKV_RETURN_IF_ERROR(Validate(args));
-    kKernels.wkv6(args);
-    return absl::OkStatus();
-  }
-  static absl::Status Wkv7Prepare(const Wkv7PrepareArgs& args, Stream&) {
-    RWKV_RETURN_IF_ERROR(Validate(args));
-    kKernels.wkv7_prepare(args);
-    return absl::OkStatus();
-  }
-  static absl::Status Wkv7(const Wkv7Args& args, Stream&) {
-    RWKV_RETURN_IF_ERROR(Validate(args));
-    kKernels.wkv7(args);
-    return absl::OkStatus();
-  }
-  static absl::Status Wkv7Output(const Wkv7OutputArgs& args, Stream&) {
-    RWKV_RETURN_IF_ERROR(Validate(args));
-    kKernels.wkv7_output(args);
-    return absl::OkStatus();
-  }
-  static absl::Status DeepEmbed(const DeepEmbedArgs& args, Stream& stream) {
-    RWKV_RETURN_IF_ERROR(Validate(args));
-    RWKV_ASSIGN_OR_RETURN(void* workspace, stream.Scratch(kKernels.deep_embed_workspace_bytes(args)));
-    kKernels.deep_embed(args, workspace);
-    return absl::OkStatus();
-  }
-  static absl::Status DeepEmbedAttention(const DeepEmbedAttentionArgs& args, Stream& stream) {
-    RWKV_RETURN_IF_ERROR(Validate(args));
-    RWKV_ASSIGN_OR_RETURN(void* workspace, stream.Scratch(kKernels.deep_embed_attention_workspace_bytes(args)));
-    kKernels.deep_embed_attention(args, workspace);
-    return absl::OkStatus();
-  }
-  static constexpr OpTable Table(absl::string_view name, absl::string_view numeric_family) {
-    return {name, numeric_family, Embed,       LayerNorm, TokenShift, Matmul,    Products,          GroupNorm,
-            Wkv4, Wkv6,           Wkv7Prepare, Wkv7,      Wkv7Output, DeepEmbed, DeepEmbedAttention};
-  }
+// Rows of a part: enough that nobody is woken for less.
+constexpr int64_t kRowsOfPart = 8;
+constexpr int64_t kChannelsOfPart = 256;
+
+class CpuStream final : public HostStream {
+ public:
+  explicit CpuStream(const KernelSet& kernels) : kernels_(kernels) {}
+
+  const KernelSet& kernels() const { return kernels_; }
+
+ private:
+  const KernelSet& kernels_;
 };
 
-constexpr OpTable kPortable = Ops<kPortableKernels>::Table("cpu/portable", "cpu/portable");
-constexpr OpTable kAvx2 = Ops<kAvx2Kernels>::Table("cpu/avx2", "cpu/fma");
-constexpr OpTable kAvx512 = Ops<kAvx512Kernels>::Table("cpu/avx512", "cpu/fma");
+const KernelSet& KernelsOf(Stream& stream) { return static_cast<CpuStream&>(stream).kernels(); }
+
+// Calls work(part) for each of [0, parts).
+template <typename Work>
+void RunParts(int64_t parts, Work work) {
+  for (int64_t part = 0; part < parts; ++part) work(part);
+}
+
+// Calls work(begin, end) for parts of [0, count).
+template <typename Work>
+void RunRanges(int64_t count, int64_t size, Work work) {
+  RunParts((count + size - 1) / size, [&](int64_t part) { work(part * size, std::min(part * size + size, count)); });
+}
+
+// The table's functions: check, find scratch memory, compute.
+
+absl::Status Embed(const EmbedArgs& args, Stream& stream) {
+  RWKV_RETURN_IF_ERROR(Validate(args));
+  const KernelSet& kernels = KernelsOf(stream);
+  RunRanges(args.rows, kRowsOfPart, [&](int64_t begin, int64_t end) { kernels.embed(args, begin, end); });
+  return absl::OkStatus();
+}
+
+absl::Status LayerNorm(const LayerNormArgs& args, Stream& stream) {
+  RWKV_RETURN_IF_ERROR(Validate(args));
+  const KernelSet& kernels = KernelsOf(stream);
+  RunRanges(args.rows, kRowsOfPart, [&](int64_t begin, int64_t end) { kernels.layer_norm(args, begin, end); });
+  return absl::OkStatus();
+}
+
+absl::Status MixInput(const MixInputArgs& args, Stream& stream) {
+  RWKV_RETURN_IF_ERROR(Validate(args));
+  const KernelSet& kernels = KernelsOf(stream);
+  RWKV_ASSIGN_OR_RETURN(void* const scratch, stream.Scratch(2 * args.width * static_cast<int64_t>(sizeof(float))));
+  RunRanges(args.step->rows, kRowsOfPart,
+            [&](int64_t begin, int64_t end) { kernels.mix_input(args, begin, end, static_cast<float*>(scratch)); });
+  if (args.keep_state) return absl::OkStatus();
+  for (int64_t s = 0; s < args.step->span_count; ++s) {
+    const SequenceSpan& span = args.step->spans[s];
+    const int64_t last = span.row_begin + span.row_count - 1;
+    if (span.slot == kPaddingSlot || span.row_begin / kRowsOfPart == last / kRowsOfPart) continue;
+    kernels.mix_input_state(args, span);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Products(const ProductsArgs& args, Stream& stream) {
+  RWKV_RETURN_IF_ERROR(Validate(args));
+  const KernelSet& kernels = KernelsOf(stream);
+  for (int64_t i = 0; i < args.count; ++i) {
+    const Product& product = args.products[i];
+    const MatmulArgs matmul = {args.rows,          product.weight->matrix, product.x,          product.bias,
+                               product.activation, product.gate,           product.accumulate, product.y};
+    RWKV_ASSIGN_OR_RETURN(void* const workspace, stream.Scratch(kernels.matmul_workspace_bytes(matmul)));
+    kernels.matmul(matmul, workspace);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Wkv4(const Wkv4Args& args, Stream& stream) {
+  RWKV_RETURN_IF_ERROR(Validate(args));
+  const KernelSet& kernels = KernelsOf(stream);
+  const int64_t parts = (args.width + kChannelsOfPart - 1) / kChannelsOfPart;
+  RunParts(args.step->span_count * parts, [&](int64_t part) {
+    const int64_t begin = part % parts * kChannelsOfPart;
+    kernels.wkv4(args, args.step->spans[part / parts], begin, std::min(begin + kChannelsOfPart, args.width));
+  });
+  return absl::OkStatus();
+}
+
+absl::Status Wkv6(const Wkv6Args& args, Stream& stream) {
+  RWKV_RETURN_IF_ERROR(Validate(args));
+  const KernelSet& kernels = KernelsOf(stream);
+  RunParts(args.step->span_count * args.heads,
+           [&](int64_t part) { kernels.wkv6(args, args.step->spans[part / args.heads], part % args.heads); });
+  return absl::OkStatus();
+}
+
+absl::Status Wkv7(const Wkv7Args& args, Stream& stream) {
+  RWKV_RETURN_IF_ERROR(Validate(args));
+  const KernelSet& kernels = KernelsOf(stream);
+  RWKV_ASSIGN_OR_RETURN(void* const scratch, stream.Scratch(kernels.wkv7_scratch_floats(args.head_size) *
+                                                            static_cast<int64_t>(sizeof(float))));
+  RunParts(args.step->span_count * args.heads, [&](int64_t part) {
+    kernels.wkv7(args, args.step->spans[part / args.heads], part % args.heads, static_cast<float*>(scratch));
+  });
+  return absl::OkStatus();
+}
+
+absl::Status DeepEmbed(const DeepEmbedArgs& args, Stream& stream) {
+  RWKV_RETURN_IF_ERROR(Validate(args));
+  const KernelSet& kernels = KernelsOf(stream);
+  RunRanges(args.rows, kRowsOfPart, [&](int64_t begin, int64_t end) { kernels.deep_embed(args, begin, end); });
+  return absl::OkStatus();
+}
+
+absl::Status DeepEmbedAttention(const DeepEmbedAttentionArgs& args, Stream& stream) {
+  RWKV_RETURN_IF_ERROR(Validate(args));
+  RWKV_RETURN_IF_ERROR(ValidateCaches(args));
+  const KernelSet& kernels = KernelsOf(stream);
+  RWKV_ASSIGN_OR_RETURN(void* const workspace, stream.Scratch(kernels.deep_embed_attention_workspace_bytes(args)));
+  kernels.deep_embed_attention(args, workspace);
+  return absl::OkStatus();
+}
+
+class CpuDevice final : public HostDevice {
+ public:
+  explicit CpuDevice(const Backend& backend) : backend_(backend) {}
+
+  absl::string_view name() const override { return backend_.name; }
+  absl::string_view numeric_family() const override { return backend_.numeric_family; }
+  absl::StatusOr<std::unique_ptr<Stream>> NewStream() override {
+    return std::make_unique<CpuStream>(*backend_.kernels);
+  }
+  const OpTable& ops() const override {
+    static constexpr OpTable kOps = {Embed, LayerNorm, MixInput,  Products,          Wkv4,
+                                     Wkv6,  Wkv7,      DeepEmbed, DeepEmbedAttention};
+    return kOps;
+  }
+
+ private:
+  const Backend backend_;
+};
 
 // __builtin_cpu_supports asks the operating system too whether it saves the wide registers; F16C it does not know.
 bool HasF16c() {
@@ -109,26 +163,14 @@ bool HasAvx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
-class CpuDevice final : public HostDevice {
- public:
-  explicit CpuDevice(const OpTable& ops) : ops_(ops) {}
-
-  absl::string_view name() const override { return ops_.name; }
-  absl::string_view numeric_family() const override { return ops_.numeric_family; }
-  const OpTable& ops() const override { return ops_; }
-
- private:
-  const OpTable& ops_;
-};
-
 }  // namespace
 
-std::unique_ptr<Device> OpenDevice(const Backend& backend) { return std::make_unique<CpuDevice>(*backend.table); }
+std::unique_ptr<Device> OpenDevice(const Backend& backend) { return std::make_unique<CpuDevice>(backend); }
 
 std::vector<Backend> Backends() {
-  return {{&kPortable, &kPortableKernels, true},
-          {&kAvx2, &kAvx2Kernels, HasAvx2()},
-          {&kAvx512, &kAvx512Kernels, HasAvx512()}};
+  return {{"cpu/portable", "cpu/portable", &kPortableKernels, true},
+          {"cpu/avx2", "cpu/fma", &kAvx2Kernels, HasAvx2()},
+          {"cpu/avx512", "cpu/fma", &kAvx512Kernels, HasAvx512()}};
 }
 
 }  // namespace rwkv::kernels::cpu

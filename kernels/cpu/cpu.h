@@ -1,18 +1,19 @@
-// The vectorised backends: one source, compiled for each instruction set, chosen at run time by what the processor has.
+// The vectorised CPU: one source, compiled for each instruction set, chosen at run time by what the processor has.
 #pragma once
 
 #include <memory>
 #include <vector>
 
-#include "kernels/api/op_table.h"
+#include "absl/strings/string_view.h"
 #include "kernels/base/device.h"
 #include "kernels/cpu/kernel_set.h"
 
 namespace rwkv::kernels::cpu {
 
 struct Backend {
-  const OpTable* table;      // Both live as long as the process.
-  const KernelSet* kernels;  // What the table calls after its checks.
+  absl::string_view name;
+  absl::string_view numeric_family;
+  const KernelSet* kernels;  // Lives as long as the process.
   bool runs_here;            // This processor and operating system have the instructions.
 };
 

@@ -5,9 +5,9 @@
 
 #include "kernels/api/deep_embed.h"
 #include "kernels/api/deep_embed_attention.h"
-#include "kernels/api/matmul.h"
 #include "kernels/api/sequence_span.h"
 #include "kernels/base/matrix.h"
+#include "kernels/cpu/matmul.h"
 #include "kernels/cpu/mix_kernels.h"
 #include "kernels/cpu/product_kernels.h"
 #include "kernels/cpu/simd.h"
@@ -17,34 +17,27 @@
 namespace rwkv::kernels::cpu {
 namespace {
 
-int64_t DeepEmbedWorkspaceBytes(const DeepEmbedArgs& args) {
-  return args.table.cols * static_cast<int64_t>(sizeof(float));
-}
-
-void DeepEmbed(const DeepEmbedArgs& args, void* workspace) {
+void DeepEmbed(const DeepEmbedArgs& args, int64_t begin, int64_t end) {
   const int64_t n = args.width;
-  auto* const matrix = static_cast<float*>(workspace);
-  VisitWeights(args.table, [&](auto weights) {
-    for (int64_t row = 0; row < args.rows; ++row) {
-      WidenRow<decltype(weights)>(args.table, args.tokens[row], matrix);
-      for (int64_t j = 0; j < n; j += kLanes) {
-        F32 sum = {};
-        for (int64_t i = 0; i < n; ++i) {
-          sum = Fma(Broadcast(args.x[row * n + i]), LoadSome(matrix + i * n + j, n - j), sum);
-        }
-        StoreSome(args.y + row * n + j, sum, n - j);
+  for (int64_t row = begin; row < end; ++row) {
+    const float* const matrix = args.matrices + row * n * n;
+    for (int64_t j = 0; j < n; j += kLanes) {
+      F32 sum = {};
+      for (int64_t i = 0; i < n; ++i) {
+        sum = Fma(Broadcast(args.x[row * n + i]), LoadSome(matrix + i * n + j, n - j), sum);
       }
+      StoreSome(args.y + row * n + j, sum, n - j);
     }
-  });
+  }
 }
 
-// What one sequence's keys, values, query and weights, and one table row take, one after the other; then the workspace
+// What one sequence's keys, values, weights and query take, one after the other; then the workspace
 // of the product that expands the caches.
 struct AttentionWorkspace {
   float* keys;     // [tokens, Q]
   float* values;   // [tokens, D]
   float* weights;  // [tokens]
-  float* row;      // [max(Q, D)]
+  float* row;      // [Q]
   void* matmul;
 };
 
@@ -52,7 +45,7 @@ RWKV_INLINE int64_t Larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Tokens that a span's sequence has after it.
 RWKV_INLINE int64_t TokensAfter(const DeepEmbedAttentionArgs& args, const SequenceSpan& span) {
-  return static_cast<int64_t>(args.length.data[span.slot * args.length.stride]) + span.row_count;
+  return static_cast<int64_t>(*StateOf(args.length, span.slot)) + span.row_count;
 }
 
 // The product that expands `tokens` cached rows.
@@ -67,43 +60,43 @@ RWKV_INLINE MatmulArgs ExpandArgs(const MatrixView& expand, int64_t tokens, cons
 
 RWKV_INLINE int64_t MostTokens(const DeepEmbedAttentionArgs& args) {
   int64_t most = 0;
-  for (int64_t s = 0; s < args.span_count; ++s) most = Larger(most, TokensAfter(args, args.spans[s]));
+  for (int64_t s = 0; s < args.step->span_count; ++s) {
+    const SequenceSpan& span = args.step->spans[s];
+    if (span.slot != kPaddingSlot) most = Larger(most, TokensAfter(args, span));
+  }
   return most;
 }
 
 RWKV_INLINE AttentionWorkspace Divide(const DeepEmbedAttentionArgs& args, int64_t tokens, void* workspace) {
   AttentionWorkspace parts;
   parts.keys = static_cast<float*>(workspace);
-  parts.values = parts.keys + RoundUpToLanes(tokens * args.k2.rows);
-  parts.weights = parts.values + RoundUpToLanes(tokens * args.v2.rows);
+  parts.values = parts.keys + RoundUpToLanes(tokens * args.k2->matrix.rows);
+  parts.weights = parts.values + RoundUpToLanes(tokens * args.v2->matrix.rows);
   parts.row = parts.weights + RoundUpToLanes(tokens);
-  parts.matmul = parts.row + RoundUpToLanes(Larger(args.k2.rows, args.v2.rows));
+  parts.matmul = parts.row + RoundUpToLanes(args.k2->matrix.rows);
   return parts;
 }
 
 int64_t DeepEmbedAttentionWorkspaceBytes(const DeepEmbedAttentionArgs& args) {
   const int64_t tokens = MostTokens(args);
-  const int64_t floats = RoundUpToLanes(tokens * args.k2.rows) + RoundUpToLanes(tokens * args.v2.rows) +
-                         RoundUpToLanes(tokens) + RoundUpToLanes(Larger(args.k2.rows, args.v2.rows));
+  const int64_t floats = RoundUpToLanes(tokens * args.k2->matrix.rows) + RoundUpToLanes(tokens * args.v2->matrix.rows) +
+                         RoundUpToLanes(tokens) + RoundUpToLanes(args.k2->matrix.rows);
   return floats * static_cast<int64_t>(sizeof(float)) +
-         Larger(MatmulWorkspaceBytes(ExpandArgs(args.k2, tokens, nullptr, nullptr)),
-                MatmulWorkspaceBytes(ExpandArgs(args.v2, tokens, nullptr, nullptr)));
+         Larger(MatmulWorkspaceBytes(ExpandArgs(args.k2->matrix, tokens, nullptr, nullptr)),
+                MatmulWorkspaceBytes(ExpandArgs(args.v2->matrix, tokens, nullptr, nullptr)));
 }
 
-// rows[t] = LN(mix of rows[t] and rows[t-1]) with rows[t] times the table's row of the token; `row` is scratch memory.
-RWKV_INLINE void FinishCachedRows(const MatrixView& table, const float* tokens, int64_t count, const float* mix,
-                                  const float* norm_weight, const float* norm_bias, float epsilon, float* row,
+// rows[t] = LN(mix of rows[t] and rows[t-1]) with rows[t] times the table's row of the token.
+RWKV_INLINE void FinishCachedRows(const float* table, int64_t width, const float* tokens, int64_t count,
+                                  const float* mix, const float* norm_weight, const float* norm_bias, float epsilon,
                                   float* rows) {
-  const int64_t width = table.cols;
-  VisitWeights(table, [&](auto weights) {
-    for (int64_t t = 0; t < count; ++t) {
-      WidenRow<decltype(weights)>(table, static_cast<int64_t>(tokens[t]), row);
-      for (int64_t c = 0; c < width; c += kLanes) {
-        StoreSome(rows + t * width + c, LoadSome(rows + t * width + c, width - c) * LoadSome(row + c, width - c),
-                  width - c);
-      }
+  for (int64_t t = 0; t < count; ++t) {
+    const float* const of_token = table + static_cast<int64_t>(tokens[t]) * width;
+    for (int64_t c = 0; c < width; c += kLanes) {
+      StoreSome(rows + t * width + c, LoadSome(rows + t * width + c, width - c) * LoadSome(of_token + c, width - c),
+                width - c);
     }
-  });
+  }
   for (int64_t t = count - 1; t >= 0; --t) {  // From the end, so that the row before is still what it was.
     float* const now_row = rows + t * width;
     for (int64_t c = 0; c < width; c += kLanes) {
@@ -144,37 +137,34 @@ RWKV_INLINE void Attend(const float* query, int64_t query_width, const Attention
   }
 }
 
-RWKV_INLINE void CopyFloats(const float* from, int64_t count, float* to) {
-  for (int64_t i = 0; i < count; i += kLanes) StoreSome(to + i, LoadSome(from + i, count - i), count - i);
-}
-
 void DeepEmbedAttention(const DeepEmbedAttentionArgs& args, void* workspace) {
-  const int64_t query_width = args.k2.rows;
-  const int64_t rank = args.k2.cols;
-  const int64_t width = args.v2.rows;
+  const int64_t query_width = args.k2->matrix.rows;
+  const int64_t rank = args.k2->matrix.cols;
+  const int64_t width = args.v2->matrix.rows;
   const AttentionWorkspace parts = Divide(args, MostTokens(args), workspace);
-  for (int64_t s = 0; s < args.span_count; ++s) {
-    const SequenceSpan& span = args.spans[s];
+  for (int64_t s = 0; s < args.step->span_count; ++s) {
+    const SequenceSpan& span = args.step->spans[s];
+    if (span.slot == kPaddingSlot) continue;
     const int64_t after = TokensAfter(args, span);
     const int64_t before = after - span.row_count;
-    float* const tokens = args.token_cache.data + span.slot * args.token_cache.stride;
-    float* const key_cache = args.key_cache.data + span.slot * args.key_cache.stride;
-    float* const value_cache = args.value_cache.data + span.slot * args.value_cache.stride;
-    float* const q_previous = args.q_previous.data + span.slot * args.q_previous.stride;
+    float* const tokens = StateOf(args.token_cache, span.slot);
+    float* const key_cache = StateOf(args.key_cache, span.slot);
+    float* const value_cache = StateOf(args.value_cache, span.slot);
+    float* const q_previous = StateOf(args.q_previous, span.slot);
     for (int64_t t = 0; t < span.row_count; ++t) {
-      tokens[before + t] = static_cast<float>(args.tokens[span.row_begin + t]);
+      tokens[before + t] = static_cast<float>(args.step->tokens[span.row_begin + t]);
     }
     CopyFloats(args.key + span.row_begin * rank, span.row_count * rank, key_cache + before * rank);
     CopyFloats(args.value + span.row_begin * rank, span.row_count * rank, value_cache + before * rank);
-    args.length.data[span.slot * args.length.stride] = static_cast<float>(after);
+    *StateOf(args.length, span.slot) = static_cast<float>(after);
 
-    Matmul(ExpandArgs(args.k2, after, key_cache, parts.keys), parts.matmul);
-    FinishCachedRows(args.k_emb, tokens, after, args.x_k, args.lnk_weight, args.lnk_bias, args.epsilon, parts.row,
+    Matmul(ExpandArgs(args.k2->matrix, after, key_cache, parts.keys), parts.matmul);
+    FinishCachedRows(args.k_emb, query_width, tokens, after, args.x_k, args.lnk_weight, args.lnk_bias, args.epsilon,
                      parts.keys);
-    MatmulArgs expand_values = ExpandArgs(args.v2, after, value_cache, parts.values);
+    MatmulArgs expand_values = ExpandArgs(args.v2->matrix, after, value_cache, parts.values);
     expand_values.activation = Activation::kTanh;
     Matmul(expand_values, parts.matmul);
-    FinishCachedRows(args.v_emb, tokens, after, args.x_v, args.lnv_weight, args.lnv_bias, args.epsilon, parts.row,
+    FinishCachedRows(args.v_emb, width, tokens, after, args.x_v, args.lnv_weight, args.lnv_bias, args.epsilon,
                      parts.values);
 
     const float* q_before = q_previous;

@@ -1,4 +1,6 @@
 // What one instruction set's build of simd_kernels.h offers. Arguments are already checked, memory is already there.
+// An operation is cut into parts that threads may compute side by side in any order: none writes what another reads or
+// writes, and no sum crosses them.
 #pragma once
 
 #include <cstdint>
@@ -6,34 +8,41 @@
 #include "kernels/api/deep_embed.h"
 #include "kernels/api/deep_embed_attention.h"
 #include "kernels/api/embed.h"
-#include "kernels/api/group_norm.h"
 #include "kernels/api/layer_norm.h"
-#include "kernels/api/matmul.h"
-#include "kernels/api/token_shift.h"
+#include "kernels/api/mix_input.h"
+#include "kernels/api/sequence_span.h"
 #include "kernels/api/wkv4.h"
 #include "kernels/api/wkv6.h"
 #include "kernels/api/wkv7.h"
-#include "kernels/api/wkv7_output.h"
-#include "kernels/api/wkv7_prepare.h"
+#include "kernels/cpu/matmul.h"
 
 namespace rwkv::kernels::cpu {
 
 struct KernelSet {
-  void (*embed)(const EmbedArgs& args);
-  void (*layer_norm)(const LayerNormArgs& args);
-  void (*token_shift)(const TokenShiftArgs& args);
+  // Rows [begin, end).
+  void (*embed)(const EmbedArgs& args, int64_t begin, int64_t end);
+  void (*layer_norm)(const LayerNormArgs& args, int64_t begin, int64_t end);
+  void (*deep_embed)(const DeepEmbedArgs& args, int64_t begin, int64_t end);
+
+  // Rows [begin, end), and the states of the spans that lie inside; those that do not are left to mix_input_state.
+  // `scratch`: 2 * width floats.
+  void (*mix_input)(const MixInputArgs& args, int64_t begin, int64_t end, float* scratch);
+  // What the span leaves as its state, once all rows are done.
+  void (*mix_input_state)(const MixInputArgs& args, const SequenceSpan& span);
+
   int64_t (*matmul_workspace_bytes)(const MatmulArgs& args);
   void (*matmul)(const MatmulArgs& args, void* workspace);  // workspace: 64-byte aligned; null if none is needed
-  void (*group_norm)(const GroupNormArgs& args);
-  void (*wkv4)(const Wkv4Args& args);
-  void (*wkv6)(const Wkv6Args& args);
-  void (*wkv7_prepare)(const Wkv7PrepareArgs& args);
-  void (*wkv7)(const Wkv7Args& args);
-  void (*wkv7_output)(const Wkv7OutputArgs& args);
-  int64_t (*deep_embed_workspace_bytes)(const DeepEmbedArgs& args);
-  void (*deep_embed)(const DeepEmbedArgs& args, void* workspace);
+
+  // Channels [begin, end) of a span.
+  void (*wkv4)(const Wkv4Args& args, const SequenceSpan& span, int64_t begin, int64_t end);
+  // One head of a span.
+  void (*wkv6)(const Wkv6Args& args, const SequenceSpan& span, int64_t head);
+  void (*wkv7)(const Wkv7Args& args, const SequenceSpan& span, int64_t head, float* scratch);
+  int64_t (*wkv7_scratch_floats)(int64_t head_size);
+
   int64_t (*deep_embed_attention_workspace_bytes)(const DeepEmbedAttentionArgs& args);
   void (*deep_embed_attention)(const DeepEmbedAttentionArgs& args, void* workspace);
+
   // The functions inside the operations, element by element, for their own tests.
   void (*exp)(const float* x, int64_t count, float* y);
   void (*sigmoid)(const float* x, int64_t count, float* y);

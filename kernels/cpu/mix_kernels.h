@@ -1,13 +1,13 @@
-// Norms, token shift, embedding. Only for the kernels_*.cc files.
+// Norms, embedding, and what the products of a mix read. Only for the kernels_*.cc files.
 #pragma once
 
 #include <cstdint>
 
 #include "kernels/api/embed.h"
-#include "kernels/api/group_norm.h"
 #include "kernels/api/layer_norm.h"
+#include "kernels/api/mix_input.h"
 #include "kernels/api/sequence_span.h"
-#include "kernels/api/token_shift.h"
+#include "kernels/api/state_tensor.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/weight_rows.h"
 
@@ -36,61 +36,96 @@ RWKV_INLINE void Normalize(const float* x, const float* weight, const float* bia
   }
 }
 
-void LayerNorm(const LayerNormArgs& args) {
-  for (int64_t row = 0; row < args.rows; ++row) {
+// StateTensor::of(), as code that is this file's own.
+RWKV_INLINE float* StateOf(const StateTensor& state, int32_t slot) { return state.data + slot * state.stride; }
+
+RWKV_INLINE void CopyFloats(const float* from, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; i += kLanes) StoreSome(to + i, LoadSome(from + i, count - i), count - i);
+}
+
+RWKV_INLINE void ZeroFloats(float* to, int64_t count) {
+  for (int64_t i = 0; i < count; i += kLanes) StoreSome(to + i, F32{}, count - i);
+}
+
+void LayerNorm(const LayerNormArgs& args, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
     Normalize(args.x + row * args.width, args.weight, args.bias, args.width, args.epsilon, nullptr,
               args.y + row * args.width);
   }
 }
 
-void GroupNorm(const GroupNormArgs& args) {
-  const int64_t n = args.head_size;
-  for (int64_t row = 0; row < args.rows; ++row) {
-    for (int64_t head = 0; head < args.heads; ++head) {
-      const int64_t c = head * n;
-      const int64_t at = row * args.heads * n + c;
-      Normalize(args.y + at, args.weight + c, args.bias + c, n, args.epsilon,
-                args.gate != nullptr ? args.gate + at : nullptr, args.out + at);
-    }
-  }
-}
-
-void Embed(const EmbedArgs& args) {
-  const int64_t width = args.embedding.cols;
-  VisitWeights(args.embedding, [&](auto weights) {
-    for (int64_t row = 0; row < args.rows; ++row) {
+void Embed(const EmbedArgs& args, int64_t begin, int64_t end) {
+  const MatrixView& embedding = args.embedding->matrix;
+  const int64_t width = embedding.cols;
+  VisitWeights(embedding, [&](auto weights) {
+    for (int64_t row = begin; row < end; ++row) {
       float* const x = args.x + row * width;
-      WidenRow<decltype(weights)>(args.embedding, args.tokens[row], x);
+      WidenRow<decltype(weights)>(embedding, args.tokens[row], x);
       if (args.weight != nullptr) Normalize(x, args.weight, args.bias, width, args.epsilon, nullptr, x);
     }
   });
 }
 
-void TokenShift(const TokenShiftArgs& args) {
+// --- MixInput ---
+
+// Where the normalised input of a row is: x itself, or `to` after the norm.
+RWKV_INLINE const float* NormedRow(const MixInputArgs& args, int64_t row, float* to) {
+  const float* const x = args.x + row * args.width;
+  if (args.weight == nullptr) return x;
+  Normalize(x, args.weight, args.bias, args.width, args.epsilon, nullptr, to);
+  return to;
+}
+
+RWKV_INLINE void PadMixInput(const MixInputArgs& args, int64_t row) {
+  if (args.normed != nullptr) ZeroFloats(args.normed + row * args.width, args.width);
+  for (int64_t m = 0; m < args.outputs; ++m) ZeroFloats(args.y[m] + row * args.width, args.width);
+}
+
+RWKV_INLINE void MixRow(const MixInputArgs& args, int64_t row, const float* now_row, const float* before_row) {
   const int64_t width = args.width;
-  for (int64_t s = 0; s < args.span_count; ++s) {
-    const SequenceSpan& span = args.spans[s];
-    float* const state = args.state_pool + span.slot * args.state_stride;
-    const float* previous_row = state;
-    for (int64_t row = span.row_begin; row < span.row_begin + span.row_count; ++row) {
-      const float* x_row = args.x + row * width;
-      for (int64_t c = 0; c < width; c += kLanes) {
-        const int64_t left = width - c;
-        const F32 x = LoadSome(x_row + c, left);
-        const F32 difference = LoadSome(previous_row + c, left) - x;
-        for (int64_t m = 0; m < args.outputs; ++m) {
-          F32 mix = LoadSome(args.mix[m] + c, left);
-          if (args.mix_delta[m] != nullptr) mix += LoadSome(args.mix_delta[m] + row * width + c, left);
-          StoreSome(args.y[m] + row * width + c, Fma(difference, mix, x), left);
-        }
-      }
-      previous_row = x_row;
-    }
-    if (args.keep_state) continue;
-    for (int64_t c = 0; c < width; c += kLanes) {
-      StoreSome(state + c, LoadSome(previous_row + c, width - c), width - c);
+  for (int64_t c = 0; c < width; c += kLanes) {
+    const int64_t left = width - c;
+    const F32 now = LoadSome(now_row + c, left);
+    const F32 difference = LoadSome(before_row + c, left) - now;
+    for (int64_t m = 0; m < args.outputs; ++m) {
+      F32 mix = LoadSome(args.mix[m] + c, left);
+      if (args.mix_delta[m] != nullptr) mix += LoadSome(args.mix_delta[m] + row * width + c, left);
+      StoreSome(args.y[m] + row * width + c, Fma(difference, mix, now), left);
     }
   }
+}
+
+void MixInput(const MixInputArgs& args, int64_t begin, int64_t end, float* scratch) {
+  const SequenceSpan* span = args.step->spans;
+  while (span->row_begin + span->row_count <= begin) ++span;
+  // Two places, so that the row before is still there; the place behind the one in use is free.
+  float* places[2] = {scratch, scratch + args.width};
+  const float* before = nullptr;
+  for (int64_t row = begin; row < end; ++row) {
+    if (row == span->row_begin + span->row_count) ++span;
+    if (span->slot == kPaddingSlot) {
+      PadMixInput(args, row);
+      continue;
+    }
+    if (row == span->row_begin) {
+      before = StateOf(args.shift, span->slot);
+    } else if (row == begin) {
+      before = NormedRow(args, row - 1, places[(row - 1) & 1]);  // Another part's row: made once more, with its bits.
+    }
+    const float* const now = NormedRow(args, row, places[row & 1]);
+    if (args.normed != nullptr) CopyFloats(now, args.width, args.normed + row * args.width);
+    MixRow(args, row, now, before);
+    const bool is_last = row + 1 == span->row_begin + span->row_count;
+    if (is_last && span->row_begin >= begin && !args.keep_state)
+      CopyFloats(now, args.width, StateOf(args.shift, span->slot));
+    before = now;
+  }
+}
+
+void MixInputState(const MixInputArgs& args, const SequenceSpan& span) {
+  float* const state = StateOf(args.shift, span.slot);
+  const float* const last = NormedRow(args, span.row_begin + span.row_count - 1, state);
+  if (last != state) CopyFloats(last, args.width, state);
 }
 
 }  // namespace

@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "kernels/api/matmul.h"
 #include "kernels/base/matrix.h"
+#include "kernels/cpu/matmul.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/simd_math.h"
 #include "kernels/cpu/weight_rows.h"

@@ -120,6 +120,31 @@ RWKV_INLINE F32x4 Sum4(F32 a, F32 b, F32 c, F32 d) {
   return __builtin_shufflevector(ab, cd, 0, 2, 4, 6) + __builtin_shufflevector(ab, cd, 1, 3, 5, 7);
 }
 
+// {Sum(v[0]), ..., Sum(v[15])}, the same bits: each level halves the lanes of two vectors and puts them into one.
+RWKV_INLINE F32 Sum16(const F32* v) {
+  F32 by8[8], by4[4], by2[2];
+#pragma clang loop unroll(full)
+  for (int i = 0; i < 8; ++i) {
+    const F32 a = v[2 * i], b = v[2 * i + 1];
+    by8[i] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+             __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  }
+#pragma clang loop unroll(full)
+  for (int i = 0; i < 4; ++i) {
+    const F32 a = by8[2 * i], b = by8[2 * i + 1];
+    by4[i] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+             __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+  }
+#pragma clang loop unroll(full)
+  for (int i = 0; i < 2; ++i) {
+    const F32 a = by4[2 * i], b = by4[2 * i + 1];
+    by2[i] = __builtin_shufflevector(a, b, 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29) +
+             __builtin_shufflevector(a, b, 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
+  }
+  return __builtin_shufflevector(by2[0], by2[1], 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+         __builtin_shufflevector(by2[0], by2[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+}
+
 // How the weights of a matrix are widened, exactly, for each way to store them. A Row is where one row's weights are; a
 // Group is what kStep columns from a multiple of kStep on have in common. Load() takes a multiple of 16 as `col`;
 // the lanes from `count` on are zero in LoadTail().

@@ -66,7 +66,7 @@ class SimdMathTest : public ::testing::TestWithParam<size_t> {
 };
 
 TEST_P(SimdMathTest, ErrorsAreWithinTheDocumentedBound) {
-  if (!backend_.runs_here) GTEST_SKIP() << backend_.table->name << " cannot run on this processor";
+  if (!backend_.runs_here) GTEST_SKIP() << backend_.name << " cannot run on this processor";
   const std::vector<float> x = AllOverTheFloats();
   std::vector<float> y;
   struct Bound {
@@ -97,7 +97,7 @@ TEST_P(SimdMathTest, ErrorsAreWithinTheDocumentedBound) {
 }
 
 TEST_P(SimdMathTest, LimitsAreExact) {
-  if (!backend_.runs_here) GTEST_SKIP() << backend_.table->name << " cannot run on this processor";
+  if (!backend_.runs_here) GTEST_SKIP() << backend_.name << " cannot run on this processor";
   const std::vector<float> x = {0.0f, -0.0f, HUGE_VALF, -HUGE_VALF, NAN, 3.4e38f, -3.4e38f};
   std::vector<float> y;
   Compute(*backend_.kernels, Function::kExp, x, &y);
@@ -117,7 +117,7 @@ TEST_P(SimdMathTest, LimitsAreExact) {
 
 // Neither the lane nor the length of the rest changes a bit.
 TEST_P(SimdMathTest, ValueDoesNotDependOnItsPlace) {
-  if (!backend_.runs_here) GTEST_SKIP() << backend_.table->name << " cannot run on this processor";
+  if (!backend_.runs_here) GTEST_SKIP() << backend_.name << " cannot run on this processor";
   std::vector<float> x;
   for (int i = 0; i < 53; ++i) x.push_back(-9.7f + 0.371f * static_cast<float>(i));
   std::vector<float> whole;
@@ -132,7 +132,7 @@ TEST_P(SimdMathTest, ValueDoesNotDependOnItsPlace) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, SimdMathTest, ::testing::Range<size_t>(0, Backends().size()), [](const auto& info) {
-  std::string name(Backends()[info.param].table->name);
+  std::string name(Backends()[info.param].name);
   return name.substr(name.find('/') + 1);
 });
 

@@ -12,7 +12,7 @@ absl::StatusOr<std::unique_ptr<Device>> OpenDevice(absl::string_view request) {
   if (request == "reference") return reference::OpenDevice();
   std::vector<std::string> names = {"auto", "reference", "cpu"};
   for (const cpu::Backend& backend : cpu::Backends()) {
-    names.emplace_back(backend.table->name);
+    names.emplace_back(backend.name);
     if (names.back() != request) continue;
     if (backend.runs_here) return cpu::OpenDevice(backend);
     return absl::UnimplementedError(absl::StrCat("device \"", request, "\" cannot run on this processor"));
@@ -24,7 +24,7 @@ absl::StatusOr<std::unique_ptr<Device>> OpenDevice(absl::string_view request) {
 std::vector<std::string> AvailableDevices() {
   std::vector<std::string> names = {"reference"};
   for (const cpu::Backend& backend : cpu::Backends()) {
-    if (backend.runs_here) names.emplace_back(backend.table->name);
+    if (backend.runs_here) names.emplace_back(backend.name);
   }
   return names;
 }

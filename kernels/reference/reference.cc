@@ -8,37 +8,59 @@
 #include "kernels/base/host_device.h"
 #include "kernels/base/matrix.h"
 #include "kernels/base/status_macros.h"
+#include "kernels/reference/pieces.h"
 
 namespace rwkv::kernels::reference {
 namespace {
 
-float Sigmoid(float z) { return 1.0f / (1.0f + std::exp(-z)); }
+using Floats = std::vector<float>;
 
-// (x - mean) / sqrt(var + eps) * weight + bias over `width` channels; y may be x.
-void Normalize(const float* x, const float* weight, const float* bias, int64_t width, float epsilon, float* y) {
-  float sum = 0.0f;
-  for (int64_t c = 0; c < width; ++c) sum += x[c];
-  const float mean = sum / static_cast<float>(width);
-  float squares = 0.0f;
-  for (int64_t c = 0; c < width; ++c) squares += (x[c] - mean) * (x[c] - mean);
-  const float deviation = std::sqrt(squares / static_cast<float>(width) + epsilon);
-  for (int64_t c = 0; c < width; ++c) y[c] = (x[c] - mean) / deviation * weight[c] + bias[c];
+float Activate(Activation activation, float z) {
+  switch (activation) {
+    case Activation::kNone:
+      return z;
+    case Activation::kSigmoid:
+      return Sigmoid(z);
+    case Activation::kTanh:
+      return std::tanh(z);
+    case Activation::kSquaredRelu:
+      return z > 0.0f || std::isnan(z) ? z * z : 0.0f;
+    case Activation::kSilu:
+      return z * Sigmoid(z);
+    case Activation::kDecay:
+      return std::exp(-std::exp(z));
+  }
+  return z;
+}
+
+void Compute(const Product& product, int64_t rows) {
+  const MatrixView& weight = product.weight->matrix;
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t o = 0; o < weight.rows; ++o) {
+      float z = 0.0f;
+      for (int64_t k = 0; k < weight.cols; ++k) z += product.x[row * weight.cols + k] * LoadAsFloat(weight, o, k);
+      if (product.bias != nullptr) z += product.bias[o];
+      z = Activate(product.activation, z);
+      if (product.gate != nullptr) z *= product.gate[row * weight.rows + o];
+      float& y = product.y[row * weight.rows + o];
+      y = product.accumulate ? y + z : z;
+    }
+  }
 }
 
 // The keys or values of the first `count` cached tokens [count, expand.rows]: act(cache expand^T) * table[token], mixed
 // with the row before (zeros before the first), normalised.
-std::vector<float> RebuiltRows(const float* cache, const MatrixView& expand, bool tanh, const MatrixView& table,
-                               const float* tokens, int64_t count, const float* mix, const float* norm_weight,
-                               const float* norm_bias, float epsilon) {
+Floats RebuiltRows(const float* cache, const MatrixView& expand, bool tanh, const float* table, const float* tokens,
+                   int64_t count, const float* mix, const float* norm_weight, const float* norm_bias, float epsilon) {
   const int64_t width = expand.rows;
-  std::vector<float> rows(static_cast<size_t>(count * width));
-  std::vector<float> previous(static_cast<size_t>(width));
+  Floats rows(static_cast<size_t>(count * width));
+  Floats previous(static_cast<size_t>(width));
   for (int64_t t = 0; t < count; ++t) {
     float* row = rows.data() + t * width;
     for (int64_t c = 0; c < width; ++c) {
       float z = 0.0f;
       for (int64_t i = 0; i < expand.cols; ++i) z += cache[t * expand.cols + i] * LoadAsFloat(expand, c, i);
-      const float now = (tanh ? std::tanh(z) : z) * LoadAsFloat(table, static_cast<int64_t>(tokens[t]), c);
+      const float now = (tanh ? std::tanh(z) : z) * table[static_cast<int64_t>(tokens[t]) * width + c];
       row[c] = now + (previous[c] - now) * mix[c];
       previous[c] = now;
     }
@@ -51,12 +73,10 @@ std::vector<float> RebuiltRows(const float* cache, const MatrixView& expand, boo
 
 absl::Status Embed(const EmbedArgs& args, Stream&) {
   RWKV_RETURN_IF_ERROR(Validate(args));
-  const int64_t width = args.embedding.cols;
+  const int64_t width = args.embedding->matrix.cols;
   for (int64_t row = 0; row < args.rows; ++row) {
     float* x = args.x + row * width;
-    for (int64_t c = 0; c < width; ++c) {
-      x[c] = LoadAsFloat(args.embedding, args.tokens[row], c);
-    }
+    for (int64_t c = 0; c < width; ++c) x[c] = LoadAsFloat(args.embedding->matrix, args.tokens[row], c);
     if (args.weight != nullptr) Normalize(x, args.weight, args.bias, width, args.epsilon, x);
   }
   return absl::OkStatus();
@@ -70,115 +90,49 @@ absl::Status LayerNorm(const LayerNormArgs& args, Stream&) {
   return absl::OkStatus();
 }
 
-absl::Status TokenShift(const TokenShiftArgs& args, Stream&) {
+absl::Status MixInput(const MixInputArgs& args, Stream&) {
   RWKV_RETURN_IF_ERROR(Validate(args));
-  for (int64_t s = 0; s < args.span_count; ++s) {
-    const SequenceSpan& span = args.spans[s];
-    float* state = args.state_pool + span.slot * args.state_stride;
-    const float* previous = state;
+  const int64_t n = args.width;
+  for (int64_t s = 0; s < args.step->span_count; ++s) {
+    const SequenceSpan& span = args.step->spans[s];
+    const bool padding = span.slot == kPaddingSlot;
+    Floats before = padding ? Floats(n) : Floats(args.shift.of(span.slot), args.shift.of(span.slot) + n);
     for (int64_t row = span.row_begin; row < span.row_begin + span.row_count; ++row) {
-      const float* x = args.x + row * args.width;
-      for (int64_t c = 0; c < args.width; ++c) {
-        const int64_t at = row * args.width + c;
-        for (int64_t m = 0; m < args.outputs; ++m) {
-          const float delta = args.mix_delta[m] != nullptr ? args.mix_delta[m][at] : 0.0f;
-          args.y[m][at] = x[c] + (previous[c] - x[c]) * (args.mix[m][c] + delta);
-        }
+      Floats now(args.x + row * n, args.x + (row + 1) * n);
+      if (args.weight != nullptr) Normalize(now.data(), args.weight, args.bias, n, args.epsilon, now.data());
+      if (padding) std::fill(now.begin(), now.end(), 0.0f);
+      if (args.normed != nullptr) std::copy(now.begin(), now.end(), args.normed + row * n);
+      for (int64_t m = 0; m < args.outputs; ++m) {
+        Floats mix(args.mix[m], args.mix[m] + n);
+        for (int64_t c = 0; c < n && args.mix_delta[m] != nullptr; ++c) mix[c] += args.mix_delta[m][row * n + c];
+        Shift(now.data(), before.data(), mix.data(), n, args.y[m] + row * n);
+        if (padding) std::fill_n(args.y[m] + row * n, n, 0.0f);
       }
-      previous = x;
+      before = now;
     }
-    if (!args.keep_state) std::copy(previous, previous + args.width, state);
+    if (!padding && !args.keep_state) std::copy(before.begin(), before.end(), args.shift.of(span.slot));
   }
   return absl::OkStatus();
 }
 
-absl::Status Matmul(const MatmulArgs& args, Stream&) {
+absl::Status Products(const ProductsArgs& args, Stream&) {
   RWKV_RETURN_IF_ERROR(Validate(args));
-  const int64_t in = args.weight.cols;
-  const int64_t out = args.weight.rows;
-  for (int64_t row = 0; row < args.rows; ++row) {
-    for (int64_t o = 0; o < out; ++o) {
-      float z = 0.0f;
-      for (int64_t k = 0; k < in; ++k) {
-        z += args.x[row * in + k] * LoadAsFloat(args.weight, o, k);
-      }
-      if (args.bias != nullptr) z += args.bias[o];
-      switch (args.activation) {
-        case Activation::kNone:
-          break;
-        case Activation::kSigmoid:
-          z = Sigmoid(z);
-          break;
-        case Activation::kTanh:
-          z = std::tanh(z);
-          break;
-        case Activation::kSquaredRelu:
-          z = z > 0.0f || std::isnan(z) ? z * z : 0.0f;
-          break;
-        case Activation::kSilu:
-          z = z * Sigmoid(z);
-          break;
-        case Activation::kDecay:
-          z = std::exp(-std::exp(z));
-          break;
-      }
-      if (args.gate != nullptr) z *= args.gate[row * out + o];
-      float& y = args.y[row * out + o];
-      y = args.accumulate ? y + z : z;
-    }
-  }
-  return absl::OkStatus();
-}
-
-absl::Status Products(const ProductsArgs& args, Stream& stream) {
-  RWKV_RETURN_IF_ERROR(Validate(args));
-  for (int64_t i = 0; i < args.count; ++i) {
-    const Product& product = args.products[i];
-    RWKV_RETURN_IF_ERROR(Matmul({args.rows, product.weight->matrix, product.x, product.bias, product.activation,
-                                 product.gate, product.accumulate, product.y},
-                                stream));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status GroupNorm(const GroupNormArgs& args, Stream&) {
-  RWKV_RETURN_IF_ERROR(Validate(args));
-  const int64_t n = args.head_size;
-  for (int64_t row = 0; row < args.rows; ++row) {
-    for (int64_t head = 0; head < args.heads; ++head) {
-      const int64_t c = head * n;
-      const int64_t at = row * args.heads * n + c;
-      std::vector<float> z(static_cast<size_t>(n));
-      Normalize(args.y + at, args.weight + c, args.bias + c, n, args.epsilon, z.data());
-      for (int64_t j = 0; j < n; ++j) args.out[at + j] = args.gate != nullptr ? z[j] * args.gate[at + j] : z[j];
-    }
-  }
+  for (int64_t i = 0; i < args.count; ++i) Compute(args.products[i], args.rows);
   return absl::OkStatus();
 }
 
 absl::Status Wkv4(const Wkv4Args& args, Stream&) {
   RWKV_RETURN_IF_ERROR(Validate(args));
-  for (int64_t s = 0; s < args.span_count; ++s) {
-    const SequenceSpan& span = args.spans[s];
-    float* aa = args.aa.data + span.slot * args.aa.stride;
-    float* bb = args.bb.data + span.slot * args.bb.stride;
-    float* pp = args.pp.data + span.slot * args.pp.stride;
+  for (int64_t s = 0; s < args.step->span_count; ++s) {
+    const SequenceSpan& span = args.step->spans[s];
     for (int64_t row = span.row_begin; row < span.row_begin + span.row_count; ++row) {
       for (int64_t c = 0; c < args.width; ++c) {
         const int64_t at = row * args.width + c;
-        const float k = args.k[at];
-        const float v = args.v[at];
-        float q = std::max(pp[c], args.bonus[c] + k);
-        float old_scale = std::exp(pp[c] - q);
-        float new_scale = std::exp(args.bonus[c] + k - q);
-        const float wkv = (old_scale * aa[c] + new_scale * v) / (old_scale * bb[c] + new_scale);
-        args.y[at] = args.r[at] * wkv;
-        q = std::max(pp[c] + args.decay[c], k);
-        old_scale = std::exp(pp[c] + args.decay[c] - q);
-        new_scale = std::exp(k - q);
-        aa[c] = old_scale * aa[c] + new_scale * v;
-        bb[c] = old_scale * bb[c] + new_scale;
-        pp[c] = q;
+        args.y[at] =
+            span.slot == kPaddingSlot
+                ? 0.0f
+                : args.r[at] * Recur4(args.decay[c], args.bonus[c], args.k[at], args.v[at], args.aa.of(span.slot) + c,
+                                      args.bb.of(span.slot) + c, args.pp.of(span.slot) + c);
       }
     }
   }
@@ -188,59 +142,19 @@ absl::Status Wkv4(const Wkv4Args& args, Stream&) {
 absl::Status Wkv6(const Wkv6Args& args, Stream&) {
   RWKV_RETURN_IF_ERROR(Validate(args));
   const int64_t n = args.head_size;
-  for (int64_t s = 0; s < args.span_count; ++s) {
-    const SequenceSpan& span = args.spans[s];
+  for (int64_t s = 0; s < args.step->span_count; ++s) {
+    const SequenceSpan& span = args.step->spans[s];
     for (int64_t row = span.row_begin; row < span.row_begin + span.row_count; ++row) {
-      for (int64_t head = 0; head < args.heads; ++head) {
-        const int64_t c = head * n;
+      for (int64_t c = 0; c < args.heads * n; c += n) {
         const int64_t at = row * args.heads * n + c;
-        const float* w = args.w + (args.constant_decay ? c : at);
-        float* state = args.state_pool + span.slot * args.state_stride + c * n;
-        float bonus = 0.0f;
-        for (int64_t j = 0; j < n; ++j) bonus += args.r[at + j] * args.k[at + j] * args.bonus[c + j];
-        for (int64_t i = 0; i < n; ++i) {
-          float* state_row = state + i * n;
-          float read = 0.0f;
-          for (int64_t j = 0; j < n; ++j) {
-            read += state_row[j] * args.r[at + j];
-            state_row[j] = state_row[j] * w[j] + args.v[at + i] * args.k[at + j];
-          }
-          args.y[at + i] = read + bonus * args.v[at + i];
+        if (span.slot == kPaddingSlot) {
+          std::fill_n(args.y + at, n, 0.0f);
+          continue;
         }
-      }
-    }
-  }
-  return absl::OkStatus();
-}
-
-absl::Status Wkv7Prepare(const Wkv7PrepareArgs& args, Stream&) {
-  RWKV_RETURN_IF_ERROR(Validate(args));
-  const int64_t n = args.head_size;
-  const int64_t width = args.heads * n;
-  constexpr float kInverseSqrtE = 0.60653066f;  // e^(-1/2)
-  for (int64_t row = 0; row < args.rows; ++row) {
-    for (int64_t head = 0; head < args.heads; ++head) {
-      float squares = 0.0f;
-      for (int64_t j = 0; j < n; ++j) {
-        const int64_t c = head * n + j;
-        const float kappa = args.k[row * width + c] * args.k_k[c];
-        squares += kappa * kappa;
-      }
-      const float norm = std::max(std::sqrt(squares), 1e-12f);
-      for (int64_t j = 0; j < n; ++j) {
-        const int64_t c = head * n + j;
-        const int64_t at = row * width + c;
-        const float decay = std::exp(-kInverseSqrtE * Sigmoid(args.decay_bias[c] + args.decay_lora[at]));
-        const float iclr = Sigmoid(args.iclr_bias[c] + args.iclr_lora[at]);
-        const float kappa_hat = args.k[at] * args.k_k[c] / norm;
-        if (args.v_first != nullptr) {
-          const float gate = Sigmoid(args.value_gate_bias[c] + args.value_gate_lora[at]);
-          args.v[at] = args.v[at] + (args.v_first[at] - args.v[at]) * gate;
-        }
-        args.k[at] = args.k[at] * (1.0f + (iclr - 1.0f) * args.k_a[c]);
-        args.w[at] = decay;
-        args.a[at] = -kappa_hat;
-        args.b[at] = kappa_hat * iclr;
+        Recur6(args.r + at, args.w + (args.constant_decay ? c : at), args.k + at, args.v + at, args.bonus + c, n,
+               args.state.of(span.slot) + c * n, args.y + at);
+        Normalize(args.y + at, args.ln_weight + c, args.ln_bias + c, n, args.epsilon, args.y + at);
+        for (int64_t j = at; j < at + n && args.gate != nullptr; ++j) args.y[j] *= args.gate[j];
       }
     }
   }
@@ -250,40 +164,38 @@ absl::Status Wkv7Prepare(const Wkv7PrepareArgs& args, Stream&) {
 absl::Status Wkv7(const Wkv7Args& args, Stream&) {
   RWKV_RETURN_IF_ERROR(Validate(args));
   const int64_t n = args.head_size;
-  for (int64_t s = 0; s < args.span_count; ++s) {
-    const SequenceSpan& span = args.spans[s];
+  Floats w(n), a(n), b(n);
+  for (int64_t s = 0; s < args.step->span_count; ++s) {
+    const SequenceSpan& span = args.step->spans[s];
     for (int64_t row = span.row_begin; row < span.row_begin + span.row_count; ++row) {
-      for (int64_t head = 0; head < args.heads; ++head) {
-        const int64_t at = (row * args.heads + head) * n;
-        float* state = args.state_pool + span.slot * args.state_stride + head * n * n;
-        for (int64_t i = 0; i < n; ++i) {
-          float* state_row = state + i * n;
-          float recall = 0.0f;
-          for (int64_t j = 0; j < n; ++j) recall += state_row[j] * args.a[at + j];
-          float read = 0.0f;
-          for (int64_t j = 0; j < n; ++j) {
-            state_row[j] = state_row[j] * args.w[at + j] + args.v[at + i] * args.k[at + j] + recall * args.b[at + j];
-            read += state_row[j] * args.r[at + j];
-          }
-          args.y[at + i] = read;
+      for (int64_t c = 0; c < args.heads * n; c += n) {
+        const int64_t at = row * args.heads * n + c;
+        if (span.slot == kPaddingSlot) {
+          std::fill_n(args.y + at, n, 0.0f);
+          continue;
         }
+        Prepare7 prepare = {args.decay_bias + c,
+                            args.iclr_bias + c,
+                            args.k_k + c,
+                            args.k_a + c,
+                            args.decay_lora + at,
+                            args.iclr_lora + at,
+                            nullptr,
+                            nullptr,
+                            nullptr};
+        if (args.v_first != nullptr) {
+          prepare.gate_bias = args.value_gate_bias + c;
+          prepare.gate_lora = args.value_gate_lora + at;
+          prepare.v_first = args.v_first + at;
+        }
+        const float* const r = args.r + at;
+        Floats k(args.k + at, args.k + at + n);
+        Floats v(args.v + at, args.v + at + n);
+        PrepareFor7(prepare, n, k.data(), v.data(), w.data(), a.data(), b.data());
+        Recur7(r, w.data(), k.data(), v.data(), a.data(), b.data(), n, args.state.of(span.slot) + c * n, args.y + at);
+        Normalize(args.y + at, args.ln_weight + c, args.ln_bias + c, n, args.epsilon, args.y + at);
+        AddBonusAndGate(r, k.data(), v.data(), args.bonus + c, args.g + at, n, args.y + at);
       }
-    }
-  }
-  return absl::OkStatus();
-}
-
-absl::Status Wkv7Output(const Wkv7OutputArgs& args, Stream&) {
-  RWKV_RETURN_IF_ERROR(Validate(args));
-  const int64_t n = args.head_size;
-  for (int64_t row = 0; row < args.rows; ++row) {
-    for (int64_t head = 0; head < args.heads; ++head) {
-      const int64_t at = (row * args.heads + head) * n;
-      const int64_t c = head * n;
-      Normalize(args.y + at, args.ln_weight + c, args.ln_bias + c, n, args.epsilon, args.out + at);
-      float bonus = 0.0f;
-      for (int64_t j = 0; j < n; ++j) bonus += args.r[at + j] * args.k[at + j] * args.bonus[c + j];
-      for (int64_t j = 0; j < n; ++j) args.out[at + j] = (args.out[at + j] + bonus * args.v[at + j]) * args.g[at + j];
     }
   }
   return absl::OkStatus();
@@ -295,9 +207,7 @@ absl::Status DeepEmbed(const DeepEmbedArgs& args, Stream&) {
   for (int64_t row = 0; row < args.rows; ++row) {
     for (int64_t j = 0; j < n; ++j) {
       float sum = 0.0f;
-      for (int64_t i = 0; i < n; ++i) {
-        sum += args.x[row * n + i] * LoadAsFloat(args.table, args.tokens[row], i * n + j);
-      }
+      for (int64_t i = 0; i < n; ++i) sum += args.x[row * n + i] * args.matrices[(row * n + i) * n + j];
       args.y[row * n + j] = sum;
     }
   }
@@ -306,36 +216,35 @@ absl::Status DeepEmbed(const DeepEmbedArgs& args, Stream&) {
 
 absl::Status DeepEmbedAttention(const DeepEmbedAttentionArgs& args, Stream&) {
   RWKV_RETURN_IF_ERROR(Validate(args));
-  const int64_t query_width = args.k2.rows;
-  const int64_t rank = args.k2.cols;
-  const int64_t width = args.v2.rows;
-  for (int64_t s = 0; s < args.span_count; ++s) {
-    const SequenceSpan& span = args.spans[s];
-    float* length = args.length.data + span.slot * args.length.stride;
-    float* tokens = args.token_cache.data + span.slot * args.token_cache.stride;
-    float* key_cache = args.key_cache.data + span.slot * args.key_cache.stride;
-    float* value_cache = args.value_cache.data + span.slot * args.value_cache.stride;
-    float* q_previous = args.q_previous.data + span.slot * args.q_previous.stride;
+  RWKV_RETURN_IF_ERROR(ValidateCaches(args));
+  const int64_t query_width = args.k2->matrix.rows;
+  const int64_t rank = args.k2->matrix.cols;
+  const int64_t width = args.v2->matrix.rows;
+  for (int64_t s = 0; s < args.step->span_count; ++s) {
+    const SequenceSpan& span = args.step->spans[s];
+    if (span.slot == kPaddingSlot) continue;
+    float* length = args.length.of(span.slot);
+    float* tokens = args.token_cache.of(span.slot);
+    float* key_cache = args.key_cache.of(span.slot);
+    float* value_cache = args.value_cache.of(span.slot);
+    float* q_previous = args.q_previous.of(span.slot);
     for (int64_t row = span.row_begin; row < span.row_begin + span.row_count; ++row) {
       const auto position = static_cast<int64_t>(*length);
       *length += 1.0f;
-      tokens[position] = static_cast<float>(args.tokens[row]);
+      tokens[position] = static_cast<float>(args.step->tokens[row]);
       std::copy(args.key + row * rank, args.key + (row + 1) * rank, key_cache + position * rank);
       std::copy(args.value + row * rank, args.value + (row + 1) * rank, value_cache + position * rank);
 
-      std::vector<float> q(static_cast<size_t>(query_width));
-      for (int64_t c = 0; c < query_width; ++c) {
-        const float now = args.q[row * query_width + c];
-        q[c] = now + (q_previous[c] - now) * args.x_q[c];
-        q_previous[c] = now;
-      }
+      Floats q(static_cast<size_t>(query_width));
+      Shift(args.q + row * query_width, q_previous, args.x_q, query_width, q.data());
+      std::copy_n(args.q + row * query_width, query_width, q_previous);
       Normalize(q.data(), args.lnq_weight, args.lnq_bias, query_width, args.epsilon, q.data());
 
-      const std::vector<float> keys = RebuiltRows(key_cache, args.k2, false, args.k_emb, tokens, position + 1, args.x_k,
-                                                  args.lnk_weight, args.lnk_bias, args.epsilon);
-      const std::vector<float> values = RebuiltRows(value_cache, args.v2, true, args.v_emb, tokens, position + 1,
-                                                    args.x_v, args.lnv_weight, args.lnv_bias, args.epsilon);
-      std::vector<float> weights;  // exp of the scores, which lie in [-64, 64]
+      const Floats keys = RebuiltRows(key_cache, args.k2->matrix, false, args.k_emb, tokens, position + 1, args.x_k,
+                                      args.lnk_weight, args.lnk_bias, args.epsilon);
+      const Floats values = RebuiltRows(value_cache, args.v2->matrix, true, args.v_emb, tokens, position + 1, args.x_v,
+                                        args.lnv_weight, args.lnv_bias, args.epsilon);
+      Floats weights;  // exp of the scores, which lie in [-64, 64]
       float sum = 0.0f;
       for (int64_t t = 0; t <= position; ++t) {
         float product = 0.0f;
@@ -353,19 +262,16 @@ absl::Status DeepEmbedAttention(const DeepEmbedAttentionArgs& args, Stream&) {
   return absl::OkStatus();
 }
 
-const OpTable& Table() {
-  static constexpr OpTable kTable = {"reference", "reference", Embed,      LayerNorm, TokenShift,
-                                     Matmul,      Products,    GroupNorm,  Wkv4,      Wkv6,
-                                     Wkv7Prepare, Wkv7,        Wkv7Output, DeepEmbed, DeepEmbedAttention};
-  return kTable;
-}
-
 std::unique_ptr<Device> OpenDevice() {
   class ReferenceDevice final : public HostDevice {
    public:
-    absl::string_view name() const override { return Table().name; }
-    absl::string_view numeric_family() const override { return Table().numeric_family; }
-    const OpTable& ops() const override { return Table(); }
+    absl::string_view name() const override { return "reference"; }
+    absl::string_view numeric_family() const override { return "reference"; }
+    const OpTable& ops() const override {
+      static constexpr OpTable kOps = {Embed, LayerNorm, MixInput,  Products,          Wkv4,
+                                       Wkv6,  Wkv7,      DeepEmbed, DeepEmbedAttention};
+      return kOps;
+    }
   };
   return std::make_unique<ReferenceDevice>();
 }

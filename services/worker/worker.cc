@@ -126,7 +126,8 @@ absl::Status WorkerImpl::Init(const Options& options) {
   worker_metrics_ = std::make_unique<WorkerMetrics>(*metrics_);
 
   const absl::Time begin = absl::Now();
-  RWKV_ASSIGN_OR_RETURN(std::shared_ptr<const StageWeights> weights, StageWeights::Load(checkpoint, config, layers));
+  RWKV_ASSIGN_OR_RETURN(std::shared_ptr<const StageWeights> weights,
+                        StageWeights::Load(checkpoint, config, layers, *device));
   absl::StatusOr<TunedStates> tuned_states = LoadTunedStates(options.initial_states, config, layers);
   if (!tuned_states.ok()) {
     return absl::Status(tuned_states.status().code(),

@@ -13,6 +13,8 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
+#include "kernels/base/device.h"
+#include "kernels/dispatch/open_device.h"
 #include "services/checkpoint/checkpoint.h"
 #include "services/checkpoint/fingerprint.h"
 #include "services/checkpoint/formats/element_type.h"
@@ -44,7 +46,8 @@ void OpenAll(const std::string& path, size_t size) {
   if (!checkpoint::Fingerprint(**checkpoint).ok()) abort();
   const absl::StatusOr<checkpoint::ModelConfig> config = checkpoint::ModelConfig::FromCheckpoint(**checkpoint);
   if (!config.ok()) return;
-  const auto weights = StageWeights::Load(*checkpoint, *config, LayerRange{0, config->layer_count});
+  static kernels::Device* const device = kernels::OpenDevice("reference")->release();
+  const auto weights = StageWeights::Load(*checkpoint, *config, LayerRange{0, config->layer_count}, *device);
   if (!weights.ok() && weights.status().code() != absl::StatusCode::kDataLoss) abort();  // Only not-finite is left.
 }
 

@@ -493,7 +493,7 @@ absl::Status StageEngine::AnswerWkvState(const v1::StepEntry& entry, v1::EntryRe
     return absl::FailedPreconditionError(absl::StrCat("slot ", entry.slot(), ": the matrix state has ", bytes,
                                                       " bytes, at most ", kMaxWkvStateBytes, " are sent"));
   }
-  const kernels::StatePool& pool = pool_->view().tensor(pool_->layers() - 1, layout.matrix());
+  const kernels::StateTensor& pool = pool_->view().tensor(pool_->layers() - 1, layout.matrix());
   result.set_wkv_state(pool.data + entry.slot() * pool.stride, bytes);
   return absl::OkStatus();
 }

@@ -46,7 +46,7 @@ absl::StatusOr<std::unique_ptr<StatePool>> StatePool::Create(const StageModel& m
       pool->buffers_.push_back(*std::move(buffer));
     }
   }
-  pool->view_.pools = pool->pools_.data();
+  pool->view_.tensors = pool->pools_.data();
   return pool;
 }
 
@@ -58,7 +58,7 @@ StatePool::StatePool(const StageModel& model, int slots) : model_(model), layers
 void StatePool::Reset(int slot, const TunedState* tuned) {
   for (int layer = 0; layer < layers_; ++layer) {
     for (int i = 0; i < view_.tensors_per_layer; ++i) {
-      const kernels::StatePool& pool = view_.tensor(layer, i);
+      const kernels::StateTensor& pool = view_.tensor(layer, i);
       float* const state = pool.data + slot * pool.stride;
       const bool is_tuned = tuned != nullptr && i == model_.state_layout().matrix();
       const absl::Span<const float> initial = is_tuned ? (*tuned)[layer] : model_.InitialState(layer, i);
@@ -76,7 +76,7 @@ absl::Status StatePool::CopyOut(int slot, int stage_layer, std::string* record) 
   record->resize(model_.state_layout().record_bytes());
   char* out = record->data();
   for (int i = 0; i < view_.tensors_per_layer; ++i) {
-    const kernels::StatePool& pool = view_.tensor(stage_layer, i);
+    const kernels::StateTensor& pool = view_.tensor(stage_layer, i);
     const StateTensorSpec& tensor = model_.state_layout().tensors()[i];
     const float* const state = pool.data + slot * pool.stride;
     if (!AllFinite(state, tensor.size())) {
@@ -103,7 +103,7 @@ absl::Status StatePool::CopyIn(int slot, int stage_layer, absl::string_view reco
   }
   const float* in = values.data();
   for (int i = 0; i < view_.tensors_per_layer; ++i) {
-    const kernels::StatePool& pool = view_.tensor(stage_layer, i);
+    const kernels::StateTensor& pool = view_.tensor(stage_layer, i);
     const int64_t size = model_.state_layout().tensors()[i].size();
     std::copy(in, in + size, pool.data + slot * pool.stride);
     in += size;

@@ -10,7 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "kernels/api/state_pool.h"
+#include "kernels/api/state_tensor.h"
 #include "kernels/base/aligned_buffer.h"
 #include "services/worker/model/block/stage_model.h"
 #include "services/worker/model/block/state_layout.h"
@@ -48,7 +48,7 @@ class StatePool {
   const int layers_;
   int64_t bytes_ = 0;
   std::vector<kernels::AlignedBuffer<float>> buffers_;
-  std::vector<kernels::StatePool> pools_;
+  std::vector<kernels::StateTensor> pools_;
   StateView view_;
 };
 

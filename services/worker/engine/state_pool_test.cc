@@ -97,7 +97,7 @@ TEST_F(StatePoolTest, ARecordThatDoesNotFitChangesNothing) {
 }
 
 TEST_F(StatePoolTest, AStateThatIsNotFiniteIsNotCopiedOut) {
-  const kernels::StatePool& wkv = pool_->view().tensor(0, 1);
+  const kernels::StateTensor& wkv = pool_->view().tensor(0, 1);
   wkv.data[2 * wkv.stride + 3] = -std::numeric_limits<float>::infinity();
   std::string record;
   EXPECT_THAT(pool_->CopyOut(2, 0, &record),

@@ -12,6 +12,7 @@
 #include "kernels/base/dtype.h"
 #include "kernels/base/ggml_blocks.h"
 #include "kernels/base/status_macros.h"
+#include "kernels/base/stream.h"
 #include "services/checkpoint/formats/element_type.h"
 #include "services/checkpoint/formats/tensor_record.h"
 
@@ -87,19 +88,20 @@ absl::Status CheckFinite(const checkpoint::Checkpoint& checkpoint, const checkpo
 }
 
 // A copy of a tensor's elements, all finite.
-struct Weight {
+struct Elements {
   kernels::DType dtype;
   std::unique_ptr<uint8_t[]> data;
 };
 
 // Read, not mapped: what is copied leaves no page of the file in memory.
-absl::StatusOr<Weight> ReadWeight(const checkpoint::Checkpoint& checkpoint, absl::string_view name, int64_t elements) {
+absl::StatusOr<Elements> ReadElements(const checkpoint::Checkpoint& checkpoint, absl::string_view name,
+                                      int64_t elements) {
   const checkpoint::TensorInfo* info = checkpoint.Find(name);
   const absl::optional<kernels::DType> dtype = info == nullptr ? absl::nullopt : checkpoint::WeightDType(info->type);
   if (!dtype.has_value() || info->bytes != elements * kernels::SizeOf(*dtype)) {
     return NotOfTheConfig(checkpoint, name, elements);
   }
-  Weight weight{*dtype, std::make_unique<uint8_t[]>(info->bytes)};
+  Elements weight{*dtype, std::make_unique<uint8_t[]>(info->bytes)};
   RWKV_RETURN_IF_ERROR(checkpoint.ReadBytes(*info, 0, absl::MakeSpan(weight.data.get(), info->bytes)));
   RWKV_RETURN_IF_ERROR(CheckFinite(checkpoint, *info, *dtype, weight.data.get()));
   return weight;
@@ -122,58 +124,121 @@ float Transformed(checkpoint::Transform transform, float value) {
   return value;
 }
 
+// The embedding and DeepEmbed's tables are looked up by token, everything else is multiplied with.
+kernels::WeightUse UseOf(Role role) {
+  switch (role) {
+    case Role::kEmbedding:
+    case Role::kDeepEmbedTable:
+    case Role::kKeyTable:
+    case Role::kValueTable:
+      return kernels::WeightUse::kRows;
+    default:
+      return kernels::WeightUse::kProduct;
+  }
+}
+
+// Rows [begin, begin + rows) of a matrix.
+kernels::MatrixView RowsOf(const kernels::MatrixView& matrix, int64_t begin, int64_t rows) {
+  kernels::MatrixView part = matrix;
+  part.rows = rows;
+  part.data = static_cast<const char*>(matrix.data) + begin * kernels::RowBytes(matrix);
+  if (part.scales != nullptr) part.scales += begin * kernels::GroupsPerRow(matrix);
+  if (part.minimums != nullptr) part.minimums += begin * kernels::GroupsPerRow(matrix);
+  return part;
+}
+
 }  // namespace
+
+// Reads a stage's tensors, checks them and has the device take them.
+class WeightLoader {
+ public:
+  WeightLoader(StageWeights* weights, kernels::Device& device) : weights_(*weights), device_(device) {}
+
+  absl::Status LoadAll();
+
+ private:
+  bool Wants(Role role) const;  // Of the model's own tensors.
+  absl::Status LoadTensor(const checkpoint::ModelTensor& spec, absl::string_view prefix, const checkpoint::Sizes& sizes,
+                          WeightSet* weights);
+  absl::Status LoadVector(const checkpoint::ModelTensor& spec, const std::string& name, const checkpoint::Sizes& sizes,
+                          DeviceFloats* out);
+  absl::StatusOr<std::vector<float>> ReadVector(const checkpoint::ModelTensor& spec, const std::string& name,
+                                                const checkpoint::Sizes& sizes) const;
+  // `form` is the one in which the tensor's rows follow each other as [rows, cols].
+  absl::StatusOr<kernels::MatrixView> ReadMatrix(const std::string& name, int64_t rows, int64_t cols,
+                                                 checkpoint::Form form) const;
+  // Codes of which `out` has the data and the sizes.
+  absl::Status ReadQuantized(const checkpoint::TensorInfo& info, int64_t rows, int64_t cols,
+                             kernels::MatrixView* out) const;
+  // Scales or minimums of a quantised matrix.
+  absl::Status ReadGroups(const std::string& name, int64_t rows, int64_t cols, int64_t* group,
+                          const uint16_t** out) const;
+  absl::Status LoadMatrix(const checkpoint::ModelTensor& spec, const std::string& name, int64_t rows, int64_t cols,
+                          checkpoint::Form form, WeightSet* weights);
+  // The `parts` factors that lie below each other in [rows, cols], once transposed.
+  absl::Status LoadStack(const checkpoint::ModelTensor& spec, const std::string& name, int64_t rows, int64_t cols,
+                         int64_t parts, WeightSet* weights);
+
+  StageWeights& weights_;
+  kernels::Device& device_;
+  const checkpoint::Checkpoint& checkpoint_ = *weights_.checkpoint_;
+  std::unique_ptr<kernels::Stream> stream_;
+  DeviceFloats staging_;  // Pinned.
+};
 
 StageWeights::StageWeights(std::shared_ptr<const checkpoint::Checkpoint> checkpoint,
                            const checkpoint::ModelConfig& config, LayerRange layers)
     : checkpoint_(std::move(checkpoint)), config_(config), layers_(layers) {}
 
 absl::StatusOr<std::unique_ptr<const StageWeights>> StageWeights::Load(
-    std::shared_ptr<const checkpoint::Checkpoint> checkpoint, const checkpoint::ModelConfig& config,
-    LayerRange layers) {
+    std::shared_ptr<const checkpoint::Checkpoint> checkpoint, const checkpoint::ModelConfig& config, LayerRange layers,
+    kernels::Device& device) {
   if (layers.begin < 0 || layers.begin >= layers.end || layers.end > config.layer_count) {
     return absl::InvalidArgumentError(
         absl::StrCat("layers ", layers.ToString(), " are not a part of the model's 0:", config.layer_count));
   }
   std::unique_ptr<StageWeights> weights(new StageWeights(std::move(checkpoint), config, layers));
-  RWKV_RETURN_IF_ERROR(weights->LoadAll());
+  RWKV_RETURN_IF_ERROR(WeightLoader(weights.get(), device).LoadAll());
   return std::unique_ptr<const StageWeights>(std::move(weights));
 }
 
-bool StageWeights::Wants(Role role) const {
+bool WeightLoader::Wants(Role role) const {
   switch (role) {
     case Role::kEmbedding:
-      return is_first() || checkpoint::HasDeepEmbed(config_.version);
+      return weights_.is_first() || checkpoint::HasDeepEmbed(weights_.config_.version);
     case Role::kLn0:
-      return Wants(Role::kEmbedding) && !config_.embedding_is_normalised;
+      return Wants(Role::kEmbedding) && !weights_.config_.embedding_is_normalised;
     default:
-      return is_last();
+      return weights_.is_last();
   }
 }
 
-absl::Status StageWeights::LoadAll() {
+absl::Status WeightLoader::LoadAll() {
+  RWKV_ASSIGN_OR_RETURN(stream_, device_.NewStream());
   for (const checkpoint::ModelTensor& spec : checkpoint::ModelTensors()) {
-    if (Wants(spec.role)) RWKV_RETURN_IF_ERROR(LoadTensor(spec, "", config_.layer_sizes[layers_.begin], &model_));
+    if (Wants(spec.role))
+      RWKV_RETURN_IF_ERROR(
+          LoadTensor(spec, "", weights_.config_.layer_sizes[weights_.layers_.begin], &weights_.model_));
   }
-  layer_weights_.resize(layers_.size());
-  for (int layer = layers_.begin; layer < layers_.end; ++layer) {
+  weights_.layer_weights_.resize(weights_.layers_.size());
+  for (int layer = weights_.layers_.begin; layer < weights_.layers_.end; ++layer) {
     const std::string prefix = absl::StrCat("blocks.", layer, ".");
-    const absl::Span<const checkpoint::ModelTensor> specs = checkpoint::LayerTensors(config_.version);
+    const absl::Span<const checkpoint::ModelTensor> specs = checkpoint::LayerTensors(weights_.config_.version);
     for (size_t i = 0; i < specs.size(); ++i) {
       const checkpoint::ModelTensor& spec = specs[i];
       if (spec.presence == checkpoint::Presence::kNotInLayer0 && layer == 0) continue;
       const bool may_be_absent = spec.presence == checkpoint::Presence::kOptional ||
                                  (i > 0 && specs[i - 1].role == spec.role) ||
                                  (i + 1 < specs.size() && specs[i + 1].role == spec.role);
-      if (may_be_absent && checkpoint_->Find(absl::StrCat(prefix, spec.name)) == nullptr) continue;
-      RWKV_RETURN_IF_ERROR(
-          LoadTensor(spec, prefix, config_.layer_sizes[layer], &layer_weights_[layer - layers_.begin]));
+      if (may_be_absent && checkpoint_.Find(absl::StrCat(prefix, spec.name)) == nullptr) continue;
+      RWKV_RETURN_IF_ERROR(LoadTensor(spec, prefix, weights_.config_.layer_sizes[layer],
+                                      &weights_.layer_weights_[layer - weights_.layers_.begin]));
     }
   }
   return absl::OkStatus();
 }
 
-absl::Status StageWeights::LoadTensor(const checkpoint::ModelTensor& spec, absl::string_view prefix,
+absl::Status WeightLoader::LoadTensor(const checkpoint::ModelTensor& spec, absl::string_view prefix,
                                       const checkpoint::Sizes& sizes, WeightSet* weights) {
   const std::string name = absl::StrCat(prefix, spec.name);
   const int role = static_cast<int>(spec.role);
@@ -184,76 +249,118 @@ absl::Status StageWeights::LoadTensor(const checkpoint::ModelTensor& spec, absl:
       return LoadVector(spec, absl::StrCat(name, ".bias"), sizes, &weights->norms_[role].bias);
     case checkpoint::Kind::kVector:
     case checkpoint::Kind::kHeadVector:
+      if (spec.role == Role::kInitialState) {
+        RWKV_ASSIGN_OR_RETURN(weights->initial_state_, ReadVector(spec, name, sizes));
+        return absl::OkStatus();
+      }
       return LoadVector(spec, name, sizes, &weights->vectors_[role]);
     case checkpoint::Kind::kMatrix:
-      return LoadMatrix(name, size(0), size(1), checkpoint::Form::kMatrix, &weights->matrices_[role]);
+      return LoadMatrix(spec, name, size(0), size(1), checkpoint::Form::kMatrix, weights);
     case checkpoint::Kind::kLowRank:
-      return LoadMatrix(name, size(1), size(0), checkpoint::Form::kTransposed, &weights->matrices_[role]);
+      if (spec.shape[1] == checkpoint::Size::kFiveMixRanks) return LoadStack(spec, name, size(1), size(0), 5, weights);
+      return LoadMatrix(spec, name, size(1), size(0), checkpoint::Form::kTransposed, weights);
     case checkpoint::Kind::kLowRankStack:
-      return LoadMatrix(name, size(0) * size(2), size(1), checkpoint::Form::kTransposed, &weights->matrices_[role]);
+      return LoadStack(spec, name, size(0) * size(2), size(1), size(0), weights);
   }
   return absl::InternalError(absl::StrCat("tensor ", name, " is of no kind"));
 }
 
-absl::Status StageWeights::LoadVector(const checkpoint::ModelTensor& spec, const std::string& name,
-                                      const checkpoint::Sizes& sizes, std::vector<float>* out) {
-  int64_t elements = 1;
-  for (int i = 0; i < spec.rank(); ++i) elements *= sizes[spec.shape[i]];
-  RWKV_ASSIGN_OR_RETURN(const Weight weight, ReadWeight(*checkpoint_, name, elements));
-  const int64_t copies = spec.kind == checkpoint::Kind::kHeadVector ? sizes[checkpoint::Size::kHeadSize] : 1;
-  out->reserve(elements * copies);
-  for (int64_t i = 0; i < elements; ++i) {
-    out->insert(out->end(), copies, Transformed(spec.transform, LoadAsFloat(weight.dtype, weight.data.get(), i)));
+absl::Status WeightLoader::LoadStack(const checkpoint::ModelTensor& spec, const std::string& name, int64_t rows,
+                                     int64_t cols, int64_t parts, WeightSet* weights) {
+  RWKV_ASSIGN_OR_RETURN(const kernels::MatrixView stack, ReadMatrix(name, rows, cols, checkpoint::Form::kTransposed));
+  for (int64_t part = 0; part < parts; ++part) {
+    RWKV_ASSIGN_OR_RETURN(kernels::Weight factor,
+                          device_.Load(RowsOf(stack, part * (rows / parts), rows / parts), UseOf(spec.role)));
+    weights->stacks_[static_cast<int>(spec.role)].push_back(std::move(factor));
   }
   return absl::OkStatus();
 }
 
-absl::Status StageWeights::LoadMatrix(const std::string& name, int64_t rows, int64_t cols, checkpoint::Form form,
-                                      kernels::MatrixView* out) {
-  const checkpoint::TensorInfo* info = checkpoint_->Find(name);
-  if (info == nullptr) return NotOfTheConfig(*checkpoint_, name, rows * cols);
-  RWKV_ASSIGN_OR_RETURN(const checkpoint::Tensor tensor, checkpoint_->Read(name, form));
-  const absl::optional<kernels::DType> dtype = checkpoint::WeightDType(info->type);
-  out->rows = rows;
-  out->cols = cols;
-  out->data = tensor.data;
-  if (tensor.blocks != kernels::BlockType::kNone) {
-    out->quantization = kernels::Quantization::kBlocks;
-    out->blocks = tensor.blocks;
-    if (cols % kernels::BlockWeights(tensor.blocks) != 0) return NotOfTheConfig(*checkpoint_, name, rows * cols);
-  } else if (dtype.has_value()) {
-    out->dtype = *dtype;
-  } else {
-    return LoadQuantized(*info, rows, cols, out);
+absl::StatusOr<std::vector<float>> WeightLoader::ReadVector(const checkpoint::ModelTensor& spec,
+                                                            const std::string& name,
+                                                            const checkpoint::Sizes& sizes) const {
+  int64_t elements = 1;
+  for (int i = 0; i < spec.rank(); ++i) elements *= sizes[spec.shape[i]];
+  RWKV_ASSIGN_OR_RETURN(const Elements read, ReadElements(checkpoint_, name, elements));
+  const int64_t copies = spec.kind == checkpoint::Kind::kHeadVector ? sizes[checkpoint::Size::kHeadSize] : 1;
+  std::vector<float> values;
+  values.reserve(elements * copies);
+  for (int64_t i = 0; i < elements; ++i) {
+    values.insert(values.end(), copies, Transformed(spec.transform, LoadAsFloat(read.dtype, read.data.get(), i)));
   }
-  if (tensor.bytes != rows * kernels::RowBytes(*out)) return NotOfTheConfig(*checkpoint_, name, rows * cols);
-  return tensor.blocks != kernels::BlockType::kNone ? CheckFinite(*checkpoint_, tensor)
-                                                    : CheckFinite(*checkpoint_, *info, *dtype, tensor.data);
+  return values;
 }
 
-absl::Status StageWeights::LoadQuantized(const checkpoint::TensorInfo& info, int64_t rows, int64_t cols,
-                                         kernels::MatrixView* out) {
+absl::Status WeightLoader::LoadVector(const checkpoint::ModelTensor& spec, const std::string& name,
+                                      const checkpoint::Sizes& sizes, DeviceFloats* out) {
+  RWKV_ASSIGN_OR_RETURN(const std::vector<float> values, ReadVector(spec, name, sizes));
+  const auto count = static_cast<int64_t>(values.size());
+  if (staging_.size() < count) {
+    RWKV_ASSIGN_OR_RETURN(staging_, DeviceFloats::Create(device_, count, kernels::MemoryKind::kPinned));
+  }
+  RWKV_ASSIGN_OR_RETURN(*out, DeviceFloats::Create(device_, count));
+  std::copy(values.begin(), values.end(), staging_.data());
+  RWKV_RETURN_IF_ERROR(stream_->Copy(out->data(), staging_.data(), out->size_in_bytes()));
+  return stream_->Synchronize();
+}
+
+absl::Status WeightLoader::LoadMatrix(const checkpoint::ModelTensor& spec, const std::string& name, int64_t rows,
+                                      int64_t cols, checkpoint::Form form, WeightSet* weights) {
+  RWKV_ASSIGN_OR_RETURN(const kernels::MatrixView matrix, ReadMatrix(name, rows, cols, form));
+  RWKV_ASSIGN_OR_RETURN(weights->matrices_[static_cast<int>(spec.role)], device_.Load(matrix, UseOf(spec.role)));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<kernels::MatrixView> WeightLoader::ReadMatrix(const std::string& name, int64_t rows, int64_t cols,
+                                                             checkpoint::Form form) const {
+  const checkpoint::TensorInfo* info = checkpoint_.Find(name);
+  if (info == nullptr) return NotOfTheConfig(checkpoint_, name, rows * cols);
+  RWKV_ASSIGN_OR_RETURN(const checkpoint::Tensor tensor, checkpoint_.Read(name, form));
+  const absl::optional<kernels::DType> dtype = checkpoint::WeightDType(info->type);
+  kernels::MatrixView matrix;
+  matrix.rows = rows;
+  matrix.cols = cols;
+  matrix.data = tensor.data;
+  if (tensor.blocks != kernels::BlockType::kNone) {
+    matrix.quantization = kernels::Quantization::kBlocks;
+    matrix.blocks = tensor.blocks;
+    if (cols % kernels::BlockWeights(tensor.blocks) != 0) return NotOfTheConfig(checkpoint_, name, rows * cols);
+  } else if (dtype.has_value()) {
+    matrix.dtype = *dtype;
+  } else {
+    RWKV_RETURN_IF_ERROR(ReadQuantized(*info, rows, cols, &matrix));
+    return matrix;
+  }
+  if (tensor.bytes != rows * kernels::RowBytes(matrix)) return NotOfTheConfig(checkpoint_, name, rows * cols);
+  RWKV_RETURN_IF_ERROR(tensor.blocks != kernels::BlockType::kNone
+                           ? CheckFinite(checkpoint_, tensor)
+                           : CheckFinite(checkpoint_, *info, *dtype, tensor.data));
+  return matrix;
+}
+
+absl::Status WeightLoader::ReadQuantized(const checkpoint::TensorInfo& info, int64_t rows, int64_t cols,
+                                         kernels::MatrixView* out) const {
   const bool is_int4 = info.type == checkpoint::ElementType::kUint8;
   out->dtype = kernels::DType::kFloat16;
   out->quantization = is_int4 ? kernels::Quantization::kInt4 : kernels::Quantization::kInt8;
   if ((!is_int4 && info.type != checkpoint::ElementType::kInt8) || info.bytes != rows * kernels::RowBytes(*out)) {
-    return NotOfTheConfig(*checkpoint_, info.name, rows * cols);
+    return NotOfTheConfig(checkpoint_, info.name, rows * cols);
   }
-  RWKV_RETURN_IF_ERROR(LoadGroups(absl::StrCat(info.name, ".scale"), rows, cols, &out->group, &out->scales));
+  RWKV_RETURN_IF_ERROR(ReadGroups(absl::StrCat(info.name, ".scale"), rows, cols, &out->group, &out->scales));
   if (!is_int4) return absl::OkStatus();
-  return LoadGroups(absl::StrCat(info.name, ".min"), rows, cols, &out->group, &out->minimums);
+  return ReadGroups(absl::StrCat(info.name, ".min"), rows, cols, &out->group, &out->minimums);
 }
 
-absl::Status StageWeights::LoadGroups(const std::string& name, int64_t rows, int64_t cols, int64_t* group,
-                                      const uint16_t** out) {
-  const checkpoint::TensorInfo* info = checkpoint_->Find(name);
+absl::Status WeightLoader::ReadGroups(const std::string& name, int64_t rows, int64_t cols, int64_t* group,
+                                      const uint16_t** out) const {
+  const checkpoint::TensorInfo* info = checkpoint_.Find(name);
   *group = info == nullptr || info->shape.size() != 2 ? 0 : checkpoint::QuantizationGroup(cols, info->shape[1]);
   if (*group == 0 || info->shape[0] != rows || info->type != checkpoint::ElementType::kFloat16) {
-    return NotOfTheConfig(*checkpoint_, name, rows);
+    return NotOfTheConfig(checkpoint_, name, rows);
   }
-  RWKV_ASSIGN_OR_RETURN(const checkpoint::Tensor tensor, checkpoint_->Read(name));
+  RWKV_ASSIGN_OR_RETURN(const checkpoint::Tensor tensor, checkpoint_.Read(name));
   *out = static_cast<const uint16_t*>(tensor.data);
-  return CheckFinite(*checkpoint_, *info, kernels::DType::kFloat16, tensor.data);
+  return CheckFinite(checkpoint_, *info, kernels::DType::kFloat16, tensor.data);
 }
 
 }  // namespace rwkv::worker

@@ -16,8 +16,12 @@
 #include "absl/types/span.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/base/device.h"
 #include "kernels/base/dtype.h"
 #include "kernels/base/matrix.h"
+#include "kernels/base/stream.h"
+#include "kernels/base/weight.h"
+#include "kernels/dispatch/open_device.h"
 #include "services/checkpoint/checkpoint.h"
 #include "services/checkpoint/fingerprint.h"
 #include "services/checkpoint/formats/element_type.h"
@@ -81,10 +85,25 @@ Model Open(std::vector<RawTensor> tensors, bool as_pth = false) {
   return model;
 }
 
+kernels::Device& TestDevice() {
+  static kernels::Device* const device = kernels::OpenDevice("reference")->release();
+  return *device;
+}
+
 std::vector<float> Floats(const kernels::MatrixView& matrix) {
   std::vector<float> values(matrix.rows * matrix.cols);
   kernels::WidenToFloat(matrix.dtype, matrix.data, static_cast<int64_t>(values.size()), values.data());
   return values;
+}
+
+std::vector<float> Floats(const kernels::Weight& weight) { return Floats(weight.matrix); }
+
+std::vector<float> Floats(const DeviceFloats& values) {
+  std::vector<float> out(values.size());
+  const std::unique_ptr<kernels::Stream> stream = *TestDevice().NewStream();
+  EXPECT_OK(stream->Copy(out.data(), values.data(), values.size_in_bytes()));
+  EXPECT_OK(stream->Synchronize());
+  return out;
 }
 
 std::vector<float> Transposed(const std::vector<float>& values, int64_t rows, int64_t cols) {
@@ -128,11 +147,12 @@ TEST_P(EveryVersionAndTypeTest, EveryTensorArrivesAtItsPlace) {
   RandomModelOptions options = Options(dtype);
   options.version = version;
   const Model model = Open(*testing::MakeRandomModel(options));
-  ASSERT_OK_AND_ASSIGN(const auto weights, StageWeights::Load(model.checkpoint, model.config, {0, 3}));
+  ASSERT_OK_AND_ASSIGN(const auto weights, StageWeights::Load(model.checkpoint, model.config, {0, 3}, TestDevice()));
   EXPECT_TRUE(weights->is_first());
   EXPECT_TRUE(weights->is_last());
 
-  const auto expect_matrix = [&](const kernels::MatrixView& matrix, const std::string& name) {
+  const auto expect_matrix = [&](const kernels::Weight& weight, const std::string& name) {
+    const kernels::MatrixView& matrix = weight.matrix;
     const std::vector<int64_t>& shape = model.checkpoint->Find(name)->shape;
     EXPECT_EQ(matrix.dtype, dtype);
     EXPECT_EQ(matrix.rows, shape[0]);
@@ -141,8 +161,8 @@ TEST_P(EveryVersionAndTypeTest, EveryTensorArrivesAtItsPlace) {
     EXPECT_EQ(matrix.data, model.checkpoint->Read(name)->data) << "a view of the file, not a copy";
   };
   const auto expect_norm = [&](const NormWeights& norm, const std::string& name) {
-    EXPECT_EQ(norm.weight, model.Expected(absl::StrCat(name, ".weight"))) << name;
-    EXPECT_EQ(norm.bias, model.Expected(absl::StrCat(name, ".bias"))) << name;
+    EXPECT_EQ(Floats(norm.weight), model.Expected(absl::StrCat(name, ".weight"))) << name;
+    EXPECT_EQ(Floats(norm.bias), model.Expected(absl::StrCat(name, ".bias"))) << name;
   };
   expect_matrix(weights->embedding(), "emb.weight");
   expect_matrix(weights->head(), "head.weight");
@@ -167,7 +187,7 @@ TEST_P(EveryVersionAndTypeTest, EveryTensorArrivesAtItsPlace) {
         EXPECT_TRUE(is_alternative || (i == 0 && spec.presence == checkpoint::Presence::kNotInLayer0));
         if (!is_alternative) {
           EXPECT_TRUE(layer.vector(spec.role).empty());
-          EXPECT_EQ(layer.matrix(spec.role).data, nullptr);
+          EXPECT_EQ(layer.matrix(spec.role).matrix.data, nullptr);
         }
         continue;
       }
@@ -175,24 +195,32 @@ TEST_P(EveryVersionAndTypeTest, EveryTensorArrivesAtItsPlace) {
       std::vector<float> expected = model.Expected(name);
       if (spec.kind == checkpoint::Kind::kMatrix) {
         expect_matrix(layer.matrix(spec.role), name);
+      } else if (spec.role == Role::kShiftDown) {
+        std::vector<float> parts;
+        for (const kernels::Weight& part : layer.stack(spec.role)) {
+          EXPECT_EQ(part.matrix.rows, info->shape[1] / 5);
+          const std::vector<float> floats = Floats(part);
+          parts.insert(parts.end(), floats.begin(), floats.end());
+        }
+        EXPECT_EQ(parts, Transposed(expected, info->shape[0], info->shape[1]));
       } else if (spec.kind == checkpoint::Kind::kLowRank) {
-        EXPECT_EQ(layer.matrix(spec.role).rows, info->shape[1]);
-        EXPECT_EQ(layer.matrix(spec.role).cols, info->shape[0]);
+        EXPECT_EQ(layer.matrix(spec.role).matrix.rows, info->shape[1]);
+        EXPECT_EQ(layer.matrix(spec.role).matrix.cols, info->shape[0]);
         EXPECT_EQ(Floats(layer.matrix(spec.role)), Transposed(expected, info->shape[0], info->shape[1]));
       } else if (spec.kind == checkpoint::Kind::kLowRankStack) {
-        EXPECT_EQ(layer.matrix(spec.role).rows, info->shape[0] * info->shape[2]);
-        EXPECT_EQ(layer.matrix(spec.role).cols, info->shape[1]);
+        const absl::Span<const kernels::Weight> stack = layer.stack(spec.role);
+        ASSERT_EQ(static_cast<int64_t>(stack.size()), info->shape[0]);
         const int64_t each = info->shape[1] * info->shape[2];
-        std::vector<float> stacked;
         for (int64_t f = 0; f < info->shape[0]; ++f) {
+          EXPECT_EQ(stack[f].matrix.rows, info->shape[2]);
+          EXPECT_EQ(stack[f].matrix.cols, info->shape[1]);
           const std::vector<float> part(expected.begin() + f * each, expected.begin() + (f + 1) * each);
-          const std::vector<float> transposed = Transposed(part, info->shape[1], info->shape[2]);
-          stacked.insert(stacked.end(), transposed.begin(), transposed.end());
+          EXPECT_EQ(Floats(stack[f]), Transposed(part, info->shape[1], info->shape[2]));
         }
-        EXPECT_EQ(Floats(layer.matrix(spec.role)), stacked);
       } else {
         const size_t copies = spec.kind == checkpoint::Kind::kHeadVector ? 16 : 1;  // N
-        const std::vector<float>& got = layer.vector(spec.role);
+        const std::vector<float> got =
+            spec.role == Role::kInitialState ? layer.initial_state() : Floats(layer.vector(spec.role));
         ASSERT_EQ(got.size(), expected.size() * copies);
         for (size_t n = 0; n < got.size(); ++n) {
           EXPECT_FLOAT_EQ(got[n], Transformed(spec.transform, expected[n / copies]));
@@ -205,30 +233,31 @@ TEST_P(EveryVersionAndTypeTest, EveryTensorArrivesAtItsPlace) {
 
 TEST(StageWeightsTest, AStageHoldsItsLayersOnly) {
   const Model model = Open(*testing::MakeRandomModel(Options(DType::kBFloat16)));
-  ASSERT_OK_AND_ASSIGN(const auto first, StageWeights::Load(model.checkpoint, model.config, {0, 1}));
-  ASSERT_OK_AND_ASSIGN(const auto middle, StageWeights::Load(model.checkpoint, model.config, {1, 2}));
-  ASSERT_OK_AND_ASSIGN(const auto last, StageWeights::Load(model.checkpoint, model.config, {2, 3}));
-  EXPECT_NE(first->embedding().data, nullptr);
-  EXPECT_EQ(first->head().data, nullptr);
-  EXPECT_EQ(middle->embedding().data, nullptr);
-  EXPECT_EQ(middle->head().data, nullptr);
+  ASSERT_OK_AND_ASSIGN(const auto first, StageWeights::Load(model.checkpoint, model.config, {0, 1}, TestDevice()));
+  ASSERT_OK_AND_ASSIGN(const auto middle, StageWeights::Load(model.checkpoint, model.config, {1, 2}, TestDevice()));
+  ASSERT_OK_AND_ASSIGN(const auto last, StageWeights::Load(model.checkpoint, model.config, {2, 3}, TestDevice()));
+  EXPECT_NE(first->embedding().matrix.data, nullptr);
+  EXPECT_EQ(first->head().matrix.data, nullptr);
+  EXPECT_EQ(middle->embedding().matrix.data, nullptr);
+  EXPECT_EQ(middle->head().matrix.data, nullptr);
   EXPECT_TRUE(middle->ln0().weight.empty());
   EXPECT_TRUE(middle->ln_out().weight.empty());
-  EXPECT_EQ(last->embedding().data, nullptr);
-  EXPECT_NE(last->head().data, nullptr);
-  EXPECT_EQ(last->layer(2).vector(Role::kDecay), model.Expected("blocks.2.att.w0"));
+  EXPECT_EQ(last->embedding().matrix.data, nullptr);
+  EXPECT_NE(last->head().matrix.data, nullptr);
+  EXPECT_EQ(Floats(last->layer(2).vector(Role::kDecay)), model.Expected("blocks.2.att.w0"));
 }
 
 TEST(StageWeightsTest, ATorchFileGivesTheSameWeights) {
   const Model safetensors = Open(*testing::MakeRandomModel(Options(DType::kFloat16)));
-  ASSERT_OK_AND_ASSIGN(const auto a, StageWeights::Load(safetensors.checkpoint, safetensors.config, {0, 3}));
+  ASSERT_OK_AND_ASSIGN(const auto a,
+                       StageWeights::Load(safetensors.checkpoint, safetensors.config, {0, 3}, TestDevice()));
   const Model pth = Open(*testing::MakeRandomModel(Options(DType::kFloat16)), /*as_pth=*/true);
   EXPECT_EQ(pth.checkpoint->format(), "pth");
-  ASSERT_OK_AND_ASSIGN(const auto b, StageWeights::Load(pth.checkpoint, pth.config, {0, 3}));
+  ASSERT_OK_AND_ASSIGN(const auto b, StageWeights::Load(pth.checkpoint, pth.config, {0, 3}, TestDevice()));
   for (int i = 0; i < 3; ++i) {
     EXPECT_EQ(Floats(a->layer(i).matrix(Role::kFfnKey)), Floats(b->layer(i).matrix(Role::kFfnKey)));
     EXPECT_EQ(Floats(a->layer(i).matrix(Role::kDecayUp)), Floats(b->layer(i).matrix(Role::kDecayUp)));
-    EXPECT_EQ(a->layer(i).vector(Role::kBonus), b->layer(i).vector(Role::kBonus));
+    EXPECT_EQ(Floats(a->layer(i).vector(Role::kBonus)), Floats(b->layer(i).vector(Role::kBonus)));
   }
 }
 
@@ -236,7 +265,7 @@ TEST(StageWeightsTest, AnEmbeddingThatIsNormalisedHasNoLn0) {
   RandomModelOptions options = Options(DType::kBFloat16);
   options.ln0 = false;
   const Model model = Open(*testing::MakeRandomModel(options));
-  ASSERT_OK_AND_ASSIGN(const auto weights, StageWeights::Load(model.checkpoint, model.config, {0, 3}));
+  ASSERT_OK_AND_ASSIGN(const auto weights, StageWeights::Load(model.checkpoint, model.config, {0, 3}, TestDevice()));
   EXPECT_TRUE(weights->ln0().weight.empty());
   EXPECT_TRUE(weights->ln0().bias.empty());
 }
@@ -285,7 +314,7 @@ TEST_P(MemoryOfEveryVersionTest, AStageHasItsOwnSharePagesInMemoryOnly) {
     for (const char* block : {"blocks.2.", "blocks.3."}) count(block, tensor);
   }
   if (checkpoint::HasDeepEmbed(GetParam())) matrices += checkpoint->Find("emb.weight")->bytes;
-  ASSERT_OK_AND_ASSIGN(const auto weights, StageWeights::Load(checkpoint, config, {2, 4}));
+  ASSERT_OK_AND_ASSIGN(const auto weights, StageWeights::Load(checkpoint, config, {2, 4}, TestDevice()));
   const int64_t resident = ResidentBytes("large.safetensors");
   EXPECT_GE(resident, matrices) << "the test sees the pages at all";
   EXPECT_LE(resident, matrices + matrices / 10);
@@ -309,8 +338,9 @@ TEST(StageWeightsTest, QuantisedMatricesAreViews) {
       tensors.push_back({{name + ".scale", checkpoint::ElementType::kFloat16, {48, groups}}, halves});
       if (is_int4) tensors.push_back({{name + ".min", checkpoint::ElementType::kFloat16, {48, groups}}, halves});
       const Model model = Open(tensors);
-      ASSERT_OK_AND_ASSIGN(const auto weights, StageWeights::Load(model.checkpoint, model.config, {0, 3}));
-      const kernels::MatrixView& matrix = weights->layer(1).matrix(Role::kFfnValue);
+      ASSERT_OK_AND_ASSIGN(const auto weights,
+                           StageWeights::Load(model.checkpoint, model.config, {0, 3}, TestDevice()));
+      const kernels::MatrixView& matrix = weights->layer(1).matrix(Role::kFfnValue).matrix;
       EXPECT_EQ(matrix.data, model.checkpoint->Read(name)->data);
       EXPECT_EQ(matrix.rows, 48);
       EXPECT_EQ(matrix.cols, 97);
@@ -322,7 +352,7 @@ TEST(StageWeightsTest, QuantisedMatricesAreViews) {
 
       tensors.back().data.back() = '\x7c';  // Infinity's exponent.
       const Model infinite = Open(tensors);
-      EXPECT_THAT(StageWeights::Load(infinite.checkpoint, infinite.config, {0, 3}),
+      EXPECT_THAT(StageWeights::Load(infinite.checkpoint, infinite.config, {0, 3}, TestDevice()),
                   StatusIs(absl::StatusCode::kDataLoss, HasSubstr(tensors.back().spec.name)));
     }
   }
@@ -332,7 +362,7 @@ TEST(StageWeightsTest, LayersOutsideTheModelAreRefused) {
   const Model model = Open(*testing::MakeRandomModel(Options(DType::kBFloat16)));
   for (const LayerRange& layers :
        {LayerRange{0, 0}, LayerRange{2, 1}, LayerRange{-1, 2}, LayerRange{0, 4}, LayerRange{3, 4}}) {
-    EXPECT_THAT(StageWeights::Load(model.checkpoint, model.config, layers),
+    EXPECT_THAT(StageWeights::Load(model.checkpoint, model.config, layers, TestDevice()),
                 StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(layers.ToString())));
   }
 }
@@ -345,7 +375,7 @@ TEST(StageWeightsTest, AConfigOfAnotherModelIsRefused) {
     ASSERT_TRUE(sizes.Set(checkpoint::Size::kWidth, 64));
     ASSERT_TRUE(sizes.Set(checkpoint::Size::kVocabulary, 11));
   }
-  EXPECT_THAT(StageWeights::Load(model.checkpoint, config, {0, 3}),
+  EXPECT_THAT(StageWeights::Load(model.checkpoint, config, {0, 3}, TestDevice()),
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("ln_out.weight")));
 }
 
@@ -365,12 +395,12 @@ TEST(StageWeightsTest, WeightsThatAreNotFiniteAreDataLoss) {
           kernels::NarrowFromFloat(dtype, &bad, 1, &tensor.data[last * kernels::SizeOf(dtype)]);
         }
         const Model model = Open(std::move(tensors));
-        EXPECT_THAT(StageWeights::Load(model.checkpoint, model.config, {0, 3}),
+        EXPECT_THAT(StageWeights::Load(model.checkpoint, model.config, {0, 3}, TestDevice()),
                     StatusIs(absl::StatusCode::kDataLoss,
                              HasSubstr(absl::StrCat("element ", last, " of tensor \"", name, "\""))));
         // A stage reads, and vouches for, its own layers only.
         const bool is_mine = absl::StartsWith(name, "emb");
-        EXPECT_EQ(StageWeights::Load(model.checkpoint, model.config, {0, 1}).ok(), !is_mine);
+        EXPECT_EQ(StageWeights::Load(model.checkpoint, model.config, {0, 1}, TestDevice()).ok(), !is_mine);
       }
     }
   }
@@ -381,7 +411,7 @@ TEST(StageWeightsTest, TheLargestFiniteWeightIsFine) {
   const float largest = -65504;
   kernels::NarrowFromFloat(DType::kFloat16, &largest, 1, &tensors[0].data[0]);
   const Model model = Open(std::move(tensors));
-  EXPECT_OK(StageWeights::Load(model.checkpoint, model.config, {0, 3}));
+  EXPECT_OK(StageWeights::Load(model.checkpoint, model.config, {0, 3}, TestDevice()));
 }
 
 }  // namespace

@@ -22,7 +22,8 @@ absl::StatusOr<std::unique_ptr<StageEngine>> MakeTestEngine(const std::string& p
   RWKV_ASSIGN_OR_RETURN(std::shared_ptr<const checkpoint::Checkpoint> checkpoint, checkpoint::Checkpoint::Open(path));
   RWKV_ASSIGN_OR_RETURN(const checkpoint::ModelConfig config, checkpoint::ModelConfig::FromCheckpoint(*checkpoint));
   RWKV_ASSIGN_OR_RETURN(const LayerRange layers, LayersOfStage(stage, stages, config.layer_count));
-  RWKV_ASSIGN_OR_RETURN(std::shared_ptr<const StageWeights> weights, StageWeights::Load(checkpoint, config, layers));
+  RWKV_ASSIGN_OR_RETURN(std::shared_ptr<const StageWeights> weights,
+                        StageWeights::Load(checkpoint, config, layers, *device));
   StageModelOptions model_options;
   model_options.max_rows = options.max_batch_tokens;
   model_options.group_norm_epsilon = options.group_norm_epsilon;

@@ -3,10 +3,11 @@
 #include <algorithm>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "kernels/api/embed.h"
 #include "kernels/api/layer_norm.h"
 #include "kernels/base/status_macros.h"
+#include "services/checkpoint/model_config.h"
+#include "services/checkpoint/model_tensors.h"
 
 namespace rwkv::worker {
 
@@ -20,12 +21,12 @@ BlockStage::BlockStage(std::shared_ptr<const StageWeights> weights, kernels::Dev
 
 absl::Status BlockStage::Allocate(int64_t width, std::initializer_list<Buffer*> buffers) const {
   for (Buffer* buffer : buffers) {
-    RWKV_ASSIGN_OR_RETURN(*buffer, Buffer::Create(options_.max_rows * width));
+    RWKV_ASSIGN_OR_RETURN(*buffer, Buffer::Create(device_, options_.max_rows * width));
   }
   return absl::OkStatus();
 }
 
-absl::Status BlockStage::AllocateShared(int shifts) {
+absl::Status BlockStage::AllocateShared(int shifts, int low_ranks) {
   const checkpoint::ModelConfig& config = weights_->config();
   int64_t largest_rank = 0;
   for (int layer = weights_->layers().begin; layer < weights_->layers().end; ++layer) {
@@ -36,46 +37,50 @@ absl::Status BlockStage::AllocateShared(int shifts) {
       }
     }
   }
+  RWKV_ASSIGN_OR_RETURN(step_rows_, kernels::StepRowsLoader::Create(device_, options_.max_rows, config.vocab_size));
   RWKV_RETURN_IF_ERROR(Allocate(config.width, {&normed_}));
   for (int i = 0; i < shifts; ++i) RWKV_RETURN_IF_ERROR(Allocate(config.width, {&shifted_[i]}));
-  RWKV_RETURN_IF_ERROR(Allocate(largest_rank, {&low_rank_}));
+  for (int i = 0; i < low_ranks; ++i) RWKV_RETURN_IF_ERROR(Allocate(largest_rank, {&low_rank_[i]}));
   return Allocate(config.ffn_width, {&hidden_});
 }
 
 absl::Status BlockStage::Forward(const StageStep& step, const StateView& state, kernels::Stream& stream) {
-  if (step.rows < 1 || step.rows > options_.max_rows) {
-    return absl::InvalidArgumentError(absl::StrCat("rwkv: ", step.rows, " rows, room for ", options_.max_rows));
-  }
-  if (weights_->is_first()) RWKV_RETURN_IF_ERROR(Embed(step.tokens, step.rows, step.x, stream));
-  RWKV_RETURN_IF_ERROR(BeginStep(step, state, stream));
+  RWKV_ASSIGN_OR_RETURN(const kernels::StepRows rows,
+                        step_rows_->Load(step.spans, absl::MakeConstSpan(step.tokens, step.rows), state.slots, stream));
+  if (weights_->is_first()) RWKV_RETURN_IF_ERROR(Embed(rows.tokens, rows.rows, step.x, stream));
+  RWKV_RETURN_IF_ERROR(BeginStep(step, rows, state, stream));
   for (int layer = weights_->layers().begin; layer < weights_->layers().end; ++layer) {
-    const WeightSet& weights = weights_->layer(layer);
-    const kernels::StatePool* const pools =
-        state.pools + (layer - weights_->layers().begin) * static_cast<int64_t>(state.tensors_per_layer);
-    const LayerStep at = {layer, weights, pools, state.slots, step, stream};
-    RWKV_RETURN_IF_ERROR(Norm(weights.norm(Role::kLn1), step.rows, step.x, normed_.data(), stream));
+    const kernels::StateTensor* const tensors = &state.tensor(layer - weights_->layers().begin, 0);
+    const LayerStep at = {layer, weights_->layer(layer), tensors, step, rows, stream};
     RWKV_RETURN_IF_ERROR(TimeMix(at));
-    RWKV_RETURN_IF_ERROR(Norm(weights.norm(Role::kLn2), step.rows, step.x, normed_.data(), stream));
     RWKV_RETURN_IF_ERROR(ChannelMix(at));
   }
-  if (weights_->is_last()) {
-    RWKV_RETURN_IF_ERROR(FinalNorm(step.hidden_rows, step.x, step.hidden, stream));
-    if (!step.logit_rows.empty()) return Logits(step, stream);
-  }
-  return absl::OkStatus();
+  if (!weights_->is_last()) return absl::OkStatus();
+  RWKV_RETURN_IF_ERROR(FinalNorm(step.hidden_rows, step.x, step.hidden, stream));
+  return step.logit_rows.empty() ? absl::OkStatus() : Logits(step, stream);
 }
 
 absl::Status BlockStage::Embed(const int32_t* tokens, int64_t rows, float* y, kernels::Stream& stream) const {
   kernels::EmbedArgs args;
   args.rows = rows;
   args.tokens = tokens;
-  args.embedding = weights_->embedding();
-  if (!weights_->ln0().weight.empty()) {
-    args.weight = weights_->ln0().weight.data();
-    args.bias = weights_->ln0().bias.data();
-  }
+  args.embedding = &weights_->embedding();
+  args.weight = weights_->ln0().weight.data();
+  args.bias = weights_->ln0().bias.data();
   args.x = y;
   return ops_.embed(args, stream);
+}
+
+absl::Status BlockStage::Norm(const NormWeights& norm, int64_t rows, const float* x, float* y,
+                              kernels::Stream& stream) const {
+  kernels::LayerNormArgs args;
+  args.rows = rows;
+  args.width = weights_->config().width;
+  args.x = x;
+  args.weight = norm.weight.data();
+  args.bias = norm.bias.data();
+  args.y = y;
+  return ops_.layer_norm(args, stream);
 }
 
 absl::Status BlockStage::FinalNorm(absl::Span<const int64_t> rows, const float* x, float* y,
@@ -94,35 +99,30 @@ absl::Status BlockStage::FinalNorm(absl::Span<const int64_t> rows, const float* 
 
 absl::Status BlockStage::Logits(const StageStep& step, kernels::Stream& stream) {
   RWKV_RETURN_IF_ERROR(FinalNorm(step.logit_rows, step.x, normed_.data(), stream));
-  kernels::MatmulArgs args;
-  args.rows = static_cast<int64_t>(step.logit_rows.size());
-  args.weight = weights_->head();
-  args.x = normed_.data();
-  args.y = step.logits;
-  return ops_.matmul(args, stream);
+  Product head;
+  head.weight = &weights_->head();
+  head.x = normed_.data();
+  head.y = step.logits;
+  return ops_.products({static_cast<int64_t>(step.logit_rows.size()), &head, 1}, stream);
 }
 
 absl::Status BlockStage::GatedChannelMix(const LayerStep& at, int state_tensor) {
-  RWKV_RETURN_IF_ERROR(TokenShift(at, state_tensor, {Role::kFfnShiftK, Role::kFfnShiftR}));
-  // The norm is done with: its place takes the receptance.
-  RWKV_RETURN_IF_ERROR(Matmul(at, at.weights.matrix(Role::kFfnReceptance), shifted_[1].data(), normed_.data(),
-                              kernels::Activation::kSigmoid));
-  RWKV_RETURN_IF_ERROR(Matmul(at, at.weights.matrix(Role::kFfnKey), shifted_[0].data(), hidden_.data(),
-                              kernels::Activation::kSquaredRelu));
-  return AddMatmul(at, at.weights.matrix(Role::kFfnValue), hidden_.data(), normed_.data());
+  RWKV_RETURN_IF_ERROR(MixInput(at, Role::kLn2, state_tensor, {Role::kFfnShiftK, Role::kFfnShiftR}));
+  RWKV_RETURN_IF_ERROR(
+      Products(at, {To(hidden_, at.weights.matrix(Role::kFfnKey), shifted_[0].data(), Activation::kSquaredRelu),
+                    To(normed_, at.weights.matrix(Role::kFfnReceptance), shifted_[1].data(), Activation::kSigmoid)}));
+  return AddProduct(at, at.weights.matrix(Role::kFfnValue), hidden_.data(), normed_.data());
 }
 
-kernels::TokenShiftArgs BlockStage::TokenShiftArgs(const LayerStep& at, int state_tensor,
-                                                   std::initializer_list<Role> mixes) {
-  kernels::TokenShiftArgs args;
-  args.rows = at.step.rows;
+kernels::MixInputArgs BlockStage::MixInputArgs(const LayerStep& at, Role norm, int state_tensor,
+                                               std::initializer_list<Role> mixes) const {
+  kernels::MixInputArgs args;
+  args.step = &at.rows;
   args.width = weights_->config().width;
-  args.spans = at.step.spans.data();
-  args.span_count = static_cast<int64_t>(at.step.spans.size());
-  args.state_pool = at.pools[state_tensor].data;
-  args.state_stride = at.pools[state_tensor].stride;
-  args.state_slots = at.state_slots;
-  args.x = normed_.data();
+  args.x = at.step.x;
+  args.weight = at.weights.norm(norm).weight.data();
+  args.bias = at.weights.norm(norm).bias.data();
+  args.shift = at.state[state_tensor];
   for (Role role : mixes) {
     args.mix[args.outputs] = at.weights.vector(role).data();
     args.y[args.outputs] = shifted_[args.outputs].data();
@@ -131,52 +131,35 @@ kernels::TokenShiftArgs BlockStage::TokenShiftArgs(const LayerStep& at, int stat
   return args;
 }
 
-absl::Status BlockStage::TokenShift(const LayerStep& at, int state_tensor, std::initializer_list<Role> mixes) {
-  return ops_.token_shift(TokenShiftArgs(at, state_tensor, mixes), at.stream);
+absl::Status BlockStage::MixInput(const LayerStep& at, Role norm, int state_tensor,
+                                  std::initializer_list<Role> mixes) const {
+  return ops_.mix_input(MixInputArgs(at, norm, state_tensor, mixes), at.stream);
 }
 
-absl::Status BlockStage::Norm(const NormWeights& norm, int64_t rows, const float* x, float* y,
-                              kernels::Stream& stream) const {
-  kernels::LayerNormArgs args;
-  args.rows = rows;
-  args.width = weights_->config().width;
-  args.x = x;
-  args.weight = norm.weight.data();
-  args.bias = norm.bias.data();
-  args.y = y;
-  return ops_.layer_norm(args, stream);
+absl::Status BlockStage::Products(const LayerStep& at, absl::Span<const Product> products) const {
+  return ops_.products({at.rows.rows, products.data(), static_cast<int64_t>(products.size())}, at.stream);
 }
 
-absl::Status BlockStage::Matmul(const LayerStep& at, const kernels::MatrixView& weight, const float* x, float* y,
-                                kernels::Activation activation, const float* bias, const float* gate) const {
-  kernels::MatmulArgs args;
-  args.rows = at.step.rows;
-  args.weight = weight;
-  args.x = x;
-  args.bias = bias;
-  args.activation = activation;
-  args.gate = gate;
-  args.y = y;
-  return ops_.matmul(args, at.stream);
+kernels::Product BlockStage::To(const Buffer& y, const kernels::Weight& weight, const float* x, Activation activation,
+                                const float* bias) {
+  Product product;
+  product.weight = &weight;
+  product.x = x;
+  product.bias = bias;
+  product.activation = activation;
+  product.y = y.data();
+  return product;
 }
 
-absl::Status BlockStage::AddMatmul(const LayerStep& at, const kernels::MatrixView& weight, const float* x,
-                                   const float* gate) const {
-  kernels::MatmulArgs args;
-  args.rows = at.step.rows;
-  args.weight = weight;
-  args.x = x;
-  args.gate = gate;
-  args.accumulate = true;
-  args.y = at.step.x;
-  return ops_.matmul(args, at.stream);
-}
-
-absl::Status BlockStage::LowRank(const LayerStep& at, const kernels::MatrixView& down, kernels::Activation activation,
-                                 const kernels::MatrixView& up, const float* x, float* y, const float* bias,
-                                 kernels::Activation activation_up) {
-  RWKV_RETURN_IF_ERROR(Matmul(at, down, x, low_rank_.data(), activation));
-  return Matmul(at, up, low_rank_.data(), y, activation_up, bias);
+absl::Status BlockStage::AddProduct(const LayerStep& at, const kernels::Weight& weight, const float* x,
+                                    const float* gate) const {
+  Product product;
+  product.weight = &weight;
+  product.x = x;
+  product.gate = gate;
+  product.accumulate = true;
+  product.y = at.step.x;
+  return Products(at, {product});
 }
 
 }  // namespace rwkv::worker

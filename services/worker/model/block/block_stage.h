@@ -13,14 +13,14 @@
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
-#include "kernels/api/matmul.h"
+#include "kernels/api/mix_input.h"
 #include "kernels/api/op_table.h"
-#include "kernels/api/state_pool.h"
-#include "kernels/api/token_shift.h"
-#include "kernels/base/aligned_buffer.h"
+#include "kernels/api/products.h"
+#include "kernels/api/state_tensor.h"
+#include "kernels/api/step_rows.h"
 #include "kernels/base/device.h"
-#include "kernels/base/matrix.h"
 #include "kernels/base/stream.h"
+#include "kernels/base/weight.h"
 #include "services/worker/model/block/stage_model.h"
 #include "services/worker/model/block/state_layout.h"
 #include "services/worker/model/weights.h"
@@ -37,15 +37,17 @@ class BlockStage : public StageModel {
   absl::Status Forward(const StageStep& step, const StateView& state, kernels::Stream& stream) final;
 
  protected:
-  using Buffer = kernels::AlignedBuffer<float>;  // [max_rows, a width]
+  using Buffer = kernels::DeviceArray<float>;  // [max_rows, a width]
+  using Activation = kernels::Activation;
+  using Product = kernels::Product;
 
   // One layer of a step.
   struct LayerStep {
     int layer;  // Counts from the model's first.
     const WeightSet& weights;
-    const kernels::StatePool* pools;  // The layer's, as in the layout.
-    int64_t state_slots;
+    const kernels::StateTensor* state;  // The layer's, as in the layout.
     const StageStep& step;
+    const kernels::StepRows& rows;
     kernels::Stream& stream;
   };
 
@@ -53,14 +55,15 @@ class BlockStage : public StageModel {
              StateLayout layout);
 
   // To be called once, by Create(); subclasses allocate what they add.
-  absl::Status AllocateShared(int shifts);
+  absl::Status AllocateShared(int shifts, int low_ranks);
   absl::Status Allocate(int64_t width, std::initializer_list<Buffer*> buffers) const;
 
-  // What a version needs before its layers run.
-  virtual absl::Status BeginStep(const StageStep& step, const StateView& state, kernels::Stream& stream) {
+  // What a version needs before its layers run. `state` is of all layers.
+  virtual absl::Status BeginStep(const StageStep& step, const kernels::StepRows& rows, const StateView& state,
+                                 kernels::Stream& stream) {
     return absl::OkStatus();
   }
-  // Each adds its result to step.x. LN(x; ln1), respectively LN(x; ln2), is in normed_.
+  // Each adds its result to step.x.
   virtual absl::Status TimeMix(const LayerStep& at) = 0;
   virtual absl::Status ChannelMix(const LayerStep& at) = 0;
 
@@ -68,23 +71,20 @@ class BlockStage : public StageModel {
   //   x += sigmoid(Wr x_r) * (Wv relu(Wk x_k)^2)
   absl::Status GatedChannelMix(const LayerStep& at, int state_tensor);
 
-  // shifted_[i] = normed_ mixed with the token before by mixes[i]; the state tensor keeps the last one.
-  absl::Status TokenShift(const LayerStep& at, int state_tensor, std::initializer_list<Role> mixes);
-  kernels::TokenShiftArgs TokenShiftArgs(const LayerStep& at, int state_tensor, std::initializer_list<Role> mixes);
+  // shifted_[i] = LN(x; norm) mixed with the token before by mixes[i]; the state tensor keeps the last one.
+  absl::Status MixInput(const LayerStep& at, Role norm, int state_tensor, std::initializer_list<Role> mixes) const;
+  kernels::MixInputArgs MixInputArgs(const LayerStep& at, Role norm, int state_tensor,
+                                     std::initializer_list<Role> mixes) const;
   // y = LN(embedding[token]; ln0)
   absl::Status Embed(const int32_t* tokens, int64_t rows, float* y, kernels::Stream& stream) const;
-  absl::Status Norm(const NormWeights& norm, int64_t rows, const float* x, float* y, kernels::Stream& stream) const;
-  // y = act(weight x + bias) * gate of the step's rows, without bias and gate where they are null; y may be gate.
-  absl::Status Matmul(const LayerStep& at, const kernels::MatrixView& weight, const float* x, float* y,
-                      kernels::Activation activation = kernels::Activation::kNone, const float* bias = nullptr,
-                      const float* gate = nullptr) const;
+  // Of the step's rows: none reads what another writes.
+  absl::Status Products(const LayerStep& at, absl::Span<const Product> products) const;
+  // y = act(weight x + bias)
+  static Product To(const Buffer& y, const kernels::Weight& weight, const float* x,
+                    Activation activation = Activation::kNone, const float* bias = nullptr);
   // step.x += (weight x) * gate
-  absl::Status AddMatmul(const LayerStep& at, const kernels::MatrixView& weight, const float* x,
-                         const float* gate = nullptr) const;
-  // y = act_up(up act(down x) + bias)
-  absl::Status LowRank(const LayerStep& at, const kernels::MatrixView& down, kernels::Activation activation,
-                       const kernels::MatrixView& up, const float* x, float* y, const float* bias = nullptr,
-                       kernels::Activation activation_up = kernels::Activation::kNone);
+  absl::Status AddProduct(const LayerStep& at, const kernels::Weight& weight, const float* x,
+                          const float* gate = nullptr) const;
 
   const std::shared_ptr<const StageWeights> weights_;
   kernels::Device& device_;
@@ -93,15 +93,19 @@ class BlockStage : public StageModel {
   const StateLayout layout_;
 
   static constexpr int kMaxShifts = 6;
-  Buffer normed_;               // [D]
-  Buffer shifted_[kMaxShifts];  // [D]
-  Buffer low_rank_;             // [the largest rank]
-  Buffer hidden_;               // [F]
+  static constexpr int kMaxLowRanks = 5;
+  Buffer normed_;                  // [D]
+  Buffer shifted_[kMaxShifts];     // [D]
+  Buffer low_rank_[kMaxLowRanks];  // [the largest rank]
+  Buffer hidden_;                  // [F]
 
  private:
+  absl::Status Norm(const NormWeights& norm, int64_t rows, const float* x, float* y, kernels::Stream& stream) const;
   // y[i] = LN(x[rows[i]]; ln_out)
   absl::Status FinalNorm(absl::Span<const int64_t> rows, const float* x, float* y, kernels::Stream& stream) const;
   absl::Status Logits(const StageStep& step, kernels::Stream& stream);
+
+  std::unique_ptr<kernels::StepRowsLoader> step_rows_;
 };
 
 }  // namespace rwkv::worker

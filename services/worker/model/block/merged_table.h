@@ -5,45 +5,39 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "kernels/api/op_table.h"
-#include "kernels/base/matrix.h"
+#include "kernels/base/device.h"
 #include "kernels/base/stream.h"
+#include "kernels/base/weight.h"
 
 namespace rwkv::worker {
 
-// row of `rows` ids: out [rows, table.cols]; embedded [rows, D] holds their rows of the embedding.
-absl::Status MergeRows(const kernels::OpTable& ops, const kernels::MatrixView& table, const kernels::MatrixView& map,
-                       const int32_t* ids, int64_t rows, const float* embedded, float* out, kernels::Stream& stream);
-
-// A table in host memory whose rows are filled one by one. Owned by one thread, as its stage is.
+// A table in device memory whose rows are filled one by one. Owned by one thread, as its stage is.
 class MergedTable {
  public:
-  // Views of the file, which live on. Address space for all rows at once, memory only for those that are made.
-  // kResourceExhausted: no such address space.
-  static absl::StatusOr<MergedTable> Create(const kernels::MatrixView& table, const kernels::MatrixView& map);
+  // The weights live on. Address space for all rows at once; on a CPU memory only for those that are made.
+  // kResourceExhausted: no memory.
+  static absl::StatusOr<MergedTable> Create(kernels::Device& device, const kernels::Weight& table,
+                                            const kernels::Weight& map);
 
-  // Makes the rows of `ids`; `embedded` as above, `scratch` has room for rows * width().
-  absl::Status Make(const kernels::OpTable& ops, const int32_t* ids, int64_t rows, const float* embedded,
-                    float* scratch, kernels::Stream& stream);
+  // Makes the rows of `ids`, which are given in host and in device memory; embedded [rows, D] holds their rows of the
+  // embedding, `scratch` has room for rows * width().
+  absl::Status Make(const kernels::OpTable& ops, absl::Span<const int32_t> ids, const int32_t* device_ids,
+                    const float* embedded, float* scratch, kernels::Stream& stream);
 
-  int64_t width() const { return table_.cols; }
-  kernels::MatrixView view() const;  // [V, width], fp32; only rows that were made mean anything.
+  int64_t width() const { return table_.matrix.cols; }
+  const float* rows() const { return rows_.data(); }  // [V, width]; only rows that were made mean anything.
 
  private:
-  struct Free {
-    void operator()(float* memory) const { std::free(memory); }
-  };
+  MergedTable(const kernels::Weight& table, const kernels::Weight& map) : table_(table), map_(map) {}
 
-  MergedTable(const kernels::MatrixView& table, const kernels::MatrixView& map) : table_(table), map_(map) {}
-
-  kernels::MatrixView table_;
-  kernels::MatrixView map_;
-  std::unique_ptr<float, Free> rows_;
+  const kernels::Weight& table_;
+  const kernels::Weight& map_;
+  kernels::DeviceArray<float> rows_;
 };
 
 }  // namespace rwkv::worker

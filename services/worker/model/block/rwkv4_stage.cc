@@ -2,7 +2,6 @@
 
 #include <utility>
 
-#include "kernels/api/matmul.h"
 #include "kernels/api/wkv4.h"
 #include "kernels/base/status_macros.h"
 #include "services/checkpoint/model_config.h"
@@ -24,7 +23,7 @@ absl::StatusOr<std::unique_ptr<StageModel>> Rwkv4Stage::Create(std::shared_ptr<c
                                                                kernels::Device& device,
                                                                const StageModelOptions& options) {
   std::unique_ptr<Rwkv4Stage> stage(new Rwkv4Stage(std::move(weights), device, options));
-  RWKV_RETURN_IF_ERROR(stage->AllocateShared(3));
+  RWKV_RETURN_IF_ERROR(stage->AllocateShared(3, 0));
   RWKV_RETURN_IF_ERROR(
       stage->Allocate(stage->weights_->config().attention_width, {&stage->r_, &stage->k_, &stage->v_}));
   return absl::StatusOr<std::unique_ptr<StageModel>>(std::move(stage));
@@ -42,20 +41,16 @@ absl::Span<const float> Rwkv4Stage::InitialState(int stage_layer, int tensor) co
 
 absl::Status Rwkv4Stage::TimeMix(const LayerStep& at) {
   const WeightSet& w = at.weights;
-  RWKV_RETURN_IF_ERROR(TokenShift(at, kTimeMixShift, {Role::kShiftK, Role::kShiftV, Role::kShiftR}));
-  RWKV_RETURN_IF_ERROR(Matmul(at, w.matrix(Role::kKey), shifted_[0].data(), k_.data()));
-  RWKV_RETURN_IF_ERROR(Matmul(at, w.matrix(Role::kValue), shifted_[1].data(), v_.data()));
-  RWKV_RETURN_IF_ERROR(
-      Matmul(at, w.matrix(Role::kReceptance), shifted_[2].data(), r_.data(), kernels::Activation::kSigmoid));
+  RWKV_RETURN_IF_ERROR(MixInput(at, Role::kLn1, kTimeMixShift, {Role::kShiftK, Role::kShiftV, Role::kShiftR}));
+  RWKV_RETURN_IF_ERROR(Products(
+      at, {To(k_, w.matrix(Role::kKey), shifted_[0].data()), To(v_, w.matrix(Role::kValue), shifted_[1].data()),
+           To(r_, w.matrix(Role::kReceptance), shifted_[2].data(), Activation::kSigmoid)}));
   kernels::Wkv4Args args;
-  args.rows = at.step.rows;
+  args.step = &at.rows;
   args.width = weights_->config().attention_width;
-  args.spans = at.step.spans.data();
-  args.span_count = static_cast<int64_t>(at.step.spans.size());
-  args.state_slots = at.state_slots;
-  args.aa = at.pools[kNumerator];
-  args.bb = at.pools[kDenominator];
-  args.pp = at.pools[kExponent];
+  args.aa = at.state[kNumerator];
+  args.bb = at.state[kDenominator];
+  args.pp = at.state[kExponent];
   args.decay = w.vector(Role::kDecay).data();
   args.bonus = w.vector(Role::kBonus).data();
   args.r = r_.data();
@@ -63,7 +58,7 @@ absl::Status Rwkv4Stage::TimeMix(const LayerStep& at) {
   args.v = v_.data();
   args.y = r_.data();
   RWKV_RETURN_IF_ERROR(ops_.wkv4(args, at.stream));
-  return AddMatmul(at, w.matrix(Role::kOutput), r_.data());
+  return AddProduct(at, w.matrix(Role::kOutput), r_.data());
 }
 
 absl::Status Rwkv4Stage::ChannelMix(const LayerStep& at) { return GatedChannelMix(at, kChannelMixShift); }

@@ -2,11 +2,8 @@
 
 #include <utility>
 
-#include "kernels/api/group_norm.h"
-#include "kernels/api/matmul.h"
-#include "kernels/api/token_shift.h"
+#include "kernels/api/mix_input.h"
 #include "kernels/api/wkv6.h"
-#include "kernels/base/matrix.h"
 #include "kernels/base/status_macros.h"
 #include "services/checkpoint/model_config.h"
 #include "services/checkpoint/model_tensors.h"
@@ -15,20 +12,11 @@ namespace rwkv::worker {
 namespace {
 
 using checkpoint::ModelVersion;
-using kernels::Activation;
 
 StateLayout LayoutOf(const checkpoint::ModelConfig& config) {
   return StateLayout({{"att.x_prev", {config.width}},
                       {"att.state", {config.head_count, config.head_size, config.head_size}},
                       {"ffn.x_prev", {config.width}}});
-}
-
-// Part `index` of a stack of five.
-kernels::MatrixView PartOf(const kernels::MatrixView& stack, int index) {
-  kernels::MatrixView part = stack;
-  part.rows = stack.rows / 5;
-  part.data = static_cast<const char*>(stack.data) + index * part.rows * kernels::RowBytes(stack);
-  return part;
 }
 
 }  // namespace
@@ -37,7 +25,7 @@ absl::StatusOr<std::unique_ptr<StageModel>> Rwkv6Stage::Create(std::shared_ptr<c
                                                                kernels::Device& device,
                                                                const StageModelOptions& options) {
   std::unique_ptr<Rwkv6Stage> stage(new Rwkv6Stage(std::move(weights), device, options));
-  RWKV_RETURN_IF_ERROR(stage->AllocateShared(stage->is_6_ ? 6 : 4));
+  RWKV_RETURN_IF_ERROR(stage->AllocateShared(stage->is_6_ ? 6 : 4, stage->is_6_ ? 5 : 0));
   const int64_t width = stage->weights_->config().attention_width;
   RWKV_RETURN_IF_ERROR(stage->Allocate(width, {&stage->r_, &stage->k_, &stage->v_, &stage->y_}));
   if (stage->has_gate_) RWKV_RETURN_IF_ERROR(stage->Allocate(width, {&stage->g_}));
@@ -53,24 +41,30 @@ Rwkv6Stage::Rwkv6Stage(std::shared_ptr<const StageWeights> weights, kernels::Dev
 
 absl::Span<const float> Rwkv6Stage::InitialState(int stage_layer, int tensor) const {
   if (tensor != kWkv) return {};
-  return weights_->layer(weights_->layers().begin + stage_layer).vector(Role::kInitialState);
+  return weights_->layer(weights_->layers().begin + stage_layer).initial_state();
 }
 
 absl::Status Rwkv6Stage::DataDependentShift(const LayerStep& at) {
-  const WeightSet& w = at.weights;
+  const absl::Span<const kernels::Weight> down = at.weights.stack(Role::kShiftDown);
+  const absl::Span<const kernels::Weight> up = at.weights.stack(Role::kShiftUp);
   constexpr int kX = 5;
-  kernels::TokenShiftArgs args = TokenShiftArgs(at, kTimeMixShift, {Role::kShiftX});
-  args.y[0] = shifted_[kX].data();
-  args.keep_state = true;
-  RWKV_RETURN_IF_ERROR(ops_.token_shift(args, at.stream));
+  kernels::MixInputArgs first = MixInputArgs(at, Role::kLn1, kTimeMixShift, {Role::kShiftX});
+  first.y[0] = shifted_[kX].data();
+  first.normed = normed_.data();
+  first.keep_state = true;
+  RWKV_RETURN_IF_ERROR(ops_.mix_input(first, at.stream));
   constexpr Shift kStack[] = {kW, kK, kV, kR, kG};  // As they lie in the file.
-  for (int i = 0; i < 5; ++i) {
-    RWKV_RETURN_IF_ERROR(LowRank(at, PartOf(w.matrix(Role::kShiftDown), i), Activation::kTanh,
-                                 PartOf(w.matrix(Role::kShiftUp), i), shifted_[kX].data(), shifted_[kStack[i]].data()));
-  }
-  args = TokenShiftArgs(at, kTimeMixShift, {Role::kShiftK, Role::kShiftV, Role::kShiftR, Role::kShiftG, Role::kShiftW});
-  for (int i = 0; i < 5; ++i) args.mix_delta[i] = args.y[i];
-  return ops_.token_shift(args, at.stream);
+  Product products[5];
+  for (int i = 0; i < 5; ++i) products[i] = To(low_rank_[i], down[i], shifted_[kX].data(), Activation::kTanh);
+  RWKV_RETURN_IF_ERROR(Products(at, products));
+  for (int i = 0; i < 5; ++i) products[i] = To(shifted_[kStack[i]], up[i], low_rank_[i].data());
+  RWKV_RETURN_IF_ERROR(Products(at, products));
+  kernels::MixInputArgs second = MixInputArgs(
+      at, Role::kLn1, kTimeMixShift, {Role::kShiftK, Role::kShiftV, Role::kShiftR, Role::kShiftG, Role::kShiftW});
+  second.x = normed_.data();
+  second.weight = second.bias = nullptr;
+  for (int i = 0; i < 5; ++i) second.mix_delta[i] = second.y[i];
+  return ops_.mix_input(second, at.stream);
 }
 
 absl::Status Rwkv6Stage::TimeMix(const LayerStep& at) {
@@ -78,52 +72,41 @@ absl::Status Rwkv6Stage::TimeMix(const LayerStep& at) {
   const WeightSet& w = at.weights;
   if (is_6_) {
     RWKV_RETURN_IF_ERROR(DataDependentShift(at));
-    RWKV_RETURN_IF_ERROR(LowRank(at, w.matrix(Role::kDecayDown), Activation::kTanh, w.matrix(Role::kDecayUp),
-                                 shifted_[kW].data(), w_.data(), w.vector(Role::kDecay).data(), Activation::kDecay));
   } else if (has_gate_) {
-    RWKV_RETURN_IF_ERROR(TokenShift(at, kTimeMixShift, {Role::kShiftK, Role::kShiftV, Role::kShiftR, Role::kShiftG}));
+    RWKV_RETURN_IF_ERROR(
+        MixInput(at, Role::kLn1, kTimeMixShift, {Role::kShiftK, Role::kShiftV, Role::kShiftR, Role::kShiftG}));
   } else {
-    RWKV_RETURN_IF_ERROR(TokenShift(at, kTimeMixShift, {Role::kShiftK, Role::kShiftV, Role::kShiftR}));
+    RWKV_RETURN_IF_ERROR(MixInput(at, Role::kLn1, kTimeMixShift, {Role::kShiftK, Role::kShiftV, Role::kShiftR}));
   }
-  RWKV_RETURN_IF_ERROR(Matmul(at, w.matrix(Role::kKey), shifted_[kK].data(), k_.data()));
-  RWKV_RETURN_IF_ERROR(Matmul(at, w.matrix(Role::kValue), shifted_[kV].data(), v_.data()));
-  RWKV_RETURN_IF_ERROR(Matmul(at, w.matrix(Role::kReceptance), shifted_[kR].data(), r_.data()));
-  if (has_gate_) {
-    RWKV_RETURN_IF_ERROR(Matmul(at, w.matrix(Role::kGate), shifted_[kG].data(), g_.data(), Activation::kSilu));
+  // The gate and the decay come last, because not every version has them.
+  const Product products[] = {To(k_, w.matrix(Role::kKey), shifted_[kK].data()),
+                              To(v_, w.matrix(Role::kValue), shifted_[kV].data()),
+                              To(r_, w.matrix(Role::kReceptance), shifted_[kR].data()),
+                              To(g_, w.matrix(Role::kGate), shifted_[kG].data(), Activation::kSilu),
+                              To(low_rank_[0], w.matrix(Role::kDecayDown), shifted_[kW].data(), Activation::kTanh)};
+  RWKV_RETURN_IF_ERROR(Products(at, absl::MakeConstSpan(products).first(is_6_ ? 5 : has_gate_ ? 4 : 3)));
+  if (is_6_) {
+    RWKV_RETURN_IF_ERROR(Products(at, {To(w_, w.matrix(Role::kDecayUp), low_rank_[0].data(), Activation::kDecay,
+                                          w.vector(Role::kDecay).data())}));
   }
-  {
-    kernels::Wkv6Args args;
-    args.rows = at.step.rows;
-    args.heads = config.head_count;
-    args.head_size = config.head_size;
-    args.spans = at.step.spans.data();
-    args.span_count = static_cast<int64_t>(at.step.spans.size());
-    args.state_pool = at.pools[kWkv].data;
-    args.state_stride = at.pools[kWkv].stride;
-    args.state_slots = at.state_slots;
-    args.r = r_.data();
-    args.w = is_6_ ? w_.data() : w.vector(Role::kDecay).data();
-    args.constant_decay = !is_6_;
-    args.k = k_.data();
-    args.v = v_.data();
-    args.bonus = w.vector(Role::kBonus).data();
-    args.y = y_.data();
-    RWKV_RETURN_IF_ERROR(ops_.wkv6(args, at.stream));
-  }
-  {
-    kernels::GroupNormArgs args;
-    args.rows = at.step.rows;
-    args.heads = config.head_count;
-    args.head_size = config.head_size;
-    args.y = y_.data();
-    args.weight = w.norm(Role::kLnX).weight.data();
-    args.bias = w.norm(Role::kLnX).bias.data();
-    args.epsilon = options_.group_norm_epsilon;
-    args.gate = has_gate_ ? g_.data() : nullptr;
-    args.out = y_.data();
-    RWKV_RETURN_IF_ERROR(ops_.group_norm(args, at.stream));
-  }
-  return AddMatmul(at, w.matrix(Role::kOutput), y_.data());
+  kernels::Wkv6Args args;
+  args.step = &at.rows;
+  args.heads = config.head_count;
+  args.head_size = config.head_size;
+  args.state = at.state[kWkv];
+  args.bonus = w.vector(Role::kBonus).data();
+  args.ln_weight = w.norm(Role::kLnX).weight.data();
+  args.ln_bias = w.norm(Role::kLnX).bias.data();
+  args.epsilon = options_.group_norm_epsilon;
+  args.r = r_.data();
+  args.w = is_6_ ? w_.data() : w.vector(Role::kDecay).data();
+  args.constant_decay = !is_6_;
+  args.k = k_.data();
+  args.v = v_.data();
+  args.gate = g_.data();
+  args.y = y_.data();
+  RWKV_RETURN_IF_ERROR(ops_.wkv6(args, at.stream));
+  return AddProduct(at, w.matrix(Role::kOutput), y_.data());
 }
 
 absl::Status Rwkv6Stage::ChannelMix(const LayerStep& at) { return GatedChannelMix(at, kChannelMixShift); }

@@ -42,7 +42,7 @@ class Rwkv6Stage final : public BlockStage {
 
   const bool is_6_;
   const bool has_gate_;
-  Buffer r_, k_, v_, w_, g_, y_;  // [A]; w in RWKV-6 only, g from 5.1 on
+  Buffer r_, k_, v_, w_, g_, y_;  // [A]; w in RWKV-6 only, g from 5.1 on, else empty
 };
 
 }  // namespace rwkv::worker

@@ -16,7 +16,9 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "kernels/api/step_rows.h"
 #include "kernels/base/device.h"
+#include "kernels/base/stream.h"
 #include "services/worker/model/block/block_stage.h"
 #include "services/worker/model/block/merged_table.h"
 #include "services/worker/model/block/stage_model.h"
@@ -51,34 +53,37 @@ class Rwkv7Stage final : public BlockStage {
   absl::Status ChannelMix(const LayerStep& at) override;
 
   absl::Status AllocateDeepEmbed();
-  absl::Status BeginStep(const StageStep& step, const StateView& state, kernels::Stream& stream) override;
+  absl::Status BeginStep(const StageStep& step, const kernels::StepRows& rows, const StateView& state,
+                         kernels::Stream& stream) override;
   // Makes what rows of the merged tables the step needs and does not find.
   absl::Status MakeRows(const StageStep& step, const StateView& state, kernels::Stream& stream);
-  // hidden_ *= (y s2 + s0), y being (normed_ s1) times the token's own matrix
-  absl::Status GateHidden(const LayerStep& at);
+  // hidden_ = key * (y s2 + s0), y being (normed_ s1) times the token's own matrix
+  absl::Status GatedKey(const LayerStep& at, const Product& key);
   // step.x += Attention(step.x)
   absl::Status AddAttention(const LayerStep& at);
 
   const bool has_deep_embed_;
   const bool has_attention_;
-  Buffer r_, k_, v_, w_, a_, b_, g_, value_gate_, y_;  // [A]
+  Buffer r_, k_, v_, decay_, iclr_, gate_, value_gate_, y_;  // [A]
 
   // DeepEmbed only.
-  std::vector<int32_t> row_numbers_;  // 0, 1, ..., max_rows - 1
-  Buffer embedded_;                   // [D], the tokens' rows of the embedding
-  Buffer token_matrix_;               // [n * n], n the largest DeepEmbed width
-  Buffer deep_x_, deep_y_;            // [n]
+  Buffer embedded_;         // [D], the tokens' rows of the embedding
+  Buffer token_matrix_;     // [n * n], n the largest DeepEmbed width
+  Buffer deep_x_, deep_y_;  // [n]
 
   // Attention only.
   struct Tables {
     MergedTable key, value;
   };
-  std::vector<Tables> tables_;      // By layer of the stage.
-  std::vector<bool> has_row_;       // [V], in all tables.
-  std::vector<int32_t> missing_;    // Ids to make.
-  Buffer made_;                     // [the wider of the tables]
-  Buffer query_;                    // [query width]
-  Buffer cache_key_, cache_value_;  // [cache width]
+  std::vector<Tables> tables_;                      // By layer of the stage.
+  std::vector<bool> has_row_;                       // [V], in all tables.
+  std::vector<int32_t> missing_;                    // Ids to make.
+  kernels::DeviceArray<int32_t> pinned_ids_, ids_;  // [max_rows] of them at a time
+  Buffer pinned_lengths_;                           // [max_rows], by span
+  Buffer pinned_cache_;                             // [deep_embed_context]
+  Buffer made_;                                     // [the wider of the tables]
+  Buffer query_;                                    // [query width]
+  Buffer cache_key_, cache_value_;                  // [cache width]
 };
 
 }  // namespace rwkv::worker

@@ -15,11 +15,12 @@
 
 namespace rwkv::worker {
 
-// One microbatch: packed rows, one per token. `R` rows in all, 1 <= R <= max_rows.
+// One microbatch: packed rows, one per token. `R` rows in all, 1 <= R <= max_rows. What says which rows there are is
+// host memory, and done with when Forward() returns; the floats are device memory.
 struct StageStep {
-  absl::Span<const kernels::SequenceSpan> spans;  // Cover the rows in order; no slot twice.
+  absl::Span<const kernels::SequenceSpan> spans;  // Cover the rows in order; no slot twice, but kPaddingSlot.
   int64_t rows = 0;                               // R
-  const int32_t* tokens = nullptr;                // [R], below V.
+  const int32_t* tokens = nullptr;                // [R], below V; padding has some, too.
   float* x = nullptr;                             // [R, D]: in on later stages; out.
   float* v_first = nullptr;                       // [R, v_first_width]: in on later stages, out on the first.
   absl::Span<const int64_t> logit_rows;           // Ascending. Last stage only: the rows that need logits.

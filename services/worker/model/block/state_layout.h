@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "kernels/api/state_pool.h"
+#include "kernels/api/state_tensor.h"
 
 namespace rwkv::worker {
 
@@ -47,10 +47,10 @@ class StateLayout {
 struct StateView {
   int64_t slots = 0;
   int tensors_per_layer = 0;
-  const kernels::StatePool* pools = nullptr;  // [layers of the stage, tensors_per_layer]
+  const kernels::StateTensor* tensors = nullptr;  // [layers of the stage, tensors_per_layer]
 
-  const kernels::StatePool& tensor(int stage_layer, int index) const {
-    return pools[stage_layer * tensors_per_layer + index];
+  const kernels::StateTensor& tensor(int stage_layer, int index) const {
+    return tensors[stage_layer * tensors_per_layer + index];
   }
 };
 

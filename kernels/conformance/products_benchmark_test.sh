@@ -4,4 +4,4 @@ set -euo pipefail
 report=$("$1" --benchmark_filter='bf16/out:768/in:768/rows:(1|32)$' --benchmark_min_time=0.001)
 echo "$report"
 if grep -q ERROR <<<"$report"; then exit 1; fi
-grep -q 'matmul/cpu/portable/bf16/out:768/in:768/rows:32 .*GFLOP/s' <<<"$report"
+grep -q 'products/cpu/portable/bf16/out:768/in:768/rows:32 .*GFLOP/s' <<<"$report"

@@ -1,0 +1,250 @@
+// Products of every backend: each product against its formula, several in one call, and law N1.
+#include "kernels/api/products.h"
+
+#include <cmath>
+#include <deque>
+#include <string>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "kernels/base/dtype.h"
+#include "kernels/base/status_macros.h"
+#include "kernels/conformance/bounded.h"
+#include "kernels/conformance/conformance.h"
+#include "kernels/conformance/device_memory.h"
+#include "kernels/conformance/op_suite.h"
+#include "tests/testing/status_matchers.h"
+
+namespace rwkv::kernels::conformance {
+namespace {
+
+struct Case {
+  std::string name;
+  int64_t rows = 5;
+  int64_t inputs = 64;
+  int64_t outputs = 12;
+  Storage storage = {"bf16", DType::kBFloat16};
+  Activation activation = Activation::kNone;
+  bool bias = false;
+  bool gate = false;
+  bool in_place = false;  // y is the gate
+  bool accumulate = false;
+};
+
+enum Input { kX, kGate, kStart };  // The last is what accumulate adds to.
+
+Bounded Activate(Activation activation, const Bounded& z) {
+  switch (activation) {
+    case Activation::kNone:
+      return z;
+    case Activation::kSigmoid:
+      return Sigmoid(z);
+    case Activation::kTanh:
+      return Tanh(z);
+    case Activation::kSquaredRelu: {
+      const Bounded positive = Max(z, Bounded(0.0));
+      return positive * positive;
+    }
+    case Activation::kSilu:
+      return z * Sigmoid(z);
+    case Activation::kDecay:
+      return Exp(-Exp(z));
+  }
+  return z;
+}
+
+OpCase Make(const Case& c) {
+  Random random(7);
+  const StoredMatrix weight(c.storage, c.outputs, c.inputs, random.Uniforms(c.outputs * c.inputs, -1.0f, 1.0f));
+  const Floats bias = random.Uniforms(c.outputs, -3.0f, 3.0f);
+  OpCase op;
+  op.y_width = c.outputs;
+  op.packing = {{0}, 1, 0};
+  op.sequences.push_back(
+      {c.rows,
+       {random.Uniforms(c.rows * c.inputs, -2.0f, 2.0f), random.Uniforms(c.rows * c.outputs, -2.0f, 2.0f),
+        random.Uniforms(c.rows * c.outputs, -3.0f, 3.0f)},
+       {},
+       {}});
+  op.run = [=](DeviceMemory& memory, const OpCall& call) {
+    const int64_t y_bytes = call.step.rows * c.outputs * 4;
+    RWKV_RETURN_IF_ERROR(memory.stream().Copy(call.y, call.inputs[kStart], y_bytes));
+    Product product;
+    product.weight = memory.Load(weight.view());
+    product.x = call.inputs[kX];
+    if (c.bias) product.bias = memory.Put(bias);
+    product.activation = c.activation;
+    if (c.gate) product.gate = call.inputs[kGate];
+    product.accumulate = c.accumulate;
+    product.y = c.in_place ? call.inputs[kGate] : call.y;
+    RWKV_RETURN_IF_ERROR(memory.device().ops().products({call.step.rows, &product, 1}, memory.stream()));
+    return memory.stream().Copy(call.y, product.y, c.in_place ? y_bytes : 0);
+  };
+  op.formula = [=](const Sequence& row) {
+    RowResult result;
+    for (int64_t o = 0; o < c.outputs; ++o) {
+      Bounded z = Dot(row.inputs[kX].data(), weight.widened.data() + o * c.inputs, c.inputs);
+      if (c.bias) z = z + Bounded(bias[o]);
+      z = Activate(c.activation, z);
+      if (c.gate) z = z * Bounded(row.inputs[kGate][o]);
+      result.y.push_back(c.accumulate ? Bounded(row.inputs[kStart][o]) + z : z);
+    }
+    return result;
+  };
+  return op;
+}
+
+std::vector<std::shared_ptr<const OpCase>> Cases() {
+  Table<Case> table;
+  table.Add("base", [](Case&) {});
+  for (int64_t rows : {1, 2, 3, 4, 6, 7, 8, 13, 33}) {
+    table.Add("rows_" + std::to_string(rows), [=](Case& c) { c.rows = rows; });
+  }
+  for (int64_t inputs : {1, 8, 15, 16, 17, 31, 33, 100, 768}) {
+    table.Add("inputs_" + std::to_string(inputs), [=](Case& c) { c.inputs = inputs; });
+  }
+  for (int64_t outputs : {1, 2, 3, 7, 8, 9, 15, 67}) {
+    table.Add("outputs_" + std::to_string(outputs), [=](Case& c) { c.outputs = outputs; });
+    table.Add("one_row_outputs_" + std::to_string(outputs), [=](Case& c) { c.outputs = outputs, c.rows = 1; });
+    table.Add("many_rows_outputs_" + std::to_string(outputs), [=](Case& c) { c.outputs = outputs, c.rows = 20; });
+  }
+  for (const Storage& storage : Storages()) {
+    const std::string& name = storage.name;
+    for (int64_t rows : {1, 5, 17}) {
+      const std::string suffix = "_rows_" + std::to_string(rows);
+      table.Add(name + suffix, [=](Case& c) { c.storage = storage, c.rows = rows, c.inputs = 192; });
+      // Shorter than a group, a group and a bit, one that ends in the middle of its second half.
+      for (int64_t inputs : {1, 27, 33, 64, 85, 127}) {
+        table.Add(name + suffix + "_inputs_" + std::to_string(inputs),
+                  [=](Case& c) { c.storage = storage, c.rows = rows, c.inputs = inputs; });
+      }
+    }
+  }
+  for (const Storage& storage : BlockStorages()) {
+    for (int64_t rows : {1, 5, 17}) {
+      for (int64_t inputs : {256, 768}) {
+        table.Add(storage.name + "_rows_" + std::to_string(rows) + "_inputs_" + std::to_string(inputs),
+                  [=](Case& c) { c.storage = storage, c.rows = rows, c.inputs = inputs; });
+      }
+    }
+  }
+  table.Add("sigmoid", [](Case& c) { c.activation = Activation::kSigmoid; });
+  table.Add("tanh", [](Case& c) { c.activation = Activation::kTanh; });
+  table.Add("squared_relu", [](Case& c) { c.activation = Activation::kSquaredRelu; });
+  table.Add("squared_relu_many_rows", [](Case& c) { c.activation = Activation::kSquaredRelu, c.rows = 19; });
+  table.Add("silu", [](Case& c) { c.activation = Activation::kSilu; });
+  table.Add("decay", [](Case& c) { c.activation = Activation::kDecay; });
+  table.Add("decay_biased_many_rows", [](Case& c) { c.activation = Activation::kDecay, c.bias = true, c.rows = 19; });
+  for (int64_t rows : {1, 5, 19}) {
+    const std::string suffix = "_rows_" + std::to_string(rows);
+    table.Add("bias" + suffix, [=](Case& c) { c.bias = true, c.rows = rows; });
+    table.Add("gate" + suffix, [=](Case& c) { c.gate = true, c.rows = rows; });
+    table.Add("gate_in_place" + suffix, [=](Case& c) { c.gate = c.in_place = c.bias = true, c.rows = rows; });
+    table.Add("gate_accumulate" + suffix, [=](Case& c) { c.gate = c.accumulate = true, c.rows = rows; });
+    table.Add("bias_outputs_67" + suffix, [=](Case& c) { c.bias = true, c.outputs = 67, c.rows = rows; });
+  }
+  table.Add("accumulate", [](Case& c) { c.accumulate = true; });
+  table.Add("accumulate_one_row", [](Case& c) { c.accumulate = true, c.rows = 1; });
+  table.Add("accumulate_many_rows", [](Case& c) { c.accumulate = true, c.rows = 19; });
+  table.Add("accumulate_tanh", [](Case& c) { c.accumulate = true, c.activation = Activation::kTanh; });
+  // More outputs than the panel of widened weights holds, and not a whole number of panels.
+  table.Add("several_panels", [](Case& c) { c.inputs = 3000, c.outputs = 45, c.rows = 8; });
+  // One tile of outputs is more than the panel.
+  table.Add("inputs_beyond_panel", [](Case& c) { c.inputs = 17000, c.outputs = 5, c.rows = 7; });
+  return table.Build(Make);
+}
+
+RWKV_TEST_OPERATION(Products, Cases());
+
+class ProductsTest : public ::testing::TestWithParam<std::string> {
+ protected:
+  ProductsTest() : memory_(OpenedDevice(GetParam())) {}
+
+  Floats Multiply(const Weight* weight, int64_t rows, const Floats& x, Activation activation = Activation::kNone) {
+    Product product;
+    product.weight = weight;
+    product.x = memory_.Put(x);
+    product.activation = activation;
+    product.y = memory_.Zeros(rows * weight->matrix.rows);
+    EXPECT_OK(memory_.device().ops().products({rows, &product, 1}, memory_.stream()));
+    return memory_.Get(product.y, rows * weight->matrix.rows);
+  }
+
+  DeviceMemory memory_;
+};
+
+// All 65536 values of each 16-bit type, times one: the widening is exact, subnormals, infinities and NaN too.
+TEST_P(ProductsTest, WidensEveryWeightExactly) {
+  for (DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+    std::vector<uint16_t> weight(1 << 16);
+    for (size_t i = 0; i < weight.size(); ++i) weight[i] = static_cast<uint16_t>(i);
+    std::vector<float> expected(weight.size());
+    WidenToFloat(dtype, weight.data(), static_cast<int64_t>(weight.size()), expected.data());
+    const Weight* const loaded = memory_.Load({dtype, static_cast<int64_t>(weight.size()), 1, weight.data()});
+    for (int64_t rows : {1, 3, 9}) {
+      const Floats y = Multiply(loaded, rows, Floats(static_cast<size_t>(rows), 1.0f));
+      size_t wrong = 0;
+      for (size_t i = 0; i < y.size(); ++i) {
+        const float want = expected[i % expected.size()];
+        if (!(y[i] == want || (std::isnan(y[i]) && std::isnan(want)))) ++wrong;
+      }
+      EXPECT_EQ(wrong, 0u) << Name(dtype) << ", " << rows << " rows";
+    }
+  }
+}
+
+TEST_P(ProductsTest, NotANumberStaysInItsRow) {
+  const int64_t rows = 9;
+  const int64_t inputs = 20;
+  const int64_t outputs = 6;
+  const Floats weight(static_cast<size_t>(outputs * inputs), 0.5f);
+  const Weight* const loaded = memory_.Load({DType::kFloat32, outputs, inputs, weight.data()});
+  for (Activation activation : {Activation::kNone, Activation::kSigmoid, Activation::kTanh, Activation::kSquaredRelu,
+                                Activation::kSilu, Activation::kDecay}) {
+    Floats x(static_cast<size_t>(rows * inputs), 0.25f);
+    x[4 * inputs + 19] = NAN;
+    const Floats y = Multiply(loaded, rows, x, activation);
+    for (int64_t i = 0; i < rows * outputs; ++i) {
+      EXPECT_EQ(std::isnan(y[i]), i / outputs == 4)
+          << "activation " << static_cast<int>(activation) << ", y[" << i << "]";
+    }
+  }
+}
+
+// Seven products of one call, of all shapes and epilogues, have the bits of seven calls.
+TEST_P(ProductsTest, TogetherTheyHaveTheBitsOfEachAlone) {
+  Random random(3);
+  for (int64_t rows : {1, 2, 9, 40}) {
+    const Floats x = random.Uniforms(rows * 96, -2.0f, 2.0f);
+    const float* const inputs = memory_.Put(x);
+    std::deque<StoredMatrix> stored;  // What the device has loaded stays where it is.
+    std::vector<Product> products;
+    const int64_t outputs[] = {1, 96, 5, 33, 200, 16, 7};
+    for (int i = 0; i < 7; ++i) {
+      const Storage storage = Storages()[i];
+      stored.emplace_back(storage, outputs[i], 96, random.Uniforms(outputs[i] * 96, -1.0f, 1.0f));
+      Product product;
+      product.weight = memory_.Load(stored.back().view());
+      product.x = inputs;
+      if (i % 2 == 1) product.bias = memory_.Put(random.Uniforms(outputs[i], -1.0f, 1.0f));
+      if (i % 3 == 1) product.gate = memory_.Put(random.Uniforms(rows * outputs[i], -1.0f, 1.0f));
+      product.activation = static_cast<Activation>(i % 6);
+      product.accumulate = i == 4;
+      product.y = memory_.Zeros(rows * outputs[i]);
+      products.push_back(product);
+    }
+    ASSERT_OK(memory_.device().ops().products({rows, products.data(), 7}, memory_.stream()));
+    for (int i = 0; i < 7; ++i) {
+      const Floats together = memory_.Get(products[i].y, rows * outputs[i]);
+      products[i].y = memory_.Zeros(rows * outputs[i]);
+      ASSERT_OK(memory_.device().ops().products({rows, &products[i], 1}, memory_.stream()));
+      EXPECT_TRUE(SameBits(memory_.Get(products[i].y, rows * outputs[i]), together)) << rows << " rows, product " << i;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, ProductsTest, ::testing::ValuesIn(Backends()),
+                         [](const auto& info) { return TestName(info.param); });
+
+}  // namespace
+}  // namespace rwkv::kernels::conformance

@@ -1,0 +1,22 @@
+// One product as product_kernels.h computes it: products.h with the matrix itself.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/api/products.h"
+#include "kernels/base/matrix.h"
+
+namespace rwkv::kernels::cpu {
+
+struct MatmulArgs {
+  int64_t rows = 0;             // >= 1
+  MatrixView weight;            // [out, in]
+  const float* x = nullptr;     // [rows, in]
+  const float* bias = nullptr;  // [out], or null
+  Activation activation = Activation::kNone;
+  const float* gate = nullptr;  // [rows, out], or null
+  bool accumulate = false;      // Add to y what else would be stored there.
+  float* y = nullptr;           // [rows, out], out
+};
+
+}  // namespace rwkv::kernels::cpu
