@@ -1,5 +1,6 @@
 #include "kernels/base/host_device.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
@@ -49,8 +50,12 @@ absl::Status HostStream::Zero(void* memory, int64_t bytes) {
 
 absl::StatusOr<void*> HostStream::Scratch(int64_t bytes) {
   if (bytes > scratch_.size_in_bytes()) {
-    scratch_ = Buffer();  // Give the old one back first: its contents are nobody's.
-    RWKV_ASSIGN_OR_RETURN(scratch_, AllocateOnHost(bytes));
+    // A power of two, so that what grows by a token a step is seldom made anew. The old one goes first: its contents are
+    // nobody's.
+    int64_t larger = kBufferAlignment;
+    while (larger < bytes && larger < int64_t{1} << 62) larger *= 2;
+    scratch_ = Buffer();
+    RWKV_ASSIGN_OR_RETURN(scratch_, AllocateOnHost(std::max(larger, bytes)));
   }
   return scratch_.data();
 }

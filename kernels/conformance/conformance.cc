@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "kernels/base/device.h"
 #include "kernels/base/quantize.h"
+#include "kernels/conformance/protected_device.h"
 #include "kernels/dispatch/open_device.h"
 
 namespace rwkv::kernels::conformance {
@@ -25,12 +26,16 @@ std::vector<float> Random::Uniforms(int64_t count, float low, float high) {
   return values;
 }
 
-std::vector<std::string> Backends() { return AvailableDevices(); }
+std::vector<std::string> Backends() {
+  std::vector<std::string> backends = AvailableDevices();
+  backends.push_back("protected");
+  return backends;
+}
 
 Device& OpenedDevice(const std::string& name) {
   static auto* const devices = new std::map<std::string, std::unique_ptr<Device>>;
   std::unique_ptr<Device>& device = (*devices)[name];
-  if (device == nullptr) device = *OpenDevice(name);
+  if (device == nullptr) device = name == "protected" ? ProtectDevice(*OpenDevice("auto")) : *OpenDevice(name);
   return *device;
 }
 

@@ -30,7 +30,8 @@ class Random {
   std::mt19937 generator_;
 };
 
-// Every device this machine opens by its name (kernels/dispatch).
+// Every device this machine opens by its name (kernels/dispatch), and "protected", the fastest of them with its memory
+// out of the host's reach.
 std::vector<std::string> Backends();
 
 // The device of that name, opened once in the process.

@@ -1,0 +1,48 @@
+#include "kernels/conformance/protected_device.h"
+
+#include <cmath>
+#include <memory>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "kernels/base/device.h"
+#include "kernels/base/stream.h"
+#include "kernels/conformance/device_memory.h"
+#include "kernels/dispatch/open_device.h"
+#include "tests/testing/status_matchers.h"
+
+namespace rwkv::kernels::conformance {
+namespace {
+
+class ProtectedDeviceTest : public ::testing::Test {
+ protected:
+  ProtectedDeviceTest() : device_(ProtectDevice(*OpenDevice("cpu"))) {}
+
+  const std::unique_ptr<Device> device_;
+};
+
+using ProtectedDeviceDeathTest = ProtectedDeviceTest;
+
+TEST_F(ProtectedDeviceDeathTest, HostCannotTouchDeviceMemory) {
+  ASSERT_OK_AND_ASSIGN(const Buffer buffer, device_->Allocate(64, MemoryKind::kDevice));
+  EXPECT_DEATH(*buffer.as<volatile float>() = 1.0f, "");
+  EXPECT_DEATH(std::exit(*buffer.as<volatile float>() == 1.0f ? 0 : 1), "");
+}
+
+TEST_F(ProtectedDeviceTest, PinnedMemoryIsTheHosts) {
+  ASSERT_OK_AND_ASSIGN(const Buffer buffer, device_->Allocate(64, MemoryKind::kPinned));
+  *buffer.as<float>() = 1.0f;
+  EXPECT_EQ(*buffer.as<float>(), 1.0f);
+}
+
+TEST_F(ProtectedDeviceTest, CopiesGoThroughAndFreshMemoryIsNoNumber) {
+  DeviceMemory memory(*device_);
+  EXPECT_EQ(memory.Get(memory.Put({1.0f, 2.0f}), 2), (std::vector<float>{1.0f, 2.0f}));
+  ASSERT_OK_AND_ASSIGN(const Buffer fresh, device_->Allocate(8, MemoryKind::kDevice));
+  EXPECT_TRUE(std::isnan(memory.Get(fresh.as<float>(), 2)[1]));
+  ASSERT_OK(memory.stream().Zero(fresh.data(), 8));
+  EXPECT_EQ(memory.Get(fresh.as<float>(), 2), (std::vector<float>{0.0f, 0.0f}));
+}
+
+}  // namespace
+}  // namespace rwkv::kernels::conformance
