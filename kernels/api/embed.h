@@ -22,7 +22,8 @@ struct EmbedArgs {
   float* x = nullptr;                 // [rows, D], out; overlaps no input
 };
 
-// kInvalidArgument: size < 1, null or misaligned pointer (nothing is written then). Stateless and thread-safe, but for the stream. Held to reference::Embed by conformance.
+// kInvalidArgument: size < 1, null or misaligned pointer (nothing is written then). Stateless and thread-safe, but for
+// the stream. Held to reference::Embed by conformance.
 using EmbedOp = absl::Status(const EmbedArgs& args, Stream& stream);
 
 // The part of the contract that every backend checks before it computes.

@@ -1,11 +1,11 @@
-// What the products of a mix read: layer norm, then token shift, which mixes a token's normalised input with that of the
-// token before it, per channel, for each of K products:
+// What the products of a mix read: layer norm, then token shift, which mixes a token's normalised input with that of
+// the token before it, per channel, for each of K products:
 //   n[t]   = LN(x[t]; ln)                                              without weight and bias: n = x
 //   y_m[t] = n[t] + (n[t-1] - n[t]) * (mix_m + mix_delta_m[t])         m = 0 .. K-1
 // n[t-1] is of the same sequence, and for the first row of a span the sequence's shift state, which becomes the span's
 // last n. (RWKV-6 and 7: mix near 1 is the previous token. RWKV-4 and 5 store 1 - mix.)
-// RWKV-6's data-dependent shift is two calls over the same rows: the first, which keeps the state, makes n and the input
-// of the low-rank products that the second, over n, adds to its mixes.
+// RWKV-6's data-dependent shift is two calls over the same rows: the first, which keeps the state, makes n and the
+// input of the low-rank products that the second, over n, adds to its mixes.
 // Source: BlinkDL/RWKV-LM RWKV-v7/rwkv_v7_demo_rnn.py, time_mixing and channel_mixing: x + (x_prev - x) * x_m;
 // RWKV-v5/rwkv_v6_demo.py, time_mixing: x + sx * (time_maa_m + m).
 #pragma once

@@ -2,8 +2,8 @@
 // head, with wkv state S, one token does
 //   o[i]    = sum_j S[i][j] * r[j] + (sum_j r[j] * k[j] * bonus[j]) * v[i]       read, before the update
 //   S[i][j] = S[i][j] * w[j] + v[i] * k[j]                                       decay, write
-// i: value channel, j: key channel. The decay w is the token's own in RWKV-6 and a constant of the model in RWKV-5. Then
-// per row and head
+// i: value channel, j: key channel. The decay w is the token's own in RWKV-6 and a constant of the model in RWKV-5.
+// Then per row and head
 //   y = ((o - mean) / sqrt(var + eps) * ln_weight + ln_bias) * gate   group norm ln_x, biased variance; without a gate
 //                                                                     (RWKV-5.0) not multiplied
 // Source: arXiv:2404.05892; BlinkDL/RWKV-LM RWKV-v5/rwkv_v6_demo.py, time_mixing: F.group_norm(x, eps = 64e-5) * g.

@@ -50,8 +50,8 @@ absl::Status HostStream::Zero(void* memory, int64_t bytes) {
 
 absl::StatusOr<void*> HostStream::Scratch(int64_t bytes) {
   if (bytes > scratch_.size_in_bytes()) {
-    // A power of two, so that what grows by a token a step is seldom made anew. The old one goes first: its contents are
-    // nobody's.
+    // A power of two, so that what grows by a token a step is seldom made anew. The old one goes first: its contents
+    // are nobody's.
     int64_t larger = kBufferAlignment;
     while (larger < bytes && larger < int64_t{1} << 62) larger *= 2;
     scratch_ = Buffer();
