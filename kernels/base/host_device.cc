@@ -1,9 +1,10 @@
 #include "kernels/base/host_device.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <limits>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
@@ -11,8 +12,12 @@
 namespace rwkv::kernels {
 namespace {
 
-// What calloc gave is kept before the aligned place: it aligns to 16, so there is room for a pointer.
-void FreeAligned(void* memory, int64_t) { std::free(static_cast<void**>(memory)[-1]); }
+// From here on memory comes from the kernel itself, so that pages cost nothing before they are written: what the C
+// library has to give may have been used before, and calloc would write zeros all over it.
+constexpr int64_t kMappedBytes = 64 * 1024;
+
+void Unmap(void* memory, int64_t bytes) { munmap(memory, static_cast<size_t>(bytes)); }
+void Free(void* memory, int64_t) { std::free(memory); }
 
 // Nothing on a HostStream is ever still to be done.
 class HostEvent final : public Event {
@@ -26,16 +31,15 @@ class HostEvent final : public Event {
 absl::StatusOr<Buffer> AllocateOnHost(int64_t bytes) {
   if (bytes < 0) return absl::InvalidArgumentError(absl::StrCat("buffer of ", bytes, " bytes"));
   if (bytes == 0) return Buffer();
-  void* memory = nullptr;
-  // calloc leaves a large buffer to the kernel, whose zeros cost memory only where somebody writes.
-  if (bytes <= std::numeric_limits<int64_t>::max() - kBufferAlignment) {
-    memory = std::calloc(1, static_cast<size_t>(bytes + kBufferAlignment));
+  if (bytes >= kMappedBytes) {
+    void* const memory =
+        mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory != MAP_FAILED) return Buffer(memory, bytes, Unmap);
+  } else if (void* memory = nullptr; posix_memalign(&memory, kBufferAlignment, static_cast<size_t>(bytes)) == 0) {
+    std::memset(memory, 0, static_cast<size_t>(bytes));
+    return Buffer(memory, bytes, Free);
   }
-  if (memory == nullptr) return absl::ResourceExhaustedError(absl::StrCat("no memory for ", bytes, " bytes"));
-  const auto address = reinterpret_cast<uintptr_t>(memory);
-  void** const aligned = reinterpret_cast<void**>((address / kBufferAlignment + 1) * kBufferAlignment);
-  aligned[-1] = memory;
-  return Buffer(aligned, bytes, FreeAligned);
+  return absl::ResourceExhaustedError(absl::StrCat("no memory for ", bytes, " bytes"));
 }
 
 absl::Status HostStream::Copy(void* to, const void* from, int64_t bytes) {
