@@ -162,6 +162,7 @@ void TurnManager::Engine::SaveAndRetire(Turn& turn) {
   by_sequence_.erase(turn.sequence);
   turn.sequence = 0;
   turn.tail.clear();
+  turn.yielding = false;
   turn.phase = Phase::kComputed;
 }
 

@@ -101,7 +101,7 @@ RouterMetrics::RouterMetrics(Metrics* metrics)
       store_commit_seconds(metrics->Histogram("rwkv_router_store_commit_seconds",
                                               "One group commit of tokens to the state store, retries included.",
                                               Metrics::LatencyBuckets())),
-      waiting_turns(metrics->Gauge("rwkv_router_waiting_turns", "Requests that wait to be started.")),
+      waiting_turns(metrics->Gauge("rwkv_router_waiting_turns", "Requests that wait to be started, or to go on.")),
       running_turns(metrics->Gauge("rwkv_router_running_turns", "Requests that were started and have not ended.")),
       microbatches_in_flight(metrics->Gauge("rwkv_router_microbatches_in_flight", "Steps in the pipeline.")),
       slots_used(Slots(metrics, "used")),
