@@ -199,8 +199,9 @@ TEST_F(SessionsServiceTest, TensorsOfSeveralMessagesAreExportedWhole) {
   ASSERT_EQ(tensors.size(), 4);
   for (const auto& [name, tensor] : tensors) {
     ASSERT_EQ(tensor.bytes.size(), static_cast<size_t>(pipeline.record_bytes)) << name;
-    for (size_t at = 0; at < tensor.bytes.size(); at += sizeof(state)) {
-      ASSERT_EQ(std::memcmp(&tensor.bytes[at], &state, sizeof(state)), 0) << name << " at " << at;
+    uint64_t word = state;
+    for (size_t at = 0; at < tensor.bytes.size(); at += sizeof(word), ++word) {
+      ASSERT_EQ(std::memcmp(&tensor.bytes[at], &word, sizeof(word)), 0) << name << " at " << at;
     }
   }
 }

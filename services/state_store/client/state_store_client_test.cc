@@ -96,6 +96,36 @@ TEST_F(StateStoreClientTest, TurnGoesThroughAndIsReadBack) {
   EXPECT_THAT(fake_->ReadTokens(read, Deadline()), IsOkAndHolds(ElementsAre(2, 3)));
 }
 
+TEST_F(StateStoreClientTest, ATurnIsFoundWithItsErrorAndNothingIsBegun) {
+  const v1::AcquireLeaseResponse grant = Create("s");
+  v1::FindTurnRequest find;
+  find.set_session_id("s");
+  ASSERT_OK_AND_ASSIGN(v1::FindTurnResponse found, fake_->FindTurn(find, Deadline()));
+  EXPECT_FALSE(found.has_turn());
+  ASSERT_OK(Begin(grant.lease(), {1, 2}));
+  v1::AppendTokensRequest append;
+  v1::AppendItem* item = append.add_items();
+  *item->mutable_lease() = grant.lease();
+  item->set_request_id("r");
+  item->set_expected_length(2);
+  item->set_finish_reason(v1::FINISH_REASON_ERROR);
+  item->mutable_error()->set_code(13);
+  item->mutable_error()->set_message("not finite");
+  ASSERT_OK_AND_ASSIGN(const v1::AppendTokensResponse appended, fake_->AppendTokens(append, Deadline()));
+  EXPECT_THAT(common::FromStatusProto(appended.statuses(0)), IsOk());
+  for (const char* request_id : {"", "r"}) {
+    find.set_request_id(request_id);
+    ASSERT_OK_AND_ASSIGN(found, fake_->FindTurn(find, Deadline()));
+    EXPECT_EQ(found.turn().request_id(), "r");
+    EXPECT_EQ(found.turn().finish_reason(), v1::FINISH_REASON_ERROR);
+    EXPECT_THAT(common::FromStatusProto(found.turn().error()),
+                StatusIs(StatusCode::kInternal, HasSubstr("not finite")));
+  }
+  find.set_request_id("q");
+  ASSERT_OK_AND_ASSIGN(found, fake_->FindTurn(find, Deadline()));
+  EXPECT_FALSE(found.has_turn());
+}
+
 TEST_F(StateStoreClientTest, LongLogIsReadInPiecesAndJoined) {
   const v1::AcquireLeaseResponse grant = Create("s");
   std::vector<uint32_t> tokens(200000);

@@ -649,8 +649,8 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
     for (int layer = FirstLayer(index); status.ok() && layer < FirstLayer(index + 1); ++layer) {
       const uint64_t state = stage.slots[save.slot()].state;
       std::string bytes;
-      while (bytes.size() < static_cast<size_t>(options_.record_bytes)) {
-        bytes.append(reinterpret_cast<const char*>(&state), sizeof(state));
+      for (uint64_t word = state; bytes.size() < static_cast<size_t>(options_.record_bytes); ++word) {
+        bytes.append(reinterpret_cast<const char*>(&word), sizeof(word));
       }
       v1::RecordInfo info;
       info.set_snapshot_id(save.snapshot_id());

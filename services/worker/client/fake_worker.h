@@ -57,7 +57,7 @@ class FakePipeline {
     std::string fingerprint = "00000000000000000000000000000fab";
     std::string tokenizer;  // "world" or empty.
     std::vector<std::string> initial_states;
-    int64_t record_bytes = 8;         // Of a layer's state: the hash over and over; a multiple of 8.
+    int64_t record_bytes = 8;         // Of a layer's state: the hash, the hash + 1, and so on; a multiple of 8.
     uint64_t max_context_tokens = 0;  // As DescribeResponse says it; entries beyond are refused. 0: no bound.
     // If set, records are written and read through these (a fake state store); else they are kept by the pipeline.
     // Called under the pipeline's lock: must not call it back.
