@@ -71,6 +71,15 @@ int64_t RowBytes(const MatrixView& matrix) {
   return 0;
 }
 
+MatrixView RowsOf(const MatrixView& matrix, int64_t begin, int64_t rows) {
+  MatrixView part = matrix;
+  part.rows = rows;
+  part.data = static_cast<const char*>(matrix.data) + begin * RowBytes(matrix);
+  if (matrix.scales != nullptr) part.scales += begin * GroupsPerRow(matrix);
+  if (matrix.minimums != nullptr) part.minimums += begin * GroupsPerRow(matrix);
+  return part;
+}
+
 int64_t SizeInBytes(const MatrixView& matrix) {
   const int64_t arrays = (matrix.scales != nullptr ? 1 : 0) + (matrix.minimums != nullptr ? 1 : 0);
   return matrix.rows * (RowBytes(matrix) + arrays * GroupsPerRow(matrix) * SizeOf(matrix.dtype));

@@ -55,6 +55,9 @@ int64_t RowBytes(const MatrixView& matrix);
 // the message names the matrix by `name`.
 absl::Status CheckMatrix(absl::string_view name, const MatrixView& matrix);
 
+// Rows [begin, begin + rows) of a matrix, which must have them.
+MatrixView RowsOf(const MatrixView& matrix, int64_t begin, int64_t rows);
+
 // Of data, scales and minimums.
 int64_t SizeInBytes(const MatrixView& matrix);
 

@@ -1,5 +1,6 @@
 #include "kernels/base/matrix.h"
 
+#include <cstring>
 #include <functional>
 #include <string>
 #include <vector>
@@ -72,6 +73,36 @@ TEST(MatrixTest, FloatsAreLoadedAsTheyAre) {
   EXPECT_EQ(LoadAsFloat(matrix, 1, 1), BFloat16ToFloat(1));
   EXPECT_EQ(GroupsPerRow(matrix), 0);
   EXPECT_EQ(SizeInBytes(matrix), 8);
+}
+
+TEST(MatrixTest, RowsOfAMatrixAreItsWeights) {
+  std::vector<uint8_t> data(2000);
+  for (size_t i = 0; i < data.size(); ++i) data[i] = static_cast<uint8_t>(37 * i);
+  std::vector<uint16_t> halves(64);
+  for (size_t i = 0; i < halves.size(); ++i) halves[i] = static_cast<uint16_t>(0x3400 + 9 * i);
+  MatrixView plain = {DType::kBFloat16, 6, 40, data.data()};
+  MatrixView int8 = {DType::kFloat16, 6, 40, data.data()};
+  int8.quantization = Quantization::kInt8;
+  int8.group = 32;
+  int8.scales = halves.data();
+  MatrixView int4 = int8;
+  int4.quantization = Quantization::kInt4;
+  int4.minimums = halves.data() + 30;
+  MatrixView blocks = {DType::kFloat32, 6, 64, data.data()};
+  blocks.quantization = Quantization::kBlocks;
+  blocks.blocks = BlockType::kQ4_0;
+  for (const MatrixView& whole : {plain, int8, int4, blocks}) {
+    const MatrixView part = RowsOf(whole, 2, 3);
+    EXPECT_EQ(part.rows, 3);
+    for (int64_t row = 0; row < 3; ++row) {
+      for (int64_t col = 0; col < whole.cols; ++col) {
+        const float expected = LoadAsFloat(whole, row + 2, col);
+        const float actual = LoadAsFloat(part, row, col);
+        EXPECT_EQ(std::memcmp(&expected, &actual, sizeof(float)), 0)
+            << Name(whole.quantization) << " " << row << " " << col;
+      }
+    }
+  }
 }
 
 // One row changes one thing of a good matrix: [10, 8] of floats, or [10, 40] of codes in groups of 32.

@@ -167,7 +167,8 @@ OpCase Make(const Case& c) {
     args.key = call.inputs[kKey];
     args.value = call.inputs[kValue];
     args.y = call.y;
-    // What is added to; rows of nobody stay zeros.
+    // What is added to; rows of nobody are zeros, and stay so.
+    RWKV_RETURN_IF_ERROR(memory.stream().Zero(call.y, call.step.rows * c.width * 4));
     for (int64_t row = 0; row < call.step.rows; ++row) {
       if (call.is_padding[row]) continue;
       RWKV_RETURN_IF_ERROR(

@@ -1,6 +1,7 @@
 // What a test puts into a device's memory and gets out of it: by pinned memory and copies alone.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <deque>
 #include <memory>
@@ -29,6 +30,8 @@ class DeviceMemory {
   }
   float* Put(const std::vector<float>& values) { return Put(absl::MakeConstSpan(values)); }
   float* Zeros(int64_t count) { return Put(std::vector<float>(static_cast<size_t>(count))); }
+  // For outputs: NaN, which whoever forgets to write leaves.
+  float* Unwritten(int64_t count) { return Put(std::vector<float>(static_cast<size_t>(count), std::nanf(""))); }
 
   std::vector<float> Get(const float* from, int64_t count);
 

@@ -66,10 +66,10 @@ OpCase Make(const Case& c) {
       const bool has_delta = m >= c.outputs - c.deltas;
       args.mix[m] = memory.Put(mix[m]);
       if (has_delta) args.mix_delta[m] = call.inputs[m + 1];
-      args.y[m] = has_delta && c.in_place ? call.inputs[m + 1] : memory.Zeros(rows * c.width);
+      args.y[m] = has_delta && c.in_place ? call.inputs[m + 1] : memory.Unwritten(rows * c.width);
       places[m] = args.y[m];
     }
-    float* const normed = memory.Zeros(rows * c.width);
+    float* const normed = c.normed ? memory.Unwritten(rows * c.width) : memory.Zeros(rows * c.width);
     places[c.outputs] = normed;
     if (c.normed) args.normed = normed;
     absl::Status status = memory.device().ops().mix_input(args, memory.stream());

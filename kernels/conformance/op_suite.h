@@ -42,7 +42,7 @@ struct OpCall {
   std::vector<bool> is_padding;     // [rows]
   std::vector<float*> inputs;       // each [rows, its width]; the call's own
   std::vector<StateTensor> states;  // as a sequence has them
-  float* y = nullptr;               // [rows, y_width], zeros
+  float* y = nullptr;               // [rows, y_width], NaN
 };
 
 // What one row gives.

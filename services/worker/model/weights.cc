@@ -137,16 +137,6 @@ kernels::WeightUse UseOf(Role role) {
   }
 }
 
-// Rows [begin, begin + rows) of a matrix.
-kernels::MatrixView RowsOf(const kernels::MatrixView& matrix, int64_t begin, int64_t rows) {
-  kernels::MatrixView part = matrix;
-  part.rows = rows;
-  part.data = static_cast<const char*>(matrix.data) + begin * kernels::RowBytes(matrix);
-  if (part.scales != nullptr) part.scales += begin * kernels::GroupsPerRow(matrix);
-  if (part.minimums != nullptr) part.minimums += begin * kernels::GroupsPerRow(matrix);
-  return part;
-}
-
 }  // namespace
 
 // Reads a stage's tensors, checks them and has the device take them.
@@ -270,7 +260,7 @@ absl::Status WeightLoader::LoadStack(const checkpoint::ModelTensor& spec, const 
   RWKV_ASSIGN_OR_RETURN(const kernels::MatrixView stack, ReadMatrix(name, rows, cols, checkpoint::Form::kTransposed));
   for (int64_t part = 0; part < parts; ++part) {
     RWKV_ASSIGN_OR_RETURN(kernels::Weight factor,
-                          device_.Load(RowsOf(stack, part * (rows / parts), rows / parts), UseOf(spec.role)));
+                          device_.Load(kernels::RowsOf(stack, part * (rows / parts), rows / parts), UseOf(spec.role)));
     weights->stacks_[static_cast<int>(spec.role)].push_back(std::move(factor));
   }
   return absl::OkStatus();
