@@ -1,5 +1,6 @@
 #include "services/router/pipeline/pipeline.h"
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -208,8 +209,12 @@ TEST(PipelineTest, ProbeSaysWhoIsThere) {
 // A stage whose stream says what the test wants, until it is cancelled.
 class ScriptedStream final : public worker::ExecuteStream {
  public:
-  explicit ScriptedStream(int opened) : opened_(opened) {}
-  absl::Status Write(const v1::ExecuteRequest& request) override { return absl::OkStatus(); }
+  ScriptedStream(int opened, std::function<void(const v1::ExecuteRequest&)> on_write)
+      : on_write_(std::move(on_write)), opened_(opened) {}
+  absl::Status Write(const v1::ExecuteRequest& request) override {
+    on_write_(request);
+    return absl::OkStatus();
+  }
   absl::StatusOr<v1::ExecuteResponse> Read() override {
     absl::MutexLock lock(&mu_);
     if (opened_ == 0) {
@@ -227,6 +232,7 @@ class ScriptedStream final : public worker::ExecuteStream {
   }
 
  private:
+  const std::function<void(const v1::ExecuteRequest&)> on_write_;
   absl::Mutex mu_;
   int opened_ ABSL_GUARDED_BY(mu_);  // So often it says that it has opened the epoch.
   bool cancelled_ ABSL_GUARDED_BY(mu_) = false;
@@ -237,13 +243,53 @@ class ScriptedWorker final : public worker::WorkerClient {
   ScriptedWorker(std::unique_ptr<worker::WorkerClient> described, int opened)
       : described_(std::move(described)), opened_(opened) {}
   absl::StatusOr<v1::DescribeResponse> Describe(absl::Time deadline) override { return described_->Describe(deadline); }
-  std::unique_ptr<worker::ExecuteStream> Execute() override { return std::make_unique<ScriptedStream>(opened_); }
+  std::unique_ptr<worker::ExecuteStream> Execute() override {
+    return std::make_unique<ScriptedStream>(opened_, [this](const v1::ExecuteRequest& request) {
+      absl::MutexLock lock(&mu_);
+      if (request.has_open()) open_ = request.open();
+    });
+  }
+  v1::OpenEpoch WaitOpen() {
+    absl::MutexLock lock(&mu_);
+    const auto has_come = [this]() ABSL_NO_THREAD_SAFETY_ANALYSIS { return !open_.epoch().empty(); };
+    EXPECT_TRUE(mu_.AwaitWithTimeout(absl::Condition(&has_come), kLimit)) << "the stage was not opened";
+    return open_;
+  }
   std::string address() const override { return described_->address(); }
 
  private:
   const std::unique_ptr<worker::WorkerClient> described_;
   const int opened_;
+  absl::Mutex mu_;
+  v1::OpenEpoch open_ ABSL_GUARDED_BY(mu_);  // The last one.
 };
+
+TEST(PipelineTest, EachStageIsToldItsPlace) {
+  worker::FakePipeline fake({});
+  Recorder recorder;
+  std::vector<std::unique_ptr<worker::WorkerClient>> workers;
+  std::vector<ScriptedWorker*> stages;
+  for (int stage = 0; stage < 2; ++stage) {
+    auto worker = std::make_unique<ScriptedWorker>(fake.Connect(stage), 1);
+    stages.push_back(worker.get());
+    workers.push_back(std::move(worker));
+  }
+  Pipeline::Options options = Options();
+  options.state_store_address = "store:1";
+  Pipeline pipeline(options, std::move(workers), &recorder);
+  pipeline.Start();
+  recorder.WaitUp(1);
+  for (int stage = 0; stage < 2; ++stage) {
+    const v1::OpenEpoch open = stages[stage]->WaitOpen();
+    EXPECT_EQ(open.router(), "router-0");
+    EXPECT_EQ(open.epoch(), "router-0/test/1");
+    EXPECT_EQ(open.stage_index(), stage);
+    EXPECT_EQ(open.stage_count(), 2);
+    EXPECT_EQ(open.next_address(), stage == 0 ? "fake-1:1" : "");
+    EXPECT_EQ(open.state_store_address(), "store:1");
+  }
+  pipeline.Stop();
+}
 
 TEST(PipelineTest, AStageThatSaysOpenedTwiceCountsOnce) {
   worker::FakePipeline fake({});

@@ -1,11 +1,14 @@
-
+#include <cstdint>
+#include <vector>
 
 #include "absl/status/status.h"
+#include "absl/time/clock.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "rwkv/v1/cluster.pb.h"
 #include "services/router/rpc/services_fixture.h"
 #include "services/router/testing/fake_cluster.h"
+#include "services/worker/client/fake_worker.h"
 #include "tests/testing/status_matchers.h"
 
 namespace rwkv::router {
@@ -13,6 +16,7 @@ namespace {
 
 using ::rwkv::testing::IsOk;
 using ::testing::HasSubstr;
+using worker::FakePipeline;
 
 using ClusterServiceTest = ServicesTest;
 
@@ -44,6 +48,38 @@ TEST_F(ClusterServiceTest, StatusNamesEveryProcess) {
   EXPECT_EQ(status.processes(3).health(), "unreachable");
   EXPECT_THAT(status.pipeline_state(), HasSubstr("connecting: "));
   cluster_->store().FailWith(absl::OkStatus());
+}
+
+TEST_F(ClusterServiceTest, WhoDrainsIsNotServing) {
+  StartServer();
+  cluster_->pipeline().SetDraining(1, true);
+  v1::GetStatusResponse status;
+  ASSERT_THAT(Call(*cluster_stub_, &v1::Cluster::Stub::GetStatus, v1::GetStatusRequest(), &status), IsOk());
+  EXPECT_EQ(status.processes(0).health(), "serving");
+  EXPECT_EQ(status.processes(1).health(), "serving");
+  EXPECT_EQ(status.processes(2).health(), "not serving");
+  EXPECT_EQ(status.processes(2).message(), "draining");
+  cluster_->router().Drain(absl::Now() + kTestLimit);
+  ASSERT_THAT(Call(*cluster_stub_, &v1::Cluster::Stub::GetStatus, v1::GetStatusRequest(), &status), IsOk());
+  EXPECT_EQ(status.processes(0).health(), "not serving");
+  EXPECT_EQ(status.processes(0).message(), "draining");
+  EXPECT_EQ(status.running_turns(), 0);
+}
+
+TEST_F(ClusterServiceTest, TurnsAreCounted) {
+  FakePipeline::Options pipeline;
+  pipeline.slots = 2;
+  StartServer(pipeline);
+  cluster_->pipeline().PauseSteps();
+  std::vector<FakeCluster::Call> calls;
+  for (uint32_t i = 0; i < 3; ++i) calls.push_back(cluster_->Start(Request(kPrompt, 2)));
+  EXPECT_TRUE(WaitUntil([&] {
+    v1::GetStatusResponse status;
+    EXPECT_THAT(Call(*cluster_stub_, &v1::Cluster::Stub::GetStatus, v1::GetStatusRequest(), &status), IsOk());
+    return status.running_turns() == 2 && status.waiting_turns() == 1;
+  }));
+  cluster_->pipeline().ResumeSteps();
+  for (const FakeCluster::Call& call : calls) EXPECT_THAT(cluster_->Finish(call).status, IsOk());
 }
 
 }  // namespace

@@ -1,3 +1,5 @@
+#include "services/router/rpc/generation_service.h"
+
 #include <grpcpp/grpcpp.h>
 
 #include <cstdint>
@@ -154,6 +156,19 @@ TEST_F(GenerationServiceTest, TextGoesInAndComesOut) {
   v1::DetokenizeResponse detokenized;
   ASSERT_THAT(Call(*generation_, &v1::Generation::Stub::Detokenize, detokenize, &detokenized), IsOk());
   EXPECT_EQ(detokenized.data(), "a\xff");
+  detokenize.mutable_token_ids()->Resize(GenerationService::kMaxTokenIds + 1, 0);
+  EXPECT_THAT(Call(*generation_, &v1::Generation::Stub::Detokenize, detokenize, &detokenized),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("at most")));
+  tokenize.set_data(std::string(GenerationService::kMaxTextBytes + 1, 'x'));
+  EXPECT_THAT(Call(*generation_, &v1::Generation::Stub::Tokenize, tokenize, &tokenized),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("at most")));
+  tokenize.set_data("a");
+  tokenize.set_model("other");
+  EXPECT_THAT(Call(*generation_, &v1::Generation::Stub::Tokenize, tokenize, &tokenized),
+              StatusIs(absl::StatusCode::kNotFound, HasSubstr("other")));
+  *detokenize.mutable_token_ids() = v1::TokenizeResponse().token_ids();
+  detokenize.add_token_ids('a' + 1);
+  detokenize.add_token_ids(256);
   detokenize.add_token_ids(65536);
   EXPECT_THAT(Call(*generation_, &v1::Generation::Stub::Detokenize, detokenize, &detokenized),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("token_ids[2]")));

@@ -10,8 +10,10 @@
 #include "gtest/gtest.h"
 #include "rwkv/v1/generation.pb.h"
 #include "rwkv/v1/sessions.pb.h"
+#include "services/common/grpc_status.h"
 #include "services/router/rpc/services_fixture.h"
 #include "services/router/testing/fake_cluster.h"
+#include "services/router/testing/turn_testing.h"
 #include "services/worker/client/fake_worker.h"
 #include "tests/testing/status_matchers.h"
 
@@ -204,6 +206,55 @@ TEST_F(SessionsServiceTest, TensorsOfSeveralMessagesAreExportedWhole) {
       ASSERT_EQ(std::memcmp(&tensor.bytes[at], &word, sizeof(word)), 0) << name << " at " << at;
     }
   }
+}
+
+TEST_F(SessionsServiceTest, AnExportWhoseSnapshotCannotBeReadMakesItAnew) {
+  StartServer();
+  CreateSession("s");
+  const Result turn = Generate(SessionRequest("s", "r", kPrompt, 6));
+  ASSERT_THAT(turn.status, IsOk());
+  std::map<std::string, Tensor> tensors;
+  ASSERT_THAT(Export("s", &tensors), IsOk());  // From now on there is a snapshot at the end.
+  std::vector<uint32_t> log = kPrompt;
+  log.insert(log.end(), turn.tokens.begin(), turn.tokens.end());
+  const uint64_t state = FakeModel::Feed(FakeModel::Fresh(), log);
+  for (const absl::Status& lost : {absl::DataLossError("corrupt"), absl::NotFoundError("no such record")}) {
+    cluster_->store().FailGetRecords(1, lost);
+    tensors.clear();
+    ASSERT_THAT(Export("s", &tensors), IsOk());
+    ASSERT_EQ(tensors.size(), 4);
+    for (const auto& [name, tensor] : tensors) {
+      EXPECT_EQ(tensor.bytes, std::string(reinterpret_cast<const char*>(&state), sizeof(state))) << name;
+    }
+  }
+  // It does not go on so for ever.
+  cluster_->store().FailGetRecords(1000, absl::DataLossError("corrupt"));
+  tensors.clear();
+  const absl::Status given_up = Export("s", &tensors);
+  EXPECT_THAT(given_up, StatusIs(absl::StatusCode::kAborted, HasSubstr("could not be read")));
+  EXPECT_TRUE(common::GetRetryDelay(given_up).has_value());
+  cluster_->store().FailGetRecords(0, absl::OkStatus());
+  EXPECT_THAT(Export("s", &tensors), IsOk());
+}
+
+TEST_F(SessionsServiceTest, ASessionOfAnotherModelHasTokensAndNoText) {
+  StartServer(World());
+  CreateSession("s");
+  ASSERT_THAT(Generate(SessionRequest("s", "r", kPrompt, 6)).status, IsOk());
+  v1::SessionsGetRequest get;
+  get.set_session_id("s");
+  get.set_tokens_count(100);
+  v1::SessionsGetResponse got;
+  ASSERT_THAT(Call(*sessions_, &v1::Sessions::Stub::Get, get, &got), IsOk());
+  EXPECT_FALSE(got.text().empty());
+  cluster_->pipeline().SetFingerprint("11111111111111111111111111111111");
+  Reconnect(*cluster_);
+  ASSERT_THAT(Call(*sessions_, &v1::Sessions::Stub::Get, get, &got), IsOk());
+  EXPECT_EQ(got.token_ids_size(), 10);
+  EXPECT_EQ(got.text(), "");
+  get.set_tokens_count(65537);
+  EXPECT_THAT(Call(*sessions_, &v1::Sessions::Stub::Get, get, &got),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("tokens_count")));
 }
 
 }  // namespace

@@ -246,14 +246,4 @@ int Scheduler::slots_in_use() const {
   return options_.slots - static_cast<int>(free_slots_.size()) - static_cast<int>(warm_.size());
 }
 
-bool Scheduler::holds_slot(SequenceId id) const {
-  const auto it = sequences_.find(id);
-  return it != sequences_.end() && it->second.slot >= 0;
-}
-
-bool Scheduler::has_pending(SequenceId id) const {
-  const auto it = sequences_.find(id);
-  return it != sequences_.end() && it->second.pending > 0;
-}
-
 }  // namespace rwkv::router

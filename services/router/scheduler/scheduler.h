@@ -137,12 +137,8 @@ class Scheduler {
   std::vector<Command> Plan();
 
   int steps_in_flight() const { return static_cast<int>(in_flight_.size()); }
-  int max_steps_in_flight() const { return options_.stages + 1; }
   int slots_in_use() const;  // Without warm ones.
   int slots_warm() const { return static_cast<int>(warm_.size()); }
-  bool holds_slot(SequenceId id) const;
-  // False: it has nothing left to feed (steps may be in flight).
-  bool has_pending(SequenceId id) const;
 
  private:
   struct Sequence {
@@ -163,6 +159,7 @@ class Scheduler {
     uint64_t last_used = 0;
   };
 
+  int max_steps_in_flight() const { return options_.stages + 1; }
   void AssignSlots();
   // One more microbatch; false: nothing is ready.
   bool StartStep();

@@ -163,12 +163,20 @@ class Simulation {
     auto it = by_sequence_.begin();
     std::advance(it, Between(0, static_cast<int>(by_sequence_.size()) - 1));
     const SequenceId id = it->first;
-    const bool held = scheduler_->holds_slot(id);
+    const bool held = SlotOf(id) != nullptr;
     turns_[it->second].cancelled = true;
     scheduler_->Cancel(id);
     by_sequence_.erase(it);
     attaching_.erase(std::remove(attaching_.begin(), attaching_.end(), id), attaching_.end());
     if (held) must_release_.insert(id);
+  }
+
+  // Null: it has none, as far as the commands have said.
+  const Slot* SlotOf(SequenceId id) const {
+    for (const Slot& slot : slots_) {
+      if (slot.holder == id) return &slot;
+    }
+    return nullptr;
   }
 
   void SaveOne() {
@@ -244,10 +252,11 @@ class Simulation {
   // No stage idles while there is work: all microbatches are out, or nobody has anything left to feed.
   void CheckBusy() {
     ASSERT_EQ(InFlightSteps(), scheduler_->steps_in_flight());
-    if (scheduler_->steps_in_flight() == scheduler_->max_steps_in_flight()) return;
+    if (scheduler_->steps_in_flight() == options_.stages + 1) return;
     for (const auto& [id, turn] : by_sequence_) {
-      if (std::count(attaching_.begin(), attaching_.end(), id) != 0 || !scheduler_->holds_slot(id)) continue;
-      ASSERT_FALSE(scheduler_->has_pending(id)) << "sequence " << id << " could run";
+      const Slot* const slot = SlotOf(id);
+      if (std::count(attaching_.begin(), attaching_.end(), id) != 0 || slot == nullptr) continue;
+      ASSERT_EQ(slot->position, turns_[turn].log.size()) << "sequence " << id << " could run";
     }
   }
 

@@ -320,7 +320,6 @@ TEST(SchedulerTest, UnfeedDropsWhatWasNotPlanned) {
   const std::vector<StepCommand> steps = Start(scheduler, 1, 200);
   ASSERT_THAT(steps, SizeIs(2));
   scheduler.Unfeed(1);
-  EXPECT_FALSE(scheduler.has_pending(1));
   scheduler.OnStepDone(1);
   EXPECT_THAT(scheduler.Plan(), IsEmpty());
   EXPECT_EQ(scheduler.Retire(1, "s", "b"), 64);

@@ -16,11 +16,23 @@
 #include "services/worker/client/worker_client.h"
 
 namespace rwkv::router {
+namespace {
+
+std::atomic<bool> a_wait_was_too_long{false};
+
+}  // namespace
+
+absl::Duration WaitLimit() { return a_wait_was_too_long ? absl::Seconds(1) : kTestLimit; }
+
+bool Waited(bool came) {
+  if (!came) a_wait_was_too_long = true;
+  return came;
+}
 
 bool WaitUntil(const std::function<bool()>& condition) {
-  const absl::Time limit = absl::Now() + kTestLimit;
+  const absl::Time limit = absl::Now() + WaitLimit();
   while (!condition()) {
-    if (absl::Now() > limit) return false;
+    if (absl::Now() > limit) return Waited(false);
     absl::SleepFor(absl::Milliseconds(1));
   }
   return true;
@@ -65,6 +77,10 @@ FakeCluster::FakeCluster(worker::FakePipeline::Options pipeline, TurnManager::Op
   router_metrics_ = std::make_unique<RouterMetrics>(metrics_.get());
   store_ = *state_store::FakeStateStore::Create(clock_);
   pipeline_options_.put_record = [this](const v1::RecordInfo& info, const std::string& bytes) {
+    {
+      absl::MutexLock lock(&put_mu_);
+      put_records_.push_back(info);
+    }
     return store_->PutRecord(info, bytes, absl::Now() + kTestLimit);
   };
   pipeline_options_.get_record = [this](const v1::RecordInfo& info) {
@@ -122,6 +138,11 @@ FakeCluster::Answer FakeCluster::Finish(const Call& call) {
     answer.tokens.push_back(message.token_id());
   }
   return answer;
+}
+
+std::vector<v1::RecordInfo> FakeCluster::PutRecords() {
+  absl::MutexLock lock(&put_mu_);
+  return put_records_;
 }
 
 double FakeCluster::Exported(const std::string& name, const std::string& label, const std::string& value) {

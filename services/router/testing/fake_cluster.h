@@ -16,6 +16,7 @@
 #include "absl/types/span.h"
 #include "gtest/gtest.h"
 #include "rwkv/v1/generation.pb.h"
+#include "rwkv/v1/state_store.pb.h"
 #include "services/common/clock.h"
 #include "services/common/metrics.h"
 #include "services/router/turns/response_stream.h"
@@ -29,6 +30,11 @@ namespace rwkv::router {
 
 // How long any wait of a test may last.
 inline constexpr absl::Duration kTestLimit = absl::Seconds(60);
+
+// kTestLimit until a wait has lasted so long; from then on little, so that a test that is broken says so and ends.
+absl::Duration WaitLimit();
+// Remembers that one has. Returns `came`.
+bool Waited(bool came);
 
 // Waits until `condition` holds, looking often. False: it does not within the limit.
 bool WaitUntil(const std::function<bool()>& condition);
@@ -80,7 +86,7 @@ class FakeStream final : public ResponseStream<Response> {
 
   absl::Status Wait() ABSL_LOCKS_EXCLUDED(mu_) {
     absl::MutexLock lock(&mu_);
-    if (!mu_.AwaitWithTimeout(absl::Condition(&closed_), kTestLimit)) {
+    if (!Waited(mu_.AwaitWithTimeout(absl::Condition(&closed_), WaitLimit()))) {
       return absl::DeadlineExceededError("the call did not end");
     }
     return status_;
@@ -88,7 +94,7 @@ class FakeStream final : public ResponseStream<Response> {
   bool WaitReceived(size_t count) ABSL_LOCKS_EXCLUDED(mu_) {
     absl::MutexLock lock(&mu_);
     const auto enough = [this, count]() ABSL_NO_THREAD_SAFETY_ANALYSIS { return received_.size() >= count; };
-    return mu_.AwaitWithTimeout(absl::Condition(&enough), kTestLimit);
+    return Waited(mu_.AwaitWithTimeout(absl::Condition(&enough), WaitLimit()));
   }
   bool closed() const ABSL_LOCKS_EXCLUDED(mu_) {
     absl::MutexLock lock(&mu_);
@@ -161,6 +167,8 @@ class FakeCluster {
   TurnManager& router() { return *router_; }
   worker::FakePipeline& pipeline() { return *pipeline_; }
   state_store::FakeStateStore& store() { return *store_; }
+  // All that workers have put so far.
+  std::vector<v1::RecordInfo> PutRecords() ABSL_LOCKS_EXCLUDED(put_mu_);
   RouterMetrics& metrics() { return *router_metrics_; }
   // The value of a counter or gauge by its name and one label (empty: none), as it is exported; -1: there is none.
   double Exported(const std::string& name, const std::string& label = "", const std::string& value = "");
@@ -174,6 +182,8 @@ class FakeCluster {
   std::unique_ptr<common::Metrics> metrics_;
   std::unique_ptr<RouterMetrics> router_metrics_;
   std::unique_ptr<state_store::FakeStateStore> store_;
+  absl::Mutex put_mu_;
+  std::vector<v1::RecordInfo> put_records_ ABSL_GUARDED_BY(put_mu_);
   worker::FakePipeline::Options pipeline_options_;
   std::unique_ptr<worker::FakePipeline> pipeline_;
   TurnManager::Options router_options_;

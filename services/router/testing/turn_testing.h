@@ -55,7 +55,7 @@ absl::StatusOr<Result> Await(Starter start) {
     result = std::move(answer);
     done.Notify();
   });
-  if (!done.WaitForNotificationWithTimeout(kTestLimit)) return absl::DeadlineExceededError("no answer");
+  if (!Waited(done.WaitForNotificationWithTimeout(WaitLimit()))) return absl::DeadlineExceededError("no answer");
   return result;
 }
 

@@ -114,19 +114,22 @@ TEST(ContinueTest, WhatWasOnlyFedIsAnswered) {
 TEST(ContinueTest, TheLastAnswerIsGivenAnew) {
   FakeCluster cluster;
   cluster.CreateSession("s");
+  const FakeCluster::Answer before = cluster.Generate(SessionRequest("s", "before", Prompt(2), 10));
+  ASSERT_THAT(before.status, IsOk());
+  const std::vector<uint32_t> log = Concat(Concat(Prompt(2), before.tokens), Prompt(1));
   v1::GenerateRequest request = SessionRequest("s", "a", Prompt(1), 10);
   *request.mutable_sampling() = Sampled();
   const FakeCluster::Answer first = cluster.Generate(request);
   ASSERT_THAT(first.status, IsOk());
   for (const uint64_t seed : {7, 8}) {
     SCOPED_TRACE(seed);
-    ASSERT_THAT(Rewind(cluster, "s", 10), IsOk());
+    ASSERT_THAT(Rewind(cluster, "s", 30), IsOk());
     request = GoOn("s", absl::StrCat("again-", seed), 10);
     *request.mutable_sampling() = Sampled();
     request.mutable_sampling()->set_seed(seed);
     const FakeCluster::Answer again = cluster.Generate(request);
     ASSERT_THAT(again.status, IsOk());
-    EXPECT_THAT(again.tokens, ElementsAreArray(FakeModel::Generate(Prompt(1), 10, request.sampling(), kVocabulary)));
+    EXPECT_THAT(again.tokens, ElementsAreArray(FakeModel::Generate(log, 10, request.sampling(), kVocabulary)));
     EXPECT_EQ(again.tokens == first.tokens, seed == 7);
   }
 }

@@ -91,7 +91,7 @@ void TurnManager::Engine::SweepYields() {
     if (!streams || turn->phase != Phase::kRunning || turn->yielding || turn->stopped || turn->decided()) continue;
     // Each time it has a slot it gets further than before, whatever became of its snapshots.
     if (turn->tail_pending || turn->patience.furthest() <= turn->progress_at_slot) continue;
-    if (now - turn->slot_since >= options_.slot_quantum) holders.push_back({id, turn->slot_since});
+    holders.push_back({id, turn->slot_since});
   }
   if (holders.empty()) return;
   int wanted = 0;

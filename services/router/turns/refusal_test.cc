@@ -118,21 +118,21 @@ TEST(RefusalTest, CallsWithoutASessionEndTheSameWay) {
 }
 
 TEST(RefusalTest, TheTokensComeBeforeTheError) {
-  TurnManager::Options options = Quick();
-  options.max_stream_messages = 4;
-  FakeCluster cluster({}, options);
+  FakeCluster cluster({}, Quick());
   cluster.CreateSession("s");
   cluster.pipeline().FailBeyond(25, kOverflow);
   cluster.pipeline().PauseSteps();
   const FakeCluster::Call call = cluster.Start(SessionRequest("s", "a", Prompt(1), 100));
-  call.stream->Hold();
+  ASSERT_TRUE(WaitUntil([&] {
+    cluster.pipeline().AllowSteps(1);
+    return call.stream->received().size() >= 10;
+  }));
+  call.stream->Hold();  // The client has not taken what comes from here on.
   cluster.pipeline().ResumeSteps();
-  ASSERT_TRUE(call.stream->WaitReceived(4));
-  call.stream->LetGo();
-  ASSERT_TRUE(call.stream->WaitReceived(5));
-  call.stream->Hold();
-  ASSERT_TRUE(call.stream->WaitReceived(6));
-  EXPECT_FALSE(call.stream->closed());
+  ASSERT_TRUE(call.stream->WaitReceived(16));
+  ASSERT_TRUE(WaitUntil([&] { return GetSession(cluster, "s").open_request_id().empty(); }));
+  EXPECT_THAT(cluster.Generate(Request(Prompt(2), 10)).status, IsOk());  // Time enough for an end.
+  EXPECT_FALSE(call.stream->closed()) << "an error drops what is in the stream";
   call.stream->LetGo();
   const FakeCluster::Answer answer = cluster.Finish(call);
   EXPECT_THAT(answer.status, StatusIs(absl::StatusCode::kInternal));

@@ -311,5 +311,30 @@ TEST(SessionTurnsTest, ExclusiveJobsWaitForNobodysTurn) {
               ElementsAreArray(FakeModel::Greedy(Prompt(3), 6, kVocabulary)));
 }
 
+TEST(SessionTurnsTest, ALeaseThatWasTakenAndGivenBackMeanwhileIsTakenAgain) {
+  FakeCluster cluster;
+  cluster.CreateSession("s");
+  cluster.pipeline().HoldSaves(true);  // The session stays with this router.
+  const FakeCluster::Answer first = cluster.Generate(SessionRequest("s", "a", Prompt(1), 5));
+  ASSERT_THAT(first.status, IsOk());
+  v1::AcquireLeaseRequest acquire;
+  acquire.set_session_id("s");
+  acquire.set_holder("router-0");
+  acquire.set_incarnation("another");
+  acquire.mutable_ttl()->set_seconds(60);
+  const auto taken = cluster.store().AcquireLease(acquire, absl::Now() + kTestLimit);
+  ASSERT_THAT(taken, IsOk());
+  v1::ReleaseLeaseRequest release;
+  *release.mutable_lease() = taken->lease();
+  ASSERT_THAT(cluster.store().ReleaseLease(release, absl::Now() + kTestLimit), IsOk());
+  const FakeCluster::Call next = cluster.Start(SessionRequest("s", "b", Prompt(2), 5));
+  ASSERT_TRUE(WaitUntil([&] { return next.stream->closed() || cluster.Log("s").size() == 25; }));
+  cluster.pipeline().HoldSaves(false);
+  const FakeCluster::Answer second = cluster.Finish(next);
+  ASSERT_THAT(second.status, IsOk());
+  EXPECT_THAT(second.tokens,
+              ElementsAreArray(FakeModel::Greedy(Concat(Concat(Prompt(1), first.tokens), Prompt(2)), 5, kVocabulary)));
+}
+
 }  // namespace
 }  // namespace rwkv::router

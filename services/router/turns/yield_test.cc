@@ -13,11 +13,13 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "rwkv/v1/generation.pb.h"
+#include "rwkv/v1/state_store.pb.h"
 #include "services/common/grpc_status.h"
 #include "services/router/testing/fake_cluster.h"
 #include "services/router/testing/turn_testing.h"
 #include "services/router/turns/turn_manager.h"
 #include "services/worker/client/fake_worker.h"
+#include "tests/testing/fake_clock.h"
 #include "tests/testing/status_matchers.h"
 
 namespace rwkv::router {
@@ -80,10 +82,33 @@ TEST(YieldTest, ALongAnswerLetsAnotherIn) {
     ASSERT_THAT(answer.status, IsOk());
     EXPECT_THAT(answer.tokens, ElementsAreArray(FakeModel::Generate(Prompt(1), 2000, request.sampling(), kVocabulary)));
     EXPECT_THAT(cluster.metrics().yielded_turns.Value(), Ge(1));
+    EXPECT_THAT(cluster.pipeline().stats().attaches_snapshot, Ge(1)) << "it was all fed again";
     if (has_session) EXPECT_EQ(cluster.Log("s"), Concat(Prompt(1), answer.tokens));
     EXPECT_TRUE(WaitUntil([&] { return cluster.router().counts().running == 0; }));
     EXPECT_EQ(cluster.router().counts().waiting, 0);
   }
+}
+
+TEST(YieldTest, WhatATurnWithoutASessionLeftBehindIsDropped) {
+  FakeCluster cluster(Slots(1), Quantum(absl::Milliseconds(5)));
+  cluster.pipeline().PauseSteps();
+  std::vector<FakeCluster::Call> calls;
+  for (uint32_t i = 0; i < 2; ++i) calls.push_back(cluster.Start(Request(Prompt(i), 300)));
+  ASSERT_TRUE(WaitUntil([&] {
+    cluster.pipeline().AllowSteps(1);
+    return cluster.metrics().yielded_turns.Value() >= 6;
+  }));
+  cluster.pipeline().ResumeSteps();
+  for (const FakeCluster::Call& call : calls) EXPECT_THAT(cluster.Finish(call).status, IsOk());
+  const std::vector<v1::RecordInfo> records = cluster.PutRecords();
+  EXPECT_THAT(records.size(), Ge(6 * 4u));
+  EXPECT_TRUE(WaitUntil([&] {
+    return std::all_of(records.begin(), records.end(), [&](const v1::RecordInfo& info) {
+      return absl::IsNotFound(cluster.store().GetRecord(info, absl::Now() + kTestLimit).status());
+    });
+  })) << "states of turns that are over are still in the store";
+  EXPECT_EQ(cluster.metrics().snapshots_committed.Value(), 0);
+  EXPECT_EQ(cluster.metrics().snapshots_failed.Value(), 0);
 }
 
 TEST(YieldTest, NobodyYieldsWithoutNeed) {
@@ -177,16 +202,26 @@ TEST(YieldTest, ThoseThatYieldedGoOnInTurn) {
   }
 }
 
+// With saves that fail each tenure of a slot begins from the start, and still gets a token further than the last one.
 TEST(YieldTest, WithoutSnapshotsItTakesLongerAndEndsTheSame) {
-  FakeCluster cluster(Slots(1), Quantum(absl::Milliseconds(5)));
-  cluster.CreateSession("s");
+  ::rwkv::testing::FakeClock clock;
+  FakePipeline::Options pipeline = Slots(1);
+  pipeline.max_batch_tokens = 8;
+  FakeCluster cluster(pipeline, Quantum(absl::Seconds(1)), &clock);
   cluster.pipeline().FailSaves(1 << 20, absl::ResourceExhaustedError("disk full"));
-  const FakeCluster::Call a = cluster.Start(SessionRequest("s", "a", Prompt(1), 300));
-  const FakeCluster::Call b = cluster.Start(Request(Prompt(2), 300));
-  const FakeCluster::Call c = cluster.Start(Request(Prompt(3), 300));
-  EXPECT_THAT(cluster.Finish(a).tokens, ElementsAreArray(FakeModel::Greedy(Prompt(1), 300, kVocabulary)));
-  EXPECT_THAT(cluster.Finish(b).tokens, ElementsAreArray(FakeModel::Greedy(Prompt(2), 300, kVocabulary)));
-  EXPECT_THAT(cluster.Finish(c).tokens, ElementsAreArray(FakeModel::Greedy(Prompt(3), 300, kVocabulary)));
+  cluster.pipeline().PauseSteps();
+  std::vector<FakeCluster::Call> calls;
+  for (uint32_t i = 0; i < 2; ++i) calls.push_back(cluster.Start(Request(Prompt(i, 100), 5)));
+  ASSERT_TRUE(WaitUntil([&] {
+    clock.Advance(absl::Seconds(2));  // No tenure is longer than a step, if that were enough.
+    cluster.pipeline().AllowSteps(1);
+    return calls[0].stream->closed() && calls[1].stream->closed();
+  }));
+  for (uint32_t i = 0; i < 2; ++i) {
+    EXPECT_THAT(cluster.Finish(calls[i]).tokens, ElementsAreArray(FakeModel::Greedy(Prompt(i, 100), 5, kVocabulary)));
+  }
+  EXPECT_THAT(cluster.metrics().yielded_turns.Value(), Ge(4));
+  EXPECT_EQ(cluster.pipeline().stats().attaches_snapshot, 0);
 }
 
 TEST(YieldTest, AStateThatCannotBeReadIsMadeAnew) {

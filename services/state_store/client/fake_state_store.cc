@@ -70,6 +70,12 @@ void FakeStateStore::FailAppendsWith(absl::Status status) {
   fail_appends_with_ = std::move(status);
 }
 
+void FakeStateStore::FailGetRecords(int count, absl::Status status) {
+  absl::MutexLock lock(&mu_);
+  failing_get_records_ = count;
+  fail_get_records_with_ = std::move(status);
+}
+
 std::shared_ptr<grpc::Channel> FakeStateStore::channel() const { return server_->channel; }
 
 template <typename Result, typename Call>
@@ -177,6 +183,13 @@ absl::Status FakeStateStore::PutRecord(const v1::RecordInfo& info, absl::Span<co
 }
 
 absl::StatusOr<std::string> FakeStateStore::GetRecord(const v1::RecordInfo& info, absl::Time deadline) {
+  {
+    absl::MutexLock lock(&mu_);
+    if (failing_get_records_ > 0) {
+      --failing_get_records_;
+      return fail_get_records_with_;
+    }
+  }
   return Run<absl::StatusOr<std::string>>([&] { return records_->GetRecord(info, deadline); });
 }
 

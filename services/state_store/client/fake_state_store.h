@@ -35,6 +35,9 @@ class FakeStateStore final : public CatalogClient, public RecordsClient {
   // FailWith() for AppendTokens alone.
   void FailAppendsWith(absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
 
+  // The next `count` calls of GetRecord fail with `status`.
+  void FailGetRecords(int count, absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
+
   // To hand to code that makes its own client.
   std::shared_ptr<grpc::Channel> channel() const;
 
@@ -89,6 +92,8 @@ class FakeStateStore final : public CatalogClient, public RecordsClient {
   absl::Status fail_with_ ABSL_GUARDED_BY(mu_);
   absl::Status lose_answers_with_ ABSL_GUARDED_BY(mu_);
   absl::Status fail_appends_with_ ABSL_GUARDED_BY(mu_);
+  int failing_get_records_ ABSL_GUARDED_BY(mu_) = 0;
+  absl::Status fail_get_records_with_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace rwkv::state_store
