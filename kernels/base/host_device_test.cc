@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -86,6 +87,18 @@ TEST(HostDeviceTest, ScratchGrowsAndIsKept) {
   ASSERT_OK_AND_ASSIGN(void* larger, stream.Scratch(100'000));
   std::memset(larger, 1, 100'000);
   EXPECT_OK(stream.Synchronize());
+}
+
+// What a sequence needs that grows by a token a step.
+TEST(HostDeviceTest, ScratchThatGrowsSlowlyIsSeldomMadeAnew) {
+  HostStream stream;
+  std::set<void*> places;
+  for (int64_t bytes = 1000; bytes < 4000; ++bytes) {
+    ASSERT_OK_AND_ASSIGN(void* scratch, stream.Scratch(bytes));
+    std::memset(scratch, 1, bytes);
+    places.insert(scratch);
+  }
+  EXPECT_LE(places.size(), 3u);
 }
 
 TEST(HostDeviceTest, EventsAreDoneAtOnce) {

@@ -4,7 +4,11 @@
 
 #include <algorithm>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "kernels/api/op_table.h"
+#include "kernels/api/sequence_span.h"
+#include "kernels/base/buffer.h"
 #include "kernels/base/host_device.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/cpu/kernel_set.h"
@@ -21,47 +25,73 @@ class CpuStream final : public HostStream {
   explicit CpuStream(const KernelSet& kernels) : kernels_(kernels) {}
 
   const KernelSet& kernels() const { return kernels_; }
+  int threads() const { return 1; }
+
+  // Calls work(part, thread) once for each of [0, parts), on any of the threads and in any order; returns when all are
+  // done.
+  template <typename Work>
+  void RunParts(int64_t parts, Work work) {
+    for (int64_t part = 0; part < parts; ++part) work(part, 0);
+  }
+
+  // Calls work(begin, end, thread) for parts of [0, count).
+  template <typename Work>
+  void RunRanges(int64_t count, int64_t size, Work work) {
+    RunParts((count + size - 1) / size,
+             [&](int64_t part, int thread) { work(part * size, std::min(part * size + size, count), thread); });
+  }
 
  private:
   const KernelSet& kernels_;
 };
 
-const KernelSet& KernelsOf(Stream& stream) { return static_cast<CpuStream&>(stream).kernels(); }
+// The stream of the operations below is always one of theirs.
+CpuStream& Cpu(Stream& stream) { return static_cast<CpuStream&>(stream); }
 
-// Calls work(part) for each of [0, parts).
-template <typename Work>
-void RunParts(int64_t parts, Work work) {
-  for (int64_t part = 0; part < parts; ++part) work(part);
-}
+// Scratch memory of each thread's own, at cache lines of its own.
+class ThreadScratch {
+ public:
+  static absl::StatusOr<ThreadScratch> Create(CpuStream& stream, int64_t bytes) {
+    const int64_t stride = (bytes + kBufferAlignment - 1) / kBufferAlignment * kBufferAlignment;
+    RWKV_ASSIGN_OR_RETURN(void* const memory, stream.Scratch(stride * stream.threads()));
+    return ThreadScratch(static_cast<char*>(memory), stride);
+  }
+  void* of(int thread) const { return memory_ + thread * stride_; }
+  float* floats_of(int thread) const { return static_cast<float*>(of(thread)); }
 
-// Calls work(begin, end) for parts of [0, count).
-template <typename Work>
-void RunRanges(int64_t count, int64_t size, Work work) {
-  RunParts((count + size - 1) / size, [&](int64_t part) { work(part * size, std::min(part * size + size, count)); });
-}
+ private:
+  ThreadScratch(char* memory, int64_t stride) : memory_(memory), stride_(stride) {}
+
+  char* memory_;
+  int64_t stride_;
+};
 
 // The table's functions: check, find scratch memory, compute.
 
 absl::Status Embed(const EmbedArgs& args, Stream& stream) {
   RWKV_RETURN_IF_ERROR(Validate(args));
-  const KernelSet& kernels = KernelsOf(stream);
-  RunRanges(args.rows, kRowsOfPart, [&](int64_t begin, int64_t end) { kernels.embed(args, begin, end); });
+  const KernelSet& kernels = Cpu(stream).kernels();
+  Cpu(stream).RunRanges(args.rows, kRowsOfPart,
+                        [&](int64_t begin, int64_t end, int) { kernels.embed(args, begin, end); });
   return absl::OkStatus();
 }
 
 absl::Status LayerNorm(const LayerNormArgs& args, Stream& stream) {
   RWKV_RETURN_IF_ERROR(Validate(args));
-  const KernelSet& kernels = KernelsOf(stream);
-  RunRanges(args.rows, kRowsOfPart, [&](int64_t begin, int64_t end) { kernels.layer_norm(args, begin, end); });
+  const KernelSet& kernels = Cpu(stream).kernels();
+  Cpu(stream).RunRanges(args.rows, kRowsOfPart,
+                        [&](int64_t begin, int64_t end, int) { kernels.layer_norm(args, begin, end); });
   return absl::OkStatus();
 }
 
 absl::Status MixInput(const MixInputArgs& args, Stream& stream) {
   RWKV_RETURN_IF_ERROR(Validate(args));
-  const KernelSet& kernels = KernelsOf(stream);
-  RWKV_ASSIGN_OR_RETURN(void* const scratch, stream.Scratch(2 * args.width * static_cast<int64_t>(sizeof(float))));
-  RunRanges(args.step->rows, kRowsOfPart,
-            [&](int64_t begin, int64_t end) { kernels.mix_input(args, begin, end, static_cast<float*>(scratch)); });
+  const KernelSet& kernels = Cpu(stream).kernels();
+  RWKV_ASSIGN_OR_RETURN(const ThreadScratch scratch,
+                        ThreadScratch::Create(Cpu(stream), 2 * args.width * static_cast<int64_t>(sizeof(float))));
+  Cpu(stream).RunRanges(args.step->rows, kRowsOfPart, [&](int64_t begin, int64_t end, int thread) {
+    kernels.mix_input(args, begin, end, scratch.floats_of(thread));
+  });
   if (args.keep_state) return absl::OkStatus();
   for (int64_t s = 0; s < args.step->span_count; ++s) {
     const SequenceSpan& span = args.step->spans[s];
@@ -74,7 +104,7 @@ absl::Status MixInput(const MixInputArgs& args, Stream& stream) {
 
 absl::Status Products(const ProductsArgs& args, Stream& stream) {
   RWKV_RETURN_IF_ERROR(Validate(args));
-  const KernelSet& kernels = KernelsOf(stream);
+  const KernelSet& kernels = Cpu(stream).kernels();
   for (int64_t i = 0; i < args.count; ++i) {
     const Product& product = args.products[i];
     const MatmulArgs matmul = {args.rows,          product.weight->matrix, product.x,          product.bias,
@@ -87,9 +117,9 @@ absl::Status Products(const ProductsArgs& args, Stream& stream) {
 
 absl::Status Wkv4(const Wkv4Args& args, Stream& stream) {
   RWKV_RETURN_IF_ERROR(Validate(args));
-  const KernelSet& kernels = KernelsOf(stream);
+  const KernelSet& kernels = Cpu(stream).kernels();
   const int64_t parts = (args.width + kChannelsOfPart - 1) / kChannelsOfPart;
-  RunParts(args.step->span_count * parts, [&](int64_t part) {
+  Cpu(stream).RunParts(args.step->span_count * parts, [&](int64_t part, int) {
     const int64_t begin = part % parts * kChannelsOfPart;
     kernels.wkv4(args, args.step->spans[part / parts], begin, std::min(begin + kChannelsOfPart, args.width));
   });
@@ -98,36 +128,41 @@ absl::Status Wkv4(const Wkv4Args& args, Stream& stream) {
 
 absl::Status Wkv6(const Wkv6Args& args, Stream& stream) {
   RWKV_RETURN_IF_ERROR(Validate(args));
-  const KernelSet& kernels = KernelsOf(stream);
-  RunParts(args.step->span_count * args.heads,
-           [&](int64_t part) { kernels.wkv6(args, args.step->spans[part / args.heads], part % args.heads); });
+  const KernelSet& kernels = Cpu(stream).kernels();
+  Cpu(stream).RunParts(args.step->span_count * args.heads, [&](int64_t part, int) {
+    kernels.wkv6(args, args.step->spans[part / args.heads], part % args.heads);
+  });
   return absl::OkStatus();
 }
 
 absl::Status Wkv7(const Wkv7Args& args, Stream& stream) {
   RWKV_RETURN_IF_ERROR(Validate(args));
-  const KernelSet& kernels = KernelsOf(stream);
-  RWKV_ASSIGN_OR_RETURN(void* const scratch, stream.Scratch(kernels.wkv7_scratch_floats(args.head_size) *
-                                                            static_cast<int64_t>(sizeof(float))));
-  RunParts(args.step->span_count * args.heads, [&](int64_t part) {
-    kernels.wkv7(args, args.step->spans[part / args.heads], part % args.heads, static_cast<float*>(scratch));
+  const KernelSet& kernels = Cpu(stream).kernels();
+  const int64_t bytes = kernels.wkv7_scratch_floats(args.head_size) * static_cast<int64_t>(sizeof(float));
+  RWKV_ASSIGN_OR_RETURN(const ThreadScratch scratch, ThreadScratch::Create(Cpu(stream), bytes));
+  Cpu(stream).RunParts(args.step->span_count * args.heads, [&](int64_t part, int thread) {
+    kernels.wkv7(args, args.step->spans[part / args.heads], part % args.heads, scratch.floats_of(thread));
   });
   return absl::OkStatus();
 }
 
 absl::Status DeepEmbed(const DeepEmbedArgs& args, Stream& stream) {
   RWKV_RETURN_IF_ERROR(Validate(args));
-  const KernelSet& kernels = KernelsOf(stream);
-  RunRanges(args.rows, kRowsOfPart, [&](int64_t begin, int64_t end) { kernels.deep_embed(args, begin, end); });
+  const KernelSet& kernels = Cpu(stream).kernels();
+  Cpu(stream).RunRanges(args.rows, kRowsOfPart,
+                        [&](int64_t begin, int64_t end, int) { kernels.deep_embed(args, begin, end); });
   return absl::OkStatus();
 }
 
 absl::Status DeepEmbedAttention(const DeepEmbedAttentionArgs& args, Stream& stream) {
   RWKV_RETURN_IF_ERROR(Validate(args));
   RWKV_RETURN_IF_ERROR(ValidateCaches(args));
-  const KernelSet& kernels = KernelsOf(stream);
-  RWKV_ASSIGN_OR_RETURN(void* const workspace, stream.Scratch(kernels.deep_embed_attention_workspace_bytes(args)));
-  kernels.deep_embed_attention(args, workspace);
+  const KernelSet& kernels = Cpu(stream).kernels();
+  RWKV_ASSIGN_OR_RETURN(const ThreadScratch workspace,
+                        ThreadScratch::Create(Cpu(stream), kernels.deep_embed_attention_workspace_bytes(args)));
+  Cpu(stream).RunParts(args.step->span_count, [&](int64_t part, int thread) {
+    kernels.deep_embed_attention(args, args.step->spans[part], workspace.of(thread));
+  });
   return absl::OkStatus();
 }
 

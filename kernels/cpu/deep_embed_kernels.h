@@ -137,50 +137,47 @@ RWKV_INLINE void Attend(const float* query, int64_t query_width, const Attention
   }
 }
 
-void DeepEmbedAttention(const DeepEmbedAttentionArgs& args, void* workspace) {
+void DeepEmbedAttention(const DeepEmbedAttentionArgs& args, const SequenceSpan& span, void* workspace) {
+  if (span.slot == kPaddingSlot) return;
   const int64_t query_width = args.k2->matrix.rows;
   const int64_t rank = args.k2->matrix.cols;
   const int64_t width = args.v2->matrix.rows;
-  const AttentionWorkspace parts = Divide(args, MostTokens(args), workspace);
-  for (int64_t s = 0; s < args.step->span_count; ++s) {
-    const SequenceSpan& span = args.step->spans[s];
-    if (span.slot == kPaddingSlot) continue;
-    const int64_t after = TokensAfter(args, span);
-    const int64_t before = after - span.row_count;
-    float* const tokens = StateOf(args.token_cache, span.slot);
-    float* const key_cache = StateOf(args.key_cache, span.slot);
-    float* const value_cache = StateOf(args.value_cache, span.slot);
-    float* const q_previous = StateOf(args.q_previous, span.slot);
-    for (int64_t t = 0; t < span.row_count; ++t) {
-      tokens[before + t] = static_cast<float>(args.step->tokens[span.row_begin + t]);
-    }
-    CopyFloats(args.key + span.row_begin * rank, span.row_count * rank, key_cache + before * rank);
-    CopyFloats(args.value + span.row_begin * rank, span.row_count * rank, value_cache + before * rank);
-    *StateOf(args.length, span.slot) = static_cast<float>(after);
-
-    Matmul(ExpandArgs(args.k2->matrix, after, key_cache, parts.keys), parts.matmul);
-    FinishCachedRows(args.k_emb, query_width, tokens, after, args.x_k, args.lnk_weight, args.lnk_bias, args.epsilon,
-                     parts.keys);
-    MatmulArgs expand_values = ExpandArgs(args.v2->matrix, after, value_cache, parts.values);
-    expand_values.activation = Activation::kTanh;
-    Matmul(expand_values, parts.matmul);
-    FinishCachedRows(args.v_emb, width, tokens, after, args.x_v, args.lnv_weight, args.lnv_bias, args.epsilon,
-                     parts.values);
-
-    const float* q_before = q_previous;
-    for (int64_t t = 0; t < span.row_count; ++t) {
-      const float* const q = args.q + (span.row_begin + t) * query_width;
-      for (int64_t c = 0; c < query_width; c += kLanes) {
-        const int64_t left = query_width - c;
-        const F32 now = LoadSome(q + c, left);
-        StoreSome(parts.row + c, Fma(LoadSome(q_before + c, left) - now, LoadSome(args.x_q + c, left), now), left);
-      }
-      Normalize(parts.row, args.lnq_weight, args.lnq_bias, query_width, args.epsilon, nullptr, parts.row);
-      Attend(parts.row, query_width, parts, before + t + 1, width, args.y + (span.row_begin + t) * width);
-      q_before = q;
-    }
-    CopyFloats(q_before, query_width, q_previous);
+  const int64_t after = TokensAfter(args, span);
+  const int64_t before = after - span.row_count;
+  const AttentionWorkspace parts = Divide(args, after, workspace);
+  float* const tokens = StateOf(args.token_cache, span.slot);
+  float* const key_cache = StateOf(args.key_cache, span.slot);
+  float* const value_cache = StateOf(args.value_cache, span.slot);
+  float* const q_previous = StateOf(args.q_previous, span.slot);
+  for (int64_t t = 0; t < span.row_count; ++t) {
+    tokens[before + t] = static_cast<float>(args.step->tokens[span.row_begin + t]);
   }
+  CopyFloats(args.key + span.row_begin * rank, span.row_count * rank, key_cache + before * rank);
+  CopyFloats(args.value + span.row_begin * rank, span.row_count * rank, value_cache + before * rank);
+  *StateOf(args.length, span.slot) = static_cast<float>(after);
+
+  Matmul(ExpandArgs(args.k2->matrix, after, key_cache, parts.keys), parts.matmul);
+  FinishCachedRows(args.k_emb, query_width, tokens, after, args.x_k, args.lnk_weight, args.lnk_bias, args.epsilon,
+                   parts.keys);
+  MatmulArgs expand_values = ExpandArgs(args.v2->matrix, after, value_cache, parts.values);
+  expand_values.activation = Activation::kTanh;
+  Matmul(expand_values, parts.matmul);
+  FinishCachedRows(args.v_emb, width, tokens, after, args.x_v, args.lnv_weight, args.lnv_bias, args.epsilon,
+                   parts.values);
+
+  const float* q_before = q_previous;
+  for (int64_t t = 0; t < span.row_count; ++t) {
+    const float* const q = args.q + (span.row_begin + t) * query_width;
+    for (int64_t c = 0; c < query_width; c += kLanes) {
+      const int64_t left = query_width - c;
+      const F32 now = LoadSome(q + c, left);
+      StoreSome(parts.row + c, Fma(LoadSome(q_before + c, left) - now, LoadSome(args.x_q + c, left), now), left);
+    }
+    Normalize(parts.row, args.lnq_weight, args.lnq_bias, query_width, args.epsilon, nullptr, parts.row);
+    Attend(parts.row, query_width, parts, before + t + 1, width, args.y + (span.row_begin + t) * width);
+    q_before = q;
+  }
+  CopyFloats(q_before, query_width, q_previous);
 }
 
 }  // namespace

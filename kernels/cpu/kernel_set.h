@@ -40,8 +40,10 @@ struct KernelSet {
   void (*wkv7)(const Wkv7Args& args, const SequenceSpan& span, int64_t head, float* scratch);
   int64_t (*wkv7_scratch_floats)(int64_t head_size);
 
+  // For any span of the step.
   int64_t (*deep_embed_attention_workspace_bytes)(const DeepEmbedAttentionArgs& args);
-  void (*deep_embed_attention)(const DeepEmbedAttentionArgs& args, void* workspace);
+  // A span.
+  void (*deep_embed_attention)(const DeepEmbedAttentionArgs& args, const SequenceSpan& span, void* workspace);
 
   // The functions inside the operations, element by element, for their own tests.
   void (*exp)(const float* x, int64_t count, float* y);
