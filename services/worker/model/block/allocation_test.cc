@@ -1,5 +1,7 @@
 // A step allocates nothing: not in the model, not in an operation, not on a stream. Once it has seen a step as large.
-#include <malloc.h>
+#include <sys/syscall.h>
+#include <sys/types.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cctype>
@@ -11,9 +13,11 @@
 #include <utility>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
 #include "kernels/api/sequence_span.h"
+#include "kernels/base/buffer.h"
 #include "kernels/base/device.h"
 #include "kernels/dispatch/open_device.h"
 #include "services/checkpoint/model_tensors.h"
@@ -34,34 +38,45 @@ std::atomic<int64_t> allocations{0};
 }  // namespace
 
 #if RWKV_COUNTS_ALLOCATIONS
-// Instead of the C library's, which operator new calls, too.
+// In place of the C library's, which operator new calls, too: by the label, the linker takes these for them.
 extern "C" {
 void* __libc_malloc(size_t bytes);
 void* __libc_calloc(size_t count, size_t bytes);
 void* __libc_realloc(void* memory, size_t bytes);
 void* __libc_memalign(size_t alignment, size_t bytes);
+}
+void* CountedMalloc(size_t bytes) __asm__("malloc");
+void* CountedCalloc(size_t count, size_t bytes) __asm__("calloc");
+void* CountedRealloc(void* memory, size_t bytes) __asm__("realloc");
+void* CountedMemalign(size_t alignment, size_t bytes) __asm__("memalign");
+void* CountedAlignedAlloc(size_t alignment, size_t bytes) __asm__("aligned_alloc");
+int CountedPosixMemalign(void** memory, size_t alignment, size_t bytes) __asm__("posix_memalign");
+void* CountedMmap(void* at, size_t bytes, int access, int flags, int file, off_t offset) __asm__("mmap");
 
-void* malloc(size_t bytes) {
+void* CountedMalloc(size_t bytes) {
   ++allocations;
   return __libc_malloc(bytes);
 }
-void* calloc(size_t count, size_t bytes) {
+void* CountedCalloc(size_t count, size_t bytes) {
   ++allocations;
   return __libc_calloc(count, bytes);
 }
-void* realloc(void* memory, size_t bytes) {
+void* CountedRealloc(void* memory, size_t bytes) {
   ++allocations;
   return __libc_realloc(memory, bytes);
 }
-void* memalign(size_t alignment, size_t bytes) {
+void* CountedMemalign(size_t alignment, size_t bytes) {
   ++allocations;
   return __libc_memalign(alignment, bytes);
 }
-void* aligned_alloc(size_t alignment, size_t bytes) { return memalign(alignment, bytes); }
-int posix_memalign(void** memory, size_t alignment, size_t bytes) {
-  *memory = memalign(alignment, bytes);
+void* CountedAlignedAlloc(size_t alignment, size_t bytes) { return CountedMemalign(alignment, bytes); }
+int CountedPosixMemalign(void** memory, size_t alignment, size_t bytes) {
+  *memory = CountedMemalign(alignment, bytes);
   return *memory == nullptr ? ENOMEM : 0;
 }
+void* CountedMmap(void* at, size_t bytes, int access, int flags, int file, off_t offset) {
+  ++allocations;
+  return reinterpret_cast<void*>(syscall(SYS_mmap, at, bytes, access, flags, file, offset));
 }
 #endif
 
@@ -93,8 +108,17 @@ TEST_P(AllocationTest, AStepAllocatesNothing) {
 TEST(CountingTest, AllocationsAreCounted) {
   allocations = 0;
   auto number = std::make_unique<std::vector<int>>(10);
-  EXPECT_EQ(allocations, 2);
+  const int64_t of_vector = allocations;
+  EXPECT_EQ(of_vector, 2);
   EXPECT_EQ(number->size(), 10u);
+  const std::unique_ptr<kernels::Device> device = *kernels::OpenDevice("cpu");
+  for (int64_t bytes : {1000, 1'000'000}) {
+    allocations = 0;
+    const absl::StatusOr<kernels::Buffer> buffer = device->Allocate(bytes, kernels::MemoryKind::kDevice);
+    const int64_t counted = allocations;
+    EXPECT_OK(buffer.status());
+    EXPECT_EQ(counted, 1) << bytes;
+  }
 }
 #endif
 
