@@ -4,6 +4,7 @@
 #include <fstream>
 #include <limits>
 #include <memory>
+#include <set>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -18,6 +19,7 @@
 #include "gtest/gtest.h"
 #include "kernels/base/device.h"
 #include "kernels/base/dtype.h"
+#include "kernels/base/host_device.h"
 #include "kernels/base/matrix.h"
 #include "kernels/base/stream.h"
 #include "kernels/base/weight.h"
@@ -229,6 +231,38 @@ TEST_P(EveryVersionAndTypeTest, EveryTensorArrivesAtItsPlace) {
     }
   }
   EXPECT_EQ(seen, model.tensors.size());
+}
+
+// Remembers what it was told to load for rows.
+class RecordingDevice final : public kernels::HostDevice {
+ public:
+  absl::string_view name() const override { return "recording"; }
+  absl::string_view numeric_family() const override { return "recording"; }
+  const kernels::OpTable& ops() const override { return TestDevice().ops(); }
+  absl::StatusOr<kernels::Weight> Load(const kernels::MatrixView& matrix, kernels::WeightUse use) override {
+    (use == kernels::WeightUse::kRows ? rows : products).insert(matrix.data);
+    return kernels::HostDevice::Load(matrix, use);
+  }
+  std::set<const void*> rows;
+  std::set<const void*> products;
+};
+
+// A device lays out what is multiplied with in its own way; what is looked up must stay rows.
+TEST(StageWeightsTest, DeviceIsToldWhatAMatrixIsFor) {
+  RandomModelOptions options = Options(DType::kBFloat16);
+  options.version = ModelVersion::k7b;
+  const Model model = Open(*testing::MakeRandomModel(options));
+  RecordingDevice device;
+  ASSERT_OK_AND_ASSIGN(const auto weights, StageWeights::Load(model.checkpoint, model.config, {0, 3}, device));
+  std::set<const void*> expected = {weights->embedding().matrix.data};
+  for (int i = 0; i < 3; ++i) {
+    for (Role role : {Role::kDeepEmbedTable, Role::kKeyTable, Role::kValueTable}) {
+      expected.insert(weights->layer(i).matrix(role).matrix.data);
+    }
+  }
+  EXPECT_EQ(device.rows, expected);
+  EXPECT_EQ(device.products.count(weights->head().matrix.data), 1u);
+  EXPECT_EQ(device.products.count(weights->layer(0).matrix(Role::kDeepEmbedMap).matrix.data), 1u);
 }
 
 TEST(StageWeightsTest, AStageHoldsItsLayersOnly) {
