@@ -1,8 +1,11 @@
 #include "kernels/base/host_device.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <fstream>
 #include <limits>
 #include <memory>
 #include <set>
@@ -34,6 +37,27 @@ TEST(HostDeviceTest, BuffersAreZeroedAndAligned) {
     EXPECT_EQ(reinterpret_cast<uintptr_t>(buffer.data()) % kBufferAlignment, 0u);
     EXPECT_EQ(buffer.size_in_bytes(), bytes);
     EXPECT_EQ(std::count(buffer.as<char>(), buffer.as<char>() + bytes, 0), bytes);
+  }
+}
+
+int64_t ResidentBytes() {
+  std::ifstream statm("/proc/self/statm");
+  int64_t total = 0;
+  int64_t resident = 0;
+  statm >> total >> resident;
+  return resident * sysconf(_SC_PAGESIZE);
+}
+
+// However used the memory is that the C library could give.
+TEST(HostDeviceTest, PagesCostNothingBeforeTheyAreWritten) {
+  constexpr int64_t kBytes = 32 << 20;
+  PlainDevice device;
+  for (int round = 0; round < 2; ++round) {
+    const int64_t before = ResidentBytes();
+    ASSERT_OK_AND_ASSIGN(const Buffer buffer, device.Allocate(kBytes, MemoryKind::kDevice));
+    EXPECT_LT(ResidentBytes() - before, kBytes / 8);
+    std::memset(buffer.data(), 1, kBytes);
+    EXPECT_GT(ResidentBytes() - before, kBytes / 2);
   }
 }
 

@@ -23,6 +23,7 @@ struct Case {
   float lora_range = 4.0f;  // of the arguments of the sigmoids
   float key_range = 1.0f;
   float state_range = 0.5f;
+  float epsilon = 64e-5f;
   bool first_layer = false;  // no value residual
 };
 
@@ -69,6 +70,7 @@ OpCase Make(const Case& c) {
     args.bonus = memory.Put(weights[kBonus]);
     args.ln_weight = memory.Put(weights[kLnWeight]);
     args.ln_bias = memory.Put(weights[kLnBias]);
+    args.epsilon = c.epsilon;
     args.r = call.inputs[kR];
     args.k = call.inputs[kK];
     args.v = call.inputs[kV];
@@ -113,7 +115,7 @@ OpCase Make(const Case& c) {
         read.push_back(Dot(next.data(), r, n));
         result.states[0].insert(result.states[0].end(), next.begin(), next.end());
       }
-      const Bounds z = Normalize(read, weights[kLnWeight].data() + at, weights[kLnBias].data() + at, 64e-5f);
+      const Bounds z = Normalize(read, weights[kLnWeight].data() + at, weights[kLnBias].data() + at, c.epsilon);
       Bounds weighted;
       for (int64_t j = 0; j < n; ++j) weighted.push_back(k[j] * of(kBonus, j));
       const Bounded own = Dot(r, weighted.data(), n);
@@ -139,6 +141,7 @@ std::vector<std::shared_ptr<const OpCase>> Cases() {
   table.Add("zero_key", [](Case& c) { c.key_range = 0.0f; });
   table.Add("tiny_key", [](Case& c) { c.key_range = 1e-14f; });
   table.Add("empty_state", [](Case& c) { c.state_range = 0.0f; });
+  table.Add("another_epsilon", [](Case& c) { c.epsilon = 0.1f, c.state_range = 0.01f; });
   table.Add("nothing_to_read", [](Case& c) { c.state_range = c.key_range = 0.0f; });
   for (int64_t head_size : {1, 2, 3, 5, 8, 15, 16, 17, 32, 33, 48, 63, 65, 128}) {
     table.Add("head_size_" + std::to_string(head_size), [=](Case& c) { c.head_size = head_size; });
