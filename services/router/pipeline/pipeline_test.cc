@@ -221,8 +221,13 @@ class ScriptedStream final : public worker::ExecuteStream {
       if (!mu_.AwaitWithTimeout(absl::Condition(&cancelled_), kLimit)) return absl::DeadlineExceededError("no end");
       return absl::CancelledError("cancelled");
     }
-    --opened_;
     v1::ExecuteResponse response;
+    if (opened_ < 0) {
+      response.mutable_attached();
+      opened_ = 0;
+      return response;
+    }
+    --opened_;
     response.mutable_opened();
     return response;
   }
@@ -234,7 +239,7 @@ class ScriptedStream final : public worker::ExecuteStream {
  private:
   const std::function<void(const v1::ExecuteRequest&)> on_write_;
   absl::Mutex mu_;
-  int opened_ ABSL_GUARDED_BY(mu_);  // So often it says that it has opened the epoch.
+  int opened_ ABSL_GUARDED_BY(mu_);  // So often it says that it has opened the epoch; -1: it answers without.
   bool cancelled_ ABSL_GUARDED_BY(mu_) = false;
 };
 
@@ -289,6 +294,19 @@ TEST(PipelineTest, EachStageIsToldItsPlace) {
     EXPECT_EQ(open.state_store_address(), "store:1");
   }
   pipeline.Stop();
+}
+
+TEST(PipelineTest, AStageThatAnswersWithoutOpeningEndsTheEpoch) {
+  worker::FakePipeline fake({});
+  Recorder recorder;
+  std::vector<std::unique_ptr<worker::WorkerClient>> workers;
+  workers.push_back(std::make_unique<ScriptedWorker>(fake.Connect(0), 1));
+  workers.push_back(std::make_unique<ScriptedWorker>(fake.Connect(1), -1));
+  Pipeline pipeline(Options(), std::move(workers), &recorder);
+  pipeline.Start();
+  WaitForText(pipeline, "worker fake-1:1 (stage 1) answered before it had opened the epoch");
+  pipeline.Stop();
+  EXPECT_EQ(recorder.downs(), 0) << "it was up";
 }
 
 TEST(PipelineTest, AStageThatSaysOpenedTwiceCountsOnce) {

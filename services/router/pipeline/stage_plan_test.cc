@@ -37,7 +37,7 @@ std::pair<std::string, v1::DescribeResponse> Worker(const std::string& address, 
 
 TEST(StagePlanTest, OrdersWorkersByTheirLayers) {
   auto workers = std::vector{Worker("c:3", 4, 6), Worker("a:1", 0, 1), Worker("b:2", 1, 4)};
-  workers[1].second.set_slots(3);
+  workers[0].second.set_slots(3);  // Of the last stage.
   workers[2].second.set_max_batch_tokens(16);
   const absl::StatusOr<StagePlan> plan = MakeStagePlan(workers);
   ASSERT_THAT(plan.status(), IsOk());

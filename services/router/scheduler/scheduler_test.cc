@@ -315,6 +315,28 @@ TEST(SchedulerTest, WhoHasWaitedLongestDecodesFirst) {
   EXPECT_THAT(order, ElementsAre(6, 5, 4, 3, 2, 1, 6, 5, 4, 3, 2, 1, 6, 5, 4, 3, 2, 1));
 }
 
+TEST(SchedulerTest, ShortPromptsWithoutEndDoNotStarveALongOne) {
+  Scheduler scheduler(Options(1, 16, 32));
+  Start(scheduler, 1, 1000);
+  SequenceId next = 2;
+  int64_t left = 1000 - 64;
+  for (uint64_t step_id = 1; left > 0 && step_id < 200; ++step_id) {
+    // Always a short one that has not been fed yet.
+    ASSERT_TRUE(scheduler.Admit(next, 0));
+    scheduler.Feed(next, 32, FeedKind::kPrefill);
+    for (const AttachCommand& attach : Of<AttachCommand>(scheduler.Plan())) scheduler.OnAttached(attach.sequence);
+    scheduler.OnStepDone(step_id);
+    for (const StepCommand& step : Of<StepCommand>(scheduler.Plan())) {
+      for (const StepCommand::Entry& entry : step.entries) {
+        if (entry.sequence == 1) left -= entry.tokens;
+        if (entry.sequence != 1 && entry.last) scheduler.Cancel(entry.sequence);
+      }
+    }
+    ++next;
+  }
+  EXPECT_EQ(left, 0);
+}
+
 TEST(SchedulerTest, UnfeedDropsWhatWasNotPlanned) {
   Scheduler scheduler(Options(1, 2, 32));
   const std::vector<StepCommand> steps = Start(scheduler, 1, 200);

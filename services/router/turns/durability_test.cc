@@ -150,6 +150,46 @@ TEST(DurabilityTest, WhoLosesTheLeaseStopsAndNothingIsWrittenTwice) {
   }
 }
 
+TEST(DurabilityTest, ASlotOfALostLeaseIsNotUsedWhenTheLogHasGoneAnotherWay) {
+  TurnManager::Options options;
+  options.lease_ttl = absl::Milliseconds(300);
+  FakeCluster cluster({}, options);
+  cluster.CreateSession("s");
+  cluster.pipeline().PauseSteps();
+  const FakeCluster::Call call = cluster.Start(SessionRequest("s", "a", Prompt(1), 40));
+  cluster.pipeline().AllowSteps(5);
+  ASSERT_TRUE(call.stream->WaitReceived(2));
+  cluster.store().FailAppendsWith(absl::UnavailableError("the log is away"));
+  const int64_t steps = cluster.pipeline().stats().steps;
+  cluster.pipeline().AllowSteps(10);
+  ASSERT_TRUE(WaitUntil([&] { return cluster.pipeline().stats().steps >= steps + 8; }));  // Ahead of the log.
+  v1::AcquireLeaseRequest acquire;
+  acquire.set_session_id("s");
+  acquire.set_holder("router-0");
+  acquire.set_incarnation("its successor");
+  acquire.mutable_ttl()->set_seconds(60);
+  const auto taken = cluster.store().AcquireLease(acquire, absl::Now() + kTestLimit);
+  ASSERT_THAT(taken, IsOk());
+  EXPECT_THAT(call.stream->Wait(), StatusIs(absl::StatusCode::kAborted, HasSubstr("taken over")));
+  v1::BeginTurnRequest begin;
+  *begin.mutable_lease() = taken->lease();
+  begin.set_request_id("b");
+  const std::vector<uint32_t> other = Prompt(7, 30);
+  begin.mutable_token_ids()->Add(other.begin(), other.end());
+  begin.set_model_fingerprint(cluster.router().model()->info.fingerprint());
+  ASSERT_THAT(cluster.store().BeginTurn(begin, absl::Now() + kTestLimit), IsOk());
+  v1::ReleaseLeaseRequest release;
+  *release.mutable_lease() = taken->lease();
+  ASSERT_THAT(cluster.store().ReleaseLease(release, absl::Now() + kTestLimit), IsOk());
+  cluster.store().FailAppendsWith(absl::OkStatus());
+  cluster.pipeline().ResumeSteps();
+  ASSERT_TRUE(WaitUntil([&] { return cluster.router().counts().running == 0; }));
+  const std::vector<uint32_t> log = Concat(cluster.Log("s"), Prompt(2));
+  const FakeCluster::Answer next = cluster.Generate(SessionRequest("s", "c", Prompt(2), 5));
+  ASSERT_THAT(next.status, IsOk());
+  EXPECT_THAT(next.tokens, ElementsAreArray(FakeModel::Greedy(log, 5, kVocabulary)));
+}
+
 TEST(DurabilityTest, ASlotWithTokensThatAreNotInTheLogIsNotUsed) {
   TurnManager::Options options;
   options.store_timeout = absl::Milliseconds(200);

@@ -82,6 +82,7 @@ TEST(SessionTurnsTest, ALostSnapshotCostsTimeOnly) {
   ASSERT_THAT(newest, IsOk());
   ASSERT_EQ(newest->manifest().position(), 27);
   cluster.pipeline().LoseSnapshot(newest->manifest().snapshot_id());
+  cluster.store().FailDropsWith(absl::UnavailableError("away"));  // It stays, and is not tried again.
   cluster.RestartRouter();
   const FakeCluster::Answer answer = cluster.Generate(SessionRequest("s", "c", Prompt(9), 5));
   ASSERT_THAT(answer.status, IsOk());

@@ -70,6 +70,11 @@ void FakeStateStore::FailAppendsWith(absl::Status status) {
   fail_appends_with_ = std::move(status);
 }
 
+void FakeStateStore::FailDropsWith(absl::Status status) {
+  absl::MutexLock lock(&mu_);
+  fail_drops_with_ = std::move(status);
+}
+
 void FakeStateStore::FailGetRecords(int count, absl::Status status) {
   absl::MutexLock lock(&mu_);
   failing_get_records_ = count;
@@ -175,6 +180,10 @@ absl::StatusOr<v1::FindSnapshotResponse> FakeStateStore::FindSnapshot(const v1::
 
 absl::StatusOr<v1::DropSnapshotResponse> FakeStateStore::DropSnapshot(const v1::DropSnapshotRequest& request,
                                                                       absl::Time deadline) {
+  {
+    absl::MutexLock lock(&mu_);
+    if (!fail_drops_with_.ok()) return fail_drops_with_;
+  }
   return Run<absl::StatusOr<v1::DropSnapshotResponse>>([&] { return catalog_->DropSnapshot(request, deadline); });
 }
 

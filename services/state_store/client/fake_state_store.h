@@ -32,8 +32,9 @@ class FakeStateStore final : public CatalogClient, public RecordsClient {
   // The same, but the call has happened: only its answer is lost. The nastier half of kUnavailable.
   void LoseAnswersWith(absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
 
-  // FailWith() for AppendTokens alone.
+  // FailWith() for AppendTokens alone, or DropSnapshot.
   void FailAppendsWith(absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
+  void FailDropsWith(absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
 
   // The next `count` calls of GetRecord fail with `status`.
   void FailGetRecords(int count, absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
@@ -92,6 +93,7 @@ class FakeStateStore final : public CatalogClient, public RecordsClient {
   absl::Status fail_with_ ABSL_GUARDED_BY(mu_);
   absl::Status lose_answers_with_ ABSL_GUARDED_BY(mu_);
   absl::Status fail_appends_with_ ABSL_GUARDED_BY(mu_);
+  absl::Status fail_drops_with_ ABSL_GUARDED_BY(mu_);
   int failing_get_records_ ABSL_GUARDED_BY(mu_) = 0;
   absl::Status fail_get_records_with_ ABSL_GUARDED_BY(mu_);
 };
