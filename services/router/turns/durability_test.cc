@@ -190,6 +190,32 @@ TEST(DurabilityTest, ASlotOfALostLeaseIsNotUsedWhenTheLogHasGoneAnotherWay) {
   EXPECT_THAT(next.tokens, ElementsAreArray(FakeModel::Greedy(log, 5, kVocabulary)));
 }
 
+TEST(DurabilityTest, WhatAnotherRouterRefusedIsNotTakenForWritten) {
+  TurnManager::Options options;
+  options.lease_ttl = absl::Hours(1);  // Only its appends tell this router that the lease is gone.
+  FakeCluster cluster({}, options);
+  cluster.CreateSession("s");
+  cluster.pipeline().PauseSteps();
+  const FakeCluster::Call call = cluster.Start(SessionRequest("s", "a", Prompt(1), 40));
+  cluster.pipeline().AllowSteps(5);
+  ASSERT_TRUE(call.stream->WaitReceived(2));
+  cluster.store().FailAppendsWith(absl::UnavailableError("the log is away"));
+  const int64_t steps = cluster.pipeline().stats().steps;
+  cluster.pipeline().AllowSteps(10);
+  ASSERT_TRUE(WaitUntil([&] { return cluster.pipeline().stats().steps >= steps + 8; }));
+  v1::AcquireLeaseRequest acquire;
+  acquire.set_session_id("s");
+  acquire.set_holder("router-0");
+  acquire.set_incarnation("its successor");
+  acquire.mutable_ttl()->set_seconds(60);
+  ASSERT_THAT(cluster.store().AcquireLease(acquire, absl::Now() + kTestLimit), IsOk());
+  cluster.store().FailAppendsWith(absl::OkStatus());
+  EXPECT_THAT(call.stream->Wait(), StatusIs(absl::StatusCode::kAborted));
+  const std::vector<uint32_t> log = cluster.Log("s");
+  EXPECT_EQ(log.size(), 10 + call.stream->received().size()) << "what is not in the log was shown";
+  cluster.pipeline().ResumeSteps();
+}
+
 TEST(DurabilityTest, ASlotWithTokensThatAreNotInTheLogIsNotUsed) {
   TurnManager::Options options;
   options.store_timeout = absl::Milliseconds(200);

@@ -214,6 +214,7 @@ TEST(YieldTest, WithoutSnapshotsItTakesLongerAndEndsTheSame) {
   for (uint32_t i = 0; i < 2; ++i) calls.push_back(cluster.Start(Request(Prompt(i, 100), 5)));
   ASSERT_TRUE(WaitUntil([&] {
     clock.Advance(absl::Seconds(2));  // No tenure is longer than a step, if that were enough.
+    cluster.pipeline().PauseSteps();  // Takes back what is left of the last one.
     cluster.pipeline().AllowSteps(1);
     return calls[0].stream->closed() && calls[1].stream->closed();
   }));
