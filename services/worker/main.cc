@@ -36,7 +36,8 @@ ABSL_FLAG(float, group_norm_eps, 64e-5f,
           "RWKV-5.");
 ABSL_FLAG(int32_t, deep_embed_context, 4096,
           "RWKV-7b: tokens a sequence may have. Each costs a slot 260 bytes a layer; longer sequences are refused.");
-ABSL_FLAG(std::string, kernels, "auto", "auto, reference, cpu/portable, cpu/avx2 or cpu/avx512.");
+ABSL_FLAG(std::string, device, "auto",
+          "What computes: auto (the fastest here), cpu/avx512, cpu/avx2, cpu/portable, or reference (slow and plain).");
 ABSL_FLAG(int64_t, max_snapshot_bytes_in_flight, int64_t{256} << 20,
           "Copies of states on their way to the state store; beyond it a snapshot is refused, not waited for.");
 ABSL_FLAG(absl::Duration, drain_timeout, absl::Seconds(10), "From SIGTERM to the end of whatever still runs.");
@@ -60,7 +61,7 @@ absl::Status Run() {
   options.group_norm_epsilon = absl::GetFlag(FLAGS_group_norm_eps);
   options.ignore_extra_tensors = absl::GetFlag(FLAGS_ignore_extra_tensors);
   options.deep_embed_context = absl::GetFlag(FLAGS_deep_embed_context);
-  options.kernels = absl::GetFlag(FLAGS_kernels);
+  options.device = absl::GetFlag(FLAGS_device);
   options.max_snapshot_bytes_in_flight = absl::GetFlag(FLAGS_max_snapshot_bytes_in_flight);
   options.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);
   rwkv::common::InitLogging(options.name);

@@ -78,6 +78,12 @@ absl::StatusOr<LayerRange> ChooseLayers(const Worker::Options& options, int laye
   return LayerRange{0, layer_count};
 }
 
+absl::StatusOr<std::unique_ptr<kernels::Device>> OpenDevice(const std::string& name) {
+  absl::StatusOr<std::unique_ptr<kernels::Device>> device = kernels::OpenDevice(name);
+  if (device.ok()) return device;
+  return absl::Status(device.status().code(), absl::StrCat("--device: ", device.status().message()));
+}
+
 class WorkerImpl final : public Worker {
  public:
   ~WorkerImpl() override {
@@ -111,7 +117,7 @@ class WorkerImpl final : public Worker {
 
 absl::Status WorkerImpl::Init(const Options& options) {
   RWKV_RETURN_IF_ERROR(CheckOptions(options));
-  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<kernels::Device> device, kernels::OpenDevice(options.kernels));
+  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<kernels::Device> device, OpenDevice(options.device));
   RWKV_ASSIGN_OR_RETURN(std::shared_ptr<const checkpoint::Checkpoint> checkpoint,
                         options.lora.empty() ? checkpoint::Checkpoint::Open(options.model)
                                              : checkpoint::Checkpoint::OpenWithAdapter(
@@ -168,14 +174,15 @@ absl::Status WorkerImpl::Init(const Options& options) {
   engine_options.slots = options.slots;
   engine_options.max_batch_tokens = options.max_batch_tokens;
   engine_options.fingerprint = description_.model().fingerprint();
-  engine_options.tuned_states = *std::move(tuned_states);
-  RWKV_ASSIGN_OR_RETURN(engine_, StageEngine::Create(std::move(engine_options), std::move(device), std::move(model)));
+  RWKV_ASSIGN_OR_RETURN(engine_, StageEngine::Create(std::move(engine_options), std::move(device), std::move(model),
+                                                     *std::move(tuned_states)));
   RWKV_RETURN_IF_ERROR(engine_->WarmUp());
   common::LogInfo("stage_ready", {{"model", description_.model().name()},
                                   {"fingerprint", description_.model().fingerprint()},
                                   {"layers", layers.ToString()},
                                   {"of", config.layer_count},
-                                  {"kernels", description_.kernels()},
+                                  {"device", description_.kernels()},
+                                  {"numeric_family", description_.numeric_family()},
                                   {"slots", options.slots},
                                   {"initial_states", description_.model().initial_states_size()},
                                   {"state_bytes", engine_->pool().bytes()},

@@ -32,7 +32,7 @@ class Worker {
     float group_norm_epsilon = 64e-5f;  // In (0, 1].
     bool ignore_extra_tensors = false;
     int deep_embed_context = 4096;  // 1 .. 1,048,576 tokens; RWKV-7b only.
-    std::string kernels = "auto";
+    std::string device = "auto";    // kernels/dispatch/open_device.h
     int64_t max_snapshot_bytes_in_flight = int64_t{256} << 20;
     absl::Duration drain_timeout = absl::Seconds(10);
   };

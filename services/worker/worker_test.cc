@@ -461,7 +461,7 @@ TEST_F(WorkerTest, AWrongOptionIsNamed) {
       {"slots", [](Worker::Options& o) { o.slots = 0; }, absl::StatusCode::kInvalidArgument, "--slots"},
       {"rows", [](Worker::Options& o) { o.max_batch_tokens = -3; }, absl::StatusCode::kInvalidArgument,
        "--max_batch_tokens"},
-      {"kernels", [](Worker::Options& o) { o.kernels = "gpu"; }, absl::StatusCode::kInvalidArgument, "gpu"},
+      {"device", [](Worker::Options& o) { o.device = "gpu"; }, absl::StatusCode::kInvalidArgument, "--device: "},
       {"address", [](Worker::Options& o) { o.listen = "nowhere"; }, absl::StatusCode::kInvalidArgument, "nowhere"},
   };
   for (const Row& row : rows) {

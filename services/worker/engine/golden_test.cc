@@ -18,7 +18,6 @@
 #include "gtest/gtest.h"
 #include "kernels/dispatch/open_device.h"
 #include "services/checkpoint/checkpoint.h"
-#include "services/worker/model/tuned_states.h"
 #include "services/worker/testing/test_engine.h"
 #include "tests/testing/checkpoint_writer.h"
 #include "tests/testing/status_matchers.h"
@@ -62,17 +61,17 @@ void ExpectClose(const float* got, const float* expected, size_t count, const st
                      << " expected " << expected[at];
 }
 
-void RunCase(const Case& test, int stages, const std::string& kernels, size_t chunk, Run* run) {
-  SCOPED_TRACE(absl::StrCat(test.model, ", ", stages, " stages, chunks of ", chunk, ", ", kernels));
+void RunCase(const Case& test, int stages, const std::string& device, size_t chunk, Run* run) {
+  SCOPED_TRACE(absl::StrCat(test.model, ", ", stages, " stages, chunks of ", chunk, ", ", device));
   const absl::StatusOr<Golden> golden = ReadGolden(test.golden);
   ASSERT_THAT(golden, IsOk());
   TestEngineOptions options;
-  options.kernels = kernels;
+  options.device = device;
   options.group_norm_epsilon = test.group_norm_epsilon;
   if (!test.initial_state.empty()) options.initial_states = {test.initial_state};
   EnginePipeline pipeline(test.model, stages, options);
-  const TunedStates& tuned = pipeline.stage(0).options().tuned_states;
-  ASSERT_THAT(pipeline.AttachFresh(3, 1, {}, tuned.empty() ? "" : tuned.begin()->first), IsOk());
+  const std::vector<std::string> tuned = pipeline.stage(0).tuned_state_ids();
+  ASSERT_THAT(pipeline.AttachFresh(3, 1, {}, tuned.empty() ? "" : tuned[0]), IsOk());
   const size_t vocab = pipeline.vocab_size();
   ASSERT_EQ(golden->logits.size(), golden->tokens.size() * vocab);
   std::string logits;
@@ -233,7 +232,7 @@ void RunSplit(const std::string& file, const std::string& golden) {
   options.initial_states = {absl::StrCat("tuned=", states)};
   EnginePipeline base(model, 1, options);
   EnginePipeline whole(file, 1, options);
-  const std::string id = base.stage(0).options().tuned_states.begin()->first;
+  const std::string id = base.stage(0).tuned_state_ids().front();
   ASSERT_OK(base.AttachFresh(0, 1));
   ASSERT_OK(base.AttachFresh(1, 2, {}, id));
   ASSERT_OK(whole.AttachFresh(0, 1));

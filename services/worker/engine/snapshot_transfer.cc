@@ -34,19 +34,25 @@ absl::Status SnapshotTransfer::Load(LoadJob job) {
   return absl::OkStatus();
 }
 
-absl::Status SnapshotTransfer::Save(SaveJob job) {
-  int64_t bytes = 0;
-  for (const std::string& layer : job.layers) bytes += static_cast<int64_t>(layer.size());
+absl::Status SnapshotTransfer::CheckRoomLocked(const std::string& snapshot_id, int64_t bytes) {
+  if (save_bytes_ == 0 || save_bytes_ + bytes <= options_.max_save_bytes) return absl::OkStatus();
+  metrics_->save_overflows.Increment();
+  return absl::ResourceExhaustedError(absl::StrCat("snapshot ", snapshot_id, ": ", save_bytes_,
+                                                   " bytes of snapshots are on their way, at most ",
+                                                   options_.max_save_bytes));
+}
+
+absl::Status SnapshotTransfer::CheckRoom(const std::string& snapshot_id, int64_t bytes) {
   absl::MutexLock lock(&mu_);
-  if (save_bytes_ > 0 && save_bytes_ + bytes > options_.max_save_bytes) {
-    metrics_->save_overflows.Increment();
-    return absl::ResourceExhaustedError(absl::StrCat("snapshot ", job.snapshot_id, ": ", save_bytes_,
-                                                     " bytes of snapshots are on their way, at most ",
-                                                     options_.max_save_bytes));
-  }
-  save_bytes_ += bytes;
+  return CheckRoomLocked(snapshot_id, bytes);
+}
+
+absl::Status SnapshotTransfer::Save(SaveJob job) {
+  absl::MutexLock lock(&mu_);
+  RWKV_RETURN_IF_ERROR(CheckRoomLocked(job.snapshot_id, job.bytes));
+  save_bytes_ += job.bytes;
   metrics_->snapshot_bytes_in_flight.Set(static_cast<double>(save_bytes_));
-  saves_.push_back({std::move(job), absl::Now(), bytes});
+  saves_.push_back({std::move(job), absl::Now()});
   return absl::OkStatus();
 }
 
@@ -92,9 +98,11 @@ void SnapshotTransfer::SaveLoop() {
       }
       save.job.done(std::move(records));
     }
+    const int64_t bytes = save.job.bytes;
+    save.job = SaveJob();  // Its memory is free before others may take as much.
     absl::MutexLock lock(&mu_);
     --saving_;
-    save_bytes_ -= save.bytes;
+    save_bytes_ -= bytes;
     metrics_->snapshot_bytes_in_flight.Set(static_cast<double>(save_bytes_));
   }
 }
@@ -116,21 +124,21 @@ absl::StatusOr<std::vector<std::string>> SnapshotTransfer::RunLoad(const LoadJob
   return records;
 }
 
-absl::StatusOr<std::vector<v1::RecordInfo>> SnapshotTransfer::RunSave(SaveJob& job) const {
+absl::StatusOr<std::vector<v1::RecordInfo>> SnapshotTransfer::RunSave(const SaveJob& job) const {
+  RWKV_ASSIGN_OR_RETURN(const std::vector<absl::Span<const char>> records, job.records());
   std::vector<v1::RecordInfo> infos;
-  for (size_t i = 0; i < job.layers.size(); ++i) {
+  for (size_t i = 0; i < records.size(); ++i) {
     if (!job.wanted()) return absl::CancelledError("no longer wanted");
     v1::RecordInfo info;
     info.set_snapshot_id(job.snapshot_id);
     info.set_layer(job.first_layer + static_cast<int>(i));
-    info.set_bytes(job.layers[i].size());
-    info.set_crc32c(state_store::Crc32c(job.layers[i]));
-    const absl::Status status = job.store->PutRecord(info, job.layers[i], absl::Now() + options_.record_timeout);
+    info.set_bytes(records[i].size());
+    info.set_crc32c(state_store::Crc32c(records[i]));
+    const absl::Status status = job.store->PutRecord(info, records[i], absl::Now() + options_.record_timeout);
     if (!status.ok()) {
       return absl::Status(status.code(),
                           absl::StrCat("snapshot ", job.snapshot_id, ", layer ", info.layer(), ": ", status.message()));
     }
-    job.layers[i] = std::string();  // Its memory is free from here on.
     infos.push_back(std::move(info));
   }
   return infos;

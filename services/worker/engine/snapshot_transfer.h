@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "rwkv/v1/state_store.pb.h"
 #include "services/state_store/client/state_store_client.h"
 #include "services/worker/engine/worker_metrics.h"
@@ -45,9 +46,12 @@ class SnapshotTransfer {
     std::shared_ptr<state_store::RecordsClient> store;
     std::string snapshot_id;
     int first_layer = 0;
-    std::vector<std::string> layers;  // One record each.
+    int64_t bytes = 0;  // Of all records.
+    // One record per layer, of memory that lives as long as this function, once they are there and checked. Called once,
+    // from a saver thread, unless the job is no longer wanted.
+    std::function<absl::StatusOr<std::vector<absl::Span<const char>>>()> records;
     std::function<bool()> wanted;
-    // Called once, from a saver thread, unless the job is no longer wanted.
+    // Called once, from a saver thread, unless the job is no longer wanted. An error of `records` comes as it is.
     std::function<void(absl::StatusOr<std::vector<v1::RecordInfo>>)> done;
   };
 
@@ -55,9 +59,11 @@ class SnapshotTransfer {
   // Drops what waits and joins the threads; what travels ends within record_timeout.
   ~SnapshotTransfer();
 
-  // Both return at once. kResourceExhausted: too much is waiting; `done` is not called then.
+  // All return at once. kResourceExhausted: too much is waiting; `done` is not called then.
   absl::Status Load(LoadJob job);
   absl::Status Save(SaveJob job);
+  // What Save() would say of a job of this size now.
+  absl::Status CheckRoom(const std::string& snapshot_id, int64_t bytes) ABSL_LOCKS_EXCLUDED(mu_);
 
   // Waits until no save waits or travels. False: not until `deadline`.
   bool WaitUntilSaved(absl::Time deadline);
@@ -70,13 +76,13 @@ class SnapshotTransfer {
   struct TimedSave {
     SaveJob job;
     absl::Time begin;
-    int64_t bytes = 0;
   };
 
   void LoadLoop();
   void SaveLoop();
   absl::StatusOr<std::vector<std::string>> RunLoad(const LoadJob& job) const;
-  absl::StatusOr<std::vector<v1::RecordInfo>> RunSave(SaveJob& job) const;
+  absl::StatusOr<std::vector<v1::RecordInfo>> RunSave(const SaveJob& job) const;
+  absl::Status CheckRoomLocked(const std::string& snapshot_id, int64_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool HasLoad() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return stopping_ || !loads_.empty(); }
   bool HasSave() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return stopping_ || !saves_.empty(); }
   bool NothingToSave() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return saves_.empty() && saving_ == 0; }

@@ -11,6 +11,7 @@
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "rwkv/v1/state_store.pb.h"
@@ -42,7 +43,10 @@ class SnapshotTransferTest : public ::testing::Test {
     job.store = store_;
     job.snapshot_id = id;
     job.first_layer = 4;
-    job.layers = std::move(layers);
+    for (const std::string& layer : layers) job.bytes += static_cast<int64_t>(layer.size());
+    job.records = [layers = std::move(layers)]() -> absl::StatusOr<std::vector<absl::Span<const char>>> {
+      return std::vector<absl::Span<const char>>(layers.begin(), layers.end());
+    };
     job.wanted = [] { return true; };
     return job;
   }
@@ -64,7 +68,7 @@ TEST_F(SnapshotTransferTest, WhatWasSavedIsLoaded) {
     saved.Notify();
   };
   ASSERT_THAT(transfer_->Save(std::move(save)), IsOk());
-  saved.WaitForNotification();
+  ASSERT_TRUE(saved.WaitForNotificationWithTimeout(absl::Seconds(30))) << "no answer to the save";
   ASSERT_EQ(infos.size(), 2u);
   EXPECT_EQ(infos[1].snapshot_id(), "s");
   EXPECT_EQ(infos[1].layer(), 5);
@@ -82,7 +86,7 @@ TEST_F(SnapshotTransferTest, WhatWasSavedIsLoaded) {
     loaded.Notify();
   };
   ASSERT_THAT(transfer_->Load(std::move(load)), IsOk());
-  loaded.WaitForNotification();
+  ASSERT_TRUE(loaded.WaitForNotificationWithTimeout(absl::Seconds(30))) << "no answer to the load";
 }
 
 TEST_F(SnapshotTransferTest, WhatIsNoLongerWantedIsDropped) {
@@ -103,7 +107,7 @@ TEST_F(SnapshotTransferTest, WhatIsNoLongerWantedIsDropped) {
   wanted = false;
   EXPECT_FALSE(transfer_->WaitUntilSaved(absl::Now()));
   store_->Open();
-  first_done.WaitForNotification();
+  ASSERT_TRUE(first_done.WaitForNotificationWithTimeout(absl::Seconds(30))) << "no answer to the first save";
   EXPECT_TRUE(transfer_->WaitUntilSaved(absl::Now() + absl::Seconds(30)));
   EXPECT_EQ(store_->size(), 1u);
 }
@@ -126,6 +130,34 @@ TEST_F(SnapshotTransferTest, BytesInFlightAreBoundedAndFreedAgain) {
   EXPECT_THAT(save("six", 6), IsOk());
   EXPECT_THAT(save("four", 4), IsOk());
   EXPECT_THAT(save("one", 1), StatusIs(absl::StatusCode::kResourceExhausted));
+}
+
+TEST_F(SnapshotTransferTest, RecordsThatCannotBeHadAreAnErrorAndSendNothing) {
+  Start();
+  absl::Notification done;
+  SnapshotTransfer::SaveJob job = MakeSave("s", {"a"});
+  job.records = [] { return absl::InternalError("slot 3: att.state of layer 1 is not finite"); };
+  job.done = [&](const absl::StatusOr<std::vector<v1::RecordInfo>>& result) {
+    EXPECT_THAT(result, StatusIs(absl::StatusCode::kInternal, HasSubstr("slot 3")));
+    done.Notify();
+  };
+  ASSERT_THAT(transfer_->Save(std::move(job)), IsOk());
+  ASSERT_TRUE(done.WaitForNotificationWithTimeout(absl::Seconds(30))) << "no answer to the save";
+  EXPECT_EQ(store_->size(), 0u);
+}
+
+TEST_F(SnapshotTransferTest, ASavesMemoryIsFreeOnceItsBytesCountNoMore) {
+  Start();
+  const auto memory = std::make_shared<std::string>("a");
+  SnapshotTransfer::SaveJob job = MakeSave("s", {});
+  job.bytes = 1;
+  job.records = [memory]() -> absl::StatusOr<std::vector<absl::Span<const char>>> {
+    return std::vector<absl::Span<const char>>{*memory};
+  };
+  job.done = [](const auto&) {};
+  ASSERT_THAT(transfer_->Save(std::move(job)), IsOk());
+  ASSERT_TRUE(transfer_->WaitUntilSaved(absl::Now() + absl::Seconds(30))) << "the save does not end";
+  EXPECT_EQ(memory.use_count(), 1);
 }
 
 TEST_F(SnapshotTransferTest, WaitingLoadsAreBounded) {

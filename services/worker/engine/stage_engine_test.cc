@@ -1,4 +1,5 @@
-// The laws of the step logic, bit for bit, on every kernel table this machine runs; and what bad entries get.
+// The laws of the step logic, bit for bit, on every device this machine has, one that hides its memory and one that is
+// late; and what bad entries get.
 #include "services/worker/engine/stage_engine.h"
 
 #include <cstdlib>
@@ -95,7 +96,7 @@ class LawTest : public ::testing::TestWithParam<std::tuple<std::string, ModelVer
   LawTest() : path_(WriteSmallModel(version())) {
     options_.slots = 40;
     options_.max_batch_tokens = 200;
-    options_.kernels = std::get<0>(GetParam());
+    options_.device = std::get<0>(GetParam());
   }
 
   ModelVersion version() const { return std::get<1>(GetParam()); }
@@ -331,12 +332,16 @@ std::string LawName(const ::testing::TestParamInfo<std::tuple<std::string, Model
 
 // One version on every device, and every version on the best of them: kernels/conformance holds each operation to the
 // same laws on each device.
-INSTANTIATE_TEST_SUITE_P(Kernels, LawTest,
+INSTANTIATE_TEST_SUITE_P(Devices, LawTest,
                          ::testing::Combine(::testing::ValuesIn(kernels::AvailableDevices()),
                                             ::testing::Values(ModelVersion::k7)),
                          LawName);
+INSTANTIATE_TEST_SUITE_P(DevicesThatTellTales, LawTest,
+                         ::testing::Combine(::testing::Values(kProtectedDevice, kLazyDevice),
+                                            ::testing::Values(ModelVersion::k7)),
+                         LawName);
 INSTANTIATE_TEST_SUITE_P(Versions, LawTest,
-                         ::testing::Combine(::testing::Values(kernels::AvailableDevices().back()),
+                         ::testing::Combine(::testing::Values(kernels::AvailableDevices().back(), kLazyDevice),
                                             ::testing::Values(ModelVersion::k4, ModelVersion::k5_0, ModelVersion::k5_1,
                                                               ModelVersion::k5_2, ModelVersion::k6, ModelVersion::k7a,
                                                               ModelVersion::k7b)),
@@ -477,18 +482,16 @@ TEST_F(StageEngineTest, StepsAndTheirInputMustFollowEachOther) {
   StageEngine& second = pipeline_.stage(1);
   v1::Step step;
   step.set_step_id(2);
-  EXPECT_THAT(first.RunStep(step, nullptr).status(), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("step 2")));
+  EXPECT_THAT(first.Enqueue(step, nullptr), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("step 2")));
   step.set_step_id(1);
   LinkFrame input;
-  EXPECT_THAT(first.RunStep(step, &input).status(), StatusIs(absl::StatusCode::kInternal));
-  EXPECT_THAT(second.RunStep(step, nullptr).status(), StatusIs(absl::StatusCode::kInternal));
-  input.step_id = 2;
-  EXPECT_THAT(second.RunStep(step, &input).status(), StatusIs(absl::StatusCode::kInvalidArgument));
-  input.step_id = 1;
-  input.rows = 1;
-  input.x.resize(40);
-  input.v_first.resize(40);
-  EXPECT_THAT(second.RunStep(step, &input).status(), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("1 rows")));
+  EXPECT_THAT(first.Enqueue(step, &input), StatusIs(absl::StatusCode::kInternal));
+  EXPECT_THAT(second.Enqueue(step, nullptr), StatusIs(absl::StatusCode::kInternal));
+  input.header.step_id = 2;
+  EXPECT_THAT(second.Enqueue(step, &input), StatusIs(absl::StatusCode::kInvalidArgument));
+  input.header.step_id = 1;
+  input.header.rows = 1;
+  EXPECT_THAT(second.Enqueue(step, &input), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("1 rows")));
 }
 
 TEST_F(StageEngineTest, ASlotIsCleanWhenGivenOut) {
@@ -586,20 +589,20 @@ TEST_F(StageEngineTest, AReservedSlotComputesNothingUntilItsStateIsThere) {
   release.set_slot(1);
   release.set_sequence(2);
   first.Release(release);
-  EXPECT_THAT(first.Install(1, 2, mine), StatusIs(absl::StatusCode::kAborted));
+  EXPECT_THAT(Install(first, 1, 2, mine), StatusIs(absl::StatusCode::kAborted));
   ASSERT_THAT(first.Attach(attach), IsOk());
   attach.set_sequence(3);
   ASSERT_THAT(first.Attach(attach), IsOk());
-  EXPECT_THAT(first.Install(1, 2, mine), StatusIs(absl::StatusCode::kAborted));
+  EXPECT_THAT(Install(first, 1, 2, mine), StatusIs(absl::StatusCode::kAborted));
   // Spoilt records free the slot.
   std::vector<std::string> spoilt = mine;
   spoilt[1].pop_back();
-  EXPECT_THAT(first.Install(1, 3, spoilt), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("layer 1")));
+  EXPECT_THAT(Install(first, 1, 3, spoilt), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("layer 1")));
   EXPECT_EQ(first.slots_used(), 1);
   ASSERT_THAT(first.Attach(attach), IsOk());
   spoilt = mine;
   std::memset(spoilt[0].data(), 0xff, 4);  // A NaN.
-  EXPECT_THAT(first.Install(1, 3, spoilt), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("not finite")));
+  EXPECT_THAT(Install(first, 1, 3, spoilt), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("not finite")));
   ASSERT_THAT(first.Attach(attach), IsOk());
   first.AbandonLoad(1, 2);
   EXPECT_EQ(first.slots_used(), 2) << "not its slot";
@@ -607,7 +610,7 @@ TEST_F(StageEngineTest, AReservedSlotComputesNothingUntilItsStateIsThere) {
   EXPECT_EQ(first.slots_used(), 1);
   // And in the end it works.
   ASSERT_THAT(first.Attach(attach), IsOk());
-  EXPECT_THAT(first.Install(1, 3, mine), IsOk());
+  EXPECT_THAT(Install(first, 1, 3, mine), IsOk());
 }
 
 TEST_F(StageEngineTest, SavesOnlyTheStateThatIsMeant) {
@@ -775,7 +778,7 @@ class TunedStateTest : public StageEngineTest {
     options_.max_batch_tokens = 32;
     options_.initial_states = {absl::StrCat("poet=", file)};
     tuned_ = std::make_unique<EnginePipeline>(model_path_, 1, options_);
-    id_ = tuned_->stage(0).options().tuned_states.begin()->first;
+    id_ = tuned_->stage(0).tuned_state_ids().front();
   }
 
   std::string model_path_;

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "kernels/base/status_macros.h"
 #include "services/common/grpc_status.h"
 #include "services/common/logging.h"
 
@@ -28,6 +29,14 @@ v1::ExecuteResponse Saved(const std::string& snapshot_id, const absl::StatusOr<s
     for (const v1::RecordInfo& record : *records) *response.mutable_saved()->add_records() = record;
   }
   return response;
+}
+
+absl::StatusOr<std::shared_ptr<StateCopy>> ToCopy(const absl::StatusOr<std::vector<std::string>>& records,
+                                                  StateCopies& copies) {
+  RWKV_RETURN_IF_ERROR(records.status());
+  RWKV_ASSIGN_OR_RETURN(std::shared_ptr<StateCopy> copy, copies.Take());
+  RWKV_RETURN_IF_ERROR(copy->SetRecords(*records));
+  return copy;
 }
 
 }  // namespace
@@ -69,12 +78,12 @@ bool Epoch::ended() const {
   return !end_.ok();
 }
 
-bool Epoch::Pop(Work* work) {
+bool Epoch::Pop(bool wait, Work* work) {
   bool room = false;
   {
     absl::MutexLock lock(&mu_);
-    mu_.Await(absl::Condition(this, &Epoch::HasWork));
-    if (!end_.ok()) return false;
+    if (wait) mu_.Await(absl::Condition(this, &Epoch::HasWork));
+    if (!end_.ok() || !HasWork()) return false;
     work->is_loaded = !loaded_.empty();
     if (work->is_loaded) {
       work->loaded = std::move(loaded_.front());
@@ -230,32 +239,20 @@ void StageRunner::RunEpoch(const std::shared_ptr<Epoch>& epoch) {
     opened.mutable_opened();
     epoch->sink_->Send(std::move(opened));
   }
-  Epoch::Work work;
-  while (epoch->Pop(&work)) {
-    if (work.is_loaded) {
-      FinishLoad(epoch, std::move(work.loaded));
-    } else {
-      switch (work.command.command_case()) {
-        case v1::ExecuteRequest::kAttach:
-          Attach(epoch, work.command.attach());
-          break;
-        case v1::ExecuteRequest::kStep:
-          RunStep(epoch, work.command.step());
-          break;
-        case v1::ExecuteRequest::kSave:
-          Save(epoch, work.command.save());
-          break;
-        case v1::ExecuteRequest::kRelease:
-          engine_->Release(work.command.release());
-          break;
-        case v1::ExecuteRequest::kOpen:
-        case v1::ExecuteRequest::COMMAND_NOT_SET:
-          epoch->End(absl::InvalidArgumentError("a command that is not attach, step, save or release"));
-          break;
-      }
+  for (;;) {
+    while (engine_->pending_steps() > 0 && engine_->IsOldestDone() && !epoch->ended()) FinishStep(epoch);
+    const bool is_pending = engine_->pending_steps() > 0;
+    Epoch::Work work;
+    if (epoch->Pop(!is_pending, &work)) {
+      Handle(epoch, std::move(work));
+    } else if (epoch->ended()) {
+      break;
+    } else if (is_pending) {
+      FinishStep(epoch);
     }
     metrics_->slots_used.Set(engine_->slots_used());
   }
+  begun_.clear();
   engine_->Reset();
   metrics_->slots_used.Set(0);
   absl::Status why;
@@ -264,6 +261,23 @@ void StageRunner::RunEpoch(const std::shared_ptr<Epoch>& epoch) {
     why = epoch->end_;
   }
   common::LogInfo("epoch_ended", {{"epoch", epoch->open().epoch()}, {"why", why}});
+}
+
+void StageRunner::Handle(const std::shared_ptr<Epoch>& epoch, Epoch::Work work) {
+  if (work.is_loaded) return FinishLoad(epoch, std::move(work.loaded));
+  switch (work.command.command_case()) {
+    case v1::ExecuteRequest::kAttach:
+      return Attach(epoch, work.command.attach());
+    case v1::ExecuteRequest::kStep:
+      return BeginStep(epoch, std::move(*work.command.mutable_step()));
+    case v1::ExecuteRequest::kSave:
+      return Save(epoch, work.command.save());
+    case v1::ExecuteRequest::kRelease:
+      return engine_->Release(work.command.release());
+    case v1::ExecuteRequest::kOpen:
+    case v1::ExecuteRequest::COMMAND_NOT_SET:
+      return epoch->End(absl::InvalidArgumentError("a command that is not attach, step, save or release"));
+  }
 }
 
 void StageRunner::Attach(const std::shared_ptr<Epoch>& epoch, const v1::AttachSequence& attach) {
@@ -278,8 +292,9 @@ void StageRunner::Attach(const std::shared_ptr<Epoch>& epoch, const v1::AttachSe
       job.wanted = [epoch] { return !epoch->ended(); };
       const int slot = attach.slot();
       const uint64_t sequence = attach.sequence();
-      job.done = [epoch, slot, sequence](absl::StatusOr<std::vector<std::string>> records) {
-        epoch->PushLoaded({slot, sequence, std::move(records)});
+      job.done = [epoch, slot, sequence,
+                  &copies = engine_->copies()](const absl::StatusOr<std::vector<std::string>>& records) {
+        epoch->PushLoaded({slot, sequence, ToCopy(records, copies)});
       };
       status = transfer_->Load(std::move(job));
       if (status.ok()) return;  // FinishLoad answers.
@@ -291,9 +306,9 @@ void StageRunner::Attach(const std::shared_ptr<Epoch>& epoch, const v1::AttachSe
 }
 
 void StageRunner::FinishLoad(const std::shared_ptr<Epoch>& epoch, Epoch::Loaded loaded) {
-  absl::Status status = loaded.records.status();
+  absl::Status status = loaded.state.status();
   if (status.ok()) {
-    status = engine_->Install(loaded.slot, loaded.sequence, *loaded.records);
+    status = engine_->Install(loaded.slot, loaded.sequence, *std::move(loaded.state));
   } else {
     engine_->AbandonLoad(loaded.slot, loaded.sequence);
   }
@@ -304,28 +319,44 @@ void StageRunner::FinishLoad(const std::shared_ptr<Epoch>& epoch, Epoch::Loaded 
   epoch->sink_->Send(Attached(loaded.slot, loaded.sequence, status));
 }
 
-void StageRunner::RunStep(const std::shared_ptr<Epoch>& epoch, const v1::Step& step) {
-  LinkFrame input;
+void StageRunner::BeginStep(const std::shared_ptr<Epoch>& epoch, v1::Step step) {
+  if (engine_->pending_steps() == kMaxPendingSteps) FinishStep(epoch);
+  LinkFrame* input = nullptr;
   if (epoch->receiver_ != nullptr) {
+    // The stage before may need what the next ones make of our results.
+    while (engine_->pending_steps() > 0 && !epoch->ended() && !epoch->receiver_->Ready()) FinishStep(epoch);
+    input = &engine_->input_frame();
     const absl::Time begin = absl::Now();
-    absl::StatusOr<LinkFrame> frame = epoch->receiver_->Receive();
+    const absl::Status status = epoch->receiver_->Receive(*input);
     metrics_->receive_wait_seconds.Observe(Seconds(begin));
-    if (!frame.ok()) {
+    if (!status.ok()) {
       if (!epoch->ended()) metrics_->link_errors.Increment();
-      return epoch->End(frame.status());
+      return epoch->End(status);
     }
-    input = *std::move(frame);
   }
-  const absl::Time begin = absl::Now();
-  absl::StatusOr<StepOutput> output = engine_->RunStep(step, epoch->receiver_ == nullptr ? nullptr : &input);
+  if (epoch->ended()) return;
+  BegunStep begun;
+  begun.begin = absl::Now();
+  for (const v1::StepEntry& entry : step.entries()) begun.prefill |= entry.token_ids_size() > 1;
+  const uint64_t step_id = step.step_id();
+  if (absl::Status status = engine_->Enqueue(std::move(step), input); !status.ok()) {
+    metrics_->step_errors.Increment();
+    common::LogError("step_failed", {{"step", step_id}, {"error", status}});
+    return epoch->End(status);
+  }
+  begun_.push_back(begun);
+}
+
+void StageRunner::FinishStep(const std::shared_ptr<Epoch>& epoch) {
+  const BegunStep begun = begun_.front();
+  begun_.pop_front();
+  absl::StatusOr<StepOutput> output = engine_->Finish();
   if (!output.ok()) {
     metrics_->step_errors.Increment();
-    common::LogError("step_failed", {{"step", step.step_id()}, {"error", output.status()}});
+    common::LogError("step_failed", {{"error", output.status()}});
     return epoch->End(output.status());
   }
-  bool prefill = false;
-  for (const v1::StepEntry& entry : step.entries()) prefill |= entry.token_ids_size() > 1;
-  (prefill ? metrics_->prefill_step_seconds : metrics_->decode_step_seconds).Observe(Seconds(begin));
+  (begun.prefill ? metrics_->prefill_step_seconds : metrics_->decode_step_seconds).Observe(Seconds(begun.begin));
   metrics_->batch_rows.Observe(static_cast<double>(output->rows));
   metrics_->tokens.Increment(static_cast<double>(output->rows));
   for (RefusalCause cause : output->refused_here) {
@@ -333,7 +364,7 @@ void StageRunner::RunStep(const std::shared_ptr<Epoch>& epoch, const v1::Step& s
   }
   if (epoch->sender_ != nullptr) {
     const absl::Time send_begin = absl::Now();
-    const absl::Status status = epoch->sender_->Send(std::move(output->frame));
+    const absl::Status status = epoch->sender_->Send(output->frame);
     metrics_->send_wait_seconds.Observe(Seconds(send_begin));
     if (!status.ok()) {
       if (!epoch->ended()) metrics_->link_errors.Increment();
@@ -351,26 +382,30 @@ void StageRunner::RunStep(const std::shared_ptr<Epoch>& epoch, const v1::Step& s
   epoch->sink_->Send(std::move(response));
 }
 
+absl::Status StageRunner::BeginSave(const std::shared_ptr<Epoch>& epoch, const v1::SaveSnapshot& save) {
+  if (epoch->store_ == nullptr) return absl::FailedPreconditionError("the epoch has no state store");
+  const int64_t bytes = engine_->copies().bytes();
+  RWKV_RETURN_IF_ERROR(transfer_->CheckRoom(save.snapshot_id(), bytes));
+  RWKV_ASSIGN_OR_RETURN(std::shared_ptr<StateCopy> state, engine_->CopyState(save));
+  SnapshotTransfer::SaveJob job;
+  job.store = epoch->store_;
+  job.snapshot_id = save.snapshot_id();
+  job.first_layer = engine_->model().weights().layers().begin;
+  job.bytes = bytes;
+  job.records = [state = std::move(state), slot = save.slot()] { return state->Records(slot); };
+  job.wanted = [epoch] { return !epoch->ended(); };
+  job.done = [epoch, id = save.snapshot_id()](const absl::StatusOr<std::vector<v1::RecordInfo>>& infos) {
+    if (!infos.ok() && !epoch->ended()) {
+      common::LogWarning("snapshot_not_saved", {{"snapshot", id}, {"error", infos.status()}});
+    }
+    epoch->sink_->Send(Saved(id, infos));
+  };
+  return transfer_->Save(std::move(job));
+}
+
 void StageRunner::Save(const std::shared_ptr<Epoch>& epoch, const v1::SaveSnapshot& save) {
-  absl::StatusOr<std::vector<std::string>> records = engine_->CopyState(save);
-  absl::Status status = records.status();
-  if (status.ok() && epoch->store_ == nullptr) status = absl::FailedPreconditionError("the epoch has no state store");
-  if (status.ok()) {
-    SnapshotTransfer::SaveJob job;
-    job.store = epoch->store_;
-    job.snapshot_id = save.snapshot_id();
-    job.first_layer = engine_->model().weights().layers().begin;
-    job.layers = *std::move(records);
-    job.wanted = [epoch] { return !epoch->ended(); };
-    job.done = [epoch, id = save.snapshot_id()](const absl::StatusOr<std::vector<v1::RecordInfo>>& infos) {
-      if (!infos.ok() && !epoch->ended()) {
-        common::LogWarning("snapshot_not_saved", {{"snapshot", id}, {"error", infos.status()}});
-      }
-      epoch->sink_->Send(Saved(id, infos));
-    };
-    status = transfer_->Save(std::move(job));
-    if (status.ok()) return;  // The job answers.
-  }
+  const absl::Status status = BeginSave(epoch, save);
+  if (status.ok()) return;  // The job answers.
   epoch->sink_->Send(Saved(save.snapshot_id(), status));
 }
 

@@ -1,4 +1,4 @@
-// The one thread that owns the device, and the epochs it runs.
+// The one thread that enqueues on the device, and the epochs it runs.
 #pragma once
 
 #include <cstdint>
@@ -60,7 +60,7 @@ class Epoch {
   struct Loaded {
     int slot = 0;
     uint64_t sequence = 0;
-    absl::StatusOr<std::vector<std::string>> records;
+    absl::StatusOr<std::shared_ptr<StateCopy>> state;
   };
   struct Work {
     bool is_loaded = false;
@@ -68,8 +68,9 @@ class Epoch {
     v1::ExecuteRequest command;
   };
 
-  // The next piece of work: loaded states before commands. False: the epoch is over.
-  bool Pop(Work* work) ABSL_LOCKS_EXCLUDED(mu_);
+  // The next piece of work: loaded states before commands. False: the epoch is over, or there is none and `wait` is
+  // false.
+  bool Pop(bool wait, Work* work) ABSL_LOCKS_EXCLUDED(mu_);
   // From a loader. Waits until the device's thread has taken it, so that a loader holds at most one state.
   void PushLoaded(Loaded loaded) ABSL_LOCKS_EXCLUDED(mu_);
   bool HasWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
@@ -119,16 +120,29 @@ class StageRunner {
   void RunEpoch(const std::shared_ptr<Epoch>& epoch);
   void Attach(const std::shared_ptr<Epoch>& epoch, const v1::AttachSequence& attach);
   void FinishLoad(const std::shared_ptr<Epoch>& epoch, Epoch::Loaded loaded);
-  void RunStep(const std::shared_ptr<Epoch>& epoch, const v1::Step& step);
+  // Steps are enqueued behind each other; the results of one are sent as soon as they are there, before anything else
+  // begins, and at the latest when there is nothing else to do.
+  void BeginStep(const std::shared_ptr<Epoch>& epoch, v1::Step step);
+  void FinishStep(const std::shared_ptr<Epoch>& epoch);
+  void Handle(const std::shared_ptr<Epoch>& epoch, Epoch::Work work);
   void Save(const std::shared_ptr<Epoch>& epoch, const v1::SaveSnapshot& save);
+  // OK: the save will answer when it is done.
+  absl::Status BeginSave(const std::shared_ptr<Epoch>& epoch, const v1::SaveSnapshot& save);
   bool HasWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return stopping_ || pending_ != nullptr; }
   bool IsIdle() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return pending_ == nullptr && current_ == nullptr; }
+
+  struct BegunStep {
+    absl::Time begin;
+    bool prefill = false;
+  };
 
   StageEngine* const engine_;
   LinkTransport* const links_;
   SnapshotTransfer* const transfer_;
   const StoreFactory open_store_;
   WorkerMetrics* const metrics_;
+
+  std::deque<BegunStep> begun_;  // Those that are pending. The thread's.
 
   mutable absl::Mutex mu_;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;

@@ -7,7 +7,7 @@
 #include "prometheus/gauge.h"
 #include "prometheus/histogram.h"
 #include "services/common/metrics.h"
-#include "services/worker/engine/stage_engine.h"
+#include "services/worker/engine/slot_table.h"
 
 namespace rwkv::worker {
 

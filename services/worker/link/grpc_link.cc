@@ -3,7 +3,6 @@
 #include <cstring>
 #include <deque>
 #include <utility>
-#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
@@ -14,6 +13,7 @@
 #include "grpcpp/client_context.h"
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/sync_stream.h"
+#include "kernels/base/status_macros.h"
 #include "rwkv/v1/worker.grpc.pb.h"
 #include "services/common/grpc_status.h"
 
@@ -27,18 +27,15 @@ constexpr absl::Duration kOpenTimeout = absl::Seconds(10);  // For the receiving
 constexpr absl::Duration kCancelPoll = absl::Milliseconds(20);
 constexpr char kAcceptedKey[] = "rwkv-link-epoch";
 
-std::string ToBytes(const std::vector<float>& values) {
-  return std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float));
+absl::Status CheckBytes(const char* name, const std::string& bytes, int64_t rows, int64_t width) {
+  if (bytes.size() == static_cast<size_t>(rows * width) * sizeof(float)) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("link: ", name, " has ", bytes.size(), " bytes, not ", rows, " rows of ", width, " floats"));
 }
 
-absl::StatusOr<std::vector<float>> FromBytes(const char* name, const std::string& bytes, int64_t rows, int64_t width) {
-  if (bytes.size() != static_cast<size_t>(rows * width) * sizeof(float)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("link: ", name, " has ", bytes.size(), " bytes, not ", rows, " rows of ", width, " floats"));
-  }
-  std::vector<float> values(rows * width);
-  if (!values.empty()) std::memcpy(values.data(), bytes.data(), bytes.size());
-  return values;
+// memcpy() wants memory even for nothing.
+void CopyBytes(const std::string& from, float* to) {
+  if (!from.empty()) std::memcpy(to, from.data(), from.size());
 }
 
 // One accepted epoch: between the handler of its Transfer call and the receiver.
@@ -81,24 +78,36 @@ class Inbox {
     broken(why);
   }
 
-  bool Push(LinkFrame frame) {
+  // Of a request that CheckTransfer() has accepted.
+  bool Push(v1::TransferRequest request) {
     absl::MutexLock lock(&mu_);
     mu_.Await(absl::Condition(this, &Inbox::HasRoom));
     if (!end_.ok()) return false;
-    frames_.push_back(std::move(frame));
+    requests_.push_back(std::move(request));
     return true;
   }
 
-  absl::StatusOr<LinkFrame> Pop() {
+  absl::Status Pop(LinkFrame& frame) {
+    v1::TransferRequest request;
+    {
+      absl::MutexLock lock(&mu_);
+      mu_.Await(absl::Condition(this, &Inbox::HasRequest));
+      // Frames that came before the end do not count any more: the epoch is over.
+      if (!end_.ok()) return end_;
+      request = std::move(requests_.front());
+      requests_.pop_front();
+      frame.header = HeaderOf(request);
+      if (absl::Status status = CheckHeader(frame.header, shape_, next_step_); !status.ok()) return status;
+      ++next_step_;
+    }
+    CopyBytes(request.hidden(), frame.x);
+    CopyBytes(request.v_first(), frame.v_first);
+    return absl::OkStatus();
+  }
+
+  bool Ready() {
     absl::MutexLock lock(&mu_);
-    mu_.Await(absl::Condition(this, &Inbox::HasFrame));
-    // Frames that came before the end do not count any more: the epoch is over.
-    if (!end_.ok()) return end_;
-    LinkFrame frame = std::move(frames_.front());
-    frames_.pop_front();
-    if (absl::Status status = CheckFrame(frame, shape_, next_step_); !status.ok()) return status;
-    ++next_step_;
-    return frame;
+    return HasRequest();
   }
 
   void Abort() {
@@ -113,17 +122,17 @@ class Inbox {
   const LinkShape& shape() const { return shape_; }
 
  private:
-  bool HasRoom() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return !end_.ok() || frames_.size() < kMaxFrames; }
-  bool HasFrame() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return !end_.ok() || !frames_.empty(); }
+  bool HasRoom() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return !end_.ok() || requests_.size() < kMaxFrames; }
+  bool HasRequest() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return !end_.ok() || !requests_.empty(); }
   void EndLocked(const absl::Status& why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     if (!end_.ok()) return;
     end_ = why;
-    frames_.clear();
+    requests_.clear();
   }
 
   const LinkShape shape_;
   absl::Mutex mu_;
-  std::deque<LinkFrame> frames_ ABSL_GUARDED_BY(mu_);
+  std::deque<v1::TransferRequest> requests_ ABSL_GUARDED_BY(mu_);
   uint64_t next_step_ ABSL_GUARDED_BY(mu_) = 1;
   absl::Status end_ ABSL_GUARDED_BY(mu_);      // OK while the link stands.
   bool aborted_ ABSL_GUARDED_BY(mu_) = false;  // `end_` is our own doing.
@@ -146,20 +155,20 @@ int64_t MaxTransferBytes(const LinkShape& shape) {
 v1::TransferRequest FrameToProto(const std::string& epoch, const LinkShape& shape, const LinkFrame& frame) {
   v1::TransferRequest request;
   request.set_epoch(epoch);
-  request.set_step_id(frame.step_id);
-  request.set_rows(static_cast<int32_t>(frame.rows));
+  const int64_t rows = frame.header.rows;
+  request.set_step_id(frame.header.step_id);
+  request.set_rows(static_cast<int32_t>(rows));
   request.set_width(static_cast<int32_t>(shape.width));
-  request.set_hidden(ToBytes(frame.x));
-  request.set_v_first(ToBytes(frame.v_first));
-  for (const RefusedEntry& refused : frame.refused) {
+  request.set_hidden(frame.x, rows * shape.width * sizeof(float));
+  request.set_v_first(frame.v_first, rows * shape.v_first_width * sizeof(float));
+  for (const RefusedEntry& refused : frame.header.refused) {
     request.add_refused_entries(refused.entry);
     *request.add_refusals() = common::ToStatusProto(refused.status);
   }
   return request;
 }
 
-absl::StatusOr<LinkFrame> FrameFromProto(const v1::TransferRequest& request, const std::string& epoch,
-                                         const LinkShape& shape) {
+absl::Status CheckTransfer(const v1::TransferRequest& request, const std::string& epoch, const LinkShape& shape) {
   if (request.epoch() != epoch) {
     return absl::InvalidArgumentError(absl::StrCat("link: a frame of epoch ", request.epoch(), " in epoch ", epoch));
   }
@@ -172,19 +181,18 @@ absl::StatusOr<LinkFrame> FrameFromProto(const v1::TransferRequest& request, con
     return absl::InvalidArgumentError(absl::StrCat("link: ", request.refused_entries_size(), " refused entries with ",
                                                    request.refusals_size(), " statuses"));
   }
-  LinkFrame frame;
-  frame.step_id = request.step_id();
-  frame.rows = request.rows();
-  absl::StatusOr<std::vector<float>> x = FromBytes("hidden", request.hidden(), frame.rows, shape.width);
-  if (!x.ok()) return x.status();
-  frame.x = *std::move(x);
-  absl::StatusOr<std::vector<float>> v_first = FromBytes("v_first", request.v_first(), frame.rows, shape.v_first_width);
-  if (!v_first.ok()) return v_first.status();
-  frame.v_first = *std::move(v_first);
+  RWKV_RETURN_IF_ERROR(CheckBytes("hidden", request.hidden(), request.rows(), shape.width));
+  return CheckBytes("v_first", request.v_first(), request.rows(), shape.v_first_width);
+}
+
+LinkHeader HeaderOf(const v1::TransferRequest& request) {
+  LinkHeader header;
+  header.step_id = request.step_id();
+  header.rows = request.rows();
   for (int i = 0; i < request.refused_entries_size(); ++i) {
-    frame.refused.push_back({request.refused_entries(i), common::FromStatusProto(request.refusals(i))});
+    header.refused.push_back({request.refused_entries(i), common::FromStatusProto(request.refusals(i))});
   }
-  return frame;
+  return header;
 }
 
 // The receiving side of every link to this worker. A handler occupies a thread for as long as its epoch lives.
@@ -224,12 +232,11 @@ class GrpcLinkService final : public v1::Link::Service {
     reader->SendInitialMetadata();
     absl::Status end = absl::UnavailableError("link: the stage before is gone");
     while (reader->Read(&request)) {
-      absl::StatusOr<LinkFrame> frame = FrameFromProto(request, epoch, inbox->shape());
-      if (!frame.ok()) {
-        end = frame.status();
+      if (absl::Status status = CheckTransfer(request, epoch, inbox->shape()); !status.ok()) {
+        end = status;
         break;
       }
-      if (!inbox->Push(*std::move(frame))) {
+      if (!inbox->Push(std::move(request))) {
         end = absl::UnavailableError("link: the epoch is over");
         break;
       }
@@ -267,7 +274,8 @@ class GrpcReceiver final : public LinkReceiver {
     service_.Remove(epoch_, inbox_);
     inbox_->Abort();
   }
-  absl::StatusOr<LinkFrame> Receive() override { return inbox_->Pop(); }
+  absl::Status Receive(LinkFrame& frame) override { return inbox_->Pop(frame); }
+  bool Ready() override { return inbox_->Ready(); }
   void NotifyBroken(std::function<void(const absl::Status&)> broken) override {
     inbox_->NotifyBroken(std::move(broken));
   }
@@ -299,7 +307,7 @@ class GrpcSender final : public LinkSender {
     return absl::OkStatus();
   }
 
-  absl::Status Send(LinkFrame frame) override {
+  absl::Status Send(const LinkFrame& frame) override {
     if (writer_ == nullptr || !end_.ok()) return absl::UnavailableError("link: not connected");
     if (!writer_->Write(FrameToProto(epoch_, shape_, frame))) return End();
     return absl::OkStatus();

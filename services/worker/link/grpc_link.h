@@ -6,7 +6,7 @@
 #include <memory>
 #include <string>
 
-#include "absl/status/statusor.h"
+#include "absl/status/status.h"
 #include "grpcpp/channel.h"
 #include "grpcpp/impl/service_type.h"
 #include "rwkv/v1/worker.pb.h"
@@ -18,9 +18,10 @@ namespace rwkv::worker {
 int64_t MaxTransferBytes(const LinkShape& shape);
 
 v1::TransferRequest FrameToProto(const std::string& epoch, const LinkShape& shape, const LinkFrame& frame);
-// kInvalidArgument: sizes that contradict each other.
-absl::StatusOr<LinkFrame> FrameFromProto(const v1::TransferRequest& request, const std::string& epoch,
-                                         const LinkShape& shape);
+// kInvalidArgument: of another epoch, or sizes that contradict each other or the shape.
+absl::Status CheckTransfer(const v1::TransferRequest& request, const std::string& epoch, const LinkShape& shape);
+// Of a request that CheckTransfer() has accepted.
+LinkHeader HeaderOf(const v1::TransferRequest& request);
 
 class GrpcLinkService;
 

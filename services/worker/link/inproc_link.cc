@@ -1,7 +1,9 @@
 #include "services/worker/link/inproc_link.h"
 
+#include <algorithm>
 #include <deque>
 #include <utility>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
@@ -20,24 +22,38 @@ class Pipe {
  public:
   explicit Pipe(const LinkShape& shape) : shape_(shape) {}
 
-  absl::Status Send(LinkFrame frame) {
+  absl::Status Send(const LinkFrame& frame) {
+    Sent sent;
+    sent.header = frame.header;
+    sent.x.assign(frame.x, frame.x + frame.header.rows * shape_.width);
+    sent.v_first.assign(frame.v_first, frame.v_first + frame.header.rows * shape_.v_first_width);
     absl::MutexLock lock(&mu_);
     mu_.Await(absl::Condition(this, &Pipe::HasRoom));
     if (aborted_) return absl::UnavailableError("link: aborted");
-    frames_.push_back(std::move(frame));
+    frames_.push_back(std::move(sent));
     return absl::OkStatus();
   }
 
-  absl::StatusOr<LinkFrame> Receive() {
+  absl::Status Receive(LinkFrame& frame) {
+    Sent sent;
+    {
+      absl::MutexLock lock(&mu_);
+      mu_.Await(absl::Condition(this, &Pipe::HasFrame));
+      if (aborted_) return absl::UnavailableError("link: aborted");
+      sent = std::move(frames_.front());
+      frames_.pop_front();
+      if (absl::Status status = CheckHeader(sent.header, shape_, next_step_); !status.ok()) return status;
+      ++next_step_;
+    }
+    frame.header = std::move(sent.header);
+    std::copy(sent.x.begin(), sent.x.end(), frame.x);
+    std::copy(sent.v_first.begin(), sent.v_first.end(), frame.v_first);
+    return absl::OkStatus();
+  }
+
+  bool Ready() {
     absl::MutexLock lock(&mu_);
-    mu_.Await(absl::Condition(this, &Pipe::HasFrame));
-    if (aborted_) return absl::UnavailableError("link: aborted");
-    LinkFrame frame = std::move(frames_.front());
-    frames_.pop_front();
-    absl::Status status = CheckFrame(frame, shape_, next_step_);
-    if (!status.ok()) return status;
-    ++next_step_;
-    return frame;
+    return HasFrame();
   }
 
   // `by_sender`: the receiver hears of it.
@@ -67,6 +83,11 @@ class Pipe {
   }
 
  private:
+  struct Sent {
+    LinkHeader header;
+    std::vector<float> x, v_first;
+  };
+
   static absl::Status Gone() { return absl::UnavailableError("link: the stage before is gone"); }
 
   bool HasRoom() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return aborted_ || frames_.size() < kMaxFrames; }
@@ -74,7 +95,7 @@ class Pipe {
 
   const LinkShape shape_;
   absl::Mutex mu_;
-  std::deque<LinkFrame> frames_ ABSL_GUARDED_BY(mu_);
+  std::deque<Sent> frames_ ABSL_GUARDED_BY(mu_);
   uint64_t next_step_ ABSL_GUARDED_BY(mu_) = 1;
   bool aborted_ ABSL_GUARDED_BY(mu_) = false;
   bool broken_by_sender_ ABSL_GUARDED_BY(mu_) = false;
@@ -137,7 +158,8 @@ class InprocReceiver final : public LinkReceiver {
     table_->Remove(key_, pipe_);
     pipe_->Abort(false);
   }
-  absl::StatusOr<LinkFrame> Receive() override { return pipe_->Receive(); }
+  absl::Status Receive(LinkFrame& frame) override { return pipe_->Receive(frame); }
+  bool Ready() override { return pipe_->Ready(); }
   void NotifyBroken(std::function<void(const absl::Status&)> broken) override {
     pipe_->NotifyBroken(std::move(broken));
   }
@@ -168,10 +190,10 @@ class InprocSender final : public LinkSender {
     return absl::OkStatus();
   }
 
-  absl::Status Send(LinkFrame frame) override {
+  absl::Status Send(const LinkFrame& frame) override {
     const std::shared_ptr<Pipe> pipe = this->pipe();
     if (pipe == nullptr) return absl::UnavailableError("link: not connected");
-    return pipe->Send(std::move(frame));
+    return pipe->Send(frame);
   }
 
   void Abort() override {

@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "absl/status/statusor.h"
 
 namespace rwkv::worker {
 
@@ -18,13 +17,19 @@ struct RefusedEntry {
   absl::Status status;  // Never OK.
 };
 
-// The activations of one step. Rows are packed: those of refused entries are left out.
-struct LinkFrame {
+// Small: what the next stage must know of a step before the activations are there. Rows of refused entries stay as
+// padding, so their number follows from the step alone.
+struct LinkHeader {
   uint64_t step_id = 0;
   int64_t rows = 0;                   // >= 0
-  std::vector<float> x;               // [rows, D], residual stream
-  std::vector<float> v_first;         // [rows, v_first_width], layer 0's value
   std::vector<RefusedEntry> refused;  // Ascending by entry.
+};
+
+// The activations of one step. They lie in pinned host memory of whoever sends or receives, with room for max_rows.
+struct LinkFrame {
+  LinkHeader header;
+  float* x = nullptr;        // [rows, D], residual stream
+  float* v_first = nullptr;  // [rows, v_first_width], layer 0's value
 };
 
 // What frames of a model look like; both ends agree on it.
@@ -34,8 +39,9 @@ struct LinkShape {
   int64_t max_rows = 0;
 };
 
-// kInvalidArgument naming the values: a frame that is not step `expected_step`, or of other sizes.
-absl::Status CheckFrame(const LinkFrame& frame, const LinkShape& shape, uint64_t expected_step);
+// kInvalidArgument naming the values: a header that is not of step `expected_step`, or of too many rows, or whose
+// refusals are none.
+absl::Status CheckHeader(const LinkHeader& header, const LinkShape& shape, uint64_t expected_step);
 
 // The upstream end. One thread connects and sends; any may abort. It learns of a break when it sends.
 class LinkSender {
@@ -46,8 +52,9 @@ class LinkSender {
   // has not, or is not there.
   virtual absl::Status Connect() = 0;
 
-  // In step order. Blocks while too many frames are under way. kUnavailable: the link is broken or aborted, for good.
-  virtual absl::Status Send(LinkFrame frame) = 0;
+  // In step order. Blocks while too many frames are under way; the frame's memory is the caller's again when it
+  // returns. kUnavailable: the link is broken or aborted, for good.
+  virtual absl::Status Send(const LinkFrame& frame) = 0;
 
   // Ends the link: Connect, Send and the other end's Receive return at once.
   virtual void Abort() = 0;
@@ -58,9 +65,12 @@ class LinkReceiver {
  public:
   virtual ~LinkReceiver() = default;
 
-  // The next frame, checked. Blocks. kUnavailable: the link is broken or aborted, for good. kInvalidArgument: the peer
-  // sent a frame that is out of order or of wrong sizes.
-  virtual absl::StatusOr<LinkFrame> Receive() = 0;
+  // The next frame, checked: its header, and its rows in the memory that `frame` points to. Blocks. kUnavailable: the
+  // link is broken or aborted, for good. kInvalidArgument: the peer sent a frame that is out of order or of wrong sizes.
+  virtual absl::Status Receive(LinkFrame& frame) = 0;
+
+  // Whether Receive would return at once.
+  virtual bool Ready() = 0;
 
   // `broken` is called once, from any thread, when the other end leaves or breaks the link, so that an idle stage
   // knows, too; at once if that has happened. Not for our own Abort. To be set once.

@@ -1,7 +1,7 @@
 // Every link transport, by the same rules.
 #include "services/worker/link/link.h"
 
-#include <functional>
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <thread>
@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "absl/status/statusor.h"
 #include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "grpcpp/security/server_credentials.h"
@@ -77,14 +77,35 @@ class GrpcPair final : public Pair {
   std::string address_;
 };
 
-LinkFrame MakeFrame(uint64_t step, int64_t rows) {
-  LinkFrame frame;
-  frame.step_id = step;
-  frame.rows = rows;
-  for (int64_t i = 0; i < rows * kShape.width; ++i) frame.x.push_back(static_cast<float>(step * 100 + i) + 0.1f);
-  for (int64_t i = 0; i < rows * kShape.v_first_width; ++i) frame.v_first.push_back(-static_cast<float>(i) / 3);
-  return frame;
+// A frame with memory of its own, full of 7 where it has no rows.
+class TestFrame {
+ public:
+  TestFrame() = default;
+  TestFrame(uint64_t step, int64_t rows) {
+    frame_.header.step_id = step;
+    frame_.header.rows = rows;
+    for (int64_t i = 0; i < rows * kShape.width; ++i) x_[i] = static_cast<float>(step * 100 + i) + 0.1f;
+    for (int64_t i = 0; i < rows * kShape.v_first_width; ++i) v_first_[i] = -static_cast<float>(i) / 3;
+  }
+
+  LinkFrame& frame() {
+    frame_.x = x_.data();
+    frame_.v_first = v_first_.data();
+    return frame_;
+  }
+  const std::vector<float>& x() const { return x_; }
+  const std::vector<float>& v_first() const { return v_first_; }
+
+ private:
+  LinkFrame frame_;
+  std::vector<float> x_ = std::vector<float>(kShape.max_rows * kShape.width, 7.0f);
+  std::vector<float> v_first_ = std::vector<float>(kShape.max_rows * kShape.v_first_width, 7.0f);
+};
+
+absl::Status Send(LinkSender& sender, uint64_t step, int64_t rows) {
+  return sender.Send(TestFrame(step, rows).frame());
 }
+absl::Status Receive(LinkReceiver& receiver) { return receiver.Receive(TestFrame().frame()); }
 
 struct Kind {
   const char* name;
@@ -102,23 +123,28 @@ TEST_P(LinkTest, FramesArriveInOrderAndWhole) {
   ASSERT_THAT(sender->Connect(), IsOk());
   std::thread send([&sender] {
     for (uint64_t step = 1; step <= 50; ++step) {
-      LinkFrame frame = MakeFrame(step, step % 9);
-      if (step == 7) frame.refused = {{1, absl::AbortedError("slot 1")}, {4, absl::InvalidArgumentError("slot 4")}};
-      EXPECT_THAT(sender->Send(std::move(frame)), IsOk());
+      TestFrame sent(step, step % 9);
+      LinkFrame& frame = sent.frame();
+      if (step == 7) {
+        frame.header.refused = {{1, absl::AbortedError("slot 1")}, {4, absl::InvalidArgumentError("slot 4")}};
+      }
+      EXPECT_THAT(sender->Send(frame), IsOk());
+      std::fill_n(frame.x, frame.header.rows * kShape.width, -1.0f);  // The sender's again.
     }
   });
   for (uint64_t step = 1; step <= 50; ++step) {
-    const absl::StatusOr<LinkFrame> frame = receiver->Receive();
-    ASSERT_THAT(frame, IsOk());
-    const LinkFrame expected = MakeFrame(step, step % 9);
-    EXPECT_EQ(frame->step_id, step);
-    EXPECT_EQ(frame->rows, expected.rows);
-    EXPECT_EQ(frame->x, expected.x);
-    EXPECT_EQ(frame->v_first, expected.v_first);
-    ASSERT_EQ(frame->refused.size(), step == 7 ? 2u : 0u);
+    TestFrame received;
+    LinkFrame& frame = received.frame();
+    ASSERT_THAT(receiver->Receive(frame), IsOk());
+    const TestFrame expected(step, step % 9);
+    EXPECT_EQ(frame.header.step_id, step);
+    EXPECT_EQ(frame.header.rows, static_cast<int64_t>(step % 9));
+    EXPECT_EQ(received.x(), expected.x()) << "its rows, and nothing behind them";
+    EXPECT_EQ(received.v_first(), expected.v_first());
+    ASSERT_EQ(frame.header.refused.size(), step == 7 ? 2u : 0u);
     if (step == 7) {
-      EXPECT_EQ(frame->refused[1].entry, 4);
-      EXPECT_EQ(frame->refused[1].status, absl::InvalidArgumentError("slot 4"));
+      EXPECT_EQ(frame.header.refused[1].entry, 4);
+      EXPECT_EQ(frame.header.refused[1].status, absl::InvalidArgumentError("slot 4"));
     }
   }
   send.join();
@@ -135,8 +161,8 @@ TEST_P(LinkTest, ConnectWaitsForTheEpochToBeAccepted) {
   const auto receiver = pair_->downstream().Accept("later");
   EXPECT_TRUE(connected.WaitForNotificationWithTimeout(absl::Seconds(30)));
   connect.join();
-  ASSERT_THAT(sender->Send(MakeFrame(1, 2)), IsOk());
-  EXPECT_THAT(receiver->Receive(), IsOk());
+  ASSERT_THAT(Send(*sender, 1, 2), IsOk());
+  EXPECT_THAT(Receive(*receiver), IsOk());
 }
 
 TEST_P(LinkTest, AbortWakesAWaitingConnect) {
@@ -144,14 +170,14 @@ TEST_P(LinkTest, AbortWakesAWaitingConnect) {
   std::thread connect([&] { EXPECT_THAT(sender->Connect(), StatusIs(absl::StatusCode::kUnavailable)); });
   sender->Abort();
   connect.join();
-  EXPECT_THAT(sender->Send(MakeFrame(1, 1)), StatusIs(absl::StatusCode::kUnavailable));
+  EXPECT_THAT(Send(*sender, 1, 1), StatusIs(absl::StatusCode::kUnavailable));
 }
 
 TEST_P(LinkTest, OurAbortWakesReceive) {
   const auto receiver = pair_->downstream().Accept("e");
   const auto sender = pair_->upstream().Dial(pair_->address(), "e");
   ASSERT_THAT(sender->Connect(), IsOk());
-  std::thread receive([&] { EXPECT_THAT(receiver->Receive().status(), StatusIs(absl::StatusCode::kUnavailable)); });
+  std::thread receive([&] { EXPECT_THAT(Receive(*receiver), StatusIs(absl::StatusCode::kUnavailable)); });
   receiver->Abort();
   receive.join();
 }
@@ -165,11 +191,11 @@ TEST_P(LinkTest, ThePeersAbortWakesReceiveAndIsTold) {
     EXPECT_THAT(why, StatusIs(absl::StatusCode::kUnavailable));
     told.Notify();
   });
-  std::thread receive([&] { EXPECT_THAT(receiver->Receive().status(), StatusIs(absl::StatusCode::kUnavailable)); });
+  std::thread receive([&] { EXPECT_THAT(Receive(*receiver), StatusIs(absl::StatusCode::kUnavailable)); });
   sender->Abort();
   receive.join();
   EXPECT_TRUE(told.WaitForNotificationWithTimeout(absl::Seconds(30)));
-  EXPECT_THAT(receiver->Receive().status(), StatusIs(absl::StatusCode::kUnavailable)) << "for good";
+  EXPECT_THAT(Receive(*receiver), StatusIs(absl::StatusCode::kUnavailable)) << "for good";
 }
 
 TEST_P(LinkTest, ABreakThatHasHappenedIsToldAtOnce) {
@@ -177,7 +203,7 @@ TEST_P(LinkTest, ABreakThatHasHappenedIsToldAtOnce) {
   auto sender = pair_->upstream().Dial(pair_->address(), "e");
   ASSERT_THAT(sender->Connect(), IsOk());
   sender.reset();
-  EXPECT_THAT(receiver->Receive().status(), StatusIs(absl::StatusCode::kUnavailable));
+  EXPECT_THAT(Receive(*receiver), StatusIs(absl::StatusCode::kUnavailable));
   bool told = false;
   receiver->NotifyBroken([&told](const absl::Status&) { told = true; });
   EXPECT_TRUE(told);
@@ -190,10 +216,10 @@ TEST_P(LinkTest, SendWaitsForASlowReceiverAndEndsWithIt) {
   ASSERT_THAT(sender->Connect(), IsOk());
   std::thread send([&] {
     absl::Status status;
-    for (uint64_t step = 1; status.ok(); ++step) status = sender->Send(MakeFrame(step, 8));
+    for (uint64_t step = 1; status.ok(); ++step) status = Send(*sender, step, 8);
     EXPECT_THAT(status, StatusIs(absl::StatusCode::kUnavailable));
   });
-  ASSERT_THAT(receiver->Receive(), IsOk());
+  ASSERT_THAT(Receive(*receiver), IsOk());
   receiver.reset();
   send.join();
 }
@@ -203,8 +229,8 @@ TEST_P(LinkTest, AnotherEpochGoesOverTheSamePair) {
     const auto receiver = pair_->downstream().Accept(epoch);
     const auto sender = pair_->upstream().Dial(pair_->address(), epoch);
     ASSERT_THAT(sender->Connect(), IsOk());
-    ASSERT_THAT(sender->Send(MakeFrame(1, 3)), IsOk());
-    EXPECT_THAT(receiver->Receive(), IsOk());
+    ASSERT_THAT(Send(*sender, 1, 3), IsOk());
+    EXPECT_THAT(Receive(*receiver), IsOk());
   }
 }
 
@@ -214,40 +240,78 @@ INSTANTIATE_TEST_SUITE_P(
                       Kind{"grpc", +[]() -> std::unique_ptr<Pair> { return std::make_unique<GrpcPair>(); }}),
     [](const ::testing::TestParamInfo<Kind>& info) { return std::string(info.param.name); });
 
-TEST(CheckFrameTest, NamesWhatIsWrong) {
-  EXPECT_THAT(CheckFrame(MakeFrame(3, 8), kShape, 3), IsOk());
+TEST_P(LinkTest, ReadyTellsWhetherReceiveWouldWait) {
+  const auto receiver = pair_->downstream().Accept("e");
+  const auto sender = pair_->upstream().Dial(pair_->address(), "e");
+  ASSERT_THAT(sender->Connect(), IsOk());
+  EXPECT_FALSE(receiver->Ready());
+  ASSERT_THAT(Send(*sender, 1, 1), IsOk());
+  ASSERT_THAT(Send(*sender, 2, 1), IsOk());
+  ASSERT_THAT(Receive(*receiver), IsOk());
+  const absl::Time deadline = absl::Now() + absl::Seconds(30);
+  while (!receiver->Ready() && absl::Now() < deadline) std::this_thread::yield();
+  EXPECT_TRUE(receiver->Ready()) << "the second frame";
+  ASSERT_THAT(Receive(*receiver), IsOk());
+  EXPECT_FALSE(receiver->Ready());
+  receiver->Abort();
+  EXPECT_TRUE(receiver->Ready()) << "with an error";
+}
+
+TEST_P(LinkTest, AFrameOutOfOrderIsAnError) {
+  const auto receiver = pair_->downstream().Accept("e");
+  const auto sender = pair_->upstream().Dial(pair_->address(), "e");
+  ASSERT_THAT(sender->Connect(), IsOk());
+  ASSERT_THAT(Send(*sender, 2, 1), IsOk());
+  EXPECT_THAT(Receive(*receiver), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("step 2 where 1 is due")));
+}
+
+TEST(CheckHeaderTest, NamesWhatIsWrong) {
+  EXPECT_THAT(CheckHeader({3, 8, {}}, kShape, 3), IsOk());
   struct Row {
     const char* name;
-    std::function<void(LinkFrame&)> spoil;
+    LinkHeader header;
     const char* says;
   };
-  for (const Row& row :
-       std::vector<Row>{{"order", [](LinkFrame& f) { f.step_id = 4; }, "step 4 where 3 is due"},
-                        {"rows", [](LinkFrame& f) { f.rows = 9; }, "9 rows, room for 8"},
-                        {"negative", [](LinkFrame& f) { f.rows = -1; }, "-1 rows"},
-                        {"x", [](LinkFrame& f) { f.x.pop_back(); }, "x has 5 numbers"},
-                        {"v_first", [](LinkFrame& f) { f.v_first.push_back(1); }, "v_first has 5 numbers"},
-                        {"refused twice",
-                         [](LinkFrame& f) {
-                           f.refused = {{2, absl::AbortedError("")}, {2, absl::AbortedError("")}};
-                         },
-                         "refused entry 2 after 2"},
-                        {"refused with OK",
-                         [](LinkFrame& f) {
-                           f.refused = {{0, absl::OkStatus()}};
-                         },
-                         "refused entry 0"}}) {
+  for (const Row& row : std::vector<Row>{
+           {"order", {4, 2, {}}, "step 4 where 3 is due"},
+           {"rows", {3, 9, {}}, "9 rows, room for 8"},
+           {"negative", {3, -1, {}}, "-1 rows"},
+           {"twice", {3, 2, {{2, absl::AbortedError("")}, {2, absl::AbortedError("")}}}, "entry 2 after 2"},
+           {"with OK", {3, 2, {{0, absl::OkStatus()}}}, "refused entry 0"}}) {
     SCOPED_TRACE(row.name);
-    LinkFrame frame = MakeFrame(3, 2);
-    row.spoil(frame);
-    EXPECT_THAT(CheckFrame(frame, kShape, 3), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(row.says)));
+    EXPECT_THAT(CheckHeader(row.header, kShape, 3), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(row.says)));
+  }
+}
+
+TEST(GrpcLinkTest, ATransferWhoseSizesAreWrongIsRefused) {
+  const v1::TransferRequest good = FrameToProto("e", kShape, TestFrame(3, 2).frame());
+  EXPECT_THAT(CheckTransfer(good, "e", kShape), IsOk());
+  struct Row {
+    const char* name;
+    void (*spoil)(v1::TransferRequest&);
+    const char* says;
+  };
+  const Row rows[] = {
+      {"epoch", [](v1::TransferRequest& r) { r.set_epoch("f"); }, "epoch f in epoch e"},
+      {"width", [](v1::TransferRequest& r) { r.set_width(4); }, "2 x 4"},
+      {"rows", [](v1::TransferRequest& r) { r.set_rows(9); }, "9 x 3"},
+      {"negative", [](v1::TransferRequest& r) { r.set_rows(-1); }, "-1 x 3"},
+      {"x", [](v1::TransferRequest& r) { r.mutable_hidden()->pop_back(); }, "hidden has 23 bytes"},
+      {"v_first", [](v1::TransferRequest& r) { r.mutable_v_first()->push_back('x'); }, "v_first has 17 bytes"},
+      {"refusals", [](v1::TransferRequest& r) { r.add_refused_entries(1); }, "1 refused entries with 0 statuses"}};
+  for (const Row& row : rows) {
+    SCOPED_TRACE(row.name);
+    v1::TransferRequest request = good;
+    row.spoil(request);
+    EXPECT_THAT(CheckTransfer(request, "e", kShape), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(row.says)));
   }
 }
 
 TEST(GrpcLinkTest, TheLargestFrameFitsTheMessageLimit) {
-  LinkFrame frame = MakeFrame(1, kShape.max_rows);
+  TestFrame largest(1, kShape.max_rows);
+  LinkFrame& frame = largest.frame();
   const std::string long_message(2000, 'x');
-  for (int i = 0; i < kShape.max_rows; ++i) frame.refused.push_back({i, absl::AbortedError(long_message)});
+  for (int i = 0; i < kShape.max_rows; ++i) frame.header.refused.push_back({i, absl::AbortedError(long_message)});
   EXPECT_LE(static_cast<int64_t>(FrameToProto("an epoch", kShape, frame).ByteSizeLong()), MaxTransferBytes(kShape));
 }
 
@@ -258,8 +322,8 @@ TEST(GrpcLinkTest, ASecondLinkOfAnEpochIsRefused) {
   const auto second = pair.upstream().Dial(pair.address(), "e");
   ASSERT_THAT(first->Connect(), IsOk());
   EXPECT_THAT(second->Connect(), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("has its link already")));
-  ASSERT_THAT(first->Send(MakeFrame(1, 1)), IsOk());
-  EXPECT_THAT(receiver->Receive(), IsOk());
+  ASSERT_THAT(Send(*first, 1, 1), IsOk());
+  EXPECT_THAT(Receive(*receiver), IsOk());
 }
 
 TEST(GrpcLinkTest, AStageOfAnotherWidthIsRefused) {

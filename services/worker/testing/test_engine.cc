@@ -1,11 +1,14 @@
 #include "services/worker/testing/test_engine.h"
 
+#include <algorithm>
+#include <cstdlib>
 #include <iostream>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/device.h"
 #include "kernels/base/status_macros.h"
+#include "kernels/conformance/protected_device.h"
 #include "kernels/dispatch/open_device.h"
 #include "services/checkpoint/checkpoint.h"
 #include "services/checkpoint/model_config.h"
@@ -13,12 +16,24 @@
 #include "services/worker/model/layer_range.h"
 #include "services/worker/model/tuned_states.h"
 #include "services/worker/model/weights.h"
+#include "services/worker/testing/lazy_device.h"
 
 namespace rwkv::worker {
+namespace {
+
+absl::StatusOr<std::unique_ptr<kernels::Device>> OpenTestDevice(const std::string& name) {
+  const bool is_plain = name != kLazyDevice && name != kProtectedDevice;
+  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<kernels::Device> device, kernels::OpenDevice(is_plain ? name : "auto"));
+  if (name == kLazyDevice) return MakeLazy(std::move(device));
+  if (name == kProtectedDevice) return kernels::conformance::ProtectDevice(std::move(device));
+  return device;
+}
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<StageEngine>> MakeTestEngine(const std::string& path, int stage, int stages,
                                                             const TestEngineOptions& options) {
-  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<kernels::Device> device, kernels::OpenDevice(options.kernels));
+  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<kernels::Device> device, OpenTestDevice(options.device));
   RWKV_ASSIGN_OR_RETURN(std::shared_ptr<const checkpoint::Checkpoint> checkpoint, checkpoint::Checkpoint::Open(path));
   RWKV_ASSIGN_OR_RETURN(const checkpoint::ModelConfig config, checkpoint::ModelConfig::FromCheckpoint(*checkpoint));
   RWKV_ASSIGN_OR_RETURN(const LayerRange layers, LayersOfStage(stage, stages, config.layer_count));
@@ -30,12 +45,13 @@ absl::StatusOr<std::unique_ptr<StageEngine>> MakeTestEngine(const std::string& p
   model_options.deep_embed_context = options.deep_embed_context;
   RWKV_ASSIGN_OR_RETURN(std::unique_ptr<StageModel> model,
                         CreateStageModel(std::move(weights), *device, model_options));
+  if (options.device == kLazyDevice) model = MakeLazy(std::move(model));
   StageEngine::Options engine;
   engine.slots = options.slots;
   engine.max_batch_tokens = options.max_batch_tokens;
   engine.fingerprint = kTestFingerprint;
-  RWKV_ASSIGN_OR_RETURN(engine.tuned_states, LoadTunedStates(options.initial_states, config, layers));
-  return StageEngine::Create(std::move(engine), std::move(device), std::move(model));
+  RWKV_ASSIGN_OR_RETURN(TunedStates tuned_states, LoadTunedStates(options.initial_states, config, layers));
+  return StageEngine::Create(std::move(engine), std::move(device), std::move(model), std::move(tuned_states));
 }
 
 EnginePipeline::EnginePipeline(const std::string& path, int stages, const TestEngineOptions& options) {
@@ -70,8 +86,8 @@ absl::StatusOr<StepOutput> EnginePipeline::Step(v1::Step step) {
   StepOutput output;
   std::vector<RefusalCause> causes;
   for (size_t i = 0; i < stages_.size(); ++i) {
-    const LinkFrame input = std::move(output.frame);
-    RWKV_ASSIGN_OR_RETURN(output, stages_[i]->RunStep(step, i == 0 ? nullptr : &input));
+    RWKV_RETURN_IF_ERROR(stages_[i]->Enqueue(step, i == 0 ? nullptr : Pass(output.frame, *stages_[i])));
+    RWKV_ASSIGN_OR_RETURN(output, stages_[i]->Finish());
     causes.insert(causes.end(), output.refused_here.begin(), output.refused_here.end());
   }
   output.refused_here = std::move(causes);
@@ -95,8 +111,9 @@ absl::StatusOr<std::vector<std::string>> EnginePipeline::CopyState(int slot, uin
   save.set_expected_position(position);
   std::vector<std::string> all;
   for (const auto& stage : stages_) {
-    RWKV_ASSIGN_OR_RETURN(std::vector<std::string> records, stage->CopyState(save));
-    for (std::string& record : records) all.push_back(std::move(record));
+    RWKV_ASSIGN_OR_RETURN(const std::shared_ptr<StateCopy> state, stage->CopyState(save));
+    RWKV_ASSIGN_OR_RETURN(const std::vector<absl::Span<const char>> records, state->Records(slot));
+    for (absl::Span<const char> record : records) all.emplace_back(record.data(), record.size());
   }
   return all;
 }
@@ -112,10 +129,28 @@ absl::Status EnginePipeline::Restore(int slot, uint64_t sequence, uint64_t posit
   size_t first = 0;
   for (const auto& stage : stages_) {
     const size_t layers = stage->model().weights().layers().size();
-    RWKV_RETURN_IF_ERROR(stage->Install(slot, sequence, absl::MakeConstSpan(records).subspan(first, layers)));
+    RWKV_RETURN_IF_ERROR(Install(*stage, slot, sequence, absl::MakeConstSpan(records).subspan(first, layers)));
     first += layers;
   }
   return absl::OkStatus();
+}
+
+const LinkFrame* Pass(const LinkFrame& frame, StageEngine& next) {
+  const LinkShape shape = next.link_shape();
+  LinkFrame& input = next.input_frame();
+  input.header = frame.header;
+  std::copy_n(frame.x, frame.header.rows * shape.width, input.x);
+  std::copy_n(frame.v_first, frame.header.rows * shape.v_first_width, input.v_first);
+  return &input;
+}
+
+absl::Status Install(StageEngine& stage, int slot, uint64_t sequence, absl::Span<const std::string> records) {
+  RWKV_ASSIGN_OR_RETURN(std::shared_ptr<StateCopy> state, stage.copies().Take());
+  if (absl::Status status = state->SetRecords(records); !status.ok()) {
+    stage.AbandonLoad(slot, sequence);
+    return status;
+  }
+  return stage.Install(slot, sequence, std::move(state));
 }
 
 std::string LogitsOf(const StepOutput& output, uint64_t sequence) {

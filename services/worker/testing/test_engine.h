@@ -8,17 +8,24 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "rwkv/v1/worker.pb.h"
 #include "services/worker/engine/stage_engine.h"
+#include "services/worker/link/link.h"
 
 namespace rwkv::worker {
+
+// Devices beside those that kernels::OpenDevice() knows: the best of them, but its stream runs only when somebody waits
+// for it, and with its memory out of the host's reach.
+inline constexpr char kLazyDevice[] = "lazy";
+inline constexpr char kProtectedDevice[] = "protected";
 
 struct TestEngineOptions {
   int slots = 8;
   int max_batch_tokens = 64;
   float group_norm_epsilon = 64e-5f;
   int deep_embed_context = 256;
-  std::string kernels = "auto";
+  std::string device = "auto";
   std::vector<std::string> initial_states;  // "NAME=FILE"
 };
 
@@ -59,6 +66,12 @@ class EnginePipeline {
   std::vector<std::unique_ptr<StageEngine>> stages_;
   uint64_t steps_ = 0;
 };
+
+// Puts one stage's output where the next one's next step looks for it.
+const LinkFrame* Pass(const LinkFrame& frame, StageEngine& next);
+
+// As the runner does with what comes from the store.
+absl::Status Install(StageEngine& stage, int slot, uint64_t sequence, absl::Span<const std::string> records);
 
 // Of a step's messages for one sequence, in order, as raw bytes: equal bits and nothing else are equal.
 std::string LogitsOf(const StepOutput& output, uint64_t sequence);
