@@ -1,11 +1,17 @@
 #include "kernels/conformance/protected_device.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/types.h>
+#include <unistd.h>
 
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
+#include <map>
 #include <utility>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -14,6 +20,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 #include "kernels/api/op_table.h"
+#include "kernels/base/buffer.h"
 #include "kernels/base/status_macros.h"
 
 namespace rwkv::kernels::conformance {
@@ -22,46 +29,119 @@ namespace {
 constexpr int64_t kArenaBytes = int64_t{1} << 38;  // Of addresses; memory only where it is touched.
 constexpr int64_t kPageBytes = 4096;
 
-// Never given again, so that a pointer that outlived its buffer is found out.
-void Release(void* memory, int64_t bytes) { madvise(memory, static_cast<size_t>(bytes), MADV_DONTNEED); }
+int64_t RoundUp(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
-// Addresses that can be touched while somebody holds them open.
+// Addresses of which those that were given can be touched while somebody holds them open. A buffer ends where its pages
+// end, at most 63 bytes before, with a page behind it that nobody may touch: what reaches too far faults, and what
+// reaches in front of it by a page, too. None is given twice, so that a pointer that outlived its buffer faults as well.
 class Arena {
  public:
   Arena()
       : base_(static_cast<char*>(
             mmap(nullptr, kArenaBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0))) {
-    if (base_ == MAP_FAILED) std::abort();
+    if (base_ == MAP_FAILED || self_memory_ < 0) std::abort();
+    absl::MutexLock lock(&arenas_mu_);
+    Arenas()[base_] = this;
   }
-  ~Arena() { munmap(base_, kArenaBytes); }
+  ~Arena() {
+    {
+      absl::MutexLock lock(&arenas_mu_);
+      Arenas().erase(base_);
+    }
+    munmap(base_, kArenaBytes);
+    close(self_memory_);
+  }
 
-  void* Take(int64_t bytes) {
+  absl::StatusOr<Buffer> Take(int64_t bytes) {
     absl::MutexLock lock(&mu_);
-    if (bytes > kArenaBytes - used_ - 2 * kPageBytes) return nullptr;
-    char* const memory = base_ + used_;
-    used_ += (bytes + kPageBytes - 1) / kPageBytes * kPageBytes + kPageBytes;  // A page between two stays untouched.
-    return memory;
+    if (bytes > kArenaBytes - used_ - 3 * kPageBytes) {
+      return absl::ResourceExhaustedError(absl::StrCat("no memory for ", bytes, " bytes"));
+    }
+    char* const pages = base_ + used_ + kPageBytes;
+    const int64_t page_bytes = RoundUp(bytes, kPageBytes);
+    used_ += kPageBytes + page_bytes;
+    given_[pages] = page_bytes;
+    mprotect(pages, static_cast<size_t>(page_bytes), PROT_READ | PROT_WRITE);
+    std::memset(pages, 0xff, static_cast<size_t>(page_bytes));
+    if (holders_ == 0) mprotect(pages, static_cast<size_t>(page_bytes), PROT_NONE);
+    return Buffer(pages + page_bytes - RoundUp(bytes, kBufferAlignment), bytes, Release);
+  }
+
+  // Of one buffer's bytes, or of host memory: copies past the protection, which is quicker than lifting it.
+  void Read(const void* from, int64_t bytes, char* to) {
+    if (!Owns(from, bytes)) {
+      std::memcpy(to, from, static_cast<size_t>(bytes));
+    } else if (pread(self_memory_, to, static_cast<size_t>(bytes), reinterpret_cast<off_t>(from)) != bytes) {
+      std::abort();
+    }
+  }
+  void Write(void* to, int64_t bytes, const char* from) {
+    if (!Owns(to, bytes)) {
+      std::memcpy(to, from, static_cast<size_t>(bytes));
+    } else if (pwrite(self_memory_, from, static_cast<size_t>(bytes), reinterpret_cast<off_t>(to)) != bytes) {
+      std::abort();
+    }
   }
 
   void Open() {
     absl::MutexLock lock(&mu_);
-    if (holders_++ == 0) Protect(PROT_READ | PROT_WRITE);
+    if (holders_++ == 0) ProtectAll(PROT_READ | PROT_WRITE);
   }
   void Close() {
     absl::MutexLock lock(&mu_);
-    if (--holders_ == 0) Protect(PROT_NONE);
+    if (--holders_ == 0) ProtectAll(PROT_NONE);
   }
 
  private:
-  void Protect(int access) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-    if (used_ > 0 && mprotect(base_, static_cast<size_t>(used_), access) != 0) std::abort();
+  // By address; a buffer knows no more of where it is from.
+  static std::map<char*, Arena*>& Arenas() ABSL_EXCLUSIVE_LOCKS_REQUIRED(arenas_mu_) {
+    static auto* const arenas = new std::map<char*, Arena*>;
+    return *arenas;
   }
 
+  static void Release(void* memory, int64_t) {
+    char* const address = static_cast<char*>(memory);
+    absl::MutexLock lock(&arenas_mu_);
+    std::prev(Arenas().upper_bound(address))->second->GiveBack(address);
+  }
+
+  void GiveBack(char* address) {
+    absl::MutexLock lock(&mu_);
+    const auto it = std::prev(given_.upper_bound(address));
+    madvise(it->first, static_cast<size_t>(it->second), MADV_DONTNEED);
+    mprotect(it->first, static_cast<size_t>(it->second), PROT_NONE);
+    given_.erase(it);
+  }
+
+  // Whether the bytes are of a buffer. Ends the process if they are where buffers may be, but not of one.
+  bool Owns(const void* memory, int64_t bytes) {
+    char* const address = const_cast<char*>(static_cast<const char*>(memory));
+    if (address < base_ || address >= base_ + kArenaBytes) return false;
+    absl::MutexLock lock(&mu_);
+    const auto after = given_.upper_bound(address);
+    if (after == given_.begin()) std::abort();
+    const auto [pages, page_bytes] = *std::prev(after);
+    if (address + bytes > pages + page_bytes) std::abort();
+    return true;
+  }
+
+  void ProtectAll(int access) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    for (const auto& [pages, bytes] : given_) {
+      if (mprotect(pages, static_cast<size_t>(bytes), access) != 0) std::abort();
+    }
+  }
+
+  static absl::Mutex arenas_mu_;  // Before mu_.
+
   char* const base_;
+  const int self_memory_ = open("/proc/self/mem", O_RDWR | O_CLOEXEC);
   absl::Mutex mu_;
+  std::map<char*, int64_t> given_ ABSL_GUARDED_BY(mu_);  // Pages and their bytes.
   int64_t used_ ABSL_GUARDED_BY(mu_) = 0;
   int holders_ ABSL_GUARDED_BY(mu_) = 0;
 };
+
+absl::Mutex Arena::arenas_mu_(absl::kConstInit);
 
 class Opened {
  public:
@@ -78,12 +158,16 @@ class ProtectedStream final : public Stream {
       : ops_(ops), arena_(arena), stream_(std::move(stream)) {}
 
   absl::Status Copy(void* to, const void* from, int64_t bytes) override {
-    const Opened opened(arena_);
-    return stream_->Copy(to, from, bytes);
+    if (bytes == 0) return absl::OkStatus();
+    std::vector<char> copy(static_cast<size_t>(bytes));
+    arena_.Read(from, bytes, copy.data());
+    arena_.Write(to, bytes, copy.data());
+    return absl::OkStatus();
   }
   absl::Status Zero(void* memory, int64_t bytes) override {
-    const Opened opened(arena_);
-    return stream_->Zero(memory, bytes);
+    const std::vector<char> zeros(static_cast<size_t>(bytes));
+    if (bytes > 0) arena_.Write(memory, bytes, zeros.data());
+    return absl::OkStatus();
   }
   absl::Status Record(Event& event) override { return stream_->Record(event); }
   absl::StatusOr<void*> Scratch(int64_t bytes) override { return stream_->Scratch(bytes); }
@@ -116,12 +200,7 @@ class ProtectedDevice final : public Device {
 
   absl::StatusOr<Buffer> Allocate(int64_t bytes, MemoryKind kind) override {
     if (kind != MemoryKind::kDevice || bytes <= 0) return device_->Allocate(bytes, kind);
-    void* const memory = arena_.Take(bytes);
-    if (memory == nullptr) return absl::ResourceExhaustedError(absl::StrCat("no memory for ", bytes, " bytes"));
-    arena_.Open();
-    std::memset(memory, 0xff, static_cast<size_t>(bytes));
-    arena_.Close();
-    return Buffer(memory, bytes, Release);
+    return arena_.Take(bytes);
   }
 
   absl::StatusOr<std::unique_ptr<Stream>> NewStream() override {

@@ -29,6 +29,25 @@ TEST_F(ProtectedDeviceDeathTest, HostCannotTouchDeviceMemory) {
   EXPECT_DEATH(std::exit(*buffer.as<volatile float>() == 1.0f ? 0 : 1), "");
 }
 
+TEST_F(ProtectedDeviceDeathTest, WhatReachesBeyondABufferFaults) {
+  ASSERT_OK_AND_ASSIGN(const Buffer buffer, device_->Allocate(64, MemoryKind::kDevice));
+  ASSERT_OK_AND_ASSIGN(const Buffer next, device_->Allocate(64, MemoryKind::kDevice));
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Stream> stream, device_->NewStream());
+  EXPECT_OK(stream->Zero(buffer.data(), 64));
+  EXPECT_DEATH((void)stream->Zero(buffer.data(), 68), "");
+  EXPECT_DEATH((void)stream->Zero(next.as<char>() - 4096, 4), "");
+}
+
+TEST_F(ProtectedDeviceDeathTest, MemoryThatWasGivenBackFaults) {
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Stream> stream, device_->NewStream());
+  void* gone = nullptr;
+  {
+    ASSERT_OK_AND_ASSIGN(const Buffer buffer, device_->Allocate(64, MemoryKind::kDevice));
+    gone = buffer.data();
+  }
+  EXPECT_DEATH((void)stream->Zero(gone, 4), "");
+}
+
 TEST_F(ProtectedDeviceTest, PinnedMemoryIsTheHosts) {
   ASSERT_OK_AND_ASSIGN(const Buffer buffer, device_->Allocate(64, MemoryKind::kPinned));
   *buffer.as<float>() = 1.0f;
