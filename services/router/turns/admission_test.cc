@@ -111,8 +111,12 @@ TEST(AdmissionTest, DrainLetsShortTurnsEndAndPausesLongOnes) {
   const FakeCluster::Call short_turn = cluster.Start(SessionRequest("s", "a", Prompt(1), 3));
   const FakeCluster::Call long_turn = cluster.Start(SessionRequest("t", "a", Prompt(2), 500));
   ASSERT_TRUE(WaitUntil([&] { return cluster.router().counts().running == 2; }));
-  cluster.pipeline().AllowSteps(12);
   std::thread drain([&] { cluster.router().Drain(absl::Now() + absl::Seconds(5)); });
+  // As many steps as it takes: the long turn must not use up those of the short one.
+  EXPECT_TRUE(WaitUntil([&] {
+    cluster.pipeline().AllowSteps(1);
+    return short_turn.stream->closed();
+  }));
   EXPECT_THAT(cluster.Finish(short_turn).tokens, ElementsAreArray(FakeModel::Greedy(Prompt(1), 3, kVocabulary)));
   ASSERT_TRUE(WaitUntil([&] { return cluster.router().draining(); }));
   const absl::Status refused = cluster.Generate(Request(Prompt(3), 3)).status;
