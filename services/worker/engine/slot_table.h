@@ -22,8 +22,8 @@ struct Refusal {
   absl::Status status;
 };
 
-// What a holder's tokens are drawn by, and what adds up since its attach. A step that is not finished keeps its own: the
-// slot may be another's by then.
+// What a holder's tokens are drawn by, and what adds up since its attach. A step that is not finished keeps its own:
+// the slot may be another's by then.
 struct Turn {
   explicit Turn(SamplingParams params) : sampling(std::move(params)) {}
 

@@ -47,8 +47,8 @@ class SnapshotTransfer {
     std::string snapshot_id;
     int first_layer = 0;
     int64_t bytes = 0;  // Of all records.
-    // One record per layer, of memory that lives as long as this function, once they are there and checked. Called once,
-    // from a saver thread, unless the job is no longer wanted.
+    // One record per layer, of memory that lives as long as this function, once they are there and checked. Called
+    // once, from a saver thread, unless the job is no longer wanted.
     std::function<absl::StatusOr<std::vector<absl::Span<const char>>>()> records;
     std::function<bool()> wanted;
     // Called once, from a saver thread, unless the job is no longer wanted. An error of `records` comes as it is.

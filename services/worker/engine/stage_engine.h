@@ -1,6 +1,6 @@
-// The step logic of one pipeline stage: attach, step, save, release. Enqueues on its device, whose memory the host never
-// touches: what goes in and comes out lies in pinned memory. No I/O; one thread owns it, the device's, but for copies().
-// proto/rwkv/v1/worker.proto says what commands mean.
+// The step logic of one pipeline stage: attach, step, save, release. Enqueues on its device, whose memory the host
+// never touches: what goes in and comes out lies in pinned memory. No I/O; one thread owns it, the device's, but for
+// copies(). proto/rwkv/v1/worker.proto says what commands mean.
 //
 // Law S4: a slot is reset when given out, and an entry whose slot, sequence or position does not fit is refused on this
 // stage and skipped on later ones; a foreign or stale state is never computed on.
@@ -76,11 +76,11 @@ class StageEngine {
   // It will not come: frees the slot, if it still waits for this sequence.
   void AbandonLoad(int slot, uint64_t sequence);
 
-  // Validates, packs and enqueues one step behind those that are pending, fewer than kMaxPendingSteps; positions advance
-  // here. `input` is the stage before's frame of the same step, checked by its link, whose memory must live until the
-  // step is finished (input_frame()); null on the first stage. An error ends the epoch (kInvalidArgument: step out of
-  // order or input that contradicts it; else the device failed); what is wrong with one entry is told in the output and
-  // harms no other.
+  // Validates, packs and enqueues one step behind those that are pending, fewer than kMaxPendingSteps; positions
+  // advance here. `input` is the stage before's frame of the same step, checked by its link, whose memory must live
+  // until the step is finished (input_frame()); null on the first stage. An error ends the epoch (kInvalidArgument:
+  // step out of order or input that contradicts it; else the device failed); what is wrong with one entry is told in
+  // the output and harms no other.
   absl::Status Enqueue(v1::Step step, const LinkFrame* input);
   // The results of the oldest pending step; waits for the device. An error ends the epoch.
   absl::StatusOr<StepOutput> Finish();

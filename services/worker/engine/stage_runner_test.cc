@@ -35,7 +35,7 @@ using ::rwkv::testing::IsOk;
 using ::rwkv::testing::StatusIs;
 using ::testing::HasSubstr;
 
-class StageRunnerTest : public ::testing::Test {
+class StageRunnerTest : public ::testing::TestWithParam<const char*> {
  protected:
   struct Stage {
     std::unique_ptr<common::Metrics> metrics;
@@ -69,7 +69,9 @@ class StageRunnerTest : public ::testing::Test {
       ASSERT_THAT(metrics, IsOk());
       stage.metrics = *std::move(metrics);
       stage.worker_metrics = std::make_unique<WorkerMetrics>(*stage.metrics);
-      absl::StatusOr<std::unique_ptr<StageEngine>> engine = MakeTestEngine(path_, i, stages, {});
+      TestEngineOptions options;
+      options.device = GetParam();
+      absl::StatusOr<std::unique_ptr<StageEngine>> engine = MakeTestEngine(path_, i, stages, options);
       ASSERT_THAT(engine, IsOk());
       stage.engine = *std::move(engine);
       const std::string address = absl::StrCat("stage-", i);
@@ -102,7 +104,7 @@ class StageRunnerTest : public ::testing::Test {
 
 std::string StageRunnerTest::path_;
 
-TEST_F(StageRunnerTest, InProcessLinksGiveTheBitsOfOneStage) {
+TEST_P(StageRunnerTest, InProcessLinksGiveTheBitsOfOneStage) {
   EnginePipeline twin(path_, 1);
   ASSERT_THAT(twin.AttachFresh(0, 1), IsOk());
   const absl::StatusOr<StepOutput> expected = twin.Feed(0, 1, 0, tokens_);
@@ -121,7 +123,7 @@ TEST_F(StageRunnerTest, InProcessLinksGiveTheBitsOfOneStage) {
   }
 }
 
-TEST_F(StageRunnerTest, ASnapshotGoesToTheStoreAndComesBackInAnotherEpoch) {
+TEST_P(StageRunnerTest, ASnapshotGoesToTheStoreAndComesBackInAnotherEpoch) {
   Start(2);
   PipelineDriver driver(clients_);
   ASSERT_THAT(driver.Open("router-0", "e1", "store"), IsOk());
@@ -145,7 +147,7 @@ TEST_F(StageRunnerTest, ASnapshotGoesToTheStoreAndComesBackInAnotherEpoch) {
   EXPECT_EQ(restored->logits.at(77), expected->logits.at(1));
 }
 
-TEST_F(StageRunnerTest, AMissingRecordIsDataLossAndOtherErrorsPass) {
+TEST_P(StageRunnerTest, AMissingRecordIsDataLossAndOtherErrorsPass) {
   Start(2);
   PipelineDriver driver(clients_);
   ASSERT_THAT(driver.Open("router-0", "e1", "store"), IsOk());
@@ -167,7 +169,7 @@ TEST_F(StageRunnerTest, AMissingRecordIsDataLossAndOtherErrorsPass) {
   EXPECT_THAT(driver.Feed(0, 1, tokens_.size(), {1}), IsOk());
 }
 
-TEST_F(StageRunnerTest, StepsGoOnWhileTheStoreIsHeldUp) {
+TEST_P(StageRunnerTest, StepsGoOnWhileTheStoreIsHeldUp) {
   Start(1);
   PipelineDriver driver(clients_);
   ASSERT_THAT(driver.Open("router-0", "e1", "store"), IsOk());
@@ -199,7 +201,7 @@ TEST_F(StageRunnerTest, StepsGoOnWhileTheStoreIsHeldUp) {
   EXPECT_TRUE(saved);
 }
 
-TEST_F(StageRunnerTest, SavesBeyondTheBoundAreRefusedAtOnce) {
+TEST_P(StageRunnerTest, SavesBeyondTheBoundAreRefusedAtOnce) {
   SnapshotTransfer::Options transfer;
   transfer.max_save_bytes = 1;  // One at a time.
   Start(1, transfer);
@@ -222,7 +224,7 @@ TEST_F(StageRunnerTest, SavesBeyondTheBoundAreRefusedAtOnce) {
   EXPECT_EQ(first->saved().records_size(), 5);
 }
 
-TEST_F(StageRunnerTest, ASlotReleasedWhileItLoadsStaysFree) {
+TEST_P(StageRunnerTest, ASlotReleasedWhileItLoadsStaysFree) {
   Start(1);
   PipelineDriver driver(clients_);
   ASSERT_THAT(driver.Open("router-0", "e1", "store"), IsOk());
@@ -245,7 +247,7 @@ TEST_F(StageRunnerTest, ASlotReleasedWhileItLoadsStaysFree) {
   EXPECT_THAT(driver.Feed(1, 3, 0, tokens_), IsOk());
 }
 
-TEST_F(StageRunnerTest, AnEpochEndsAtOnceWhileTheStoreIsHeldUp) {
+TEST_P(StageRunnerTest, AnEpochEndsAtOnceWhileTheStoreIsHeldUp) {
   Start(2);
   PipelineDriver driver(clients_);
   ASSERT_THAT(driver.Open("router-0", "e1", "store"), IsOk());
@@ -264,7 +266,7 @@ TEST_F(StageRunnerTest, AnEpochEndsAtOnceWhileTheStoreIsHeldUp) {
   EXPECT_THAT(driver.Feed(0, 1, 0, tokens_), IsOk());
 }
 
-TEST_F(StageRunnerTest, ABlockedReceiveWakesUpWhenTheEpochEnds) {
+TEST_P(StageRunnerTest, ABlockedReceiveWakesUpWhenTheEpochEnds) {
   Start(2);
   PipelineDriver driver(clients_);
   ASSERT_THAT(driver.Open("router-0", "e1"), IsOk());
@@ -279,7 +281,7 @@ TEST_F(StageRunnerTest, ABlockedReceiveWakesUpWhenTheEpochEnds) {
   EXPECT_THAT(driver.stream(0).Read().status(), StatusIs(absl::StatusCode::kUnavailable));
 }
 
-TEST_F(StageRunnerTest, ManyCommandsWaitTheirTurn) {
+TEST_P(StageRunnerTest, ManyCommandsWaitTheirTurn) {
   Start(2);
   PipelineDriver driver(clients_);
   ASSERT_THAT(driver.Open("router-0", "e1"), IsOk());
@@ -299,7 +301,7 @@ TEST_F(StageRunnerTest, ManyCommandsWaitTheirTurn) {
   }
 }
 
-TEST_F(StageRunnerTest, DrainSavesWhatWasBegunAndThenEndsTheEpoch) {
+TEST_P(StageRunnerTest, DrainSavesWhatWasBegunAndThenEndsTheEpoch) {
   Start(1);
   PipelineDriver driver(clients_);
   ASSERT_THAT(driver.Open("router-0", "e1", "store"), IsOk());
@@ -312,7 +314,9 @@ TEST_F(StageRunnerTest, DrainSavesWhatWasBegunAndThenEndsTheEpoch) {
   ASSERT_THAT(driver.WriteAll(save), IsOk());
   store_->WaitForWaiting(1);
   std::thread drain([this] { stages_[0].runner->Drain(absl::Now() + absl::Seconds(30)); });
-  while (!stages_[0].runner->draining()) std::this_thread::yield();
+  const absl::Time patience = absl::Now() + absl::Seconds(30);
+  while (!stages_[0].runner->draining() && absl::Now() < patience) std::this_thread::yield();
+  ASSERT_TRUE(stages_[0].runner->draining()) << "Drain() has been called for half a minute";
   PipelineDriver late(clients_);
   EXPECT_THAT(late.Open("router-0", "e2"), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("drains")));
   EXPECT_THAT(driver.Feed(0, 1, 0, tokens_), IsOk()) << "what runs goes on";
@@ -325,7 +329,7 @@ TEST_F(StageRunnerTest, DrainSavesWhatWasBegunAndThenEndsTheEpoch) {
   EXPECT_EQ(store_->size(), 5u);
 }
 
-TEST_F(StageRunnerTest, AUselessCommandEndsTheEpoch) {
+TEST_P(StageRunnerTest, AUselessCommandEndsTheEpoch) {
   Start(1);
   PipelineDriver driver(clients_);
   ASSERT_THAT(driver.Open("router-0", "e1"), IsOk());
@@ -333,7 +337,7 @@ TEST_F(StageRunnerTest, AUselessCommandEndsTheEpoch) {
   EXPECT_THAT(driver.stream(0).Read().status(), StatusIs(absl::StatusCode::kInvalidArgument));
 }
 
-TEST_F(StageRunnerTest, ASnapshotNeedsAStateStore) {
+TEST_P(StageRunnerTest, ASnapshotNeedsAStateStore) {
   Start(1);
   PipelineDriver driver(clients_);
   ASSERT_THAT(driver.Open("router-0", "e1"), IsOk());
@@ -341,6 +345,89 @@ TEST_F(StageRunnerTest, ASnapshotNeedsAStateStore) {
   EXPECT_THAT(driver.Save(0, 1, 0, "snap", kTestFingerprint).status(),
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("state store")));
 }
+
+// Saves of a sequence that goes on change nothing of its tokens or its neighbour's, and each is of its position.
+TEST_P(StageRunnerTest, SavesBesideRunningStepsChangeNoBit) {
+  Start(2);
+  PipelineDriver driver(clients_);
+  std::vector<std::string> logits[2];
+  std::vector<v1::SnapshotManifest> manifests;
+  constexpr int kSteps = 12;
+  for (const bool saves : {false, true}) {
+    ASSERT_THAT(driver.Open("router-0", saves ? "e2" : "e1", "store"), IsOk());
+    for (int slot : {0, 1}) ASSERT_THAT(driver.AttachFresh(slot, slot + 1), IsOk());
+    for (int i = 0; i < kSteps; ++i) {
+      v1::Step step;
+      *step.add_entries() = Entry(0, 1, i, {tokens_[i % tokens_.size()]});
+      *step.add_entries() = Entry(1, 2, 2 * i, {3, 4});
+      ASSERT_THAT(driver.WriteStep(std::move(step)), IsOk());
+      if (saves) {
+        v1::ExecuteRequest save;
+        save.mutable_save()->set_slot(0);
+        save.mutable_save()->set_sequence(1);
+        save.mutable_save()->set_expected_position(i + 1);
+        save.mutable_save()->set_snapshot_id(absl::StrCat("snap-", i + 1));
+        ASSERT_THAT(driver.stream(0).Write(save), IsOk());
+      }
+    }
+    for (int i = 0; i < kSteps; ++i) {
+      const absl::StatusOr<DrivenStep> step = driver.ReadStep();
+      ASSERT_THAT(step, IsOk());
+      logits[saves].push_back(step->logits.at(1) + step->logits.at(2));
+    }
+  }
+  EXPECT_EQ(logits[1], logits[0]);
+  for (int i = 0; i < kSteps; ++i) {
+    const absl::StatusOr<v1::ExecuteResponse> saved = driver.stream(0).Read();
+    ASSERT_THAT(saved, IsOk());
+    ASSERT_THAT(common::FromStatusProto(saved->saved().status()), IsOk()) << saved->saved().snapshot_id();
+  }
+  ASSERT_TRUE(stages_[0].transfer->WaitUntilSaved(absl::Now() + absl::Seconds(30))) << "all saves have answered";
+  EXPECT_EQ(stages_[0].worker_metrics->snapshot_bytes_in_flight.Value(), 0);
+  // Each record is what one sequence alone has at that position.
+  EnginePipeline twin(path_, 1);
+  ASSERT_THAT(twin.AttachFresh(0, 1), IsOk());
+  for (int i = 0; i < kSteps; ++i) {
+    ASSERT_THAT(twin.Feed(0, 1, i, {tokens_[i % tokens_.size()]}), IsOk());
+    v1::RecordInfo info;
+    info.set_snapshot_id(absl::StrCat("snap-", i + 1));
+    info.set_layer(1);
+    EXPECT_EQ(*store_->GetRecord(info, absl::InfiniteFuture()), (*twin.CopyState(0, 1, i + 1))[1]) << i + 1;
+  }
+}
+
+TEST_P(StageRunnerTest, MetricsSayWhatHappened) {
+  Start(2);
+  PipelineDriver driver(clients_);
+  ASSERT_THAT(driver.Open("router-0", "e1", "store"), IsOk());
+  for (int slot : {0, 1, 2}) ASSERT_THAT(driver.AttachFresh(slot, slot + 1), IsOk());
+  ASSERT_THAT(driver.Feed(0, 1, 0, tokens_), IsOk());
+  ASSERT_THAT(driver.Feed(0, 1, tokens_.size(), {1}), IsOk());
+  v1::Step step;
+  *step.add_entries() = Entry(1, 2, 0, {1, 2});
+  *step.add_entries() = Entry(2, 9, 0, {1, 2, 3});  // Another's.
+  *step.add_entries() = Entry(0, 1, 0, {1});        // Elsewhere.
+  ASSERT_THAT(driver.Step(std::move(step)), IsOk());
+  const WorkerMetrics& first = *stages_[0].worker_metrics;
+  const WorkerMetrics& last = *stages_[1].worker_metrics;
+  for (const WorkerMetrics* metrics : {&first, &last}) {
+    EXPECT_EQ(metrics->slots.Value(), 8);
+    EXPECT_EQ(metrics->slots_used.Value(), 3);
+    EXPECT_EQ(metrics->epochs.Value(), 1);
+    EXPECT_EQ(metrics->tokens.Value(), tokens_.size() + 1 + 2) << "without padding";
+  }
+  EXPECT_GT(first.state_bytes.Value(), 0);
+  const auto refused = [](const WorkerMetrics& metrics, RefusalCause cause) {
+    return metrics.refused_entries[static_cast<int>(cause)]->Value();
+  };
+  EXPECT_EQ(refused(first, RefusalCause::kSequence), 1);
+  EXPECT_EQ(refused(first, RefusalCause::kPosition), 1);
+  EXPECT_EQ(refused(last, RefusalCause::kSequence), 0) << "the first has said it";
+  EXPECT_EQ(refused(last, RefusalCause::kPosition), 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Devices, StageRunnerTest, ::testing::Values("auto", kLazyDevice, kProtectedDevice),
+                         [](const ::testing::TestParamInfo<const char*>& info) { return std::string(info.param); });
 
 }  // namespace
 }  // namespace rwkv::worker

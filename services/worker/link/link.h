@@ -66,7 +66,8 @@ class LinkReceiver {
   virtual ~LinkReceiver() = default;
 
   // The next frame, checked: its header, and its rows in the memory that `frame` points to. Blocks. kUnavailable: the
-  // link is broken or aborted, for good. kInvalidArgument: the peer sent a frame that is out of order or of wrong sizes.
+  // link is broken or aborted, for good. kInvalidArgument: the peer sent a frame that is out of order or of wrong
+  // sizes.
   virtual absl::Status Receive(LinkFrame& frame) = 0;
 
   // Whether Receive would return at once.

@@ -14,6 +14,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
+#include "gtest/gtest.h"
 #include "rwkv/v1/state_store.pb.h"
 #include "services/state_store/client/state_store_client.h"
 
@@ -58,7 +59,8 @@ class MemoryRecords final : public state_store::RecordsClient {
   void WaitForWaiting(int count) {
     absl::MutexLock lock(&mu_);
     const auto reached = [this, count]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return waiting_ >= count; };
-    mu_.Await(absl::Condition(&reached));
+    if (mu_.AwaitWithTimeout(absl::Condition(&reached), absl::Seconds(60))) return;
+    ADD_FAILURE() << waiting_ << " calls are held up after a minute, not " << count;
   }
   size_t size() {
     absl::MutexLock lock(&mu_);

@@ -10,6 +10,8 @@
 namespace rwkv::worker {
 namespace {
 
+constexpr absl::Duration kPatience = absl::Minutes(1);
+
 // What the epoch and the stream share.
 class QueueSink final : public EpochSink {
  public:
@@ -28,16 +30,21 @@ class QueueSink final : public EpochSink {
 
   absl::StatusOr<v1::ExecuteResponse> Pop() {
     absl::MutexLock lock(&mu_);
-    mu_.Await(absl::Condition(this, &QueueSink::HasResponse));
+    if (!mu_.AwaitWithTimeout(absl::Condition(this, &QueueSink::HasResponse), kPatience)) {
+      return absl::DeadlineExceededError("the worker has not answered for a minute");
+    }
     if (responses_.empty()) return end_;
     v1::ExecuteResponse response = std::move(responses_.front());
     responses_.pop_front();
     return response;
   }
-  void WaitForRoom() {
+  absl::Status WaitForRoom() {
     absl::MutexLock lock(&mu_);
-    mu_.Await(absl::Condition(this, &QueueSink::HasRoom));
+    if (!mu_.AwaitWithTimeout(absl::Condition(this, &QueueSink::HasRoom), kPatience)) {
+      return absl::DeadlineExceededError("the worker has taken no command for a minute");
+    }
     room_ = false;
+    return absl::OkStatus();
   }
   bool ended() {
     absl::MutexLock lock(&mu_);
@@ -73,7 +80,9 @@ class RunnerStream final : public ExecuteStream {
     }
     if (sink_->ended()) return absl::UnavailableError("the stream is over");
     v1::ExecuteRequest copy = request;
-    while (!epoch->TryPush(copy)) sink_->WaitForRoom();
+    while (!epoch->TryPush(copy)) {
+      if (absl::Status status = sink_->WaitForRoom(); !status.ok()) return status;
+    }
     return absl::OkStatus();
   }
 

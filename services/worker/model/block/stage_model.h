@@ -16,7 +16,8 @@
 namespace rwkv::worker {
 
 // One microbatch: packed rows, one per token. `R` rows in all, 1 <= R <= max_rows. What says which rows there are is
-// host memory, and done with when Forward() returns; the floats are device memory.
+// host memory, and done with when Forward() returns; the floats are device memory, logits and hidden states perhaps
+// pinned.
 struct StageStep {
   absl::Span<const kernels::SequenceSpan> spans;  // Cover the rows in order; no slot twice, but kPaddingSlot.
   int64_t rows = 0;                               // R
