@@ -33,7 +33,7 @@ int64_t RoundUp(int64_t value, int64_t to) { return (value + to - 1) / to * to; 
 
 // Addresses of which those that were given can be touched while somebody holds them open. A buffer ends where its pages
 // end, at most 63 bytes before, with a page behind it that nobody may touch: what reaches too far faults, and what
-// reaches in front of it by a page, too. None is given twice, so that a pointer that outlived its buffer faults as well.
+// reaches a page too far to the front as well. None is given twice, so that a pointer that outlived its buffer faults.
 class Arena {
  public:
   Arena()
