@@ -47,19 +47,21 @@ expect "the same asked" "$(differing_settings)" ""
 given=([stages]=3 [lora_alpha]=16 [group_norm_eps]=1e-5 [initial_state]=poet=/p.pth)
 expect "others asked" "$(differing_settings)" \
   "--stages 2 and --lora-alpha 32 and no --group-norm-eps and --initial-state poet=/p.pth,judge=/j.pth"
-given=([group_norm_eps]=1e-5)
+given=([group_norm_eps]=1e-5 [device]=reference)
 inherit_settings
 expect "left open" "${given[model]} ${given[lora]} ${given[lora_alpha]} ${given[group_norm_eps]} ${given[initial_state]}" \
   "/m.pth /a.pth 32 1e-5 poet=/p.pth,judge=/j.pth"
+expect "a device asked for" "$(differing_settings)" "no --group-norm-eps and no --device"
 expect "never set" "${given[tokenizer]-unset}" unset
 given=([model]=/other.pth)
 inherit_settings
 expect "another model takes the stages" "${given[model]} ${given[stages]} ${#given[@]}" "/other.pth 2 2"
 expect "flags of a worker" "$(worker_flags | tr '\n' ' ')" \
   "--model=/m.pth --lora=/a.pth --lora_alpha=32 --initial_states=poet=/p.pth,judge=/j.pth "
-cluster=([model]="/a b.pth" [stages]=1 [group_norm_eps]=1e-5)
+cluster=([model]="/a b.pth" [stages]=1 [group_norm_eps]=1e-5 [device]=cpu/avx2)
 expect "fewer flags" "$(worker_flags)" "--model=/a b.pth
---group_norm_eps=1e-5"
+--group_norm_eps=1e-5
+--device=cpu/avx2"
 cluster=([model]=/m.pth [stages]=2 [router-0.grpc]=127.0.0.1:4711)
 
 # A process is ours by pid and start time.

@@ -3,7 +3,7 @@
 # Installs what is missing and builds first. Called again, it finds the running cluster and restarts what died.
 #
 #   deploy/local/run.sh [--model PATH] [--tokenizer FILE] [--stages N] [--data-dir DIR] [--lora FILE --lora-alpha A]
-#                       [--initial-state NAME=FILE]... [--group-norm-eps X] [PROMPT]
+#                       [--initial-state NAME=FILE]... [--group-norm-eps X] [--device NAME] [PROMPT]
 #
 #   --model PATH    an RWKV checkpoint: .pth, .safetensors, GGUF or .bin of rwkv.cpp; of one in several files the
 #                   folder, the index or a part. Default: the small model in deploy/demo_model
@@ -19,6 +19,7 @@
 #                   often
 #   --group-norm-eps X
 #                   epsilon of the group norm behind the recurrence; 1e-5 for what rwkv.cpp computes of an RWKV-5
+#   --device NAME   what the workers compute on, as their own --device (default: auto, the fastest here)
 #   --data-dir DIR  where sessions and logs live (default: ~/.local/share/rwkv-serving/default)
 #   PROMPT          streams the model's answer on standard output; everything else goes to standard error
 #
@@ -68,6 +69,10 @@ set_flag() {
       [[ $2 =~ ^[0-9.]+([eE][-+]?[0-9]+)?$ ]] || usage_error "$1 '$2' is no positive number"
       local key=${1#--}
       given[${key//-/_}]=$2
+      ;;
+    --device)
+      [[ $2 =~ ^[a-z0-9/:]+$ ]] || usage_error "$1 '$2' is no name of a device"
+      given[device]=$2
       ;;
     --initial-state)
       local others=${given[initial_state]:-}

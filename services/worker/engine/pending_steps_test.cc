@@ -1,5 +1,6 @@
 // Steps behind steps: whatever is enqueued while a step runs, its results are those of a device that runs it at once.
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <string>
 #include <utility>
@@ -199,6 +200,10 @@ TEST_P(PendingStepsTest, ASaveBetweenTwoStepsIsTheStateBetweenThem) {
   *attach.mutable_snapshot() = ManifestOf("s", 3, records);
   ASSERT_THAT(other->Attach(attach), IsOk());
   ASSERT_THAT(Install(*other, 5, 1, records), IsOk());
+  // The next one to come is written elsewhere while the stream still reads this one.
+  const absl::StatusOr<std::shared_ptr<StateCopy>> next = other->copies().Take();
+  ASSERT_THAT(next, IsOk());
+  std::memset((*next)->values(), 0, other->copies().bytes());
   ASSERT_THAT(other->Enqueue(StepOf(1, {Entry(5, 1, 3, {7})}), nullptr), IsOk());
   ASSERT_THAT(other->Enqueue(StepOf(2, {Entry(5, 1, 4, {8, 2})}), nullptr), IsOk());
   ASSERT_THAT(other->Finish(), IsOk());
@@ -222,6 +227,7 @@ TEST_P(PendingStepsTest, ThirdStepsAndFinishedOnesThatAreNoneAreErrors) {
   ASSERT_THAT(engine->Enqueue(StepOf(2, {}), nullptr), IsOk());
   EXPECT_THAT(engine->Enqueue(StepOf(3, {}), nullptr),
               StatusIs(absl::StatusCode::kInternal, HasSubstr("step 3 behind 2 pending ones")));
+  ASSERT_THAT(engine->Finish(), IsOk());
   engine->Reset();
   EXPECT_EQ(engine->pending_steps(), 0);
   EXPECT_THAT(engine->Enqueue(StepOf(1, {}), nullptr), IsOk());

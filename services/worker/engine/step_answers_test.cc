@@ -1,6 +1,7 @@
 // What the last stage draws and scores.
 #include "services/worker/engine/step_answers.h"
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -107,6 +108,24 @@ TEST_F(StepAnswersTest, ATurnAttachedAgainDrawsTheSameTokens) {
   for (uint32_t token : {8u, 9u, 10u}) ASSERT_THAT(pipeline_.Feed(1, 2, position++, {token}, false), IsOk());
   for (int i = 0; i < 10; ++i) ASSERT_THAT(pipeline_.Feed(1, 2, position++, {whole[i]}, false), IsOk());
   EXPECT_EQ(generate(1, 2, position, whole[10], 13), std::vector<uint32_t>(whole.begin() + 11, whole.end()));
+}
+
+// A draw is keyed by the place of its token in the log, however the prompt came there.
+TEST_F(StepAnswersTest, ADrawDoesNotDependOnThePromptsChunks) {
+  const std::vector<uint32_t> prompt = {8, 9, 10, 11};
+  for (uint64_t seed = 1; seed <= 8; ++seed) {
+    v1::Sampling sampling;
+    sampling.set_temperature(5);
+    sampling.set_seed(seed);
+    ASSERT_THAT(pipeline_.AttachFresh(0, 2 * seed, sampling), IsOk());
+    const absl::StatusOr<StepOutput> whole = pipeline_.Feed(0, 2 * seed, 0, prompt, false, true);
+    ASSERT_THAT(whole, IsOk());
+    ASSERT_THAT(pipeline_.AttachFresh(1, 2 * seed + 1, sampling), IsOk());
+    ASSERT_THAT(pipeline_.Feed(1, 2 * seed + 1, 0, {8, 9, 10}, false), IsOk());
+    const absl::StatusOr<StepOutput> last = pipeline_.Feed(1, 2 * seed + 1, 3, {11}, false, true);
+    ASSERT_THAT(last, IsOk());
+    EXPECT_EQ(last->result.entries(0).token_id(), whole->result.entries(0).token_id()) << "seed " << seed;
+  }
 }
 
 TEST_F(StepAnswersTest, BannedTokensAreNeverDrawn) {
