@@ -10,7 +10,7 @@
 namespace rwkv::worker {
 namespace {
 
-constexpr absl::Duration kPatience = absl::Minutes(1);
+constexpr absl::Duration kPatience = absl::Seconds(30);
 
 // What the epoch and the stream share.
 class QueueSink final : public EpochSink {
@@ -31,7 +31,7 @@ class QueueSink final : public EpochSink {
   absl::StatusOr<v1::ExecuteResponse> Pop() {
     absl::MutexLock lock(&mu_);
     if (!mu_.AwaitWithTimeout(absl::Condition(this, &QueueSink::HasResponse), kPatience)) {
-      return absl::DeadlineExceededError("the worker has not answered for a minute");
+      return absl::DeadlineExceededError("the worker has not answered for half a minute");
     }
     if (responses_.empty()) return end_;
     v1::ExecuteResponse response = std::move(responses_.front());
@@ -41,7 +41,7 @@ class QueueSink final : public EpochSink {
   absl::Status WaitForRoom() {
     absl::MutexLock lock(&mu_);
     if (!mu_.AwaitWithTimeout(absl::Condition(this, &QueueSink::HasRoom), kPatience)) {
-      return absl::DeadlineExceededError("the worker has taken no command for a minute");
+      return absl::DeadlineExceededError("the worker has taken no command for half a minute");
     }
     room_ = false;
     return absl::OkStatus();
