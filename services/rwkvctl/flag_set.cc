@@ -119,12 +119,16 @@ void FlagSet::AddFloat(absl::string_view name, absl::string_view help, std::func
   AddString(name, "X", help, Parsed<float>(&ParseFloat, std::move(set)));
 }
 
-void FlagSet::AddBool(absl::string_view name, absl::string_view help, bool* value) {
-  AddString(name, "", help, [value](const std::string& text) {
+void FlagSet::AddBool(absl::string_view name, absl::string_view help, std::function<void(bool)> set) {
+  AddString(name, "", help, [set = std::move(set)](const std::string& text) {
     if (text != "true" && text != "false") return absl::InvalidArgumentError("is true or false");
-    *value = text == "true";
+    set(text == "true");
     return absl::OkStatus();
   });
+}
+
+void FlagSet::AddBool(absl::string_view name, absl::string_view help, bool* value) {
+  AddBool(name, help, [value](bool given) { *value = given; });
 }
 
 const FlagSet::Flag* FlagSet::Find(absl::string_view name) const {

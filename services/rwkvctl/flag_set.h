@@ -26,6 +26,7 @@ class FlagSet {
   void AddUint32(absl::string_view name, absl::string_view help, std::function<void(uint32_t)> set);
   void AddUint64(absl::string_view name, absl::string_view help, std::function<void(uint64_t)> set);
   void AddFloat(absl::string_view name, absl::string_view help, std::function<void(float)> set);  // Finite.
+  void AddBool(absl::string_view name, absl::string_view help, std::function<void(bool)> set);
   void AddBool(absl::string_view name, absl::string_view help, bool* value);
 
   bool Has(absl::string_view name) const;

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <sstream>
 #include <string>
@@ -261,6 +262,11 @@ TEST_F(RwkvctlTest, GenerateSendsEveryFlag) {
                   "2",
                   "--penalty-decay",
                   "0.5",
+                  "--repetition-penalty",
+                  "1.5",
+                  "--penalize-prompt",
+                  "--logit-bias",
+                  "7=-inf",
                   "--logit-bias",
                   "5=-1.5",
                   "--logit-bias",
@@ -298,6 +304,9 @@ TEST_F(RwkvctlTest, GenerateSendsEveryFlag) {
   EXPECT_EQ(sampling.presence_penalty(), -1);
   EXPECT_EQ(sampling.frequency_penalty(), 2);
   EXPECT_EQ(sampling.penalty_decay(), 0.5f);
+  EXPECT_EQ(sampling.repetition_penalty(), 1.5f);
+  EXPECT_TRUE(sampling.penalize_prompt());
+  EXPECT_EQ(sampling.logit_bias().at(7), -std::numeric_limits<float>::infinity());
   EXPECT_EQ(sampling.logit_bias().at(5), -1.5f);
   EXPECT_EQ(sampling.logit_bias().at(6), 2);
   EXPECT_EQ(sampling.order(), v1::SAMPLING_ORDER_RWKV_PIP);

@@ -24,17 +24,21 @@ void AddSamplingFlags(FlagSet& flags, v1::Sampling* sampling) {
                  [=](float value) { sampling->set_presence_penalty(value); });
   flags.AddFloat("frequency-penalty", "taken once per count of the token in this answer",
                  [=](float value) { sampling->set_frequency_penalty(value); });
+  flags.AddFloat("repetition-penalty", "divides the logit of tokens seen, or multiplies a negative one",
+                 [=](float value) { sampling->set_repetition_penalty(value); });
+  flags.AddBool("penalize-prompt", "the penalties count the session and the prompt, too",
+                [=](bool value) { sampling->set_penalize_prompt(value); });
   flags.AddFloat("penalty-decay", "counts shrink by this factor each token (default 0.996)",
                  [=](float value) { sampling->set_penalty_decay(value); });
-  flags.AddString("logit-bias", "ID=X", "added to the logit of a token; may be given often",
+  flags.AddString("logit-bias", "ID=X", "added to the logit of a token, -inf bans it; may be given often",
                   [=](const std::string& text) {
                     const size_t equals = text.find('=');
                     absl::StatusOr<uint64_t> id =
                         ParseUint64(absl::string_view(text).substr(0, equals), std::numeric_limits<uint32_t>::max());
                     float bias = 0;
                     if (!id.ok() || equals == std::string::npos || !absl::SimpleAtof(text.substr(equals + 1), &bias) ||
-                        !std::isfinite(bias)) {
-                      return absl::InvalidArgumentError(absl::StrCat("\"", text, "\" is not ID=NUMBER"));
+                        (!std::isfinite(bias) && !(std::isinf(bias) && bias < 0))) {
+                      return absl::InvalidArgumentError(absl::StrCat("\"", text, "\" is not ID=NUMBER or ID=-inf"));
                     }
                     (*sampling->mutable_logit_bias())[static_cast<uint32_t>(*id)] = bias;
                     return absl::OkStatus();

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -39,6 +40,7 @@ absl::StatusOr<SamplingParams> SamplingParams::Create(const v1::Sampling& sampli
   if (sampling.has_presence_penalty()) params.presence_penalty_ = sampling.presence_penalty();
   if (sampling.has_frequency_penalty()) params.frequency_penalty_ = sampling.frequency_penalty();
   if (sampling.has_penalty_decay()) params.penalty_decay_ = sampling.penalty_decay();
+  if (sampling.has_repetition_penalty()) params.repetition_penalty_ = sampling.repetition_penalty();
   params.seed_ = sampling.seed();
   params.top_logprobs_ = sampling.top_logprobs();
 
@@ -53,6 +55,7 @@ absl::StatusOr<SamplingParams> SamplingParams::Create(const v1::Sampling& sampli
       CheckInterval("presence_penalty", params.presence_penalty_, -kMaxPenalty, kMaxPenalty),
       CheckInterval("frequency_penalty", params.frequency_penalty_, -kMaxPenalty, kMaxPenalty),
       CheckInterval("penalty_decay", params.penalty_decay_, 0, 1),
+      CheckInterval("repetition_penalty", params.repetition_penalty_, kMinRepetitionPenalty, kMaxRepetitionPenalty),
   };
   for (const absl::Status& check : checks) {
     if (!check.ok()) return check;
@@ -85,9 +88,9 @@ absl::StatusOr<SamplingParams> SamplingParams::Create(const v1::Sampling& sampli
       return InvalidFieldError("sampling.logit_bias",
                                absl::StrCat("token id ", id, " is not below the vocabulary's ", vocab_size));
     }
-    if (!(std::abs(bias) <= kMaxLogitBias)) {
+    if (!(std::abs(bias) <= kMaxLogitBias) && bias != -std::numeric_limits<float>::infinity()) {
       return InvalidFieldError("sampling.logit_bias", absl::StrCat("of token id ", id, " must be in [", -kMaxLogitBias,
-                                                                   ", ", kMaxLogitBias, "], not ", bias));
+                                                                   ", ", kMaxLogitBias, "] or -infinity, not ", bias));
     }
   }
 
@@ -128,6 +131,7 @@ v1::Sampling CompleteSampling(const v1::Sampling& sampling, uint64_t drawn_seed)
   if (!complete.has_presence_penalty()) complete.set_presence_penalty(0);
   if (!complete.has_frequency_penalty()) complete.set_frequency_penalty(0);
   if (!complete.has_penalty_decay()) complete.set_penalty_decay(SamplingParams::kDefaultPenaltyDecay);
+  if (!complete.has_repetition_penalty()) complete.set_repetition_penalty(1);
   if (!complete.has_seed()) complete.set_seed(drawn_seed);
   if (complete.order() == v1::SAMPLING_ORDER_UNSPECIFIED) complete.set_order(v1::SAMPLING_ORDER_TEMPERATURE_FIRST);
   return complete;

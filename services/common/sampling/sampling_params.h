@@ -11,11 +11,13 @@
 
 namespace rwkv::common {
 
-// Immutable. Every value is finite and in the range that common.proto states.
+// Immutable. Every value is in the range that common.proto states.
 class SamplingParams {
  public:
   static constexpr float kMaxTemperature = 100;
-  static constexpr float kMaxPenalty = 1000;    // Absolute value, of either penalty.
+  static constexpr float kMaxPenalty = 1000;  // Absolute value, of presence and frequency penalty.
+  static constexpr float kMinRepetitionPenalty = 0.001f;
+  static constexpr float kMaxRepetitionPenalty = 1000;
   static constexpr float kMaxLogitBias = 1000;  // Absolute value.
   static constexpr int kMaxLogitBiases = 1024;
   static constexpr uint32_t kMaxTopLogprobs = 64;
@@ -45,10 +47,12 @@ class SamplingParams {
   float presence_penalty() const { return presence_penalty_; }
   float frequency_penalty() const { return frequency_penalty_; }
   float penalty_decay() const { return penalty_decay_; }
+  float repetition_penalty() const { return repetition_penalty_; }  // 1: none.
+  bool has_penalty() const { return presence_penalty_ != 0 || frequency_penalty_ != 0 || repetition_penalty_ != 1; }
   uint64_t seed() const { return seed_; }  // 0 if unset.
   uint32_t top_logprobs() const { return top_logprobs_; }
   Order order() const { return order_; }
-  const std::vector<std::pair<uint32_t, float>>& logit_bias() const { return logit_bias_; }  // Ascending ids.
+  const std::vector<std::pair<uint32_t, float>>& logit_bias() const { return logit_bias_; }  // Ascending ids; or -inf.
   const std::vector<IdRange>& banned() const { return banned_; }                             // Ascending, disjoint.
 
  private:
@@ -63,6 +67,7 @@ class SamplingParams {
   float presence_penalty_ = 0;
   float frequency_penalty_ = 0;
   float penalty_decay_ = kDefaultPenaltyDecay;
+  float repetition_penalty_ = 1;
   uint64_t seed_ = 0;
   uint32_t top_logprobs_ = 0;
   Order order_ = Order::kTemperatureFirst;

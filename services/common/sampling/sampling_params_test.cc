@@ -72,6 +72,11 @@ TEST(SamplingParamsTest, EachBadValueNamesItsFieldAndItself) {
       {"penalty_decay: -0.5", "sampling.penalty_decay", "-0.5"},
       {"penalty_decay: 1.5", "sampling.penalty_decay", "1.5"},
       {"penalty_decay: nan", "sampling.penalty_decay", "nan"},
+      {"repetition_penalty: 0", "sampling.repetition_penalty", "0"},
+      {"repetition_penalty: -1", "sampling.repetition_penalty", "-1"},
+      {"repetition_penalty: 1001", "sampling.repetition_penalty", "1001"},
+      {"repetition_penalty: nan", "sampling.repetition_penalty", "nan"},
+      {"logit_bias { key: 3 value: -1001 }", "sampling.logit_bias", "-1001"},
       {"top_logprobs: 65", "sampling.top_logprobs", "65"},
       {"logit_bias { key: 10 value: 1 }", "sampling.logit_bias", "10"},
       {"logit_bias { key: 3 value: nan }", "sampling.logit_bias", "nan"},
@@ -113,6 +118,19 @@ TEST(SamplingParamsTest, BiasesAreSortedById) {
                                                        "logit_bias { key: 5 value: 2 }"),
                                               10));
   EXPECT_THAT(params.logit_bias(), ElementsAre(Pair(2, -3), Pair(5, 2), Pair(9, 1)));
+}
+
+TEST(SamplingParamsTest, NestedRangesOfBannedIdsAreTheOuterOne) {
+  const std::vector<uint32_t> banned = {0, 10, 2, 4, 12, 13};
+  ASSERT_OK_AND_ASSIGN(const SamplingParams params, SamplingParams::Create({}, 100, banned));
+  ASSERT_EQ(params.banned().size(), 2u);
+  EXPECT_EQ(params.banned()[0].begin, 0u);
+  EXPECT_EQ(params.banned()[0].end, 10u);
+  EXPECT_EQ(params.banned()[1].begin, 12u);
+}
+
+TEST(SamplingParamsTest, ABiasOfMinusInfinityIsABan) {
+  EXPECT_OK(SamplingParams::Create(Sampling("logit_bias { key: 3 value: -inf }"), 10));
 }
 
 TEST(SamplingParamsTest, BannedRangesAreMergedAndCutAtTheVocabulary) {

@@ -173,6 +173,45 @@ TEST(ContinueTest, NeitherLossesNorForksChangeAToken) {
   }
 }
 
+// The session's past, the input and the answer, over a lost epoch and another router too.
+TEST(ContinueTest, PenaltiesCountThePromptWhenAsked) {
+  FakeCluster cluster;
+  cluster.CreateSession("s");
+  v1::Sampling sampling = Sampled();
+  sampling.set_penalize_prompt(true);
+  v1::GenerateRequest request = SessionRequest("", "", Prompt(3), 12);
+  *request.mutable_sampling() = sampling;
+  EXPECT_THAT(cluster.Generate(request).tokens,
+              ElementsAreArray(FakeModel::Generate(Prompt(3), 12, sampling, kVocabulary)))
+      << "without a session";
+
+  std::vector<uint32_t> log;
+  for (int turn = 0; turn < 4; ++turn) {
+    SCOPED_TRACE(turn);
+    // The third has no input.
+    request = turn == 2 ? GoOn("s", "t2", 30) : SessionRequest("s", absl::StrCat("t", turn), Prompt(turn), 30);
+    *request.mutable_sampling() = sampling;
+    if (turn != 2) log = Concat(log, Prompt(turn));
+    cluster.pipeline().PauseSteps();
+    const FakeCluster::Call call = cluster.Start(request);
+    ASSERT_TRUE(WaitUntil([&] {
+      cluster.pipeline().AllowSteps(1);
+      return call.stream->received().size() >= 5;
+    }));
+    if (turn == 1) {
+      cluster.pipeline().Kill(0);
+      cluster.pipeline().Restart(0);
+    }
+    cluster.pipeline().ResumeSteps();
+    const FakeCluster::Answer answer = cluster.Finish(call);
+    ASSERT_THAT(answer.status, IsOk());
+    EXPECT_THAT(answer.tokens, ElementsAreArray(FakeModel::Generate(log, 30, sampling, kVocabulary)));
+    log = Concat(log, answer.tokens);
+    cluster.RestartRouter();
+    EXPECT_THAT(cluster.Generate(request).tokens, ElementsAreArray(answer.tokens)) << "told again";
+  }
+}
+
 TEST(ContinueTest, AfterAStopTokenItGoesOnWithOtherStops) {
   FakeCluster cluster;
   cluster.CreateSession("s");

@@ -120,6 +120,9 @@ void TurnManager::Engine::FillAttach(const AttachCommand& command, v1::AttachSeq
   *attach->mutable_sampling() =
       turn.kind == Kind::kGenerate ? turn.spec.sampling() : common::CompleteSampling(v1::Sampling(), 0);
   attach->mutable_turn_token_ids()->Add(turn.counted.begin(), turn.counted.end());
+  if (turn.spec.sampling().penalize_prompt()) {
+    attach->mutable_turn_token_ids()->Add(turn.prompt.begin(), turn.prompt.end());
+  }
   if (turn.answer.has_value()) {
     attach->mutable_turn_token_ids()->Add(turn.answer->ids().begin(), turn.answer->ids().end());
   }

@@ -87,7 +87,8 @@ struct Turn {
   // Positions in the session's log (from 0 without a session): [begin, begin + prompt) is the input, then the answer.
   uint64_t begin = 0;
   absl::optional<Answer> answer;  // From the opening on.
-  std::vector<uint32_t> counted;  // Tokens of the log before it that the penalties count as generated in it.
+  std::vector<uint32_t> counted;  // Tokens of the log before it that the penalties count as generated in it; the
+                                  // input, too, if sampling.penalize_prompt says so.
   absl::Status error;             // What the answer ended with, if its reason is ERROR.
   bool stopped = false;           // Ends without an end in the log: client gone, or an error.
 

@@ -48,7 +48,7 @@ TEST(TurnInputTest, DefaultsAreFilledIn) {
   EXPECT_EQ(sampling.seed(), 77);
   EXPECT_TRUE(sampling.has_temperature() && sampling.has_top_k() && sampling.has_top_p() && sampling.has_typical_p() &&
               sampling.has_min_p() && sampling.has_presence_penalty() && sampling.has_frequency_penalty() &&
-              sampling.has_penalty_decay());
+              sampling.has_penalty_decay() && sampling.has_repetition_penalty());
 }
 
 TEST(TurnInputTest, StopTokensAreSortedAndEachOnce) {

@@ -59,6 +59,9 @@ class Opening {
     if (!request_.begins) return absl::OkStatus();
     opened_.spec = request_.spec;
     RWKV_RETURN_IF_ERROR(CheckNew(position));
+    if (opened_.spec.sampling().penalize_prompt()) {
+      opened_.spec.set_counts_from(position - std::min(position, kMaxCountedTokens));
+    }
     begin_.set_spec(opened_.spec.SerializeAsString());
     RWKV_ASSIGN_OR_RETURN(opened_.begun, catalog_->BeginTurn(begin_, deadline_));
     return absl::OkStatus();

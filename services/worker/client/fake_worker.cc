@@ -66,10 +66,12 @@ uint32_t FakeModel::Next(uint64_t state, uint64_t position, const v1::Sampling& 
 std::vector<uint32_t> FakeModel::Generate(absl::Span<const uint32_t> log, int count, const v1::Sampling& sampling,
                                           uint32_t vocab_size, absl::string_view initial_state) {
   uint64_t state = Feed(Fresh(initial_state), log);
+  uint64_t counted = sampling.penalize_prompt() ? Feed(0, log) : 0;
   std::vector<uint32_t> tokens;
   for (int i = 0; i < count; ++i) {
-    tokens.push_back(Next(state, log.size() + i, sampling, vocab_size, {}, Feed(0, tokens)));
+    tokens.push_back(Next(state, log.size() + i, sampling, vocab_size, {}, counted));
     state = Feed(state, tokens.back());
+    counted = Feed(counted, tokens.back());
   }
   return tokens;
 }

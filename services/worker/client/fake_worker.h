@@ -37,7 +37,7 @@ struct FakeModel {
   // Tokens that a greedy turn of `count` tokens generates after `log`.
   static std::vector<uint32_t> Greedy(absl::Span<const uint32_t> log, int count, uint32_t vocab_size,
                                       absl::string_view initial_state = "");
-  // The same with any sampling (temperature, seed and frequency penalty count).
+  // The same with any sampling (temperature, seed, frequency penalty and penalize_prompt count).
   static std::vector<uint32_t> Generate(absl::Span<const uint32_t> log, int count, const v1::Sampling& sampling,
                                         uint32_t vocab_size, absl::string_view initial_state = "");
 };

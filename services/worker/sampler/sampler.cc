@@ -70,11 +70,19 @@ PenaltyState::PenaltyState(const SamplingParams& params, absl::Span<const uint32
 }
 
 void PenaltyState::Count(const SamplingParams& params, uint32_t token) {
-  if (params.presence_penalty() == 0 && params.frequency_penalty() == 0) return;
-  for (Entry& entry : entries_) entry.count *= static_cast<double>(params.penalty_decay());
-  const auto [it, inserted] = index_.try_emplace(token, static_cast<uint32_t>(entries_.size()));
-  if (inserted) entries_.push_back({token, 0});
-  entries_[it->second].count += 1;
+  constexpr double kSmallestScale = 0x1p-500;
+  if (!params.has_penalty()) return;
+  scale_ *= static_cast<double>(params.penalty_decay());
+  if (scale_ < kSmallestScale) {
+    for (double& share : shares_) share *= scale_;
+    scale_ = 1;
+  }
+  const auto [it, inserted] = index_.try_emplace(token, static_cast<uint32_t>(seen_.size()));
+  if (inserted) {
+    seen_.push_back(token);
+    shares_.push_back(0);
+  }
+  shares_[it->second] += 1 / scale_;
 }
 
 absl::StatusOr<float> Sampler::Logprob(absl::Span<const float> logits, uint32_t token) {
@@ -132,11 +140,16 @@ absl::StatusOr<SampledToken> Sampler::Sample(absl::Span<const float> logits, con
 void Sampler::Adjust(absl::Span<const float> logits, const SamplingParams& params, const PenaltyState& penalties) {
   adjusted_.assign(logits.begin(), logits.end());
   for (const auto& [id, bias] : params.logit_bias()) adjusted_[id] += bias;
-  for (const PenaltyState::Entry& entry : penalties.entries()) {
-    if (entry.token >= adjusted_.size()) continue;
-    const double penalty =
-        static_cast<double>(params.presence_penalty()) + entry.count * static_cast<double>(params.frequency_penalty());
-    adjusted_[entry.token] = static_cast<float>(static_cast<double>(adjusted_[entry.token]) - penalty);
+  for (size_t place = 0; place < penalties.seen().size(); ++place) {
+    const uint32_t token = penalties.seen()[place];
+    if (token >= adjusted_.size()) continue;
+    float& logit = adjusted_[token];
+    if (params.repetition_penalty() != 1) {
+      logit = logit > 0 ? logit / params.repetition_penalty() : logit * params.repetition_penalty();
+    }
+    const double penalty = static_cast<double>(params.presence_penalty()) +
+                           penalties.count(place) * static_cast<double>(params.frequency_penalty());
+    logit = static_cast<float>(static_cast<double>(logit) - penalty);
   }
   for (const SamplingParams::IdRange& range : params.banned()) {
     std::fill(adjusted_.begin() + range.begin, adjusted_.begin() + range.end, kNegativeInfinity);

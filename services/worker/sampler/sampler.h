@@ -3,9 +3,11 @@
 // The model's own distribution is softmax(logits) over all V rows; every reported log-probability is of it. What is
 // drawn from is made of it in these steps:
 //
-//   1. adjust    l[i] = logit[i] + logit_bias[i], then, for ids that were seen, l[i] -= presence_penalty +
-//                count[i] * frequency_penalty, each rounded to fp32 (count: see PenaltyState); banned ids become -inf.
-//                Ids at -inf take no further part.
+//   1. adjust    l[i] = logit[i] + logit_bias[i], then, for ids that were seen,
+//                  l[i] = l[i] / repetition_penalty  if l[i] > 0, else l[i] * repetition_penalty
+//                  l[i] -= presence_penalty + count[i] * frequency_penalty
+//                each rounded to fp32 (count: see PenaltyState); banned ids become -inf. Ids at -inf take no further
+//                part.
 //   greedy       (temperature 0): the largest l, the smallest id on a tie. Nothing below is done.
 //
 //   SAMPLING_ORDER_TEMPERATURE_FIRST            SAMPLING_ORDER_RWKV_PIP
@@ -51,7 +53,8 @@ using SamplingParams = common::SamplingParams;
 
 // What a turn has generated so far, as the penalties see it. After each token all counts are multiplied by
 // penalty_decay, then the token's own grows by one; a token counts as seen from then on. A state that has counted the
-// same tokens under the same params is the same, bit for bit, whichever process counted them.
+// same tokens under the same params is the same, bit for bit, whichever process counted them. Counting a token costs the
+// same however many were seen: a prompt may be counted, too.
 class PenaltyState {
  public:
   PenaltyState() = default;
@@ -61,15 +64,17 @@ class PenaltyState {
   // Takes no part, and no memory, if `params` has no penalty.
   void Count(const SamplingParams& params, uint32_t token);
 
-  struct Entry {
-    uint32_t token = 0;
-    double count = 0;
-  };
-  const std::vector<Entry>& entries() const { return entries_; }  // In order of first appearance.
+  // Ids that were seen, in order of first appearance.
+  const std::vector<uint32_t>& seen() const { return seen_; }
+  // Of seen()[place].
+  double count(size_t place) const { return shares_[place] * scale_; }
 
  private:
-  std::vector<Entry> entries_;
-  absl::flat_hash_map<uint32_t, uint32_t> index_;  // Token to its place in entries_.
+  std::vector<uint32_t> seen_;
+  // Counts divided by scale_, which alone is multiplied by the decay, until it is so small that they take it in.
+  std::vector<double> shares_;
+  double scale_ = 1;
+  absl::flat_hash_map<uint32_t, uint32_t> index_;  // Token to its place in seen_.
 };
 
 struct LogprobOf {

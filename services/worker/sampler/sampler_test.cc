@@ -101,7 +101,7 @@ TEST(SamplerTest, BadLogitsAreInternalErrorsAndCountNothing) {
   EXPECT_THAT(sampler.Sample(logits, params, 0, penalties), StatusIs(absl::StatusCode::kInternal, HasSubstr("-inf")));
   logits.assign(8, 0.0f);
   EXPECT_THAT(sampler.Sample(logits, params, 0, penalties), StatusIs(absl::StatusCode::kInternal, HasSubstr("8")));
-  EXPECT_TRUE(penalties.entries().empty());
+  EXPECT_TRUE(penalties.seen().empty());
 }
 
 TEST(SamplerTest, BannedIdsAreNeverDrawnEvenWhenLikeliest) {
@@ -497,10 +497,9 @@ TEST(SamplerTest, PenaltiesCountWhatWasDrawn) {
   // Penalised logits, drawn largest first:
   //   2, 1, .2 | .5, 1, .2 (id 0 counts 1) | 1, -.5, .2 (.5, 1) | .25, 0, .2 (1.25, .5) | -.125, .25, .2 (1.625, .25)
   EXPECT_THAT(drawn, ElementsAre(0, 1, 0, 0, 1));
-  ASSERT_EQ(penalties.entries().size(), 2);
-  EXPECT_EQ(penalties.entries()[0].token, 0);
-  EXPECT_DOUBLE_EQ(penalties.entries()[0].count, ((0.5 * 0.5 + 1) * 0.5 + 1) * 0.5);
-  EXPECT_DOUBLE_EQ(penalties.entries()[1].count, 0.5 * 0.5 * 0.5 + 1);
+  EXPECT_THAT(penalties.seen(), ElementsAre(0, 1));
+  EXPECT_DOUBLE_EQ(penalties.count(0), ((0.5 * 0.5 + 1) * 0.5 + 1) * 0.5);
+  EXPECT_DOUBLE_EQ(penalties.count(1), 0.5 * 0.5 * 0.5 + 1);
 }
 
 TEST(SamplerTest, ReplayedPenaltiesHaveTheSameBits) {
@@ -520,16 +519,67 @@ TEST(SamplerTest, ReplayedPenaltiesHaveTheSameBits) {
     ASSERT_EQ(turn.back(), other);
   }
   const PenaltyState replayed(params, turn);
-  ASSERT_EQ(replayed.entries().size(), lived.entries().size());
-  for (size_t i = 0; i < lived.entries().size(); ++i) {
-    EXPECT_EQ(replayed.entries()[i].token, lived.entries()[i].token);
-    EXPECT_EQ(std::memcmp(&replayed.entries()[i].count, &lived.entries()[i].count, sizeof(double)), 0);
-  }
+  ASSERT_EQ(replayed.seen(), lived.seen());
+  for (size_t i = 0; i < lived.seen().size(); ++i) EXPECT_EQ(replayed.count(i), lived.count(i)) << i;
 }
 
 TEST(SamplerTest, PenaltyStateIsEmptyWithoutPenalties) {
   const std::vector<uint32_t> turn = {1, 2, 3};
-  EXPECT_TRUE(PenaltyState(Params({}, 5), turn).entries().empty());
+  EXPECT_TRUE(PenaltyState(Params({}, 5), turn).seen().empty());
+}
+
+TEST(SamplerTest, CountsFollowTheirDefinitionHoweverManyTokensAndHoweverFastTheyDecay) {
+  for (const float decay : {1.0f, 0.996f, 0.5f, 1e-30f, 0.0f}) {
+    v1::Sampling sampling;
+    sampling.set_frequency_penalty(1);
+    sampling.set_penalty_decay(decay);
+    const SamplingParams params = Params(sampling, 16);
+    PenaltyState penalties;
+    std::vector<double> counts(16, 0.0);
+    for (uint32_t i = 0; i < 5000; ++i) {
+      const uint32_t token = i * i % 11;
+      for (double& count : counts) count *= static_cast<double>(decay);
+      counts[token] += 1;
+      penalties.Count(params, token);
+    }
+    for (size_t place = 0; place < penalties.seen().size(); ++place) {
+      const double expected = counts[penalties.seen()[place]];
+      EXPECT_NEAR(penalties.count(place), expected, 1e-9 * std::max(1.0, expected)) << decay << " " << place;
+    }
+  }
+}
+
+TEST(SamplerTest, RepetitionPenaltyDividesWhatIsPositiveAndMultipliesWhatIsNot) {
+  v1::Sampling sampling;
+  sampling.set_repetition_penalty(2);
+  const SamplingParams params = Params(sampling, 4);
+  const std::vector<uint32_t> turn = {0, 2, 3, 3};
+  const auto draw = [&](const std::vector<float>& logits) {
+    PenaltyState penalties(params, turn);
+    return Sampler().Sample(logits, params, 0, penalties)->token;
+  };
+  EXPECT_EQ(draw({4, 1.9f, 0, 0}), 0);      // 4 / 2 > 1.9
+  EXPECT_EQ(draw({4, 2.1f, 0, 0}), 1);      // 4 / 2 < 2.1
+  EXPECT_EQ(draw({-9, -1.9f, -1, -9}), 1);  // -1 * 2 < -1.9
+  EXPECT_EQ(draw({-9, -2.1f, -1, -9}), 2);
+  sampling.set_presence_penalty(0.5f);  // After it.
+  const SamplingParams both = Params(sampling, 2);
+  PenaltyState penalties(both, absl::MakeConstSpan(turn).first(1));
+  EXPECT_EQ(Sampler().Sample(std::vector<float>{4, 1.6f}, both, 0, penalties)->token, 1);  // 4 / 2 - 0.5
+}
+
+TEST(SamplerTest, ABiasOfMinusInfinityBans) {
+  for (const float temperature : {0.0f, 5.0f}) {
+    v1::Sampling sampling = AtTemperature(temperature);
+    sampling.set_repetition_penalty(1.5f);
+    (*sampling.mutable_logit_bias())[1] = -std::numeric_limits<float>::infinity();
+    const SamplingParams params = Params(sampling, 3);
+    const std::vector<uint32_t> turn = {1};
+    for (uint64_t position = 0; position < 200; ++position) {
+      PenaltyState penalties(params, turn);
+      EXPECT_NE(Sampler().Sample(std::vector<float>{0, 9, 0}, params, position, penalties)->token, 1);
+    }
+  }
 }
 
 // A token beyond the vocabulary in a replayed turn has no logit to lower.
