@@ -81,14 +81,9 @@ absl::Status Checkpoint::ReadDirectory(const Shards& shards) {
   for (size_t i = 0; i < files_.size(); ++i) {
     files.push_back({files_[i]->bytes(), shards.files[i], shards.tensors.empty() ? nullptr : &shards.tensors[i]});
   }
-  // Each header between tensors may bring a neighbourhood of weights into memory.
-  std::vector<uint64_t> looked_at(files_.size());
-  const auto done = [&](size_t file, uint64_t offset, uint64_t size) {
-    const uint64_t end = offset + size;
-    if (end < looked_at[file] + MappedFile::kNeighbourhood) return;
-    files_[file]->Forget(static_cast<int64_t>(looked_at[file]), static_cast<int64_t>(end - looked_at[file]));
-    looked_at[file] = end;
-  };
+  std::vector<ForgetBehind> forget;
+  for (const auto& file : files_) forget.emplace_back(*file);
+  const auto done = [&](size_t file, uint64_t offset, uint64_t size) { forget[file](offset, size); };
   RWKV_ASSIGN_OR_RETURN(container_, ReadContainer(files, done));
   for (const auto& file : files_) {  // A vocabulary in the directory takes megabytes.
     file->Forget(0, static_cast<int64_t>(file->bytes().size()));

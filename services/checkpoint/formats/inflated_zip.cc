@@ -157,7 +157,10 @@ absl::Status Inflate(absl::Span<const uint8_t> packed, const ZipMember& member, 
 absl::StatusOr<std::unique_ptr<MappedFile>> InflateZip(std::unique_ptr<MappedFile> file) {
   const absl::Span<const uint8_t> bytes = file->bytes();
   if (!LooksLikeTorchZip(bytes)) return file;
-  RWKV_ASSIGN_OR_RETURN(const std::vector<ZipMember> members, ReadZipDirectory(bytes));
+  ForgetBehind forget(*file);
+  RWKV_ASSIGN_OR_RETURN(const std::vector<ZipMember> members,
+                        ReadZipDirectory(bytes, [&forget](uint64_t offset, uint64_t size) { forget(offset, size); }));
+  file->Forget(0, static_cast<int64_t>(bytes.size()));
   if (std::all_of(members.begin(), members.end(), [](const ZipMember& member) { return !member.is_deflated; })) {
     return file;
   }

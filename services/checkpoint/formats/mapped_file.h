@@ -55,4 +55,22 @@ class MappedFile {
   mutable std::map<std::pair<int64_t, int64_t>, const uint8_t*> views_ ABSL_GUARDED_BY(mu_);
 };
 
+// Forgets what a reader is done with (byte_reader.h, DoneWith), going forward: each header between tensors may bring a
+// neighbourhood of weights into memory.
+class ForgetBehind {
+ public:
+  explicit ForgetBehind(const MappedFile& file) : file_(&file) {}
+
+  void operator()(uint64_t offset, uint64_t size) {
+    const uint64_t end = offset + size;
+    if (end < looked_at_ + MappedFile::kNeighbourhood) return;
+    file_->Forget(static_cast<int64_t>(looked_at_), static_cast<int64_t>(end - looked_at_));
+    looked_at_ = end;
+  }
+
+ private:
+  const MappedFile* file_;
+  uint64_t looked_at_ = 0;
+};
+
 }  // namespace rwkv::checkpoint
