@@ -15,6 +15,7 @@
 #include "services/common/address.h"
 #include "services/common/channel.h"
 #include "services/common/clock.h"
+#include "services/common/executor.h"
 #include "services/common/grpc_status.h"
 #include "services/common/logging.h"
 #include "services/common/main_loop.h"
@@ -25,7 +26,6 @@
 #include "services/router/rpc/cluster_service.h"
 #include "services/router/rpc/generation_service.h"
 #include "services/router/rpc/sessions_service.h"
-#include "services/router/turns/executor.h"
 #include "services/router/turns/router_metrics.h"
 #include "services/router/turns/turn_manager.h"
 #include "services/state_store/client/state_store_client.h"
@@ -165,8 +165,8 @@ absl::Status Run() {
   TurnManager turns(options, pipeline_options, std::move(workers), catalog.get(), std::move(tokenizers),
                     &router_metrics, &clock, Random);
 
-  Executor executor(kRpcThreads, kMaxQueuedRpcs);
-  Executor texts(kTextThreads, kMaxQueuedTexts);
+  common::Executor executor(kRpcThreads, kMaxQueuedRpcs);
+  common::Executor texts(kTextThreads, kMaxQueuedTexts);
   GenerationService generation(&turns, &texts,
                                {absl::GetFlag(FLAGS_upload_piece_timeout), absl::GetFlag(FLAGS_upload_timeout)});
   SessionsService sessions(&turns, catalog.get(), records.get(), &executor, Random);

@@ -50,7 +50,7 @@ void FillWorker(const Pipeline::WorkerStatus& status, v1::ProcessStatus* process
 }  // namespace
 
 ClusterService::ClusterService(std::string router, std::string state_store_address, TurnManager* turns,
-                               state_store::CatalogClient* catalog, Executor* executor)
+                               state_store::CatalogClient* catalog, common::Executor* executor)
     : router_(std::move(router)),
       state_store_address_(std::move(state_store_address)),
       turns_(turns),

@@ -6,7 +6,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "rwkv/v1/cluster.grpc.pb.h"
-#include "services/router/turns/executor.h"
+#include "services/common/executor.h"
 #include "services/router/turns/turn_manager.h"
 #include "services/state_store/client/state_store_client.h"
 
@@ -16,7 +16,7 @@ class ClusterService final : public v1::Cluster::CallbackService {
  public:
   // All borrowed.
   ClusterService(std::string router, std::string state_store_address, TurnManager* turns,
-                 state_store::CatalogClient* catalog, Executor* executor);
+                 state_store::CatalogClient* catalog, common::Executor* executor);
 
   // Where this process answers, known only after it listens.
   void SetAddresses(const std::string& address, const std::string& metrics_address) ABSL_LOCKS_EXCLUDED(mu_);
@@ -31,7 +31,7 @@ class ClusterService final : public v1::Cluster::CallbackService {
   const std::string state_store_address_;
   TurnManager* const turns_;
   state_store::CatalogClient* const catalog_;
-  Executor* const executor_;
+  common::Executor* const executor_;
   absl::Mutex mu_;
   std::string address_ ABSL_GUARDED_BY(mu_);
   std::string metrics_address_ ABSL_GUARDED_BY(mu_);

@@ -3,8 +3,8 @@
 #pragma once
 
 #include "rwkv/v1/generation.grpc.pb.h"
+#include "services/common/executor.h"
 #include "services/router/rpc/uploads.h"
-#include "services/router/turns/executor.h"
 #include "services/router/turns/turn_manager.h"
 
 namespace rwkv::router {
@@ -12,7 +12,7 @@ namespace rwkv::router {
 // What they share. All borrowed.
 struct DocumentCalls {
   TurnManager* turns = nullptr;
-  Executor* executor = nullptr;  // Tokenizes.
+  common::Executor* executor = nullptr;  // Tokenizes.
   UploadShares* shares = nullptr;
   UploadLimits limits;
 };

@@ -71,7 +71,7 @@ absl::Status TooManyCalls() {
 
 }  // namespace
 
-GenerationService::GenerationService(TurnManager* turns, Executor* executor, const UploadLimits& uploads)
+GenerationService::GenerationService(TurnManager* turns, common::Executor* executor, const UploadLimits& uploads)
     : turns_(turns),
       executor_(executor),
       shares_(kMaxDocuments, kMaxDocuments * turns->limits().max_document_bytes),

@@ -4,9 +4,9 @@
 #include <functional>
 
 #include "rwkv/v1/generation.grpc.pb.h"
+#include "services/common/executor.h"
 #include "services/router/rpc/document_calls.h"
 #include "services/router/rpc/uploads.h"
-#include "services/router/turns/executor.h"
 #include "services/router/turns/turn_manager.h"
 
 namespace rwkv::router {
@@ -31,7 +31,7 @@ class GenerationService final : public GenerationServiceBase {
   static constexpr int kMaxDocuments = 4;
 
   // Neither is owned; texts are tokenized on the executor.
-  GenerationService(TurnManager* turns, Executor* executor, const UploadLimits& uploads);
+  GenerationService(TurnManager* turns, common::Executor* executor, const UploadLimits& uploads);
 
   grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context,
                                                        const grpc::ByteBuffer* request) override;
@@ -59,7 +59,7 @@ class GenerationService final : public GenerationServiceBase {
   absl::Status DetokenizeNow(const v1::DetokenizeRequest& request, v1::DetokenizeResponse* response) const;
 
   TurnManager* const turns_;
-  Executor* const executor_;
+  common::Executor* const executor_;
   UploadShares shares_;
   const DocumentCalls documents_;
 };

@@ -18,13 +18,13 @@
 #include "rwkv/v1/cluster.grpc.pb.h"
 #include "rwkv/v1/generation.grpc.pb.h"
 #include "rwkv/v1/sessions.grpc.pb.h"
+#include "services/common/executor.h"
 #include "services/common/grpc_status.h"
 #include "services/router/rpc/cluster_service.h"
 #include "services/router/rpc/generation_service.h"
 #include "services/router/rpc/sessions_service.h"
 #include "services/router/rpc/uploads.h"
 #include "services/router/testing/fake_cluster.h"
-#include "services/router/turns/executor.h"
 #include "services/worker/client/fake_worker.h"
 #include "tests/testing/status_matchers.h"
 
@@ -38,7 +38,7 @@ class ServicesTest : public ::testing::Test {
     options.limits.max_generated_tokens = 5000;
     vocabulary_ = pipeline.vocab_size;
     cluster_ = std::make_unique<FakeCluster>(pipeline, options);
-    executor_ = std::make_unique<Executor>(4, 64);
+    executor_ = std::make_unique<common::Executor>(4, 64);
     const auto random = [this] { return ++random_; };
     generation_service_ = std::make_unique<GenerationService>(&cluster_->router(), executor_.get(), upload_limits_);
     sessions_service_ = std::make_unique<SessionsService>(&cluster_->router(), &cluster_->store(), &cluster_->store(),
@@ -132,7 +132,7 @@ class ServicesTest : public ::testing::Test {
   std::atomic<uint64_t> random_{0};
   int vocabulary_ = 0;
   std::unique_ptr<FakeCluster> cluster_;
-  std::unique_ptr<Executor> executor_;
+  std::unique_ptr<common::Executor> executor_;
   std::unique_ptr<GenerationService> generation_service_;
   std::unique_ptr<SessionsService> sessions_service_;
   std::unique_ptr<ClusterService> cluster_service_;

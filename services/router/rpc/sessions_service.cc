@@ -40,7 +40,7 @@ class StateExport : public std::enable_shared_from_this<StateExport> {
   using Stream = ResponseStream<v1::SessionsExportStateResponse>;
 
   StateExport(TurnManager* turns, state_store::CatalogClient* catalog, state_store::RecordsClient* records,
-              Executor* executor, std::string session_id, std::shared_ptr<Stream> stream)
+              common::Executor* executor, std::string session_id, std::shared_ptr<Stream> stream)
       : turns_(turns),
         catalog_(catalog),
         records_(records),
@@ -124,7 +124,7 @@ class StateExport : public std::enable_shared_from_this<StateExport> {
   TurnManager* const turns_;
   state_store::CatalogClient* const catalog_;
   state_store::RecordsClient* const records_;
-  Executor* const executor_;
+  common::Executor* const executor_;
   const std::string session_id_;
   const std::shared_ptr<Stream> stream_;
   // One step at a time touches the rest, each started by the one before.
@@ -149,7 +149,7 @@ class ExclusiveReactor final : public grpc::ServerUnaryReactor {
 }  // namespace
 
 SessionsService::SessionsService(TurnManager* turns, state_store::CatalogClient* catalog,
-                                 state_store::RecordsClient* records, Executor* executor,
+                                 state_store::RecordsClient* records, common::Executor* executor,
                                  std::function<uint64_t()> random)
     : turns_(turns), catalog_(catalog), records_(records), executor_(executor), random_(std::move(random)) {}
 

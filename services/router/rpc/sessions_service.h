@@ -5,7 +5,7 @@
 
 #include "absl/status/status.h"
 #include "rwkv/v1/sessions.grpc.pb.h"
-#include "services/router/turns/executor.h"
+#include "services/common/executor.h"
 #include "services/router/turns/turn_manager.h"
 #include "services/state_store/client/state_store_client.h"
 
@@ -19,7 +19,7 @@ class SessionsService final : public v1::Sessions::CallbackService {
 
   // All borrowed. `random` makes ids.
   SessionsService(TurnManager* turns, state_store::CatalogClient* catalog, state_store::RecordsClient* records,
-                  Executor* executor, std::function<uint64_t()> random);
+                  common::Executor* executor, std::function<uint64_t()> random);
 
   grpc::ServerUnaryReactor* Create(grpc::CallbackServerContext* context, const v1::SessionsCreateRequest* request,
                                    v1::SessionsCreateResponse* response) override;
@@ -46,7 +46,7 @@ class SessionsService final : public v1::Sessions::CallbackService {
   TurnManager* const turns_;
   state_store::CatalogClient* const catalog_;
   state_store::RecordsClient* const records_;
-  Executor* const executor_;
+  common::Executor* const executor_;
   const std::function<uint64_t()> random_;
 };
 

@@ -30,11 +30,11 @@
 #include "rwkv/v1/state_store.pb.h"
 #include "rwkv/v1/worker.pb.h"
 #include "services/common/clock.h"
+#include "services/common/executor.h"
 #include "services/router/pipeline/pipeline.h"
 #include "services/router/pipeline/stage_plan.h"
 #include "services/router/scheduler/scheduler.h"
 #include "services/router/turns/event_loop.h"
-#include "services/router/turns/executor.h"
 #include "services/router/turns/router_metrics.h"
 #include "services/router/turns/serving_model.h"
 #include "services/router/turns/turn.h"
@@ -110,7 +110,7 @@ class TurnManager::Engine final : public Pipeline::Listener {
   Session& SessionOf(const std::string& id);
   // Runs `work` on the executor, then `then` with its result on the loop. False: the executor's queue is full.
   template <typename Result>
-  bool RunJob(Executor& executor, std::function<Result()> work, std::function<void(Result)> then);
+  bool RunJob(common::Executor& executor, std::function<Result()> work, std::function<void(Result)> then);
 
   // --- engine_sweep.cc
   void Sweep();
@@ -254,12 +254,13 @@ class TurnManager::Engine final : public Pipeline::Listener {
   // Destroyed in reverse: the loop last of all that may post to it.
   std::unique_ptr<EventLoop> loop_;
   Pipeline pipeline_;
-  Executor committer_;  // One commit at a time.
-  Executor executor_;
+  common::Executor committer_;  // One commit at a time.
+  common::Executor executor_;
 };
 
 template <typename Result>
-bool TurnManager::Engine::RunJob(Executor& executor, std::function<Result()> work, std::function<void(Result)> then) {
+bool TurnManager::Engine::RunJob(common::Executor& executor, std::function<Result()> work,
+                                 std::function<void(Result)> then) {
   return executor.TryRun([this, work = std::move(work), then = std::move(then)] {
     auto result = std::make_shared<Result>(work());
     loop_->Post([then, result] { then(std::move(*result)); });

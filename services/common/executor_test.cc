@@ -1,4 +1,4 @@
-#include "services/router/turns/executor.h"
+#include "services/common/executor.h"
 
 #include <atomic>
 
@@ -6,7 +6,7 @@
 #include "absl/time/time.h"
 #include "gtest/gtest.h"
 
-namespace rwkv::router {
+namespace rwkv::common {
 namespace {
 
 TEST(ExecutorTest, WorkIsBoundedAndAllThatWasTakenRuns) {
@@ -30,4 +30,4 @@ TEST(ExecutorTest, WorkIsBoundedAndAllThatWasTakenRuns) {
 }
 
 }  // namespace
-}  // namespace rwkv::router
+}  // namespace rwkv::common

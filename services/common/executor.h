@@ -1,4 +1,4 @@
-// A few threads for calls that block: the state store's. Everything that may not block hands its work here.
+// A few threads for calls that block or take long. Everything that may not block hands its work here.
 #pragma once
 
 #include <functional>
@@ -8,7 +8,7 @@
 #include "absl/time/time.h"
 #include "services/common/bounded_queue.h"
 
-namespace rwkv::router {
+namespace rwkv::common {
 
 // Thread-safe.
 class Executor {
@@ -40,8 +40,8 @@ class Executor {
     }
   }
 
-  common::BoundedQueue<std::function<void()>> queue_;
+  BoundedQueue<std::function<void()>> queue_;
   std::vector<std::thread> threads_;
 };
 
-}  // namespace rwkv::router
+}  // namespace rwkv::common
