@@ -1,0 +1,184 @@
+// The one door to the device: everything that a kernel needs beyond C++. Kernels are headers (*.cuh) that include this
+// one and are compiled twice: by nvcc into the product, and as plain C++ against the emulation in testing/, which runs
+// and checks them on a CPU. This is the only file that knows which of the two is being built. Blocks have one dimension
+// and whole warps; collectives take the whole warp.
+//
+// With nvcc's -fmad=false and clang's -ffp-contract=off, + - * / Sqrt and Fma round once each, so that a kernel without
+// tensor cores has the same bits in both.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+
+#include "kernels/cuda/launch_shape.h"
+
+#ifdef __CUDACC__
+
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#define RWKV_CUDA_BUILD device
+#define RWKV_CUDA_KERNEL_SET kDeviceKernels
+#define RWKV_DEVICE __device__ __forceinline__
+#define RWKV_KERNEL(threads) __global__ void __launch_bounds__(threads)
+
+#else
+
+#include "kernels/cuda/testing/emulation.h"
+
+// The build for the checker (testing/checker.h) names itself on the command line.
+#ifndef RWKV_CUDA_BUILD
+#define RWKV_CUDA_BUILD emulated
+#define RWKV_CUDA_KERNEL_SET kEmulatedKernels
+#endif
+#define RWKV_DEVICE inline
+#define RWKV_KERNEL(threads) void
+
+#endif
+
+namespace rwkv::kernels::cuda {
+// So that a program can hold the builds side by side.
+inline namespace RWKV_CUDA_BUILD {
+
+constexpr int kWarpThreads = 32;
+
+struct alignas(16) Float4 {
+  float x, y, z, w;
+};
+struct alignas(16) Bits4 {
+  uint32_t x, y, z, w;
+};
+
+#ifdef __CUDACC__
+
+RWKV_DEVICE int ThreadIndex() { return static_cast<int>(threadIdx.x); }
+RWKV_DEVICE int BlockThreads() { return static_cast<int>(blockDim.x); }
+RWKV_DEVICE int BlockIndexX() { return static_cast<int>(blockIdx.x); }
+RWKV_DEVICE int BlockIndexY() { return static_cast<int>(blockIdx.y); }
+
+RWKV_DEVICE void SyncBlock() { __syncthreads(); }
+RWKV_DEVICE void SyncWarp() { __syncwarp(); }
+
+// The value of the lane whose number differs in the bits of `mask`.
+RWKV_DEVICE float ShuffleXor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+
+// The block's shared memory, undefined at its start. One T in a kernel; the launch gives sizeof(T).
+template <typename T>
+RWKV_DEVICE T& BlockShared() {
+  extern __shared__ __align__(16) unsigned char memory[];
+  return *reinterpret_cast<T*>(memory);
+}
+
+// 16 bytes, aligned to as many.
+template <typename T>
+RWKV_DEVICE Float4 Load4(const T* from) {
+  const float4 v = *reinterpret_cast<const float4*>(from);
+  return {v.x, v.y, v.z, v.w};
+}
+RWKV_DEVICE void Store4(float* to, const Float4& v) {
+  *reinterpret_cast<float4*>(to) = make_float4(v.x, v.y, v.z, v.w);
+}
+// The same of memory that nobody writes while the kernel runs, and which it reads once: past the first cache.
+RWKV_DEVICE Bits4 LoadStreaming16(const void* from) {
+  const uint4 v = __ldcs(static_cast<const uint4*>(from));
+  return {v.x, v.y, v.z, v.w};
+}
+
+RWKV_DEVICE float Fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+RWKV_DEVICE float Sqrt(float x) { return __fsqrt_rn(x); }
+RWKV_DEVICE float AsFloat(uint32_t bits) { return __uint_as_float(bits); }
+RWKV_DEVICE uint32_t AsBits(float value) { return __float_as_uint(value); }
+RWKV_DEVICE float HalfToFloat(uint32_t bits) {
+  return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+}
+
+// Enqueues a kernel; arguments are copied. The runtime's error code, 0 if there is none. Never the default stream.
+template <typename... Parameters, typename... Arguments>
+int Launch(StreamHandle stream, const LaunchShape& shape, const char*, void (*kernel)(Parameters...),
+           Arguments&&... arguments) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(shape.grid_x, shape.grid_y);
+  config.blockDim = dim3(shape.threads);
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = stream;
+  return static_cast<int>(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
+}
+
+#else
+
+inline int ThreadIndex() { return emulation::ThreadIndex(); }
+inline int BlockThreads() { return emulation::BlockThreads(); }
+inline int BlockIndexX() { return emulation::BlockIndexX(); }
+inline int BlockIndexY() { return emulation::BlockIndexY(); }
+
+inline void SyncBlock(emulation::Site site = emulation::Site::Here()) { emulation::SyncBlock(site); }
+inline void SyncWarp(emulation::Site site = emulation::Site::Here()) { emulation::SyncWarp(site); }
+
+inline float ShuffleXor(float value, int mask, emulation::Site site = emulation::Site::Here()) {
+  return emulation::ShuffleXor(value, mask, site);
+}
+
+template <typename T>
+T& BlockShared() {
+  return *static_cast<T*>(emulation::BlockShared(sizeof(T)));
+}
+
+template <typename T>
+Float4 Load4(const T* from) {
+  Float4 v;
+  emulation::Read16(from, &v, __builtin_return_address(0));
+  return v;
+}
+inline void Store4(float* to, const Float4& v) { emulation::Write16(to, &v, __builtin_return_address(0)); }
+inline Bits4 LoadStreaming16(const void* from) {
+  Bits4 v;
+  emulation::Read16(from, &v, __builtin_return_address(0));
+  return v;
+}
+
+inline float Fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+inline float Sqrt(float x) { return __builtin_sqrtf(x); }
+inline float AsFloat(uint32_t bits) {
+  float value;
+  __builtin_memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+inline uint32_t AsBits(float value) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+inline float HalfToFloat(uint32_t bits) {
+  const float scaled = AsFloat((bits & 0x7fffu) << 13) * 0x1p112f;  // Exact; infinity and NaN come out finite.
+  const uint32_t special = (bits & 0x7c00u) == 0x7c00u ? 0x7f800000u : 0u;
+  return AsFloat(AsBits(scaled) | special | (bits & 0x8000u) << 16);
+}
+
+template <typename... Parameters, typename... Arguments>
+int Launch(StreamHandle stream, const LaunchShape& shape, const char* name, void (*kernel)(Parameters...),
+           Arguments&&... arguments) {
+  static_assert((std::is_trivially_copyable_v<std::decay_t<Parameters> > && ...), "a device gets copies of bytes");
+  static_assert((sizeof(std::decay_t<Parameters>) + ... + 0) <= 4096, "parameters have 4 KB");
+  return emulation::Submit(stream, shape, name, emulation::Bind(kernel, std::forward<Arguments>(arguments)...));
+}
+
+#endif
+
+// The sum over groups of kWidth neighbouring lanes, in all of them: pairs, pairs of pairs, and so on, so that every
+// lane has the same bits.
+template <int kWidth = kWarpThreads>
+#ifdef __CUDACC__
+RWKV_DEVICE float WarpSum(float value) {
+#pragma unroll
+  for (int mask = kWidth / 2; mask > 0; mask /= 2) value += ShuffleXor(value, mask);
+  return value;
+}
+#else
+float WarpSum(float value, emulation::Site site = emulation::Site::Here()) {
+  return emulation::WarpSum(value, kWidth, site);
+}
+#endif
+
+}  // namespace RWKV_CUDA_BUILD
+}  // namespace rwkv::kernels::cuda

@@ -1,0 +1,419 @@
+#include "kernels/cuda/testing/emulation.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <boost/context/detail/fcontext.hpp>
+#include <cstdlib>
+#include <cstring>
+#include <numeric>
+#include <random>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#include <sanitizer/common_interface_defs.h>
+#define RWKV_ADDRESS_SANITIZER 1
+#endif
+#if __has_feature(thread_sanitizer)
+#include <sanitizer/tsan_interface.h>
+#define RWKV_THREAD_SANITIZER 1
+#endif
+#endif
+
+namespace rwkv::kernels::cuda::emulation {
+namespace {
+
+namespace context = boost::context::detail;
+
+constexpr int kWarp = 32;
+constexpr int kMaxThreads = 1024;
+constexpr uint32_t kMaxShared = 48 * 1024;  // What every launch may have.
+constexpr uint32_t kMaxGridY = 65535;
+constexpr uint32_t kMaxGridX = 2147483647;
+constexpr int64_t kPage = 4096;
+constexpr int64_t kStackBytes = 128 * 1024;
+constexpr int64_t kRedzone = 256;
+constexpr unsigned char kRedzoneByte = 0xa5;
+// Equal page offsets would make all stacks share a few sets of the cache: three times slower.
+constexpr int64_t kStagger = 5 * 64;
+
+enum class State : uint8_t { kReady, kAtBarrier, kInCollective, kLeft };
+enum class Collective : uint8_t { kSync, kShuffle, kSum };
+
+struct Warp {
+  int arrived = 0;
+  int parity = 0;  // A lane can be one collective ahead, not two.
+  Collective kind = Collective::kSync;
+  int argument = 0;
+  Site site = {};
+  float values[2][kWarp];
+};
+
+struct Thread {
+  context::fcontext_t fiber = nullptr;
+  State state = State::kReady;
+  Site site = {};
+  Running running;
+#ifdef RWKV_ADDRESS_SANITIZER
+  void* fake_stack = nullptr;
+#endif
+#ifdef RWKV_THREAD_SANITIZER
+  void* tsan_fiber = nullptr;
+#endif
+};
+
+std::string ToString(const Site& site) { return absl::StrCat(site.file, ":", site.line); }
+
+bool Same(const Site& a, const Site& b) { return a.line == b.line && std::strcmp(a.file, b.file) == 0; }
+
+// All of it under `mu`, but for what one launch's own thread reads.
+struct Machine {
+  absl::Mutex mu;
+  Order order = Order::kForward;
+  std::mt19937 random;
+  Observer* observer = nullptr;
+  char* stacks = nullptr;
+  std::vector<Thread> threads{kMaxThreads};
+  std::vector<Warp> warps{kMaxThreads / kWarp};
+  std::vector<char> shared_memory = std::vector<char>(kMaxShared + kRedzone + 256);
+
+  const Kernel* kernel = nullptr;
+  char* shared = nullptr;
+  int block_x = 0;
+  int block_y = 0;
+  int at_barrier = 0;
+  Site barrier = {};
+  Thread* current = nullptr;
+  context::fcontext_t scheduler = nullptr;
+  std::string violation;
+#ifdef RWKV_ADDRESS_SANITIZER
+  void* scheduler_fake_stack = nullptr;
+  const void* scheduler_stack = nullptr;
+  size_t scheduler_stack_bytes = 0;
+#endif
+#ifdef RWKV_THREAD_SANITIZER
+  void* scheduler_tsan_fiber = nullptr;
+#endif
+};
+
+Machine& TheMachine() {
+  static auto* const machine = new Machine;
+  return *machine;
+}
+// Without the guard of the function's static, which every call of a kernel would pay for.
+Machine* machine = &TheMachine();
+
+void BackToScheduler() {
+#ifdef RWKV_ADDRESS_SANITIZER
+  __sanitizer_start_switch_fiber(machine->current->state == State::kLeft ? nullptr : &machine->current->fake_stack,
+                                 machine->scheduler_stack, machine->scheduler_stack_bytes);
+#endif
+#ifdef RWKV_THREAD_SANITIZER
+  __tsan_switch_to_fiber(machine->scheduler_tsan_fiber, 0);
+#endif
+  const context::transfer_t from = context::jump_fcontext(machine->scheduler, nullptr);
+  machine->scheduler = from.fctx;
+#ifdef RWKV_ADDRESS_SANITIZER
+  __sanitizer_finish_switch_fiber(machine->current->fake_stack, &machine->scheduler_stack,
+                                  &machine->scheduler_stack_bytes);
+#endif
+}
+
+// Ends the launch: the scheduler resumes nobody any more.
+[[noreturn]] void Forbidden(const std::string& what) {
+  machine->violation = absl::StrCat(machine->kernel->name, ", block (", machine->block_x, ", ", machine->block_y,
+                                    "), thread ", machine->current->running.thread, ": ", what);
+  while (true) BackToScheduler();
+}
+
+void Enter(context::transfer_t from) {
+  machine->scheduler = from.fctx;
+#ifdef RWKV_ADDRESS_SANITIZER
+  __sanitizer_finish_switch_fiber(nullptr, &machine->scheduler_stack, &machine->scheduler_stack_bytes);
+#endif
+  machine->kernel->body.run();
+  machine->current->state = State::kLeft;
+  BackToScheduler();
+  std::abort();  // Nobody resumes a thread that has left.
+}
+
+void Resume(Thread& thread) {
+  machine->current = &thread;
+#ifdef RWKV_ADDRESS_SANITIZER
+  __sanitizer_start_switch_fiber(&machine->scheduler_fake_stack, thread.running.stack,
+                                 static_cast<size_t>(thread.running.stack_end - thread.running.stack));
+#endif
+#ifdef RWKV_THREAD_SANITIZER
+  machine->scheduler_tsan_fiber = __tsan_get_current_fiber();
+  __tsan_switch_to_fiber(thread.tsan_fiber, 0);
+#endif
+  const context::transfer_t from = context::jump_fcontext(thread.fiber, nullptr);
+  thread.fiber = from.fctx;
+#ifdef RWKV_ADDRESS_SANITIZER
+  __sanitizer_finish_switch_fiber(machine->scheduler_fake_stack, nullptr, nullptr);
+#endif
+  machine->current = nullptr;
+}
+
+void MakeStacks() {
+  if (machine->stacks != nullptr) return;
+  void* const memory = mmap(nullptr, kMaxThreads * kStackBytes, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) std::abort();
+  machine->stacks = static_cast<char*>(memory);
+  for (int t = 0; t < kMaxThreads; ++t) {
+    char* const stack = machine->stacks + t * kStackBytes;
+    mprotect(stack, kPage, PROT_NONE);  // Who grows out of one faults.
+    Running& running = machine->threads[t].running;
+    running.thread = t;
+    running.stack = stack + kPage;
+    running.stack_end = stack + kStackBytes - (t % 64) * kStagger;
+#ifdef RWKV_THREAD_SANITIZER
+    machine->threads[t].tsan_fiber = __tsan_create_fiber(0);
+#endif
+  }
+}
+
+std::vector<int64_t> Turns(int64_t count) {
+  std::vector<int64_t> turns(static_cast<size_t>(count));
+  std::iota(turns.begin(), turns.end(), 0);
+  if (machine->order == Order::kReverse) std::reverse(turns.begin(), turns.end());
+  if (machine->order == Order::kShuffled) std::shuffle(turns.begin(), turns.end(), machine->random);
+  return turns;
+}
+
+// Where those are that the others wait for.
+std::string Standstill(int threads) {
+  std::string words = "waits forever";
+  const Thread* other = nullptr;
+  const Thread* waiting = nullptr;
+  int left = 0;
+  for (int t = 0; t < threads; ++t) {
+    const Thread& thread = machine->threads[t];
+    if (thread.state == State::kLeft) {
+      ++left;
+    } else if (waiting == nullptr) {
+      waiting = &thread;
+    } else if (other == nullptr && !Same(thread.site, waiting->site)) {
+      other = &thread;
+    }
+  }
+  absl::StrAppend(&words, waiting->state == State::kAtBarrier ? " at the barrier " : " in the collective ",
+                  ToString(waiting->site));
+  if (left > 0) absl::StrAppend(&words, "; ", left, " threads have left the kernel");
+  if (other != nullptr) {
+    absl::StrAppend(&words, "; thread ", other->running.thread, " waits at ", ToString(other->site));
+  }
+  return absl::StrCat(machine->kernel->name, ", block (", machine->block_x, ", ", machine->block_y, "), thread ",
+                      waiting->running.thread, ": ", words);
+}
+
+void RunBlock(const Kernel& kernel, int64_t block) {
+  const auto threads = static_cast<int>(kernel.shape.threads);
+  machine->block_x = static_cast<int>(block % kernel.shape.grid_x);
+  machine->block_y = static_cast<int>(block / kernel.shape.grid_x);
+  machine->at_barrier = 0;
+  for (int w = 0; w < threads / kWarp; ++w) machine->warps[w].arrived = 0;
+  // It ends where the memory that was asked for ends.
+  char* const end = machine->shared_memory.data() + machine->shared_memory.size() - kRedzone;
+  char* const aligned_end = end - reinterpret_cast<uintptr_t>(end) % 16;
+  machine->shared = aligned_end - (kernel.shape.shared_bytes + 15) / 16 * 16;
+  std::memset(machine->shared, 0xff, kernel.shape.shared_bytes);
+  char* const redzone = machine->shared + kernel.shape.shared_bytes;
+  std::memset(redzone, kRedzoneByte, kRedzone);
+  for (int t = 0; t < threads; ++t) {
+    Thread& thread = machine->threads[t];
+    thread.state = State::kReady;
+    thread.running.block = block;
+    thread.running.block_epoch = thread.running.warp_epoch = 0;
+    thread.running.shared = machine->shared;
+    thread.running.shared_end = redzone;
+    const auto bytes = static_cast<size_t>(thread.running.stack_end - thread.running.stack);
+    thread.fiber = context::make_fcontext(const_cast<char*>(thread.running.stack_end), bytes, Enter);
+  }
+  if (machine->observer != nullptr) machine->observer->OnBlock(machine->threads[0].running);
+  for (int left = 0; left < threads;) {
+    bool moved = false;
+    for (const int64_t t : Turns(threads)) {
+      Thread& thread = machine->threads[t];
+      if (thread.state != State::kReady) continue;
+      moved = true;
+      Resume(thread);
+      if (!machine->violation.empty()) return;
+      if (thread.state == State::kLeft) ++left;
+    }
+    if (!moved) {
+      machine->violation = Standstill(threads);
+      return;
+    }
+  }
+  for (int64_t i = 0; i < kRedzone; ++i) {
+    if (static_cast<unsigned char>(redzone[i]) == kRedzoneByte) continue;
+    machine->violation = absl::StrCat(kernel.name, ", block (", machine->block_x, ", ", machine->block_y, "): wrote ",
+                                      i, " bytes behind its ", kernel.shape.shared_bytes, " bytes of shared memory");
+    return;
+  }
+}
+
+float Meet(Collective kind, int argument, float value, Site site) {
+  Thread& thread = *machine->current;
+  const int first = thread.running.thread / kWarp * kWarp;
+  const int lane = thread.running.thread % kWarp;
+  Warp& warp = machine->warps[first / kWarp];
+  if (warp.arrived == 0) {
+    warp.kind = kind;
+    warp.argument = argument;
+    warp.site = site;
+  } else if (warp.kind != kind || warp.argument != argument || !Same(warp.site, site)) {
+    Forbidden(absl::StrCat("its warp is split: it comes to the collective ", ToString(site),
+                           " while others of the warp wait in ", ToString(warp.site)));
+  }
+  float(&values)[kWarp] = warp.values[warp.parity];
+  values[lane] = value;
+  if (++warp.arrived < kWarp) {
+    thread.state = State::kInCollective;
+    thread.site = site;
+    BackToScheduler();
+    return values[lane];
+  }
+  if (kind == Collective::kShuffle) {
+    float from[kWarp];
+    std::copy(values, values + kWarp, from);
+    for (int l = 0; l < kWarp; ++l) values[l] = from[l ^ argument];
+  }
+  for (int mask = argument / 2; kind == Collective::kSum && mask > 0; mask /= 2) {
+    float from[kWarp];
+    std::copy(values, values + kWarp, from);
+    for (int l = 0; l < kWarp; ++l) values[l] = from[l] + from[l ^ mask];
+  }
+  warp.arrived = 0;
+  warp.parity ^= 1;
+  for (int l = 0; l < kWarp; ++l) {
+    machine->threads[first + l].state = State::kReady;
+    // A shuffle carries a value; it is no promise about memory.
+    if (kind == Collective::kSync) ++machine->threads[first + l].running.warp_epoch;
+  }
+  return values[lane];
+}
+
+absl::Status last_status;
+
+int RunAtOnce(StreamHandle, Kernel kernel) {
+  last_status = CheckShape(kernel.shape);
+  if (!last_status.ok()) return 9;
+  last_status = Run(kernel);
+  return last_status.ok() ? 0 : 719;
+}
+
+Launcher the_launcher = RunAtOnce;
+
+}  // namespace
+
+int ThreadIndex() { return machine->current->running.thread; }
+int BlockThreads() { return static_cast<int>(machine->kernel->shape.threads); }
+int BlockIndexX() { return machine->block_x; }
+int BlockIndexY() { return machine->block_y; }
+
+void SyncBlock(Site site) {
+  Thread& thread = *machine->current;
+  const auto threads = static_cast<int>(machine->kernel->shape.threads);
+  if (machine->at_barrier == 0) {
+    machine->barrier = site;
+  } else if (!Same(machine->barrier, site)) {
+    Forbidden(absl::StrCat("the block is split: it comes to the barrier ", ToString(site), " while others wait at ",
+                           ToString(machine->barrier)));
+  }
+  if (++machine->at_barrier < threads) {
+    thread.state = State::kAtBarrier;
+    thread.site = site;
+    BackToScheduler();
+    return;
+  }
+  machine->at_barrier = 0;
+  for (int t = 0; t < threads; ++t) {
+    machine->threads[t].state = State::kReady;
+    ++machine->threads[t].running.block_epoch;
+  }
+}
+
+void SyncWarp(Site site) { Meet(Collective::kSync, 0, 0.0f, site); }
+float ShuffleXor(float value, int mask, Site site) { return Meet(Collective::kShuffle, mask, value, site); }
+float WarpSum(float value, int width, Site site) { return Meet(Collective::kSum, width, value, site); }
+
+void* BlockShared(size_t bytes) {
+  if (bytes > machine->kernel->shape.shared_bytes) {
+    Forbidden(absl::StrCat("takes ", bytes, " bytes of shared memory; the launch gave ",
+                           machine->kernel->shape.shared_bytes));
+  }
+  return machine->shared;
+}
+
+void Read16(const void* from, void* to, const void* caller) {
+  if (reinterpret_cast<uintptr_t>(from) % 16 != 0) Forbidden("reads 16 bytes at an address that is not aligned to 16");
+  if (machine->observer != nullptr) machine->observer->OnAccess(from, 16, false, caller);
+  std::memcpy(to, from, 16);
+}
+
+void Write16(void* to, const void* from, const void* caller) {
+  if (reinterpret_cast<uintptr_t>(to) % 16 != 0) Forbidden("writes 16 bytes at an address that is not aligned to 16");
+  if (machine->observer != nullptr) machine->observer->OnAccess(to, 16, true, caller);
+  std::memcpy(to, from, 16);
+}
+
+void SetOrder(Order order, uint32_t seed) {
+  absl::MutexLock lock(&machine->mu);
+  machine->order = order;
+  machine->random.seed(seed);
+}
+
+absl::Status CheckShape(const LaunchShape& shape) {
+  const auto bad = [](auto... words) { return absl::InvalidArgumentError(absl::StrCat("launch of ", words...)); };
+  if (shape.threads < 1 || shape.threads > kMaxThreads || shape.threads % kWarp != 0) {
+    return bad(shape.threads, " threads a block, not whole warps of 32 up to ", kMaxThreads);
+  }
+  if (shape.grid_x < 1 || shape.grid_x > kMaxGridX) return bad(shape.grid_x, " blocks along x");
+  if (shape.grid_y < 1 || shape.grid_y > kMaxGridY) {
+    return bad(shape.grid_y, " blocks along y, where there are 1 to ", kMaxGridY);
+  }
+  if (shape.shared_bytes > kMaxShared) {
+    return bad(shape.shared_bytes, " bytes of shared memory a block, more than ", kMaxShared);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Run(const Kernel& kernel) {
+  absl::MutexLock lock(&machine->mu);
+  MakeStacks();
+  machine->kernel = &kernel;
+  machine->violation.clear();
+  if (machine->observer != nullptr) machine->observer->OnLaunch(kernel);
+  for (const int64_t block : Turns(int64_t{kernel.shape.grid_x} * kernel.shape.grid_y)) {
+    RunBlock(kernel, block);
+    if (!machine->violation.empty()) break;
+  }
+  if (machine->observer != nullptr) machine->observer->OnEnd();
+  machine->kernel = nullptr;
+  if (machine->violation.empty()) return absl::OkStatus();
+  return absl::InternalError(machine->violation);
+}
+
+int Submit(StreamHandle stream, const LaunchShape& shape, const char* name, Body body) {
+  return the_launcher(stream, {name, shape, std::move(body)});
+}
+
+void SetLauncher(Launcher launcher) { the_launcher = launcher == nullptr ? RunAtOnce : launcher; }
+const absl::Status& LastStatus() { return last_status; }
+
+void SetObserver(Observer* observer) {
+  absl::MutexLock lock(&machine->mu);
+  machine->observer = observer;
+}
+Observer* CurrentObserver() { return machine->observer; }
+const Running* CurrentThread() { return machine->current == nullptr ? nullptr : &machine->current->running; }
+
+}  // namespace rwkv::kernels::cuda::emulation

@@ -1,0 +1,111 @@
+// CUDA's way to run a kernel, on one CPU thread: a fiber for every CUDA thread, one block after the other. Device code
+// reaches it through device.cuh. What a GPU would leave undefined is made bad on purpose: shared memory is fresh NaN
+// for every block, every thread runs as far as it can before another does, in an order that tests choose; and what CUDA
+// forbids ends the launch with words: a barrier that some threads do not reach or reach elsewhere, a collective without
+// a lane, more shared memory than the launch gave, a misaligned wide access, a launch beyond the limits.
+//
+// It is stricter than hardware, and it shares its authors' reading of CUDA's rules: a wrong belief passes. There are no
+// weak memory orders here, and nothing about time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <tuple>
+
+#include "absl/status/status.h"
+#include "kernels/cuda/launch_shape.h"
+
+namespace rwkv::kernels::cuda::emulation {
+
+// Where in a kernel's source.
+struct Site {
+  static constexpr Site Here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
+  const char* file;
+  int line;
+};
+
+// For device.cuh: of the CUDA thread that is running.
+int ThreadIndex();
+int BlockThreads();
+int BlockIndexX();
+int BlockIndexY();
+void SyncBlock(Site site);
+void SyncWarp(Site site);
+float ShuffleXor(float value, int mask, Site site);
+float WarpSum(float value, int width, Site site);
+void* BlockShared(size_t bytes);
+void Read16(const void* from, void* to, const void* caller);
+void Write16(void* to, const void* from, const void* caller);
+
+// A kernel with copies of its arguments, which whoever runs it calls for every CUDA thread.
+struct Body {
+  std::function<void()> run;
+  std::shared_ptr<void> arguments;
+};
+
+template <typename... Parameters, typename... Arguments>
+Body Bind(void (*kernel)(Parameters...), Arguments&&... arguments) {
+  using Copies = std::tuple<std::decay_t<Parameters>...>;
+  auto copies = std::make_shared<Copies>(std::forward<Arguments>(arguments)...);
+  Copies* const from = copies.get();
+  return {[kernel, from]() __attribute__((disable_sanitizer_instrumentation)){std::apply(kernel, *from);
+}
+, std::move(copies)
+};  // namespace rwkv::kernels::cuda::emulation
+}
+
+// A launch that has not run yet.
+struct Kernel {
+  std::string name;
+  LaunchShape shape;
+  Body body;
+};
+
+// The order in which threads, and blocks, get their turn.
+enum class Order : uint8_t { kForward, kReverse, kShuffled };
+
+// Of this process from now on; kForward at its start.
+void SetOrder(Order order, uint32_t seed = 0);
+
+// kInvalidArgument: a shape that no device takes, in words.
+absl::Status CheckShape(const LaunchShape& shape);
+
+// Runs all of it. kInternal: what CUDA forbids; the rest of the kernel has not run then. One runs at a time in a
+// process, others wait.
+absl::Status Run(const Kernel& kernel);
+
+// Launches of device.cuh go to the process's launcher, which at its start is one that runs them at once and says 0 or
+// what cudart calls cudaErrorInvalidConfiguration or cudaErrorLaunchFailure.
+int Submit(StreamHandle stream, const LaunchShape& shape, const char* name, Body body);
+using Launcher = int (*)(StreamHandle stream, Kernel kernel);
+void SetLauncher(Launcher launcher);  // Null: that one again.
+// What the last launch that it ran came to.
+const absl::Status& LastStatus();
+
+// For the checker: what it wants to know of every access, and the thread that makes it.
+struct Running {
+  int thread = 0;
+  int64_t block = 0;         // y * grid_x + x
+  uint32_t block_epoch = 0;  // barriers of the block that this thread has passed
+  uint32_t warp_epoch = 0;   // of the warp
+  const char* stack = nullptr;
+  const char* stack_end = nullptr;
+  const char* shared = nullptr;
+  const char* shared_end = nullptr;
+};
+class Observer {
+ public:
+  virtual ~Observer() = default;
+  virtual void OnLaunch(const Kernel& kernel) = 0;
+  virtual void OnBlock(const Running& first) = 0;  // Its shared memory is fresh.
+  virtual void OnEnd() = 0;
+  virtual void OnAccess(const void* address, int bytes, bool writes, const void* caller) = 0;
+};
+void SetObserver(Observer* observer);  // Or null. Not while a kernel runs.
+Observer* CurrentObserver();
+const Running* CurrentThread();  // Null outside a kernel.
+
+}  // namespace rwkv::kernels::cuda::emulation
