@@ -124,10 +124,12 @@ void BackToScheduler() {
 #endif
 }
 
-// Ends the launch: the scheduler resumes nobody any more.
-[[noreturn]] void Forbidden(const std::string& what) {
+// Ends the launch: the scheduler resumes nobody any more. Words are literals and numbers, for nothing that is on the
+// thread's stack is ever destroyed.
+template <typename... Words>
+[[noreturn]] void Forbidden(const Words&... words) {
   machine->violation = absl::StrCat(machine->kernel->name, ", block (", machine->block_x, ", ", machine->block_y,
-                                    "), thread ", machine->current->running.thread, ": ", what);
+                                    "), thread ", machine->current->running.thread, ": ", words...);
   while (true) BackToScheduler();
 }
 
@@ -270,8 +272,8 @@ float Meet(Collective kind, int argument, float value, Site site) {
     warp.argument = argument;
     warp.site = site;
   } else if (warp.kind != kind || warp.argument != argument || !Same(warp.site, site)) {
-    Forbidden(absl::StrCat("its warp is split: it comes to the collective ", ToString(site),
-                           " while others of the warp wait in ", ToString(warp.site)));
+    Forbidden("its warp is split: it comes to the collective ", site.file, ":", site.line,
+              " while others of the warp wait in ", warp.site.file, ":", warp.site.line);
   }
   float(&values)[kWarp] = warp.values[warp.parity];
   values[lane] = value;
@@ -325,8 +327,8 @@ void SyncBlock(Site site) {
   if (machine->at_barrier == 0) {
     machine->barrier = site;
   } else if (!Same(machine->barrier, site)) {
-    Forbidden(absl::StrCat("the block is split: it comes to the barrier ", ToString(site), " while others wait at ",
-                           ToString(machine->barrier)));
+    Forbidden("the block is split: it comes to the barrier ", site.file, ":", site.line, " while others wait at ",
+              machine->barrier.file, ":", machine->barrier.line);
   }
   if (++machine->at_barrier < threads) {
     thread.state = State::kAtBarrier;
@@ -347,8 +349,7 @@ float WarpSum(float value, int width, Site site) { return Meet(Collective::kSum,
 
 void* BlockShared(size_t bytes) {
   if (bytes > machine->kernel->shape.shared_bytes) {
-    Forbidden(absl::StrCat("takes ", bytes, " bytes of shared memory; the launch gave ",
-                           machine->kernel->shape.shared_bytes));
+    Forbidden("takes ", bytes, " bytes of shared memory; the launch gave ", machine->kernel->shape.shared_bytes);
   }
   return machine->shared;
 }

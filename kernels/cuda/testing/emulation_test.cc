@@ -125,7 +125,11 @@ TEST_P(EmulationTest, CollectiveWithoutALaneIsForbidden) {
 }
 
 RWKV_KERNEL(32) SplitWarp(float* y) {
-  y[ThreadIndex()] = ThreadIndex() < 7 ? ShuffleXor(1.0f, 1) : ShuffleXor(2.0f, 1);
+  if (ThreadIndex() < 7) {
+    y[ThreadIndex()] = ShuffleXor(1.0f, 1);
+  } else {
+    y[ThreadIndex()] = ShuffleXor(2.0f, 1);
+  }
 }
 
 TEST_P(EmulationTest, WarpSplitOverTwoCollectivesIsForbidden) {
