@@ -67,13 +67,25 @@ absl::Status StateStore::CommitSnapshot(const v1::Lease& lease, const std::strin
   std::vector<std::string> freed;
   {
     RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, snapshot_locks_.Lock({manifest.snapshot_id()}));
-    for (const v1::RecordInfo& info : manifest.records()) RWKV_RETURN_IF_ERROR(records_->Check(info));
-    RWKV_RETURN_IF_ERROR(records_->MakeDurable());
+    RWKV_RETURN_IF_ERROR(MakeRecordsDurable(manifest));
     RWKV_RETURN_IF_ERROR(catalog_->CommitSnapshot(lease, log_branch, manifest, &freed));
   }
   committed_total_.Increment();
   DeleteRecords(freed);
   return absl::OkStatus();
+}
+
+absl::StatusOr<v1::Session> StateStore::ImportSession(const std::string& session_id, const NewImport& import) {
+  RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, snapshot_locks_.Lock({import.manifest.snapshot_id()}));
+  RWKV_RETURN_IF_ERROR(MakeRecordsDurable(import.manifest));
+  RWKV_ASSIGN_OR_RETURN(v1::Session session, catalog_->ImportSession(session_id, import));
+  committed_total_.Increment();
+  return session;
+}
+
+absl::Status StateStore::MakeRecordsDurable(const v1::SnapshotManifest& manifest) {
+  for (const v1::RecordInfo& info : manifest.records()) RWKV_RETURN_IF_ERROR(records_->Check(info));
+  return records_->MakeDurable();
 }
 
 absl::Status StateStore::SweepOrphans() {

@@ -50,10 +50,15 @@ class StateStore {
   absl::Status CommitSnapshot(const v1::Lease& lease, const std::string& log_branch,
                               const v1::SnapshotManifest& manifest);
 
+  // The same for Catalog::ImportSession.
+  absl::StatusOr<v1::Session> ImportSession(const std::string& session_id, const NewImport& import);
+
   // Deletes the records of snapshots that have no manifest and are older than orphan_age. Safe at any time.
   absl::Status SweepOrphans();
 
  private:
+  // Under the snapshot's lock.
+  absl::Status MakeRecordsDurable(const v1::SnapshotManifest& manifest);
   // Their manifests are gone for good, so what cannot be deleted now is left to the next sweep.
   void DeleteRecords(const std::vector<std::string>& snapshot_ids);
 

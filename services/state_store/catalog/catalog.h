@@ -11,13 +11,15 @@
 //   change that made them unreachable: no tokens beyond what the sessions and forks below a branch use.
 // - Snapshots belong to a branch and a position on it, so that all sessions that share those tokens share them. A
 //   branch keeps its newest `snapshots_per_branch`, and for each fork the newest one at or before the fork.
+// - An imported state without the log it came from is the base of its session: a snapshot that the log begins behind. It
+//   is freed with the last session that came from there and not before, and nothing goes back to before it.
 // - Manifests that are freed are reported in `freed` (ids appended, only when the call returns OK); the caller deletes
 //   their records then. If it dies before, their records are orphans that a sweep finds (records/record_store.h).
 //
 // Arguments are checked for form (grammar of ids, sizes, enums) by rpc/validation.h before they come here. Errors:
 // kNotFound no such session; kAborted as above, or another turn, branch or length than the caller thinks; kOutOfRange
-// a position beyond the log; kFailedPrecondition another model; kResourceExhausted the disk is full; kUnavailable the
-// storage is away. Every implementation is thread-safe.
+// a position beyond the log, or before its base; kFailedPrecondition another model; kResourceExhausted the disk is full;
+// kUnavailable the storage is away. Every implementation is thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -59,6 +61,13 @@ struct TurnStart {
   uint64_t session_tokens = 0;
 };
 
+struct NewImport {
+  std::string initial_state;
+  v1::SnapshotManifest manifest;
+  absl::Span<const uint32_t> token_ids;  // manifest.position() of them, or none, then `base` is set.
+  bool base = false;
+};
+
 struct SessionPage {
   std::vector<v1::Session> sessions;  // By id; without snapshot_positions.
   std::string next_page_token;        // Empty: that was all.
@@ -83,6 +92,9 @@ class Catalog {
   // `initial_state` is kept as it is, and by every fork. kAlreadyExists.
   virtual absl::StatusOr<v1::Session> CreateSession(const std::string& session_id,
                                                     const std::string& initial_state) = 0;
+  // A session that begins with a snapshot, whose records the caller has seen to be durable. kAlreadyExists: the session,
+  // or the snapshot.
+  virtual absl::StatusOr<v1::Session> ImportSession(const std::string& session_id, const NewImport& import) = 0;
   virtual absl::StatusOr<v1::Session> GetSession(const std::string& session_id) = 0;
   // At most `page_size` sessions whose ids come after `page_token`.
   virtual absl::StatusOr<SessionPage> ListSessions(int page_size, const std::string& page_token) = 0;
@@ -124,7 +136,8 @@ class Catalog {
   virtual absl::StatusOr<absl::optional<v1::SnapshotManifest>> FindSnapshot(const std::string& session_id,
                                                                             uint64_t at_or_before,
                                                                             const std::string& model_fingerprint) = 0;
-  // False: there was none of that id. kNotFound: there is, but not one that this session can reach.
+  // False: there was none of that id. kNotFound: there is, but not one that this session can reach. kFailedPrecondition:
+  // it is the session's base.
   virtual absl::StatusOr<bool> DropSnapshot(const std::string& session_id, const std::string& snapshot_id,
                                             std::vector<std::string>* freed) = 0;
   // Whether a manifest of this id is committed, for the sweep of orphans.

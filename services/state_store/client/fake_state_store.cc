@@ -105,6 +105,11 @@ absl::StatusOr<v1::CreateSessionResponse> FakeStateStore::CreateSession(const v1
   return Run<absl::StatusOr<v1::CreateSessionResponse>>([&] { return catalog_->CreateSession(request, deadline); });
 }
 
+absl::StatusOr<v1::ImportSessionResponse> FakeStateStore::ImportSession(const v1::ImportSessionRequest& request,
+                                                                        absl::Time deadline) {
+  return Run<absl::StatusOr<v1::ImportSessionResponse>>([&] { return catalog_->ImportSession(request, deadline); });
+}
+
 absl::StatusOr<v1::GetSessionResponse> FakeStateStore::GetSession(const v1::GetSessionRequest& request,
                                                                   absl::Time deadline) {
   return Run<absl::StatusOr<v1::GetSessionResponse>>([&] { return catalog_->GetSession(request, deadline); });

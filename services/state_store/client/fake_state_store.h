@@ -47,6 +47,8 @@ class FakeStateStore final : public CatalogClient, public RecordsClient {
                                                             absl::Time deadline) override;
   absl::StatusOr<v1::CreateSessionResponse> CreateSession(const v1::CreateSessionRequest& request,
                                                           absl::Time deadline) override;
+  absl::StatusOr<v1::ImportSessionResponse> ImportSession(const v1::ImportSessionRequest& request,
+                                                          absl::Time deadline) override;
   absl::StatusOr<v1::GetSessionResponse> GetSession(const v1::GetSessionRequest& request, absl::Time deadline) override;
   absl::StatusOr<v1::ListSessionsResponse> ListSessions(const v1::ListSessionsRequest& request,
                                                         absl::Time deadline) override;

@@ -75,6 +75,10 @@ class GrpcCatalogClient final : public CatalogClient {
                                                           absl::Time deadline) override {
     return Call(stub_, &Stub::CreateSession, request, deadline);
   }
+  absl::StatusOr<v1::ImportSessionResponse> ImportSession(const v1::ImportSessionRequest& request,
+                                                          absl::Time deadline) override {
+    return Call(stub_, &Stub::ImportSession, request, deadline);
+  }
   absl::StatusOr<v1::GetSessionResponse> GetSession(const v1::GetSessionRequest& request,
                                                     absl::Time deadline) override {
     return RetriedCall(stub_, &Stub::GetSession, request, deadline);

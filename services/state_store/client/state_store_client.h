@@ -31,6 +31,9 @@ class CatalogClient {
   // Not retried: a lost answer would come back as kAlreadyExists.
   virtual absl::StatusOr<v1::CreateSessionResponse> CreateSession(const v1::CreateSessionRequest& request,
                                                                   absl::Time deadline) = 0;
+  // Not retried, for the same reason. Records first: PutRecord.
+  virtual absl::StatusOr<v1::ImportSessionResponse> ImportSession(const v1::ImportSessionRequest& request,
+                                                                  absl::Time deadline) = 0;
   // Retried.
   virtual absl::StatusOr<v1::GetSessionResponse> GetSession(const v1::GetSessionRequest& request,
                                                             absl::Time deadline) = 0;

@@ -22,6 +22,7 @@ constexpr uint64_t kPageTokens = 65536;
 enum Method : size_t {
   kDescribe,
   kCreateSession,
+  kImportSession,
   kGetSession,
   kListSessions,
   kForkSession,
@@ -45,9 +46,9 @@ StateCatalogService::StateCatalogService(const Identity& identity, StateStore* s
     : identity_(identity),
       store_(store),
       metrics_(metrics,
-               {"describe", "create_session", "get_session", "list_sessions", "fork_session", "rewind_session",
-                "delete_session", "acquire_lease", "renew_leases", "release_lease", "begin_turn", "append_tokens",
-                "find_turn", "read_tokens", "commit_snapshot", "find_snapshot", "drop_snapshot"}),
+               {"describe", "create_session", "import_session", "get_session", "list_sessions", "fork_session",
+                "rewind_session", "delete_session", "acquire_lease", "renew_leases", "release_lease", "begin_turn",
+                "append_tokens", "find_turn", "read_tokens", "commit_snapshot", "find_snapshot", "drop_snapshot"}),
       append_items_(metrics->Histogram("rwkv_state_store_append_items", "Turns in one AppendTokens, so in one commit.",
                                        common::Metrics::CountBuckets())) {}
 
@@ -67,6 +68,20 @@ grpc::Status StateCatalogService::CreateSession(grpc::ServerContext* context, co
     RWKV_RETURN_IF_ERROR(Validate(*request));
     RWKV_ASSIGN_OR_RETURN(*response->mutable_session(),
                           store_->catalog().CreateSession(request->session_id(), request->initial_state()));
+    return absl::OkStatus();
+  });
+}
+
+grpc::Status StateCatalogService::ImportSession(grpc::ServerContext* context, const v1::ImportSessionRequest* request,
+                                                v1::ImportSessionResponse* response) {
+  return metrics_.Answer(kImportSession, [&]() -> absl::Status {
+    RWKV_RETURN_IF_ERROR(Validate(*request));
+    NewImport import;
+    import.initial_state = request->initial_state();
+    import.manifest = request->manifest();
+    import.token_ids = request->token_ids();
+    import.base = request->base();
+    RWKV_ASSIGN_OR_RETURN(*response->mutable_session(), store_->ImportSession(request->session_id(), import));
     return absl::OkStatus();
   });
 }

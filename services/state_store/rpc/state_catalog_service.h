@@ -29,6 +29,8 @@ class StateCatalogService final : public v1::StateCatalog::Service {
 
   grpc::Status Describe(grpc::ServerContext* context, const v1::StateCatalogDescribeRequest* request,
                         v1::StateCatalogDescribeResponse* response) override;
+  grpc::Status ImportSession(grpc::ServerContext* context, const v1::ImportSessionRequest* request,
+                             v1::ImportSessionResponse* response) override;
   grpc::Status CreateSession(grpc::ServerContext* context, const v1::CreateSessionRequest* request,
                              v1::CreateSessionResponse* response) override;
   grpc::Status GetSession(grpc::ServerContext* context, const v1::GetSessionRequest* request,

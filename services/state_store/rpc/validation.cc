@@ -28,6 +28,33 @@ absl::Status ValidateText(absl::string_view field, absl::string_view text, size_
   return InvalidFieldError(field, absl::StrCat("has ", text.size(), " bytes, want ", min_bytes, " to ", max_bytes));
 }
 
+absl::Status ValidateManifest(const v1::SnapshotManifest& manifest, absl::string_view session_id) {
+  RWKV_RETURN_IF_ERROR(ValidateId("manifest.snapshot_id", manifest.snapshot_id()));
+  if (manifest.session_id() != session_id) {
+    return InvalidFieldError("manifest.session_id",
+                             absl::StrCat(Quoted(manifest.session_id()), " is not the session's, ", session_id));
+  }
+  RWKV_RETURN_IF_ERROR(ValidateId("manifest.model_fingerprint", manifest.model_fingerprint()));
+  if (manifest.records_size() < 1 || manifest.records_size() > kMaxLayers) {
+    return InvalidFieldError("manifest.records", absl::StrCat(manifest.records_size(), ", want 1 to ", kMaxLayers));
+  }
+  for (int i = 0; i < manifest.records_size(); ++i) {
+    const std::string field = absl::StrCat("manifest.records[", i, "]");
+    const v1::RecordInfo& info = manifest.records(i);
+    RWKV_RETURN_IF_ERROR(ValidateRecordInfo(field, info));
+    if (info.layer() != i) {
+      return InvalidFieldError(field + ".layer",
+                               absl::StrCat(info.layer(), ", want ", i, ": every layer, ascending from 0"));
+    }
+    if (info.snapshot_id() != manifest.snapshot_id()) {
+      return InvalidFieldError(
+          field + ".snapshot_id",
+          absl::StrCat(Quoted(info.snapshot_id()), " is not the manifest's, ", manifest.snapshot_id()));
+    }
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status ValidateId(absl::string_view field, absl::string_view id) {
@@ -70,6 +97,25 @@ absl::Status ValidateRecordInfo(absl::string_view field, const v1::RecordInfo& i
 absl::Status Validate(const v1::CreateSessionRequest& request) {
   RWKV_RETURN_IF_ERROR(ValidateId("session_id", request.session_id()));
   return ValidateText("initial_state", request.initial_state(), 0, kMaxInitialStateBytes);
+}
+
+absl::Status Validate(const v1::ImportSessionRequest& request) {
+  RWKV_RETURN_IF_ERROR(ValidateId("session_id", request.session_id()));
+  RWKV_RETURN_IF_ERROR(ValidateText("initial_state", request.initial_state(), 0, kMaxInitialStateBytes));
+  RWKV_RETURN_IF_ERROR(ValidateManifest(request.manifest(), request.session_id()));
+  const uint64_t position = request.manifest().position();
+  if (position > kMaxImportedPosition) {
+    return InvalidFieldError("manifest.position", absl::StrCat(position, ", want at most ", kMaxImportedPosition));
+  }
+  const uint64_t tokens = request.token_ids_size();
+  if (tokens > kMaxImportedTokens) {
+    return InvalidFieldError("token_ids", absl::StrCat(tokens, ", want at most ", kMaxImportedTokens));
+  }
+  if (tokens != position && (tokens > 0 || !request.base())) {
+    return InvalidFieldError("token_ids", absl::StrCat(tokens, " for a state at position ", position));
+  }
+  if (position > 0 || request.base()) return absl::OkStatus();
+  return InvalidFieldError("manifest.position", "0, where a snapshot has to be the base");
 }
 
 absl::Status Validate(const v1::GetSessionRequest& request) { return ValidateId("session_id", request.session_id()); }
@@ -176,32 +222,9 @@ absl::Status Validate(const v1::ReadTokensRequest& request) {
 absl::Status Validate(const v1::CommitSnapshotRequest& request) {
   RWKV_RETURN_IF_ERROR(ValidateLease("lease", request.lease()));
   RWKV_RETURN_IF_ERROR(ValidateId("log_branch", request.log_branch()));
-  const v1::SnapshotManifest& manifest = request.manifest();
-  RWKV_RETURN_IF_ERROR(ValidateId("manifest.snapshot_id", manifest.snapshot_id()));
-  if (manifest.session_id() != request.lease().session_id()) {
-    return InvalidFieldError("manifest.session_id", absl::StrCat(Quoted(manifest.session_id()), " is not the lease's, ",
-                                                                 request.lease().session_id()));
-  }
-  if (manifest.position() == 0) return InvalidFieldError("manifest.position", "0, where there is no state to keep");
-  RWKV_RETURN_IF_ERROR(ValidateId("manifest.model_fingerprint", manifest.model_fingerprint()));
-  if (manifest.records_size() < 1 || manifest.records_size() > kMaxLayers) {
-    return InvalidFieldError("manifest.records", absl::StrCat(manifest.records_size(), ", want 1 to ", kMaxLayers));
-  }
-  for (int i = 0; i < manifest.records_size(); ++i) {
-    const std::string field = absl::StrCat("manifest.records[", i, "]");
-    const v1::RecordInfo& info = manifest.records(i);
-    RWKV_RETURN_IF_ERROR(ValidateRecordInfo(field, info));
-    if (info.layer() != i) {
-      return InvalidFieldError(field + ".layer",
-                               absl::StrCat(info.layer(), ", want ", i, ": every layer, ascending from 0"));
-    }
-    if (info.snapshot_id() != manifest.snapshot_id()) {
-      return InvalidFieldError(
-          field + ".snapshot_id",
-          absl::StrCat(Quoted(info.snapshot_id()), " is not the manifest's, ", manifest.snapshot_id()));
-    }
-  }
-  return absl::OkStatus();
+  RWKV_RETURN_IF_ERROR(ValidateManifest(request.manifest(), request.lease().session_id()));
+  if (request.manifest().position() > 0) return absl::OkStatus();
+  return InvalidFieldError("manifest.position", "0, where there is no state to keep");
 }
 
 absl::Status Validate(const v1::FindSnapshotRequest& request) {

@@ -21,6 +21,8 @@ inline constexpr int kDefaultPageSize = 100;
 inline constexpr int kMaxAppendItems = 1024;
 inline constexpr int kMaxRenewals = 16384;
 inline constexpr int kMaxPromptTokens = 1 << 20;
+inline constexpr int kMaxImportedTokens = 1 << 19;
+inline constexpr uint64_t kMaxImportedPosition = uint64_t{1} << 31;  // Half of what a log may have.
 inline constexpr size_t kMaxSpecBytes = 256 << 10;
 inline constexpr size_t kMaxTextBytes = 4 << 10;  // Stop strings, reasons.
 inline constexpr int kMaxLayers = 1024;
@@ -36,6 +38,7 @@ absl::StatusOr<absl::Duration> ValidateTtl(absl::string_view field, bool is_set,
 absl::Status ValidateRecordInfo(absl::string_view field, const v1::RecordInfo& info);
 
 absl::Status Validate(const v1::CreateSessionRequest& request);
+absl::Status Validate(const v1::ImportSessionRequest& request);
 absl::Status Validate(const v1::GetSessionRequest& request);
 absl::Status Validate(const v1::ListSessionsRequest& request);
 absl::Status Validate(const v1::ForkSessionRequest& request);

@@ -211,5 +211,55 @@ TEST(ValidationTest, ManifestsAreChecked) {
   expect("manifest.records[0].bytes", [](auto* m) { m->mutable_records(0)->set_bytes(kMaxRecordBytes + 1); });
 }
 
+TEST(ValidationTest, AnImportHasAllOfItsLogOrNoneOfIt) {
+  v1::ImportSessionRequest good;
+  good.set_session_id("s");
+  v1::SnapshotManifest& manifest = *good.mutable_manifest();
+  manifest.set_snapshot_id("x");
+  manifest.set_session_id("s");
+  manifest.set_position(2);
+  manifest.set_model_fingerprint("m");
+  manifest.add_records()->set_snapshot_id("x");
+  manifest.mutable_records(0)->set_bytes(4);
+  good.set_base(true);
+  EXPECT_THAT(Validate(good), IsOk());
+  good.add_token_ids(1);
+  ExpectInvalid(Validate(good), "token_ids", "1 for a state at position 2");
+  good.add_token_ids(2);
+  EXPECT_THAT(Validate(good), IsOk());
+  good.set_base(false);
+  EXPECT_THAT(Validate(good), IsOk());
+
+  const struct {
+    const char* field;
+    std::function<void(v1::ImportSessionRequest&)> change;
+  } kCases[] = {
+      {"session_id", [](auto& request) { request.set_session_id("a b"); }},
+      {"initial_state", [](auto& request) { request.set_initial_state(std::string(129, 'x')); }},
+      {"manifest.session_id", [](auto& request) { request.set_session_id("t"); }},
+      {"manifest.snapshot_id", [](auto& request) { request.mutable_manifest()->clear_snapshot_id(); }},
+      {"manifest.records", [](auto& request) { request.mutable_manifest()->clear_records(); }},
+      {"manifest.records[0].layer",
+       [](auto& request) { request.mutable_manifest()->mutable_records(0)->set_layer(1); }},
+      {"manifest.position", [](auto& request) { request.mutable_manifest()->set_position((uint64_t{1} << 31) + 1); }},
+      {"token_ids", [](auto& request) { request.clear_token_ids(); }},
+      {"token_ids",
+       [](auto& request) {
+         request.mutable_token_ids()->Resize((1 << 19) + 1, 0);
+         request.mutable_manifest()->set_position((1 << 19) + 1);
+       }},
+      {"manifest.position",
+       [](auto& request) {
+         request.clear_token_ids();
+         request.mutable_manifest()->set_position(0);
+       }},
+  };
+  for (const auto& test : kCases) {
+    v1::ImportSessionRequest request = good;
+    test.change(request);
+    ExpectInvalid(Validate(request), test.field);
+  }
+}
+
 }  // namespace
 }  // namespace rwkv::state_store

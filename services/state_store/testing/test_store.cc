@@ -104,7 +104,7 @@ absl::Status TestStore::AddTurn(const v1::Lease& lease, const std::string& reque
 
 absl::StatusOr<std::vector<uint32_t>> TestStore::Tokens(const std::string& session_id) {
   RWKV_ASSIGN_OR_RETURN(const v1::Session session, catalog().GetSession(session_id));
-  RWKV_ASSIGN_OR_RETURN(TokenPage page, catalog().ReadTokens(session_id, 0, session.token_count()));
+  RWKV_ASSIGN_OR_RETURN(TokenPage page, catalog().ReadTokens(session_id, session.log_begin(), session.token_count()));
   return std::move(page.token_ids);
 }
 
@@ -113,10 +113,11 @@ std::string TestStore::LogBranch(const std::string& session_id) {
   return page.ok() ? page->log_branch : page.status().ToString();
 }
 
-absl::Status TestStore::AddSnapshot(const v1::Lease& lease, const std::string& snapshot_id, uint64_t position) {
+absl::StatusOr<v1::SnapshotManifest> TestStore::PutSnapshot(const std::string& session_id,
+                                                            const std::string& snapshot_id, uint64_t position) {
   v1::SnapshotManifest manifest;
   manifest.set_snapshot_id(snapshot_id);
-  manifest.set_session_id(lease.session_id());
+  manifest.set_session_id(session_id);
   manifest.set_position(position);
   manifest.set_model_fingerprint(kTestModel);
   for (int layer = 0; layer < 2; ++layer) {
@@ -124,7 +125,21 @@ absl::Status TestStore::AddSnapshot(const v1::Lease& lease, const std::string& s
     *manifest.add_records() = TestRecordInfo(snapshot_id, layer, data);
     RWKV_RETURN_IF_ERROR(records().Put(manifest.records(layer), data));
   }
+  return manifest;
+}
+
+absl::Status TestStore::AddSnapshot(const v1::Lease& lease, const std::string& snapshot_id, uint64_t position) {
+  RWKV_ASSIGN_OR_RETURN(const v1::SnapshotManifest manifest, PutSnapshot(lease.session_id(), snapshot_id, position));
   return store().CommitSnapshot(lease, LogBranch(lease.session_id()), manifest);
+}
+
+absl::StatusOr<v1::Session> TestStore::Import(const std::string& session_id, const std::string& snapshot_id,
+                                              uint64_t position, const std::vector<uint32_t>& token_ids, bool base) {
+  NewImport import;
+  RWKV_ASSIGN_OR_RETURN(import.manifest, PutSnapshot(session_id, snapshot_id, position));
+  import.token_ids = token_ids;
+  import.base = base;
+  return store().ImportSession(session_id, import);
 }
 
 std::vector<std::string> TestStore::CatalogKeys() {
@@ -166,6 +181,7 @@ absl::Status CheckCatalogRows(Database& database, int snapshots_per_branch) {
     int heads = 0;
     std::map<uint64_t, uint64_t> children;
     std::map<uint64_t, std::string> snapshots;
+    absl::optional<v1::SnapshotManifest> base;
     std::map<uint64_t, uint64_t> chunks;  // Begin to end.
   };
   std::map<uint64_t, Branch> branches;
@@ -200,6 +216,9 @@ absl::Status CheckCatalogRows(Database& database, int snapshots_per_branch) {
         branches[FirstNumber(key)].snapshots[SecondNumber(key)] = manifest.snapshot_id();
         break;
       }
+      case 'm':
+        if (!branches[FirstNumber(key)].base.emplace().ParseFromString(value)) return broken("base unreadable");
+        break;
       case 'i':
         ids[key.substr(1)] = {NumberAt(value, 0), NumberAt(value, 8)};
         break;
@@ -231,8 +250,14 @@ absl::Status CheckCatalogRows(Database& database, int snapshots_per_branch) {
       if (edge == parent->second.children.end() || edge->second != branch.row.fork_position()) {
         return broken(name, ": not known to its parent");
       }
-      if (branch.row.fork_position() <= parent->second.row.fork_position()) return broken(name, ": needless parent");
-    } else if (branch.row.fork_position() != 0) {
+      const uint64_t parent_begin = parent->second.row.fork_position();
+      if (branch.row.fork_position() < parent_begin ||
+          (branch.row.fork_position() == parent_begin && !parent->second.base.has_value())) {
+        return broken(name, ": needless parent");
+      }
+      if (branch.base.has_value()) return broken(name, ": a base beside a parent");
+    } else if (branch.row.fork_position() != 0 &&
+               (!branch.base.has_value() || branch.base->position() != branch.row.fork_position())) {
       return broken(name, ": begins at ", branch.row.fork_position(), " of nothing");
     }
     if (!branch.row.is_head() && branch.children.empty()) return broken(name, ": used by nobody");
@@ -251,6 +276,14 @@ absl::Status CheckCatalogRows(Database& database, int snapshots_per_branch) {
     if (position != branch.end) return broken(name, ": tokens to ", position, ", wants ", branch.end);
     if (branch.snapshots.size() > snapshots_per_branch + branch.children.size()) {
       return broken(name, ": ", branch.snapshots.size(), " snapshots");
+    }
+    if (branch.base.has_value()) {
+      const auto id_row = ids.find(branch.base->snapshot_id());
+      if (id_row == ids.end() || id_row->second != std::make_pair(id, branch.base->position())) {
+        return broken(name, ": the base's id");
+      }
+      if (branch.base->position() > branch.end) return broken(name, ": ends before its base");
+      ++snapshots;
     }
     for (const auto& [at, snapshot_id] : branch.snapshots) {
       if (at <= branch.row.fork_position() || at > branch.end) return broken(name, ": snapshot at ", at);

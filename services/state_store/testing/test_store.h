@@ -56,9 +56,13 @@ class TestStore {
   // A finished turn: `prompt` and then `generated`.
   absl::Status AddTurn(const v1::Lease& lease, const std::string& request_id, const std::vector<uint32_t>& prompt,
                        const std::vector<uint32_t>& generated);
+  // From where the log begins.
   absl::StatusOr<std::vector<uint32_t>> Tokens(const std::string& session_id);
   // Puts two small records and commits a snapshot at `position`, on the session's current branch.
   absl::Status AddSnapshot(const v1::Lease& lease, const std::string& snapshot_id, uint64_t position);
+  // A session with two small records of a state at `position`; `token_ids`: all of the log up to there, or none.
+  absl::StatusOr<v1::Session> Import(const std::string& session_id, const std::string& snapshot_id, uint64_t position,
+                                     const std::vector<uint32_t>& token_ids, bool base);
   std::string LogBranch(const std::string& session_id);
 
   // Keys of the catalog's family, and of both record families. Without the row of the next id.
@@ -66,6 +70,10 @@ class TestStore {
   std::vector<std::string> RecordKeys();
 
  private:
+  // Puts the records of a snapshot.
+  absl::StatusOr<v1::SnapshotManifest> PutSnapshot(const std::string& session_id, const std::string& snapshot_id,
+                                                   uint64_t position);
+
   testing::FakeClock clock_;
   EmbeddedStateStore::Options options_;
   std::unique_ptr<common::Metrics> metrics_;

@@ -15,11 +15,23 @@ constexpr uint64_t kNoEnd = UINT64_MAX - 1;  // Beyond any position; one more is
 
 }  // namespace
 
-void BranchTree::Fork(const std::vector<Link>& chain, uint64_t position, uint64_t new_branch) {
+void BranchTree::AddRoot(uint64_t branch, uint64_t log_begin, const v1::SnapshotManifest* base) {
+  BranchRow row;
+  row.set_is_head(true);
+  row.set_fork_position(log_begin);
+  edit_->Put(BranchKey(branch), row);
+  if (base == nullptr) return;
+  edit_->Put(BaseKey(branch), *base);
+  PutSnapshotId(base->snapshot_id(), branch, base->position());
+  ++snapshots_delta_;
+}
+
+void BranchTree::Fork(const std::vector<Link>& chain, bool has_base, uint64_t position, uint64_t new_branch) {
   BranchRow row;
   row.set_is_head(true);
   // Of a part [begin, end), the token before `position` is in it if begin < position. Position 0 shares nothing.
-  const auto link = std::find_if(chain.begin(), chain.end(), [&](const Link& link) { return link.begin < position; });
+  auto link = std::find_if(chain.begin(), chain.end(), [&](const Link& link) { return link.begin < position; });
+  if (link == chain.end() && has_base) --link;
   if (link != chain.end()) {
     row.set_parent(link->branch);
     row.set_fork_position(position);
@@ -71,12 +83,12 @@ absl::Status BranchTree::Release(uint64_t branch) {
       snapshots.pop_back();
     }
     if (end.has_value()) {
-      RWKV_RETURN_IF_ERROR(Trim(branch, *end));
+      RWKV_RETURN_IF_ERROR(Trim(branch, row.fork_position(), *end));
       return Retain(branch, snapshots);
     }
     edit_->DeleteRange(LogKey(branch, 0), LogKey(branch + 1, 0));
     edit_->Delete(BranchKey(branch));
-    if (row.parent() == 0) return absl::OkStatus();
+    if (row.parent() == 0) return RemoveBase(branch);
     const std::string edge = EdgeKey(row.parent(), row.fork_position(), branch);
     removed_edges_.insert(edge);
     edit_->Delete(edge);
@@ -85,7 +97,22 @@ absl::Status BranchTree::Release(uint64_t branch) {
   }
 }
 
-absl::Status BranchTree::Trim(uint64_t branch, uint64_t end) {
+absl::Status BranchTree::RemoveBase(uint64_t branch) {
+  v1::SnapshotManifest base;
+  RWKV_ASSIGN_OR_RETURN(const bool found, view_->Get(BaseKey(branch), &base));
+  if (!found) return absl::OkStatus();
+  edit_->Delete(BaseKey(branch));
+  edit_->Delete(SnapshotIdKey(base.snapshot_id()));
+  freed_.push_back(base.snapshot_id());
+  --snapshots_delta_;
+  return absl::OkStatus();
+}
+
+absl::Status BranchTree::Trim(uint64_t branch, uint64_t begin, uint64_t end) {
+  if (end == begin) {  // Forked at its base, and nowhere else.
+    edit_->DeleteRange(LogKey(branch, 0), LogKey(branch + 1, 0));
+    return absl::OkStatus();
+  }
   // The chunk that the end falls into is cut.
   std::string last_key;
   absl::optional<LogChunk> last;
@@ -118,12 +145,16 @@ absl::Status BranchTree::AddSnapshot(const Link& link, const v1::SnapshotManifes
     snapshots.insert(at, {manifest.position(), manifest});
   }
   edit_->Put(SnapshotKey(link.branch, manifest.position()), manifest);
-  std::string value;
-  AppendNumber(value, link.branch);
-  AppendNumber(value, manifest.position());
-  edit_->Put(SnapshotIdKey(manifest.snapshot_id()), value);
+  PutSnapshotId(manifest.snapshot_id(), link.branch, manifest.position());
   ++snapshots_delta_;
   return Retain(link.branch, snapshots);
+}
+
+void BranchTree::PutSnapshotId(const std::string& snapshot_id, uint64_t branch, uint64_t position) {
+  std::string value;
+  AppendNumber(value, branch);
+  AppendNumber(value, position);
+  edit_->Put(SnapshotIdKey(snapshot_id), value);
 }
 
 void BranchTree::RemoveSnapshot(uint64_t branch, const SnapshotAt& snapshot) {

@@ -23,9 +23,13 @@ class BranchTree {
   BranchTree(int snapshots_per_branch, const View* view, Edit* edit)
       : snapshots_per_branch_(snapshots_per_branch), view_(view), edit_(edit) {}
 
+  // A head without parent, whose log begins at `log_begin`. `base`: what it stands on; null: nothing, log_begin is 0.
+  void AddRoot(uint64_t branch, uint64_t log_begin, const v1::SnapshotManifest* base);
+
   // A head that shares the first `position` tokens of `chain` (a session's, newest part first) under a new id. Its
   // parent is the branch that holds the last of those tokens, so that no branch lies between that adds nothing.
-  void Fork(const std::vector<Link>& chain, uint64_t position, uint64_t new_branch);
+  // `has_base`: even with no token in between, it shares what the root stands on.
+  void Fork(const std::vector<Link>& chain, bool has_base, uint64_t position, uint64_t new_branch);
 
   // The session on this head goes. Frees all of its branch that no fork below uses, and upwards from there.
   absl::Status Release(uint64_t branch);
@@ -39,8 +43,11 @@ class BranchTree {
   int snapshots_delta() const { return snapshots_delta_; }
 
  private:
-  // Ends the branch, which is no head, after `end` > 0 tokens of the log.
-  absl::Status Trim(uint64_t branch, uint64_t end);
+  // Ends the branch, which is no head and begins at `begin`, at `end` >= begin.
+  absl::Status Trim(uint64_t branch, uint64_t begin, uint64_t end);
+  // Of a branch that goes; it may have none.
+  absl::Status RemoveBase(uint64_t branch);
+  void PutSnapshotId(const std::string& snapshot_id, uint64_t branch, uint64_t position);
   // The highest position at which another branch forks off, if one does.
   absl::StatusOr<absl::optional<uint64_t>> LastFork(uint64_t branch) const;
   // Whether one does in [begin, end).

@@ -37,7 +37,9 @@ struct ModelTurn {
 // A session with a whole copy of its log.
 struct ModelSession {
   std::vector<uint32_t> tokens;
-  std::vector<float> logprobs;  // As many.
+  std::vector<float> logprobs;    // As many.
+  absl::optional<uint64_t> base;  // Position of the imported state that it stands on.
+  uint64_t log_begin = 0;         // Of the tokens before it only the number is known.
   std::deque<ModelTurn> turns;
   std::string model;
   std::string holder, incarnation;  // Empty: released.
@@ -82,6 +84,33 @@ class CatalogModelTest : public ::testing::TestWithParam<uint32_t> {
     const auto session = catalog().CreateSession(id, "");
     ASSERT_EQ(session.status().code(), Model(id) ? StatusCode::kAlreadyExists : StatusCode::kOk);
     if (session.ok()) sessions_[id] = ModelSession();
+  }
+
+  void Import(const std::string& id) {
+    NewImport import;
+    import.base = OneIn(2);
+    std::vector<uint32_t> tokens(import.base ? Below(4) : 1 + Below(4));
+    for (uint32_t& token : tokens) token = static_cast<uint32_t>(random_());
+    const bool has_log = !import.base || OneIn(2);
+    const std::string snapshot_id = absl::StrCat("x", snapshots_.size());
+    const std::string data = TestRecordData(static_cast<uint32_t>(snapshots_.size()), 100);
+    import.manifest.set_snapshot_id(snapshot_id);
+    import.manifest.set_session_id(id);
+    import.manifest.set_position(tokens.size());
+    import.manifest.set_model_fingerprint("model-0");
+    *import.manifest.add_records() = TestRecordInfo(snapshot_id, 0, data);
+    if (has_log) import.token_ids = tokens;
+    ASSERT_OK(store_->records().Put(import.manifest.records(0), data));
+    snapshots_[snapshot_id] = tokens;
+    const auto session = store_->store().ImportSession(id, import);
+    ASSERT_EQ(session.status().code(), Model(id) ? StatusCode::kAlreadyExists : StatusCode::kOk);
+    if (!session.ok()) return;
+    ModelSession& model = sessions_[id] = ModelSession();
+    model.tokens = tokens;
+    model.logprobs.resize(tokens.size());
+    model.model = "model-0";
+    if (import.base) model.base = tokens.size();
+    model.log_begin = has_log ? 0 : tokens.size();
   }
 
   void Acquire(const std::string& id) {
@@ -238,7 +267,7 @@ class CatalogModelTest : public ::testing::TestWithParam<uint32_t> {
       ASSERT_EQ(code, StatusCode::kNotFound);
     } else if (Model(new_id) != nullptr) {
       ASSERT_EQ(code, StatusCode::kAlreadyExists);
-    } else if (position.value_or(length) > length) {
+    } else if (position.value_or(length) > length || position.value_or(length) < session->base.value_or(0)) {
       ASSERT_EQ(code, StatusCode::kOutOfRange);
     } else {
       ASSERT_OK(fork);
@@ -246,7 +275,9 @@ class CatalogModelTest : public ::testing::TestWithParam<uint32_t> {
       ModelSession copy;
       copy.tokens.assign(session->tokens.begin(), session->tokens.begin() + static_cast<int64_t>(at));
       copy.logprobs.assign(session->logprobs.begin(), session->logprobs.begin() + static_cast<int64_t>(at));
-      if (at > 0) copy.model = session->model;
+      copy.base = session->base;
+      copy.log_begin = session->log_begin;
+      if (at > 0 || copy.base.has_value()) copy.model = session->model;
       sessions_[new_id] = std::move(copy);
     }
   }
@@ -257,7 +288,9 @@ class CatalogModelTest : public ::testing::TestWithParam<uint32_t> {
     const uint64_t position = Below(session == nullptr ? 1 : session->tokens.size() + 2);
     const auto rewound = store_->store().RewindSession(lease, position);
     StatusCode want = LeaseCode(lease);
-    if (want == StatusCode::kOk && position > session->tokens.size()) want = StatusCode::kOutOfRange;
+    if (want == StatusCode::kOk && (position > session->tokens.size() || position < session->base.value_or(0))) {
+      want = StatusCode::kOutOfRange;
+    }
     ASSERT_EQ(rewound.status().code(), want);
     if (want != StatusCode::kOk) return;
     const auto beyond = [&](const ModelTurn& turn) {
@@ -279,11 +312,13 @@ class CatalogModelTest : public ::testing::TestWithParam<uint32_t> {
     const v1::Lease lease = AnyLease(id);
     ModelSession* session = Model(id);
     if (session == nullptr || session->tokens.empty()) return;
+    const uint64_t first = session->base.value_or(0) + 1;
+    if (session->tokens.size() < first) return;
     v1::SnapshotManifest manifest;
     const std::string snapshot_id = absl::StrCat("x", snapshots_.size());
     manifest.set_snapshot_id(snapshot_id);
     manifest.set_session_id(id);
-    manifest.set_position(1 + Below(session->tokens.size()));
+    manifest.set_position(first + Below(session->tokens.size() + 1 - first));
     manifest.set_model_fingerprint(session->model);
     const std::string data = TestRecordData(static_cast<uint32_t>(snapshots_.size()), 100);
     *manifest.add_records() = TestRecordInfo(snapshot_id, 0, data);
@@ -299,8 +334,12 @@ class CatalogModelTest : public ::testing::TestWithParam<uint32_t> {
     if (session == nullptr) return;
     ASSERT_OK_AND_ASSIGN(const auto manifest, catalog().FindSnapshot(id, session->tokens.size(), session->model));
     if (!manifest.has_value()) return;
-    ASSERT_OK_AND_ASSIGN(const bool dropped, store_->store().DropSnapshot(id, manifest->snapshot_id(), "test"));
-    ASSERT_TRUE(dropped);
+    const auto dropped = store_->store().DropSnapshot(id, manifest->snapshot_id(), "test");
+    if (session->base == manifest->position()) {
+      ASSERT_EQ(dropped.status().code(), StatusCode::kFailedPrecondition);
+      return;
+    }
+    ASSERT_THAT(dropped, testing::IsOkAndHolds(true));
     ASSERT_THAT(catalog().HasSnapshot(manifest->snapshot_id()), testing::IsOkAndHolds(false));
   }
 
@@ -315,15 +354,21 @@ class CatalogModelTest : public ::testing::TestWithParam<uint32_t> {
       ASSERT_EQ(session.model_fingerprint(), model.model);
       ASSERT_EQ(session.open_request_id(),
                 !model.turns.empty() && model.turns.back().open ? model.turns.back().request_id : "");
-      ASSERT_THAT(store_->Tokens(id), testing::IsOkAndHolds(model.tokens)) << id;
-      const uint64_t begin = Below(model.tokens.size() + 1), end = begin + Below(model.tokens.size() - begin + 1);
+      ASSERT_EQ(session.has_base_position(), model.base.has_value());
+      ASSERT_EQ(session.base_position(), model.base.value_or(0));
+      ASSERT_EQ(session.log_begin(), model.log_begin);
+      const std::vector<uint32_t> log(model.tokens.begin() + static_cast<int64_t>(model.log_begin), model.tokens.end());
+      ASSERT_THAT(store_->Tokens(id), testing::IsOkAndHolds(log)) << id;
+      const uint64_t begin = model.log_begin + Below(log.size() + 1);
+      const uint64_t end = begin + Below(model.tokens.size() - begin + 1);
       ASSERT_OK_AND_ASSIGN(const TokenPage part, catalog().ReadTokens(id, begin, end));
       ASSERT_TRUE(
           std::equal(part.token_ids.begin(), part.token_ids.end(), model.tokens.begin() + static_cast<int64_t>(begin)));
       // Law S1: a snapshot is of exactly the session's first tokens; and it can be loaded.
-      uint64_t newest = 0;
+      absl::optional<uint64_t> newest;
       for (const uint64_t position : session.snapshot_positions()) {
-        ASSERT_GT(position, newest);
+        ASSERT_TRUE(!newest.has_value() || position > *newest);
+        ASSERT_GE(position, model.base.value_or(1));
         newest = position;
         ASSERT_OK_AND_ASSIGN(const auto manifest, catalog().FindSnapshot(id, position, model.model));
         ASSERT_TRUE(manifest.has_value());
@@ -334,7 +379,8 @@ class CatalogModelTest : public ::testing::TestWithParam<uint32_t> {
         ASSERT_OK(store_->records().Get(manifest->records(0)));
       }
       ASSERT_OK_AND_ASSIGN(const auto last, catalog().FindSnapshot(id, UINT64_MAX, model.model));
-      ASSERT_EQ(last.has_value() ? last->position() : 0, newest);
+      ASSERT_EQ(last.has_value() ? absl::make_optional(last->position()) : absl::nullopt, newest);
+      if (model.base.has_value()) ASSERT_TRUE(newest.has_value()) << "the base is gone";
     }
     ASSERT_OK(CheckCatalogRows(store_->database(), kSnapshotsPerBranch));
   }
@@ -353,8 +399,10 @@ TEST_P(CatalogModelTest, StoreAndModelAgree) {
     SCOPED_TRACE(absl::StrCat("step ", step));
     const std::string id = AnyId();
     const uint64_t operation = Below(100);
-    if (operation < 6) {
+    if (operation < 3) {
       Create(id);
+    } else if (operation < 6) {
+      Import(id);
     } else if (operation < 22) {
       Acquire(id);
     } else if (operation < 25) {

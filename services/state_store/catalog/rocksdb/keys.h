@@ -6,7 +6,9 @@
 //   e PARENT POSITION CHILD   nothing: one for each branch that forks off another, by fork position
 //   l BRANCH BEGIN            LogChunk: the tokens of [BEGIN, BEGIN + n), one row per append
 //   p BRANCH POSITION         SnapshotManifest
-//   i SNAPSHOT                BRANCH POSITION: where a snapshot of that id is
+//   m BRANCH                  SnapshotManifest of the base: what an imported log without its beginning stands on. Of a
+//                             branch without parent, and for as long as the branch is there
+//   i SNAPSHOT                BRANCH POSITION: where a snapshot (or base) of that id is
 //   "next_id"                 the first number that is not reserved for branches and fencing tokens
 //
 // A branch's chunks are gapless: they cover [fork position, end), where end is the session's length for a head, and for
@@ -47,6 +49,7 @@ inline std::string EdgeKey(uint64_t parent, uint64_t fork_position, uint64_t chi
 }
 inline std::string LogKey(uint64_t branch, uint64_t begin) { return NumberKey('l', branch, begin); }
 inline std::string SnapshotKey(uint64_t branch, uint64_t position) { return NumberKey('p', branch, position); }
+inline std::string BaseKey(uint64_t branch) { return NumberKey('m', branch); }
 inline std::string SnapshotIdKey(absl::string_view snapshot_id) { return absl::StrCat("i", snapshot_id); }
 
 // Ids hold no zero byte, so no session's turns lie among another's.

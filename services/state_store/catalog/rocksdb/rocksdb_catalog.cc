@@ -38,11 +38,14 @@ v1::Session ToSession(absl::string_view session_id, const SessionRow& row) {
   session.set_fork_position(row.fork_position());
   session.set_open_request_id(row.open_turn().request_id());
   session.set_initial_state(row.initial_state());
+  if (row.has_base_position()) session.set_base_position(row.base_position());
+  session.set_log_begin(row.log_begin());
   return session;
 }
 
 absl::Status AddSnapshotPositions(const View& view, const SessionRow& row, v1::Session* session) {
   RWKV_ASSIGN_OR_RETURN(const std::vector<Link> chain, view.Chain(row));
+  if (row.has_base_position()) session->add_snapshot_positions(row.base_position());
   for (auto link = chain.rbegin(); link != chain.rend(); ++link) {
     RWKV_ASSIGN_OR_RETURN(const std::vector<SnapshotAt> snapshots,
                           view.Snapshots(link->branch, link->begin, link->end));
@@ -76,6 +79,19 @@ absl::Status CheckModel(const std::string& session_id, const SessionRow& row, ab
       absl::FailedPreconditionError(absl::StrCat("session ", session_id, " belongs to model ", row.model_fingerprint(),
                                                  ", not to ", model_fingerprint)),
       "OTHER_MODEL");
+}
+
+// Whether a session can be forked at, or rewound to, a position.
+absl::Status CheckPosition(const std::string& session_id, const SessionRow& row, uint64_t position,
+                           absl::string_view verb) {
+  if (position > row.length()) {
+    return absl::OutOfRangeError(
+        absl::StrCat("session ", session_id, " has ", row.length(), " tokens; it cannot be ", verb, " ", position));
+  }
+  if (!row.has_base_position() || position >= row.base_position()) return absl::OkStatus();
+  return absl::OutOfRangeError(absl::StrCat("session ", session_id, " began with an imported state at position ",
+                                            row.base_position(), "; it cannot be ", verb, " ", position,
+                                            ", which is before it"));
 }
 
 void PutTokens(Edit& edit, uint64_t branch, uint64_t begin, absl::Span<const uint32_t> token_ids,
@@ -249,11 +265,49 @@ absl::StatusOr<v1::Session> RocksdbCatalog::CreateSession(const std::string& ses
   row.set_initial_state(initial_state);
   Edit edit(view);
   BranchTree tree(options_.snapshots_per_branch, &view, &edit);
-  tree.Fork({}, 0, branch);
+  tree.AddRoot(branch, 0, nullptr);
   edit.Put(SessionKey(session_id), row);
   RWKV_RETURN_IF_ERROR(database_->Write(std::move(view).Close(), edit.batch(), Durability::kSynced));
   Count(1, 0, 0);
   return ToSession(session_id, row);
+}
+
+absl::StatusOr<v1::Session> RocksdbCatalog::ImportSession(const std::string& session_id, const NewImport& import) {
+  RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, LockSession(session_id));
+  RWKV_ASSIGN_OR_RETURN(const uint64_t branch, NextId());
+  RWKV_ASSIGN_OR_RETURN(View view, View::Open(*database_, View::At::kLatest));
+  SessionRow row;
+  RWKV_ASSIGN_OR_RETURN(const bool exists, view.Get(SessionKey(session_id), &row));
+  if (exists) return absl::AlreadyExistsError(absl::StrCat("session ", session_id, " exists already"));
+  const v1::SnapshotManifest& manifest = import.manifest;
+  RWKV_ASSIGN_OR_RETURN(const absl::optional<std::string> taken, view.Get(SnapshotIdKey(manifest.snapshot_id())));
+  if (taken.has_value()) {
+    return absl::AlreadyExistsError(absl::StrCat("snapshot ", manifest.snapshot_id(), " exists already"));
+  }
+  const uint64_t log_begin = manifest.position() - import.token_ids.size();
+  const int64_t now = absl::ToUnixNanos(clock_->Now());
+  row.set_model_fingerprint(manifest.model_fingerprint());
+  row.set_create_unix_nanos(now);
+  row.set_update_unix_nanos(now);
+  row.set_family(branch);
+  row.set_branch(branch);
+  row.set_length(manifest.position());
+  row.set_next_turn(1);
+  row.set_initial_state(import.initial_state);
+  row.set_log_begin(log_begin);
+  if (import.base) row.set_base_position(manifest.position());
+  Edit edit(view);
+  BranchTree tree(options_.snapshots_per_branch, &view, &edit);
+  tree.AddRoot(branch, log_begin, import.base ? &manifest : nullptr);
+  if (!import.base) RWKV_RETURN_IF_ERROR(tree.AddSnapshot({branch, log_begin, row.length()}, manifest));
+  PutTokens(edit, branch, log_begin, import.token_ids, {});
+  edit.Put(SessionKey(session_id), row);
+  RWKV_RETURN_IF_ERROR(database_->Write(std::move(view).Close(), edit.batch(), Durability::kSynced));
+  Count(1, tree.snapshots_delta(), 0);
+  tokens_total_.Increment(static_cast<double>(import.token_ids.size()));
+  v1::Session session = ToSession(session_id, row);
+  session.add_snapshot_positions(manifest.position());
+  return session;
 }
 
 absl::StatusOr<v1::Session> RocksdbCatalog::GetSession(const std::string& session_id) {
@@ -299,19 +353,20 @@ absl::StatusOr<v1::Session> RocksdbCatalog::ForkSession(const std::string& sessi
     if (exists) return absl::AlreadyExistsError(absl::StrCat("session ", new_session_id, " exists already"));
   }
   const uint64_t at = position.value_or(source.length());
-  if (at > source.length()) {
-    return absl::OutOfRangeError(
-        absl::StrCat("session ", session_id, " has ", source.length(), " tokens; it cannot be forked at ", at));
-  }
+  RWKV_RETURN_IF_ERROR(CheckPosition(session_id, source, at, "forked at"));
   RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard family_guard, LockFamily(source.family()));
   RWKV_ASSIGN_OR_RETURN(View view, View::Reopen(*database_, opening));
   RWKV_ASSIGN_OR_RETURN(const std::vector<Link> chain, view.Chain(source));
   SessionRow row;
   const int64_t now = absl::ToUnixNanos(clock_->Now());
-  // With no token shared it is of no model yet, and no relative.
-  if (at > 0) row.set_model_fingerprint(source.model_fingerprint());
-  row.set_family(at > 0 ? source.family() : branch);
+  // With nothing shared it is of no model yet, and no relative.
+  const bool has_base = source.has_base_position();
+  const bool shares = at > 0 || has_base;
+  if (shares) row.set_model_fingerprint(source.model_fingerprint());
+  row.set_family(shares ? source.family() : branch);
   row.set_initial_state(source.initial_state());
+  if (has_base) row.set_base_position(source.base_position());
+  row.set_log_begin(source.log_begin());
   row.set_create_unix_nanos(now);
   row.set_update_unix_nanos(now);
   row.set_forked_from(session_id);
@@ -321,7 +376,7 @@ absl::StatusOr<v1::Session> RocksdbCatalog::ForkSession(const std::string& sessi
   row.set_next_turn(1);
   Edit edit(view);
   BranchTree tree(options_.snapshots_per_branch, &view, &edit);
-  tree.Fork(chain, at, branch);
+  tree.Fork(chain, has_base, at, branch);
   edit.Put(SessionKey(new_session_id), row);
   RWKV_RETURN_IF_ERROR(database_->Write(std::move(view).Close(), edit.batch(), Durability::kSynced));
   Count(1, 0, 0);
@@ -344,10 +399,7 @@ absl::StatusOr<v1::Session> RocksdbCatalog::RewindSession(const v1::Lease& lease
       fenced_total_.Increment();
       return status;
     }
-    if (position > row.length()) {
-      return absl::OutOfRangeError(
-          absl::StrCat("session ", session_id, " has ", row.length(), " tokens; it cannot be rewound to ", position));
-    }
+    RWKV_RETURN_IF_ERROR(CheckPosition(session_id, row, position, "rewound to"));
     if (position == row.length()) return ToSessionWithSnapshots(view, session_id, row);
   }
   RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard family_guard, LockFamily(row.family()));
@@ -355,7 +407,7 @@ absl::StatusOr<v1::Session> RocksdbCatalog::RewindSession(const v1::Lease& lease
   RWKV_ASSIGN_OR_RETURN(const std::vector<Link> chain, view.Chain(row));
   Edit edit(view);
   BranchTree tree(options_.snapshots_per_branch, &view, &edit);
-  tree.Fork(chain, position, branch);
+  tree.Fork(chain, row.has_base_position(), position, branch);
   RWKV_RETURN_IF_ERROR(tree.Release(row.branch()));
   RWKV_RETURN_IF_ERROR(ForEachTurn(view, session_id, [&](absl::string_view key, const TurnRow& turn) {
     if (TurnEnd(turn, row) > position) edit.Delete(key);
@@ -629,6 +681,10 @@ absl::StatusOr<TokenPage> RocksdbCatalog::ReadTokens(const std::string& session_
     return absl::OutOfRangeError(absl::StrCat("session ", session_id, " has ", row.length(), " tokens; [", begin, ", ",
                                               end, ") is beyond them"));
   }
+  if (begin < end && begin < row.log_begin()) {
+    return absl::OutOfRangeError(absl::StrCat("session ", session_id, " was imported without its first ",
+                                              row.log_begin(), " tokens; [", begin, ", ", end, ") has some of them"));
+  }
   RWKV_ASSIGN_OR_RETURN(const std::vector<Link> chain, view.Chain(row));
   RWKV_ASSIGN_OR_RETURN(LogChunk log, view.ReadLog(chain, begin, end, false));
   return TokenPage{std::move(log.token_ids), LogBranch(row)};
@@ -655,7 +711,7 @@ absl::Status RocksdbCatalog::CommitSnapshot(const v1::Lease& lease, const std::s
                                  "OTHER_BRANCH");
   }
   RWKV_RETURN_IF_ERROR(CheckModel(session_id, row, manifest.model_fingerprint()));
-  if (manifest.position() == 0 || manifest.position() > row.length()) {
+  if (manifest.position() <= row.base_position() || manifest.position() > row.length()) {
     return absl::OutOfRangeError(absl::StrCat("session ", session_id, " has ", row.length(),
                                               " tokens; a snapshot at position ", manifest.position(),
                                               " is not of it"));
@@ -674,7 +730,7 @@ absl::Status RocksdbCatalog::CommitSnapshot(const v1::Lease& lease, const std::s
   RWKV_ASSIGN_OR_RETURN(const std::vector<Link> chain, view.Chain(row));
   const auto link =
       std::find_if(chain.begin(), chain.end(), [&](const Link& link) { return link.begin < manifest.position(); });
-  if (link == chain.end()) return absl::DataLossError("catalog: a log does not begin at 0");
+  if (link == chain.end()) return absl::DataLossError("catalog: a log does not begin where its base is");
   Edit edit(view);
   BranchTree tree(options_.snapshots_per_branch, &view, &edit);
   RWKV_RETURN_IF_ERROR(tree.AddSnapshot(*link, manifest));
@@ -698,6 +754,10 @@ absl::StatusOr<absl::optional<v1::SnapshotManifest>> RocksdbCatalog::FindSnapsho
       }
     }
   }
+  if (row.has_base_position() && row.base_position() <= at_or_before && row.model_fingerprint() == model_fingerprint) {
+    RWKV_ASSIGN_OR_RETURN(v1::SnapshotManifest base, view.Base(chain));
+    return absl::make_optional(std::move(base));
+  }
   return absl::optional<v1::SnapshotManifest>();
 }
 
@@ -718,6 +778,13 @@ absl::StatusOr<bool> RocksdbCatalog::DropSnapshot(const std::string& session_id,
   if (at->size() != 16) return absl::DataLossError("catalog: the row of a snapshot's id is corrupt");
   const uint64_t branch = NumberAt(*at, 0), position = NumberAt(*at, 8);
   RWKV_ASSIGN_OR_RETURN(const std::vector<Link> chain, view.Chain(row));
+  if (row.has_base_position()) {
+    RWKV_ASSIGN_OR_RETURN(const v1::SnapshotManifest base, view.Base(chain));
+    if (base.snapshot_id() == snapshot_id) {
+      return absl::FailedPreconditionError(absl::StrCat("snapshot ", snapshot_id, " is what session ", session_id,
+                                                        " was imported with; nothing could take its place"));
+    }
+  }
   const bool reachable = std::any_of(chain.begin(), chain.end(), [&](const Link& link) {
     return link.branch == branch && link.begin < position && position <= link.end;
   });

@@ -38,6 +38,7 @@ class RocksdbCatalog final : public Catalog {
                                                                 common::Clock* clock, common::Metrics* metrics);
 
   absl::StatusOr<v1::Session> CreateSession(const std::string& session_id, const std::string& initial_state) override;
+  absl::StatusOr<v1::Session> ImportSession(const std::string& session_id, const NewImport& import) override;
   absl::StatusOr<v1::Session> GetSession(const std::string& session_id) override;
   absl::StatusOr<SessionPage> ListSessions(int page_size, const std::string& page_token) override;
   absl::StatusOr<v1::Session> ForkSession(const std::string& session_id, absl::optional<uint64_t> position,

@@ -660,5 +660,105 @@ TEST_F(RocksdbCatalogTest, EverythingIsThereAfterARestart) {
   EXPECT_GT(other.fencing_token(), lease.fencing_token());
 }
 
+TEST_F(RocksdbCatalogTest, AnImportWithItsLogIsASessionLikeOthers) {
+  ASSERT_OK_AND_ASSIGN(const v1::Session session, store_.Import("s", "x", 4, Range(10, 14), /*base=*/false));
+  EXPECT_EQ(session.token_count(), 4u);
+  EXPECT_EQ(session.model_fingerprint(), kTestModel);
+  EXPECT_FALSE(session.has_base_position());
+  EXPECT_THAT(session.snapshot_positions(), ElementsAre(4));
+  EXPECT_THAT(SnapshotPositions("s"), ElementsAre(4));
+  EXPECT_THAT(store_.Tokens("s"), IsOkAndHolds(ElementsAre(10, 11, 12, 13)));
+  EXPECT_EQ(Find("s", 4), "x");
+  EXPECT_EQ(Find("s", 3), "");
+  EXPECT_THAT(store_.Import("s", "y", 4, Range(10, 14), false), StatusIs(StatusCode::kAlreadyExists));
+  EXPECT_THAT(store_.Import("t", "x", 4, Range(10, 14), false), StatusIs(StatusCode::kAlreadyExists));
+  ASSERT_OK(catalog().ForkSession("s", 2, "before"));
+  EXPECT_THAT(store_.Tokens("before"), IsOkAndHolds(ElementsAre(10, 11)));
+  EXPECT_THAT(store_.store().DropSnapshot("s", "x", "corrupt"), IsOkAndHolds(true));
+}
+
+TEST_F(RocksdbCatalogTest, AnImportOfARecordThatIsNotThereLeavesNothing) {
+  NewImport import;
+  import.manifest.set_snapshot_id("x");
+  import.manifest.set_session_id("s");
+  import.manifest.set_model_fingerprint(kTestModel);
+  *import.manifest.add_records() = TestRecordInfo("x", 0, "bytes");
+  import.base = true;
+  EXPECT_THAT(store_.store().ImportSession("s", import), StatusIs(StatusCode::kDataLoss));
+  EXPECT_THAT(store_.CatalogKeys(), IsEmpty());
+}
+
+// The base stays through retention, drops, rewinds and the end of the session itself, until the last fork goes.
+TEST_F(RocksdbCatalogTest, TheBaseOfAnImportLivesAsLongAsAnybodyStandsOnIt) {
+  for (const uint64_t position : {0, 5}) {
+    SCOPED_TRACE(position);
+    ASSERT_OK_AND_ASSIGN(const v1::Session session, store_.Import("s", "base", position, {}, /*base=*/true));
+    EXPECT_EQ(session.base_position(), position);
+    EXPECT_EQ(session.log_begin(), position);
+    ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Acquire("s"));
+    EXPECT_EQ(Find("s", position), "base");
+    EXPECT_EQ(Find("s", position, "another-model"), "");
+    EXPECT_THAT(catalog().BeginTurn(lease, Turn("r", {}, "another-model")), StatusIs(StatusCode::kFailedPrecondition));
+    ASSERT_OK(store_.AddTurn(lease, "r", Range(0, 10), Range(10, 20)));
+    const uint64_t end = position + 20;
+    for (uint64_t at = position + 1; at <= end; ++at) ASSERT_OK(store_.AddSnapshot(lease, absl::StrCat("p", at), at));
+    EXPECT_THAT(SnapshotPositions("s"), testing::SizeIs(1 + 8));  // Retention spares it.
+    EXPECT_EQ(SnapshotPositions("s").front(), position);
+    EXPECT_THAT(store_.store().DropSnapshot("s", "base", "corrupt"),
+                StatusIs(StatusCode::kFailedPrecondition, HasSubstr("imported with")));
+    EXPECT_THAT(store_.AddSnapshot(lease, absl::StrCat("at-base", position), position),
+                StatusIs(StatusCode::kOutOfRange));
+    if (position > 0) {
+      EXPECT_THAT(
+          catalog().ForkSession("s", position - 1, "f"),
+          StatusIs(StatusCode::kOutOfRange, HasSubstr("imported state at position 5; it cannot be forked at 4")));
+      EXPECT_THAT(store_.store().RewindSession(lease, position - 1),
+                  StatusIs(StatusCode::kOutOfRange, HasSubstr("cannot be rewound to 4")));
+      EXPECT_THAT(catalog().ReadTokens("s", position - 1, end),
+                  StatusIs(StatusCode::kOutOfRange, HasSubstr("imported without its first 5 tokens")));
+    }
+    ASSERT_OK_AND_ASSIGN(const v1::Session fork, catalog().ForkSession("s", position, "at-base"));
+    EXPECT_EQ(fork.base_position(), position);
+    EXPECT_EQ(fork.model_fingerprint(), kTestModel);
+    ASSERT_OK(catalog().ForkSession("s", position + 3, "later"));
+    ASSERT_OK(catalog().ForkSession("at-base", position, "again"));
+    ASSERT_OK(store_.store().RewindSession(lease, position));
+    EXPECT_THAT(store_.Tokens("s"), IsOkAndHolds(IsEmpty()));
+    EXPECT_THAT(store_.Tokens("later"), IsOkAndHolds(ElementsAre(0, 1, 2)));
+    ASSERT_OK(CheckCatalogRows(store_.database(), 8));
+    ASSERT_OK(store_.Reopen());
+    EXPECT_EQ(catalog().counts().snapshots, 1);  // The base: retention had left none as old as the fork "later".
+    for (const char* id : {"s", "later", "at-base"}) {
+      ASSERT_OK_AND_ASSIGN(const v1::Lease taken, store_.Acquire(id));
+      ASSERT_OK(store_.store().DeleteSession(taken));
+      ASSERT_OK(CheckCatalogRows(store_.database(), 8));
+      EXPECT_EQ(Find("again", position), "base");
+    }
+    ASSERT_OK_AND_ASSIGN(const v1::Lease last, store_.Acquire("again"));
+    ASSERT_OK(store_.AddTurn(last, "r", {7}, {8}));
+    EXPECT_THAT(store_.Tokens("again"), IsOkAndHolds(ElementsAre(7, 8)));
+    ASSERT_OK(store_.store().DeleteSession(last));
+    EXPECT_THAT(store_.CatalogKeys(), IsEmpty());
+    EXPECT_EQ(catalog().counts().snapshots, 0);
+    for (const std::string& key : store_.RecordKeys()) {  // Those of the snapshot that was refused.
+      EXPECT_THAT(key, ::testing::StartsWith("at-base"));
+    }
+  }
+}
+
+TEST_F(RocksdbCatalogTest, ABaseMayHaveTheLogThatLedToIt) {
+  ASSERT_OK_AND_ASSIGN(const v1::Session session, store_.Import("s", "base", 4, Range(10, 14), /*base=*/true));
+  EXPECT_EQ(session.log_begin(), 0u);
+  EXPECT_THAT(store_.Tokens("s"), IsOkAndHolds(ElementsAre(10, 11, 12, 13)));
+  EXPECT_THAT(store_.store().DropSnapshot("s", "base", "corrupt"), StatusIs(StatusCode::kFailedPrecondition));
+  EXPECT_EQ(Find("s", 4), "base");
+  EXPECT_THAT(catalog().ForkSession("s", 3, "f"), StatusIs(StatusCode::kOutOfRange));
+  ASSERT_OK(catalog().ForkSession("s", 4, "f"));
+  ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Acquire("s"));
+  ASSERT_OK(store_.store().DeleteSession(lease));
+  EXPECT_EQ(Find("f", 4), "base");
+  EXPECT_THAT(store_.Tokens("f"), IsOkAndHolds(ElementsAre(10, 11, 12, 13)));
+}
+
 }  // namespace
 }  // namespace rwkv::state_store

@@ -129,6 +129,14 @@ absl::StatusOr<std::vector<Link>> View::Chain(const SessionRow& session) const {
   return chain;
 }
 
+absl::StatusOr<v1::SnapshotManifest> View::Base(const std::vector<Link>& chain) const {
+  const std::string key = BaseKey(chain.back().branch);
+  v1::SnapshotManifest base;
+  RWKV_ASSIGN_OR_RETURN(const bool found, Get(key, &base));
+  if (!found) return CorruptRow(key);
+  return base;
+}
+
 absl::StatusOr<LogChunk> View::ReadLog(const std::vector<Link>& chain, uint64_t begin, uint64_t end,
                                        bool with_logprobs) const {
   LogChunk result;

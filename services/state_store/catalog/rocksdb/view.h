@@ -70,11 +70,14 @@ class View {
   // kNotFound, naming it.
   absl::StatusOr<SessionRow> Session(absl::string_view session_id) const;
   absl::StatusOr<BranchRow> Branch(uint64_t branch) const;
-  // What the session's log is made of, newest part first. Never an empty part, except an empty head.
+  // What the session's log is made of, newest part first. Never an empty part, except an empty head, and a root that is
+  // forked at its base.
   absl::StatusOr<std::vector<Link>> Chain(const SessionRow& session) const;
   // Tokens [begin, end) of the log, which has them; with log-probabilities if asked, 0 where there are none.
   absl::StatusOr<LogChunk> ReadLog(const std::vector<Link>& chain, uint64_t begin, uint64_t end,
                                    bool with_logprobs) const;
+  // What a session with a base_position begins with.
+  absl::StatusOr<v1::SnapshotManifest> Base(const std::vector<Link>& chain) const;
   // Snapshots of a branch at positions in (after, last], ascending.
   absl::StatusOr<std::vector<SnapshotAt>> Snapshots(uint64_t branch, uint64_t after, uint64_t last) const;
 
