@@ -31,10 +31,10 @@ print_help() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; }
 declare -A cluster=()
 
 # What a call asks for, by setting; unset: it does not say.
-#   model, stages; tokenizer (unset: run.sh looks for it); lora and lora_alpha; group_norm_eps; device;
+#   model, stages; tokenizer (unset: run.sh looks for it); lora and lora_alpha; group_norm_eps; device; threads;
 #   initial_state: NAME=FILE,...
 declare -A given=()
-readonly settings=(model tokenizer stages lora lora_alpha group_norm_eps device initial_state)
+readonly settings=(model tokenizer stages lora lora_alpha group_norm_eps device threads initial_state)
 
 # differing_settings: what the cluster has otherwise than `given` asks; empty: nothing.
 differing_settings() {
@@ -62,6 +62,7 @@ worker_flags() {
   if [[ -n ${cluster[lora]:-} ]]; then printf '%s\n' "--lora=${cluster[lora]}" "--lora_alpha=${cluster[lora_alpha]}"; fi
   if [[ -n ${cluster[group_norm_eps]:-} ]]; then echo "--group_norm_eps=${cluster[group_norm_eps]}"; fi
   if [[ -n ${cluster[device]:-} ]]; then echo "--device=${cluster[device]}"; fi
+  if [[ -n ${cluster[threads]:-} ]]; then echo "--threads=${cluster[threads]}"; fi
   if [[ -n ${cluster[initial_state]:-} ]]; then echo "--initial_states=${cluster[initial_state]}"; fi
 }
 

@@ -58,10 +58,11 @@ inherit_settings
 expect "another model takes the stages" "${given[model]} ${given[stages]} ${#given[@]}" "/other.pth 2 2"
 expect "flags of a worker" "$(worker_flags | tr '\n' ' ')" \
   "--model=/m.pth --lora=/a.pth --lora_alpha=32 --initial_states=poet=/p.pth,judge=/j.pth "
-cluster=([model]="/a b.pth" [stages]=1 [group_norm_eps]=1e-5 [device]=cpu/avx2)
+cluster=([model]="/a b.pth" [stages]=1 [group_norm_eps]=1e-5 [device]=cpu/avx2 [threads]=3)
 expect "fewer flags" "$(worker_flags)" "--model=/a b.pth
 --group_norm_eps=1e-5
---device=cpu/avx2"
+--device=cpu/avx2
+--threads=3"
 cluster=([model]=/m.pth [stages]=2 [router-0.grpc]=127.0.0.1:4711)
 
 # A process is ours by pid and start time.

@@ -3,7 +3,8 @@
 # Installs what is missing and builds first. Called again, it finds the running cluster and restarts what died.
 #
 #   deploy/local/run.sh [--model PATH] [--tokenizer FILE] [--stages N] [--data-dir DIR] [--lora FILE --lora-alpha A]
-#                       [--initial-state NAME=FILE]... [--group-norm-eps X] [--device NAME] [PROMPT]
+#                       [--initial-state NAME=FILE]... [--group-norm-eps X] [--device NAME] [--threads N]
+#                       [PROMPT]
 #
 #   --model PATH    an RWKV checkpoint: .pth, .safetensors, GGUF or .bin of rwkv.cpp; of one in several files the
 #                   folder, the index or a part. Default: the small model in deploy/demo_model
@@ -20,6 +21,7 @@
 #   --group-norm-eps X
 #                   epsilon of the group norm behind the recurrence; 1e-5 for what rwkv.cpp computes of an RWKV-5
 #   --device NAME   what the workers compute on, as their own --device (default: auto, the fastest here)
+#   --threads N     threads of each worker's CPU device (1 to 1024; default: the processors that it may use)
 #   --data-dir DIR  where sessions and logs live (default: ~/.local/share/rwkv-serving/default)
 #   PROMPT          streams the model's answer on standard output; everything else goes to standard error
 #
@@ -73,6 +75,10 @@ set_flag() {
     --device)
       [[ $2 =~ ^[a-z0-9/:]+$ ]] || usage_error "$1 '$2' is no name of a device"
       given[device]=$2
+      ;;
+    --threads)
+      [[ $2 =~ ^[1-9][0-9]{0,3}$ && $2 -le 1024 ]] || usage_error "--threads '$2' is not in 1 .. 1024"
+      given[threads]=$2
       ;;
     --initial-state)
       local others=${given[initial_state]:-}

@@ -31,6 +31,9 @@ class Device {
   // Everything on which bits depend: devices of one family give the same, so sequences may move between them.
   virtual absl::string_view numeric_family() const = 0;
 
+  // Threads of this process that compute an operation of one stream, the caller's among them.
+  virtual int threads() const { return 1; }
+
   // `bytes` >= 0, contents undefined; none gives an empty buffer. On a CPU pages cost memory only once they are
   // written. kInvalidArgument: fewer. kResourceExhausted: no memory; names the bytes.
   virtual absl::StatusOr<Buffer> Allocate(int64_t bytes, MemoryKind kind) = 0;

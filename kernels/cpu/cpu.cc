@@ -3,6 +3,8 @@
 #include <cpuid.h>
 
 #include <algorithm>
+#include <array>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -12,6 +14,8 @@
 #include "kernels/base/host_device.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/cpu/kernel_set.h"
+#include "kernels/cpu/processors.h"
+#include "kernels/cpu/thread_team.h"
 
 namespace rwkv::kernels::cpu {
 namespace {
@@ -20,18 +24,20 @@ namespace {
 constexpr int64_t kRowsOfPart = 8;
 constexpr int64_t kChannelsOfPart = 256;
 
+// Products that are cut into parts as one operation.
+constexpr int64_t kTogether = 8;
+
 class CpuStream final : public HostStream {
  public:
-  explicit CpuStream(const KernelSet& kernels) : kernels_(kernels) {}
+  CpuStream(const KernelSet& kernels, std::unique_ptr<ThreadTeam> team) : kernels_(kernels), team_(std::move(team)) {}
 
   const KernelSet& kernels() const { return kernels_; }
-  int threads() const { return 1; }
+  int threads() const { return team_->threads(); }
 
-  // Calls work(part, thread) once for each of [0, parts), on any of the threads and in any order; returns when all are
-  // done.
+  // As ThreadTeam::Run.
   template <typename Work>
   void RunParts(int64_t parts, Work work) {
-    for (int64_t part = 0; part < parts; ++part) work(part, 0);
+    team_->Run(parts, work);
   }
 
   // Calls work(begin, end, thread) for parts of [0, count).
@@ -43,6 +49,7 @@ class CpuStream final : public HostStream {
 
  private:
   const KernelSet& kernels_;
+  const std::unique_ptr<ThreadTeam> team_;
 };
 
 // The stream of the operations below is always one of theirs.
@@ -102,15 +109,35 @@ absl::Status MixInput(const MixInputArgs& args, Stream& stream) {
   return absl::OkStatus();
 }
 
+// At most kTogether products as one operation of the team.
+absl::Status ProductsTogether(int64_t rows, const Product* products, int64_t count, CpuStream& stream) {
+  const KernelSet& kernels = stream.kernels();
+  std::array<MatmulArgs, kTogether> matmuls;
+  std::array<int64_t, kTogether> ends;  // The part behind the product's last.
+  int64_t parts = 0;
+  int64_t workspace_bytes = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const Product& product = products[i];
+    matmuls[i] = {rows,         product.weight->matrix, product.x, product.bias, product.activation,
+                  product.gate, product.accumulate,     product.y};
+    parts += kernels.matmul_parts(matmuls[i]);
+    ends[i] = parts;
+    workspace_bytes = std::max(workspace_bytes, kernels.matmul_workspace_bytes(matmuls[i]));
+  }
+  RWKV_ASSIGN_OR_RETURN(const ThreadScratch workspace, ThreadScratch::Create(stream, workspace_bytes));
+  stream.RunParts(parts, [&](int64_t part, int thread) {
+    int64_t i = 0;
+    while (part >= ends[i]) ++i;
+    kernels.matmul(matmuls[i], i == 0 ? part : part - ends[i - 1], workspace.of(thread));
+  });
+  return absl::OkStatus();
+}
+
 absl::Status Products(const ProductsArgs& args, Stream& stream) {
   RWKV_RETURN_IF_ERROR(Validate(args));
-  const KernelSet& kernels = Cpu(stream).kernels();
-  for (int64_t i = 0; i < args.count; ++i) {
-    const Product& product = args.products[i];
-    const MatmulArgs matmul = {args.rows,          product.weight->matrix, product.x,          product.bias,
-                               product.activation, product.gate,           product.accumulate, product.y};
-    RWKV_ASSIGN_OR_RETURN(void* const workspace, stream.Scratch(kernels.matmul_workspace_bytes(matmul)));
-    kernels.matmul(matmul, workspace);
+  for (int64_t begin = 0; begin < args.count; begin += kTogether) {
+    const int64_t count = std::min(kTogether, args.count - begin);
+    RWKV_RETURN_IF_ERROR(ProductsTogether(args.rows, args.products + begin, count, Cpu(stream)));
   }
   return absl::OkStatus();
 }
@@ -168,12 +195,14 @@ absl::Status DeepEmbedAttention(const DeepEmbedAttentionArgs& args, Stream& stre
 
 class CpuDevice final : public HostDevice {
  public:
-  explicit CpuDevice(const Backend& backend) : backend_(backend) {}
+  CpuDevice(const Backend& backend, int threads) : backend_(backend), threads_(threads) {}
 
   absl::string_view name() const override { return backend_.name; }
   absl::string_view numeric_family() const override { return backend_.numeric_family; }
+  int threads() const override { return threads_; }
   absl::StatusOr<std::unique_ptr<Stream>> NewStream() override {
-    return std::make_unique<CpuStream>(*backend_.kernels);
+    RWKV_ASSIGN_OR_RETURN(std::unique_ptr<ThreadTeam> team, ThreadTeam::Create(threads_));
+    return std::make_unique<CpuStream>(*backend_.kernels, std::move(team));
   }
   const OpTable& ops() const override {
     static constexpr OpTable kOps = {Embed, LayerNorm, MixInput,  Products,          Wkv4,
@@ -183,6 +212,7 @@ class CpuDevice final : public HostDevice {
 
  private:
   const Backend backend_;
+  const int threads_;
 };
 
 // __builtin_cpu_supports asks the operating system too whether it saves the wide registers; F16C it does not know.
@@ -200,7 +230,11 @@ bool HasAvx512() {
 
 }  // namespace
 
-std::unique_ptr<Device> OpenDevice(const Backend& backend) { return std::make_unique<CpuDevice>(backend); }
+absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const Backend& backend, int threads) {
+  if (threads == 0) threads = std::min(ProcessorsOfThisProcess(), ThreadTeam::kMaxThreads);
+  RWKV_RETURN_IF_ERROR(ThreadTeam::Check(threads));
+  return std::make_unique<CpuDevice>(backend, threads);
+}
 
 std::vector<Backend> Backends() {
   return {{"cpu/portable", "cpu/portable", &kPortableKernels, true},

@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "kernels/base/device.h"
 #include "kernels/cpu/kernel_set.h"
@@ -20,7 +21,9 @@ struct Backend {
 // From slow to fast: "cpu/portable" (always runs), "cpu/avx2", "cpu/avx512". The last two give the same bits.
 std::vector<Backend> Backends();
 
-// The device of a backend that runs here: host memory and its operations.
-std::unique_ptr<Device> OpenDevice(const Backend& backend);
+// The device of a backend that runs here: host memory and its operations. Every stream has a team of `threads` threads,
+// the caller's among them; 0: as many as the process may use processors (processors.h).
+// kInvalidArgument: another number than a team can have.
+absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const Backend& backend, int threads);
 
 }  // namespace rwkv::kernels::cpu

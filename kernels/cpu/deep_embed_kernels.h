@@ -156,12 +156,12 @@ void DeepEmbedAttention(const DeepEmbedAttentionArgs& args, const SequenceSpan& 
   CopyFloats(args.value + span.row_begin * rank, span.row_count * rank, value_cache + before * rank);
   *StateOf(args.length, span.slot) = static_cast<float>(after);
 
-  Matmul(ExpandArgs(args.k2->matrix, after, key_cache, parts.keys), parts.matmul);
+  WholeMatmul(ExpandArgs(args.k2->matrix, after, key_cache, parts.keys), parts.matmul);
   FinishCachedRows(args.k_emb, query_width, tokens, after, args.x_k, args.lnk_weight, args.lnk_bias, args.epsilon,
                    parts.keys);
   MatmulArgs expand_values = ExpandArgs(args.v2->matrix, after, value_cache, parts.values);
   expand_values.activation = Activation::kTanh;
-  Matmul(expand_values, parts.matmul);
+  WholeMatmul(expand_values, parts.matmul);
   FinishCachedRows(args.v_emb, width, tokens, after, args.x_v, args.lnv_weight, args.lnv_bias, args.epsilon,
                    parts.values);
 

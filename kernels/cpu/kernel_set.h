@@ -30,8 +30,10 @@ struct KernelSet {
   // What the span leaves as its state, once all rows are done.
   void (*mix_input_state)(const MixInputArgs& args, const SequenceSpan& span);
 
+  // Parts of a product, and what a part needs.
+  int64_t (*matmul_parts)(const MatmulArgs& args);
   int64_t (*matmul_workspace_bytes)(const MatmulArgs& args);
-  void (*matmul)(const MatmulArgs& args, void* workspace);  // workspace: 64-byte aligned; null if none is needed
+  void (*matmul)(const MatmulArgs& args, int64_t part, void* workspace);  // workspace: 64-byte aligned
 
   // Channels [begin, end) of a span.
   void (*wkv4)(const Wkv4Args& args, const SequenceSpan& span, int64_t begin, int64_t end);

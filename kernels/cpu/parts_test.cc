@@ -1,9 +1,11 @@
 // Operations computed in other parts than a device cuts, and in another order, have the same bits: threads may take any
 // part at any time.
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <random>
 #include <string>
 #include <utility>
@@ -11,6 +13,7 @@
 
 #include "gtest/gtest.h"
 #include "kernels/api/mix_input.h"
+#include "kernels/api/products.h"
 #include "kernels/api/sequence_span.h"
 #include "kernels/api/step_rows.h"
 #include "kernels/api/wkv4.h"
@@ -143,6 +146,31 @@ void RunWkv7(const KernelSet& kernels, int64_t, bool backwards, Problem& p) {
   });
 }
 
+// Products with one row, a few and many; the workspace holds what another part left there.
+void RunProducts(const KernelSet& kernels, int64_t, bool backwards, Problem& p) {
+  MatmulArgs args;
+  args.weight.rows = 30 * kWidth + 1;  // More than one part.
+  args.weight.cols = kWidth;
+  args.x = p.inputs[0].data();
+  const Floats bias = Uniforms(args.weight.rows, 44);
+  args.bias = bias.data();
+  args.activation = Activation::kSilu;
+  const Floats weights = Uniforms(args.weight.rows * kWidth, 55);
+  args.weight.data = weights.data();
+  p.more_state.assign(static_cast<size_t>(2 * kRows * args.weight.rows), 0.0f);
+  float* y = p.more_state.data();
+  for (const int64_t rows : {int64_t{1}, int64_t{5}, kRows}) {
+    args.rows = rows;
+    args.y = y;
+    std::vector<std::array<float, 16>> workspace(static_cast<size_t>(kernels.matmul_workspace_bytes(args) / 64 + 1));
+    EachOf(kernels.matmul_parts(args), backwards, [&](int64_t part) {
+      kernels.matmul(args, part, workspace.data());
+      for (std::array<float, 16>& line : workspace) line.fill(std::numeric_limits<float>::quiet_NaN());
+    });
+    y += rows * args.weight.rows;
+  }
+}
+
 bool SameBits(const Floats& a, const Floats& b) {
   return std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
@@ -153,7 +181,7 @@ TEST_P(PartsTest, AnyPartsInAnyOrderHaveTheSameBits) {
   const Backend backend = Backends()[GetParam()];
   if (!backend.runs_here) GTEST_SKIP() << backend.name << " cannot run on this processor";
   const std::vector<std::pair<std::string, Operation>> operations = {
-      {"mix_input", RunMixInput}, {"wkv4", RunWkv4}, {"wkv6", RunWkv6}, {"wkv7", RunWkv7}};
+      {"mix_input", RunMixInput}, {"wkv4", RunWkv4}, {"wkv6", RunWkv6}, {"wkv7", RunWkv7}, {"products", RunProducts}};
   for (const auto& [name, run] : operations) {
     Problem whole;
     run(*backend.kernels, kRows, false, whole);

@@ -28,8 +28,11 @@ constexpr int kTileOutputs = 1;
 constexpr int kStreams = 2;
 #endif
 
+// Bytes of weights in a part of a product with few rows: some microseconds.
+constexpr int64_t kPartBytes = 64 * 1024;
+
 // Floats of widened weights that are kept in the second-level cache while all rows pass by.
-constexpr int64_t kPanelFloats = 64 * 1024;
+constexpr int64_t kPanelFloats = 32 * 1024;
 
 RWKV_INLINE F32 Activate(Activation activation, F32 z) {
   switch (activation) {
@@ -134,21 +137,38 @@ RWKV_INLINE void ComputeTileOfRows(const MatmulArgs& args, int64_t rows, const T
 }
 
 // One tile of rows, weights widened as they are read, each once. The outputs of a tile are a kStep-th of the matrix
-// apart.
+// apart; a part is a few neighbours of each.
+struct FewRows {
+  explicit FewRows(const MatmulArgs& args) {
+    outputs = args.weight.rows;
+    streams = args.rows == 1 ? kStreams : kTileOutputs;
+    step = outputs / streams;
+    const int64_t size = kPartBytes / (streams * RowBytes(args.weight));
+    part = size < 1 ? 1 : size;
+    parts = step == 0 ? 1 : (step + part - 1) / part;
+  }
+  int64_t outputs;
+  int64_t streams;
+  int64_t step;
+  int64_t part;
+  int64_t parts;
+};
+
 template <typename Weights>
-void MatmulFewRows(const MatmulArgs& args) {
-  const int64_t outputs = args.weight.rows;
-  const int64_t streams = args.rows == 1 ? kStreams : kTileOutputs;
-  const int64_t step = outputs / streams;
-  for (int64_t o = 0; o < step; ++o) {
-    const Tile tile = {0, o, step, args.weight, o};
+void MatmulFewRows(const MatmulArgs& args, int64_t part) {
+  const FewRows cut(args);
+  const int64_t begin = part * cut.part;
+  const int64_t end = begin + cut.part < cut.step ? begin + cut.part : cut.step;
+  for (int64_t o = begin; o < end; ++o) {
+    const Tile tile = {0, o, cut.step, args.weight, o};
     if (args.rows == 1) {
       ComputeTile<Weights, 1, kStreams>(args, tile);
     } else {
       ComputeTileOfRows<Weights, kTileOutputs>(args, args.rows, tile);
     }
   }
-  for (int64_t o = step * streams; o < outputs; ++o) {
+  if (part != cut.parts - 1) return;
+  for (int64_t o = cut.step * cut.streams; o < cut.outputs; ++o) {
     ComputeTileOfRows<Weights, 1>(args, args.rows, {0, o, 1, args.weight, o});
   }
 }
@@ -159,29 +179,33 @@ RWKV_INLINE int64_t PanelOutputs(int64_t inputs) {
   return outputs < kTileOutputs ? kTileOutputs : outputs;
 }
 
-// All rows past one panel of outputs after another.
+// All rows past one panel of outputs, which is a part.
 template <typename Weights>
-void MatmulManyRows(const MatmulArgs& args, float* panel) {
+void MatmulManyRows(const MatmulArgs& args, int64_t part, float* panel) {
   const int64_t inputs = args.weight.cols;
-  const int64_t outputs = args.weight.rows;
   const int64_t panel_stride = RoundUpToLanes(inputs);
   const int64_t panel_outputs = PanelOutputs(inputs);
   MatrixView widened;
   widened.rows = panel_outputs;
   widened.cols = panel_stride;
   widened.data = panel;
-  for (int64_t begin = 0; begin < outputs; begin += panel_outputs) {
-    const int64_t count = outputs - begin < panel_outputs ? outputs - begin : panel_outputs;
-    for (int64_t o = 0; o < count; ++o) WidenRow<Weights>(args.weight, begin + o, panel + o * panel_stride);
-    for (int64_t row = 0; row < args.rows; row += kTileRows) {
-      const int64_t rows = args.rows - row < kTileRows ? args.rows - row : kTileRows;
-      int64_t o = 0;
-      for (; o + kTileOutputs <= count; o += kTileOutputs) {
-        ComputeTileOfRows<Float32Weights, kTileOutputs>(args, rows, {row, begin + o, 1, widened, o});
-      }
-      for (; o < count; ++o) ComputeTileOfRows<Float32Weights, 1>(args, rows, {row, begin + o, 1, widened, o});
+  const int64_t begin = part * panel_outputs;
+  const int64_t count = args.weight.rows - begin < panel_outputs ? args.weight.rows - begin : panel_outputs;
+  for (int64_t o = 0; o < count; ++o) WidenRow<Weights>(args.weight, begin + o, panel + o * panel_stride);
+  for (int64_t row = 0; row < args.rows; row += kTileRows) {
+    const int64_t rows = args.rows - row < kTileRows ? args.rows - row : kTileRows;
+    int64_t o = 0;
+    for (; o + kTileOutputs <= count; o += kTileOutputs) {
+      ComputeTileOfRows<Float32Weights, kTileOutputs>(args, rows, {row, begin + o, 1, widened, o});
     }
+    for (; o < count; ++o) ComputeTileOfRows<Float32Weights, 1>(args, rows, {row, begin + o, 1, widened, o});
   }
+}
+
+int64_t MatmulParts(const MatmulArgs& args) {
+  if (args.rows <= kTileRows) return FewRows(args).parts;
+  const int64_t panel_outputs = PanelOutputs(args.weight.cols);
+  return (args.weight.rows + panel_outputs - 1) / panel_outputs;
 }
 
 int64_t MatmulWorkspaceBytes(const MatmulArgs& args) {
@@ -189,17 +213,20 @@ int64_t MatmulWorkspaceBytes(const MatmulArgs& args) {
   return PanelOutputs(args.weight.cols) * RoundUpToLanes(args.weight.cols) * static_cast<int64_t>(sizeof(float));
 }
 
-template <typename Weights>
-void MatmulOf(const MatmulArgs& args, void* workspace) {
-  if (args.rows <= kTileRows) {
-    MatmulFewRows<Weights>(args);
-  } else {
-    MatmulManyRows<Weights>(args, static_cast<float*>(workspace));
-  }
+void Matmul(const MatmulArgs& args, int64_t part, void* workspace) {
+  VisitWeights(args.weight, [&](auto weights) {
+    using Weights = decltype(weights);
+    if (args.rows <= kTileRows) {
+      MatmulFewRows<Weights>(args, part);
+    } else {
+      MatmulManyRows<Weights>(args, part, static_cast<float*>(workspace));
+    }
+  });
 }
 
-void Matmul(const MatmulArgs& args, void* workspace) {
-  VisitWeights(args.weight, [&](auto weights) { MatmulOf<decltype(weights)>(args, workspace); });
+// All parts, for operations that are a part themselves.
+RWKV_INLINE void WholeMatmul(const MatmulArgs& args, void* workspace) {
+  for (int64_t part = 0; part < MatmulParts(args); ++part) Matmul(args, part, workspace);
 }
 
 }  // namespace

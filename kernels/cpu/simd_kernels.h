@@ -30,6 +30,7 @@ const KernelSet RWKV_KERNEL_SET = {
     DeepEmbed,
     MixInput,
     MixInputState,
+    MatmulParts,
     MatmulWorkspaceBytes,
     Matmul,
     Wkv4,

@@ -8,16 +8,16 @@
 
 namespace rwkv::kernels {
 
-absl::StatusOr<std::unique_ptr<Device>> OpenDevice(absl::string_view request) {
+absl::StatusOr<std::unique_ptr<Device>> OpenDevice(absl::string_view request, int threads) {
   if (request == "reference") return reference::OpenDevice();
   std::vector<std::string> names = {"auto", "reference", "cpu"};
   for (const cpu::Backend& backend : cpu::Backends()) {
     names.emplace_back(backend.name);
     if (names.back() != request) continue;
-    if (backend.runs_here) return cpu::OpenDevice(backend);
+    if (backend.runs_here) return cpu::OpenDevice(backend, threads);
     return absl::UnimplementedError(absl::StrCat("device \"", request, "\" cannot run on this processor"));
   }
-  if (request == "auto" || request == "cpu") return OpenDevice(AvailableDevices().back());
+  if (request == "auto" || request == "cpu") return OpenDevice(AvailableDevices().back(), threads);
   return absl::InvalidArgumentError(absl::StrCat("device \"", request, "\" is none of ", absl::StrJoin(names, ", ")));
 }
 

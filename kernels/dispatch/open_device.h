@@ -13,8 +13,11 @@ namespace rwkv::kernels {
 
 // `request` is "auto" or "cpu" (the fastest instruction set of this processor), or a device's name: "cpu/avx512",
 // "cpu/avx2", "cpu/portable", "reference". Thread-safe.
-// kInvalidArgument: no such device (the message lists them). kUnimplemented: this machine or build cannot run it.
-absl::StatusOr<std::unique_ptr<Device>> OpenDevice(absl::string_view request);
+// `threads`: that a CPU computes on, the caller's among them; 0: as many as this process may use processors. They
+// change no bit. The reference has one.
+// kInvalidArgument: no such device (the message lists them) or number of threads. kUnimplemented: this machine or build
+// cannot run it.
+absl::StatusOr<std::unique_ptr<Device>> OpenDevice(absl::string_view request, int threads = 0);
 
 // The names of all devices that this machine can open, the plain reference first, the fastest last.
 std::vector<std::string> AvailableDevices();

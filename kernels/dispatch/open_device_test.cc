@@ -35,6 +35,14 @@ TEST(OpenDeviceTest, EveryAvailableDeviceIsOpenedByItsName) {
   EXPECT_EQ(names.count("cpu/portable"), 1u);
 }
 
+TEST(OpenDeviceTest, ThreadsAreAsManyAsAskedFor) {
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Device> three, OpenDevice("cpu", 3));
+  EXPECT_EQ(three->threads(), 3);
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Device> all, OpenDevice("cpu"));
+  EXPECT_GE(all->threads(), 1);
+  EXPECT_THAT(OpenDevice("cpu", -1), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("threads is -1")));
+}
+
 TEST(OpenDeviceTest, DeviceOfAnotherProcessorIsUnimplemented) {
   for (const char* name : {"cpu/avx2", "cpu/avx512"}) {
     bool available = false;

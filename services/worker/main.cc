@@ -38,6 +38,9 @@ ABSL_FLAG(int32_t, deep_embed_context, 4096,
           "RWKV-7b: tokens a sequence may have. Each costs a slot 260 bytes a layer; longer sequences are refused.");
 ABSL_FLAG(std::string, device, "auto",
           "What computes: auto (the fastest here), cpu/avx512, cpu/avx2, cpu/portable, or reference (slow and plain).");
+ABSL_FLAG(int32_t, threads, 0,
+          "Threads that a CPU computes on, 1 to 1024; 0: as many as this process may use processors (affinity and the "
+          "quota of its control group). Stages that share a machine do not divide them. They change no token.");
 ABSL_FLAG(int64_t, max_snapshot_bytes_in_flight, int64_t{256} << 20,
           "Copies of states on their way to the state store; beyond it a snapshot is refused, not waited for.");
 ABSL_FLAG(absl::Duration, drain_timeout, absl::Seconds(10), "From SIGTERM to the end of whatever still runs.");
@@ -62,6 +65,7 @@ absl::Status Run() {
   options.ignore_extra_tensors = absl::GetFlag(FLAGS_ignore_extra_tensors);
   options.deep_embed_context = absl::GetFlag(FLAGS_deep_embed_context);
   options.device = absl::GetFlag(FLAGS_device);
+  options.threads = absl::GetFlag(FLAGS_threads);
   options.max_snapshot_bytes_in_flight = absl::GetFlag(FLAGS_max_snapshot_bytes_in_flight);
   options.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);
   rwkv::common::InitLogging(options.name);

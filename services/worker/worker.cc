@@ -66,6 +66,9 @@ absl::Status CheckOptions(const Worker::Options& options) {
     return absl::InvalidArgumentError(
         absl::StrCat("--deep_embed_context: ", options.deep_embed_context, " is not in 1 .. ", kMaxDeepEmbedContext));
   }
+  if (options.threads < 0 || options.threads > 1024) {
+    return absl::InvalidArgumentError(absl::StrCat("--threads: ", options.threads, " is not in [0, 1024]"));
+  }
   if (options.max_snapshot_bytes_in_flight < 1) {
     return absl::InvalidArgumentError("--max_snapshot_bytes_in_flight: must be positive");
   }
@@ -78,8 +81,8 @@ absl::StatusOr<LayerRange> ChooseLayers(const Worker::Options& options, int laye
   return LayerRange{0, layer_count};
 }
 
-absl::StatusOr<std::unique_ptr<kernels::Device>> OpenDevice(const std::string& name) {
-  absl::StatusOr<std::unique_ptr<kernels::Device>> device = kernels::OpenDevice(name);
+absl::StatusOr<std::unique_ptr<kernels::Device>> OpenDevice(const Worker::Options& options) {
+  absl::StatusOr<std::unique_ptr<kernels::Device>> device = kernels::OpenDevice(options.device, options.threads);
   if (device.ok()) return device;
   return absl::Status(device.status().code(), absl::StrCat("--device: ", device.status().message()));
 }
@@ -117,7 +120,7 @@ class WorkerImpl final : public Worker {
 
 absl::Status WorkerImpl::Init(const Options& options) {
   RWKV_RETURN_IF_ERROR(CheckOptions(options));
-  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<kernels::Device> device, OpenDevice(options.device));
+  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<kernels::Device> device, OpenDevice(options));
   RWKV_ASSIGN_OR_RETURN(std::shared_ptr<const checkpoint::Checkpoint> checkpoint,
                         options.lora.empty() ? checkpoint::Checkpoint::Open(options.model)
                                              : checkpoint::Checkpoint::OpenWithAdapter(
@@ -161,6 +164,7 @@ absl::Status WorkerImpl::Init(const Options& options) {
   description_.set_end_layer(layers.end);
   description_.set_slots(options.slots);
   description_.set_max_batch_tokens(options.max_batch_tokens);
+  const int threads = device->threads();
   description_.set_kernels(std::string(device->name()));
   description_.set_numeric_family(std::string(device->numeric_family()));
   description_.set_max_context_tokens(model->max_tokens());
@@ -182,6 +186,7 @@ absl::Status WorkerImpl::Init(const Options& options) {
                                   {"layers", layers.ToString()},
                                   {"of", config.layer_count},
                                   {"device", description_.kernels()},
+                                  {"threads", threads},
                                   {"numeric_family", description_.numeric_family()},
                                   {"slots", options.slots},
                                   {"initial_states", description_.model().initial_states_size()},

@@ -33,6 +33,7 @@ class Worker {
     bool ignore_extra_tensors = false;
     int deep_embed_context = 4096;  // 1 .. 1,048,576 tokens; RWKV-7b only.
     std::string device = "auto";    // kernels/dispatch/open_device.h
+    int threads = 0;                // 0 .. 1,024; kernels/dispatch/open_device.h
     int64_t max_snapshot_bytes_in_flight = int64_t{256} << 20;
     absl::Duration drain_timeout = absl::Seconds(10);
   };

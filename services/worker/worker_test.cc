@@ -461,6 +461,8 @@ TEST_F(WorkerTest, AWrongOptionIsNamed) {
       {"slots", [](Worker::Options& o) { o.slots = 0; }, absl::StatusCode::kInvalidArgument, "--slots"},
       {"rows", [](Worker::Options& o) { o.max_batch_tokens = -3; }, absl::StatusCode::kInvalidArgument,
        "--max_batch_tokens"},
+      {"threads", [](Worker::Options& o) { o.threads = 1025; }, absl::StatusCode::kInvalidArgument, "--threads: 1025"},
+      {"no_threads", [](Worker::Options& o) { o.threads = -1; }, absl::StatusCode::kInvalidArgument, "--threads: -1"},
       {"device", [](Worker::Options& o) { o.device = "gpu"; }, absl::StatusCode::kInvalidArgument, "--device: "},
       {"address", [](Worker::Options& o) { o.listen = "nowhere"; }, absl::StatusCode::kInvalidArgument, "nowhere"},
   };

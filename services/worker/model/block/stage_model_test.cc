@@ -88,6 +88,13 @@ TEST_P(StageModelTest, DevicesOfOneFamilyGiveTheSameBits) {
   }
 }
 
+TEST_P(StageModelTest, ThreadsChangeNoBit) {
+  const std::vector<float> alone = Run(*Stage(*kernels::OpenDevice("cpu", 1)));
+  for (const int threads : {2, 3, 7}) {
+    EXPECT_TRUE(SameBits(alone, Run(*Stage(*kernels::OpenDevice("cpu", threads))))) << threads << " threads";
+  }
+}
+
 TEST_P(StageModelTest, BadStepsAreRefusedAndChangeNothing) {
   const std::unique_ptr<TestStage> stage = Stage("auto");
   ASSERT_OK(stage->Step({{2, 0, 5}, {0, 5, 1}}));

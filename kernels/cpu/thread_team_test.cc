@@ -1,0 +1,96 @@
+#include "kernels/cpu/thread_team.h"
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/testing/status_matchers.h"
+
+namespace rwkv::kernels::cpu {
+namespace {
+
+using ::rwkv::testing::StatusIs;
+using ::testing::AllOf;
+using ::testing::Each;
+using ::testing::Ge;
+using ::testing::HasSubstr;
+using ::testing::Lt;
+
+class ThreadTeamTest : public ::testing::TestWithParam<int> {
+ protected:
+  std::unique_ptr<ThreadTeam> team_ = *ThreadTeam::Create(GetParam());
+};
+
+TEST_P(ThreadTeamTest, EveryPartIsComputedOnceByAThreadOfTheTeam) {
+  for (const int64_t parts : {0, 1, 2, 3, 17, 1000}) {
+    std::vector<std::atomic<int>> times(static_cast<size_t>(parts));
+    std::vector<int> threads(static_cast<size_t>(parts));
+    team_->Run(parts, [&](int64_t part, int thread) {
+      ++times[part];
+      threads[part] = thread;
+    });
+    for (int64_t part = 0; part < parts; ++part) EXPECT_EQ(times[part], 1) << part << " of " << parts;
+    EXPECT_THAT(threads, Each(AllOf(Ge(0), Lt(GetParam()))));
+  }
+}
+
+// A late thread must not compute for an operation that is over, nor anybody return before all is done.
+TEST_P(ThreadTeamTest, ShortOperationsInARowSeeEachOthersResults) {
+  std::vector<int64_t> values(5, 0);
+  for (int64_t i = 0; i < 20'000; ++i) {
+    team_->Run(5, [&values, i](int64_t part, int) {
+      if (values[part] == i) values[part] = i + 1;
+    });
+  }
+  EXPECT_THAT(values, Each(20'000));
+}
+
+TEST_P(ThreadTeamTest, SleepersAreWokenForTheNextOperation) {
+  for (int i = 0; i < 20; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));  // Longer than they spin; none waits for this.
+    std::atomic<int64_t> sum(0);
+    team_->Run(100, [&](int64_t part, int) { sum += part; });
+    EXPECT_EQ(sum, 4950);
+  }
+}
+
+// Each of two parts waits for the other, so two threads must be at it: the caller alone would never return.
+TEST_P(ThreadTeamTest, ThreadsComputeSideBySide) {
+  if (GetParam() == 1) GTEST_SKIP() << "one thread";
+  std::atomic<int> arrived(0);
+  std::atomic<bool> met(false);
+  team_->Run(2, [&](int64_t, int) {
+    ++arrived;
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+    while (arrived < 2 && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+    if (arrived == 2) met = true;
+  });
+  EXPECT_TRUE(met) << "the second thread of " << GetParam() << " did not come within 30 s";
+}
+
+TEST_P(ThreadTeamTest, SubnormalResultsAreZeroOnEveryThreadAndOnlyInside) {
+  volatile float smallest = std::numeric_limits<float>::min();
+  std::vector<float> halves(64, 1.0f);
+  team_->Run(64, [&](int64_t part, int) { halves[part] = smallest * 0.5f; });
+  EXPECT_THAT(halves, Each(0.0f));
+  EXPECT_GT(smallest * 0.5f, 0.0f);
+}
+
+INSTANTIATE_TEST_SUITE_P(Threads, ThreadTeamTest, ::testing::Values(1, 2, 3, 7),
+                         [](const auto& info) { return std::to_string(info.param); });
+
+TEST(ThreadTeamCreateTest, ANumberOfThreadsThatCannotBeIsRefused) {
+  for (const int threads : {-1, 0, ThreadTeam::kMaxThreads + 1}) {
+    EXPECT_THAT(ThreadTeam::Create(threads),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(std::to_string(threads))));
+  }
+}
+
+}  // namespace
+}  // namespace rwkv::kernels::cpu
