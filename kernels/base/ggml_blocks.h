@@ -1,4 +1,4 @@
-// ggml's block-quantised weights, as GGUF and rwkv.cpp files hold them. The weights of a row in blocks of 32 (the K
+// ggml's block-quantized weights, as GGUF and rwkv.cpp files hold them. The weights of a row in blocks of 32 (the K
 // types: 256), each with its scale d and, in some, a minimum m; fp16, little-endian:
 //   Q4_0   d, 16 bytes of nibbles            w = (q - 8) d
 //   Q4_1   d, m, nibbles                     w = q d + m

@@ -1,4 +1,4 @@
-// Weights to the codes of a quantised matrix (matrix.h), as a converter needs it. Per group of neighbours in a row:
+// Weights to the codes of a quantized matrix (matrix.h), as a converter needs it. Per group of neighbours in a row:
 //   kInt8: scale = max |w| / 127                              code = round(w / scale)
 //   kInt4: minimum = min w,  scale = (max w - minimum) / 15   code = round((w - minimum) / scale)
 // The scale is the next fp16 upwards and the minimum the next one downwards, so that no code is cut off.
@@ -11,7 +11,7 @@
 
 namespace rwkv::kernels {
 
-// Quantises one row of `count` >= 1 weights. `codes` gets the row's bytes, `scales` and (kInt4 only, else null)
+// Quantizes one row of `count` >= 1 weights. `codes` gets the row's bytes, `scales` and (kInt4 only, else null)
 // `minimums` one fp16 a group, as in MatrixView. kInvalidArgument: `quantization` is neither kInt8 nor kInt4, `group`
 // is neither 32 nor 64, a weight is not finite or too large for an fp16 scale or minimum (`codes` are undefined then).
 absl::Status QuantizeRow(Quantization quantization, int64_t group, const float* weights, int64_t count, uint8_t* codes,

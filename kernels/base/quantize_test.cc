@@ -19,7 +19,7 @@ namespace {
 using ::rwkv::testing::StatusIs;
 using ::testing::HasSubstr;
 
-// One quantised row and its memory.
+// One quantized row and its memory.
 struct Row {
   MatrixView view() const {
     MatrixView matrix = {DType::kFloat16, 1, count, codes.data()};

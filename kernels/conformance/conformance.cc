@@ -169,7 +169,7 @@ StoredMatrix::StoredMatrix(const Storage& how, int64_t row_count, int64_t col_co
       EXPECT_TRUE(status.ok()) << status;
     }
   }
-  // The quantiser makes no minimums for int8; any will do.
+  // The quantizer makes no minimums for int8; any will do.
   if (storage.quantization == Quantization::kInt8) {
     for (size_t i = 0; i < minimums.size(); ++i) minimums[i] = FloatToHalf(0.03f * static_cast<float>(i % 7) - 0.1f);
   }

@@ -66,7 +66,7 @@ std::vector<Storage> Storages();
 // ggml's blocks: rows of multiples of 256 columns.
 std::vector<Storage> BlockStorages();
 
-// A matrix as a checkpoint may hold it. Of blocks there is no quantiser: they are random, and as large as `values` only
+// A matrix as a checkpoint may hold it. Of blocks there is no quantizer: they are random, and as large as `values` only
 // by order of magnitude.
 struct StoredMatrix {
   StoredMatrix() = default;

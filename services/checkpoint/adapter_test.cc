@@ -268,7 +268,7 @@ TEST(AdapterTest, WhatDoesNotFitIsRefusedByName) {
        {a, b, Tensor16("blocks.0.att.x_k", {kIn + 1}, 0)},
        absl::StatusCode::kInvalidArgument,
        "\"blocks.0.att.x_k\" of shape [4] would replace"},
-      {"a quantised matrix",
+      {"a quantized matrix",
        1,
        {A("head.lora_A"), B("head.lora_B")},
        absl::StatusCode::kFailedPrecondition,

@@ -63,7 +63,7 @@ class Checkpoint {
   // The same with an adapter merged: its matrices are added as they are read, in fp32, and cast back to the stored
   // type; see adapter.h for the formula and for errors of `adapter`.
   //   kInvalidArgument: the adapter has a tensor that the model has not, or of another shape.
-  //   kFailedPrecondition: it changes a matrix that is quantised here.
+  //   kFailedPrecondition: it changes a matrix that is quantized here.
   static absl::StatusOr<std::shared_ptr<const Checkpoint>> OpenWithAdapter(const std::string& path,
                                                                            const AdapterOptions& adapter);
 
@@ -100,7 +100,7 @@ class Checkpoint {
   // in fp32, not rounded to the stored type as Read() and ReadBytes() give it. Else as ReadBytes().
   absl::Status ReadFloats(const TensorInfo& info, int64_t first, absl::Span<float> out) const;
 
-  // safetensors' __metadata__, GGUF's keys as texts. "quantisation.group" is there if tensors are quantised: X of int8
+  // safetensors' __metadata__, GGUF's keys as texts. "quantisation.group" is there if tensors are quantized: X of int8
   // [out, in] or uint8 [out, in / 2] (two weights a byte, the even one low), X.scale and X.min fp16 [out, groups].
   const std::map<std::string, std::string>& metadata() const { return container_.metadata; }
 

@@ -168,7 +168,7 @@ INSTANTIATE_TEST_SUITE_P(
       return name;
     });
 
-TEST(GgufDialectTest, QuantisedMatricesBecomePairs) {
+TEST(GgufDialectTest, QuantizedMatricesBecomePairs) {
   ASSERT_OK_AND_ASSIGN(const auto file, Checkpoint::Open(absl::StrCat(kTestdata, "v7.gguf")));
   EXPECT_EQ(file->metadata().at("quantisation.group"), "32");
   const struct {
@@ -506,8 +506,8 @@ TEST(RwkvCppDialectTest, PublishedFilesHoldTheModelsTheyWereMadeFrom) {
   }
 }
 
-// The original of this one is known to us only as dequantised from Q5_1 and rounded to fp16.
-TEST(RwkvCppDialectTest, APublishedQuantisedFileIsCloseToItsModel) {
+// The original of this one is known to us only as dequantized from Q5_1 and rounded to fp16.
+TEST(RwkvCppDialectTest, APublishedQuantizedFileIsCloseToItsModel) {
   const char* shared = std::getenv("RWKV_SHARED");
   if (shared == nullptr) GTEST_SKIP() << "RWKV_SHARED is not set";
   ASSERT_OK_AND_ASSIGN(const auto file,

@@ -282,7 +282,7 @@ class Inventory {
         QuantizationGroup(cols, groups) == 0) {
       return absl::InvalidArgumentError(absl::StrCat("tensor ", Quoted(name), " is ", ElementTypeName(info->type), " ",
                                                      ShapeString(info->shape), ", but ", rows, " rows of ", cols,
-                                                     " quantised weights need fp16 for groups of 32 or 64"));
+                                                     " quantized weights need fp16 for groups of 32 or 64"));
     }
     return absl::OkStatus();
   }

@@ -507,7 +507,7 @@ void Quantize(std::vector<RawTensor>* tensors, const std::string& name, bool is_
   if (is_int4) tensors->push_back(Zeros(absl::StrCat(name, ".min"), {shape[0], groups}, ElementType::kFloat16));
 }
 
-TEST(ModelConfigTest, MatricesMayBeQuantised) {
+TEST(ModelConfigTest, MatricesMayBeQuantized) {
   RandomModelOptions options = BaseOptions();
   options.ffn_width = 97;
   ASSERT_OK_AND_ASSIGN(const ModelConfig plain, ConfigOf(*testing::MakeRandomModel(options)));
@@ -543,7 +543,7 @@ TEST(ModelConfigTest, MatricesMayBeQuantised) {
   }
 }
 
-TEST(ModelConfigTest, OnlyMatricesMayBeQuantised) {
+TEST(ModelConfigTest, OnlyMatricesMayBeQuantized) {
   for (const char* name : {"blocks.0.att.w1", "blocks.1.att.r_k"}) {
     std::vector<RawTensor> tensors = BaseModel();
     Quantize(&tensors, name, false, 64);

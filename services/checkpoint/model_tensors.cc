@@ -20,7 +20,7 @@ constexpr Kind kLowRank = Kind::kLowRank;
 constexpr Presence kOptional = Presence::kOptional;
 constexpr Presence kNotInLayer0 = Presence::kNotInLayer0;
 
-// ln_out comes first: a vector, whose width no quantisation hides.
+// ln_out comes first: a vector, whose width no quantization hides.
 constexpr ModelTensor kModel[] = {
     {Role::kLnOut, "ln_out", kNorm, {D}},
     {Role::kEmbedding, "emb.weight", kMatrix, {V, D}},

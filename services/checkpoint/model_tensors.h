@@ -144,7 +144,7 @@ enum class Kind : uint8_t {
   kNorm,          // NAME.weight and NAME.bias, two vectors
   kVector,        // Dimensions of 1 do not count; fp32 when loaded
   kHeadVector,    // [H], loaded as [A]: a value for each channel of a head
-  kMatrix,        // [out, in], applied as W x; stays in the file's type and may be quantised (NAME.scale, NAME.min)
+  kMatrix,        // [out, in], applied as W x; stays in the file's type and may be quantized (NAME.scale, NAME.min)
   kLowRank,       // [in, out], applied as x M; transposed when loaded
   kLowRankStack,  // [n, in, out]: n of them, each transposed
 };
@@ -177,7 +177,7 @@ absl::Span<const ModelTensor> LayerTensors(ModelVersion version);
 // for all versions.
 absl::Span<const ModelTensor> ModelTensors();
 
-// Neighbours in a row of a quantised matrix that share a scale: `groups` of them cover `cols` columns. 0: no such
+// Neighbours in a row of a quantized matrix that share a scale: `groups` of them cover `cols` columns. 0: no such
 // grouping. Files have groups of 64 (ours) or 32 (ggml's).
 int64_t QuantizationGroup(int64_t cols, int64_t groups);
 

@@ -269,7 +269,7 @@ TEST_F(CheckpointCommandsTest, ConvertToFp32AndBackIsExact) {
   }
 }
 
-// A quantised matrix of `checkpoint` as kernels see it.
+// A quantized matrix of `checkpoint` as kernels see it.
 kernels::MatrixView View(const Checkpoint& checkpoint, const std::string& name, int64_t cols) {
   const checkpoint::Tensor codes = *checkpoint.Read(name);
   const checkpoint::Tensor scales = *checkpoint.Read(absl::StrCat(name, ".scale"));
@@ -294,19 +294,19 @@ TEST_F(CheckpointCommandsTest, Int8AndInt4AreWithinHalfAStep) {
   for (const char* precision : {"int8", "int4"}) {
     SCOPED_TRACE(precision);
     ASSERT_EQ(Call({"convert", model, Path(precision), "--dtype", precision}), 0) << err_;
-    ASSERT_OK_AND_ASSIGN(const auto quantised, Checkpoint::Open(Path(precision)));
-    EXPECT_EQ(quantised->metadata().at("quantisation.group"), "64");
-    ASSERT_OK_AND_ASSIGN(const ModelConfig config, ModelConfig::FromCheckpoint(*quantised));
+    ASSERT_OK_AND_ASSIGN(const auto quantized, Checkpoint::Open(Path(precision)));
+    EXPECT_EQ(quantized->metadata().at("quantisation.group"), "64");
+    ASSERT_OK_AND_ASSIGN(const ModelConfig config, ModelConfig::FromCheckpoint(*quantized));
     EXPECT_EQ(config.width, 72);
-    EXPECT_LT(quantised->file_bytes(), original->file_bytes() * (precision[3] == '8' ? 4 : 3) / 5);
+    EXPECT_LT(quantized->file_bytes(), original->file_bytes() * (precision[3] == '8' ? 4 : 3) / 5);
     for (const TensorInfo& info : original->tensors()) {
       SCOPED_TRACE(info.name);
       const std::vector<float> expected = Floats(*original, info.name);
-      if (quantised->Find(absl::StrCat(info.name, ".scale")) == nullptr) {
-        EXPECT_EQ(Floats(*quantised, info.name), expected);
+      if (quantized->Find(absl::StrCat(info.name, ".scale")) == nullptr) {
+        EXPECT_EQ(Floats(*quantized, info.name), expected);
         continue;
       }
-      const kernels::MatrixView view = View(*quantised, info.name, info.shape[1]);
+      const kernels::MatrixView view = View(*quantized, info.name, info.shape[1]);
       ASSERT_EQ(view.rows, info.shape[0]);
       for (int64_t row = 0; row < view.rows; ++row) {
         for (int64_t col = 0; col < view.cols; ++col) {
@@ -319,21 +319,21 @@ TEST_F(CheckpointCommandsTest, Int8AndInt4AreWithinHalfAStep) {
       }
     }
     for (const char* name : {"blocks.0.att.key.weight", "blocks.1.ffn.value.weight", "head.weight"}) {
-      EXPECT_NE(quantised->Find(absl::StrCat(name, ".scale")), nullptr) << name;
+      EXPECT_NE(quantized->Find(absl::StrCat(name, ".scale")), nullptr) << name;
     }
-    EXPECT_EQ(quantised->Find("emb.weight")->type, ElementType::kBFloat16);
+    EXPECT_EQ(quantized->Find("emb.weight")->type, ElementType::kBFloat16);
   }
 }
 
-TEST_F(CheckpointCommandsTest, QuantisedFilesAreTakenBackExactly) {
+TEST_F(CheckpointCommandsTest, QuantizedFilesAreTakenBackExactly) {
   const std::string model = WriteModel(kernels::DType::kBFloat16);
   for (const char* precision : {"int8", "int4"}) {
     ASSERT_EQ(Call({"convert", model, Path(precision), "--dtype", precision}), 0) << err_;
     ASSERT_EQ(Call({"convert", Path(precision), Path("wide"), "--dtype", "fp32", "--overwrite"}), 0) << err_;
-    ASSERT_OK_AND_ASSIGN(const auto quantised, Checkpoint::Open(Path(precision)));
+    ASSERT_OK_AND_ASSIGN(const auto quantized, Checkpoint::Open(Path(precision)));
     ASSERT_OK_AND_ASSIGN(const auto wide, Checkpoint::Open(Path("wide")));
     EXPECT_EQ(wide->metadata().count("quantisation.group"), 0);
-    const kernels::MatrixView view = View(*quantised, "blocks.0.ffn.value.weight", 100);
+    const kernels::MatrixView view = View(*quantized, "blocks.0.ffn.value.weight", 100);
     const std::vector<float> weights = Floats(*wide, "blocks.0.ffn.value.weight");
     ASSERT_EQ(static_cast<int64_t>(weights.size()), view.rows * 100);
     for (int64_t i = 0; i < view.rows * 100; ++i) {

@@ -26,7 +26,7 @@ using checkpoint::TensorInfo;
 
 constexpr int64_t kGroup = 64;
 constexpr int64_t kBytesAtOnce = 1 << 20;
-constexpr char kGroupKey[] = "quantisation.group";
+constexpr char kGroupKey[] = "quantisation.group";  // So spelled in files that are there.
 
 // Vectors and what acts like one; not worth rounding.
 bool IsMatrix(const TensorInfo& info) {
@@ -73,8 +73,8 @@ absl::StatusOr<Conversion> Conversion::Plan(std::shared_ptr<const checkpoint::Ch
 }
 
 absl::Status Conversion::PlanAll(const std::vector<std::string>& left_out) {
-  const bool quantises = precision_ == Precision::kInt8 || precision_ == Precision::kInt4;
-  const bool is_float = !quantises && precision_ != Precision::kAsStored;
+  const bool quantizes = precision_ == Precision::kInt8 || precision_ == Precision::kInt4;
+  const bool is_float = !quantizes && precision_ != Precision::kAsStored;
   for (const TensorInfo& info : checkpoint_->tensors()) {
     if (absl::EndsWith(info.name, ".scale") || absl::EndsWith(info.name, ".min")) continue;  // With their matrix.
     if (std::binary_search(left_out.begin(), left_out.end(), info.name)) continue;
@@ -82,20 +82,20 @@ absl::Status Conversion::PlanAll(const std::vector<std::string>& left_out) {
     step.info = &info;
     step.scale = checkpoint_->Find(absl::StrCat(info.name, ".scale"));
     step.minimum = checkpoint_->Find(absl::StrCat(info.name, ".min"));
-    const bool is_quantised = step.scale != nullptr;
-    if (is_quantised &&
+    const bool is_quantized = step.scale != nullptr;
+    if (is_quantized &&
         (info.shape.size() != 2 || step.scale->shape.size() != 2 || step.scale->type != ElementType::kFloat16 ||
          (info.type != ElementType::kInt8 && (info.type != ElementType::kUint8 || step.minimum == nullptr)))) {
       return absl::FailedPreconditionError(
-          absl::StrCat(checkpoint_->path(), ": ", checkpoint::Quoted(info.name), " is not quantised as here"));
+          absl::StrCat(checkpoint_->path(), ": ", checkpoint::Quoted(info.name), " is not quantized as here"));
     }
-    const bool is_weight = is_quantised || checkpoint::WeightDType(info.type).has_value();
+    const bool is_weight = is_quantized || checkpoint::WeightDType(info.type).has_value();
     // Two codes make a byte of int4, so that an odd number of columns could not be told from the file.
     const bool fits =
-        info.shape.size() == 2 && (precision_ != Precision::kInt4 || is_quantised || info.shape[1] % 2 == 0);
-    if (quantises && is_weight && fits && checkpoint::IsMultipliedMatrix(info.name)) {
-      step.action = Action::kQuantise;
-    } else if (is_float && is_weight && (is_quantised || precision_ == Precision::kFloat32 || IsMatrix(info))) {
+        info.shape.size() == 2 && (precision_ != Precision::kInt4 || is_quantized || info.shape[1] % 2 == 0);
+    if (quantizes && is_weight && fits && checkpoint::IsMultipliedMatrix(info.name)) {
+      step.action = Action::kQuantize;
+    } else if (is_float && is_weight && (is_quantized || precision_ == Precision::kFloat32 || IsMatrix(info))) {
       step.action = Action::kNarrow;
       step.type = precision_ == Precision::kFloat32    ? ElementType::kFloat32
                   : precision_ == Precision::kBFloat16 ? ElementType::kBFloat16
@@ -110,7 +110,7 @@ absl::Status Conversion::PlanAll(const std::vector<std::string>& left_out) {
     if (is_gguf && key == "tokenizer.chat_template") metadata_.emplace("template", value);
   }
   metadata_.erase(kGroupKey);
-  if (quantises) metadata_[kGroupKey] = absl::StrCat(kGroup);
+  if (quantizes) metadata_[kGroupKey] = absl::StrCat(kGroup);
   const auto group = checkpoint_->metadata().find(kGroupKey);
   if (precision_ == Precision::kAsStored && group != checkpoint_->metadata().end()) metadata_.insert(*group);
   return absl::OkStatus();
@@ -138,7 +138,7 @@ void Conversion::AddStep(const Step& step) {
     case Action::kNarrow:
       AddHeader(info.name, step.type, std::move(shape));
       return;
-    case Action::kQuantise: {
+    case Action::kQuantize: {
       const bool is_int4 = precision_ == Precision::kInt4;
       const std::vector<int64_t> groups = {shape[0], (shape[1] + kGroup - 1) / kGroup};
       if (is_int4) shape[1] = (shape[1] + 1) / 2;
@@ -218,8 +218,8 @@ absl::Status Conversion::WriteStep(const Step& step, const AppendFunction& appen
   const int64_t row_bytes = step.action == Action::kNarrow ? cols * checkpoint::ElementSize(step.type)
                             : is_int4                      ? (cols + 1) / 2
                                                            : cols;
-  std::vector<uint16_t> scales(step.action == Action::kQuantise ? rows * groups : 0);
-  std::vector<uint16_t> minimums(step.action == Action::kQuantise && is_int4 ? rows * groups : 0);
+  std::vector<uint16_t> scales(step.action == Action::kQuantize ? rows * groups : 0);
+  std::vector<uint16_t> minimums(step.action == Action::kQuantize && is_int4 ? rows * groups : 0);
   std::vector<float> weights(rows_at_once * cols);
   std::vector<uint8_t> out(rows_at_once * row_bytes);
   for (int64_t first = 0; first < rows; first += rows_at_once) {
@@ -233,7 +233,7 @@ absl::Status Conversion::WriteStep(const Step& step, const AppendFunction& appen
     for (int64_t row = 0; row < count; ++row) {
       const float* from = &weights[row * cols];
       uint8_t* to = &out[row * row_bytes];
-      if (step.action == Action::kQuantise) {
+      if (step.action == Action::kQuantize) {
         RWKV_RETURN_IF_ERROR(kernels::QuantizeRow(quantization, kGroup, from, cols, to, &scales[(first + row) * groups],
                                                   is_int4 ? &minimums[(first + row) * groups] : nullptr));
         continue;

@@ -24,15 +24,15 @@ enum class Precision { kAsStored, kFloat32, kBFloat16, kFloat16, kInt8, kInt4 };
 absl::StatusOr<Precision> ParsePrecision(absl::string_view name);
 
 // Names and shapes stay. What changes:
-//   kAsStored            nothing; quantised matrices stay so
+//   kAsStored            nothing; quantized matrices stay so
 //   kFloat32             every weight (exact)
 //   kBFloat16, kFloat16  every matrix, rounded to nearest; vectors, norms and states keep their type
 //   kInt8, kInt4         the matrices that each token is multiplied by (checkpoint/matrix_names.h): X, X.scale and, of
 //                        int4, X.min in groups of 64; the rest keeps its type, and so do, in int4, odd rows
-// Quantised matrices that are to become something else are first taken back to fp32 (exact).
+// Quantized matrices that are to become something else are first taken back to fp32 (exact).
 class Conversion {
  public:
-  // Reads no weight. kFailedPrecondition: a tensor that is quantised, but not as this project does.
+  // Reads no weight. kFailedPrecondition: a tensor that is quantized, but not as this project does.
   // `left_out`: sorted names.
   static absl::StatusOr<Conversion> Plan(std::shared_ptr<const checkpoint::Checkpoint> checkpoint, Precision precision,
                                          const std::vector<std::string>& left_out = {});
@@ -47,15 +47,15 @@ class Conversion {
   absl::Status Write(const AppendFunction& append) const;
 
  private:
-  enum class Action { kCopy, kNarrow, kQuantise };
+  enum class Action { kCopy, kNarrow, kQuantize };
   struct Step {
     const checkpoint::TensorInfo* info = nullptr;
-    const checkpoint::TensorInfo* scale = nullptr;  // Not null: info is quantised.
+    const checkpoint::TensorInfo* scale = nullptr;  // Not null: info is quantized.
     const checkpoint::TensorInfo* minimum = nullptr;
     Action action = Action::kCopy;
     checkpoint::ElementType type = checkpoint::ElementType::kFloat32;  // kNarrow only.
   };
-  // The quantised matrix `step` reads from, its scales in memory.
+  // The quantized matrix `step` reads from, its scales in memory.
   struct Codes;
 
   Conversion(std::shared_ptr<const checkpoint::Checkpoint> checkpoint, Precision precision)

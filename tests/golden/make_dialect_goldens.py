@@ -5,8 +5,8 @@
     python3 tests/golden/make_dialect_goldens.py --oracle DIR --rwkvctl FILE --published FILE
 
 First come the models of make_goldens.py, converted; their logits are the ones that are there. Then models that are
-quantised: what their blocks or groups stand for is computed here, and the oracle computes the logits of that.
-DIR as for make_goldens.py; the rwkvctl of this repository makes the files that it quantises itself; the published file
+quantized: what their blocks or groups stand for is computed here, and the oracle computes the logits of that.
+DIR as for make_goldens.py; the rwkvctl of this repository makes the files that it quantizes itself; the published file
 is rwkv.cpp's tests/tiny-rwkv-6v0-3m-Q5_0.bin, of which only the goldens are here.
 """
 
@@ -74,7 +74,7 @@ def golden(name, tensors, model_class):
     save(name + ".state.safetensors", {k: np.asarray(v, np.float32) for k, v in model.flat_state(state).items()})
 
 
-# What gguf-py has no quantiser for: random blocks with scales of a size that gives weights like the others'.
+# What gguf-py has no quantizer for: random blocks with scales of a size that gives weights like the others'.
 def k_blocks(kind, rows, columns, rng):
     weights, size = gguf.GGML_QUANT_SIZES[kind]
     raw = rng.integers(0, 256, (rows * columns // weights, size), dtype=np.uint8)
@@ -84,7 +84,7 @@ def k_blocks(kind, rows, columns, rng):
     return raw.reshape(rows, -1)
 
 
-def quantised_gguf(random, model_class):
+def quantized_gguf(random, model_class):
     kinds = {"att.receptance": T.Q8_0, "att.key": T.Q4_0, "att.value": T.Q5_0, "att.output": T.Q4_1, "ffn.key": T.Q5_1}
     by_layer = [T.Q4_K, T.Q5_K, T.Q6_K]
     t = random.make("7", 3, 32, 29, 31, head=16, ffn=256, ranks=dict(w=5, a=3, v=2, g=7))
@@ -105,11 +105,11 @@ def quantised_gguf(random, model_class):
         weights[name] = gguf.quants.dequantize(raw[name], kind).reshape(value.shape)
     # The writer has the ends in fp16.
     weights.update({name: weights[name].astype(np.float16) for name in ("emb.weight", "head.weight")})
-    dialects.write_gguf(at("rwkv7-quantised.gguf"), "rwkv7", t, dialects.gguf_7(t, kind_of, raw), {"wkv.head_size": 16})
-    golden("rwkv7-quantised", weights, model_class)
+    dialects.write_gguf(at("rwkv7-quantized.gguf"), "rwkv7", t, dialects.gguf_7(t, kind_of, raw), {"wkv.head_size": 16})
+    golden("rwkv7-quantized", weights, model_class)
 
 
-def quantised_rwkv_cpp(random, model_class):
+def quantized_rwkv_cpp(random, model_class):
     kinds = {"att.receptance": 9, "att.key": 2, "att.value": 7, "att.output": 3, "ffn.key": 8, "ffn.value": 9,
              "ffn.receptance": 2}
     blocks = {2: T.Q4_0, 3: T.Q4_1, 7: T.Q5_0, 8: T.Q5_1, 9: T.Q8_0}
@@ -119,17 +119,17 @@ def quantised_rwkv_cpp(random, model_class):
     def kind_of(name):
         return kinds.get(name.split(".", 2)[-1][: -len(".weight")], 1)
 
-    dialects.write_rwkv_cpp(at("rwkv4-quantised.bin"), t, kind_of)
+    dialects.write_rwkv_cpp(at("rwkv4-quantized.bin"), t, kind_of)
     weights = dict(t)
     for name, value in t.items():
         kind = blocks.get(kind_of(name))
         if name.endswith(".weight") and value.ndim == 2:
             weights[name] = value.astype(np.float16) if kind is None else gguf.quants.dequantize(
                 gguf.quants.quantize(value, kind), kind).reshape(value.shape)
-    golden("rwkv4-quantised", weights, model_class)
+    golden("rwkv4-quantized", weights, model_class)
 
 
-def quantised_here(random, model_class, rwkvctl):
+def quantized_here(random, model_class, rwkvctl):
     t = half(random.make("7", 2, 96, 29, 34, head=32, ffn=96, ranks=dict(w=5, a=3, v=2, g=7)))
     save("base.safetensors", t)
     for dtype in ("int8", "int4"):
@@ -166,9 +166,9 @@ def main():
     import rwkv_random
 
     converted(rwkv_io)
-    quantised_gguf(rwkv_random, rwkv_model.RWKV)
-    quantised_rwkv_cpp(rwkv_random, rwkv_model.RWKV)
-    quantised_here(rwkv_random, rwkv_model.RWKV, arguments.rwkvctl)
+    quantized_gguf(rwkv_random, rwkv_model.RWKV)
+    quantized_rwkv_cpp(rwkv_random, rwkv_model.RWKV)
+    quantized_here(rwkv_random, rwkv_model.RWKV, arguments.rwkvctl)
     published = rwkv_model.from_rwkv_cpp(rwkv_io.read_rwkv_cpp(arguments.published)[0])
     golden("tiny-6v0-q5_0", published, rwkv_model.RWKV)
 

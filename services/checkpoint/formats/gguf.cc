@@ -298,7 +298,7 @@ class Reader {
     if (!type.has_value()) {
       return absl::UnimplementedError(absl::StrCat(
           "GGUF: ", what, " has ggml type ", type_code,
-          "; read are F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K and Q6_K: requantise the model to one"));
+          "; read are F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K and Q6_K: requantize the model to one"));
     }
     record.type = type->type;
     record.blocks = type->blocks;

@@ -5,9 +5,9 @@
 
 v7.safetensors and v6.safetensors hold the original names, layouts and values; each other file is what its converter
 makes of them (llama.cpp's convert_hf_to_gguf.py, web-rwkv's convert_safetensors.py, fla's convert_from_rwkv6.py and
-convert_from_rwkv7.py), written out here from those scripts and descriptions and never read by code of this repository. Matrices that v7.gguf quantises are the
-dequantised ones everywhere, so that every comparison is exact. ggml_blocks.safetensors: random blocks and what gguf-py
-makes of them.
+convert_from_rwkv7.py), written out here from those scripts and descriptions and never read by code of this repository.
+Matrices that v7.gguf quantizes are the dequantized ones everywhere, so that every comparison is exact.
+ggml_blocks.safetensors: random blocks and what gguf-py makes of them.
 """
 import os
 import struct
@@ -26,18 +26,18 @@ T = gguf.GGMLQuantizationType
 
 
 def normal(*shape):
-    """fp16 values, so that any type of the files holds them (Q types: through quantise)."""
+    """fp16 values, so that any type of the files holds them (Q types: through quantize)."""
     return (RANDOM.standard_normal(shape) / 2).astype(np.float16).astype(np.float32)
 
 
-def quantised(name):
+def quantized(name):
     """The type v7.gguf has a matrix in."""
     kinds = {"receptance": T.Q8_0, "key": T.Q4_0, "value": T.Q5_0, "output": T.Q4_1}
     return kinds.get(name.split(".")[-2]) if ".att." in name else T.Q5_1 if ".ffn.key." in name else T.BF16
 
 
 def matrix(name, out, inner):
-    return gguf.quants.dequantize(gguf.quants.quantize(normal(out, inner), quantised(name)), quantised(name))
+    return gguf.quants.dequantize(gguf.quants.quantize(normal(out, inner), quantized(name)), quantized(name))
 
 
 def common(t, i, extra_norm, width):
@@ -137,7 +137,7 @@ def write_gguf(path, architecture, t, tensors, keys):
     writer.close()
 
 
-def gguf_7(t, kind_of=quantised, raw={}):
+def gguf_7(t, kind_of=quantized, raw={}):
     """kind_of: the type of a matrix by its original name; raw: matrices that are blocks already."""
     out = [(gguf_name, t[name], T.F16) for name, gguf_name in GLOBAL.items() if not name.startswith(("ln", "blocks"))]
     out += [(gguf_name, t[name], T.F32) for name, gguf_name in GLOBAL.items() if name.startswith(("ln", "blocks"))]

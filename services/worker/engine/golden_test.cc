@@ -168,10 +168,10 @@ TEST(GoldenTest, EveryDialectMatchesTheOracle) {
 }
 
 // The oracle computes with the weights that the blocks and groups stand for.
-TEST(GoldenTest, QuantisedFilesMatchTheOracle) {
+TEST(GoldenTest, QuantizedFilesMatchTheOracle) {
   const std::string root = GoldenFolder();
-  RunAll({{root + "rwkv7-quantised.gguf", root + "rwkv7-quantised", 3},
-          {root + "rwkv4-quantised.bin", root + "rwkv4-quantised", 2},
+  RunAll({{root + "rwkv7-quantized.gguf", root + "rwkv7-quantized", 3},
+          {root + "rwkv4-quantized.bin", root + "rwkv4-quantized", 2},
           {root + "rwkv7-int8.safetensors", root + "rwkv7-int8", 2},
           {root + "rwkv7-int4.safetensors", root + "rwkv7-int4", 2}});
 }

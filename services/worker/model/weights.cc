@@ -160,7 +160,7 @@ class WeightLoader {
   // Codes of which `out` has the data and the sizes.
   absl::Status ReadQuantized(const checkpoint::TensorInfo& info, int64_t rows, int64_t cols,
                              kernels::MatrixView* out) const;
-  // Scales or minimums of a quantised matrix.
+  // Scales or minimums of a quantized matrix.
   absl::Status ReadGroups(const std::string& name, int64_t rows, int64_t cols, int64_t* group,
                           const uint16_t** out) const;
   absl::Status LoadMatrix(const checkpoint::ModelTensor& spec, const std::string& name, int64_t rows, int64_t cols,

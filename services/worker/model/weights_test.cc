@@ -354,7 +354,7 @@ TEST_P(MemoryOfEveryVersionTest, AStageHasItsOwnSharePagesInMemoryOnly) {
   EXPECT_LE(resident, matrices + matrices / 10);
 }
 
-TEST(StageWeightsTest, QuantisedMatricesAreViews) {
+TEST(StageWeightsTest, QuantizedMatricesAreViews) {
   for (bool is_int4 : {false, true}) {
     for (int64_t group : {32, 64}) {
       RandomModelOptions options = Options(DType::kBFloat16);
