@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/dtype.h"
+#include "kernels/base/finite.h"
 
 namespace rwkv::kernels {
 namespace {
@@ -73,10 +74,8 @@ absl::Status QuantizeRow(Quantization quantization, int64_t group, const float* 
   if (!IsGroupSize(group)) {
     return absl::InvalidArgumentError(absl::StrCat("quantize: groups of ", group, " weights, expected 32 or 64"));
   }
-  for (int64_t i = 0; i < count; ++i) {
-    if (!std::isfinite(weights[i])) {
-      return absl::InvalidArgumentError(absl::StrCat("quantize: weight ", i, " is ", weights[i]));
-    }
+  if (const int64_t bad = FindNotFinite(DType::kFloat32, weights, count); bad >= 0) {
+    return absl::InvalidArgumentError(absl::StrCat("quantize: weight ", bad, " is ", weights[bad]));
   }
   for (int64_t begin = 0; begin < count; begin += group) {
     const int64_t size = std::min(group, count - begin);

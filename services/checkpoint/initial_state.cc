@@ -1,7 +1,5 @@
 #include "services/checkpoint/initial_state.h"
 
-#include <algorithm>
-#include <cmath>
 #include <string>
 #include <utility>
 
@@ -10,6 +8,7 @@
 #include "absl/types/optional.h"
 #include "absl/types/span.h"
 #include "kernels/base/dtype.h"
+#include "kernels/base/finite.h"
 #include "kernels/base/status_macros.h"
 #include "services/checkpoint/formats/element_type.h"
 #include "services/checkpoint/formats/tensor_record.h"
@@ -52,10 +51,8 @@ absl::StatusOr<std::vector<float>> LoadState(const Checkpoint& checkpoint, const
   RWKV_RETURN_IF_ERROR(checkpoint.ReadBytes(info, 0, absl::MakeSpan(bytes)));
   std::vector<float> state(info.bytes / ElementSize(info.type));
   kernels::WidenToFloat(*WeightDType(info.type), bytes.data(), static_cast<int64_t>(state.size()), state.data());
-  const auto bad = std::find_if(state.begin(), state.end(), [](float value) { return !std::isfinite(value); });
-  if (bad != state.end()) {
-    return absl::DataLossError(absl::StrCat("element ", bad - state.begin(), " of ", name, " is ", *bad));
-  }
+  const int64_t bad = kernels::FindNotFinite(kernels::DType::kFloat32, state.data(), state.size());
+  if (bad >= 0) return absl::DataLossError(absl::StrCat("element ", bad, " of ", name, " is ", state[bad]));
   return state;
 }
 

@@ -1,7 +1,6 @@
 #include "services/rwkvctl/conversion.h"
 
 #include <algorithm>
-#include <cmath>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -9,6 +8,7 @@
 #include "absl/types/optional.h"
 #include "absl/types/span.h"
 #include "kernels/base/dtype.h"
+#include "kernels/base/finite.h"
 #include "kernels/base/matrix.h"
 #include "kernels/base/quantize.h"
 #include "kernels/base/status_macros.h"
@@ -225,11 +225,8 @@ absl::Status Conversion::WriteStep(const Step& step, const AppendFunction& appen
   for (int64_t first = 0; first < rows; first += rows_at_once) {
     const int64_t count = std::min(rows_at_once, rows - first);
     RWKV_RETURN_IF_ERROR(ReadRows(step, codes, first, count, weights.data()));
-    for (int64_t i = 0; i < count * cols; ++i) {
-      if (!std::isfinite(weights[i])) {
-        return absl::DataLossError(absl::StrCat("element ", first * cols + i, " is ", weights[i]));
-      }
-    }
+    const int64_t bad = kernels::FindNotFinite(kernels::DType::kFloat32, weights.data(), count * cols);
+    if (bad >= 0) return absl::DataLossError(absl::StrCat("element ", first * cols + bad, " is ", weights[bad]));
     for (int64_t row = 0; row < count; ++row) {
       const float* from = &weights[row * cols];
       uint8_t* to = &out[row * row_bytes];
@@ -240,11 +237,9 @@ absl::Status Conversion::WriteStep(const Step& step, const AppendFunction& appen
       }
       const kernels::DType dtype = *checkpoint::WeightDType(step.type);
       kernels::NarrowFromFloat(dtype, from, cols, to);
-      for (int64_t col = 0; col < cols; ++col) {
-        if (!std::isfinite(kernels::LoadAsFloat(dtype, to, col))) {
-          return absl::OutOfRangeError(absl::StrCat("element ", (first + row) * cols + col, ", ", from[col],
-                                                    ", is too large for ", checkpoint::ElementTypeName(step.type)));
-        }
+      if (const int64_t col = kernels::FindNotFinite(dtype, to, cols); col >= 0) {
+        return absl::OutOfRangeError(absl::StrCat("element ", (first + row) * cols + col, ", ", from[col],
+                                                  ", is too large for ", checkpoint::ElementTypeName(step.type)));
       }
     }
     RWKV_RETURN_IF_ERROR(append(BytesOf(out.data(), count * row_bytes)));

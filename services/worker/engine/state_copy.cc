@@ -5,6 +5,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/base/dtype.h"
+#include "kernels/base/finite.h"
 #include "kernels/base/status_macros.h"
 
 namespace rwkv::worker {
@@ -15,14 +17,7 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "records are little-end
 constexpr size_t kMaxFree = 4;  // Kept for the next ones.
 
 bool AllFinite(const float* values, int64_t count) {
-  // The exponent is all ones for infinities and NaNs alone; integer work vectorises.
-  uint32_t found = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    uint32_t bits;
-    std::memcpy(&bits, values + i, sizeof(bits));
-    found |= static_cast<uint32_t>((bits & 0x7f800000u) == 0x7f800000u);
-  }
-  return found == 0;
+  return kernels::FindNotFinite(kernels::DType::kFloat32, values, count) < 0;
 }
 
 }  // namespace

@@ -1,13 +1,14 @@
 #include "services/worker/engine/step_answers.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <utility>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
+#include "kernels/base/dtype.h"
+#include "kernels/base/finite.h"
 #include "kernels/base/status_macros.h"
 #include "services/common/grpc_status.h"
 
@@ -118,8 +119,7 @@ absl::Status StepAnswers::Fill(uint64_t step_id, const v1::StepEntry& entry, con
 
 absl::Status StepAnswers::FillHidden(const v1::StepEntry& entry, const EntryNumbers& numbers, Turn& turn,
                                      v1::EntryResult& result) const {
-  for (int64_t i = 0; i < numbers.hidden_rows * width_; ++i) {
-    if (std::isfinite(numbers.hidden[i])) continue;
+  if (kernels::FindNotFinite(kernels::DType::kFloat32, numbers.hidden, numbers.hidden_rows * width_) >= 0) {
     return absl::InternalError(absl::StrCat("slot ", entry.slot(), ": a final hidden state is not finite"));
   }
   const size_t bytes = width_ * sizeof(float);

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <string>
 #include <utility>
 
@@ -10,6 +9,7 @@
 #include "absl/types/optional.h"
 #include "absl/types/span.h"
 #include "kernels/base/dtype.h"
+#include "kernels/base/finite.h"
 #include "kernels/base/ggml_blocks.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/base/stream.h"
@@ -18,38 +18,6 @@
 
 namespace rwkv::worker {
 namespace {
-
-// An element is NaN or infinite when all bits of its exponent are set. A whole block is tested before anybody looks for
-// the culprit, so that the loop has no exit and vectorises.
-template <typename Bits>
-int64_t FindNotFinite(const void* data, int64_t count, Bits exponent) {
-  constexpr int64_t kBlock = 4096;
-  const char* bytes = static_cast<const char*>(data);
-  Bits block[kBlock];
-  for (int64_t start = 0; start < count; start += kBlock) {
-    const int64_t size = std::min(kBlock, count - start);
-    std::memcpy(block, bytes + start * sizeof(Bits), size * sizeof(Bits));
-    Bits found = 0;
-    for (int64_t i = 0; i < size; ++i) found |= static_cast<Bits>((block[i] & exponent) == exponent);
-    if (found == 0) continue;
-    for (int64_t i = 0; i < size; ++i) {
-      if ((block[i] & exponent) == exponent) return start + i;
-    }
-  }
-  return -1;
-}
-
-int64_t FindNotFinite(kernels::DType dtype, const void* data, int64_t count) {
-  switch (dtype) {
-    case kernels::DType::kFloat32:
-      return FindNotFinite<uint32_t>(data, count, 0x7f800000);
-    case kernels::DType::kBFloat16:
-      return FindNotFinite<uint16_t>(data, count, 0x7f80);
-    case kernels::DType::kFloat16:
-      return FindNotFinite<uint16_t>(data, count, 0x7c00);
-  }
-  return -1;
-}
 
 absl::Status NotOfTheConfig(const checkpoint::Checkpoint& checkpoint, absl::string_view name, int64_t elements) {
   const checkpoint::TensorInfo* info = checkpoint.Find(name);
@@ -63,7 +31,7 @@ absl::Status NotOfTheConfig(const checkpoint::Checkpoint& checkpoint, absl::stri
 // `data` are the tensor's elements. kDataLoss: one is not finite.
 absl::Status CheckFinite(const checkpoint::Checkpoint& checkpoint, const checkpoint::TensorInfo& info,
                          kernels::DType dtype, const void* data) {
-  const int64_t index = FindNotFinite(dtype, data, info.bytes / kernels::SizeOf(dtype));
+  const int64_t index = kernels::FindNotFinite(dtype, data, info.bytes / kernels::SizeOf(dtype));
   if (index < 0) return absl::OkStatus();
   return absl::DataLossError(
       absl::StrCat(checkpoint.path(), ": element ", index, " of tensor ", checkpoint::Quoted(info.name), " of shape ",
