@@ -25,12 +25,14 @@ class EmbeddedStateStore {
     Database::Options database;
     RocksdbCatalog::Options catalog;
     StateStore::Options store;
-    // Orphans are swept at start and then so often, and writing is tried again after a failure. Zero: no chores, for
-    // tests that do them by hand.
+    // Orphans are swept at start and then so often, sessions that are due are ended, and writing is tried again after a
+    // failure. Zero: no chores, for tests that do them by hand.
     absl::Duration sweep_interval = absl::Minutes(10);
+    absl::Duration session_sweep_interval = absl::Seconds(10);
     absl::Duration resume_check_interval = absl::Seconds(1);
   };
-  // Errors as Database::Open and kDataLoss: the catalog is corrupt. Clock and metrics outlive it.
+  // Errors as Database::Open; kInvalidArgument: an option; kDataLoss: the catalog is corrupt. Clock and metrics outlive
+  // it.
   static absl::StatusOr<std::unique_ptr<EmbeddedStateStore>> Create(const Options& options, common::Clock* clock,
                                                                     common::Metrics* metrics);
 
@@ -46,6 +48,7 @@ class EmbeddedStateStore {
   std::unique_ptr<RocksdbRecordStore> records_;
   std::unique_ptr<StateStore> store_;
   std::unique_ptr<Periodic> sweep_;
+  std::unique_ptr<Periodic> session_sweep_;
   std::unique_ptr<Periodic> resume_;
 };
 

@@ -16,6 +16,7 @@
 #include "services/state_store/embedded_state_store.h"
 #include "services/state_store/rpc/state_catalog_service.h"
 #include "services/state_store/rpc/state_records_service.h"
+#include "services/state_store/session_limits.h"
 
 ABSL_FLAG(std::string, name, "state_store-0", "Name of this process, in logs, metrics and Describe.");
 ABSL_FLAG(std::string, listen, "127.0.0.1:0", "HOST:PORT to serve on; port 0 picks a free one.");
@@ -25,6 +26,13 @@ ABSL_FLAG(std::string, data_dir, "", "Folder of the database, made if missing. R
 ABSL_FLAG(int, snapshots_per_branch, 8, "Newest snapshots kept of each branch of a log, besides those forks need.");
 ABSL_FLAG(absl::Duration, orphan_age, absl::Hours(1), "State records that no snapshot has named are deleted after it.");
 ABSL_FLAG(absl::Duration, sweep_interval, absl::Minutes(10), "Time between two searches for such records.");
+ABSL_FLAG(absl::Duration, session_idle_ttl, absl::ZeroDuration(),
+          "Sessions that nobody has used for so long are deleted; 0: never.");
+ABSL_FLAG(int64_t, max_stored_bytes, 0,
+          "Bound on the bytes of all sessions: state records, and 8 for each token of the logs. 0: none.");
+ABSL_FLAG(int64_t, max_sessions, 0, "Bound on the number of sessions. 0: none.");
+ABSL_FLAG(std::string, when_full, "refuse",
+          "At a bound: refuse new sessions and turns, or evict: delete the sessions that were idle for longest.");
 ABSL_FLAG(absl::Duration, drain_timeout, absl::Seconds(10), "Time that calls have to end after SIGTERM.");
 
 namespace rwkv::state_store {
@@ -41,6 +49,10 @@ absl::Status Run() {
   options.database.data_dir = absl::GetFlag(FLAGS_data_dir);
   options.catalog.snapshots_per_branch = absl::GetFlag(FLAGS_snapshots_per_branch);
   options.store.orphan_age = absl::GetFlag(FLAGS_orphan_age);
+  options.store.limits.idle_ttl = absl::GetFlag(FLAGS_session_idle_ttl);
+  options.store.limits.max_stored_bytes = absl::GetFlag(FLAGS_max_stored_bytes);
+  options.store.limits.max_sessions = absl::GetFlag(FLAGS_max_sessions);
+  RWKV_ASSIGN_OR_RETURN(options.store.limits.when_full, SessionLimits::ParseWhenFull(absl::GetFlag(FLAGS_when_full)));
   options.sweep_interval = absl::GetFlag(FLAGS_sweep_interval);
   RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<EmbeddedStateStore> embedded,
                         EmbeddedStateStore::Create(options, &clock, metrics.get()));

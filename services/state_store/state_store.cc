@@ -18,7 +18,36 @@ StateStore::StateStore(const Options& options, Catalog* catalog, RecordStore* re
           metrics->Counter("rwkv_state_store_snapshots_dropped_total", "Snapshots reported unusable, and dropped.")),
       orphans_total_(metrics->Counter("rwkv_state_store_orphans_total",
                                       "Snapshots never committed, or freed before a crash, whose records a sweep "
-                                      "deleted.")) {}
+                                      "deleted.")),
+      deleted_total_(metrics->Counter("rwkv_state_store_sessions_ended_total", "", {{"reason", "deleted"}})),
+      limits_(
+          options.limits, catalog, records,
+          [this](const std::string& session_id, absl::Time idle_before) -> absl::StatusOr<bool> {
+            std::vector<std::string> freed;
+            RWKV_ASSIGN_OR_RETURN(const bool ended, catalog_->EndIdleSession(session_id, idle_before, &freed));
+            DeleteRecords(freed);
+            return ended;
+          },
+          clock, metrics) {}
+
+absl::StatusOr<v1::Session> StateStore::CreateSession(const std::string& session_id, const std::string& initial_state) {
+  RWKV_ASSIGN_OR_RETURN(const SessionLimits::Place place, limits_.AdmitSession(session_id));
+  return catalog_->CreateSession(session_id, initial_state);
+}
+
+absl::StatusOr<v1::Session> StateStore::ForkSession(const std::string& session_id, absl::optional<uint64_t> position,
+                                                    const std::string& new_session_id) {
+  RWKV_ASSIGN_OR_RETURN(const SessionLimits::Place place, limits_.AdmitSession(session_id));
+  return catalog_->ForkSession(session_id, position, new_session_id);
+}
+
+absl::StatusOr<TurnStart> StateStore::BeginTurn(const v1::Lease& lease, const NewTurn& turn) {
+  if (absl::Status full = limits_.AdmitTurn(lease.session_id()); !full.ok()) {
+    RWKV_ASSIGN_OR_RETURN(const auto known, catalog_->FindTurn(lease.session_id(), turn.request_id));
+    if (!known.has_value()) return full;
+  }
+  return catalog_->BeginTurn(lease, turn);
+}
 
 void StateStore::DeleteRecords(const std::vector<std::string>& snapshot_ids) {
   for (const std::string& snapshot_id : snapshot_ids) {
@@ -40,6 +69,7 @@ absl::Status StateStore::DeleteSession(const v1::Lease& lease) {
   std::vector<std::string> freed;
   absl::Status status = catalog_->DeleteSession(lease, &freed);
   DeleteRecords(freed);
+  if (status.ok()) deleted_total_.Increment();
   return status;
 }
 
@@ -76,6 +106,7 @@ absl::Status StateStore::CommitSnapshot(const v1::Lease& lease, const std::strin
 }
 
 absl::StatusOr<v1::Session> StateStore::ImportSession(const std::string& session_id, const NewImport& import) {
+  RWKV_ASSIGN_OR_RETURN(const SessionLimits::Place place, limits_.AdmitSession(session_id));
   RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, snapshot_locks_.Lock({import.manifest.snapshot_id()}));
   RWKV_RETURN_IF_ERROR(MakeRecordsDurable(import.manifest));
   RWKV_ASSIGN_OR_RETURN(v1::Session session, catalog_->ImportSession(session_id, import));

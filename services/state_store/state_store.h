@@ -2,6 +2,7 @@
 // the collection of records that belong to none.
 //
 //   workers: PutRecord, a layer each ──► router: CommitSnapshot ──► records checked and made durable, then the manifest
+//   session ended (by a client, or by the limits) ──► its branches and manifests freed, as far as no fork shares them
 //   manifest freed (rewind, delete, retention, drop) ──► its records deleted; after a crash between, by SweepOrphans
 #pragma once
 
@@ -12,12 +13,14 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "absl/types/optional.h"
 #include "rwkv/v1/state_store.pb.h"
 #include "services/common/clock.h"
 #include "services/common/metrics.h"
 #include "services/state_store/catalog/catalog.h"
 #include "services/state_store/key_locks.h"
 #include "services/state_store/records/record_store.h"
+#include "services/state_store/session_limits.h"
 
 namespace rwkv::state_store {
 
@@ -28,6 +31,7 @@ class StateStore {
     // Records without a manifest are kept for so long after the last of them came: an upload and its commit take
     // seconds, and a router that comes back may still commit.
     absl::Duration orphan_age = absl::Hours(1);
+    SessionLimits::Options limits;
   };
   // All outlive the store.
   StateStore(const Options& options, Catalog* catalog, RecordStore* records, common::Clock* clock,
@@ -35,6 +39,12 @@ class StateStore {
 
   Catalog& catalog() { return *catalog_; }
   RecordStore& records() { return *records_; }
+
+  // As Catalog has them, within the limits: kResourceExhausted, the store is full. A turn that is known goes on.
+  absl::StatusOr<v1::Session> CreateSession(const std::string& session_id, const std::string& initial_state);
+  absl::StatusOr<v1::Session> ForkSession(const std::string& session_id, absl::optional<uint64_t> position,
+                                          const std::string& new_session_id);
+  absl::StatusOr<TurnStart> BeginTurn(const v1::Lease& lease, const NewTurn& turn);
 
   // As Catalog has them, and the records of what they free are deleted too.
   absl::StatusOr<v1::Session> RewindSession(const v1::Lease& lease, uint64_t position);
@@ -55,6 +65,8 @@ class StateStore {
 
   // Deletes the records of snapshots that have no manifest and are older than orphan_age. Safe at any time.
   absl::Status SweepOrphans();
+  // Ends the sessions that are due, see session_limits.h.
+  absl::Status SweepSessions() { return limits_.Sweep(); }
 
  private:
   // Under the snapshot's lock.
@@ -71,6 +83,8 @@ class StateStore {
   prometheus::Counter& freed_total_;
   prometheus::Counter& dropped_total_;
   prometheus::Counter& orphans_total_;
+  prometheus::Counter& deleted_total_;
+  SessionLimits limits_;
 };
 
 }  // namespace rwkv::state_store

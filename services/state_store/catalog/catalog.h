@@ -13,6 +13,8 @@
 //   branch keeps its newest `snapshots_per_branch`, and for each fork the newest one at or before the fork.
 // - An imported state without the log it came from is the base of its session: a snapshot that the log begins behind. It
 //   is freed with the last session that came from there and not before, and nothing goes back to before it.
+// - A session is idle since its last turn, rewind, fork or lease, whichever came last; a lease that nobody gave back
+//   counts to its expiry. One with an open turn, or with a lease that lives, is never ended as idle.
 // - Manifests that are freed are reported in `freed` (ids appended, only when the call returns OK); the caller deletes
 //   their records then. If it dies before, their records are orphans that a sweep finds (records/record_store.h).
 //
@@ -78,11 +80,18 @@ struct TokenPage {
   std::string log_branch;  // Tokens of two pages belong together if this is the same.
 };
 
-// For metrics. A change that failed with kUnavailable and yet happened is missing until the next start.
+struct IdleSession {
+  std::string session_id;
+  absl::Time idle_since;
+  bool turn_open = false;
+};
+
+// For metrics and limits. A change that failed with kUnavailable and yet happened is missing until the next start.
 struct CatalogCounts {
   int64_t sessions = 0;
   int64_t snapshots = 0;
   int64_t leases = 0;  // Granted and not released, be they expired or not.
+  int64_t tokens = 0;  // Of all logs; those that sessions share count once.
 };
 
 class Catalog {
@@ -142,6 +151,17 @@ class Catalog {
                                             std::vector<std::string>* freed) = 0;
   // Whether a manifest of this id is committed, for the sweep of orphans.
   virtual absl::StatusOr<bool> HasSnapshot(const std::string& snapshot_id) = 0;
+
+  // Sessions that are idle since `idle_before` or earlier, the longest idle first. Those with an open turn are among
+  // them, those with a lease that lives are not. Looks at no more than `limit` sessions, so that there may be more, and
+  // of those that it leaves out none was idle for a minute longer than one that it returns.
+  virtual absl::StatusOr<std::vector<IdleSession>> OldestSessions(absl::Time idle_before, int limit) = 0;
+  // Deletes the session, if it is idle since `idle_before` or earlier and has no open turn. False: it is not, or is no
+  // more.
+  virtual absl::StatusOr<bool> EndIdleSession(const std::string& session_id, absl::Time idle_before,
+                                              std::vector<std::string>* freed) = 0;
+  // Ends the open turn of such a session as CANCELLED, which counts as a use. False: there is none.
+  virtual absl::StatusOr<bool> EndIdleTurn(const std::string& session_id, absl::Time idle_before) = 0;
 
   virtual CatalogCounts counts() const = 0;
 };

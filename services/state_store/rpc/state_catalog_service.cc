@@ -67,7 +67,7 @@ grpc::Status StateCatalogService::CreateSession(grpc::ServerContext* context, co
   return metrics_.Answer(kCreateSession, [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     RWKV_ASSIGN_OR_RETURN(*response->mutable_session(),
-                          store_->catalog().CreateSession(request->session_id(), request->initial_state()));
+                          store_->CreateSession(request->session_id(), request->initial_state()));
     return absl::OkStatus();
   });
 }
@@ -114,7 +114,7 @@ grpc::Status StateCatalogService::ForkSession(grpc::ServerContext* context, cons
     const absl::optional<uint64_t> position =
         request->has_position() ? absl::make_optional(request->position()) : absl::nullopt;
     RWKV_ASSIGN_OR_RETURN(*response->mutable_session(),
-                          store_->catalog().ForkSession(request->session_id(), position, request->new_session_id()));
+                          store_->ForkSession(request->session_id(), position, request->new_session_id()));
     return absl::OkStatus();
   });
 }
@@ -179,7 +179,7 @@ grpc::Status StateCatalogService::BeginTurn(grpc::ServerContext* context, const 
     turn.token_ids = request->token_ids();
     turn.spec = request->spec();
     turn.model_fingerprint = request->model_fingerprint();
-    RWKV_ASSIGN_OR_RETURN(TurnStart start, store_->catalog().BeginTurn(request->lease(), turn));
+    RWKV_ASSIGN_OR_RETURN(TurnStart start, store_->BeginTurn(request->lease(), turn));
     *response->mutable_turn() = std::move(start.turn);
     response->set_existed(start.existed);
     response->set_session_tokens(start.session_tokens);

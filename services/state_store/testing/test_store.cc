@@ -66,7 +66,9 @@ TestStore::TestStore(const Options& options) {
   options_.database.env = options.env;
   options_.database.resume_interval = absl::ZeroDuration();
   options_.catalog.snapshots_per_branch = options.snapshots_per_branch;
+  options_.store.limits = options.limits;
   options_.sweep_interval = absl::ZeroDuration();
+  options_.session_sweep_interval = absl::ZeroDuration();
   options_.resume_check_interval = absl::ZeroDuration();
   if (const absl::Status status = Reopen(); !status.ok()) {
     std::fprintf(stderr, "TestStore: %s\n", status.ToString().c_str());
@@ -87,7 +89,7 @@ absl::StatusOr<v1::Lease> TestStore::Acquire(const std::string& session_id) {
 }
 
 absl::StatusOr<v1::Lease> TestStore::Create(const std::string& session_id) {
-  RWKV_RETURN_IF_ERROR(catalog().CreateSession(session_id, "").status());
+  RWKV_RETURN_IF_ERROR(store().CreateSession(session_id, "").status());
   return Acquire(session_id);
 }
 
@@ -98,7 +100,7 @@ absl::Status TestStore::AddTurn(const v1::Lease& lease, const std::string& reque
   turn.token_ids = prompt;
   turn.spec = "spec";
   turn.model_fingerprint = kTestModel;
-  RWKV_ASSIGN_OR_RETURN(const TurnStart start, catalog().BeginTurn(lease, turn));
+  RWKV_ASSIGN_OR_RETURN(const TurnStart start, store().BeginTurn(lease, turn));
   return AppendOne(catalog(), TestAppend(lease, request_id, start.session_tokens, generated, v1::FINISH_REASON_LENGTH));
 }
 
@@ -158,6 +160,14 @@ std::vector<std::string> TestStore::RecordKeys() {
   return keys;
 }
 
+int64_t TestStore::LogTokens() {
+  int64_t tokens = 0;
+  for (const auto& [key, value] : Rows(database(), Family::kCatalog)) {
+    if (key[0] == 'l') tokens += static_cast<int64_t>(DecodeChunk(value)->token_ids.size());
+  }
+  return tokens;
+}
+
 v1::AppendItem TestAppend(const v1::Lease& lease, const std::string& request_id, uint64_t expected_length,
                           const std::vector<uint32_t>& token_ids, v1::FinishReason finish_reason) {
   v1::AppendItem item;
@@ -174,6 +184,21 @@ v1::AppendItem TestAppend(const v1::Lease& lease, const std::string& request_id,
 
 absl::Status AppendOne(Catalog& catalog, const v1::AppendItem& item) { return catalog.AppendTokens({&item}).front(); }
 
+absl::Status RemoveIdleRows(Database& database) {
+  rocksdb::WriteBatch batch;
+  const auto rows = Rows(database, Family::kCatalog);
+  RWKV_ASSIGN_OR_RETURN(Database::Access access, database.Read());
+  for (const auto& [key, value] : rows) {
+    if (key[0] == 'u') batch.Delete(access.family(Family::kCatalog), key);
+    SessionRow row;
+    if (key[0] != 's' || !row.ParseFromString(value)) continue;
+    row.clear_idle_minute();
+    row.clear_use_unix_nanos();
+    batch.Put(access.family(Family::kCatalog), key, row.SerializeAsString());
+  }
+  return database.Write(std::move(access), batch, Durability::kSynced);
+}
+
 absl::Status CheckCatalogRows(Database& database, int snapshots_per_branch) {
   struct Branch {
     BranchRow row;
@@ -189,6 +214,7 @@ absl::Status CheckCatalogRows(Database& database, int snapshots_per_branch) {
   std::map<std::string, std::pair<uint64_t, uint64_t>> ids;
   std::set<std::string> turn_sessions;
   std::map<std::string, int> turns;
+  std::map<std::string, uint64_t> idle;  // Session to minute.
   const auto rows = Rows(database, Family::kCatalog);
   const auto broken = [](const auto&... parts) { return absl::InternalError(absl::StrCat(parts...)); };
   for (const auto& [key, value] : rows) {
@@ -222,6 +248,10 @@ absl::Status CheckCatalogRows(Database& database, int snapshots_per_branch) {
       case 'i':
         ids[key.substr(1)] = {NumberAt(value, 0), NumberAt(value, 8)};
         break;
+      case 'u':  // MINUTE SESSION
+        if (!idle.emplace(key.substr(9), FirstNumber(key)).second)
+          return broken("session ", key.substr(9), " idles twice");
+        break;
       case 't':
         ++turns[key.substr(1, key.find('\0') - 1)];
         break;
@@ -229,7 +259,9 @@ absl::Status CheckCatalogRows(Database& database, int snapshots_per_branch) {
         return broken("a row of no known kind");
     }
   }
+  if (idle.size() != sessions.size()) return broken(idle.size(), " idle for ", sessions.size(), " sessions");
   for (const auto& [id, row] : sessions) {
+    if (idle.count(id) == 0 || idle[id] != row.idle_minute()) return broken("session ", id, " is not where it idles");
     const auto branch = branches.find(row.branch());
     if (branch == branches.end()) return broken("session ", id, " is on no branch");
     branch->second.end = row.length();

@@ -14,6 +14,7 @@
 #include "rwkv/v1/state_store.pb.h"
 #include "services/common/metrics.h"
 #include "services/state_store/embedded_state_store.h"
+#include "services/state_store/session_limits.h"
 #include "tests/testing/fake_clock.h"
 
 namespace rwkv::state_store {
@@ -33,6 +34,7 @@ class TestStore {
     std::string data_dir;         // Empty: a new folder.
     rocksdb::Env* env = nullptr;  // As Database::Options.
     int snapshots_per_branch = 8;
+    SessionLimits::Options limits;
   };
   // Aborts the test if the store does not open.
   explicit TestStore(const Options& options);
@@ -68,6 +70,8 @@ class TestStore {
   // Keys of the catalog's family, and of both record families. Without the row of the next id.
   std::vector<std::string> CatalogKeys();
   std::vector<std::string> RecordKeys();
+  // All that the rows of the logs hold.
+  int64_t LogTokens();
 
  private:
   // Puts the records of a snapshot.
@@ -85,6 +89,9 @@ v1::AppendItem TestAppend(const v1::Lease& lease, const std::string& request_id,
                           const std::vector<uint32_t>& token_ids,
                           v1::FinishReason finish_reason = v1::FINISH_REASON_UNSPECIFIED);
 absl::Status AppendOne(Catalog& catalog, const v1::AppendItem& item);
+
+// Makes the rows of sessions those of a build that knew nothing of idle ones.
+absl::Status RemoveIdleRows(Database& database);
 
 // What the rows of a catalog must satisfy among themselves: kInternal names the first that does not. Reads everything.
 absl::Status CheckCatalogRows(Database& database, int snapshots_per_branch);

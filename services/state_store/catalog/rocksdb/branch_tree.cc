@@ -69,7 +69,8 @@ absl::StatusOr<bool> BranchTree::HasForkIn(uint64_t branch, uint64_t begin, uint
   return found;
 }
 
-absl::Status BranchTree::Release(uint64_t branch) {
+absl::Status BranchTree::Release(uint64_t branch, uint64_t length) {
+  uint64_t old_end = length;  // Of the branch's tokens.
   RWKV_ASSIGN_OR_RETURN(BranchRow row, view_->Branch(branch));
   row.set_is_head(false);
   edit_->Put(BranchKey(branch), row);
@@ -82,6 +83,7 @@ absl::Status BranchTree::Release(uint64_t branch) {
       RemoveSnapshot(branch, snapshots.back());
       snapshots.pop_back();
     }
+    freed_tokens_ += static_cast<int64_t>(old_end - end.value_or(row.fork_position()));
     if (end.has_value()) {
       RWKV_RETURN_IF_ERROR(Trim(branch, row.fork_position(), *end));
       return Retain(branch, snapshots);
@@ -92,8 +94,13 @@ absl::Status BranchTree::Release(uint64_t branch) {
     const std::string edge = EdgeKey(row.parent(), row.fork_position(), branch);
     removed_edges_.insert(edge);
     edit_->Delete(edge);
+    const uint64_t removed_fork = row.fork_position();
     branch = row.parent();
     RWKV_ASSIGN_OR_RETURN(row, view_->Branch(branch));
+    if (row.is_head()) continue;
+    // What it kept, it kept for its last fork, the removed one included.
+    RWKV_ASSIGN_OR_RETURN(const absl::optional<uint64_t> others, LastFork(branch));
+    old_end = std::max(others.value_or(0), removed_fork);
   }
 }
 

@@ -31,16 +31,21 @@ class BranchTree {
   // `has_base`: even with no token in between, it shares what the root stands on.
   void Fork(const std::vector<Link>& chain, bool has_base, uint64_t position, uint64_t new_branch);
 
-  // The session on this head goes. Frees all of its branch that no fork below uses, and upwards from there.
-  absl::Status Release(uint64_t branch);
+  // The session on this head, whose log has `length` tokens, goes. Frees all of its branch that no fork below uses, and
+  // upwards from there.
+  absl::Status Release(uint64_t branch, uint64_t length);
 
   // Replaces the snapshot at that branch and position, if any, then applies retention.
   absl::Status AddSnapshot(const Link& link, const v1::SnapshotManifest& manifest);
   void RemoveSnapshot(uint64_t branch, const SnapshotAt& snapshot);
 
+  // The highest position at which another branch forks off, if one does.
+  absl::StatusOr<absl::optional<uint64_t>> LastFork(uint64_t branch) const;
+
   // Snapshots removed, and how many were added less removed.
   const std::vector<std::string>& freed() const { return freed_; }
   int snapshots_delta() const { return snapshots_delta_; }
+  int64_t freed_tokens() const { return freed_tokens_; }
 
  private:
   // Ends the branch, which is no head and begins at `begin`, at `end` >= begin.
@@ -48,8 +53,6 @@ class BranchTree {
   // Of a branch that goes; it may have none.
   absl::Status RemoveBase(uint64_t branch);
   void PutSnapshotId(const std::string& snapshot_id, uint64_t branch, uint64_t position);
-  // The highest position at which another branch forks off, if one does.
-  absl::StatusOr<absl::optional<uint64_t>> LastFork(uint64_t branch) const;
   // Whether one does in [begin, end).
   absl::StatusOr<bool> HasForkIn(uint64_t branch, uint64_t begin, uint64_t end) const;
   // Keeps the newest `snapshots_per_branch_` of `snapshots` (ascending, all of the branch) and the newest at or before
@@ -64,6 +67,7 @@ class BranchTree {
   std::set<std::string> removed_edges_;
   std::vector<std::string> freed_;
   int snapshots_delta_ = 0;
+  int64_t freed_tokens_ = 0;
 };
 
 }  // namespace rwkv::state_store

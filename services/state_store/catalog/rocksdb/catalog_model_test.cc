@@ -348,6 +348,7 @@ class CatalogModelTest : public ::testing::TestWithParam<uint32_t> {
     ASSERT_OK_AND_ASSIGN(const SessionPage page, catalog().ListSessions(1000, ""));
     ASSERT_EQ(page.sessions.size(), sessions_.size());
     ASSERT_EQ(catalog().counts().sessions, static_cast<int64_t>(sessions_.size()));
+    ASSERT_EQ(catalog().counts().tokens, store_->LogTokens());
     for (const auto& [id, model] : sessions_) {
       ASSERT_OK_AND_ASSIGN(const v1::Session session, catalog().GetSession(id));
       ASSERT_EQ(session.token_count(), model.tokens.size());

@@ -7,6 +7,7 @@
 #include "kernels/base/status_macros.h"
 #include "services/common/grpc_status.h"
 #include "services/state_store/catalog/rocksdb/branch_tree.h"
+#include "services/state_store/catalog/rocksdb/session_rows.h"
 #include "services/state_store/catalog/rocksdb/view.h"
 #include "services/state_store/rocksdb/numbers.h"
 
@@ -106,27 +107,6 @@ void PutTokens(Edit& edit, uint64_t branch, uint64_t begin, absl::Span<const uin
   }
 }
 
-// Ends the open turn at the log's end.
-absl::Status FinishOpenTurn(const View& view, Edit& edit, const std::string& session_id, SessionRow& row,
-                            v1::FinishReason reason, const v1::AppendItem* item) {
-  const std::string key = TurnKey(session_id, row.open_turn().sequence());
-  TurnRow turn;
-  RWKV_ASSIGN_OR_RETURN(const bool found, view.Get(key, &turn));
-  if (!found) return absl::DataLossError(absl::StrCat("session ", session_id, ": its open turn has no row"));
-  turn.set_token_count(row.length() - turn.begin() - turn.prompt_count());
-  turn.set_finished(true);
-  turn.set_finish_reason(reason);
-  if (item != nullptr) {
-    if (item->has_stop_token_id()) turn.set_stop_token_id(item->stop_token_id());
-    turn.set_stop_string(item->stop_string());
-    turn.set_error_code(item->error().code());
-    turn.set_error_message(item->error().message());
-  }
-  edit.Put(key, turn);
-  row.clear_open_turn();
-  return absl::OkStatus();
-}
-
 uint64_t TurnEnd(const TurnRow& turn, const SessionRow& row) {
   return turn.finished() ? turn.begin() + turn.prompt_count() + turn.token_count() : row.length();
 }
@@ -178,6 +158,7 @@ RocksdbCatalog::RocksdbCatalog(const Options& options, Database* database, commo
       sessions_gauge_(metrics->Gauge("rwkv_state_store_sessions", "Sessions in the catalog.")),
       snapshots_gauge_(metrics->Gauge("rwkv_state_store_snapshots", "Snapshots that are committed.")),
       leases_gauge_(metrics->Gauge("rwkv_state_store_leases", "Leases granted and not released, expired or not.")),
+      tokens_gauge_(metrics->Gauge("rwkv_state_store_log_tokens", "Tokens of all logs, shared ones once.")),
       tokens_total_(metrics->Counter("rwkv_state_store_appended_tokens_total", "Tokens appended, input included.")),
       fenced_total_(metrics->Counter("rwkv_state_store_fenced_total", "Changes refused for an old fencing token.")) {}
 
@@ -193,22 +174,15 @@ absl::StatusOr<std::unique_ptr<RocksdbCatalog>> RocksdbCatalog::Create(const Opt
 }
 
 absl::Status RocksdbCatalog::Load() {
+  RWKV_ASSIGN_OR_RETURN(const int64_t session_tokens, LoadSessions());
+  RWKV_ASSIGN_OR_RETURN(const int64_t branch_tokens, LoadBranches());
   RWKV_ASSIGN_OR_RETURN(View view, View::Open(*database_, View::At::kOnce));
-  int sessions = 0, snapshots = 0, leases = 0;
-  RWKV_RETURN_IF_ERROR(view.Scan("s", "t", [&](absl::string_view key, absl::string_view value) -> absl::StatusOr<bool> {
-    SessionRow row;
-    if (!row.ParseFromArray(value.data(), static_cast<int>(value.size()))) {
-      return absl::DataLossError(absl::StrCat("catalog: the row of session ", key.substr(1), " is corrupt"));
-    }
-    ++sessions;
-    if (!row.lease().holder().empty()) ++leases;
-    return true;
-  }));
+  int snapshots = 0;
   RWKV_RETURN_IF_ERROR(view.Scan("i", "j", [&](absl::string_view, absl::string_view) -> absl::StatusOr<bool> {
     ++snapshots;
     return true;
   }));
-  Count(sessions, snapshots, leases);
+  Count(0, snapshots, 0, session_tokens + branch_tokens);
 
   RWKV_ASSIGN_OR_RETURN(const absl::optional<std::string> next, view.Get(kNextIdKey));
   if (next.has_value() && next->size() != 8) return absl::DataLossError("catalog: the row of the next id is corrupt");
@@ -218,13 +192,74 @@ absl::Status RocksdbCatalog::Load() {
   return absl::OkStatus();
 }
 
-void RocksdbCatalog::Count(int sessions, int snapshots, int leases) {
+absl::StatusOr<int64_t> RocksdbCatalog::LoadSessions() {
+  constexpr int kPage = 4096;  // Of an old store every row is written anew.
+  int64_t tokens = 0;
+  std::string begin = "s";
+  for (bool more = true; more;) {
+    more = false;
+    int sessions = 0, leases = 0;
+    RWKV_ASSIGN_OR_RETURN(View view, View::Open(*database_, View::At::kLatest));
+    Edit edit(view);
+    RWKV_RETURN_IF_ERROR(
+        view.Scan(begin, "t", [&](absl::string_view key, absl::string_view value) -> absl::StatusOr<bool> {
+          if (sessions == kPage) {
+            begin = std::string(key);
+            more = true;
+            return false;
+          }
+          SessionRow row;
+          if (!row.ParseFromArray(value.data(), static_cast<int>(value.size()))) {
+            return absl::DataLossError(absl::StrCat("catalog: the row of session ", key.substr(1), " is corrupt"));
+          }
+          ++sessions;
+          if (!row.lease().holder().empty()) ++leases;
+          tokens += static_cast<int64_t>(row.length());
+          if (!IsIndexed(row)) PutSession(edit, key.substr(1), row);
+          return true;
+        }));
+    if (!edit.empty()) {
+      RWKV_RETURN_IF_ERROR(database_->Write(std::move(view).Close(), edit.batch(), Durability::kSynced));
+    }
+    Count(sessions, 0, leases, 0);
+  }
+  return tokens;
+}
+
+absl::StatusOr<int64_t> RocksdbCatalog::LoadBranches() {
+  // A branch has the tokens from its fork position to its end: for a head its session's length, for the others the last
+  // fork below it, which is the last of its edges.
+  RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kOnce));
+  int64_t tokens = 0;
+  RWKV_RETURN_IF_ERROR(view.Scan("b", "c", [&](absl::string_view key, absl::string_view) -> absl::StatusOr<bool> {
+    RWKV_ASSIGN_OR_RETURN(const BranchRow row, view.Branch(FirstNumber(key)));
+    tokens -= static_cast<int64_t>(row.fork_position());
+    if (row.is_head()) return true;
+    Edit none(view);
+    RWKV_ASSIGN_OR_RETURN(const absl::optional<uint64_t> end,
+                          BranchTree(options_.snapshots_per_branch, &view, &none).LastFork(FirstNumber(key)));
+    tokens += static_cast<int64_t>(end.value_or(row.fork_position()));
+    return true;
+  }));
+  return tokens;
+}
+
+void RocksdbCatalog::Count(int sessions, int snapshots, int leases, int64_t tokens) {
   sessions_gauge_.Set(static_cast<double>(sessions_ += sessions));
   snapshots_gauge_.Set(static_cast<double>(snapshots_ += snapshots));
   leases_gauge_.Set(static_cast<double>(leases_ += leases));
+  tokens_gauge_.Set(static_cast<double>(tokens_ += tokens));
 }
 
-CatalogCounts RocksdbCatalog::counts() const { return {sessions_.load(), snapshots_.load(), leases_.load()}; }
+CatalogCounts RocksdbCatalog::counts() const {
+  return {sessions_.load(), snapshots_.load(), leases_.load(), tokens_.load()};
+}
+
+absl::StatusOr<SessionRow> RocksdbCatalog::Find(const View& view, const std::string& session_id) const {
+  absl::StatusOr<SessionRow> row = view.Session(session_id);
+  if (!absl::IsNotFound(row.status()) || options_.how_sessions_end.empty()) return row;
+  return absl::NotFoundError(absl::StrCat(row.status().message(), "; ", options_.how_sessions_end));
+}
 
 absl::StatusOr<uint64_t> RocksdbCatalog::NextId() {
   absl::MutexLock lock(&id_mu_);
@@ -266,9 +301,9 @@ absl::StatusOr<v1::Session> RocksdbCatalog::CreateSession(const std::string& ses
   Edit edit(view);
   BranchTree tree(options_.snapshots_per_branch, &view, &edit);
   tree.AddRoot(branch, 0, nullptr);
-  edit.Put(SessionKey(session_id), row);
+  PutSession(edit, session_id, row);
   RWKV_RETURN_IF_ERROR(database_->Write(std::move(view).Close(), edit.batch(), Durability::kSynced));
-  Count(1, 0, 0);
+  Count(1, 0, 0, 0);
   return ToSession(session_id, row);
 }
 
@@ -301,9 +336,9 @@ absl::StatusOr<v1::Session> RocksdbCatalog::ImportSession(const std::string& ses
   tree.AddRoot(branch, log_begin, import.base ? &manifest : nullptr);
   if (!import.base) RWKV_RETURN_IF_ERROR(tree.AddSnapshot({branch, log_begin, row.length()}, manifest));
   PutTokens(edit, branch, log_begin, import.token_ids, {});
-  edit.Put(SessionKey(session_id), row);
+  PutSession(edit, session_id, row);
   RWKV_RETURN_IF_ERROR(database_->Write(std::move(view).Close(), edit.batch(), Durability::kSynced));
-  Count(1, tree.snapshots_delta(), 0);
+  Count(1, tree.snapshots_delta(), 0, static_cast<int64_t>(import.token_ids.size()));
   tokens_total_.Increment(static_cast<double>(import.token_ids.size()));
   v1::Session session = ToSession(session_id, row);
   session.add_snapshot_positions(manifest.position());
@@ -312,7 +347,7 @@ absl::StatusOr<v1::Session> RocksdbCatalog::ImportSession(const std::string& ses
 
 absl::StatusOr<v1::Session> RocksdbCatalog::GetSession(const std::string& session_id) {
   RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kOnce));
-  RWKV_ASSIGN_OR_RETURN(const SessionRow row, view.Session(session_id));
+  RWKV_ASSIGN_OR_RETURN(const SessionRow row, Find(view, session_id));
   return ToSessionWithSnapshots(view, session_id, row);
 }
 
@@ -347,7 +382,7 @@ absl::StatusOr<v1::Session> RocksdbCatalog::ForkSession(const std::string& sessi
   {
     RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kLatest));
     opening = view.opening();
-    RWKV_ASSIGN_OR_RETURN(source, view.Session(session_id));
+    RWKV_ASSIGN_OR_RETURN(source, Find(view, session_id));
     SessionRow taken;
     RWKV_ASSIGN_OR_RETURN(const bool exists, view.Get(SessionKey(new_session_id), &taken));
     if (exists) return absl::AlreadyExistsError(absl::StrCat("session ", new_session_id, " exists already"));
@@ -377,9 +412,9 @@ absl::StatusOr<v1::Session> RocksdbCatalog::ForkSession(const std::string& sessi
   Edit edit(view);
   BranchTree tree(options_.snapshots_per_branch, &view, &edit);
   tree.Fork(chain, has_base, at, branch);
-  edit.Put(SessionKey(new_session_id), row);
+  PutSession(edit, new_session_id, row);
   RWKV_RETURN_IF_ERROR(database_->Write(std::move(view).Close(), edit.batch(), Durability::kSynced));
-  Count(1, 0, 0);
+  Count(1, 0, 0, 0);
   RWKV_ASSIGN_OR_RETURN(const View after, View::Open(*database_, View::At::kLatest));
   return ToSessionWithSnapshots(after, new_session_id, row);
 }
@@ -394,7 +429,7 @@ absl::StatusOr<v1::Session> RocksdbCatalog::RewindSession(const v1::Lease& lease
   {
     RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kLatest));
     opening = view.opening();
-    RWKV_ASSIGN_OR_RETURN(row, view.Session(session_id));
+    RWKV_ASSIGN_OR_RETURN(row, Find(view, session_id));
     if (absl::Status status = CheckLease(lease, row); !status.ok()) {
       fenced_total_.Increment();
       return status;
@@ -408,7 +443,7 @@ absl::StatusOr<v1::Session> RocksdbCatalog::RewindSession(const v1::Lease& lease
   Edit edit(view);
   BranchTree tree(options_.snapshots_per_branch, &view, &edit);
   tree.Fork(chain, row.has_base_position(), position, branch);
-  RWKV_RETURN_IF_ERROR(tree.Release(row.branch()));
+  RWKV_RETURN_IF_ERROR(tree.Release(row.branch(), row.length()));
   RWKV_RETURN_IF_ERROR(ForEachTurn(view, session_id, [&](absl::string_view key, const TurnRow& turn) {
     if (TurnEnd(turn, row) > position) edit.Delete(key);
   }));
@@ -416,9 +451,9 @@ absl::StatusOr<v1::Session> RocksdbCatalog::RewindSession(const v1::Lease& lease
   row.set_branch(branch);
   row.set_length(position);
   row.set_update_unix_nanos(absl::ToUnixNanos(clock_->Now()));
-  edit.Put(SessionKey(session_id), row);
+  PutSession(edit, session_id, row);
   RWKV_RETURN_IF_ERROR(database_->Write(std::move(view).Close(), edit.batch(), Durability::kSynced));
-  Count(0, tree.snapshots_delta(), 0);
+  Count(0, tree.snapshots_delta(), 0, -tree.freed_tokens());
   freed->insert(freed->end(), tree.freed().begin(), tree.freed().end());
   RWKV_ASSIGN_OR_RETURN(const View after, View::Open(*database_, View::At::kLatest));
   return ToSessionWithSnapshots(after, session_id, row);
@@ -432,21 +467,26 @@ absl::Status RocksdbCatalog::DeleteSession(const v1::Lease& lease, std::vector<s
   {
     RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kLatest));
     opening = view.opening();
-    RWKV_ASSIGN_OR_RETURN(row, view.Session(session_id));
+    RWKV_ASSIGN_OR_RETURN(row, Find(view, session_id));
   }
   if (absl::Status status = CheckLease(lease, row); !status.ok()) {
     fenced_total_.Increment();
     return status;
   }
+  return Erase(session_id, row, opening, freed);
+}
+
+absl::Status RocksdbCatalog::Erase(const std::string& session_id, const SessionRow& row, uint64_t opening,
+                                   std::vector<std::string>* freed) {
   RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard family_guard, LockFamily(row.family()));
   RWKV_ASSIGN_OR_RETURN(View view, View::Reopen(*database_, opening));
   Edit edit(view);
   BranchTree tree(options_.snapshots_per_branch, &view, &edit);
-  RWKV_RETURN_IF_ERROR(tree.Release(row.branch()));
+  RWKV_RETURN_IF_ERROR(tree.Release(row.branch(), row.length()));
   edit.DeleteRange(TurnKey(session_id, 0), TurnKey(session_id, UINT64_MAX));
-  edit.Delete(SessionKey(session_id));
+  state_store::DeleteSession(edit, session_id, row);
   RWKV_RETURN_IF_ERROR(database_->Write(std::move(view).Close(), edit.batch(), Durability::kSynced));
-  Count(-1, tree.snapshots_delta(), -1);
+  Count(-1, tree.snapshots_delta(), row.lease().holder().empty() ? 0 : -1, -tree.freed_tokens());
   freed->insert(freed->end(), tree.freed().begin(), tree.freed().end());
   return absl::OkStatus();
 }
@@ -459,7 +499,7 @@ absl::StatusOr<LeaseGrant> RocksdbCatalog::AcquireLease(const std::string& sessi
   {
     RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kLatest));
     opening = view.opening();
-    RWKV_ASSIGN_OR_RETURN(row, view.Session(session_id));
+    RWKV_ASSIGN_OR_RETURN(row, Find(view, session_id));
   }
   LeaseRow& current = *row.mutable_lease();
   const bool was_held = !current.holder().empty();
@@ -480,11 +520,12 @@ absl::StatusOr<LeaseGrant> RocksdbCatalog::AcquireLease(const std::string& sessi
     current.set_incarnation(incarnation);
   }
   current.set_expiry_unix_nanos(absl::ToUnixNanos(now + ttl));
+  row.set_use_unix_nanos(absl::ToUnixNanos(now));
   RWKV_ASSIGN_OR_RETURN(View view, View::Reopen(*database_, opening));
   Edit edit(view);
-  edit.Put(SessionKey(session_id), row);
+  PutSession(edit, session_id, row);
   RWKV_RETURN_IF_ERROR(database_->Write(std::move(view).Close(), edit.batch(), Durability::kSynced));
-  Count(0, 0, was_held ? 0 : 1);
+  Count(0, 0, was_held ? 0 : 1, 0);
   LeaseGrant grant;
   grant.lease.set_session_id(session_id);
   grant.lease.set_fencing_token(current.fencing_token());
@@ -502,7 +543,7 @@ absl::StatusOr<std::vector<v1::Lease>> RocksdbCatalog::RenewLeases(absl::Span<co
   RWKV_ASSIGN_OR_RETURN(View view, View::Open(*database_, View::At::kLatest));
   Edit edit(view);
   std::vector<v1::Lease> lost;
-  const int64_t expiry = absl::ToUnixNanos(clock_->Now() + ttl);
+  const absl::Time now = clock_->Now();
   for (const v1::Lease& lease : leases) {
     SessionRow row;
     RWKV_ASSIGN_OR_RETURN(const bool found, view.Get(SessionKey(lease.session_id()), &row));
@@ -510,8 +551,9 @@ absl::StatusOr<std::vector<v1::Lease>> RocksdbCatalog::RenewLeases(absl::Span<co
       lost.push_back(lease);
       continue;
     }
-    row.mutable_lease()->set_expiry_unix_nanos(expiry);
-    edit.Put(SessionKey(lease.session_id()), row);
+    row.mutable_lease()->set_expiry_unix_nanos(absl::ToUnixNanos(now + ttl));
+    row.set_use_unix_nanos(absl::ToUnixNanos(now));
+    PutSession(edit, lease.session_id(), row);
   }
   if (!edit.empty()) {
     RWKV_RETURN_IF_ERROR(database_->Write(std::move(view).Close(), edit.batch(), Durability::kSynced));
@@ -522,7 +564,7 @@ absl::StatusOr<std::vector<v1::Lease>> RocksdbCatalog::RenewLeases(absl::Span<co
 absl::Status RocksdbCatalog::ReleaseLease(const v1::Lease& lease) {
   RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, LockSession(lease.session_id()));
   RWKV_ASSIGN_OR_RETURN(View view, View::Open(*database_, View::At::kLatest));
-  RWKV_ASSIGN_OR_RETURN(SessionRow row, view.Session(lease.session_id()));
+  RWKV_ASSIGN_OR_RETURN(SessionRow row, Find(view, lease.session_id()));
   if (row.lease().holder().empty() && row.lease().fencing_token() == lease.fencing_token()) return absl::OkStatus();
   if (absl::Status status = CheckLease(lease, row); !status.ok()) {
     fenced_total_.Increment();
@@ -531,10 +573,11 @@ absl::Status RocksdbCatalog::ReleaseLease(const v1::Lease& lease) {
   row.mutable_lease()->clear_holder();
   row.mutable_lease()->clear_incarnation();
   row.mutable_lease()->clear_expiry_unix_nanos();
+  row.set_use_unix_nanos(absl::ToUnixNanos(clock_->Now()));
   Edit edit(view);
-  edit.Put(SessionKey(lease.session_id()), row);
+  PutSession(edit, lease.session_id(), row);
   RWKV_RETURN_IF_ERROR(database_->Write(std::move(view).Close(), edit.batch(), Durability::kSynced));
-  Count(0, 0, -1);
+  Count(0, 0, -1, 0);
   return absl::OkStatus();
 }
 
@@ -542,7 +585,7 @@ absl::StatusOr<TurnStart> RocksdbCatalog::BeginTurn(const v1::Lease& lease, cons
   const std::string& session_id = lease.session_id();
   RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, LockSession(session_id));
   RWKV_ASSIGN_OR_RETURN(View view, View::Open(*database_, View::At::kLatest));
-  RWKV_ASSIGN_OR_RETURN(SessionRow row, view.Session(session_id));
+  RWKV_ASSIGN_OR_RETURN(SessionRow row, Find(view, session_id));
   if (absl::Status status = CheckLease(lease, row); !status.ok()) {
     fenced_total_.Increment();
     return status;
@@ -588,9 +631,10 @@ absl::StatusOr<TurnStart> RocksdbCatalog::BeginTurn(const v1::Lease& lease, cons
   row.set_length(row.length() + turn.token_ids.size());
   row.set_model_fingerprint(std::string(turn.model_fingerprint));
   row.set_update_unix_nanos(absl::ToUnixNanos(clock_->Now()));
-  edit.Put(SessionKey(session_id), row);
+  PutSession(edit, session_id, row);
   RWKV_RETURN_IF_ERROR(database_->Write(std::move(view).Close(), edit.batch(), Durability::kSynced));
   tokens_total_.Increment(static_cast<double>(turn.token_ids.size()));
+  Count(0, 0, 0, static_cast<int64_t>(turn.token_ids.size()));
 
   start.turn.set_request_id(stored.request_id());
   start.turn.set_begin(stored.begin());
@@ -621,7 +665,7 @@ std::vector<absl::Status> RocksdbCatalog::AppendTokens(absl::Span<const v1::Appe
   size_t tokens = 0;
   const auto append = [&](const v1::AppendItem& item) -> absl::Status {
     const std::string& session_id = item.lease().session_id();
-    RWKV_ASSIGN_OR_RETURN(SessionRow row, view->Session(session_id));
+    RWKV_ASSIGN_OR_RETURN(SessionRow row, Find(*view, session_id));
     if (absl::Status status = CheckLease(item.lease(), row); !status.ok()) {
       fenced_total_.Increment();
       return status;
@@ -649,7 +693,7 @@ std::vector<absl::Status> RocksdbCatalog::AppendTokens(absl::Span<const v1::Appe
       RWKV_RETURN_IF_ERROR(FinishOpenTurn(*view, edit, session_id, row, item.finish_reason(), &item));
     }
     PutTokens(edit, row.branch(), begin, item.token_ids(), item.logprobs());
-    edit.Put(SessionKey(session_id), row);
+    PutSession(edit, session_id, row);
     tokens += item.token_ids_size();
     return absl::OkStatus();
   };
@@ -658,13 +702,14 @@ std::vector<absl::Status> RocksdbCatalog::AppendTokens(absl::Span<const v1::Appe
   const absl::Status written = database_->Write((*std::move(view)).Close(), edit.batch(), Durability::kSynced);
   if (!written.ok()) return all_fail(written);
   tokens_total_.Increment(static_cast<double>(tokens));
+  Count(0, 0, 0, static_cast<int64_t>(tokens));
   return statuses;
 }
 
 absl::StatusOr<absl::optional<v1::Turn>> RocksdbCatalog::FindTurn(const std::string& session_id,
                                                                   absl::string_view request_id) {
   RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kOnce));
-  RWKV_ASSIGN_OR_RETURN(const SessionRow row, view.Session(session_id));
+  RWKV_ASSIGN_OR_RETURN(const SessionRow row, Find(view, session_id));
   absl::optional<TurnRow> found;
   RWKV_RETURN_IF_ERROR(ForEachTurn(view, session_id, [&](absl::string_view key, const TurnRow& stored) {
     if (request_id.empty() || stored.request_id() == request_id) found = stored;
@@ -676,7 +721,7 @@ absl::StatusOr<absl::optional<v1::Turn>> RocksdbCatalog::FindTurn(const std::str
 
 absl::StatusOr<TokenPage> RocksdbCatalog::ReadTokens(const std::string& session_id, uint64_t begin, uint64_t end) {
   RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kOnce));
-  RWKV_ASSIGN_OR_RETURN(const SessionRow row, view.Session(session_id));
+  RWKV_ASSIGN_OR_RETURN(const SessionRow row, Find(view, session_id));
   if (end > row.length()) {
     return absl::OutOfRangeError(absl::StrCat("session ", session_id, " has ", row.length(), " tokens; [", begin, ", ",
                                               end, ") is beyond them"));
@@ -699,7 +744,7 @@ absl::Status RocksdbCatalog::CommitSnapshot(const v1::Lease& lease, const std::s
   {
     RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kLatest));
     opening = view.opening();
-    RWKV_ASSIGN_OR_RETURN(row, view.Session(session_id));
+    RWKV_ASSIGN_OR_RETURN(row, Find(view, session_id));
   }
   if (absl::Status status = CheckLease(lease, row); !status.ok()) {
     fenced_total_.Increment();
@@ -735,7 +780,7 @@ absl::Status RocksdbCatalog::CommitSnapshot(const v1::Lease& lease, const std::s
   BranchTree tree(options_.snapshots_per_branch, &view, &edit);
   RWKV_RETURN_IF_ERROR(tree.AddSnapshot(*link, manifest));
   RWKV_RETURN_IF_ERROR(database_->Write(std::move(view).Close(), edit.batch(), Durability::kSynced));
-  Count(0, tree.snapshots_delta(), 0);
+  Count(0, tree.snapshots_delta(), 0, 0);
   freed->insert(freed->end(), tree.freed().begin(), tree.freed().end());
   return absl::OkStatus();
 }
@@ -743,7 +788,7 @@ absl::Status RocksdbCatalog::CommitSnapshot(const v1::Lease& lease, const std::s
 absl::StatusOr<absl::optional<v1::SnapshotManifest>> RocksdbCatalog::FindSnapshot(
     const std::string& session_id, uint64_t at_or_before, const std::string& model_fingerprint) {
   RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kOnce));
-  RWKV_ASSIGN_OR_RETURN(const SessionRow row, view.Session(session_id));
+  RWKV_ASSIGN_OR_RETURN(const SessionRow row, Find(view, session_id));
   RWKV_ASSIGN_OR_RETURN(const std::vector<Link> chain, view.Chain(row));
   for (const Link& link : chain) {
     RWKV_ASSIGN_OR_RETURN(const std::vector<SnapshotAt> snapshots,
@@ -769,7 +814,7 @@ absl::StatusOr<bool> RocksdbCatalog::DropSnapshot(const std::string& session_id,
   {
     RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kLatest));
     opening = view.opening();
-    RWKV_ASSIGN_OR_RETURN(row, view.Session(session_id));
+    RWKV_ASSIGN_OR_RETURN(row, Find(view, session_id));
   }
   RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard family_guard, LockFamily(row.family()));
   RWKV_ASSIGN_OR_RETURN(View view, View::Reopen(*database_, opening));
@@ -798,7 +843,7 @@ absl::StatusOr<bool> RocksdbCatalog::DropSnapshot(const std::string& session_id,
   BranchTree tree(options_.snapshots_per_branch, &view, &edit);
   tree.RemoveSnapshot(branch, snapshot);
   RWKV_RETURN_IF_ERROR(database_->Write(std::move(view).Close(), edit.batch(), Durability::kSynced));
-  Count(0, tree.snapshots_delta(), 0);
+  Count(0, tree.snapshots_delta(), 0, 0);
   freed->insert(freed->end(), tree.freed().begin(), tree.freed().end());
   return true;
 }

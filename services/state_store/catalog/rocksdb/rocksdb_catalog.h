@@ -23,6 +23,7 @@
 #include "services/common/clock.h"
 #include "services/common/metrics.h"
 #include "services/state_store/catalog/catalog.h"
+#include "services/state_store/catalog/rocksdb/view.h"
 #include "services/state_store/key_locks.h"
 #include "services/state_store/rocksdb/database.h"
 
@@ -32,8 +33,10 @@ class RocksdbCatalog final : public Catalog {
  public:
   struct Options {
     int snapshots_per_branch = 8;  // >= 1
+    // Said of a session that is not there: how sessions end here. Empty: only by those who use them.
+    std::string how_sessions_end;
   };
-  // Counts what is there, which reads every session's row. All three outlive the catalog.
+  // Counts what is there, which reads the rows of every session, branch and snapshot id. All three outlive the catalog.
   static absl::StatusOr<std::unique_ptr<RocksdbCatalog>> Create(const Options& options, Database* database,
                                                                 common::Clock* clock, common::Metrics* metrics);
 
@@ -63,17 +66,29 @@ class RocksdbCatalog final : public Catalog {
   absl::StatusOr<bool> DropSnapshot(const std::string& session_id, const std::string& snapshot_id,
                                     std::vector<std::string>* freed) override;
   absl::StatusOr<bool> HasSnapshot(const std::string& snapshot_id) override;
+  absl::StatusOr<std::vector<IdleSession>> OldestSessions(absl::Time idle_before, int limit) override;
+  absl::StatusOr<bool> EndIdleSession(const std::string& session_id, absl::Time idle_before,
+                                      std::vector<std::string>* freed) override;
+  absl::StatusOr<bool> EndIdleTurn(const std::string& session_id, absl::Time idle_before) override;
   CatalogCounts counts() const override;
 
  private:
   RocksdbCatalog(const Options& options, Database* database, common::Clock* clock, common::Metrics* metrics);
 
+  // Counts what is there, and puts the sessions of an older build among the idle ones.
   absl::Status Load();
+  absl::StatusOr<int64_t> LoadSessions();
+  absl::StatusOr<int64_t> LoadBranches();
   // A number never given out before, larger than all that were: branches and fencing tokens.
   absl::StatusOr<uint64_t> NextId() ABSL_LOCKS_EXCLUDED(id_mu_);
   absl::StatusOr<KeyLocks::Guard> LockSession(const std::string& session_id);
   absl::StatusOr<KeyLocks::Guard> LockFamily(uint64_t family);
-  void Count(int sessions, int snapshots, int leases);
+  // View::Session(), and if it is not there why that may be.
+  absl::StatusOr<SessionRow> Find(const View& view, const std::string& session_id) const;
+  // Deletes a session whose lock is held, whatever leases say.
+  absl::Status Erase(const std::string& session_id, const SessionRow& row, uint64_t opening,
+                     std::vector<std::string>* freed);
+  void Count(int sessions, int snapshots, int leases, int64_t tokens);
 
   const Options options_;
   Database* const database_;
@@ -88,9 +103,11 @@ class RocksdbCatalog final : public Catalog {
   std::atomic<int64_t> sessions_{0};
   std::atomic<int64_t> snapshots_{0};
   std::atomic<int64_t> leases_{0};
+  std::atomic<int64_t> tokens_{0};
   prometheus::Gauge& sessions_gauge_;
   prometheus::Gauge& snapshots_gauge_;
   prometheus::Gauge& leases_gauge_;
+  prometheus::Gauge& tokens_gauge_;
   prometheus::Counter& tokens_total_;
   prometheus::Counter& fenced_total_;
 };

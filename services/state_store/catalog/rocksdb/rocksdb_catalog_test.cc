@@ -380,8 +380,8 @@ TEST_F(RocksdbCatalogTest, ForkSharesTheLogAndThenTheyPart) {
   EXPECT_EQ(fork.fork_position(), 15u);
   EXPECT_EQ(fork.token_count(), 15u);
   EXPECT_EQ(fork.model_fingerprint(), kTestModel);
-  // A session, a branch and an edge: nothing is copied.
-  EXPECT_EQ(store_.CatalogKeys().size(), rows + 3);
+  // A session, its place among the idle, a branch and an edge: nothing is copied.
+  EXPECT_EQ(store_.CatalogKeys().size(), rows + 4);
   ASSERT_OK_AND_ASSIGN(const v1::Lease fork_lease, store_.Acquire("f"));
   ASSERT_OK(store_.AddTurn(fork_lease, "q", {100}, {101}));
   ASSERT_OK(store_.AddTurn(lease, "q", {200}, {201}));
@@ -469,7 +469,7 @@ TEST_F(RocksdbCatalogTest, RewindToTheBeginningLeavesAnEmptyLog) {
   ASSERT_OK(store_.AddSnapshot(lease, "at3", 3));
   ASSERT_OK(store_.store().RewindSession(lease, 0));
   EXPECT_THAT(store_.Tokens("s"), IsOkAndHolds(IsEmpty()));
-  EXPECT_EQ(store_.CatalogKeys().size(), 2u);  // The session and its branch.
+  EXPECT_EQ(store_.CatalogKeys().size(), 3u);  // The session, its place among the idle, and its branch.
   EXPECT_THAT(store_.RecordKeys(), IsEmpty());
 }
 
