@@ -95,6 +95,21 @@ TEST(AdapterTest, AddsTheProductTimesAlphaOverRankAndCastsToTheStoredType) {
   }
 }
 
+TEST(AdapterTest, EveryMatrixHasItsOwnRank) {
+  const std::string base = Write("base.st", Base());
+  const RawTensor key_a = A("blocks.0.att.key.lora_A"), key_b = B("blocks.0.att.key.lora_B");
+  const RawTensor value_a = Tensor16("blocks.0.att.value.lora_A", {1, kIn}, -1);
+  const RawTensor value_b = Tensor16("blocks.0.att.value.lora_B", {kOut, 1}, 0.5);
+  ASSERT_OK_AND_ASSIGN(const auto both, Checkpoint::OpenWithAdapter(
+                                            base, {Write("both.st", {key_a, key_b, value_a, value_b}), kAlpha, ""}));
+  ASSERT_OK_AND_ASSIGN(const auto key,
+                       Checkpoint::OpenWithAdapter(base, {Write("key.st", {key_a, key_b}), kAlpha, ""}));
+  ASSERT_OK_AND_ASSIGN(const auto value,
+                       Checkpoint::OpenWithAdapter(base, {Write("value.st", {value_a, value_b}), kAlpha, ""}));
+  EXPECT_EQ(Floats(*both, "blocks.0.att.key.weight"), Floats(*key, "blocks.0.att.key.weight"));
+  EXPECT_EQ(Floats(*both, "blocks.0.att.value.weight"), Floats(*value, "blocks.0.att.value.weight"));
+}
+
 TEST(AdapterTest, TrainersNamesAreThoseOfTheModel) {
   const std::string base = Write("base.st", Base());
   ASSERT_OK_AND_ASSIGN(

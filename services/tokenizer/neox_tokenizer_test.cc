@@ -104,6 +104,28 @@ TEST(NeoxTokenizerTest, EqualsATwinThatScansForEachMerge) {
   }
 }
 
+// Of equal pairs the leftmost is merged first: an odd run has its single character at the end.
+TEST(NeoxTokenizerTest, ARunOfOneCharacterIsMergedFromTheLeft) {
+  ASSERT_OK_AND_ASSIGN(const NeoxVocabulary small, ParseNeoxVocabulary(ReadFile(kSmall), "small"));
+  const auto tokenizer = LoadSmall();
+  for (size_t size = 1; size < 40; ++size) {
+    const std::string run(size, 'l');
+    ASSERT_EQ(tokenizer->Encode(run), MergeByScanning(small, run)) << size;
+  }
+  const std::vector<uint32_t> three = tokenizer->Encode("lll");
+  ASSERT_EQ(three.size(), 2);
+  EXPECT_EQ(tokenizer->TokenBytes(three[0]), "ll");
+
+  const char* const path = std::getenv("NEOX_TOKENIZER");
+  ASSERT_OK_AND_ASSIGN(const NeoxVocabulary published, ParseNeoxVocabulary(ReadFile(path), path));
+  for (const char character : {'a', '=', '\t'}) {
+    for (const size_t size : {3, 5, 7, 11, 23}) {
+      const std::string run(size, character);
+      ASSERT_EQ(Published().Encode(run), MergeByScanning(published, run)) << absl::CHexEscape(run);
+    }
+  }
+}
+
 // The reference's ids on multilingual text, code, emoji and control bytes.
 TEST(NeoxTokenizerTest, EqualsTheReferenceOnItsCases) {
   const char* shared = std::getenv("RWKV_SHARED");
