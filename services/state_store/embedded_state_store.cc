@@ -33,6 +33,13 @@ absl::StatusOr<std::unique_ptr<EmbeddedStateStore>> EmbeddedStateStore::Create(c
           }
         });
   }
+  if (options.reclaim_interval > absl::ZeroDuration()) {
+    embedded->reclaim_ = std::make_unique<Periodic>(options.reclaim_interval, [database] {
+      if (const absl::Status status = database->Reclaim(); !status.ok() && !absl::IsCancelled(status)) {
+        common::LogWarning("reclaim_failed", {{"error", status}});
+      }
+    });
+  }
   if (options.resume_check_interval > absl::ZeroDuration()) {
     // Its result is in the logs and in rwkv_state_store_writable already.
     embedded->resume_ =
@@ -45,6 +52,10 @@ absl::StatusOr<std::unique_ptr<EmbeddedStateStore>> EmbeddedStateStore::Create(c
                                        {"leases", counts.leases},
                                        {"records_bytes", embedded->records_->bytes()}});
   return embedded;
+}
+
+EmbeddedStateStore::~EmbeddedStateStore() {
+  if (database_ != nullptr) database_->CancelReclaim();
 }
 
 }  // namespace rwkv::state_store

@@ -29,12 +29,15 @@ class EmbeddedStateStore {
     // failure. Zero: no chores, for tests that do them by hand.
     absl::Duration sweep_interval = absl::Minutes(10);
     absl::Duration session_sweep_interval = absl::Seconds(10);
+    absl::Duration reclaim_interval = absl::Minutes(1);  // Of disk space, see Database::Reclaim.
     absl::Duration resume_check_interval = absl::Seconds(1);
   };
   // Errors as Database::Open; kInvalidArgument: an option; kDataLoss: the catalog is corrupt. Clock and metrics outlive
   // it.
   static absl::StatusOr<std::unique_ptr<EmbeddedStateStore>> Create(const Options& options, common::Clock* clock,
                                                                     common::Metrics* metrics);
+
+  ~EmbeddedStateStore();
 
   StateStore& store() { return *store_; }
   Database& database() { return *database_; }
@@ -49,6 +52,7 @@ class EmbeddedStateStore {
   std::unique_ptr<StateStore> store_;
   std::unique_ptr<Periodic> sweep_;
   std::unique_ptr<Periodic> session_sweep_;
+  std::unique_ptr<Periodic> reclaim_;
   std::unique_ptr<Periodic> resume_;
 };
 

@@ -12,6 +12,7 @@
 #include <sstream>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -25,6 +26,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "services/common/channel.h"
+#include "services/common/grpc_status.h"
 #include "services/state_store/client/state_store_client.h"
 #include "services/state_store/testing/test_store.h"
 #include "tests/testing/status_matchers.h"
@@ -91,8 +93,8 @@ class ServerTest : public ::testing::Test {
     return status;
   }
 
-  void Start() {
-    Spawn(folder_ + "/data");
+  void Start(const std::vector<std::string>& more_flags = {}) {
+    Spawn(folder_ + "/data", more_flags);
     const absl::Time limit = Deadline();
     while (access(port_file().c_str(), F_OK) != 0) {
       int status = 0;
@@ -251,6 +253,63 @@ TEST_F(ServerTest, SaysWhoItIsAndDrainsOnSigterm) {
   kill(pid_, SIGTERM);
   const int status = Wait();
   EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << log();
+}
+
+TEST_F(ServerTest, SessionsEndAfterTheirIdleTimeAndAreNotFoundInWords) {
+  Start();
+  if (HasFatalFailure()) return;
+  v1::CreateSessionRequest create;
+  create.set_session_id("s");
+  ASSERT_OK(catalog_->CreateSession(create, Deadline()));
+  v1::GetSessionRequest get;
+  get.set_session_id("s");
+  ASSERT_OK(catalog_->GetSession(get, Deadline()));
+  Kill();
+  Start({"--session_idle_ttl=1ms"});  // It sweeps at once.
+  if (HasFatalFailure()) return;
+  const absl::Time limit = Deadline();
+  absl::Status status;
+  while ((status = catalog_->GetSession(get, Deadline()).status()).ok() && absl::Now() < limit) {
+    std::this_thread::yield();
+  }
+  EXPECT_THAT(status, testing::StatusIs(absl::StatusCode::kNotFound,
+                                        HasSubstr("session s does not exist; it may have ended: sessions end after "
+                                                  "1ms without use")));
+  EXPECT_THAT(log(), HasSubstr("session_ended session=s reason=idle"));
+}
+
+TEST_F(ServerTest, BoundsHoldOverTheWire) {
+  Start({"--max_sessions=1"});
+  if (HasFatalFailure()) return;
+  v1::CreateSessionRequest create;
+  create.set_session_id("s");
+  ASSERT_OK(catalog_->CreateSession(create, Deadline()));
+  create.set_session_id("t");
+  const absl::Status full = catalog_->CreateSession(create, Deadline()).status();
+  EXPECT_THAT(full, testing::StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("1 sessions, --max_sessions=1")));
+  EXPECT_EQ(common::GetErrorReason(full), "STORE_FULL");
+  Kill();
+  Start({"--max_stored_bytes=1", "--when_full=evict"});
+  if (HasFatalFailure()) return;
+  const v1::Lease lease = Acquire("s");
+  ASSERT_OK(Begin(lease, "r", {1}));
+  EXPECT_THAT(Begin(lease, "q", {2}), testing::StatusIs(absl::StatusCode::kResourceExhausted,
+                                                        HasSubstr("8 bytes are stored, --max_stored_bytes=1")));
+}
+
+TEST_F(ServerTest, BadLimitsEndItWithAReason) {
+  for (const auto& [flag, words] : std::vector<std::pair<std::string, std::string>>{
+           {"--when_full=drop", "want refuse or evict"},
+           {"--when_full=evict", "without --max_stored_bytes or --max_sessions"},
+           {"--max_sessions=-1", "--max_sessions=-1, want 0"},
+           {"--max_stored_bytes=-1", "--max_stored_bytes=-1, want 0"},
+           {"--session_idle_ttl=-1s", "--session_idle_ttl=-1s, want 0"}}) {
+    Spawn(folder_ + "/data", {flag});
+    if (HasFatalFailure()) return;
+    const int status = Wait();
+    EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 1) << flag;
+    EXPECT_THAT(log(), HasSubstr(words));
+  }
 }
 
 TEST_F(ServerTest, SecondProcessOnOneFolderIsRefusedWithAReason) {

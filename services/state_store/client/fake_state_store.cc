@@ -41,6 +41,7 @@ absl::StatusOr<std::unique_ptr<FakeStateStore>> FakeStateStore::Create(common::C
   options.database.env = server->env.get();
   options.sweep_interval = absl::ZeroDuration();
   options.session_sweep_interval = absl::ZeroDuration();
+  options.reclaim_interval = absl::ZeroDuration();
   options.resume_check_interval = absl::ZeroDuration();
   RWKV_ASSIGN_OR_RETURN(server->embedded, EmbeddedStateStore::Create(options, clock, server->metrics.get()));
   server->catalog = std::make_unique<StateCatalogService>(StateCatalogService::Identity{"fake-state-store", 0, ""},

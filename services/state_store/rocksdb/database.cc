@@ -7,12 +7,14 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/types/optional.h"
+#include "absl/types/span.h"
 #include "kernels/base/status_macros.h"
 #include "rocksdb/cache.h"
 #include "rocksdb/convenience.h"
 #include "rocksdb/filter_policy.h"
 #include "rocksdb/table.h"
 #include "services/common/logging.h"
+#include "services/state_store/rocksdb/reclaim.h"
 #include "services/state_store/rocksdb/rocksdb_status.h"
 
 namespace rwkv::state_store {
@@ -110,6 +112,8 @@ Database::Database(const Options& options, common::Metrics* metrics)
       io_errors_total_(metrics->Counter(kFailuresName, kFailuresHelp, {{"cause", "io"}})),
       corruptions_total_(metrics->Counter(kFailuresName, kFailuresHelp, {{"cause", "corruption"}})),
       resumes_total_(metrics->Counter("rwkv_state_store_resumes_total", "Times that writing went on after failures.")),
+      reclaimed_bytes_total_(metrics->Counter("rwkv_state_store_reclaimed_bytes_total",
+                                              "Bytes of files that were given back to the disk after deletions.")),
       writable_(metrics->Gauge("rwkv_state_store_writable", "1 while the database takes writes, 0 while it cannot.")) {
   statistics_->set_stats_level(rocksdb::kExceptHistogramOrTimers);
 }
@@ -255,6 +259,30 @@ absl::Status Database::Sync() {
   return Write(std::move(access), batch, Durability::kSynced);
 }
 
+absl::Status Database::Reclaim() {
+  RWKV_ASSIGN_OR_RETURN(const Access access, Read());
+  cancel_reclaim_ = false;
+  if (closing_ || stopped_) return absl::CancelledError(absl::StrCat(name_, ": not now"));
+  const auto file_bytes = [&] {
+    uint64_t bytes = 0;
+    for (int i = 0; i < kFamilyCount; ++i) {
+      for (const std::string& name :
+           {rocksdb::DB::Properties::kTotalSstFilesSize, rocksdb::DB::Properties::kTotalBlobFileSize}) {
+        uint64_t value = 0;
+        access.db().GetIntProperty(access.family(static_cast<Family>(i)), name, &value);
+        bytes += value;
+      }
+    }
+    return bytes;
+  };
+  const uint64_t before = file_bytes();
+  RWKV_RETURN_IF_ERROR(
+      ReclaimSpace(access.db(), absl::MakeConstSpan(access.families_, kFamilyCount), &cancel_reclaim_));
+  const uint64_t after = file_bytes();
+  if (after < before) reclaimed_bytes_total_.Increment(static_cast<double>(before - after));
+  return absl::OkStatus();
+}
+
 uint64_t Database::wal_syncs() const { return statistics_->getTickerCount(rocksdb::WAL_FILE_SYNCED); }
 
 void Database::CountSyncs() {
@@ -278,6 +306,7 @@ absl::Status Database::Failed(const rocksdb::Status& status) {
     error_ = error;
   }
   if (!stopped_.exchange(true, std::memory_order_acq_rel)) {
+    cancel_reclaim_ = true;  // Opening the files again has to wait for it.
     writable_.Set(0);
     common::LogError("writes_stopped", {{"data_dir", options_.data_dir}, {"error", error}});
   }

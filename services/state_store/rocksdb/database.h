@@ -96,6 +96,12 @@ class Database {
   // OK if the database writes, or does again.
   absl::Status TryResume() ABSL_LOCKS_EXCLUDED(db_mu_, resume_mu_);
 
+  // Gives the space of what was deleted back to the disk, as far as that is worth what it writes (reclaim.h). May take
+  // minutes, in which everything else goes on. kCancelled: writing failed, or CancelReclaim(). Not by two at a time.
+  absl::Status Reclaim() ABSL_LOCKS_EXCLUDED(db_mu_, resume_mu_);
+  // Ends a Reclaim() soon, and lets no other begin: the database is about to go.
+  void CancelReclaim() { closing_ = cancel_reclaim_ = true; }
+
   // "state store in DIR", to begin an error's message with.
   const std::string& name() const { return name_; }
 
@@ -132,6 +138,9 @@ class Database {
   mutable absl::Mutex error_mu_;
   absl::Status error_ ABSL_GUARDED_BY(error_mu_);  // Why it stopped.
 
+  std::atomic<bool> closing_{false};
+  std::atomic<bool> cancel_reclaim_{false};  // The database is to be closed, or opened again.
+
   std::atomic<uint64_t> synced_writes_{0};
   std::atomic<uint64_t> counted_syncs_{0};
   prometheus::Histogram& commit_seconds_;
@@ -141,6 +150,7 @@ class Database {
   prometheus::Counter& io_errors_total_;
   prometheus::Counter& corruptions_total_;
   prometheus::Counter& resumes_total_;
+  prometheus::Counter& reclaimed_bytes_total_;
   prometheus::Gauge& writable_;
 };
 

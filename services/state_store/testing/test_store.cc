@@ -69,6 +69,7 @@ TestStore::TestStore(const Options& options) {
   options_.store.limits = options.limits;
   options_.sweep_interval = absl::ZeroDuration();
   options_.session_sweep_interval = absl::ZeroDuration();
+  options_.reclaim_interval = absl::ZeroDuration();
   options_.resume_check_interval = absl::ZeroDuration();
   if (const absl::Status status = Reopen(); !status.ok()) {
     std::fprintf(stderr, "TestStore: %s\n", status.ToString().c_str());
