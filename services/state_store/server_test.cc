@@ -28,6 +28,7 @@
 #include "services/common/channel.h"
 #include "services/common/grpc_status.h"
 #include "services/state_store/client/state_store_client.h"
+#include "services/state_store/testing/background.h"
 #include "services/state_store/testing/test_store.h"
 #include "tests/testing/status_matchers.h"
 
@@ -88,7 +89,11 @@ class ServerTest : public ::testing::Test {
   // Exit status of wait(2).
   int Wait() {
     int status = -1;
-    EXPECT_EQ(waitpid(pid_, &status, 0), pid_);
+    if (!Eventually([&] { return waitpid(pid_, &status, WNOHANG) == pid_; })) {
+      ADD_FAILURE() << "the process does not end: " << log();
+      kill(pid_, SIGKILL);
+      waitpid(pid_, &status, 0);
+    }
     pid_ = -1;
     return status;
   }
@@ -180,8 +185,7 @@ TEST_F(ServerTest, EverythingAcknowledgedIsThereAfterKillsInTheMiddleOfAppends) 
         }
       });
     }
-    const absl::Time limit = Deadline();
-    while (acknowledged[0] < lengths[0] + 20 && absl::Now() < limit) std::this_thread::yield();
+    EXPECT_TRUE(Eventually([&] { return acknowledged[0] >= lengths[0] + 20; })) << "appends do not come: " << log();
     Kill();
     for (std::thread& writer : writers) writer.join();
     Start();
@@ -267,11 +271,8 @@ TEST_F(ServerTest, SessionsEndAfterTheirIdleTimeAndAreNotFoundInWords) {
   Kill();
   Start({"--session_idle_ttl=1ms"});  // It sweeps at once.
   if (HasFatalFailure()) return;
-  const absl::Time limit = Deadline();
   absl::Status status;
-  while ((status = catalog_->GetSession(get, Deadline()).status()).ok() && absl::Now() < limit) {
-    std::this_thread::yield();
-  }
+  EXPECT_TRUE(Eventually([&] { return !(status = catalog_->GetSession(get, Deadline()).status()).ok(); })) << log();
   EXPECT_THAT(status, testing::StatusIs(absl::StatusCode::kNotFound,
                                         HasSubstr("session s does not exist; it may have ended: sessions end after "
                                                   "1ms without use")));

@@ -12,6 +12,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "rocksdb/env.h"
+#include "services/state_store/testing/background.h"
 #include "services/state_store/testing/fault_file_system.h"
 #include "services/state_store/testing/test_store.h"
 #include "tests/testing/status_matchers.h"
@@ -119,12 +120,11 @@ TEST_F(StateStoreTest, AtEveryMomentOfACrashAcknowledgedTokensAndSnapshotsAreWho
   constexpr int kSessions = 3;
   std::atomic<uint64_t> acknowledged[kSessions] = {};
   std::atomic<uint64_t> committed[kSessions] = {};
-  std::atomic<bool> stop{false};
-  std::vector<std::thread> threads;
+  Background background;
   for (int i = 0; i < kSessions; ++i) {
     ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_->Create(absl::StrCat("s", i)));
-    threads.emplace_back([&, i, lease] {
-      for (uint32_t turn = 0; !stop; ++turn) {
+    background.Run([&, i, lease] {
+      for (uint32_t turn = 0; !background.ending(); ++turn) {
         ASSERT_OK(store_->AddTurn(lease, absl::StrCat("r", turn), {turn * 2}, {turn * 2 + 1}));
         acknowledged[i] = turn * 2 + 2;
         if (turn % 4 != 3) continue;
@@ -135,7 +135,7 @@ TEST_F(StateStoreTest, AtEveryMomentOfACrashAcknowledgedTokensAndSnapshotsAreWho
   }
   for (int crash = 0; crash < 6; ++crash) {
     const uint64_t start = committed[0];
-    while (committed[0] < start + 16) std::this_thread::yield();
+    ASSERT_TRUE(Eventually([&] { return committed[0] >= start + 16; })) << "no snapshots come beyond " << committed[0];
     uint64_t tokens_before[kSessions], snapshot_before[kSessions];
     for (int i = 0; i < kSessions; ++i) {
       tokens_before[i] = acknowledged[i];
@@ -160,8 +160,7 @@ TEST_F(StateStoreTest, AtEveryMomentOfACrashAcknowledgedTokensAndSnapshotsAreWho
     }
     ASSERT_OK(CheckCatalogRows(after->database(), 8));
   }
-  stop = true;
-  for (std::thread& thread : threads) thread.join();
+  background.End();
 }
 
 TEST_F(StateStoreTest, OrphansAreSweptByAgeAndNothingElseIs) {
@@ -243,9 +242,7 @@ TEST_F(StateStoreTest, ChangeThatFailedAndYetHappenedBreaksNothing) {
 
 TEST_F(StateStoreTest, FsyncsThatFailAmidManyWritersBreakNothing) {
   constexpr int kThreads = 4;
-  std::atomic<bool> stop{false};
   std::atomic<int> done{0};
-  std::vector<std::thread> threads;
   std::vector<v1::Lease> leases;
   ASSERT_OK_AND_ASSIGN(const v1::Lease root, store_->Create("root"));
   ASSERT_OK(store_->AddTurn(root, "r", {1, 2, 3}, {4, 5, 6}));
@@ -254,10 +251,11 @@ TEST_F(StateStoreTest, FsyncsThatFailAmidManyWritersBreakNothing) {
     ASSERT_OK(store_->catalog().ForkSession("root", 4, id));
     ASSERT_OK_AND_ASSIGN(leases.emplace_back(), store_->Acquire(id));
   }
+  Background background;
   for (int i = 0; i < kThreads; ++i) {
-    threads.emplace_back([&, i] {
+    background.Run([&, i] {
       const std::string id = absl::StrCat("s", i);
-      for (uint32_t step = 0; !stop; ++step) {
+      for (uint32_t step = 0; !background.ending(); ++step) {
         // Any of these may fail, and any that failed may have happened.
         bool ok = store_->AddTurn(leases[i], absl::StrCat("r", step), {step}, {step}).ok();
         ok &= store_->AddSnapshot(leases[i], absl::StrCat("x", i, ".", step), 3).ok();
@@ -272,14 +270,12 @@ TEST_F(StateStoreTest, FsyncsThatFailAmidManyWritersBreakNothing) {
   }
   for (int round = 0; round < 10; ++round) {
     file_system_->FailSyncsWith(rocksdb::IOStatus::IOError("Input/output error"));
-    while (store_->database().Sync().ok()) {
-    }
+    ASSERT_TRUE(Eventually([&] { return !store_->database().Sync().ok(); })) << "fsyncs that fail are taken for good";
     file_system_->FailSyncsWith(rocksdb::IOStatus::OK());
     const int start = done;
-    while (done < start + 3) std::this_thread::yield();
+    ASSERT_TRUE(Eventually([&] { return done >= start + 3; })) << "nothing is done after round " << round;
   }
-  stop = true;
-  for (std::thread& thread : threads) thread.join();
+  background.End();
   ASSERT_OK(CheckCatalogRows(store_->database(), 8));
   EXPECT_THAT(store_->Tokens("root"), IsOkAndHolds(testing::ElementsAre(1, 2, 3, 4, 5, 6)));
   ASSERT_OK(store_->Reopen());

@@ -17,6 +17,7 @@
 #include "gtest/gtest.h"
 #include "rocksdb/env.h"
 #include "services/common/metrics.h"
+#include "services/state_store/testing/background.h"
 #include "services/state_store/testing/fault_file_system.h"
 #include "services/state_store/testing/test_store.h"
 #include "tests/testing/other_user.h"
@@ -207,12 +208,11 @@ TEST_F(DatabaseTest, ConcurrentWritesShareFsyncs) {
 TEST_F(DatabaseTest, AcknowledgedWritesSurviveACrashOfTheMachine) {
   ASSERT_OK(Open());
   constexpr int kThreads = 4;
-  std::vector<std::thread> threads;
   std::atomic<int> acknowledged[kThreads] = {};
-  std::atomic<bool> stop{false};
+  Background background;
   for (int i = 0; i < kThreads; ++i) {
-    threads.emplace_back([&, i] {
-      for (int j = 0; !stop; ++j) {
+    background.Run([&, i] {
+      for (int j = 0; !background.ending(); ++j) {
         if (!Put(absl::StrCat(i, ".", j), "v").ok()) return;
         acknowledged[i] = j + 1;
       }
@@ -220,7 +220,8 @@ TEST_F(DatabaseTest, AcknowledgedWritesSurviveACrashOfTheMachine) {
   }
   for (int crash = 0; crash < 5; ++crash) {
     const int start = acknowledged[0];
-    while (acknowledged[0] < start + 10) std::this_thread::yield();
+    ASSERT_TRUE(Eventually([&] { return acknowledged[0] >= start + 10; }))
+        << "of 10 writes came " << acknowledged[0] - start;
     int before[kThreads];
     for (int i = 0; i < kThreads; ++i) before[i] = acknowledged[i];
     Database::Options image = options_;
@@ -232,8 +233,7 @@ TEST_F(DatabaseTest, AcknowledgedWritesSurviveACrashOfTheMachine) {
       for (int j = 0; j < before[i]; ++j) EXPECT_THAT(Get(*after, absl::StrCat(i, ".", j)), IsOk()) << crash;
     }
   }
-  stop = true;
-  for (std::thread& thread : threads) thread.join();
+  background.End();
 }
 
 TEST_F(DatabaseTest, BufferedWritesAreDurableAfterSync) {
@@ -301,30 +301,29 @@ TEST_F(DatabaseTest, ResumingIsTriedAtItsInterval) {
 
 TEST_F(DatabaseTest, WritersAndReadersLiveThroughFailuresAndReopenings) {
   ASSERT_OK(Open());
-  std::atomic<bool> stop{false};
-  std::vector<std::thread> threads;
   std::atomic<int> acknowledged[3] = {};
+  Background background;
   for (int i = 0; i < 3; ++i) {
-    threads.emplace_back([&, i] {
-      for (int j = 0; !stop;) {
+    background.Run([&, i] {
+      for (int j = 0; !background.ending();) {
         if (Put(absl::StrCat(i, ".", j), "v").ok()) acknowledged[i] = ++j;
         Get(absl::StrCat(i, ".0")).status().IgnoreError();
       }
     });
   }
-  for (int round = 0; round < 6; ++round) {
+  const auto five_more = [&] {
     const int start = acknowledged[0];
-    while (acknowledged[0] < start + 5) std::this_thread::yield();
+    return Eventually([&] { return acknowledged[0] >= start + 5; });
+  };
+  for (int round = 0; round < 6; ++round) {
+    ASSERT_TRUE(five_more()) << "writing does not go on in round " << round;
     file_system_->FailWritesWith(round % 2 == 0 ? rocksdb::IOStatus::IOError("Input/output error")
                                                 : rocksdb::IOStatus::NoSpace("No space left on device"));
-    while (Put("main", "v").ok()) {
-    }
+    ASSERT_TRUE(Eventually([&] { return !Put("main", "v").ok(); })) << "a disk that fails takes writes";
     file_system_->FailWritesWith(rocksdb::IOStatus::OK());
   }
-  const int start = acknowledged[0];
-  while (acknowledged[0] < start + 5) std::this_thread::yield();
-  stop = true;
-  for (std::thread& thread : threads) thread.join();
+  ASSERT_TRUE(five_more()) << "writing does not go on after the last failure";
+  background.End();
   ASSERT_OK(Open());
   for (int i = 0; i < 3; ++i) {
     for (int j = 0; j < acknowledged[i]; ++j) EXPECT_THAT(Get(absl::StrCat(i, ".", j)), IsOk());

@@ -7,17 +7,16 @@
 #include <filesystem>
 #include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "services/common/metrics.h"
 #include "services/state_store/embedded_state_store.h"
+#include "services/state_store/testing/background.h"
 #include "services/state_store/testing/test_store.h"
 #include "tests/testing/fake_clock.h"
 #include "tests/testing/status_matchers.h"
@@ -63,17 +62,17 @@ class ReclaimTest : public ::testing::Test {
   // bounds, until no more than `want` is left.
   uint64_t FolderBytes(uint64_t want) { return FolderBytes(store_.data_dir(), want); }
   static uint64_t FolderBytes(const std::string& folder, uint64_t want) {
-    const absl::Time limit = absl::Now() + absl::Seconds(30);
-    for (;;) {
-      uint64_t bytes = 0;
+    uint64_t bytes = 0;
+    Eventually([&] {
+      bytes = 0;
       for (const auto& entry : std::filesystem::directory_iterator(folder)) {
         std::error_code gone;  // Between listing and looking.
         const uintmax_t size = entry.file_size(gone);
         if (!gone) bytes += size;
       }
-      if (bytes <= want || absl::Now() > limit) return bytes;
-      std::this_thread::yield();
-    }
+      return bytes <= want;
+    });
+    return bytes;
   }
   // A session with a snapshot of two records of 1 MiB.
   void MakeSession(const std::string& id, uint32_t seed) {
@@ -189,9 +188,9 @@ TEST_F(ReclaimTest, NothingIsWrittenWhenNothingWasDeleted) {
 
 TEST_F(ReclaimTest, StoreServesWhileItReclaims) {
   for (uint32_t i = 0; i < 4; ++i) MakeSession(absl::StrCat("s", i), i);
-  std::atomic<bool> stop{false};
-  std::thread reclaimer([&] {
-    while (!stop) EXPECT_OK(store_.database().Reclaim());
+  Background background;
+  background.Run([&] {
+    while (!background.ending()) EXPECT_OK(store_.database().Reclaim());
   });
   for (uint32_t round = 0; round < 10; ++round) {
     const std::string id = absl::StrCat("t", round);
@@ -199,8 +198,7 @@ TEST_F(ReclaimTest, StoreServesWhileItReclaims) {
     ExpectWhole(id, 100 + round);
     if (round > 0) Delete(absl::StrCat("t", round - 1));
   }
-  stop = true;
-  reclaimer.join();
+  background.End();
   for (uint32_t i = 0; i < 4; ++i) ExpectWhole(absl::StrCat("s", i), i);
   ASSERT_OK(store_.database().Reclaim());
   EXPECT_LE(FolderBytes(11 * kMiB), 11 * kMiB);

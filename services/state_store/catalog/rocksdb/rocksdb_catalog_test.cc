@@ -1,5 +1,6 @@
 #include "services/state_store/catalog/rocksdb/rocksdb_catalog.h"
 
+#include <atomic>
 #include <numeric>
 #include <string>
 #include <thread>
@@ -11,6 +12,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "services/common/grpc_status.h"
+#include "services/state_store/testing/background.h"
 #include "services/state_store/testing/test_store.h"
 #include "tests/testing/status_matchers.h"
 
@@ -357,12 +359,21 @@ TEST_F(RocksdbCatalogTest, OfTwoIncarnationsThatRaceToAppendTheFencedOneAddsNoth
   ASSERT_OK(catalog().BeginTurn(old.lease, Turn("r", Range(0, 1))));
   // The old one appends until it is refused, while the new one takes over and reads the length it goes on from.
   uint64_t acknowledged = 1;
-  std::thread writer([&] {
-    while (AppendOne(catalog(), TestAppend(old.lease, "r", acknowledged, {1})).ok()) ++acknowledged;
+  std::atomic<bool> refused{false};
+  Background background;
+  background.Run([&] {
+    while (!background.ending() && !refused) {
+      if (AppendOne(catalog(), TestAppend(old.lease, "r", acknowledged, {1})).ok()) {
+        ++acknowledged;
+      } else {
+        refused = true;
+      }
+    }
   });
   ASSERT_OK_AND_ASSIGN(const LeaseGrant now, catalog().AcquireLease("s", "router-0", "2", absl::Minutes(1)));
   ASSERT_OK(AppendOne(catalog(), TestAppend(now.lease, "r", now.session.token_count(), {2})));
-  writer.join();
+  EXPECT_TRUE(Eventually([&] { return refused.load(); })) << "the old incarnation goes on";
+  background.End();
   EXPECT_EQ(now.session.token_count(), acknowledged);
   ASSERT_OK_AND_ASSIGN(const std::vector<uint32_t> tokens, store_.Tokens("s"));
   EXPECT_EQ(tokens.size(), acknowledged + 1);
