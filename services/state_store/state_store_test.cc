@@ -1,14 +1,19 @@
 #include "services/state_store/state_store.h"
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "rocksdb/env.h"
@@ -26,6 +31,26 @@ using testing::IsEmpty;
 using testing::IsOk;
 using testing::IsOkAndHolds;
 using testing::StatusIs;
+
+// A record store whose puts and deletes are another's, and whose durability is the test's.
+class WatchedRecords final : public RecordStore {
+ public:
+  WatchedRecords(RecordStore* records, std::function<absl::Status()> make_durable)
+      : records_(records), make_durable_(std::move(make_durable)) {}
+  absl::Status Put(const v1::RecordInfo& info, absl::Span<const char> data) override {
+    return records_->Put(info, data);
+  }
+  absl::StatusOr<std::string> Get(const v1::RecordInfo& info) override { return records_->Get(info); }
+  absl::Status Check(const v1::RecordInfo& info) override { return records_->Check(info); }
+  absl::Status MakeDurable() override { return make_durable_(); }
+  absl::Status Delete(const std::string& snapshot_id) override { return records_->Delete(snapshot_id); }
+  absl::Status ForEach(absl::FunctionRef<void(const Stored&)> visit) override { return records_->ForEach(visit); }
+  int64_t bytes() const override { return records_->bytes(); }
+
+ private:
+  RecordStore* const records_;
+  const std::function<absl::Status()> make_durable_;
+};
 
 class StateStoreTest : public ::testing::Test {
  protected:
@@ -76,6 +101,27 @@ TEST_F(StateStoreTest, SnapshotIsNotVisibleBeforeAllItsRecordsAreThere) {
   ASSERT_OK(store_->records().Put(manifest.records(1), Data(1)));
   ASSERT_OK(store_->store().CommitSnapshot(lease, branch, manifest));
   EXPECT_THAT(store_->catalog().HasSnapshot("x"), IsOkAndHolds(true));
+}
+
+TEST_F(StateStoreTest, ManifestIsCommittedWhenItsRecordsAreDurableAndNotBefore) {
+  ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_->Create("s"));
+  ASSERT_OK(store_->AddTurn(lease, "r", {1, 2, 3}, {4}));
+  const v1::SnapshotManifest manifest = Manifest("x", 4);
+  for (int layer = 0; layer < 2; ++layer) ASSERT_OK(store_->records().Put(manifest.records(layer), Data(layer)));
+  absl::Status durable = absl::UnavailableError("not durable");
+  int asked = 0;
+  WatchedRecords records(&store_->records(), [&] {
+    ++asked;
+    EXPECT_THAT(store_->catalog().HasSnapshot("x"), IsOkAndHolds(false));
+    return durable;
+  });
+  StateStore store({}, &store_->catalog(), &records, &store_->clock(), &store_->metrics());
+  EXPECT_THAT(store.CommitSnapshot(lease, store_->LogBranch("s"), manifest), StatusIs(StatusCode::kUnavailable));
+  EXPECT_THAT(store_->catalog().HasSnapshot("x"), IsOkAndHolds(false));
+  durable = absl::OkStatus();
+  ASSERT_OK(store.CommitSnapshot(lease, store_->LogBranch("s"), manifest));
+  EXPECT_THAT(store_->catalog().HasSnapshot("x"), IsOkAndHolds(true));
+  EXPECT_EQ(asked, 2);
 }
 
 TEST_F(StateStoreTest, OnlyWhatNobodyCommittedIsDroppedWithoutASession) {

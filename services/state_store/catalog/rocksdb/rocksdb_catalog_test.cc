@@ -465,6 +465,22 @@ TEST_F(RocksdbCatalogTest, RewindMovesToANewBranchAndFreesTheTail) {
   EXPECT_THAT(catalog().RewindSession(lease, 99, nullptr), StatusIs(StatusCode::kOutOfRange, HasSubstr("15 tokens")));
 }
 
+TEST_F(RocksdbCatalogTest, RewindForgetsTheTurnsThatEndBeyondItAndNoOther) {
+  ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s"));
+  ASSERT_OK(store_.AddTurn(lease, "ends there", {1, 2}, {3, 4}));
+  ASSERT_OK(store_.AddTurn(lease, "ends beyond", {}, {5}));
+  ASSERT_OK(store_.store().RewindSession(lease, 4));
+  ASSERT_OK_AND_ASSIGN(const auto kept, catalog().FindTurn("s", "ends there"));
+  ASSERT_TRUE(kept.has_value());
+  EXPECT_EQ(kept->token_count(), 2u);
+  ASSERT_OK_AND_ASSIGN(const auto gone, catalog().FindTurn("s", "ends beyond"));
+  EXPECT_FALSE(gone.has_value());
+  // A client that sends its request id again gets its answer, and not another.
+  ASSERT_OK_AND_ASSIGN(const TurnStart again, catalog().BeginTurn(lease, Turn("ends there", {1, 2})));
+  EXPECT_TRUE(again.existed);
+  EXPECT_EQ(again.session_tokens, 4u);
+}
+
 TEST_F(RocksdbCatalogTest, RewindToTheEndChangesNothing) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s"));
   ASSERT_OK(catalog().BeginTurn(lease, Turn("r", Range(0, 5))));
