@@ -13,8 +13,8 @@
 
 namespace rwkv::state_store {
 
-// Waits until condition(); false: not within `limit`, which is less than a test has.
-inline bool Eventually(absl::FunctionRef<bool()> condition, absl::Duration limit = absl::Seconds(30)) {
+// Waits until condition(); false: not within `limit`, which is less than a test of medium size has.
+inline bool Eventually(absl::FunctionRef<bool()> condition, absl::Duration limit = absl::Minutes(2)) {
   const absl::Time end = absl::Now() + limit;
   while (!condition()) {
     if (absl::Now() > end) return false;
