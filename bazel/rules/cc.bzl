@@ -36,11 +36,20 @@ def rwkv_cc_test(name, copts = [], features = [], data = [], deps = [], size = "
         copts = _COPTS + copts,
         features = _FEATURES + features,
         size = size,
-        deps = deps + ["//bazel/third_party:gtest_main"],
+        deps = deps + ["//tests/testing:test_main"],
         **kwargs
     )
 
-def rwkv_cc_benchmark(name, args = [], copts = [], features = [], data = [], deps = [], tags = [], size = "small", **kwargs):
+def rwkv_cc_benchmark(
+        name,
+        args = [],
+        copts = [],
+        features = [],
+        data = [],
+        deps = [],
+        tags = [],
+        size = "small",
+        **kwargs):
     """A benchmark with its own main. As a test it runs each case for a moment, so that it cannot rot.
 
     To measure: bazel run //some:benchmark -- --benchmark_min_time=1

@@ -16,7 +16,7 @@ TEST(ExecutorTest, WorkIsBoundedAndAllThatWasTakenRuns) {
   Executor executor(1, 2);
   ASSERT_TRUE(executor.TryRun([&] {
     blocked.Notify();
-    go_on.WaitForNotification();
+    EXPECT_TRUE(go_on.WaitForNotificationWithTimeout(absl::Seconds(30)));
     ++ran;
   }));
   ASSERT_TRUE(blocked.WaitForNotificationWithTimeout(absl::Seconds(30)));

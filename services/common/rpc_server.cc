@@ -1,9 +1,7 @@
 #include "services/common/rpc_server.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <signal.h>
-#include <sys/eventfd.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
@@ -79,8 +77,6 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(const Options& optio
     return absl::ErrnoToStatus(errno, absl::StrCat("port file ", options.port_file, ": cannot remove the old one"));
   }
   std::unique_ptr<RpcServer> server(new RpcServer(options));
-  server->wake_fd_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  if (server->wake_fd_ < 0) return absl::ErrnoToStatus(errno, "eventfd");
 
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
@@ -127,7 +123,6 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(const Options& optio
 
 RpcServer::~RpcServer() {
   if (server_ != nullptr) Shutdown(absl::Now());
-  if (wake_fd_ >= 0) close(wake_fd_);
 }
 
 void RpcServer::SetServing(bool serving) {
@@ -152,44 +147,25 @@ absl::Status RpcServer::ServeUntilSignal(const std::function<void(absl::Time dea
   sigemptyset(&signals);
   sigaddset(&signals, SIGTERM);
   sigaddset(&signals, SIGINT);
-  const int signal_fd = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
+  const int signal_fd = signalfd(-1, &signals, SFD_CLOEXEC);
   if (signal_fd < 0) return absl::ErrnoToStatus(errno, "signalfd");
-  std::string cause = "requested";
-  for (bool waiting = true; waiting;) {
-    pollfd fds[] = {{signal_fd, POLLIN, 0}, {wake_fd_, POLLIN, 0}};
-    if (poll(fds, 2, -1) < 0 && errno != EINTR) {
-      const absl::Status status = absl::ErrnoToStatus(errno, "poll");
-      close(signal_fd);
-      return status;
-    }
-    signalfd_siginfo info;
-    if ((fds[0].revents & POLLIN) != 0 && read(signal_fd, &info, sizeof(info)) == sizeof(info)) {
-      cause = absl::StrCat("SIG", sigabbrev_np(static_cast<int>(info.ssi_signo)));
-      waiting = false;
-    }
-    if ((fds[1].revents & POLLIN) != 0) waiting = false;
+  signalfd_siginfo info;
+  while (read(signal_fd, &info, sizeof(info)) != sizeof(info)) {
+    if (errno == EINTR) continue;
+    const absl::Status status = absl::ErrnoToStatus(errno, "signalfd: read");
+    close(signal_fd);
+    return status;
   }
   close(signal_fd);
 
   const absl::Time start = absl::Now();
   const absl::Time deadline = start + options_.drain_timeout;
-  LogInfo("draining", {{"cause", cause}});
+  LogInfo("draining", {{"cause", absl::StrCat("SIG", sigabbrev_np(static_cast<int>(info.ssi_signo)))}});
   BeginDrain();
   if (on_drain) on_drain(deadline);
   Shutdown(deadline);
   LogInfo("stopped", {{"drain_seconds", absl::ToDoubleSeconds(absl::Now() - start)}});
-  absl::MutexLock lock(&mu_);
-  return drain_reason_;
-}
-
-void RpcServer::RequestDrain(absl::Status reason) {
-  absl::MutexLock lock(&mu_);
-  if (drain_requested_) return;
-  drain_requested_ = true;
-  drain_reason_ = std::move(reason);
-  const uint64_t one = 1;
-  // Cannot fail: the counter of an eventfd takes far more than the one write it ever gets.
-  (void)!write(wake_fd_, &one, sizeof(one));
+  return absl::OkStatus();
 }
 
 void RpcServer::Shutdown(absl::Time deadline) {

@@ -54,15 +54,12 @@ class RpcServer {
   // Health of "" and of every service by its full name. Once a drain has begun it stays NOT_SERVING.
   void SetServing(bool serving) ABSL_LOCKS_EXCLUDED(mu_);
 
-  // Waits for SIGTERM, SIGINT or RequestDrain(), then drains: NOT_SERVING, `on_drain(deadline)`, Shutdown(deadline),
-  // where the deadline is drain_timeout from now. A second signal during the drain is ignored; the drain is bounded.
-  // Returns OK after a signal, else the reason given to RequestDrain().
+  // Waits for SIGTERM or SIGINT, then drains: NOT_SERVING, `on_drain(deadline)`, Shutdown(deadline), where the deadline
+  // is drain_timeout from then. A second signal during the drain is ignored; the drain is bounded. An error: the process
+  // cannot wait for signals.
   // The signals must have been blocked before any thread started: RunMain() does that.
   absl::Status ServeUntilSignal(const std::function<void(absl::Time deadline)>& on_drain = nullptr)
       ABSL_LOCKS_EXCLUDED(mu_);
-
-  // Makes ServeUntilSignal() drain and return `reason`: for what a process cannot go on after. The first call wins.
-  void RequestDrain(absl::Status reason) ABSL_LOCKS_EXCLUDED(mu_);
 
   // Stops listening, lets running calls end until `deadline`, cancels the rest and waits for their handlers. Callable
   // from any thread but a handler's; a second call waits for the first.
@@ -78,13 +75,10 @@ class RpcServer {
   const Options options_;
   std::string address_;
   std::vector<std::string> service_names_;
-  int wake_fd_ = -1;  // eventfd: readable when a drain was requested.
   std::unique_ptr<grpc::Server> server_;
   absl::Mutex shutdown_mu_;  // Held during Shutdown(), so that a second call waits.
   absl::Mutex mu_;
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
-  bool drain_requested_ ABSL_GUARDED_BY(mu_) = false;
-  absl::Status drain_reason_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace rwkv::common

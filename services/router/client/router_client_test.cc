@@ -373,7 +373,7 @@ TEST_F(RouterClientTest, CancelEndsACallThatWaitsForATokenOnTheServerToo) {
   Cancellation cancellation;
   absl::Notification first;
   std::thread canceller([&] {
-    first.WaitForNotification();
+    EXPECT_TRUE(first.WaitForNotificationWithTimeout(absl::Seconds(10))) << "no token";
     cancellation.Cancel();
   });
   const absl::Status status = Client()->Generate(
@@ -396,7 +396,7 @@ TEST_F(RouterClientTest, CancelEndsAPauseBetweenAttempts) {
   Cancellation cancellation;
   absl::Notification first;
   std::thread canceller([&] {
-    first.WaitForNotification();
+    EXPECT_TRUE(first.WaitForNotificationWithTimeout(absl::Seconds(10))) << "no token";
     cancellation.Cancel();
   });
   const absl::Status status = Client()->Generate(

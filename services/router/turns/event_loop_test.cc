@@ -54,7 +54,7 @@ TEST(EventLoopTest, RequestsAreBoundedAndConsequencesAreNot) {
   EventLoop loop(options, [] {});
   loop.Post([&] {
     blocked.Notify();
-    go_on.WaitForNotification();
+    EXPECT_TRUE(go_on.WaitForNotificationWithTimeout(kLimit));
   });
   ASSERT_TRUE(blocked.WaitForNotificationWithTimeout(kLimit));
   EXPECT_TRUE(loop.TryPost([&] { ++ran; }));
