@@ -3,9 +3,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "absl/status/status.h"
-#include "absl/strings/str_cat.h"
-
 namespace rwkv::kernels {
 namespace {
 
@@ -41,13 +38,6 @@ absl::string_view Name(DType dtype) {
       return "fp16";
   }
   return "unknown";
-}
-
-absl::StatusOr<DType> ParseDType(absl::string_view name) {
-  for (DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
-    if (name == Name(dtype)) return dtype;
-  }
-  return absl::InvalidArgumentError(absl::StrCat("dtype \"", name, "\" is none of fp32, bf16, fp16"));
 }
 
 float BFloat16ToFloat(uint16_t bits) { return FloatOf(uint32_t{bits} << 16); }

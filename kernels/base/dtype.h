@@ -3,7 +3,6 @@
 
 #include <cstdint>
 
-#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 
 namespace rwkv::kernels {
@@ -15,9 +14,6 @@ int64_t SizeOf(DType dtype);
 
 // "fp32", "bf16", "fp16".
 absl::string_view Name(DType dtype);
-
-// The inverse of Name(). kInvalidArgument: no such name.
-absl::StatusOr<DType> ParseDType(absl::string_view name);
 
 // Widening is exact, NaN payloads and subnormals included (a signalling NaN becomes quiet in HalfToFloat only).
 float BFloat16ToFloat(uint16_t bits);

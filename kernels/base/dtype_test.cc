@@ -5,16 +5,10 @@
 #include <limits>
 #include <vector>
 
-#include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "tests/testing/status_matchers.h"
 
 namespace rwkv::kernels {
 namespace {
-
-using ::rwkv::testing::IsOkAndHolds;
-using ::rwkv::testing::StatusIs;
-using ::testing::HasSubstr;
 
 uint32_t BitsOf(float value) {
   uint32_t bits;
@@ -108,13 +102,6 @@ TEST(DTypeTest, ArraysMayBeUnaligned) {
       if (dtype != DType::kBFloat16 || values[i] != 65504.0f) EXPECT_EQ(BitsOf(back[i]), BitsOf(values[i]));
     }
   }
-}
-
-TEST(DTypeTest, NamesAreParsedBack) {
-  for (DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
-    EXPECT_THAT(ParseDType(Name(dtype)), IsOkAndHolds(dtype));
-  }
-  EXPECT_THAT(ParseDType("int8"), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("\"int8\"")));
 }
 
 }  // namespace

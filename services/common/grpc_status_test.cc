@@ -95,7 +95,10 @@ TEST(GrpcStatusTest, DetailsCrossTheWire) {
   ASSERT_TRUE(rpc_status.ParseFromString(on_the_wire.error_details()));
   EXPECT_EQ(rpc_status.code(), 8);
   EXPECT_EQ(rpc_status.message(), "busy");
-  EXPECT_EQ(rpc_status.details_size(), 2);
+  ASSERT_EQ(rpc_status.details_size(), 2);
+  // By name, whichever came first: one error has one form.
+  EXPECT_THAT(rpc_status.details(0).type_url(), EndsWith("ErrorInfo"));
+  EXPECT_THAT(rpc_status.details(1).type_url(), EndsWith("RetryInfo"));
 
   const absl::Status back = FromGrpcStatus(on_the_wire);
   EXPECT_EQ(back, status);

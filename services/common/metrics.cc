@@ -76,10 +76,4 @@ prometheus::Histogram::BucketBoundaries Metrics::CountBuckets() {
   return {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096};
 }
 
-prometheus::Histogram::BucketBoundaries Metrics::ByteBuckets() {
-  prometheus::Histogram::BucketBoundaries buckets;
-  for (double bytes = 1024; bytes <= 1024.0 * 1024 * 1024; bytes *= 4) buckets.push_back(bytes);
-  return buckets;
-}
-
 }  // namespace rwkv::common

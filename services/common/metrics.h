@@ -46,8 +46,6 @@ class Metrics {
   static prometheus::Histogram::BucketBoundaries LatencyBuckets();
   // Counts (batch rows, queue lengths): 1, 2, 4, ... up to 4,096.
   static prometheus::Histogram::BucketBoundaries CountBuckets();
-  // Bytes: 1 KiB, 4 KiB, ... up to 1 GiB.
-  static prometheus::Histogram::BucketBoundaries ByteBuckets();
 
  private:
   explicit Metrics(const Labels& constant_labels);

@@ -101,7 +101,6 @@ class Pipeline {
   void ReadStage(uint64_t epoch, int stage, const std::string& label, worker::ExecuteStream* stream)
       ABSL_LOCKS_EXCLUDED(mu_);
   std::vector<absl::StatusOr<v1::DescribeResponse>> DescribeAll(absl::Time deadline);
-  void SetState(State state) ABSL_LOCKS_EXCLUDED(mu_);
   bool EpochOverOrStopping() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return !end_.ok() || stopping_; }
   bool OpenedOrOver() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     return opened_ == static_cast<int>(streams_.size()) || EpochOverOrStopping();
