@@ -52,7 +52,8 @@ genrule(
     name = "rpc_gen",
     srcs = [":protos"],
     outs = [stem + end for stem in _STEMS for end in [".pb.h", ".pb.cc"]],
-    cmd = "root=$$(dirname $$(dirname $$(dirname $$(echo $(SRCS) | cut -d' ' -f1)))); protoc -I$$root --cpp_out=$(RULEDIR) $(SRCS)",
+    cmd = "root=$$(dirname $$(dirname $$(dirname $$(echo $(SRCS) | cut -d' ' -f1)))); " +
+          "protoc -I$$root --cpp_out=$(RULEDIR) $(SRCS)",
 )
 cc_library(
     name = "rpc_cc",

@@ -10,7 +10,9 @@ def _find_toolkit(ctx):
         candidates.append(nvcc.realpath.dirname.dirname)
     candidates.append(ctx.path("/usr/local/cuda"))
     for toolkit in candidates:
-        if toolkit.get_child("bin").get_child("nvcc").exists and toolkit.get_child("include").get_child("cuda_runtime.h").exists:
+        compiler = toolkit.get_child("bin").get_child("nvcc")
+        header = toolkit.get_child("include").get_child("cuda_runtime.h")
+        if compiler.exists and header.exists:
             return toolkit
     return None
 

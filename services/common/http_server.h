@@ -1,8 +1,8 @@
 // Answers HTTP GET, for /metrics: small pages, few readers, and any number of broken ones.
 //
-// One thread serves all connections without ever waiting for one of them, so whoever connects and falls silent, or reads
-// its answer a byte at a time, holds up nobody. A connection is one request and its answer; it has kRequestTime to ask
-// and kAnswerTime to take the answer, and of more than kMaxConnections the oldest is closed.
+// One thread serves all connections without ever waiting for one of them, so whoever connects and falls silent, or
+// reads its answer a byte at a time, holds up nobody. A connection is one request and its answer; it has kRequestTime
+// to ask and kAnswerTime to take the answer, and of more than kMaxConnections the oldest is closed.
 #pragma once
 
 #include <functional>

@@ -1,5 +1,5 @@
-// Which clusters run on this machine. deploy/local/run.sh writes a file for each into one folder and stop.sh removes it;
-// lines KEY=VALUE:
+// Which clusters run on this machine. deploy/local/run.sh writes a file for each into one folder and stop.sh removes
+// it; lines KEY=VALUE:
 //   router      HOST:PORT
 //   pid         of the router
 //   started     when that process began, in clock ticks since boot (/proc/PID/stat, field 22); with the pid it names a

@@ -50,7 +50,8 @@ LocalCluster::Options Cluster(int stages) {
   return options;
 }
 
-// A turn with everything that its tokens may depend on. Without a session if `session` is empty; no `input`: it goes on.
+// A turn with everything that its tokens may depend on. Without a session if `session` is empty; no `input`: it goes
+// on.
 v1::GenerateRequest Turn(const std::string& session, const std::string& request_id, int input, uint32_t max_tokens) {
   v1::GenerateRequest request;
   request.set_session_id(session);

@@ -15,8 +15,8 @@ constexpr int64_t kInflationSlackBytes = 16 << 20;
 
 // `file` itself, unless it is a zip archive with deflated members: then the same archive with all members stored, in
 // memory that no disk holds.
-//   kInvalidArgument: it would be larger than kMaxInflation times the file (and the slack), or a member does not inflate
-//   to what the directory says. kResourceExhausted: no memory for it. Errors of ReadZipDirectory.
+//   kInvalidArgument: it would be larger than kMaxInflation times the file (and the slack), or a member does not
+//   inflate to what the directory says. kResourceExhausted: no memory for it. Errors of ReadZipDirectory.
 absl::StatusOr<std::unique_ptr<MappedFile>> InflateZip(std::unique_ptr<MappedFile> file);
 
 }  // namespace rwkv::checkpoint

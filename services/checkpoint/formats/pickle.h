@@ -5,9 +5,10 @@
 //
 // Opcodes (protocol 2, and 4's spellings of the same):
 //   PROTO FRAME STOP MARK, NONE NEWTRUE NEWFALSE BINFLOAT (its value is dropped) BININT BININT1 BININT2 LONG1
-//   LONG4 BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8,
-//   EMPTY_SET ADDITEMS FROZENSET NEWOBJ NEWOBJ_EX (opaque), POP POP_MARK DUP, EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM
-//   SETITEMS, BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET, GLOBAL STACK_GLOBAL REDUCE BUILD BINPERSID.
+//   LONG4 BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8
+//   BYTEARRAY8, EMPTY_SET ADDITEMS FROZENSET NEWOBJ NEWOBJ_EX (opaque), POP POP_MARK DUP, EMPTY_TUPLE TUPLE TUPLE1
+//   TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS, BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET,
+//   GLOBAL STACK_GLOBAL REDUCE BUILD BINPERSID.
 // Globals: collections OrderedDict; torch._utils _rebuild_tensor, _rebuild_tensor_v2, _rebuild_parameter;
 //   torch {Float,Half,BFloat16,Double,Long,Int,Short,Char,Byte,Bool}Storage.
 #pragma once
@@ -91,8 +92,8 @@ class Pickle {
   absl::Span<const std::string> opaque() const { return opaque_; }
 
   // The tensors of a checkpoint: those in the root dict, and those in dicts directly inside it ({"state_dict": {...}});
-  // other values are skipped. kInvalidArgument: the root is no dict, or a tensor's key is no string. kUnimplemented: what
-  // the PyPI package rwkv makes of a model for a strategy of its own.
+  // other values are skipped. kInvalidArgument: the root is no dict, or a tensor's key is no string. kUnimplemented:
+  // what the PyPI package rwkv makes of a model for a strategy of its own.
   absl::StatusOr<std::vector<std::pair<absl::string_view, const PickledTensor*>>> StateDict() const;
 
  private:

@@ -39,7 +39,8 @@ std::vector<RawTensor> TwoTensors() {
 
 // The base row of the tables below: two tensors, 24 and 8 bytes.
 constexpr char kGoodHeader[] =
-    R"({"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"b":{"dtype":"BF16","shape":[1,1,4],"data_offsets":[24,32]}})";
+    R"({"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},)"
+    R"("b":{"dtype":"BF16","shape":[1,1,4],"data_offsets":[24,32]}})";
 
 TEST(SafetensorsTest, FindsTensorsAndMetadata) {
   ASSERT_OK_AND_ASSIGN(const SafetensorsDirectory directory,
@@ -68,7 +69,8 @@ TEST(SafetensorsTest, AcceptsWhatTheFormatAllows) {
       {"metadata only", R"({"__metadata__":{"a":"b"}})", 0, 0},
       {"a scalar", R"({"a":{"dtype":"I64","shape":[],"data_offsets":[0,8]}})", 8, 1},
       {"an empty tensor",
-       R"({"a":{"dtype":"F32","shape":[0,3],"data_offsets":[0,0]},"b":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}})",
+       R"({"a":{"dtype":"F32","shape":[0,3],"data_offsets":[0,0]},)"
+       R"("b":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}})",
        1, 2},
       {"tensors in another order than their data",
        R"({"b":{"dtype":"U8","shape":[1],"data_offsets":[2,3]},"a":{"dtype":"BOOL","shape":[2],"data_offsets":[0,2]}})",
@@ -131,7 +133,8 @@ TEST(SafetensorsTest, RefusesHeadersThatLie) {
       {"no offset", changed("[0,24]", "[]"), kInvalid, "fewer than two data_offsets"},
       {"overlap", changed("[24,32]", "[16,24]"), kInvalid, "overlap"},
       {"the same bytes twice",
-       R"({"a":{"dtype":"U8","shape":[32],"data_offsets":[0,32]},"b":{"dtype":"U8","shape":[32],"data_offsets":[0,32]}})",
+       R"({"a":{"dtype":"U8","shape":[32],"data_offsets":[0,32]},)"
+       R"("b":{"dtype":"U8","shape":[32],"data_offsets":[0,32]}})",
        kInvalid, "overlap"},
       {"a hole at the start", R"({"a":{"dtype":"U8","shape":[24],"data_offsets":[8,32]}})", kInvalid, "nobody's"},
       {"a hole at the end", R"({"a":{"dtype":"U8","shape":[24],"data_offsets":[0,24]}})", kInvalid,

@@ -363,7 +363,8 @@ def main():
     save("v7.safetensors", v7)
     save("v6.safetensors", {name: value.astype(np.float16) for name, value in v6.items()})
     write_gguf(os.path.join(HERE, "v7.gguf"), "rwkv7", v7, gguf_7(v7), {"wkv.head_size": N, "feed_forward_length": F})
-    write_gguf(os.path.join(HERE, "v6.gguf"), "rwkv6", v6, gguf_6(v6, 1), {"wkv.head_size": N6, "rescale_every_n_layers": 1})
+    write_gguf(os.path.join(HERE, "v6.gguf"), "rwkv6", v6, gguf_6(v6, 1),
+               {"wkv.head_size": N6, "rescale_every_n_layers": 1})
     save("v7.st", web_rwkv(v7))
     save("v6.st", web_rwkv(v6))
     save("v7_fla.safetensors", fla(v7))

@@ -17,9 +17,9 @@
 
 namespace rwkv::router {
 
-// Not thread-safe but for cancellation. Sessions are kept as the real ones are: input and generated tokens make the log,
-// a request id names a turn that runs once and can be resumed, and a turn without input goes on with the rest of the
-// answer before it. No turn is ever forgotten, and none is cancelled by the next.
+// Not thread-safe but for cancellation. Sessions are kept as the real ones are: input and generated tokens make the
+// log, a request id names a turn that runs once and can be resumed, and a turn without input goes on with the rest of
+// the answer before it. No turn is ever forgotten, and none is cancelled by the next.
 class FakeRouterClient : public RouterClient {
  public:
   // A turn that has a request id.

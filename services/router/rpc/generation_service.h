@@ -1,4 +1,4 @@
-// rwkv.v1.Generation, thin over the turn manager. Nothing here blocks: texts are tokenized on an executor.
+// rwkv.v1.Generation, thin over the turn manager. Nothing here waits: texts are tokenized on an executor.
 #pragma once
 
 #include <functional>

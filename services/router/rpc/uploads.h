@@ -43,8 +43,8 @@ class UploadShares {
 // One upload's shares and its clock. Its methods are called by one thread at a time.
 class Upload {
  public:
-  // `shares` outlives it. `on_late` is called at most once, on a thread of gRPC, when an expected piece does not come in
-  // time, with the error for the client; it may end the call and with it this object.
+  // `shares` outlives it. `on_late` is called at most once, on a thread of gRPC, when an expected piece does not come
+  // in time, with the error for the client; it may end the call and with it this object.
   Upload(UploadShares* shares, const UploadLimits& limits, std::function<void(const absl::Status&)> on_late);
   ~Upload();  // Gives back what it took.
   Upload(const Upload&) = delete;

@@ -42,7 +42,8 @@ struct Turn;
 // Names a call from NewCall() on.
 using CallId = uint64_t;
 
-// Thread-safe. No public method blocks, but Drain(), Stop() and ScoreDocument().
+// Thread-safe. No public method waits for anything, but Drain() and Stop(). Generate(), Score(), ScoreDocument() and
+// Embed() tokenize a text that they are given, which takes its time: not for gRPC's threads.
 class TurnManager {
  public:
   struct Options {
@@ -107,7 +108,6 @@ class TurnManager {
   void Generate(CallId call, const v1::GenerateRequest& request,
                 std::shared_ptr<ResponseStream<v1::GenerateResponse>> stream);
   void Score(CallId call, const v1::ScoreRequest& request, std::function<void(absl::StatusOr<v1::ScoreResponse>)> done);
-  // Blocks while it tokenizes: not for gRPC's threads.
   void ScoreDocument(CallId call, const Document& document,
                      std::shared_ptr<ResponseStream<v1::ScoreDocumentResponse>> stream);
   void Logits(CallId call, const v1::LogitsRequest& request,

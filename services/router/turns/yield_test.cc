@@ -120,8 +120,8 @@ TEST(YieldTest, NobodyYieldsWithoutNeed) {
   EXPECT_EQ(cluster.metrics().yielded_turns.Value(), 0);
 }
 
-// 64 long answers of every kind and a 65th client: it has its first token soon, and all have the right ones, whatever is
-// killed meanwhile.
+// 64 long answers of every kind and a 65th client: it has its first token soon, and all have the right ones, whatever
+// is killed meanwhile.
 TEST(YieldTest, SixtyFourLongAnswersStarveNobody) {
   for (const bool killed : {false, true}) {
     SCOPED_TRACE(killed);

@@ -3,8 +3,8 @@
 // before it.
 //
 // The model: state = hash of all tokens so far; greedy next token = FakeModel::Next(all tokens so far), and with a
-// temperature FakeModel::Next(all tokens, seed). With a frequency penalty it depends on the turn's own tokens, too. So the
-// tokens of a turn are known in advance, however it was batched, chunked, saved, restored or recovered.
+// temperature FakeModel::Next(all tokens, seed). With a frequency penalty it depends on the turn's own tokens, too. So
+// the tokens of a turn are known in advance, however it was batched, chunked, saved, restored or recovered.
 #pragma once
 
 #include <cstdint>
@@ -29,8 +29,8 @@ struct FakeModel {
   static uint64_t Feed(uint64_t state, absl::Span<const uint32_t> token_ids);
 
   // The token drawn after a state that has seen `position` tokens. Temperature 0: of the state alone; else also of
-  // (seed, position); with a frequency penalty also of `counted`, the Feed() of the tokens that the penalties count. Never
-  // in the `banned` [begin, end) pairs.
+  // (seed, position); with a frequency penalty also of `counted`, the Feed() of the tokens that the penalties count.
+  // Never in the `banned` [begin, end) pairs.
   static uint32_t Next(uint64_t state, uint64_t position, const v1::Sampling& sampling, uint32_t vocab_size,
                        absl::Span<const uint32_t> banned = {}, uint64_t counted = 0);
 

@@ -1,6 +1,6 @@
-// What a save costs the thread that runs the steps, at the state of a 1.5B model (24 layers of 544 KB): a step alone, and
-// a step with a save behind it, whose copy another thread checks. The model's matrices are small, so that the share of
-// the saves is the largest there is.
+// What a save costs the thread that runs the steps, at the state of a 1.5B model (24 layers of 544 KB): a step alone,
+// and a step with a save behind it, whose copy another thread checks. The model's matrices are small, so that the share
+// of the saves is the largest there is.
 #include <condition_variable>
 #include <cstdint>
 #include <cstdlib>

@@ -53,8 +53,8 @@ using SamplingParams = common::SamplingParams;
 
 // What a turn has generated so far, as the penalties see it. After each token all counts are multiplied by
 // penalty_decay, then the token's own grows by one; a token counts as seen from then on. A state that has counted the
-// same tokens under the same params is the same, bit for bit, whichever process counted them. Counting a token costs the
-// same however many were seen: a prompt may be counted, too.
+// same tokens under the same params is the same, bit for bit, whichever process counted them. Counting a token costs
+// the same however many were seen: a prompt may be counted, too.
 class PenaltyState {
  public:
   PenaltyState() = default;
