@@ -15,6 +15,7 @@
 #include "services/rwkvctl/eval_command.h"
 #include "services/rwkvctl/generate_command.h"
 #include "services/rwkvctl/inspect_command.h"
+#include "services/rwkvctl/load/load_command.h"
 #include "services/rwkvctl/local_clusters.h"
 #include "services/rwkvctl/logits_command.h"
 #include "services/rwkvctl/sessions_command.h"
@@ -38,6 +39,7 @@ std::vector<std::unique_ptr<Command>> MakeCommands() {
   commands.push_back(MakeStatusCommand());
   commands.push_back(MakeEmbedCommand());
   commands.push_back(MakeEvalCommand());
+  commands.push_back(MakeLoadCommand());
   commands.push_back(MakeLogitsCommand());
   commands.push_back(MakeStateCommand());
   commands.push_back(MakeInspectCommand());

@@ -112,8 +112,8 @@ class RwkvctlTest : public ::testing::Test {
 
 TEST_F(RwkvctlTest, HelpIsOnStandardOutput) {
   EXPECT_EQ(Call({"--help"}), 0);
-  for (const char* command :
-       {"generate", "chat", "sessions", "tokenize", "detokenize", "status", "eval", "logits", "state", "--router"}) {
+  for (const char* command : {"generate", "chat", "sessions", "tokenize", "detokenize", "status", "eval", "load",
+                              "logits", "state", "--router"}) {
     EXPECT_THAT(out_, HasSubstr(command));
   }
   EXPECT_EQ(Call({"-h"}), 0);
@@ -179,6 +179,22 @@ TEST_F(RwkvctlTest, WrongUsageIsOneLineAndStatus2) {
       {{"eval", "lambada", "a", "--haystack", "b"}, "--haystack is of needle"},
       {{"eval", "lambada", "a", "--parallel", "0"}, "--parallel 0 is not in 1 .. 256"},
       {{"eval", "needle", "--length", "300", "--length", "300"}, "--length 300 is given twice"},
+      {{"load"}, "one of --streams N, --rate X and --trace FILE"},
+      {{"load", "--streams", "1", "--rate", "1"}, "one of --streams N, --rate X and --trace FILE"},
+      {{"load", "--streams", "0"}, "--streams 0 is not in 1 .. 4096"},
+      {{"load", "--rate", "0"}, "--rate has to be positive"},
+      {{"load", "--rate", "1", "--arrivals", "bursts"}, "\"bursts\""},
+      {{"load", "--rate", "1", "--ramp", "5"}, "--ramp"},
+      {{"load", "--rate", "1", "--deadline", "-1s"}, "--deadline"},
+      {{"load", "--streams", "1", "--ramp", "5s"}, "--arrivals and --ramp are of --rate"},
+      {{"load", "--streams", "1", "--max-in-flight", "5"}, "--max-in-flight is of --rate and --trace"},
+      {{"load", "--rate", "1", "--max-in-flight", "4097"}, "--max-in-flight 4097"},
+      {{"load", "--streams", "1", "--turns", "5"}, "--turns is of --sessions"},
+      {{"load", "--streams", "1", "--sessions", "5", "--turns", "0"}, "--turns has to be positive"},
+      {{"load", "--streams", "1", "--prompt-tokens", "0"}, "--prompt-tokens"},
+      {{"load", "--streams", "1", "--max-tokens", "5..4"}, "--max-tokens"},
+      {{"load", "--trace", "f", "--sessions", "5"}, "--trace has lengths and sessions in its file"},
+      {{"load", "--streams", "1", "x"}, "unexpected argument"},
       {{"embed"}, "--prompt TEXT or --tokens"},
       {{"embed", "a", "b"}, "more than one text"},
       {{"embed", "a", "--source", "middle"}, "\"middle\""},
@@ -815,6 +831,69 @@ TEST_F(RwkvctlTest, ChatErrorsEndAScriptButNotATerminal) {
   EXPECT_EQ(Call({"chat"}, "one\ntwo\n"), 0);
   EXPECT_THAT(err_, HasSubstr("UNAVAILABLE: no pipeline"));
   EXPECT_THAT(out_, HasSubstr("Hello."));
+}
+
+TEST_F(RwkvctlTest, LoadReportsAsATableOrAsOneJsonObject) {
+  router_.answer = "abcdef";
+  EXPECT_EQ(Call({"load", "--streams", "1", "--requests", "3", "--prompt-tokens", "5", "--max-tokens", "4",
+                  "--temperature", "0.5"}),
+            0);
+  EXPECT_THAT(out_, AllOf(StartsWith("TIME"), HasSubstr("first token"), HasSubstr("requests completed  3"),
+                          HasSubstr("tokens generated    12")));
+  ASSERT_THAT(router_.generate_requests, SizeIs(3));
+  EXPECT_THAT(request().tokens().ids(), SizeIs(5));
+  EXPECT_EQ(request().sampling().temperature(), 0.5f);
+
+  const std::string path = (folder_ / "report.json").string();
+  EXPECT_EQ(Call({"load", "--rate", "1000", "--max-in-flight", "1", "--requests", "2", "--max-tokens", "4",
+                  "--sessions", "2", "--ttft-limit", "1h", "--load-seed", "9", "--json", "--out", path}),
+            0);
+  const nlohmann::json json = nlohmann::json::parse(out_);
+  EXPECT_EQ(std::count(out_.begin(), out_.end(), '\n'), 1);
+  EXPECT_EQ(json["settings"]["rate"], 1000);
+  EXPECT_EQ(json["settings"]["arrivals"], "poisson");
+  EXPECT_EQ(json["settings"]["load_seed"], 9);
+  EXPECT_EQ(json["settings"]["turns"], 4);
+  EXPECT_EQ(json["requests"]["completed"], 2);
+  EXPECT_EQ(json["goodput"]["requests"], 2);
+  EXPECT_EQ(json["tokens"]["generated"], 8);
+  std::ifstream file(path);
+  EXPECT_EQ(std::string(std::istreambuf_iterator<char>(file), {}), out_);
+}
+
+TEST_F(RwkvctlTest, LoadTakesATraceFromAFileOrStandardInput) {
+  const std::string trace =
+      "{\"offset\": 0, \"prompt_tokens\": 3, \"max_tokens\": 2, \"session\": \"a\"}\n"
+      "{\"offset\": 0.001, \"prompt_tokens\": 4, \"max_tokens\": 1, \"session\": \"a\"}\n";
+  EXPECT_EQ(Call({"load", "--trace", "-", "--max-in-flight", "1", "--keep-sessions"}, trace), 0);
+  ASSERT_THAT(router_.generate_requests, SizeIs(2));
+  EXPECT_EQ(router_.generate_requests[0].session_id(), router_.generate_requests[1].session_id());
+  EXPECT_THAT(router_.logs, SizeIs(1));
+  const std::string path = WriteFile("trace.jsonl", trace + "{}\n");
+  EXPECT_EQ(Call({"load", "--trace", path}), 1);
+  EXPECT_THAT(err_, AllOf(HasSubstr(path), HasSubstr("line 3"), HasSubstr("offset")));
+  EXPECT_EQ(Call({"load", "--trace", path + "x"}), 1);
+}
+
+TEST_F(RwkvctlTest, LoadFailsWhenNothingWasCompleted) {
+  router_.generate_status = absl::InternalError("not finite");
+  EXPECT_EQ(Call({"load", "--streams", "1", "--requests", "2"}), 1);
+  EXPECT_THAT(err_, HasSubstr("INTERNAL: no request was completed; the first said: not finite"));
+  EXPECT_THAT(out_, HasSubstr("failed: INTERNAL"));
+  EXPECT_EQ(Call({"load", "--streams", "1", "--model", "other"}), 1);
+  EXPECT_THAT(err_, HasSubstr("no model \"other\" is served"));
+}
+
+TEST_F(RwkvctlTest, CtrlCEndsALoadWithItsReport) {
+  int tokens = 0;
+  router_.on_token = [&](uint64_t) {
+    if (++tokens == 5) interrupts_.Interrupt();
+  };
+  EXPECT_EQ(Call({"load", "--streams", "1", "--duration", "1h", "--max-tokens", "3", "--json"}), 0);
+  const nlohmann::json json = nlohmann::json::parse(out_);
+  EXPECT_EQ(json["requests"]["completed"], 1);
+  EXPECT_EQ(json["requests"]["interrupted"], 1);
+  EXPECT_EQ(json["tokens"]["generated"], 4);
 }
 
 }  // namespace

@@ -23,8 +23,9 @@ absl::Status NoTokenizer() { return absl::FailedPreconditionError("the model has
 }  // namespace
 
 absl::Status FakeRouterClient::Generate(const v1::GenerateRequest& request, GenerateCallback callback,
-                                        Cancellation* cancellation) {
+                                        Cancellation* cancellation, absl::Time deadline) {
   state_->generate_requests.push_back(request);
+  state_->generate_deadlines.push_back(deadline);
   if (!state_->first_statuses.empty()) {
     const absl::Status status = state_->first_statuses.front();
     state_->first_statuses.erase(state_->first_statuses.begin());

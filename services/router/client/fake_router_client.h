@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 #include "rwkv/v1/cluster.pb.h"
 #include "rwkv/v1/generation.pb.h"
 #include "rwkv/v1/sessions.pb.h"
@@ -44,6 +45,7 @@ class FakeRouterClient : public RouterClient {
     std::map<std::pair<std::string, std::string>, NamedTurn> turns;  // By session and request id.
     std::map<std::string, std::string> unsaid;  // The rest of each session's last answer, cut off by max_tokens.
     std::vector<v1::GenerateRequest> generate_requests;
+    std::vector<absl::Time> generate_deadlines;  // Of these; the fake itself has all the time in the world.
     std::vector<v1::ScoreRequest> score_requests;
     std::vector<v1::TokenizeRequest> tokenize_requests;
     std::vector<v1::ScoreDocumentRequest> documents;
@@ -53,8 +55,8 @@ class FakeRouterClient : public RouterClient {
   };
   explicit FakeRouterClient(State* state) : state_(state) {}  // Outlives the client.
 
-  absl::Status Generate(const v1::GenerateRequest& request, GenerateCallback callback,
-                        Cancellation* cancellation) override;
+  absl::Status Generate(const v1::GenerateRequest& request, GenerateCallback callback, Cancellation* cancellation,
+                        absl::Time deadline) override;
   // Row t is [token t, token t + 0.25, ...] in steps of 0.25, V = 4; one message a row.
   absl::Status Logits(const v1::LogitsRequest& request, LogitsCallback callback) override;
   // Every token has logprob -(id + 1) / 256.

@@ -30,11 +30,11 @@ class GrpcRouterClient : public RouterClient {
         sessions_(v1::Sessions::NewStub(channel)),
         cluster_(v1::Cluster::NewStub(channel)) {}
 
-  absl::Status Generate(const v1::GenerateRequest& request, GenerateCallback callback,
-                        Cancellation* cancellation) override {
+  absl::Status Generate(const v1::GenerateRequest& request, GenerateCallback callback, Cancellation* cancellation,
+                        absl::Time deadline) override {
     Cancellation never;
     if (cancellation == nullptr) cancellation = &never;
-    const absl::Time deadline = absl::Now() + options_.stream_timeout;
+    deadline = std::min(deadline, absl::Now() + options_.stream_timeout);
     const bool resumable = !request.session_id().empty() && !request.request_id().empty();
     v1::GenerateRequest attempt = request;
     absl::Duration pause = options_.first_pause;

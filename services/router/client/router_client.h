@@ -30,8 +30,9 @@ class RouterClient {
   // error of the callback ends the call and is returned. A turn with a session_id and a request_id survives a lost
   // connection: the call is made again with `resume_from`, and the callback notices nothing but a pause.
   // kCancelled: `cancellation` (not owned, may be null) was cancelled. kDataLoss: the stream lacks a token or its end.
+  // kDeadlineExceeded: `deadline`, of which the router hears, or the client's own limit has passed.
   virtual absl::Status Generate(const v1::GenerateRequest& request, GenerateCallback callback,
-                                Cancellation* cancellation = nullptr) = 0;
+                                Cancellation* cancellation = nullptr, absl::Time deadline = absl::InfiniteFuture()) = 0;
 
   using LogitsCallback = absl::FunctionRef<absl::Status(const v1::LogitsResponse&)>;
   virtual absl::Status Logits(const v1::LogitsRequest& request, LogitsCallback callback) = 0;

@@ -421,6 +421,13 @@ TEST_F(RouterClientTest, StreamsAndCallsHaveDeadlines) {
   EXPECT_THAT(Client()->Tokenize(request), StatusIs(absl::StatusCode::kDeadlineExceeded));
 }
 
+TEST_F(RouterClientTest, AGenerateMayHaveADeadlineOfItsOwn) {
+  generation_.Expect({{{0}, false, absl::OkStatus(), /*hang=*/true}});
+  const auto ignore = [](const v1::GenerateResponse&) { return absl::OkStatus(); };
+  EXPECT_THAT(Client()->Generate(Resumable(), ignore, nullptr, absl::Now() + absl::Milliseconds(100)),
+              StatusIs(absl::StatusCode::kDeadlineExceeded));
+}
+
 TEST_F(RouterClientTest, AServerThatIsGoneIsUnavailable) {
   server_->Shutdown();
   EXPECT_THAT(Client()->GetStatus(), StatusIs(absl::StatusCode::kUnavailable));
