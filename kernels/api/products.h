@@ -2,7 +2,13 @@
 //   y[t][o] = act(sum_k x[t][k] * weight[o][k] + bias[o]) * gate[t][o]
 // without bias and gate where there are none, or y[t][o] += ... with `accumulate` (the residual sum).
 // Weights are widened to float exactly, products and sums are float. The order of the sum depends on the number of
-// inputs alone: the bits of a row are the same alone, beside any other rows, and at any place among them (law N1).
+// inputs alone.
+// Where FixedPointGroup() says so (int8, int4, Q8_0, Q4_0), a weight is code * scale + minimum, a group of them shares
+// scale and minimum, and the inputs become fixed point by the same groups, x = q * s (kernels/base/fixed_point.h):
+//   sum = sum + (float(sum of code * q) * s) * scale, and then, with minimums, sum + (float(sum of q) * s) * minimum
+// group by group from zero; the inner sums are exact, every other operation is rounded. So these sums are the same bits
+// on every device that has IEEE floats, which the reference shows.
+// In both cases: the bits of a row are the same alone, beside any other rows, and at any place among them (law N1).
 #pragma once
 
 #include <cstdint>

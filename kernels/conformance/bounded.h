@@ -3,11 +3,14 @@
 // operation once or, where it fuses two, not at all, and adds up sums in any order.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
 #include <vector>
 
+#include "kernels/base/fixed_point.h"
+#include "kernels/base/matrix.h"
 #include "kernels/conformance/conformance.h"
 
 namespace rwkv::kernels::conformance {
@@ -88,6 +91,19 @@ Bounded Dot(const A* a, const B* b, int64_t count) {
   Bounds products;
   for (int64_t i = 0; i < count; ++i) products.push_back(Bounded(a[i]) * Bounded(b[i]));
   return Sum(products);
+}
+
+// A row of a product's inputs, as far off as fixed point may put them where the matrix asks for it.
+inline Bounds ProductInputs(const MatrixView& weight, const float* x) {
+  Bounds inputs(x, x + weight.cols);
+  const int64_t group = FixedPointGroup(weight);
+  for (int64_t begin = 0; group != 0 && begin < weight.cols; begin += group) {
+    const int64_t end = std::min(begin + group, weight.cols);
+    double largest = 0.0;
+    for (int64_t k = begin; k < end; ++k) largest = std::max(largest, std::abs(static_cast<double>(x[k])));
+    for (int64_t k = begin; k < end; ++k) inputs[k].error = 0.501 * largest / kLargestFixedPoint;
+  }
+  return inputs;
 }
 
 // (x - mean) / sqrt(var + eps) * weight + bias

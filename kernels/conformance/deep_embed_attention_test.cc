@@ -51,11 +51,13 @@ struct Rebuilt {
 // The normalised key or value of token t >= 0 of a cache that holds it and the one before.
 Bounds Rebuild(const Rebuilt& r, const Floats& cache, const Floats& tokens, int64_t t) {
   const int64_t rank = r.expand.cols;
+  const Bounds inputs[2] = {ProductInputs(r.expand.view(), cache.data() + t * rank),
+                            t > 0 ? ProductInputs(r.expand.view(), cache.data() + (t - 1) * rank) : Bounds()};
   Bounds mixed;
   for (int64_t out = 0; out < r.expand.rows; ++out) {
     Bounded row[2];  // token t - 1 and t
     for (int back = 0; back < 2 && t - back >= 0; ++back) {
-      const Bounded z = Dot(cache.data() + (t - back) * rank, r.expand.widened.data() + out * rank, rank);
+      const Bounded z = Dot(inputs[back].data(), r.expand.widened.data() + out * rank, rank);
       const auto token = static_cast<int64_t>(tokens[t - back]);
       row[1 - back] = (r.tanh ? Tanh(z) : z) * Bounded(r.table[token * r.expand.rows + out]);
     }

@@ -71,7 +71,8 @@ void RegisterAll() {
                                            .c_str(),
                                        [=](benchmark::State& state) {
                                          BenchmarkProduct(state, device, storage, rows, shape.outputs, shape.inputs);
-                                       });
+                                       })
+              ->UseRealTime();
         }
       }
     }

@@ -1,13 +1,16 @@
 // Products of every backend: each product against its formula, several in one call, and law N1.
 #include "kernels/api/products.h"
 
+#include <algorithm>
 #include <cmath>
 #include <deque>
 #include <string>
 #include <vector>
 
+#include "absl/types/span.h"
 #include "gtest/gtest.h"
 #include "kernels/base/dtype.h"
+#include "kernels/base/fixed_point.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/conformance/bounded.h"
 #include "kernels/conformance/conformance.h"
@@ -82,8 +85,9 @@ OpCase Make(const Case& c) {
   };
   op.formula = [=](const Sequence& row) {
     RowResult result;
+    const Bounds x = ProductInputs(weight.view(), row.inputs[kX].data());
     for (int64_t o = 0; o < c.outputs; ++o) {
-      Bounded z = Dot(row.inputs[kX].data(), weight.widened.data() + o * c.inputs, c.inputs);
+      Bounded z = Dot(x.data(), weight.widened.data() + o * c.inputs, c.inputs);
       if (c.bias) z = z + Bounded(bias[o]);
       z = Activate(c.activation, z);
       if (c.gate) z = z * Bounded(row.inputs[kGate][o]);
@@ -160,14 +164,18 @@ class ProductsTest : public ::testing::TestWithParam<std::string> {
  protected:
   ProductsTest() : memory_(OpenedDevice(GetParam())) {}
 
-  Floats Multiply(const Weight* weight, int64_t rows, const Floats& x, Activation activation = Activation::kNone) {
+  static Floats Multiply(DeviceMemory& memory, const Weight* weight, int64_t rows, const Floats& x,
+                         Activation activation = Activation::kNone) {
     Product product;
     product.weight = weight;
-    product.x = memory_.Put(x);
+    product.x = memory.Put(x);
     product.activation = activation;
-    product.y = memory_.Zeros(rows * weight->matrix.rows);
-    EXPECT_OK(memory_.device().ops().products({rows, &product, 1}, memory_.stream()));
-    return memory_.Get(product.y, rows * weight->matrix.rows);
+    product.y = memory.Zeros(rows * weight->matrix.rows);
+    EXPECT_OK(memory.device().ops().products({rows, &product, 1}, memory.stream()));
+    return memory.Get(product.y, rows * weight->matrix.rows);
+  }
+  Floats Multiply(const Weight* weight, int64_t rows, const Floats& x, Activation activation = Activation::kNone) {
+    return Multiply(memory_, weight, rows, x, activation);
   }
 
   DeviceMemory memory_;
@@ -195,6 +203,35 @@ TEST_P(ProductsTest, WidensEveryWeightExactly) {
       }
     }
   }
+}
+
+// Sums of whole numbers have one result on every device: the plain twin's.
+TEST_P(ProductsTest, ProductsInFixedPointAreTheReferencesBits) {
+  std::vector<Storage> storages = Storages();
+  for (const Storage& blocks : BlockStorages()) storages.push_back(blocks);
+  DeviceMemory reference(OpenedDevice("reference"));
+  Random random(11);
+  int tried = 0;
+  for (const Storage& storage : storages) {
+    for (const int64_t inputs : {64, 85, 127, 256}) {
+      if (storage.quantization == Quantization::kBlocks && inputs != 256) continue;
+      for (const int64_t outputs : {1, 33, 150}) {
+        const StoredMatrix weight(storage, outputs, inputs, random.Uniforms(outputs * inputs, -1.0f, 1.0f));
+        if (FixedPointGroup(weight.view()) == 0) continue;
+        ++tried;
+        Floats x = random.Uniforms(13 * inputs, -2.0f, 2.0f);
+        std::fill_n(x.begin(), 40, 0.0f);
+        const Floats expected = Multiply(reference, reference.Load(weight.view()), 13, x);
+        for (const int64_t rows : {1, 2, 3, 4, 5, 8, 9, 13}) {
+          const Floats of_rows(x.begin(), x.begin() + rows * inputs);
+          EXPECT_TRUE(SameBits(absl::MakeConstSpan(expected).first(static_cast<size_t>(rows * outputs)),
+                               Multiply(memory_.Load(weight.view()), rows, of_rows)))
+              << storage.name << ", " << inputs << " inputs, " << outputs << " outputs, " << rows << " rows";
+        }
+      }
+    }
+  }
+  EXPECT_EQ(tried, 5 * 4 * 3 + 2 * 3);
 }
 
 TEST_P(ProductsTest, NotANumberStaysInItsRow) {

@@ -55,22 +55,24 @@ class CpuStream final : public HostStream {
 // The stream of the operations below is always one of theirs.
 CpuStream& Cpu(Stream& stream) { return static_cast<CpuStream&>(stream); }
 
-// Scratch memory of each thread's own, at cache lines of its own.
+// Scratch memory of each thread's own, at cache lines of its own, and some that they share.
 class ThreadScratch {
  public:
-  static absl::StatusOr<ThreadScratch> Create(CpuStream& stream, int64_t bytes) {
+  static absl::StatusOr<ThreadScratch> Create(CpuStream& stream, int64_t bytes, int64_t shared_bytes = 0) {
     const int64_t stride = (bytes + kBufferAlignment - 1) / kBufferAlignment * kBufferAlignment;
-    RWKV_ASSIGN_OR_RETURN(void* const memory, stream.Scratch(stride * stream.threads()));
-    return ThreadScratch(static_cast<char*>(memory), stride);
+    RWKV_ASSIGN_OR_RETURN(void* const memory, stream.Scratch(stride * stream.threads() + shared_bytes));
+    return ThreadScratch(static_cast<char*>(memory), stride, stream.threads());
   }
+  void* shared() const { return memory_ + threads_ * stride_; }
   void* of(int thread) const { return memory_ + thread * stride_; }
   float* floats_of(int thread) const { return static_cast<float*>(of(thread)); }
 
  private:
-  ThreadScratch(char* memory, int64_t stride) : memory_(memory), stride_(stride) {}
+  ThreadScratch(char* memory, int64_t stride, int threads) : memory_(memory), stride_(stride), threads_(threads) {}
 
   char* memory_;
   int64_t stride_;
+  int threads_;
 };
 
 // The table's functions: check, find scratch memory, compute.
@@ -116,15 +118,29 @@ absl::Status ProductsTogether(int64_t rows, const Product* products, int64_t cou
   std::array<int64_t, kTogether> ends;  // The part behind the product's last.
   int64_t parts = 0;
   int64_t workspace_bytes = 0;
+  int64_t fixed_bytes = 0;
   for (int64_t i = 0; i < count; ++i) {
     const Product& product = products[i];
     matmuls[i] = {rows,         product.weight->matrix, product.x, product.bias, product.activation,
-                  product.gate, product.accumulate,     product.y};
+                  product.gate, product.accumulate,     product.y, nullptr};
+    fixed_bytes += kernels.matmul_fixed_bytes(matmuls[i]);
     parts += kernels.matmul_parts(matmuls[i]);
     ends[i] = parts;
     workspace_bytes = std::max(workspace_bytes, kernels.matmul_workspace_bytes(matmuls[i]));
   }
-  RWKV_ASSIGN_OR_RETURN(const ThreadScratch workspace, ThreadScratch::Create(stream, workspace_bytes));
+  RWKV_ASSIGN_OR_RETURN(const ThreadScratch workspace, ThreadScratch::Create(stream, workspace_bytes, fixed_bytes));
+  if (fixed_bytes > 0) {
+    char* fixed = static_cast<char*>(workspace.shared());
+    for (int64_t i = 0; i < count; ++i) {
+      matmuls[i].fixed = fixed;
+      fixed += kernels.matmul_fixed_bytes(matmuls[i]);
+    }
+    stream.RunRanges(rows, kRowsOfPart, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = 0; i < count; ++i) {
+        if (kernels.matmul_fixed_bytes(matmuls[i]) > 0) kernels.fix_rows(matmuls[i], begin, end);
+      }
+    });
+  }
   stream.RunParts(parts, [&](int64_t part, int thread) {
     int64_t i = 0;
     while (part >= ends[i]) ++i;
@@ -228,6 +244,8 @@ bool HasAvx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
+bool HasAvx512Vnni() { return HasAvx512() && __builtin_cpu_supports("avx512vnni"); }
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const Backend& backend, int threads) {
@@ -239,7 +257,8 @@ absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const Backend& backend, int t
 std::vector<Backend> Backends() {
   return {{"cpu/portable", "cpu/portable", &kPortableKernels, true},
           {"cpu/avx2", "cpu/fma", &kAvx2Kernels, HasAvx2()},
-          {"cpu/avx512", "cpu/fma", &kAvx512Kernels, HasAvx512()}};
+          {"cpu/avx512", "cpu/fma", &kAvx512Kernels, HasAvx512()},
+          {"cpu/avx512vnni", "cpu/fma", &kAvx512VnniKernels, HasAvx512Vnni()}};
 }
 
 }  // namespace rwkv::kernels::cpu

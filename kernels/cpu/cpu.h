@@ -18,7 +18,7 @@ struct Backend {
   bool runs_here;            // This processor and operating system have the instructions.
 };
 
-// From slow to fast: "cpu/portable" (always runs), "cpu/avx2", "cpu/avx512". The last two give the same bits.
+// From slow to fast: "cpu/portable" (always runs), "cpu/avx2", "cpu/avx512", "cpu/avx512vnni". The last three give the same bits.
 std::vector<Backend> Backends();
 
 // The device of a backend that runs here: host memory and its operations. Every stream has a team of `threads` threads,

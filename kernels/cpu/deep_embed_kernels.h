@@ -82,8 +82,8 @@ int64_t DeepEmbedAttentionWorkspaceBytes(const DeepEmbedAttentionArgs& args) {
   const int64_t floats = RoundUpToLanes(tokens * args.k2->matrix.rows) + RoundUpToLanes(tokens * args.v2->matrix.rows) +
                          RoundUpToLanes(tokens) + RoundUpToLanes(args.k2->matrix.rows);
   return floats * static_cast<int64_t>(sizeof(float)) +
-         Larger(MatmulWorkspaceBytes(ExpandArgs(args.k2->matrix, tokens, nullptr, nullptr)),
-                MatmulWorkspaceBytes(ExpandArgs(args.v2->matrix, tokens, nullptr, nullptr)));
+         Larger(WholeMatmulWorkspaceBytes(ExpandArgs(args.k2->matrix, tokens, nullptr, nullptr)),
+                WholeMatmulWorkspaceBytes(ExpandArgs(args.v2->matrix, tokens, nullptr, nullptr)));
 }
 
 // rows[t] = LN(mix of rows[t] and rows[t-1]) with rows[t] times the table's row of the token.

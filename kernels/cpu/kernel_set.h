@@ -30,6 +30,10 @@ struct KernelSet {
   // What the span leaves as its state, once all rows are done.
   void (*mix_input_state)(const MixInputArgs& args, const SequenceSpan& span);
 
+  // Memory for a product's rows in fixed point, 0 if they stay floats; and what puts rows [begin, end) there, for all
+  // rows before any part.
+  int64_t (*matmul_fixed_bytes)(const MatmulArgs& args);
+  void (*fix_rows)(const MatmulArgs& args, int64_t begin, int64_t end);
   // Parts of a product, and what a part needs.
   int64_t (*matmul_parts)(const MatmulArgs& args);
   int64_t (*matmul_workspace_bytes)(const MatmulArgs& args);
@@ -54,7 +58,8 @@ struct KernelSet {
 };
 
 extern const KernelSet kPortableKernels;
-extern const KernelSet kAvx2Kernels;    // needs AVX2, FMA, F16C
-extern const KernelSet kAvx512Kernels;  // needs AVX-512 F, BW, DQ, VL, and the above
+extern const KernelSet kAvx2Kernels;        // needs AVX2, FMA, F16C
+extern const KernelSet kAvx512Kernels;      // needs AVX-512 F, BW, DQ, VL, and the above
+extern const KernelSet kAvx512VnniKernels;  // needs AVX-512 VNNI, and the above
 
 }  // namespace rwkv::kernels::cpu

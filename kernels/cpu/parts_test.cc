@@ -146,6 +146,10 @@ void RunWkv7(const KernelSet& kernels, int64_t, bool backwards, Problem& p) {
   });
 }
 
+struct alignas(64) Line {
+  std::array<float, 16> floats;
+};
+
 // Products with one row, a few and many; the workspace holds what another part left there.
 void RunProducts(const KernelSet& kernels, int64_t, bool backwards, Problem& p) {
   MatmulArgs args;
@@ -162,10 +166,10 @@ void RunProducts(const KernelSet& kernels, int64_t, bool backwards, Problem& p) 
   for (const int64_t rows : {int64_t{1}, int64_t{5}, kRows}) {
     args.rows = rows;
     args.y = y;
-    std::vector<std::array<float, 16>> workspace(static_cast<size_t>(kernels.matmul_workspace_bytes(args) / 64 + 1));
+    std::vector<Line> workspace(static_cast<size_t>(kernels.matmul_workspace_bytes(args) / 64 + 1));
     EachOf(kernels.matmul_parts(args), backwards, [&](int64_t part) {
       kernels.matmul(args, part, workspace.data());
-      for (std::array<float, 16>& line : workspace) line.fill(std::numeric_limits<float>::quiet_NaN());
+      for (Line& line : workspace) line.floats.fill(std::numeric_limits<float>::quiet_NaN());
     });
     y += rows * args.weight.rows;
   }

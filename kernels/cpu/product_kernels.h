@@ -4,9 +4,10 @@
 #include <cstdint>
 
 #include "kernels/base/matrix.h"
+#include "kernels/cpu/epilogue.h"
+#include "kernels/cpu/integer_kernels.h"
 #include "kernels/cpu/matmul.h"
 #include "kernels/cpu/simd.h"
-#include "kernels/cpu/simd_math.h"
 #include "kernels/cpu/weight_rows.h"
 
 namespace rwkv::kernels::cpu {
@@ -28,31 +29,14 @@ constexpr int kTileOutputs = 1;
 constexpr int kStreams = 2;
 #endif
 
+// Up to so many rows the weights are widened as they are read, again for each tile of rows.
+constexpr int kFewRows = 2 * kTileRows;
+
 // Bytes of weights in a part of a product with few rows: some microseconds.
 constexpr int64_t kPartBytes = 64 * 1024;
 
 // Floats of widened weights that are kept in the second-level cache while all rows pass by.
 constexpr int64_t kPanelFloats = 32 * 1024;
-
-RWKV_INLINE F32 Activate(Activation activation, F32 z) {
-  switch (activation) {
-    case Activation::kNone:
-      return z;
-    case Activation::kSigmoid:
-      return Sigmoid(z);
-    case Activation::kTanh:
-      return Tanh(z);
-    case Activation::kSquaredRelu: {
-      const F32 positive = Select(z < F32{}, F32{}, z);  // NaN stays
-      return positive * positive;
-    }
-    case Activation::kSilu:
-      return z * Sigmoid(z);
-    case Activation::kDecay:
-      return Exp(-Exp(z));
-  }
-  return z;
-}
 
 // A tile's place: its first row and output, how far its outputs are apart, and where the weights of those are, which is
 // the matrix itself or a panel of it.
@@ -67,6 +51,7 @@ struct Tile {
 template <typename Weights, int kRows, int kOutputs>
 __attribute__((noinline)) void ComputeTile(const MatmulArgs& args, const Tile& tile) {
   constexpr int kCells = kRows * kOutputs;
+  constexpr bool kPrefetches = kRows == 1 && Weights::kStep == kLanes;  // Else what is computed hides the way.
   F32 sums[kCells] = {};
   const int64_t inputs = args.weight.cols;
   const float* const x = args.x + tile.row * inputs;
@@ -77,7 +62,10 @@ __attribute__((noinline)) void ComputeTile(const MatmulArgs& args, const Tile& t
   for (; k + Weights::kStep <= inputs; k += Weights::kStep) {
     typename Weights::Group group[kOutputs];
 #pragma clang loop unroll(full)
-    for (int o = 0; o < kOutputs; ++o) group[o] = Weights::GroupOf(weight[o], k);
+    for (int o = 0; o < kOutputs; ++o) {
+      group[o] = Weights::GroupOf(weight[o], k);
+      if constexpr (kPrefetches) Weights::Prefetch(weight[o], k);
+    }
 #pragma clang loop unroll(full)
     for (int64_t lane = 0; lane < Weights::kStep; lane += kLanes) {
       F32 w[kOutputs];
@@ -136,7 +124,17 @@ RWKV_INLINE void ComputeTileOfRows(const MatmulArgs& args, int64_t rows, const T
   ComputeTile<Weights, kRows, kOutputs>(args, tile);
 }
 
-// One tile of rows, weights widened as they are read, each once. The outputs of a tile are a kStep-th of the matrix
+// All rows past one tile's outputs, in tiles of even sizes.
+template <typename Weights, int kOutputs>
+RWKV_INLINE void ComputeTiles(const MatmulArgs& args, Tile tile) {
+  const int64_t tiles = (args.rows + kTileRows - 1) / kTileRows;
+  for (int64_t i = 0; i < tiles; ++i) {
+    tile.row = i * args.rows / tiles;
+    ComputeTileOfRows<Weights, kOutputs>(args, (i + 1) * args.rows / tiles - tile.row, tile);
+  }
+}
+
+// Few rows, weights widened as they are read, from memory each once. The outputs of a tile are a kStep-th of the matrix
 // apart; a part is a few neighbours of each.
 struct FewRows {
   explicit FewRows(const MatmulArgs& args) {
@@ -164,12 +162,12 @@ void MatmulFewRows(const MatmulArgs& args, int64_t part) {
     if (args.rows == 1) {
       ComputeTile<Weights, 1, kStreams>(args, tile);
     } else {
-      ComputeTileOfRows<Weights, kTileOutputs>(args, args.rows, tile);
+      ComputeTiles<Weights, kTileOutputs>(args, tile);
     }
   }
   if (part != cut.parts - 1) return;
   for (int64_t o = cut.step * cut.streams; o < cut.outputs; ++o) {
-    ComputeTileOfRows<Weights, 1>(args, args.rows, {0, o, 1, args.weight, o});
+    ComputeTiles<Weights, 1>(args, {0, o, 1, args.weight, o});
   }
 }
 
@@ -192,8 +190,10 @@ void MatmulManyRows(const MatmulArgs& args, int64_t part, float* panel) {
   const int64_t begin = part * panel_outputs;
   const int64_t count = args.weight.rows - begin < panel_outputs ? args.weight.rows - begin : panel_outputs;
   for (int64_t o = 0; o < count; ++o) WidenRow<Weights>(args.weight, begin + o, panel + o * panel_stride);
-  for (int64_t row = 0; row < args.rows; row += kTileRows) {
-    const int64_t rows = args.rows - row < kTileRows ? args.rows - row : kTileRows;
+  const int64_t tiles = (args.rows + kTileRows - 1) / kTileRows;
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t row = i * args.rows / tiles;
+    const int64_t rows = (i + 1) * args.rows / tiles - row;
     int64_t o = 0;
     for (; o + kTileOutputs <= count; o += kTileOutputs) {
       ComputeTileOfRows<Float32Weights, kTileOutputs>(args, rows, {row, begin + o, 1, widened, o});
@@ -202,21 +202,32 @@ void MatmulManyRows(const MatmulArgs& args, int64_t part, float* panel) {
   }
 }
 
+// Whether the rows are multiplied in fixed point.
+RWKV_INLINE bool IsInteger(const MatrixView& matrix) {
+  return matrix.quantization == Quantization::kInt8 || matrix.quantization == Quantization::kInt4 ||
+         matrix.blocks == BlockType::kQ8_0 || matrix.blocks == BlockType::kQ4_0;
+}
+
 int64_t MatmulParts(const MatmulArgs& args) {
-  if (args.rows <= kTileRows) return FewRows(args).parts;
+  if (IsInteger(args.weight)) return IntegerMatmulParts(args);
+  if (args.rows <= kFewRows) return FewRows(args).parts;
   const int64_t panel_outputs = PanelOutputs(args.weight.cols);
   return (args.weight.rows + panel_outputs - 1) / panel_outputs;
 }
 
 int64_t MatmulWorkspaceBytes(const MatmulArgs& args) {
-  if (args.rows <= kTileRows) return 0;
+  if (IsInteger(args.weight)) return IntegerMatmulWorkspaceBytes(args);
+  if (args.rows <= kFewRows) return 0;
   return PanelOutputs(args.weight.cols) * RoundUpToLanes(args.weight.cols) * static_cast<int64_t>(sizeof(float));
 }
 
+int64_t MatmulFixedBytes(const MatmulArgs& args) { return IsInteger(args.weight) ? IntegerRowsBytes(args) : 0; }
+
 void Matmul(const MatmulArgs& args, int64_t part, void* workspace) {
+  if (IsInteger(args.weight)) return IntegerMatmul(args, part, workspace);
   VisitWeights(args.weight, [&](auto weights) {
     using Weights = decltype(weights);
-    if (args.rows <= kTileRows) {
+    if (args.rows <= kFewRows) {
       MatmulFewRows<Weights>(args, part);
     } else {
       MatmulManyRows<Weights>(args, part, static_cast<float*>(workspace));
@@ -224,9 +235,17 @@ void Matmul(const MatmulArgs& args, int64_t part, void* workspace) {
   });
 }
 
-// All parts, for operations that are a part themselves.
-RWKV_INLINE void WholeMatmul(const MatmulArgs& args, void* workspace) {
-  for (int64_t part = 0; part < MatmulParts(args); ++part) Matmul(args, part, workspace);
+// All of a product, for operations that are a part themselves.
+RWKV_INLINE int64_t WholeMatmulWorkspaceBytes(const MatmulArgs& args) {
+  return MatmulFixedBytes(args) + MatmulWorkspaceBytes(args);
+}
+
+RWKV_INLINE void WholeMatmul(MatmulArgs args, void* workspace) {
+  args.fixed = workspace;
+  if (IsInteger(args.weight)) FixRows(args, 0, args.rows);
+  for (int64_t part = 0; part < MatmulParts(args); ++part) {
+    Matmul(args, part, static_cast<char*>(workspace) + MatmulFixedBytes(args));
+  }
 }
 
 }  // namespace

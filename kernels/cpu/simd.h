@@ -19,6 +19,7 @@ namespace rwkv::kernels::cpu {
 namespace {
 
 constexpr int64_t kLanes = 16;
+constexpr int64_t kPrefetch = 512;  // Bytes ahead of where a stream of weights is read.
 
 typedef float F32 __attribute__((vector_size(64)));
 typedef uint32_t U32 __attribute__((vector_size(64)));
@@ -158,6 +159,7 @@ struct Float32Weights {
     return {static_cast<const float*>(matrix.data) + row * matrix.cols};
   }
   static RWKV_INLINE Group GroupOf(Row, int64_t) { return {}; }
+  static RWKV_INLINE void Prefetch(Row row, int64_t col) { __builtin_prefetch(row.weights + col + kPrefetch / 4); }
   static RWKV_INLINE F32 Load(Row row, Group, int64_t col) { return cpu::Load(row.weights + col); }
   static RWKV_INLINE F32 LoadTail(Row row, Group, int64_t col, int64_t count) {
     return cpu::LoadTail(row.weights + col, count);
@@ -194,6 +196,7 @@ struct SixteenBitWeights {
     return {static_cast<const uint16_t*>(matrix.data) + row * matrix.cols};
   }
   static RWKV_INLINE Group GroupOf(Row, int64_t) { return {}; }
+  static RWKV_INLINE void Prefetch(Row row, int64_t col) { __builtin_prefetch(row.weights + col + kPrefetch / 2); }
   static RWKV_INLINE F32 Load(Row row, Group, int64_t col) {
     return kWiden(*reinterpret_cast<const U16Unaligned*>(row.weights + col));
   }

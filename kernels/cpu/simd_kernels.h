@@ -30,6 +30,8 @@ const KernelSet RWKV_KERNEL_SET = {
     DeepEmbed,
     MixInput,
     MixInputState,
+    MatmulFixedBytes,
+    FixRows,
     MatmulParts,
     MatmulWorkspaceBytes,
     Matmul,

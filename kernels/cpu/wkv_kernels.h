@@ -187,15 +187,15 @@ RWKV_INLINE Wkv7Token Wkv7Prepare(const Wkv7Args& args, int64_t n, int64_t c, in
 }
 
 // kRows rows of one head's state for one token. kHeadSize: the head size when it is known at compile time, else 0.
-// With kPrefetch the rows behind them are on their way meanwhile: a state that comes from memory is read at its speed.
-template <int kRows, int64_t kHeadSize, bool kPrefetch>
+// With kAhead the rows behind them are on their way meanwhile: a state that comes from memory is read at its speed.
+template <int kRows, int64_t kHeadSize, bool kAhead>
 RWKV_INLINE void Wkv7Rows(const Wkv7Token& token, int64_t head_size, int64_t i, float* state) {
   const int64_t n = kHeadSize != 0 ? kHeadSize : head_size;
   F32 sums[kRows] = {};
   for (int64_t j = 0; j < n; j += kLanes) {
     const F32 a = LoadSome(token.a + j, n - j);
     for (int q = 0; q < kRows; ++q) {
-      if (kPrefetch) __builtin_prefetch(state + (q + kRows) * n + j);
+      if (kAhead) __builtin_prefetch(state + (q + kRows) * n + j);
       sums[q] = Fma(LoadSome(state + q * n + j, n - j), a, sums[q]);
     }
   }
@@ -226,10 +226,10 @@ RWKV_INLINE void Wkv7Rows(const Wkv7Token& token, int64_t head_size, int64_t i, 
   }
 }
 
-template <int64_t kHeadSize, bool kPrefetch>
+template <int64_t kHeadSize, bool kAhead>
 RWKV_INLINE void Wkv7Recur(const Wkv7Token& token, int64_t n, float* state) {
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) Wkv7Rows<kLanes, kHeadSize, kPrefetch>(token, n, i, state + i * n);
+  for (; i + kLanes <= n; i += kLanes) Wkv7Rows<kLanes, kHeadSize, kAhead>(token, n, i, state + i * n);
   for (; i < n; ++i) Wkv7Rows<1, kHeadSize, false>(token, n, i, state + i * n);
 }
 

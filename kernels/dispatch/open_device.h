@@ -11,8 +11,8 @@
 
 namespace rwkv::kernels {
 
-// `request` is "auto" or "cpu" (the fastest instruction set of this processor), or a device's name: "cpu/avx512",
-// "cpu/avx2", "cpu/portable", "reference". Thread-safe.
+// `request` is "auto" or "cpu" (the fastest instruction set of this processor), or a device's name: "cpu/avx512vnni",
+// "cpu/avx512", "cpu/avx2", "cpu/portable", "reference". Thread-safe.
 // `threads`: that a CPU computes on, the caller's among them; 0: as many as this process may use processors. They
 // change no bit. The reference has one.
 // kInvalidArgument: no such device (the message lists them) or number of threads. kUnimplemented: this machine or build

@@ -44,7 +44,7 @@ TEST(OpenDeviceTest, ThreadsAreAsManyAsAskedFor) {
 }
 
 TEST(OpenDeviceTest, DeviceOfAnotherProcessorIsUnimplemented) {
-  for (const char* name : {"cpu/avx2", "cpu/avx512"}) {
+  for (const char* name : {"cpu/avx2", "cpu/avx512", "cpu/avx512vnni"}) {
     bool available = false;
     for (const std::string& device : AvailableDevices()) available = available || device == name;
     if (!available) EXPECT_THAT(OpenDevice(name), StatusIs(absl::StatusCode::kUnimplemented, HasSubstr(name)));
@@ -55,7 +55,7 @@ TEST(OpenDeviceTest, UnknownNameIsInvalidAndTheMessageListsTheOthers) {
   EXPECT_THAT(
       OpenDevice("gpu/wish"),
       StatusIs(absl::StatusCode::kInvalidArgument,
-               AllOf(HasSubstr("gpu/wish"), HasSubstr("auto, reference, cpu, cpu/portable, cpu/avx2, cpu/avx512"))));
+               AllOf(HasSubstr("gpu/wish"), HasSubstr("auto, reference, cpu, cpu/portable, cpu/avx2, cpu/avx512, cpu/avx512vnni"))));
   EXPECT_THAT(OpenDevice(""), StatusIs(absl::StatusCode::kInvalidArgument));
 }
 

@@ -2,12 +2,15 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <vector>
 
 #include "absl/strings/string_view.h"
+#include "kernels/base/fixed_point.h"
 #include "kernels/base/host_device.h"
 #include "kernels/base/matrix.h"
 #include "kernels/base/status_macros.h"
+#include "kernels/reference/fixed_point_row.h"
 #include "kernels/reference/pieces.h"
 
 namespace rwkv::kernels::reference {
@@ -33,12 +36,30 @@ float Activate(Activation activation, float z) {
   return z;
 }
 
+// One row of a product's inputs.
+class Row {
+ public:
+  Row(const MatrixView& weight, const float* x) : x_(x) {
+    if (FixedPointGroup(weight) != 0) fixed_.emplace(weight, x);
+  }
+  float Dot(const MatrixView& weight, int64_t o) const {
+    if (fixed_.has_value()) return fixed_->Dot(weight, o);
+    float sum = 0.0f;
+    for (int64_t k = 0; k < weight.cols; ++k) sum += x_[k] * LoadAsFloat(weight, o, k);
+    return sum;
+  }
+
+ private:
+  const float* x_;
+  std::optional<FixedPointRow> fixed_;
+};
+
 void Compute(const Product& product, int64_t rows) {
   const MatrixView& weight = product.weight->matrix;
   for (int64_t row = 0; row < rows; ++row) {
+    const Row x(weight, product.x + row * weight.cols);
     for (int64_t o = 0; o < weight.rows; ++o) {
-      float z = 0.0f;
-      for (int64_t k = 0; k < weight.cols; ++k) z += product.x[row * weight.cols + k] * LoadAsFloat(weight, o, k);
+      float z = x.Dot(weight, o);
       if (product.bias != nullptr) z += product.bias[o];
       z = Activate(product.activation, z);
       if (product.gate != nullptr) z *= product.gate[row * weight.rows + o];
@@ -57,9 +78,9 @@ Floats RebuiltRows(const float* cache, const MatrixView& expand, bool tanh, cons
   Floats previous(static_cast<size_t>(width));
   for (int64_t t = 0; t < count; ++t) {
     float* row = rows.data() + t * width;
+    const Row token(expand, cache + t * expand.cols);
     for (int64_t c = 0; c < width; ++c) {
-      float z = 0.0f;
-      for (int64_t i = 0; i < expand.cols; ++i) z += cache[t * expand.cols + i] * LoadAsFloat(expand, c, i);
+      const float z = token.Dot(expand, c);
       const float now = (tanh ? std::tanh(z) : z) * table[static_cast<int64_t>(tokens[t]) * width + c];
       row[c] = now + (previous[c] - now) * mix[c];
       previous[c] = now;

@@ -31,12 +31,16 @@ using ::rwkv::testing::IsOk;
 // and 1.4e-4 on those of reverse-v7, which reach 35 (README of the data).
 constexpr float kTolerance = 2e-4f;
 
+// With weights of few bits the inputs of products are rounded to 16 bits, which the oracle does not do: 5e-4 on logits.
+constexpr float kFixedPointTolerance = 1e-3f;
+
 struct Case {
   std::string model;
   std::string golden;
   int layers = 0;
   float group_norm_epsilon = 64e-5f;
   std::string initial_state = "";  // "NAME=FILE" of a tuned state to begin with; empty: the model's own.
+  float tolerance = kTolerance;
 };
 
 // What a run computed: the logits of all tokens, and the state of every layer.
@@ -45,12 +49,12 @@ struct Run {
   std::vector<std::string> records;
 };
 
-void ExpectClose(const float* got, const float* expected, size_t count, const std::string& what) {
+void ExpectClose(const float* got, const float* expected, size_t count, float tolerance, const std::string& what) {
   float worst = 0;
   size_t at = 0, bad = 0;
   for (size_t i = 0; i < count; ++i) {
     const float difference = std::fabs(got[i] - expected[i]);
-    if (difference <= kTolerance) continue;  // NaN falls through.
+    if (difference <= tolerance) continue;  // NaN falls through.
     ++bad;
     if (!(difference <= worst)) {
       worst = difference;
@@ -85,7 +89,7 @@ void RunCase(const Case& test, int stages, const std::string& device, size_t chu
   ASSERT_EQ(logits.size(), golden->logits.size() * sizeof(float));
   std::vector<float> values(golden->logits.size());
   std::memcpy(values.data(), logits.data(), logits.size());
-  ExpectClose(values.data(), golden->logits.data(), values.size(), "logits");
+  ExpectClose(values.data(), golden->logits.data(), values.size(), test.tolerance, "logits");
 
   const absl::StatusOr<std::vector<std::string>> records = pipeline.CopyState(3, 1, golden->tokens.size());
   ASSERT_THAT(records, IsOk());
@@ -103,7 +107,7 @@ void RunCase(const Case& test, int stages, const std::string& device, size_t chu
       const auto it = golden->state.find(name);
       ASSERT_NE(it, golden->state.end()) << name;
       ASSERT_EQ(static_cast<int64_t>(it->second.size()), spec.size()) << name;
-      ExpectClose(state.data() + offset, it->second.data(), it->second.size(), name);
+      ExpectClose(state.data() + offset, it->second.data(), it->second.size(), test.tolerance, name);
       offset += it->second.size();
       ++tensors;
     }
@@ -170,10 +174,11 @@ TEST(GoldenTest, EveryDialectMatchesTheOracle) {
 // The oracle computes with the weights that the blocks and groups stand for.
 TEST(GoldenTest, QuantizedFilesMatchTheOracle) {
   const std::string root = GoldenFolder();
-  RunAll({{root + "rwkv7-quantized.gguf", root + "rwkv7-quantized", 3},
-          {root + "rwkv4-quantized.bin", root + "rwkv4-quantized", 2},
-          {root + "rwkv7-int8.safetensors", root + "rwkv7-int8", 2},
-          {root + "rwkv7-int4.safetensors", root + "rwkv7-int4", 2}});
+  const auto of = [&](const std::string& name, const std::string& extension, int layers) {
+    return Case{absl::StrCat(root, name, extension), root + name, layers, 64e-5f, "", kFixedPointTolerance};
+  };
+  RunAll({of("rwkv7-quantized", ".gguf", 3), of("rwkv4-quantized", ".bin", 2), of("rwkv7-int8", ".safetensors", 2),
+          of("rwkv7-int4", ".safetensors", 2)});
 }
 
 TEST(GoldenTest, SharedModelsMatchTheOracle) {
@@ -277,7 +282,7 @@ TEST(GoldenTest, FilesOfRwkvCppGiveItsLogits) {
     ASSERT_EQ(logits.size(), 3 * 256 * sizeof(float));
     std::vector<float> last(256);
     std::memcpy(last.data(), logits.data() + 2 * 256 * sizeof(float), 256 * sizeof(float));
-    ExpectClose(last.data(), expected.data(), last.size(), "logits");
+    ExpectClose(last.data(), expected.data(), last.size(), kTolerance, "logits");
   }
 }
 

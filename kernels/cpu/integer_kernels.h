@@ -1,0 +1,316 @@
+// Rows times a matrix of whole numbers, as products.h says: a lane is an output, and a group's sum is exact, so nothing
+// but the order of the groups decides the bits. Only for the kernels_*.cc files.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cpu/epilogue.h"
+#include "kernels/cpu/integer_codes.h"
+#include "kernels/cpu/integer_rows.h"
+#include "kernels/cpu/matmul.h"
+#include "kernels/cpu/simd.h"
+
+namespace rwkv::kernels::cpu {
+namespace {
+
+// With few rows the codes are read once, from memory, in 16 streams far apart (a core reads several faster than one);
+// with many they are widened into a panel first, for which tiles of rows times vectors of outputs fit the registers.
+#if defined(__AVX512F__)
+constexpr int kFewIntegerRows = 8;
+constexpr int kIntegerTileRows = 6;
+constexpr int kIntegerTileVectors = 2;
+#else
+constexpr int kFewIntegerRows = 4;
+constexpr int kIntegerTileRows = 3;
+constexpr int kIntegerTileVectors = 1;
+#endif
+constexpr int64_t kIntegerPartBytes = 64 * 1024;
+
+// Scales of a tile, [groups][16 outputs] halves, and its minimums.
+struct TileScales {
+  uint16_t* scales;
+  uint16_t* minimums;
+};
+
+RWKV_INLINE F32 LoadHalves(const uint16_t* halves) { return WidenHalf(*reinterpret_cast<const U16Unaligned*>(halves)); }
+
+RWKV_INLINE void GatherHalves(const uint8_t* from, int64_t row_bytes, int64_t step_bytes, const int64_t* outputs,
+                              int64_t groups, uint16_t* to) {
+  for (int i = 0; i < kLanes; ++i) {
+    const uint8_t* at = from + outputs[i] * row_bytes;
+    __builtin_prefetch(at + kPrefetch / 4);
+    for (int64_t g = 0; g < groups; ++g, at += step_bytes) __builtin_memcpy(to + g * kLanes + i, at, 2);
+  }
+}
+
+// The codes and scales of 16 outputs.
+struct IntegerTile {
+  IntegerTile(const MatmulArgs& args, const IntegerMatrix& matrix, int64_t first, int64_t step, uint16_t* halves) {
+    const int64_t outputs = args.weight.rows;
+    int64_t at[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      const int64_t output = first + i * step;
+      at[i] = output < outputs ? output : outputs - 1;  // Computed, but stored nowhere.
+      rows[i] = matrix.codes + at[i] * matrix.row_bytes;
+    }
+    scales.scales = halves;
+    scales.minimums = matrix.minimums != nullptr ? halves + matrix.groups * kLanes : nullptr;
+    GatherHalves(matrix.scales, matrix.scale_row_bytes, matrix.scale_bytes, at, matrix.groups, scales.scales);
+    if (scales.minimums == nullptr) return;
+    GatherHalves(matrix.minimums, matrix.scale_row_bytes, matrix.scale_bytes, at, matrix.groups, scales.minimums);
+  }
+
+  const uint8_t* rows[kLanes];
+  TileScales scales;
+};
+
+// Calls take(d, dword d of group g) for each dword; what the last group has not is zero.
+template <int kDwords, bool kFromMemory, typename Take>
+RWKV_INLINE void ForEachDword(const IntegerTile& tile, const IntegerMatrix& matrix, int64_t g, Take take) {
+  const int64_t offset = g * matrix.group_bytes;
+  const bool whole = g < matrix.groups - 1 || matrix.last_bytes == 4 * kDwords;
+  alignas(64) uint8_t copies[kLanes][4 * kDwords];
+  const uint8_t* rows[kLanes];
+  if (!whole) {
+    for (int i = 0; i < kLanes; ++i) {
+      for (int64_t j = 0; j < 4 * kDwords; ++j) copies[i][j] = j < matrix.last_bytes ? tile.rows[i][offset + j] : 0;
+      rows[i] = copies[i] - offset;
+    }
+  }
+  const uint8_t* const* const from = whole ? tile.rows : rows;
+  if (kFromMemory) {
+    for (int i = 0; i < kLanes; ++i) __builtin_prefetch(tile.rows[i] + offset + kPrefetch);
+  }
+#pragma clang loop unroll(full)
+  for (int d = 0; d < kDwords; d += 4) {
+    U32 dwords[4];
+    LoadTransposed(from, offset + 4 * d, dwords);
+#pragma clang loop unroll(full)
+    for (int j = 0; j < 4; ++j) take(d + j, dwords[j]);
+  }
+}
+
+// sums + S * scale * scale of the weights (+ the minimums' part), each operation rounded.
+RWKV_INLINE F32 AddGroup(F32 sums, I32 products, const IntegerRows& rows, int64_t row, int64_t g, F32 scale) {
+  return sums + (__builtin_convertvector(products, F32) * Broadcast(rows.scales(row)[g])) * scale;
+}
+
+// All rows, at most kRows, times the outputs first + i * step.
+template <typename Codes, int kDwords, int kRows>
+__attribute__((noinline)) void ComputeFewRows(const MatmulArgs& args, const IntegerMatrix& matrix, int64_t first,
+                                              int64_t step, uint16_t* halves) {
+  constexpr int kChains = kRows == 1 ? 4 : 2;  // A group's sum in several, as an addition takes some cycles.
+  const IntegerTile tile(args, matrix, first, step, halves);
+  const IntegerRows rows(args.weight, args.fixed);
+  F32 sums[kRows] = {};
+  for (int64_t g = 0; g < matrix.groups; ++g) {
+    I32 products[kRows * kChains];
+    const uint32_t* pairs[kRows];
+    int64_t row[kRows];
+#pragma clang loop unroll(full)
+    for (int r = 0; r < kRows; ++r) {
+      row[r] = r < args.rows ? r : args.rows - 1;
+      products[r] = I32{} - rows.excess(row[r])[g];
+#pragma clang loop unroll(full)
+      for (int chain = 1; chain < kChains; ++chain) products[chain * kRows + r] = I32{};
+      pairs[r] = rows.pairs(row[r]) + g * kDwords * Codes::kPairs;
+    }
+    ForEachDword<kDwords, true>(tile, matrix, g, [&](int d, U32 dword) {
+      const auto add = [&](int pair, U32 weights) {
+#pragma clang loop unroll(full)
+        for (int r = 0; r < kRows; ++r) {
+          I32& sum = products[(d * Codes::kPairs + pair) % kChains * kRows + r];
+          sum = AddPairs(sum, weights, U32{} + pairs[r][d * Codes::kPairs + pair]);
+        }
+      };
+      add(0, Codes::template Widen<0>(dword));
+      add(1, Codes::template Widen<1>(dword));
+      if constexpr (Codes::kPairs == 4) {
+        add(2, Codes::template Widen<2>(dword));
+        add(3, Codes::template Widen<3>(dword));
+      }
+    });
+#pragma clang loop unroll(full)
+    for (int i = kRows; i < kRows * kChains; ++i) products[i % kRows] += products[i];
+    const F32 scale = LoadHalves(tile.scales.scales + g * kLanes);
+#pragma clang loop unroll(full)
+    for (int r = 0; r < kRows; ++r) sums[r] = AddGroup(sums[r], products[r], rows, row[r], g, scale);
+    if (tile.scales.minimums != nullptr) {
+      const F32 minimum = LoadHalves(tile.scales.minimums + g * kLanes);
+#pragma clang loop unroll(full)
+      for (int r = 0; r < kRows; ++r) sums[r] = sums[r] + Broadcast(rows.sums(row[r])[g]) * minimum;
+    }
+  }
+  for (int r = 0; r < kRows && r < args.rows; ++r) Finish(args, r, first, step, sums[r]);
+}
+
+// As many rows as there are, in a tile of 1, 2, 4 or 8 of which the last ones may be one row again.
+template <typename Codes, int kDwords, int kRows = kFewIntegerRows>
+RWKV_INLINE void ComputeFewRowsOf(const MatmulArgs& args, const IntegerMatrix& matrix, int64_t first, int64_t step,
+                                  uint16_t* halves) {
+  if constexpr (kRows > 1) {
+    if (args.rows <= kRows / 2) return ComputeFewRowsOf<Codes, kDwords, kRows / 2>(args, matrix, first, step, halves);
+  }
+  ComputeFewRows<Codes, kDwords, kRows>(args, matrix, first, step, halves);
+}
+
+// How far apart the streams are, which is how many tiles there are: an odd number of rows, because at powers of two they
+// meet in the same sets of the caches.
+RWKV_INLINE int64_t StreamStep(int64_t outputs) {
+  const int64_t step = (outputs + kLanes - 1) / kLanes;
+  return step < 8 ? step : step | 1;
+}
+
+RWKV_INLINE int64_t TilesOfPart(const MatmulArgs& args) {
+  const int64_t tiles = kIntegerPartBytes / (kLanes * RowBytes(args.weight));
+  return tiles < 1 ? 1 : tiles;
+}
+
+// Vectors of pairs, and floats of scales and minimums, of kIntegerTileVectors * 16 outputs.
+struct IntegerPanel {
+  IntegerPanel(const IntegerMatrix& matrix, void* memory)
+      : groups(matrix.groups),
+        pairs_of_group(matrix.group / 2),
+        codes(static_cast<U32*>(memory)),
+        scales(reinterpret_cast<F32*>(codes + kIntegerTileVectors * groups * pairs_of_group)),
+        minimums(scales + kIntegerTileVectors * groups),
+        halves(reinterpret_cast<uint16_t*>(minimums + kIntegerTileVectors * groups)) {}
+
+  static int64_t Bytes(const IntegerMatrix& matrix) {
+    const int64_t vectors = kIntegerTileVectors * matrix.groups * (matrix.group / 2 + 2);
+    return vectors * static_cast<int64_t>(sizeof(U32)) + HalvesBytes(matrix);
+  }
+  static int64_t HalvesBytes(const IntegerMatrix& matrix) { return 2 * matrix.groups * kLanes * 2; }
+
+  int64_t groups;
+  int64_t pairs_of_group;
+  U32* codes;     // [vector][group][pair]
+  F32* scales;    // [vector][group]
+  F32* minimums;  // the same
+  uint16_t* halves;
+};
+
+template <typename Codes, int kDwords>
+RWKV_INLINE void FillPanel(const MatmulArgs& args, const IntegerMatrix& matrix, int64_t first,
+                           const IntegerPanel& panel) {
+  for (int64_t v = 0; v < kIntegerTileVectors; ++v) {
+    const IntegerTile tile(args, matrix, first + v * kLanes, 1, panel.halves);
+    for (int64_t g = 0; g < matrix.groups; ++g) {
+      U32* const to = panel.codes + (v * panel.groups + g) * panel.pairs_of_group;
+      ForEachDword<kDwords, false>(tile, matrix, g, [&](int d, U32 dword) {
+        to[d * Codes::kPairs] = Codes::template Widen<0>(dword);
+        to[d * Codes::kPairs + 1] = Codes::template Widen<1>(dword);
+        if constexpr (Codes::kPairs == 4) {
+          to[d * Codes::kPairs + 2] = Codes::template Widen<2>(dword);
+          to[d * Codes::kPairs + 3] = Codes::template Widen<3>(dword);
+        }
+      });
+      panel.scales[v * panel.groups + g] = LoadHalves(tile.scales.scales + g * kLanes);
+      if (tile.scales.minimums == nullptr) continue;
+      panel.minimums[v * panel.groups + g] = LoadHalves(tile.scales.minimums + g * kLanes);
+    }
+  }
+}
+
+// kRows rows from `row` on, times the panel's outputs.
+template <int kRows>
+__attribute__((noinline)) void ComputePanel(const MatmulArgs& args, const IntegerPanel& panel, bool has_minimums,
+                                            int64_t row, int64_t first) {
+  constexpr int kVectors = kIntegerTileVectors;
+  const IntegerRows rows(args.weight, args.fixed);
+  F32 sums[kRows * kVectors] = {};
+  for (int64_t g = 0; g < panel.groups; ++g) {
+    I32 products[kRows * kVectors];
+    const uint32_t* pairs[kRows];
+    const U32* codes[kVectors];
+#pragma clang loop unroll(full)
+    for (int r = 0; r < kRows; ++r) {
+      pairs[r] = rows.pairs(row + r) + g * panel.pairs_of_group;
+#pragma clang loop unroll(full)
+      for (int v = 0; v < kVectors; ++v) products[r * kVectors + v] = I32{} - rows.excess(row + r)[g];
+    }
+#pragma clang loop unroll(full)
+    for (int v = 0; v < kVectors; ++v) codes[v] = panel.codes + (v * panel.groups + g) * panel.pairs_of_group;
+    for (int64_t p = 0; p < panel.pairs_of_group; ++p) {
+      U32 weights[kVectors];
+#pragma clang loop unroll(full)
+      for (int v = 0; v < kVectors; ++v) weights[v] = codes[v][p];
+#pragma clang loop unroll(full)
+      for (int r = 0; r < kRows; ++r) {
+        const U32 pair = U32{} + pairs[r][p];
+#pragma clang loop unroll(full)
+        for (int v = 0; v < kVectors; ++v) {
+          products[r * kVectors + v] = AddPairs(products[r * kVectors + v], weights[v], pair);
+        }
+      }
+    }
+#pragma clang loop unroll(full)
+    for (int v = 0; v < kVectors; ++v) {
+      const F32 scale = panel.scales[v * panel.groups + g];
+#pragma clang loop unroll(full)
+      for (int r = 0; r < kRows; ++r) {
+        F32& sum = sums[r * kVectors + v];
+        sum = AddGroup(sum, products[r * kVectors + v], rows, row + r, g, scale);
+        if (has_minimums) sum = sum + Broadcast(rows.sums(row + r)[g]) * panel.minimums[v * panel.groups + g];
+      }
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVectors; ++v) Finish(args, row + r, first + v * kLanes, 1, sums[r * kVectors + v]);
+  }
+}
+
+template <int kRows = kIntegerTileRows>
+RWKV_INLINE void ComputePanelOf(const MatmulArgs& args, const IntegerPanel& panel, bool has_minimums, int64_t row,
+                                int64_t count, int64_t first) {
+  if constexpr (kRows > 1) {
+    if (count < kRows) return ComputePanelOf<kRows - 1>(args, panel, has_minimums, row, count, first);
+  }
+  ComputePanel<kRows>(args, panel, has_minimums, row, first);
+}
+
+int64_t IntegerMatmulParts(const MatmulArgs& args) {
+  if (args.rows <= kFewIntegerRows) {
+    const int64_t tiles = TilesOfPart(args);
+    return (StreamStep(args.weight.rows) + tiles - 1) / tiles;
+  }
+  constexpr int64_t kOutputs = kIntegerTileVectors * kLanes;
+  return (args.weight.rows + kOutputs - 1) / kOutputs;
+}
+
+int64_t IntegerMatmulWorkspaceBytes(const MatmulArgs& args) {
+  const IntegerMatrix matrix = IntegerMatrixOf(args.weight);
+  return args.rows <= kFewIntegerRows ? IntegerPanel::HalvesBytes(matrix) : IntegerPanel::Bytes(matrix);
+}
+
+void IntegerMatmul(const MatmulArgs& args, int64_t part, void* workspace) {
+  const IntegerMatrix matrix = IntegerMatrixOf(args.weight);
+  VisitCodes(args.weight, [&](auto codes, auto dwords) {
+    using Codes = decltype(codes);
+    constexpr int kDwords = decltype(dwords)::kDwords;
+    if (args.rows <= kFewIntegerRows) {
+      const int64_t step = StreamStep(args.weight.rows);
+      const int64_t tiles = TilesOfPart(args);
+      for (int64_t first = part * tiles; first < step && first < (part + 1) * tiles; ++first) {
+        ComputeFewRowsOf<Codes, kDwords>(args, matrix, first, step, static_cast<uint16_t*>(workspace));
+      }
+      return;
+    }
+    const IntegerPanel panel(matrix, workspace);
+    const int64_t first = part * kIntegerTileVectors * kLanes;
+    FillPanel<Codes, kDwords>(args, matrix, first, panel);
+    const int64_t blocks = (args.rows + kIntegerTileRows - 1) / kIntegerTileRows;
+    for (int64_t block = 0; block < blocks; ++block) {  // Of even sizes: a rest of one row costs as much as a tile.
+      const int64_t row = block * args.rows / blocks;
+      ComputePanelOf(args, panel, matrix.minimums != nullptr, row, (block + 1) * args.rows / blocks - row, first);
+    }
+  });
+}
+
+// Rows [begin, end) to args.fixed.
+void FixRows(const MatmulArgs& args, int64_t begin, int64_t end) {
+  VisitCodes(args.weight, [&](auto codes, auto) { FixRowsOf<decltype(codes)>(args, begin, end); });
+}
+
+}  // namespace
+}  // namespace rwkv::kernels::cpu
