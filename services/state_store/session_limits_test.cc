@@ -429,6 +429,16 @@ TEST_F(SessionLimitsTest, LongestIdleSessionsMakeRoomForNewOnes) {
   ASSERT_OK(CheckCatalogRows(test_->database(), 8));
 }
 
+TEST_F(SessionLimitsTest, WithinAMinuteTheOlderGoesFirstToo) {
+  Open(MaxSessions(2, WhenFull::kEvict));
+  ASSERT_OK(store().CreateSession("b", ""));
+  Advance(absl::Milliseconds(1));
+  ASSERT_OK(store().CreateSession("a", ""));
+  Advance(absl::Milliseconds(1));
+  ASSERT_OK(store().CreateSession("c", ""));
+  EXPECT_THAT(Sessions(), ElementsAre("a", "c"));
+}
+
 TEST_F(SessionLimitsTest, WhenAllAreInUseNewOnesAreRefusedAndNoneEnds) {
   Open(MaxSessions(2, WhenFull::kEvict));
   ASSERT_OK_AND_ASSIGN(const v1::Lease leased, test_->Create("leased"));

@@ -231,6 +231,30 @@ TEST_F(StateStoreTest, OrphansAreSweptByAgeAndNothingElseIs) {
   EXPECT_THAT(store_->records().Get(found->records(0)), IsOk());
 }
 
+TEST_F(StateStoreTest, WhatBecomesOfSnapshotsIsCounted) {
+  const auto counter = [&](const char* what) {
+    return store_->metrics().Counter(absl::StrCat("rwkv_state_store_", what, "_total"), "").Value();
+  };
+  ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_->Create("s"));
+  ASSERT_OK(store_->AddTurn(lease, "r", {1, 2, 3}, {4}));
+  for (uint64_t position = 1; position <= 4; ++position) {
+    ASSERT_OK(store_->AddSnapshot(lease, absl::StrCat("at", position), position));
+  }
+  EXPECT_EQ(counter("snapshots_committed"), 4);
+  EXPECT_THAT(store_->store().DropSnapshot("s", "at2", "corrupt"), IsOkAndHolds(true));
+  EXPECT_THAT(store_->store().DropSnapshot("s", "at2", "again"), IsOkAndHolds(false));
+  EXPECT_EQ(counter("snapshots_dropped"), 1);
+  EXPECT_EQ(counter("snapshots_freed"), 1);
+  ASSERT_OK(store_->store().RewindSession(lease, 2));
+  EXPECT_EQ(counter("snapshots_freed"), 3);
+  const v1::SnapshotManifest orphan = Manifest("orphan", 2);
+  ASSERT_OK(store_->records().Put(orphan.records(0), Data(0)));
+  store_->clock().Advance(absl::Hours(1));
+  ASSERT_OK(store_->store().SweepOrphans());
+  ASSERT_OK(store_->store().SweepOrphans());
+  EXPECT_EQ(counter("orphans"), 1);
+}
+
 TEST_F(StateStoreTest, RecordsOfASnapshotThatWasFreedBeforeACrashAreOrphans) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_->Create("s"));
   ASSERT_OK(store_->AddTurn(lease, "r", {1, 2, 3}, {4}));

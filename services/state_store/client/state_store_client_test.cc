@@ -315,12 +315,11 @@ class BadStore : public v1::StateCatalog::Service, public v1::StateRecords::Serv
 
   std::atomic<int> calls{0};
   int failures = 0;
+  grpc::StatusCode code = grpc::StatusCode::UNAVAILABLE;  // Of the failures.
   std::string record;
 
  private:
-  grpc::Status Fail() {
-    return ++calls <= failures ? grpc::Status(grpc::StatusCode::UNAVAILABLE, "restarting") : grpc::Status::OK;
-  }
+  grpc::Status Fail() { return ++calls <= failures ? grpc::Status(code, "restarting") : grpc::Status::OK; }
 };
 
 class BadStoreTest : public ::testing::Test {
@@ -349,6 +348,17 @@ TEST_F(BadStoreTest, CallsThatMayRunTwiceAreRetriedAFewTimes) {
   store_.calls = 0;
   EXPECT_THAT(catalog_->BeginTurn({}, Deadline()), StatusIs(StatusCode::kUnavailable, HasSubstr("restarting")));
   EXPECT_EQ(store_.calls, 4);
+}
+
+TEST_F(BadStoreTest, OnlyUnavailableIsRetried) {
+  store_.failures = 1000;
+  for (const grpc::StatusCode code : {grpc::StatusCode::ABORTED, grpc::StatusCode::RESOURCE_EXHAUSTED,
+                                      grpc::StatusCode::DATA_LOSS, grpc::StatusCode::INTERNAL}) {
+    store_.code = code;
+    store_.calls = 0;
+    EXPECT_THAT(catalog_->BeginTurn({}, Deadline()), StatusIs(static_cast<StatusCode>(code)));
+    EXPECT_EQ(store_.calls, 1) << code;
+  }
 }
 
 TEST_F(BadStoreTest, AppendIsNeverRetried) {
@@ -388,6 +398,8 @@ TEST_F(BadStoreTest, RecordThatIsNotWhatItsInfoSaysIsDataLoss) {
     EXPECT_THAT(records_->GetRecord(info, Deadline()), StatusIs(StatusCode::kDataLoss, HasSubstr("record x/0")))
         << wrong;
   }
+  store_.record = std::string(1 << 20, 'x');  // Not more is kept than was asked for.
+  EXPECT_THAT(records_->GetRecord(info, Deadline()), StatusIs(StatusCode::kDataLoss, HasSubstr("more than 6 bytes")));
   store_.record = data;
   EXPECT_THAT(records_->GetRecord(info, Deadline()), IsOkAndHolds(data));
   EXPECT_THAT(records_->PutRecord(info, absl::MakeConstSpan(data).first(3), Deadline()),

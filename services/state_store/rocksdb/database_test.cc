@@ -271,6 +271,29 @@ TEST_F(DatabaseTest, FullDiskRefusesWritesServesReadsAndIsGotOver) {
   EXPECT_THAT(Get("after"), IsOk());
 }
 
+TEST_F(DatabaseTest, FailuresAndWhatCameAfterThemAreCounted) {
+  const auto failures = [&](const char* cause) {
+    return metrics_->Counter("rwkv_state_store_write_failures_total", "", {{"cause", cause}}).Value();
+  };
+  const auto writable = [&] { return metrics_->Gauge("rwkv_state_store_writable", "").Value(); };
+  const auto resumes = [&] { return metrics_->Counter("rwkv_state_store_resumes_total", "").Value(); };
+  ASSERT_OK(Open());
+  EXPECT_EQ(writable(), 1);
+  file_system_->FailWritesWith(rocksdb::IOStatus::NoSpace("No space left on device"));
+  EXPECT_FALSE(Put("k", "v").ok());
+  EXPECT_EQ(writable(), 0);
+  EXPECT_EQ(failures("no_space"), 1);
+  EXPECT_EQ(failures("io"), 0);
+  file_system_->FailWritesWith(rocksdb::IOStatus::OK());
+  ASSERT_OK(database_->TryResume());
+  EXPECT_EQ(writable(), 1);
+  EXPECT_EQ(resumes(), 1);
+  file_system_->FailWritesWith(rocksdb::IOStatus::IOError("Input/output error"));
+  EXPECT_FALSE(Put("k", "v").ok());
+  EXPECT_EQ(failures("io"), 1);
+  EXPECT_EQ(failures("no_space"), 1);
+}
+
 TEST_F(DatabaseTest, FailedFsyncIsGotOver) {
   ASSERT_OK(Open());
   for (int round = 0; round < 3; ++round) {

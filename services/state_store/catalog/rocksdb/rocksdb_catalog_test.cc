@@ -1,6 +1,7 @@
 #include "services/state_store/catalog/rocksdb/rocksdb_catalog.h"
 
 #include <atomic>
+#include <memory>
 #include <numeric>
 #include <string>
 #include <thread>
@@ -11,6 +12,7 @@
 #include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "rocksdb/env.h"
 #include "services/common/grpc_status.h"
 #include "services/state_store/testing/background.h"
 #include "services/state_store/testing/test_store.h"
@@ -340,6 +342,50 @@ TEST_F(RocksdbCatalogTest, TokenOfADeletedSessionDoesNotFitItsSuccessor) {
   EXPECT_THAT(catalog().BeginTurn(old, Turn("r", {})), StatusIs(StatusCode::kAborted));
 }
 
+TEST_F(RocksdbCatalogTest, TokensGrowOverARestartHoweverManyWereGiven) {
+  const std::unique_ptr<rocksdb::Env> env(rocksdb::NewMemEnv(rocksdb::Env::Default()));
+  TestStore::Options options;
+  options.data_dir = "/tokens_test";
+  options.env = env.get();
+  TestStore store(options);
+  ASSERT_OK_AND_ASSIGN(v1::Lease last, store.Create("s"));
+  for (int restart = 0; restart < 2; ++restart) {
+    for (int i = 0; i < 1030; ++i) {  // More than are reserved at a time.
+      ASSERT_OK(store.catalog().ReleaseLease(last));
+      ASSERT_OK_AND_ASSIGN(const v1::Lease next, store.Acquire("s"));
+      ASSERT_GT(next.fencing_token(), last.fencing_token());
+      last = next;
+    }
+    ASSERT_OK(store.Reopen());
+  }
+  ASSERT_OK(store.catalog().ReleaseLease(last));
+  ASSERT_OK_AND_ASSIGN(const v1::Lease next, store.Acquire("s"));
+  EXPECT_GT(next.fencing_token(), last.fencing_token());
+}
+
+TEST_F(RocksdbCatalogTest, LeasesTokensAndFencedChangesAreCounted) {
+  const auto counter = [&](const char* name) { return store_.metrics().Counter(name, "").Value(); };
+  ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s"));
+  ASSERT_OK(store_.Acquire("s").status());
+  ASSERT_OK(catalog().RenewLeases({lease}, absl::Minutes(1)));
+  EXPECT_EQ(catalog().counts().leases, 1);
+  ASSERT_OK(store_.AddTurn(lease, "r", {1, 2, 3}, {4, 5}));
+  EXPECT_EQ(counter("rwkv_state_store_appended_tokens_total"), 5);
+  EXPECT_EQ(store_.metrics().Gauge("rwkv_state_store_log_tokens", "").Value(), 5);
+  ASSERT_OK(catalog().ReleaseLease(lease));
+  EXPECT_EQ(catalog().counts().leases, 0);
+  EXPECT_EQ(counter("rwkv_state_store_fenced_total"), 0);
+  v1::Lease old = lease;
+  old.set_fencing_token(lease.fencing_token() + 1);
+  std::vector<std::string> freed;
+  EXPECT_FALSE(AppendOne(catalog(), TestAppend(old, "r", 5, {6})).ok());
+  EXPECT_FALSE(catalog().BeginTurn(old, Turn("q", {})).ok());
+  EXPECT_FALSE(catalog().ReleaseLease(old).ok());
+  EXPECT_FALSE(catalog().RewindSession(old, 1, &freed).ok());
+  EXPECT_FALSE(catalog().DeleteSession(old, &freed).ok());
+  EXPECT_EQ(counter("rwkv_state_store_fenced_total"), 5);
+}
+
 TEST_F(RocksdbCatalogTest, OfTwoRacingHoldersOneWins) {
   for (int round = 0; round < 20; ++round) {
     const std::string id = absl::StrCat("s", round);
@@ -627,6 +673,24 @@ TEST_F(RocksdbCatalogTest, OldSnapshotsGoUnlessAForkNeedsThem) {
   ASSERT_OK(store_.store().DeleteSession(f));
   EXPECT_THAT(SnapshotPositions("s"), ElementsAre(22, 23, 24, 25, 26, 27, 28, 29));
   EXPECT_EQ(store_.RecordKeys().size(), 8u * 4);
+}
+
+TEST_F(RocksdbCatalogTest, RewindToASnapshotOfTheParentKeepsIt) {
+  TestStore::Options options;
+  options.snapshots_per_branch = 1;
+  TestStore store(options);
+  ASSERT_OK_AND_ASSIGN(const v1::Lease parent, store.Create("parent"));
+  ASSERT_OK(store.AddTurn(parent, "r", Range(0, 10), {10}));
+  ASSERT_OK(store.AddSnapshot(parent, "at4", 4));
+  ASSERT_OK(store.catalog().ForkSession("parent", 5, "f"));
+  ASSERT_OK(store.AddSnapshot(parent, "at8", 8));
+  // The fork's branch goes and with it what needed the snapshot; the new one begins right at it.
+  ASSERT_OK_AND_ASSIGN(const v1::Lease f, store.Acquire("f"));
+  ASSERT_OK(store.store().RewindSession(f, 4));
+  ASSERT_OK_AND_ASSIGN(const auto found, store.catalog().FindSnapshot("f", 4, kTestModel));
+  ASSERT_TRUE(found.has_value());
+  EXPECT_EQ(found->snapshot_id(), "at4");
+  EXPECT_THAT(store.records().Get(found->records(0)), IsOk());
 }
 
 TEST_F(RocksdbCatalogTest, DroppedSnapshotIsGoneAndTheOlderOneServes) {

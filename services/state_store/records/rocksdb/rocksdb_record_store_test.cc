@@ -105,6 +105,33 @@ TEST_F(RocksdbRecordStoreTest, DeleteTakesAllLayersOfOneSnapshot) {
   EXPECT_THAT(records().Get(kept), IsOk());
 }
 
+TEST_F(RocksdbRecordStoreTest, BytesAreCounted) {
+  const auto counter = [&](const char* name) { return store_.metrics().Counter(name, "").Value(); };
+  const std::string data = TestRecordData(1, 100);
+  const v1::RecordInfo info = Put("x", 0, data);
+  Put("x", 0, data);  // Again is nothing.
+  Put("x", 1, TestRecordData(2, 50));
+  ASSERT_OK(records().Get(info));
+  ASSERT_OK(records().Get(info));
+  EXPECT_EQ(counter("rwkv_state_store_records_written_bytes_total"), 150);
+  EXPECT_EQ(counter("rwkv_state_store_records_read_bytes_total"), 200);
+  EXPECT_EQ(store_.metrics().Gauge("rwkv_state_store_records_bytes", "").Value(), 150);
+  ASSERT_OK(store_.Reopen());
+  EXPECT_EQ(store_.metrics().Gauge("rwkv_state_store_records_bytes", "").Value(), 150);
+}
+
+TEST_F(RocksdbRecordStoreTest, AgeIsThatOfTheNewestRecordWhateverItsLayer) {
+  Put("x", 1, "a");
+  store_.clock().Advance(absl::Seconds(1));
+  Put("x", 0, "b");
+  Put("x", 2, "c");
+  store_.clock().Advance(absl::Seconds(1));
+  Put("x", 3, "d");
+  absl::Time newest;
+  ASSERT_OK(records().ForEach([&](const RecordStore::Stored& stored) { newest = stored.newest_put; }));
+  EXPECT_EQ(newest, store_.clock().Now());
+}
+
 TEST_F(RocksdbRecordStoreTest, EverySnapshotIsVisitedOnce) {
   for (int i = 0; i < 2100; ++i) {
     Put(absl::StrCat("x", i), 0, "a");
