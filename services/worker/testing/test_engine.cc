@@ -21,9 +21,10 @@
 namespace rwkv::worker {
 namespace {
 
-absl::StatusOr<std::unique_ptr<kernels::Device>> OpenTestDevice(const std::string& name) {
+absl::StatusOr<std::unique_ptr<kernels::Device>> OpenTestDevice(const std::string& name, int threads) {
   const bool is_plain = name != kLazyDevice && name != kProtectedDevice;
-  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<kernels::Device> device, kernels::OpenDevice(is_plain ? name : "auto"));
+  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<kernels::Device> device,
+                        kernels::OpenDevice(is_plain ? name : "auto", threads));
   if (name == kLazyDevice) return MakeLazy(std::move(device));
   if (name == kProtectedDevice) return kernels::conformance::ProtectDevice(std::move(device));
   return device;
@@ -33,7 +34,7 @@ absl::StatusOr<std::unique_ptr<kernels::Device>> OpenTestDevice(const std::strin
 
 absl::StatusOr<std::unique_ptr<StageEngine>> MakeTestEngine(const std::string& path, int stage, int stages,
                                                             const TestEngineOptions& options) {
-  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<kernels::Device> device, OpenTestDevice(options.device));
+  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<kernels::Device> device, OpenTestDevice(options.device, options.threads));
   RWKV_ASSIGN_OR_RETURN(std::shared_ptr<const checkpoint::Checkpoint> checkpoint, checkpoint::Checkpoint::Open(path));
   RWKV_ASSIGN_OR_RETURN(const checkpoint::ModelConfig config, checkpoint::ModelConfig::FromCheckpoint(*checkpoint));
   RWKV_ASSIGN_OR_RETURN(const LayerRange layers, LayersOfStage(stage, stages, config.layer_count));

@@ -26,6 +26,7 @@ struct TestEngineOptions {
   float group_norm_epsilon = 64e-5f;
   int deep_embed_context = 256;
   std::string device = "auto";
+  int threads = 0;                          // As OpenDevice() takes it.
   std::vector<std::string> initial_states;  // "NAME=FILE"
 };
 

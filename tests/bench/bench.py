@@ -1,0 +1,316 @@
+#!/usr/bin/env python3
+"""Measures the engine alone and a whole cluster on synthetic models of published shapes, beside the machine's limits.
+
+OUT gets table.txt, results.jsonl and charts (*.svg). run.sh builds what this needs and calls it.
+"""
+import argparse
+import datetime
+import json
+import os
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+
+import chart
+import cluster
+import gguf
+
+LLAMA_TYPES = {"bf16": None, "int8": "q8_0", "int4": "q4_0"}  # The nearest; None: as gguf.py writes it.
+LIMIT_ROUNDS = 5  # A round takes milliseconds: more of them than of what takes seconds.
+
+
+def numbers(text):
+    values = [int(part) for part in text.split(",")]
+    if not all(1 <= value <= 8192 for value in values):
+        raise argparse.ArgumentTypeError(f"{text}: not in 1 .. 8192")
+    return values
+
+
+def names(text):
+    return text.split(",")
+
+
+def run(command):
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}")
+    return done.stdout
+
+
+def machine():
+    """What a number depends on beside the code."""
+    with open("/proc/cpuinfo") as file:
+        model = re.search(r"model name\s*: (.*)", file.read())
+    with open("/proc/meminfo") as file:
+        memory = int(re.search(r"MemTotal:\s*(\d+)", file.read()).group(1))
+    commit = ["?", "?"]
+    here = os.path.dirname(os.path.realpath(__file__))
+    done = subprocess.run(["git", "-C", here, "log", "-1", "--format=%h %cI"], stdout=subprocess.PIPE,
+                          stderr=subprocess.DEVNULL, text=True)
+    if done.returncode == 0:
+        commit = done.stdout.split()
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "commit": commit[0],
+        "commit_date": commit[1],
+        "cpu": model.group(1) if model else "?",
+        "processors": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory / (1 << 20)),
+        "kernel": os.uname().release,
+        "load_average": round(os.getloadavg()[0], 2),
+        "command": shlex.join([os.path.basename(sys.argv[0])] + sys.argv[1:]),
+    }
+
+
+class Bench:
+
+    def __init__(self, options):
+        self.options = options
+        self.machine = machine()
+        self.rows = []
+
+    def binary(self, path):
+        return os.path.join(self.options.binaries, path)
+
+    def say(self, text):
+        print(f"bench: {text}", file=sys.stderr, flush=True)
+
+    def add(self, what, shape, form, case, size, threads, tokens_per_s, **more):
+        row = {"what": what, "shape": shape, "format": form, "case": case, "size": size, "threads": threads,
+               "tokens_per_s": tokens_per_s, **more}
+        self.rows.append(row)
+        with open(os.path.join(self.options.out, "results.jsonl"), "a") as file:
+            file.write(json.dumps({**self.machine, **row}) + "\n")
+
+    # ---- models ----
+
+    def made(self, name, make):
+        """The path of a file in the models' folder, made once."""
+        path = os.path.join(self.options.models, name)
+        if not os.path.exists(path):
+            self.say(f"making {name}")
+            make(path + ".part")
+            os.replace(path + ".part", path)
+        return path
+
+    def model(self, shape, form):
+        base = self.made(f"rwkv7-{shape}-bf16.safetensors",
+                         lambda path: run([self.binary("tests/bench/make_model"), shape, path]))
+        if form == "bf16":
+            return base
+
+        def convert(path):
+            whole = path[:-len(".part")] + ".part.safetensors"
+            run([self.binary("services/rwkvctl/rwkvctl"), "convert", base, whole, "--dtype", form])
+            os.replace(whole, path)
+
+        return self.made(f"rwkv7-{shape}-{form}.safetensors", convert)
+
+    def gguf(self, shape, form):
+        base = self.made(f"rwkv7-{shape}-bf16.gguf", lambda path: gguf.write_gguf(self.model(shape, "bf16"), path))
+        kind = LLAMA_TYPES[form]
+        if kind is None:
+            return base
+        quantize = os.path.join(self.options.llama_cpp, "llama-quantize")
+        if not os.path.exists(quantize):
+            return None
+        return self.made(f"rwkv7-{shape}-{kind}.gguf", lambda path: run([quantize, base, path, kind]))
+
+    # ---- measures ----
+
+    def limits(self, shape, form, weight_bytes):
+        for threads in self.options.threads:
+            line = json.loads(run([self.binary("tests/bench/limits"), str(weight_bytes), str(threads),
+                                   str(LIMIT_ROUNDS * self.options.repeats)]))
+            rate = {key: value * 1e9 / weight_bytes for key, value in line["read_gb_per_s"].items()}
+            self.add("limit", shape, form, "decode", 1, threads, rate, read_gb_per_s=line["read_gb_per_s"],
+                     weight_bytes=weight_bytes)
+
+    def engine(self, shape, form, model):
+        for threads in self.options.threads:
+            out = run([self.binary("tests/bench/engine_bench"), model, self.options.device, str(threads),
+                       str(self.options.seconds), ",".join(map(str, self.options.batches)),
+                       ",".join(map(str, self.options.lengths))])
+            for line in map(json.loads, out.splitlines()):
+                size = line["batch"] if line["case"] == "decode" else line["length"]
+                self.add("engine", shape, form, line["case"], size, threads, line["tokens_per_s"], steps=line["steps"])
+
+    def cluster(self, shape, form, model):
+        threads = max(self.options.threads)
+        duration = f"{self.options.cluster_seconds}s"
+        with cluster.Cluster(self.options.binaries, model, os.path.join(self.options.out, "cluster"), threads,
+                             max(self.options.batches + [8]), max(self.options.lengths + [128])) as running:
+            for batch in self.options.batches:
+                report = running.load("--streams", str(batch), "--duration", duration, "--prompt-tokens", "8",
+                                      "--max-tokens", str(self.options.answer_tokens))
+                rate = report["tokens"]["generated_per_second"]
+                self.add("cluster", shape, form, "decode", batch, threads, {"best": rate, "median": rate},
+                         load=report)
+            for length in self.options.lengths:
+                report = running.load("--streams", "1", "--duration", duration, "--prompt-tokens", str(length),
+                                      "--max-tokens", "1")
+                times = report["ttft_seconds"]
+                self.add("cluster", shape, form, "prefill", length, threads,
+                         {"best": length / times["p50"], "median": length / times["p50"]}, load=report)
+
+    def llama_cpp(self, shape, form):
+        model = self.gguf(shape, form)
+        if model is None:
+            self.say(f"llama.cpp: no llama-quantize in {self.options.llama_cpp}, so no {form}")
+            return
+        bench = os.path.join(self.options.llama_cpp, "llama-bench")
+        for threads in self.options.threads:
+            out = run([bench, "-m", model, "-t", str(threads), "-p", ",".join(map(str, self.options.lengths)), "-n",
+                       str(self.options.answer_tokens), "-r", str(self.options.repeats), "-o", "json"])
+            for line in json.loads(out[out.index("["):]):
+                samples = line["samples_ts"]
+                case, size = ("prefill", line["n_prompt"]) if line["n_prompt"] else ("decode", 1)
+                self.add("llama.cpp", shape, form, case, size, threads,
+                         {"best": max(samples), "median": statistics.median(samples)},
+                         build=line.get("build_commit", ""))
+            self.llama_cpp_batches(shape, form, model, threads)
+
+    def llama_cpp_batches(self, shape, form, model, threads):
+        program = os.path.join(self.options.llama_cpp, "llama-batched-bench")
+        batches = [batch for batch in self.options.batches if batch > 1]
+        if not batches or not os.path.exists(program):
+            return
+        out = run([program, "-m", model, "-t", str(threads), "-tb", str(threads), "-c", "8192", "-b", "512", "-ub",
+                   "512", "-npp", "4", "-ntg", str(self.options.answer_tokens), "-npl", ",".join(map(str, batches))])
+        for line in out.splitlines():
+            cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+            if len(cells) == 10 and cells[0].isdigit():
+                rate = float(cells[7])  # S_TG t/s
+                self.add("llama.cpp", shape, form, "decode", int(cells[2]), threads, {"best": rate, "median": rate})
+
+    # ---- what is told ----
+
+    def find(self, what, shape, form, case, size, threads):
+        for row in self.rows:
+            if (row["what"], row["shape"], row["format"], row["case"], row["size"], row["threads"]) == (
+                    what, shape, form, case, size, threads):
+                return row
+        return None
+
+    def table(self):
+        """Rows of text; the limit of B sequences is that of one, B times: their states are not in it."""
+        rows = [["model", "format", "case", "threads", "limit", "engine best (median)", "of limit", "cluster",
+                 "llama.cpp best (median)", "engine : llama.cpp"]]
+        cases = [("decode", batch) for batch in self.options.batches]
+        cases += [("prefill", length) for length in self.options.lengths]
+        both = lambda row: f"{row['tokens_per_s']['best']:.4g} ({row['tokens_per_s']['median']:.4g})" if row else "-"
+        for shape in self.options.shapes:
+            for form in self.options.formats:
+                for case, size in cases:
+                    for threads in self.options.threads:
+                        at = (shape, form, case, size, threads)
+                        engine, served, other = (self.find(what, *at) for what in ("engine", "cluster", "llama.cpp"))
+                        limit = self.find("limit", shape, form, "decode", 1, threads)
+                        bound = limit["tokens_per_s"]["best"] * size if limit and case == "decode" else None
+                        ratio = lambda a, b: a["tokens_per_s"]["best"] / b["tokens_per_s"]["best"]
+                        rows.append([
+                            shape, form, f"{case} {size}", str(threads),
+                            f"{bound:.4g}" if bound else "-", both(engine),
+                            f"{engine['tokens_per_s']['best'] / bound:.0%}" if engine and bound else "-",
+                            f"{served['tokens_per_s']['median']:.4g}" if served else "-", both(other),
+                            f"{ratio(engine, other):.2f}" if engine and other else "-"
+                        ])
+        return rows
+
+    def charts(self):
+        most = max(self.options.threads)
+        ms = lambda row: 1000 / row["tokens_per_s"]["best"]
+        engine = [row for row in self.rows if row["what"] == "engine"]
+
+        def by(name, pick, x):
+            """One line a `name`, of the rows that `pick` takes, over x."""
+            series = {}
+            for row in filter(pick, engine):
+                series.setdefault(name(row), []).append((x(row), ms(row)))
+            return series
+
+        model = lambda row: f"{row['shape']} {row['format']}"
+        weights = {(row["shape"], row["format"]): row["weight_bytes"] for row in self.rows if row["what"] == "limit"}
+        first = min(self.options.batches)
+        decodes = lambda row: row["case"] == "decode"
+        charts = {
+            "batch": ("Decode, by sequences at once", "sequences",
+                      by(model, lambda row: decodes(row) and row["threads"] == most, lambda row: row["size"])),
+            "length": ("Prefill, by length of the prompt", "tokens",
+                       by(model, lambda row: not decodes(row) and row["threads"] == most, lambda row: row["size"])),
+            "threads": (f"Decode of {first}, by threads", "threads",
+                        by(model, lambda row: decodes(row) and row["size"] == first, lambda row: row["threads"])),
+            "size": (f"Decode of {first}, by what a token reads", "MB of weights",
+                     by(lambda row: row["format"],
+                        lambda row: decodes(row) and row["size"] == first and row["threads"] == most,
+                        lambda row: weights[row["shape"], row["format"]] / 1e6)),
+        }
+        for name, (title, x_label, series) in charts.items():
+            svg = chart.line_chart(title, x_label, "ms a token", series)
+            if svg is not None:
+                with open(os.path.join(self.options.out, name + ".svg"), "w") as file:
+                    file.write(svg)
+
+    def run(self):
+        for shape in self.options.shapes:
+            for form in self.options.formats:
+                model = self.model(shape, form)
+                self.say(f"measuring {shape} {form}")
+                self.limits(shape, form, gguf.weight_bytes(model))
+                self.engine(shape, form, model)
+                if self.options.cluster_seconds > 0:
+                    self.cluster(shape, form, model)
+                if self.options.llama_cpp:
+                    self.llama_cpp(shape, form)
+        rows = self.table()
+        widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
+        text = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+        head = "tokens/s on {cpu}, {processors} processors, {date}, commit {commit}\n".format(**self.machine)
+        with open(os.path.join(self.options.out, "table.txt"), "w") as file:
+            file.write(head + text + "\n")
+        print(head + text)
+        self.charts()
+        if self.options.results:
+            with open(os.path.join(self.options.out, "results.jsonl")) as new, open(self.options.results, "a") as file:
+                file.write(new.read())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    every = len(os.sched_getaffinity(0))
+    parser.add_argument("out", metavar="OUT", help="folder of what is measured; what was in it is replaced")
+    parser.add_argument("--shapes", type=names, default=["0.1b", "0.4b", "1.5b"], help="of make_model, by commas")
+    parser.add_argument("--formats", type=names, default=["bf16", "int8", "int4"], help="of bf16,int8,int4")
+    parser.add_argument("--batches", type=numbers, default=[1, 8, 32], help="sequences decoded at once")
+    parser.add_argument("--lengths", type=numbers, default=[32, 128, 512], help="of prompts, each in one step")
+    parser.add_argument("--threads", type=numbers, default=sorted({1, every}))
+    parser.add_argument("--device", default="auto", help="of the engine: auto, cpu/avx512, ...")
+    parser.add_argument("--seconds", type=float, default=3, help="of each of the engine's cases")
+    parser.add_argument("--cluster_seconds", type=float, default=20, help="of each of the cluster's; 0: no cluster")
+    parser.add_argument("--answer_tokens", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5, help="of limits and llama.cpp's cases; the best is told")
+    parser.add_argument("--llama_cpp", metavar="DIR", default="",
+                        help="llama-bench, and, where they are, llama-batched-bench and llama-quantize")
+    parser.add_argument("--models", metavar="DIR", default=os.path.expanduser("~/.cache/rwkv-serving/bench"),
+                        help="where models are made and kept: up to 6 GB a shape")
+    parser.add_argument("--results", metavar="FILE", default="", help="append the lines to this one, too")
+    parser.add_argument("--binaries", metavar="DIR", required=True, help="what Bazel built")
+    options = parser.parse_args()
+    unknown = set(options.formats) - set(LLAMA_TYPES)
+    if unknown:
+        parser.error(f"--formats: {', '.join(sorted(unknown))}")
+    if options.llama_cpp and not os.path.exists(os.path.join(options.llama_cpp, "llama-bench")):
+        parser.error(f"--llama_cpp: there is no llama-bench in {options.llama_cpp}")
+    os.makedirs(options.out, exist_ok=True)
+    os.makedirs(options.models, exist_ok=True)
+    open(os.path.join(options.out, "results.jsonl"), "w").close()
+    try:
+        Bench(options).run()
+    except RuntimeError as error:
+        sys.exit(f"bench: {error}")
+
+
+if __name__ == "__main__":
+    main()

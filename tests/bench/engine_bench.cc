@@ -1,0 +1,142 @@
+// engine_bench MODEL DEVICE THREADS SECONDS BATCHES LENGTHS: the worker's engine alone, one stage, no RPC. A JSON line
+// a case:
+//   {"case": "decode", "batch": B, "threads": N, "tokens_per_s": {"best": X, "median": X}, ...}  B sequences, greedy
+//   {"case": "prefill", "length": T, ...}  T tokens of one sequence in one step, of the last one logits
+// BATCHES and LENGTHS are numbers by commas, or "-". Each case runs for SECONDS, and three times at least.
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstdlib>
+#include <iostream>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/string_view.h"
+#include "kernels/base/status_macros.h"
+#include "rwkv/v1/worker.pb.h"
+#include "services/worker/testing/test_engine.h"
+
+namespace rwkv {
+namespace {
+
+using worker::EnginePipeline;
+using worker::StepOutput;
+
+double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+struct Times {
+  double best = 0;
+  double median = 0;
+  size_t count = 0;
+};
+
+// Seconds of `step`, after two that do not count.
+absl::StatusOr<Times> Measure(double seconds, absl::FunctionRef<absl::Status()> step) {
+  constexpr size_t kAtLeast = 3;
+  for (int i = 0; i < 2; ++i) RWKV_RETURN_IF_ERROR(step());
+  std::vector<double> times;
+  const double end = Now() + seconds;
+  while (times.size() < kAtLeast || Now() < end) {
+    const double begin = Now();
+    RWKV_RETURN_IF_ERROR(step());
+    times.push_back(Now() - begin);
+  }
+  std::sort(times.begin(), times.end());
+  return Times{times.front(), times[times.size() / 2], times.size()};
+}
+
+void Print(absl::string_view name, absl::string_view size_name, int size, int threads, double tokens,
+           const Times& times) {
+  std::cout << absl::StrFormat(
+                   "{\"case\": \"%s\", \"%s\": %d, \"threads\": %d, \"tokens_per_s\": {\"best\": %.6g, \"median\": "
+                   "%.6g}, \"steps\": %d}",
+                   name, size_name, size, threads, tokens / times.best, tokens / times.median, times.count)
+            << std::endl;
+}
+
+absl::Status EntriesAreOk(const StepOutput& output) {
+  for (const v1::EntryResult& entry : output.result.entries()) {
+    if (entry.status().code() != 0) return absl::InternalError(entry.status().message());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Decode(EnginePipeline& pipeline, int batch, int threads, double seconds) {
+  for (int s = 0; s < batch; ++s) RWKV_RETURN_IF_ERROR(pipeline.AttachFresh(s, s + 1));
+  std::vector<uint32_t> next(batch);
+  for (int s = 0; s < batch; ++s) next[s] = 1 + s % 100;
+  uint64_t position = 0;
+  RWKV_ASSIGN_OR_RETURN(const Times times, Measure(seconds, [&] {
+                          v1::Step step;
+                          for (int s = 0; s < batch; ++s) {
+                            *step.add_entries() = worker::Entry(s, s + 1, position, {next[s]}, false, true);
+                          }
+                          ++position;
+                          RWKV_ASSIGN_OR_RETURN(const StepOutput output, pipeline.Step(std::move(step)));
+                          for (int s = 0; s < batch; ++s) next[s] = output.result.entries(s).token_id();
+                          return EntriesAreOk(output);
+                        }));
+  Print("decode", "batch", batch, threads, batch, times);
+  return absl::OkStatus();
+}
+
+absl::Status Prefill(EnginePipeline& pipeline, int length, int threads, double seconds) {
+  std::vector<uint32_t> tokens(length);
+  for (int t = 0; t < length; ++t) tokens[t] = 1 + (t * 7) % 100;
+  RWKV_RETURN_IF_ERROR(pipeline.AttachFresh(0, 1));
+  uint64_t position = 0;
+  RWKV_ASSIGN_OR_RETURN(const Times times, Measure(seconds, [&] {
+                          v1::Step step;
+                          *step.add_entries() = worker::Entry(0, 1, position, tokens, false, true);
+                          position += length;
+                          RWKV_ASSIGN_OR_RETURN(const StepOutput output, pipeline.Step(std::move(step)));
+                          return EntriesAreOk(output);
+                        }));
+  Print("prefill", "length", length, threads, length, times);
+  return absl::OkStatus();
+}
+
+// False: a number is missing, or not in 1 .. 8192.
+bool ParseSizes(absl::string_view text, std::vector<int>* sizes) {
+  if (text == "-") return true;
+  for (const absl::string_view part : absl::StrSplit(text, ',')) {
+    int size = 0;
+    if (!absl::SimpleAtoi(part, &size) || size < 1 || size > 8192) return false;
+    sizes->push_back(size);
+  }
+  return true;
+}
+
+int Main(int argc, char** argv) {
+  std::vector<int> batches, lengths;
+  worker::TestEngineOptions options;
+  double seconds = 0;
+  if (argc != 7 || !absl::SimpleAtoi(argv[3], &options.threads) || !absl::SimpleAtod(argv[4], &seconds) ||
+      !ParseSizes(argv[5], &batches) || !ParseSizes(argv[6], &lengths)) {
+    std::cerr << "usage: engine_bench MODEL DEVICE THREADS SECONDS BATCHES LENGTHS" << std::endl;
+    return 2;
+  }
+  options.device = argv[2];
+  options.slots = 1;
+  for (const int batch : batches) options.slots = std::max(options.slots, batch);
+  options.max_batch_tokens = options.slots;
+  for (const int length : lengths) options.max_batch_tokens = std::max(options.max_batch_tokens, length);
+  EnginePipeline pipeline(argv[1], 1, options);
+  absl::Status status;
+  for (const int batch : batches) status.Update(Decode(pipeline, batch, options.threads, seconds));
+  for (const int length : lengths) status.Update(Prefill(pipeline, length, options.threads, seconds));
+  if (!status.ok()) std::cerr << "engine_bench: " << status << std::endl;
+  return status.ok() ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace rwkv
+
+int main(int argc, char** argv) { return rwkv::Main(argc, argv); }
