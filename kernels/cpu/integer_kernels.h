@@ -34,12 +34,29 @@ struct TileScales {
 
 RWKV_INLINE F32 LoadHalves(const uint16_t* halves) { return WidenHalf(*reinterpret_cast<const U16Unaligned*>(halves)); }
 
+// to[g][i]: the half of group g of the i-th output.
 RWKV_INLINE void GatherHalves(const uint8_t* from, int64_t row_bytes, int64_t step_bytes, const int64_t* outputs,
                               int64_t groups, uint16_t* to) {
+  const uint8_t* rows[kLanes];
   for (int i = 0; i < kLanes; ++i) {
-    const uint8_t* at = from + outputs[i] * row_bytes;
-    __builtin_prefetch(at + kPrefetch / 4);
-    for (int64_t g = 0; g < groups; ++g, at += step_bytes) __builtin_memcpy(to + g * kLanes + i, at, 2);
+    rows[i] = from + outputs[i] * row_bytes;
+    __builtin_prefetch(rows[i] + kPrefetch / 4);
+  }
+  constexpr int64_t kTogether = 8;  // Groups in the 16 bytes that are transposed at once.
+  if (step_bytes == 2 && groups >= kTogether) {
+    for (int64_t g = 0; g < groups; g += kTogether) {
+      const int64_t begin = g + kTogether <= groups ? g : groups - kTogether;
+      U32 pairs[kTogether / 2];
+      LoadTransposed(rows, 2 * begin, pairs);
+      for (int64_t j = 0; j < kTogether; ++j) {
+        const U16 halves = __builtin_convertvector(j % 2 == 0 ? pairs[j / 2] : pairs[j / 2] >> 16, U16);
+        __builtin_memcpy(to + (begin + j) * kLanes, &halves, sizeof halves);
+      }
+    }
+    return;
+  }
+  for (int i = 0; i < kLanes; ++i) {
+    for (int64_t g = 0; g < groups; ++g) __builtin_memcpy(to + g * kLanes + i, rows[i] + g * step_bytes, 2);
   }
 }
 
@@ -64,9 +81,11 @@ struct IntegerTile {
   TileScales scales;
 };
 
-// Calls take(d, dword d of group g) for each dword; what the last group has not is zero.
-template <int kDwords, bool kFromMemory, typename Take>
-RWKV_INLINE void ForEachDword(const IntegerTile& tile, const IntegerMatrix& matrix, int64_t g, Take take) {
+// Calls take(d, dword d of group g) for each dword; what the last group has not is zero. `ahead`: bytes from what is
+// read to what will be read next.
+template <int kDwords, typename Take>
+RWKV_INLINE void ForEachDword(const IntegerTile& tile, const IntegerMatrix& matrix, int64_t g, int64_t ahead,
+                              Take take) {
   const int64_t offset = g * matrix.group_bytes;
   const bool whole = g < matrix.groups - 1 || matrix.last_bytes == 4 * kDwords;
   alignas(64) uint8_t copies[kLanes][4 * kDwords];
@@ -78,9 +97,7 @@ RWKV_INLINE void ForEachDword(const IntegerTile& tile, const IntegerMatrix& matr
     }
   }
   const uint8_t* const* const from = whole ? tile.rows : rows;
-  if (kFromMemory) {
-    for (int i = 0; i < kLanes; ++i) __builtin_prefetch(tile.rows[i] + offset + kPrefetch);
-  }
+  for (int i = 0; i < kLanes; ++i) __builtin_prefetch(tile.rows[i] + offset + ahead);
 #pragma clang loop unroll(full)
   for (int d = 0; d < kDwords; d += 4) {
     U32 dwords[4];
@@ -115,7 +132,7 @@ __attribute__((noinline)) void ComputeFewRows(const MatmulArgs& args, const Inte
       for (int chain = 1; chain < kChains; ++chain) products[chain * kRows + r] = I32{};
       pairs[r] = rows.pairs(row[r]) + g * kDwords * Codes::kPairs;
     }
-    ForEachDword<kDwords, true>(tile, matrix, g, [&](int d, U32 dword) {
+    ForEachDword<kDwords>(tile, matrix, g, kPrefetch, [&](int d, U32 dword) {
       const auto add = [&](int pair, U32 weights) {
 #pragma clang loop unroll(full)
         for (int r = 0; r < kRows; ++r) {
@@ -161,6 +178,13 @@ RWKV_INLINE int64_t StreamStep(int64_t outputs) {
   return step < 8 ? step : step | 1;
 }
 
+constexpr int64_t kPanelOutputs = kIntegerTileVectors * kLanes;
+
+RWKV_INLINE int64_t PanelsOfPart(const MatmulArgs& args) {
+  const int64_t panels = kIntegerPartBytes / (kPanelOutputs * RowBytes(args.weight));
+  return panels < 1 ? 1 : panels;
+}
+
 RWKV_INLINE int64_t TilesOfPart(const MatmulArgs& args) {
   const int64_t tiles = kIntegerPartBytes / (kLanes * RowBytes(args.weight));
   return tiles < 1 ? 1 : tiles;
@@ -197,7 +221,7 @@ RWKV_INLINE void FillPanel(const MatmulArgs& args, const IntegerMatrix& matrix, 
     const IntegerTile tile(args, matrix, first + v * kLanes, 1, panel.halves);
     for (int64_t g = 0; g < matrix.groups; ++g) {
       U32* const to = panel.codes + (v * panel.groups + g) * panel.pairs_of_group;
-      ForEachDword<kDwords, false>(tile, matrix, g, [&](int d, U32 dword) {
+      ForEachDword<kDwords>(tile, matrix, g, kLanes * matrix.row_bytes, [&](int d, U32 dword) {
         to[d * Codes::kPairs] = Codes::template Widen<0>(dword);
         to[d * Codes::kPairs + 1] = Codes::template Widen<1>(dword);
         if constexpr (Codes::kPairs == 4) {
@@ -274,8 +298,8 @@ int64_t IntegerMatmulParts(const MatmulArgs& args) {
     const int64_t tiles = TilesOfPart(args);
     return (StreamStep(args.weight.rows) + tiles - 1) / tiles;
   }
-  constexpr int64_t kOutputs = kIntegerTileVectors * kLanes;
-  return (args.weight.rows + kOutputs - 1) / kOutputs;
+  const int64_t outputs = PanelsOfPart(args) * kPanelOutputs;
+  return (args.weight.rows + outputs - 1) / outputs;
 }
 
 int64_t IntegerMatmulWorkspaceBytes(const MatmulArgs& args) {
@@ -297,12 +321,15 @@ void IntegerMatmul(const MatmulArgs& args, int64_t part, void* workspace) {
       return;
     }
     const IntegerPanel panel(matrix, workspace);
-    const int64_t first = part * kIntegerTileVectors * kLanes;
-    FillPanel<Codes, kDwords>(args, matrix, first, panel);
     const int64_t blocks = (args.rows + kIntegerTileRows - 1) / kIntegerTileRows;
-    for (int64_t block = 0; block < blocks; ++block) {  // Of even sizes: a rest of one row costs as much as a tile.
-      const int64_t row = block * args.rows / blocks;
-      ComputePanelOf(args, panel, matrix.minimums != nullptr, row, (block + 1) * args.rows / blocks - row, first);
+    const int64_t end = (part + 1) * PanelsOfPart(args) * kPanelOutputs;
+    for (int64_t first = part * PanelsOfPart(args) * kPanelOutputs; first < end && first < args.weight.rows;
+         first += kPanelOutputs) {
+      FillPanel<Codes, kDwords>(args, matrix, first, panel);
+      for (int64_t block = 0; block < blocks; ++block) {  // Of even sizes: a rest of one row costs as much as a tile.
+        const int64_t row = block * args.rows / blocks;
+        ComputePanelOf(args, panel, matrix.minimums != nullptr, row, (block + 1) * args.rows / blocks - row, first);
+      }
     }
   });
 }
