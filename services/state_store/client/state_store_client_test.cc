@@ -145,6 +145,38 @@ TEST_F(StateStoreClientTest, LongLogIsReadInPiecesAndJoined) {
   EXPECT_THAT(fake_->ReadTokens(read, Deadline()), StatusIs(StatusCode::kNotFound));
 }
 
+TEST_F(StateStoreClientTest, EveryItemOfAnAppendHasItsOwnStatus) {
+  v1::CreateSessionRequest create;
+  create.set_session_id("s");
+  ASSERT_OK(fake_->CreateSession(create, Deadline()));
+  v1::AcquireLeaseRequest acquire;
+  acquire.set_session_id("s");
+  acquire.set_holder("router-0");
+  acquire.set_incarnation("1");
+  acquire.mutable_ttl()->set_seconds(60);
+  ASSERT_OK_AND_ASSIGN(const v1::AcquireLeaseResponse grant, fake_->AcquireLease(acquire, Deadline()));
+  v1::BeginTurnRequest begin;
+  *begin.mutable_lease() = grant.lease();
+  begin.set_request_id("r");
+  begin.set_model_fingerprint("0123456789abcdef");
+  ASSERT_OK(fake_->BeginTurn(begin, Deadline()));
+  v1::AppendTokensRequest append;
+  append.add_items();  // Malformed, so the catalog never sees it.
+  v1::AppendItem& good = *append.add_items();
+  *good.mutable_lease() = grant.lease();
+  good.set_request_id("r");
+  good.add_token_ids(7);
+  good.add_logprobs(-1);
+  v1::AppendItem& unknown = *append.add_items();
+  unknown = good;
+  unknown.mutable_lease()->set_session_id("nobody");
+  ASSERT_OK_AND_ASSIGN(const v1::AppendTokensResponse response, fake_->AppendTokens(append, Deadline()));
+  ASSERT_EQ(response.statuses_size(), 3);
+  EXPECT_EQ(response.statuses(0).code(), static_cast<int>(StatusCode::kInvalidArgument));
+  EXPECT_EQ(response.statuses(1).code(), 0) << response.statuses(1).message();
+  EXPECT_EQ(response.statuses(2).code(), static_cast<int>(StatusCode::kNotFound));
+}
+
 TEST_F(StateStoreClientTest, ASessionKeepsItsInitialState) {
   v1::CreateSessionRequest create;
   create.set_session_id("s");

@@ -63,15 +63,17 @@ class ReclaimTest : public ::testing::Test {
   uint64_t FolderBytes(uint64_t want) { return FolderBytes(store_.data_dir(), want); }
   static uint64_t FolderBytes(const std::string& folder, uint64_t want) {
     uint64_t bytes = 0;
-    Eventually([&] {
-      bytes = 0;
-      for (const auto& entry : std::filesystem::directory_iterator(folder)) {
-        std::error_code gone;  // Between listing and looking.
-        const uintmax_t size = entry.file_size(gone);
-        if (!gone) bytes += size;
-      }
-      return bytes <= want;
-    });
+    Eventually(
+        [&] {
+          bytes = 0;
+          for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+            std::error_code gone;  // Between listing and looking.
+            const uintmax_t size = entry.file_size(gone);
+            if (!gone) bytes += size;
+          }
+          return bytes <= want;
+        },
+        absl::Seconds(30));
     return bytes;
   }
   // A session with a snapshot of two records of 1 MiB.

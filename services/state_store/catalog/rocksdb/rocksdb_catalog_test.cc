@@ -675,6 +675,19 @@ TEST_F(RocksdbCatalogTest, OldSnapshotsGoUnlessAForkNeedsThem) {
   EXPECT_EQ(store_.RecordKeys().size(), 8u * 4);
 }
 
+TEST_F(RocksdbCatalogTest, SnapshotRightAtAForkOutlivesTheParent) {
+  ASSERT_OK_AND_ASSIGN(const v1::Lease parent, store_.Create("parent"));
+  ASSERT_OK(store_.AddTurn(parent, "r", Range(0, 10), {10}));
+  ASSERT_OK(store_.AddSnapshot(parent, "at5", 5));
+  ASSERT_OK(catalog().ForkSession("parent", 5, "child"));
+  ASSERT_OK(store_.store().DeleteSession(parent));
+  ASSERT_OK_AND_ASSIGN(const auto found, catalog().FindSnapshot("child", 5, kTestModel));
+  ASSERT_TRUE(found.has_value());
+  EXPECT_EQ(found->snapshot_id(), "at5");
+  EXPECT_THAT(store_.records().Get(found->records(1)), IsOk());
+  EXPECT_EQ(catalog().counts().tokens, 5);
+}
+
 TEST_F(RocksdbCatalogTest, RewindToASnapshotOfTheParentKeepsIt) {
   TestStore::Options options;
   options.snapshots_per_branch = 1;
