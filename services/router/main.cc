@@ -51,8 +51,9 @@ ABSL_FLAG(absl::Duration, slot_quantum, absl::Seconds(5),
 ABSL_FLAG(int64_t, max_prompt_tokens, 65536, "Input tokens of one call. More are refused.");
 ABSL_FLAG(int64_t, max_document_bytes, 16 << 20,
           "Text (and 4 bytes a token id) of one ScoreDocument. More is refused.");
-ABSL_FLAG(absl::Duration, upload_piece_timeout, absl::Seconds(10), "Time for the next piece of a document.");
-ABSL_FLAG(absl::Duration, upload_timeout, absl::Minutes(5), "Time for all pieces of a document.");
+ABSL_FLAG(absl::Duration, upload_piece_timeout, absl::Seconds(10),
+          "Time for the next piece of a document, or of a state to import.");
+ABSL_FLAG(absl::Duration, upload_timeout, absl::Minutes(5), "Time for all pieces of a document, or of a state.");
 ABSL_FLAG(uint32_t, max_generated_tokens, 1 << 19, "Largest max_tokens of one call.");
 ABSL_FLAG(int64_t, snapshot_interval_tokens, 1024, "A running turn's state is saved about this often.");
 ABSL_FLAG(absl::Duration, lease_ttl, absl::Seconds(15),
@@ -167,9 +168,9 @@ absl::Status Run() {
 
   common::Executor executor(kRpcThreads, kMaxQueuedRpcs);
   common::Executor texts(kTextThreads, kMaxQueuedTexts);
-  GenerationService generation(&turns, &texts,
-                               {absl::GetFlag(FLAGS_upload_piece_timeout), absl::GetFlag(FLAGS_upload_timeout)});
-  SessionsService sessions(&turns, catalog.get(), records.get(), &executor, Random);
+  const UploadLimits uploads = {absl::GetFlag(FLAGS_upload_piece_timeout), absl::GetFlag(FLAGS_upload_timeout)};
+  GenerationService generation(&turns, &texts, uploads);
+  SessionsService sessions(&turns, catalog.get(), records.get(), &executor, Random, uploads);
   ClusterService cluster(name, store_address, &turns, catalog.get(), &executor);
   common::RpcServer::Options server_options;
   server_options.name = name;

@@ -221,6 +221,11 @@ v1::Session FakeRouterClient::Describe(const std::string& id) const {
   session.set_token_count(state_->logs.at(id).size());
   const auto initial_state = state_->initial_states.find(id);
   if (initial_state != state_->initial_states.end()) session.set_initial_state(initial_state->second);
+  if (const auto base = state_->bases.find(id); base != state_->bases.end()) {
+    session.set_base_position(base->second);
+    session.set_log_begin(base->second);
+    session.set_token_count(base->second + session.token_count());
+  }
   return session;
 }
 
@@ -294,7 +299,17 @@ absl::Status FakeRouterClient::ExportState(const v1::SessionsExportStateRequest&
   for (const v1::SessionsExportStateResponse& response : state_->exported_state) {
     if (absl::Status status = callback(response); !status.ok()) return status;
   }
+  if (state_->on_export) state_->on_export();
   return absl::OkStatus();
+}
+
+absl::StatusOr<v1::Session> FakeRouterClient::ImportSession(const std::string& session_id, absl::string_view file,
+                                                            ImportProgress progress) {
+  v1::SessionsCreateRequest create;
+  create.set_session_id(session_id);
+  state_->imported_files.emplace_back(file);
+  progress(file.size());
+  return CreateSession(create);
 }
 
 absl::StatusOr<v1::GetStatusResponse> FakeRouterClient::GetStatus() { return state_->status; }

@@ -51,6 +51,9 @@ class FakeRouterClient : public RouterClient {
     std::vector<v1::ScoreDocumentRequest> documents;
     v1::GetStatusResponse status;
     std::vector<v1::SessionsExportStateResponse> exported_state;
+    std::function<void()> on_export;               // After the last message.
+    std::vector<std::string> imported_files;       // As they came.
+    std::map<std::string, uint64_t> bases;         // base_position and log_begin of sessions that have one, by id.
     std::function<void(uint64_t index)> on_token;  // Before each token.
   };
   explicit FakeRouterClient(State* state) : state_(state) {}  // Outlives the client.
@@ -76,6 +79,9 @@ class FakeRouterClient : public RouterClient {
   absl::StatusOr<v1::Session> RewindSession(const v1::SessionsRewindRequest& request) override;
   absl::Status DeleteSession(const v1::SessionsDeleteRequest& request) override;
   absl::Status ExportState(const v1::SessionsExportStateRequest& request, StateCallback callback) override;
+  // An empty session; its base is at bases[id], if that is set.
+  absl::StatusOr<v1::Session> ImportSession(const std::string& session_id, absl::string_view file,
+                                            ImportProgress progress) override;
   absl::StatusOr<v1::GetStatusResponse> GetStatus() override;
 
  private:

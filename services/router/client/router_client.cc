@@ -10,6 +10,7 @@
 #include "rwkv/v1/generation.grpc.pb.h"
 #include "rwkv/v1/sessions.grpc.pb.h"
 #include "services/common/grpc_status.h"
+#include "services/state_store/client/crc32c.h"
 
 namespace rwkv::router {
 namespace {
@@ -158,6 +159,29 @@ class GrpcRouterClient : public RouterClient {
     grpc::ClientContext context;
     SetDeadline(context, absl::Now() + options_.stream_timeout);
     return Drain<v1::SessionsExportStateResponse>(context, *sessions_->ExportState(&context, request), callback);
+  }
+
+  absl::StatusOr<v1::Session> ImportSession(const std::string& session_id, absl::string_view file,
+                                            ImportProgress progress) override {
+    grpc::ClientContext context;
+    SetDeadline(context, absl::Now() + options_.stream_timeout);
+    v1::SessionsImportResponse response;
+    const auto writer = sessions_->Import(&context, &response);
+    v1::SessionsImportRequest piece;
+    piece.set_session_id(session_id);
+    piece.set_crc32c(state_store::Crc32c(file));
+    bool writing = true;  // As in ScoreDocument.
+    for (size_t begin = 0; writing && begin < file.size(); begin += kPieceBytes) {
+      const absl::string_view data = file.substr(begin, kPieceBytes);
+      piece.set_data(data.data(), data.size());
+      writing = writer->Write(piece);
+      piece.Clear();
+      if (writing) progress(begin + data.size());
+    }
+    if (writing) writer->WritesDone();
+    const absl::Status status = common::FromGrpcStatus(writer->Finish());
+    if (!status.ok()) return status;
+    return std::move(*response.mutable_session());
   }
 
   absl::StatusOr<v1::GetStatusResponse> GetStatus() override {

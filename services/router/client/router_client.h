@@ -57,6 +57,11 @@ class RouterClient {
   virtual absl::Status DeleteSession(const v1::SessionsDeleteRequest& request) = 0;
   using StateCallback = absl::FunctionRef<absl::Status(const v1::SessionsExportStateResponse&)>;
   virtual absl::Status ExportState(const v1::SessionsExportStateRequest& request, StateCallback callback) = 0;
+  // A new session that begins with the state in the bytes of `file`, which go out in pieces; `progress` hears how many
+  // bytes are out. Empty id: the router makes one. On kUnavailable or kDeadlineExceeded the session may be there.
+  using ImportProgress = absl::FunctionRef<void(uint64_t bytes_sent)>;
+  virtual absl::StatusOr<v1::Session> ImportSession(const std::string& session_id, absl::string_view file,
+                                                    ImportProgress progress) = 0;
 
   virtual absl::StatusOr<v1::GetStatusResponse> GetStatus() = 0;
 };

@@ -42,7 +42,7 @@ class ServicesTest : public ::testing::Test {
     const auto random = [this] { return ++random_; };
     generation_service_ = std::make_unique<GenerationService>(&cluster_->router(), executor_.get(), upload_limits_);
     sessions_service_ = std::make_unique<SessionsService>(&cluster_->router(), &cluster_->store(), &cluster_->store(),
-                                                          executor_.get(), random);
+                                                          executor_.get(), random, upload_limits_);
     cluster_service_ = std::make_unique<ClusterService>("router-0", "store:1", &cluster_->router(), &cluster_->store(),
                                                         executor_.get());
     cluster_service_->SetAddresses("router:1", "router:2");

@@ -12,6 +12,7 @@
 #include "absl/time/time.h"
 #include "kernels/base/status_macros.h"
 #include "services/common/grpc_status.h"
+#include "services/router/rpc/import_call.h"
 #include "services/router/rpc/stream_reactor.h"
 #include "services/router/turns/serving_model.h"
 #include "services/router/turns/turn_input.h"
@@ -87,6 +88,9 @@ class StateExport : public std::enable_shared_from_this<StateExport> {
     drop.set_reason(why.ToString());
     const absl::Status dropped = catalog_->DropSnapshot(drop, absl::Now() + kStoreTimeout).status();
     if (dropped.ok() && layer_ == 0 && ++attempts_ < kAttempts) return Begin(call_);
+    if (absl::IsFailedPrecondition(dropped)) {
+      return stream_->Close(absl::DataLossError(absl::StrCat(dropped.message(), ": ", why.message())));
+    }
     stream_->Close(common::WithRetryInfo(
         absl::AbortedError(absl::StrCat("the snapshot could not be read and is dropped: ", why.message())),
         absl::Milliseconds(200)));
@@ -115,6 +119,7 @@ class StateExport : public std::enable_shared_from_this<StateExport> {
         message.set_offset_bytes(offset);
         message.set_data(bytes.substr(begin + offset, std::min(kChunkBytes, size - offset)));
         message.set_position(state_.manifest.position());
+        message.set_model_fingerprint(state_.manifest.model_fingerprint());
         stream_->Send(std::move(message));
       }
       begin += size;
@@ -150,8 +155,14 @@ class ExclusiveReactor final : public grpc::ServerUnaryReactor {
 
 SessionsService::SessionsService(TurnManager* turns, state_store::CatalogClient* catalog,
                                  state_store::RecordsClient* records, common::Executor* executor,
-                                 std::function<uint64_t()> random)
-    : turns_(turns), catalog_(catalog), records_(records), executor_(executor), random_(std::move(random)) {}
+                                 std::function<uint64_t()> random, const UploadLimits& uploads)
+    : turns_(turns),
+      catalog_(catalog),
+      records_(records),
+      executor_(executor),
+      random_(std::move(random)),
+      import_shares_(kMaxImports, kMaxImportBytes, "state"),
+      upload_limits_(uploads) {}
 
 std::string SessionsService::NewSessionId() const { return absl::StrFormat("s-%016x%08x", random_(), random_() >> 32); }
 
@@ -309,6 +320,20 @@ grpc::ServerWriteReactor<v1::SessionsExportStateResponse>* SessionsService::Expo
   std::make_shared<StateExport>(turns_, catalog_, records_, executor_, request->session_id(), reactor->stream())
       ->Begin(call);
   return reactor;
+}
+
+grpc::ServerReadReactor<v1::SessionsImportRequest>* SessionsService::Import(grpc::CallbackServerContext* context,
+                                                                            v1::SessionsImportResponse* response) {
+  ImportCalls calls;
+  calls.turns = turns_;
+  calls.catalog = catalog_;
+  calls.records = records_;
+  calls.executor = executor_;
+  calls.shares = &import_shares_;
+  calls.limits = upload_limits_;
+  calls.new_session_id = [this] { return NewSessionId(); };
+  calls.new_snapshot_id = [this] { return absl::StrFormat("%016x%016x", random_(), random_()); };
+  return NewImportCall(std::move(calls), absl::FromChrono(context->deadline()), response);
 }
 
 }  // namespace rwkv::router

@@ -1,4 +1,4 @@
-// rwkv.v1.Sessions: the state store's catalog for clients, and the export of a state. What blocks runs on an executor.
+// rwkv.v1.Sessions: the state store's catalog for clients, export and import of a state. What blocks runs on an executor.
 #pragma once
 
 #include <functional>
@@ -6,6 +6,7 @@
 #include "absl/status/status.h"
 #include "rwkv/v1/sessions.grpc.pb.h"
 #include "services/common/executor.h"
+#include "services/router/rpc/uploads.h"
 #include "services/router/turns/turn_manager.h"
 #include "services/state_store/client/state_store_client.h"
 
@@ -17,9 +18,13 @@ class SessionsService final : public v1::Sessions::CallbackService {
   static constexpr uint32_t kMaxPageSize = 1000;
   static constexpr uint32_t kDefaultPageSize = 100;
 
+  // Imports that are checked and stored at a time, and bytes of all that are here, those included that still come.
+  static constexpr int kMaxImports = 2;
+  static constexpr int64_t kMaxImportBytes = int64_t{512} << 20;
+
   // All borrowed. `random` makes ids.
   SessionsService(TurnManager* turns, state_store::CatalogClient* catalog, state_store::RecordsClient* records,
-                  common::Executor* executor, std::function<uint64_t()> random);
+                  common::Executor* executor, std::function<uint64_t()> random, const UploadLimits& uploads);
 
   grpc::ServerUnaryReactor* Create(grpc::CallbackServerContext* context, const v1::SessionsCreateRequest* request,
                                    v1::SessionsCreateResponse* response) override;
@@ -35,6 +40,8 @@ class SessionsService final : public v1::Sessions::CallbackService {
                                    v1::SessionsDeleteResponse* response) override;
   grpc::ServerWriteReactor<v1::SessionsExportStateResponse>* ExportState(
       grpc::CallbackServerContext* context, const v1::SessionsExportStateRequest* request) override;
+  grpc::ServerReadReactor<v1::SessionsImportRequest>* Import(grpc::CallbackServerContext* context,
+                                                             v1::SessionsImportResponse* response) override;
 
  private:
   // Answers the call with `work`, on the executor; `work` gets the call's deadline.
@@ -48,6 +55,8 @@ class SessionsService final : public v1::Sessions::CallbackService {
   state_store::RecordsClient* const records_;
   common::Executor* const executor_;
   const std::function<uint64_t()> random_;
+  UploadShares import_shares_;
+  const UploadLimits upload_limits_;
 };
 
 }  // namespace rwkv::router

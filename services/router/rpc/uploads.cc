@@ -19,7 +19,8 @@ constexpr absl::Duration kMinWait = absl::Milliseconds(10);
 
 absl::Status UploadShares::TooMuchInWork() const {
   return common::WithRetryInfo(
-      absl::ResourceExhaustedError(absl::StrCat("already ", max_in_work_, " documents are in work")), absl::Seconds(1));
+      absl::ResourceExhaustedError(absl::StrCat("already ", max_in_work_, " ", what_, "s are in work")),
+      absl::Seconds(1));
 }
 
 absl::Status UploadShares::TakeBytes(int64_t bytes) {
@@ -27,7 +28,7 @@ absl::Status UploadShares::TakeBytes(int64_t bytes) {
   if (in_work_ >= max_in_work_) return TooMuchInWork();
   if (bytes > max_bytes_ - bytes_) {
     return common::WithRetryInfo(
-        absl::ResourceExhaustedError(absl::StrCat("the documents that are here have ", bytes_, " bytes; ", bytes,
+        absl::ResourceExhaustedError(absl::StrCat("the ", what_, "s that are here have ", bytes_, " bytes; ", bytes,
                                                   " more are over the ", max_bytes_, " for all together")),
         absl::Seconds(1));
   }
@@ -77,8 +78,9 @@ absl::Status Upload::ExpectPiece() {
   const absl::Time now = absl::Now();
   const bool piece_first = now + limits.piece_timeout <= timer_->end;
   const absl::Status late = absl::DeadlineExceededError(
-      piece_first ? absl::StrCat("no piece of the document came for ", absl::FormatDuration(limits.piece_timeout))
-                  : absl::StrCat("the document did not come within ", absl::FormatDuration(limits.timeout)));
+      piece_first
+          ? absl::StrCat("no piece of the ", shares_->what(), " came for ", absl::FormatDuration(limits.piece_timeout))
+          : absl::StrCat("the ", shares_->what(), " did not come within ", absl::FormatDuration(limits.timeout)));
   if (now >= timer_->end) return late;
   const absl::Time deadline = std::max(now + kMinWait, piece_first ? now + limits.piece_timeout : timer_->end);
   auto alarm = std::make_unique<grpc::Alarm>();

@@ -5,9 +5,11 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 
@@ -21,8 +23,12 @@ struct UploadLimits {
 // Of all uploads together. Thread-safe.
 class UploadShares {
  public:
-  // `max_in_work` documents may be tokenized or scored at a time, and `max_bytes` be there, come in part or worked on.
-  UploadShares(int max_in_work, int64_t max_bytes) : max_in_work_(max_in_work), max_bytes_(max_bytes) {}
+  // `max_in_work` uploads may be worked on at a time, and `max_bytes` of them be there, come in part or worked on. `what`
+  // one is called in messages.
+  UploadShares(int max_in_work, int64_t max_bytes, absl::string_view what = "document")
+      : max_in_work_(max_in_work), max_bytes_(max_bytes), what_(what) {}
+
+  const std::string& what() const { return what_; }
 
   // kResourceExhausted with RetryInfo: there is no room. Nothing is taken then. Bytes are refused too while as many
   // documents as may be are in work: what cannot be worked on need not be sent.
@@ -35,6 +41,7 @@ class UploadShares {
 
   const int max_in_work_;
   const int64_t max_bytes_;
+  const std::string what_;
   absl::Mutex mu_;
   int in_work_ ABSL_GUARDED_BY(mu_) = 0;
   int64_t bytes_ ABSL_GUARDED_BY(mu_) = 0;

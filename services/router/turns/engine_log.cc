@@ -52,6 +52,8 @@ void TurnManager::Engine::OpenTurn(const TurnPtr& turn) {
     request.lease = session.lease;
     request.session_tokens = session.durable_length;
     request.session_state = session.initial_state;
+    request.session_base = session.base_position;
+    request.session_log_begin = session.log_begin;
   }
   request.begins = turn->kind == Kind::kGenerate;
   request.begin.set_request_id(turn->request_id);
@@ -83,6 +85,8 @@ void TurnManager::Engine::OnOpened(const TurnPtr& turn, const Opened& opened) {
     session.log_branch = opened.lease->log_branch();
     session.model_fingerprint = opened.lease->session().model_fingerprint();
     session.initial_state = opened.lease->session().initial_state();
+    session.base_position = BasePosition(opened.lease->session());
+    session.log_begin = opened.lease->session().log_begin();
     session.durable_length = opened.lease->session().token_count();
   }
   absl::Status status = opened.status;

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "services/common/grpc_status.h"
 #include "services/common/logging.h"
 #include "services/router/turns/engine.h"
@@ -13,11 +14,17 @@ namespace {
 using Kind = Turn::Kind;
 using Phase = Turn::Phase;
 
+// No log stands for what a session was imported with.
+absl::Status BaseLost(const std::string& session_id, uint64_t position, absl::string_view why) {
+  return absl::DataLossError(absl::StrCat("session \"", session_id, "\" was imported with a state at position ",
+                                          position, ", which cannot be read any more: ", why));
+}
+
 }  // namespace
 
 void TurnManager::Engine::OnEpochUp(uint64_t epoch, const StagePlan& plan) {
-  auto model =
-      std::make_shared<const ServingModel>(MakeServingModel(plan.model, tokenizers_, options_.unusable_tokenizers));
+  auto model = std::make_shared<ServingModel>(MakeServingModel(plan.model, tokenizers_, options_.unusable_tokenizers));
+  model->state_layout = plan.state_layout;
   {
     absl::MutexLock lock(&mu_);
     model_ = std::move(model);
@@ -126,8 +133,10 @@ void TurnManager::Engine::Locate(const TurnPtr& turn) {
   find.set_session_id(turn->session_id);
   find.set_at_or_before(std::min(at_most, turn->snapshot_limit));
   find.set_model_fingerprint(plan_.model.fingerprint());
-  const auto work = [this, find = std::move(find), fresh = turn->no_snapshot || turn->patience.leaves_snapshots(),
-                     begin = turn->begin] {
+  const absl::optional<uint64_t> base = turn->session->base_position;
+  const bool restart = turn->no_snapshot || turn->patience.leaves_snapshots();
+  if (restart && base.has_value()) find.set_at_or_before(*base);
+  const auto work = [this, find = std::move(find), fresh = restart && !base.has_value(), base, begin = turn->begin] {
     Located located;
     const absl::Time deadline = StoreDeadline();
     if (!fresh) {
@@ -135,6 +144,10 @@ void TurnManager::Engine::Locate(const TurnPtr& turn) {
       located.status = found.status();
       if (!found.ok()) return located;
       located.manifest = *std::move(found->mutable_manifest());
+      if (base.has_value() && located.manifest.snapshot_id().empty()) {
+        located.status = BaseLost(find.session_id(), *base, "the store does not know it");
+        return located;
+      }
     }
     if (located.manifest.position() >= begin) return located;
     v1::ReadTokensRequest read;
@@ -280,6 +293,9 @@ void TurnManager::Engine::OnAttachFailed(Turn& turn, const absl::Status& status)
   if (unusable && !turn.snapshot.snapshot_id().empty()) {
     if (turn.session == nullptr) return DropOwn(turn);
     metrics_->snapshots_dropped.Increment();
+    if (turn.session->base_position == turn.snapshot.position()) {
+      return Fail(turn, BaseLost(turn.session_id, turn.snapshot.position(), status.message()));
+    }
     if (turn.snapshot.position() == 0) {
       turn.no_snapshot = true;
     } else {

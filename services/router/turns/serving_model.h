@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "rwkv/v1/common.pb.h"
+#include "rwkv/v1/worker.pb.h"
 #include "services/tokenizer/tokenizer.h"
 
 namespace rwkv::router {
@@ -15,6 +16,7 @@ struct ServingModel {
   const tokenizer::Tokenizer* tokenizer = nullptr;  // Null: token ids only. Not owned.
   std::string no_tokenizer;                         // Why it is null, for messages.
   std::vector<uint32_t> banned_token_ids;           // [begin, end) pairs: ids that mean nothing to the tokenizer.
+  std::vector<v1::StateTensor> state_layout;        // Of a layer's record; set by who made the model.
 };
 
 // The model of `info` with the first of `tokenizers` that fits; with none it takes token ids only. A tokenizer fits a

@@ -180,6 +180,8 @@ struct Session {
   std::string log_branch;
   std::string model_fingerprint;
   std::string initial_state;
+  absl::optional<uint64_t> base_position;  // See v1::Session.
+  uint64_t log_begin = 0;
   uint64_t durable_length = 0;  // Of the log, as far as this router knows.
   std::shared_ptr<Turn> turn;   // The one that has the session.
   std::shared_ptr<Turn> next;   // One that waits for it to close.

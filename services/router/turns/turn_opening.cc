@@ -27,6 +27,14 @@ absl::Status CheckSessionState(const std::string& session_id, const std::string&
       absl::StrCat(named, "; the session began with ", initial_state.empty() ? "the model's own" : initial_state));
 }
 
+// What is known of a session before its turn begins.
+struct Known {
+  uint64_t tokens = 0;
+  std::string state;
+  absl::optional<uint64_t> base;
+  uint64_t log_begin = 0;
+};
+
 class Opening {
  public:
   Opening(const OpeningRequest& request, absl::Time deadline, state_store::CatalogClient* catalog)
@@ -44,24 +52,26 @@ class Opening {
   const std::string& session_id() const { return request_.acquire.session_id(); }
 
   absl::Status TakeAndBegin(bool held) {
-    uint64_t position = request_.session_tokens;
-    std::string state = request_.session_state;
+    Known session = {request_.session_tokens, request_.session_state, request_.session_base,
+                     request_.session_log_begin};
     if (held) {
       *begin_.mutable_lease() = *request_.lease;
     } else {
       RWKV_ASSIGN_OR_RETURN(v1::AcquireLeaseResponse lease, catalog_->AcquireLease(request_.acquire, deadline_));
-      position = lease.session().token_count();
-      state = lease.session().initial_state();
+      session = {lease.session().token_count(), lease.session().initial_state(), BasePosition(lease.session()),
+                 lease.session().log_begin()};
       *begin_.mutable_lease() = lease.lease();
       opened_.lease = std::move(lease);
     }
-    RWKV_RETURN_IF_ERROR(CheckSessionState(session_id(), state, request_.named_state, request_.model));
+    if (session.base.has_value() && !request_.named_state.empty()) {
+      return common::InvalidFieldError(
+          "initial_state", absl::StrCat(request_.named_state, "; the session began with an imported state"));
+    }
+    RWKV_RETURN_IF_ERROR(CheckSessionState(session_id(), session.state, request_.named_state, request_.model));
     if (!request_.begins) return absl::OkStatus();
     opened_.spec = request_.spec;
-    RWKV_RETURN_IF_ERROR(CheckNew(position));
-    if (opened_.spec.sampling().penalize_prompt()) {
-      opened_.spec.set_counts_from(position - std::min(position, kMaxCountedTokens));
-    }
+    RWKV_RETURN_IF_ERROR(CheckNew(session));
+    if (opened_.spec.sampling().penalize_prompt()) opened_.spec.set_counts_from(FirstCounted(session));
     begin_.set_spec(opened_.spec.SerializeAsString());
     RWKV_ASSIGN_OR_RETURN(opened_.begun, catalog_->BeginTurn(begin_, deadline_));
     return absl::OkStatus();
@@ -70,7 +80,8 @@ class Opening {
   bool HasInput() const { return begin_.token_ids_size() > 0; }
 
   // What a turn that would begin at `position` must satisfy. One that the session knows was accepted before.
-  absl::Status CheckNew(uint64_t position) {
+  absl::Status CheckNew(const Known& session) {
+    const uint64_t position = session.tokens;
     if (request_.resume_from == 0 && HasInput() && request_.model.max_context_tokens() == 0) return absl::OkStatus();
     if (request_.named) {
       RWKV_ASSIGN_OR_RETURN(const absl::optional<v1::Turn> known, Find(begin_.request_id()));
@@ -80,17 +91,24 @@ class Opening {
       return absl::OutOfRangeError(absl::StrCat("resume_from ", request_.resume_from, ": session \"", session_id(),
                                                 "\" knows no turn with the request_id \"", begin_.request_id(), "\""));
     }
-    if (!HasInput() && position == 0) {
+    if (!HasInput() && position == session.base.value_or(0)) {
       return common::InvalidFieldError(
-          "input", absl::StrCat("is missing, and session \"", session_id(), "\" has no tokens to go on from"));
+          "input", absl::StrCat("is missing, and session \"", session_id(), "\" has no tokens to go on from",
+                                session.base.has_value() ? " after the imported state" : ""));
     }
     RWKV_RETURN_IF_ERROR(CheckContext(request_.input_field, position, begin_.token_ids_size(),
                                       request_.spec.max_tokens(), request_.model));
-    return HasInput() ? absl::OkStatus() : GoOnFrom(position);
+    return HasInput() ? absl::OkStatus() : GoOnFrom(session);
+  }
+
+  // The oldest token that the penalties of a turn may count.
+  static uint64_t FirstCounted(const Known& session) {
+    return std::max(session.log_begin, session.tokens - std::min(session.tokens, kMaxCountedTokens));
   }
 
   // A turn without input, right after another, is its continuation: it draws and counts as if it were one with it.
-  absl::Status GoOnFrom(uint64_t position) {
+  absl::Status GoOnFrom(const Known& session) {
+    const uint64_t position = session.tokens;
     uint64_t counts_from = position;
     RWKV_ASSIGN_OR_RETURN(const absl::optional<v1::Turn> newest, Find(""));
     if (newest.has_value() && newest->begin() + newest->prompt_count() + newest->token_count() == position) {
@@ -102,7 +120,7 @@ class Opening {
       counts_from = spec.has_counts_from() ? spec.counts_from() : newest->begin() + newest->prompt_count();
       if (request_.spec.seed_drawn()) opened_.spec.mutable_sampling()->set_seed(spec.sampling().seed());
     }
-    opened_.spec.set_counts_from(std::max(counts_from, position - std::min(position, kMaxCountedTokens)));
+    opened_.spec.set_counts_from(std::max(counts_from, FirstCounted(session)));
     return absl::OkStatus();
   }
 
@@ -149,6 +167,10 @@ class Opening {
 };
 
 }  // namespace
+
+absl::optional<uint64_t> BasePosition(const v1::Session& session) {
+  return session.has_base_position() ? absl::make_optional(session.base_position()) : absl::nullopt;
+}
 
 Opened Open(const OpeningRequest& request, absl::Time deadline, state_store::CatalogClient* catalog) {
   return Opening(request, deadline, catalog).Run();

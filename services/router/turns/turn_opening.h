@@ -22,6 +22,8 @@ struct OpeningRequest {
   absl::optional<v1::Lease> lease;
   uint64_t session_tokens = 0;
   std::string session_state;  // The tuned state it began with.
+  absl::optional<uint64_t> session_base;
+  uint64_t session_log_begin = 0;
 
   bool begins = true;          // False: the session is only taken, for an export.
   v1::BeginTurnRequest begin;  // Without lease and spec. No token_ids: it goes on from what the session has.
@@ -42,6 +44,9 @@ struct Opened {
   // Tokens of the log before the turn that count as generated in it (TurnSpec.counts_from).
   std::vector<uint32_t> counted;
 };
+
+// Unset: the session stands on no imported state.
+absl::optional<uint64_t> BasePosition(const v1::Session& session);
 
 // Blocks until `deadline` at most. Errors: those of the store, and
 //   kOutOfRange: resume_from is beyond a turn's tokens, or of a turn that the session does not know.

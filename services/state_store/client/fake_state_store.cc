@@ -67,6 +67,11 @@ void FakeStateStore::LoseAnswersWith(absl::Status status) {
   lose_answers_with_ = std::move(status);
 }
 
+void FakeStateStore::LoseImportAnswersWith(absl::Status status) {
+  absl::MutexLock lock(&mu_);
+  lose_import_answers_with_ = std::move(status);
+}
+
 void FakeStateStore::FailAppendsWith(absl::Status status) {
   absl::MutexLock lock(&mu_);
   fail_appends_with_ = std::move(status);
@@ -109,7 +114,11 @@ absl::StatusOr<v1::CreateSessionResponse> FakeStateStore::CreateSession(const v1
 
 absl::StatusOr<v1::ImportSessionResponse> FakeStateStore::ImportSession(const v1::ImportSessionRequest& request,
                                                                         absl::Time deadline) {
-  return Run<absl::StatusOr<v1::ImportSessionResponse>>([&] { return catalog_->ImportSession(request, deadline); });
+  const auto answer =
+      Run<absl::StatusOr<v1::ImportSessionResponse>>([&] { return catalog_->ImportSession(request, deadline); });
+  absl::MutexLock lock(&mu_);
+  if (!lose_import_answers_with_.ok()) return lose_import_answers_with_;
+  return answer;
 }
 
 absl::StatusOr<v1::GetSessionResponse> FakeStateStore::GetSession(const v1::GetSessionRequest& request,

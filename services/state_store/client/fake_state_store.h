@@ -32,6 +32,9 @@ class FakeStateStore final : public CatalogClient, public RecordsClient {
   // The same, but the call has happened: only its answer is lost. The nastier half of kUnavailable.
   void LoseAnswersWith(absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
 
+  // The same for ImportSession alone.
+  void LoseImportAnswersWith(absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
+
   // FailWith() for AppendTokens alone, or DropSnapshot.
   void FailAppendsWith(absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
   void FailDropsWith(absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
@@ -94,6 +97,7 @@ class FakeStateStore final : public CatalogClient, public RecordsClient {
   absl::Mutex mu_;
   absl::Status fail_with_ ABSL_GUARDED_BY(mu_);
   absl::Status lose_answers_with_ ABSL_GUARDED_BY(mu_);
+  absl::Status lose_import_answers_with_ ABSL_GUARDED_BY(mu_);
   absl::Status fail_appends_with_ ABSL_GUARDED_BY(mu_);
   absl::Status fail_drops_with_ ABSL_GUARDED_BY(mu_);
   int failing_get_records_ ABSL_GUARDED_BY(mu_) = 0;
