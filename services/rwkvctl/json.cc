@@ -63,6 +63,8 @@ Json SessionToJson(const v1::Session& session) {
     json["fork_position"] = session.fork_position();
   }
   if (!session.initial_state().empty()) json["initial_state"] = session.initial_state();
+  if (session.has_base_position()) json["base_position"] = session.base_position();
+  if (session.log_begin() > 0) json["log_begin"] = session.log_begin();
   if (session.snapshot_positions_size() > 0) {
     json["snapshot_positions"] =
         std::vector<uint64_t>(session.snapshot_positions().begin(), session.snapshot_positions().end());

@@ -9,6 +9,7 @@
 #include <fstream>
 #include <functional>
 #include <limits>
+#include <map>
 #include <memory>
 #include <sstream>
 #include <string>
@@ -23,6 +24,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
+#include "services/checkpoint/session_state.h"
 #include "services/common/grpc_status.h"
 #include "services/router/client/fake_router_client.h"
 #include "services/rwkvctl/local_clusters.h"
@@ -154,6 +156,11 @@ TEST_F(RwkvctlTest, WrongUsageIsOneLineAndStatus2) {
       {{"logits", "--tokens", "1"}, "--out"},
       {{"logits", "--out", "f"}, "--tokens"},
       {{"state", "--out", "f"}, "--session"},
+      {{"sessions", "export", "s"}, "FILE is missing"},
+      {{"sessions", "export"}, "ID is missing"},
+      {{"sessions", "import"}, "FILE is missing"},
+      {{"sessions", "import", "f", "g"}, "unexpected argument \"g\""},
+      {{"sessions", "import", "f", "--position", "1"}, "takes no --position"},
       {{"state", "--session", "s"}, "--out"},
       {{"sessions"}, "create, list"},
       {{"sessions", "burn"}, "\"burn\""},
@@ -486,6 +493,90 @@ TEST_F(RwkvctlTest, StateWritesSafetensors) {
   EXPECT_EQ(Call({"state", "--session", "s", "--out", torn}), 1);
   EXPECT_THAT(err_, HasSubstr("position changes from 2 to 3"));
   EXPECT_FALSE(std::filesystem::exists(torn));
+}
+
+v1::SessionsExportStateResponse StatePiece(uint64_t position) {
+  v1::SessionsExportStateResponse piece;
+  piece.set_tensor("blocks.0.att.x_prev");
+  piece.add_shape(2);
+  piece.set_data(std::string("\0\0\x80\x3f\0\0\0\x40", 8));
+  piece.set_position(position);
+  piece.set_model_fingerprint("abcd");
+  return piece;
+}
+
+std::string ReadWhole(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return std::string{std::istreambuf_iterator<char>(file), {}};
+}
+
+nlohmann::json HeaderOf(const std::string& content) {
+  uint64_t header_bytes = 0;
+  std::memcpy(&header_bytes, content.data(), sizeof(header_bytes));
+  return nlohmann::json::parse(content.substr(8, header_bytes));
+}
+
+TEST_F(RwkvctlTest, ASessionIsExportedWithItsTokensAndImportedAsItIs) {
+  router_.logs["s"].assign(8195, 7);  // Two calls to read.
+  router_.logs["s"].back() = 9;
+  router_.initial_states["s"] = "poet@12345678";
+  router_.exported_state = {StatePiece(8195)};
+  const std::string path = (folder_ / "s.safetensors").string();
+  EXPECT_EQ(Call({"sessions", "export", "s", path}), 0) << err_;
+  const std::string content = ReadWhole(path);
+  EXPECT_EQ(out_, absl::StrCat("exported session s at position 8195 to ", path, ", ", content.size(),
+                               " bytes, with its tokens\n"));
+  const nlohmann::json header = HeaderOf(content);
+  EXPECT_EQ(header["token_ids"]["dtype"], "I32");
+  EXPECT_EQ(header["token_ids"]["shape"], nlohmann::json({8195}));
+  const std::map<std::string, std::string> metadata = header["__metadata__"];
+  const std::string payload = StatePiece(0).data() + [] {
+    std::string bytes;
+    for (int i = 0; i < 8195; ++i) bytes += std::string(i == 8194 ? "\x09\0\0\0" : "\x07\0\0\0", 4);
+    return bytes;
+  }();
+  EXPECT_THAT(content, EndsWith(payload));
+  EXPECT_EQ(metadata, (std::map<std::string, std::string>{{"position", "8195"},
+                                                          {"session", "s"},
+                                                          {"model_fingerprint", "abcd"},
+                                                          {"initial_state", "poet@12345678"},
+                                                          {"xxh3", checkpoint::SessionStateChecksum({payload})}}));
+
+  EXPECT_EQ(Call({"sessions", "import", path}), 0) << err_;
+  EXPECT_EQ(out_, "session-2\n");
+  EXPECT_EQ(err_, "");
+  EXPECT_EQ(Call({"sessions", "import", path, "--session", "mine", "--json"}), 0) << err_;
+  EXPECT_EQ(nlohmann::json::parse(out_)["id"], "mine");
+  EXPECT_THAT(router_.imported_files, ::testing::ElementsAre(content, content));
+  EXPECT_EQ(Call({"sessions", "import", path, "--session", "mine"}), 1);
+  EXPECT_THAT(err_, AllOf(HasSubstr("ALREADY_EXISTS"), HasSubstr(path)));
+  EXPECT_EQ(Call({"sessions", "import", path + ".no"}), 1);
+  EXPECT_THAT(err_, AllOf(HasSubstr("NOT_FOUND"), HasSubstr(path + ".no")));
+}
+
+TEST_F(RwkvctlTest, WhatStandsOnAnImportedStateIsSaidAndHasNoLogToExport) {
+  router_.bases["t"] = 5;
+  const std::string path = (folder_ / "t.pth").string();
+  std::ofstream(path) << "bytes";
+  EXPECT_EQ(Call({"sessions", "import", path, "--session=t"}), 0) << err_;
+  EXPECT_THAT(err_, HasSubstr("cannot be forked or rewound to before position 5"));
+  EXPECT_EQ(Call({"sessions", "show", "t"}), 0);
+  EXPECT_THAT(out_, AllOf(HasSubstr("base_position: 5\n"), HasSubstr("log_begin: 5\n")));
+  router_.exported_state = {StatePiece(5)};
+  const std::string again = (folder_ / "again.safetensors").string();
+  EXPECT_EQ(Call({"sessions", "export", "t", again, "--json"}), 0) << err_;
+  EXPECT_EQ(nlohmann::json::parse(out_)["has_log"], false);
+  EXPECT_FALSE(HeaderOf(ReadWhole(again)).contains("token_ids"));
+}
+
+TEST_F(RwkvctlTest, AnExportOfASessionThatGoesOnMeanwhileWritesNothing) {
+  router_.logs["s"] = {1, 2};
+  router_.exported_state = {StatePiece(2)};
+  router_.on_export = [this] { router_.logs["s"].push_back(3); };
+  const std::string path = (folder_ / "s.safetensors").string();
+  EXPECT_EQ(Call({"sessions", "export", "s", path}), 1);
+  EXPECT_THAT(err_, AllOf(HasSubstr("ABORTED"), HasSubstr("went on while it was exported")));
+  EXPECT_FALSE(std::filesystem::exists(path));
 }
 
 TEST_F(RwkvctlTest, SessionsAreCreatedListedShownForkedRewoundAndDeleted) {

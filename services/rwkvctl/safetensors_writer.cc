@@ -77,17 +77,21 @@ std::string SafetensorsHeader(const std::vector<TensorHeader>& tensors,
   return header + text;
 }
 
-absl::Status WriteSafetensors(const std::string& path, const std::vector<Tensor>& tensors,
-                              const std::map<std::string, std::string>& metadata) {
+absl::StatusOr<uint64_t> WriteSafetensors(const std::string& path, const std::vector<Tensor>& tensors,
+                                          const std::map<std::string, std::string>& metadata) {
   absl::StatusOr<OutputFile> file = OutputFile::Create(path);
   if (!file.ok()) return file.status();
   std::vector<TensorHeader> headers;
-  for (const Tensor& tensor : tensors) headers.push_back({tensor.name, "F32", tensor.shape, tensor.data.size()});
-  if (absl::Status status = file->Write(SafetensorsHeader(headers, metadata)); !status.ok()) return status;
+  for (const Tensor& tensor : tensors) headers.push_back({tensor.name, tensor.dtype, tensor.shape, tensor.data.size()});
+  const std::string header = SafetensorsHeader(headers, metadata);
+  uint64_t bytes = header.size();
+  if (absl::Status status = file->Write(header); !status.ok()) return status;
   for (const Tensor& tensor : tensors) {
+    bytes += tensor.data.size();
     if (absl::Status status = file->Write(tensor.data); !status.ok()) return status;
   }
-  return file->Commit();
+  if (absl::Status status = file->Commit(); !status.ok()) return status;
+  return bytes;
 }
 
 }  // namespace rwkv::rwkvctl

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 
 namespace rwkv::rwkvctl {
@@ -15,7 +16,8 @@ namespace rwkv::rwkvctl {
 struct Tensor {
   std::string name;
   std::vector<int64_t> shape;
-  std::string data;  // Little-endian fp32.
+  std::string data;  // Little-endian, of `dtype`, which has 4 bytes.
+  std::string dtype = "F32";
 };
 
 // Puts tensors together from pieces: those of one tensor come in order; others may come in between.
@@ -49,8 +51,8 @@ struct TensorHeader {
 std::string SafetensorsHeader(const std::vector<TensorHeader>& tensors,
                               const std::map<std::string, std::string>& metadata);
 
-// A whole file of float32 tensors.
-absl::Status WriteSafetensors(const std::string& path, const std::vector<Tensor>& tensors,
-                              const std::map<std::string, std::string>& metadata);
+// A whole file; returns its bytes.
+absl::StatusOr<uint64_t> WriteSafetensors(const std::string& path, const std::vector<Tensor>& tensors,
+                                          const std::map<std::string, std::string>& metadata);
 
 }  // namespace rwkv::rwkvctl

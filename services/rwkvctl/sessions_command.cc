@@ -10,6 +10,7 @@
 #include "absl/types/optional.h"
 #include "rwkv/v1/sessions.pb.h"
 #include "services/rwkvctl/json.h"
+#include "services/rwkvctl/session_file.h"
 #include "services/rwkvctl/table.h"
 
 namespace rwkv::rwkvctl {
@@ -20,8 +21,12 @@ constexpr uint32_t kTokensPerCall = 8192;  // Of 128 bytes at most, so that thei
 class SessionsCommand : public Command {
  public:
   absl::string_view name() const override { return "sessions"; }
-  absl::string_view arguments() const override { return "create|list|show|fork|rewind|delete [ID] [POSITION]"; }
-  absl::string_view summary() const override { return "creates, lists, shows, forks, rewinds and deletes sessions"; }
+  absl::string_view arguments() const override {
+    return "create|list|show|fork|rewind|delete|export|import [ID] [...]";
+  }
+  absl::string_view summary() const override {
+    return "creates, lists, shows, forks, rewinds, deletes, exports and imports sessions";
+  }
   absl::string_view details() const override {
     return "  create [ID]               a new session; prints its id. --initial-state: see status for what there is\n"
            "  list                      all sessions\n"
@@ -30,6 +35,12 @@ class SessionsCommand : public Command {
            "                            --new-session names it\n"
            "  rewind ID POSITION        drops all tokens after the first POSITION\n"
            "  delete ID...              deletes sessions\n"
+           "  export ID FILE            writes the session to a .safetensors file: its state, and its tokens if they "
+           "are at\n"
+           "                            most 524,288\n"
+           "  import FILE               a new session from such a file, or with a tuned state (.pth or .safetensors "
+           "of\n"
+           "                            blocks.N.att.time_state); prints its id; --session names it\n"
            "ID may also be given as --session ID, POSITION as --position N.\n";
   }
 
@@ -48,14 +59,19 @@ class SessionsCommand : public Command {
   }
 
   absl::Status Check(const std::vector<std::string>& positional) override {
-    constexpr absl::string_view kVerbs = "create, list, show, fork, rewind or delete";
+    constexpr absl::string_view kVerbs = "create, list, show, fork, rewind, delete, export or import";
     if (positional.empty()) return absl::InvalidArgumentError(absl::StrCat("what to do is missing: ", kVerbs));
     verb_ = positional[0];
     size_t most_ids = 1;
     size_t least_ids = 1;
     bool takes_position = false;
+    const bool takes_file = verb_ == "export" || verb_ == "import";
     if (verb_ == "create") {
       least_ids = 0;
+    } else if (verb_ == "import") {
+      least_ids = 0;
+    } else if (verb_ == "export") {
+      least_ids = 1;
     } else if (verb_ == "list") {
       least_ids = most_ids = 0;
     } else if (verb_ == "delete") {
@@ -66,8 +82,10 @@ class SessionsCommand : public Command {
       return absl::InvalidArgumentError(absl::StrCat("\"", verb_, "\" is not ", kVerbs));
     }
     for (size_t i = 1; i < positional.size(); ++i) {
-      if (ids_.size() < most_ids) {
+      if (ids_.size() < most_ids && verb_ != "import") {
         ids_.push_back(positional[i]);
+      } else if (takes_file && path_.empty()) {
+        path_ = positional[i];
       } else if (takes_position && !position_.has_value()) {
         absl::StatusOr<uint64_t> position = ParseUint64(positional[i]);
         if (!position.ok()) return absl::InvalidArgumentError(absl::StrCat("POSITION: ", position.status().message()));
@@ -85,6 +103,7 @@ class SessionsCommand : public Command {
     if (position_.has_value() && !takes_position) {
       return absl::InvalidArgumentError(absl::StrCat(verb_, " takes no --position"));
     }
+    if (takes_file && path_.empty()) return absl::InvalidArgumentError(absl::StrCat(verb_, ": FILE is missing"));
     if (verb_ == "rewind" && !position_.has_value()) return absl::InvalidArgumentError("rewind: POSITION is missing");
     if (!initial_state_.empty() && verb_ != "create") {
       return absl::InvalidArgumentError(absl::StrCat(verb_, " takes no --initial-state"));
@@ -101,6 +120,8 @@ class SessionsCommand : public Command {
     if (verb_ == "show") return Show(context);
     if (verb_ == "fork") return Fork(context);
     if (verb_ == "rewind") return Rewind(context);
+    if (verb_ == "export") return Export(context);
+    if (verb_ == "import") return Import(context);
     return Delete(context);
   }
 
@@ -129,6 +150,32 @@ class SessionsCommand : public Command {
     return Print(context, context.client->RewindSession(request), [](const v1::Session& session) {
       return absl::StrCat("rewound to ", session.token_count(), " tokens: session ", session.id());
     });
+  }
+
+  absl::Status Export(Context& context) const {
+    absl::StatusOr<ExportedSession> exported = ExportSession(context, ids_[0], /*with_log=*/true, path_);
+    if (!exported.ok()) return exported.status();
+    if (json_) {
+      context.out << DumpLine({{"session", ids_[0]},
+                               {"file", path_},
+                               {"bytes", exported->bytes},
+                               {"position", exported->position},
+                               {"has_log", exported->has_log}});
+      return absl::OkStatus();
+    }
+    context.out << "exported session " << ids_[0] << " at position " << exported->position << " to " << path_ << ", "
+                << exported->bytes << " bytes, " << (exported->has_log ? "with its tokens" : "without its tokens")
+                << "\n";
+    return absl::OkStatus();
+  }
+
+  absl::Status Import(Context& context) const {
+    absl::StatusOr<v1::Session> session = ImportSession(context, path_, ids_.empty() ? "" : ids_[0]);
+    if (session.ok() && session->has_base_position() && session->base_position() > 0) {
+      context.err << "session " << session->id() << " cannot be forked or rewound to before position "
+                  << session->base_position() << ": no log stands for the state there" << std::endl;
+    }
+    return Print(context, session, [](const v1::Session& imported) { return imported.id(); });
   }
 
   template <typename Describe>
@@ -165,6 +212,13 @@ class SessionsCommand : public Command {
     v1::Session session;
     std::vector<uint32_t> tokens;
     std::string text;
+    if (log_ || text_) {  // An imported session may not know its first tokens.
+      v1::SessionsGetRequest first;
+      first.set_session_id(ids_[0]);
+      absl::StatusOr<v1::SessionsGetResponse> response = context.client->GetSession(first);
+      if (!response.ok()) return response.status();
+      request.set_tokens_begin(response->session().log_begin());
+    }
     for (;;) {
       absl::StatusOr<v1::SessionsGetResponse> response = context.client->GetSession(request);
       if (!response.ok()) return response.status();
@@ -178,8 +232,8 @@ class SessionsCommand : public Command {
         if (!bytes.ok()) return bytes.status();
         text += bytes->data();
       }
-      request.set_tokens_begin(tokens.size());
-      if (response->token_ids_size() == 0 || tokens.size() >= session.token_count()) break;
+      request.set_tokens_begin(session.log_begin() + tokens.size());
+      if (response->token_ids_size() == 0 || request.tokens_begin() >= session.token_count()) break;
     }
     Json json = SessionToJson(session);
     if (json_) {
@@ -214,6 +268,7 @@ class SessionsCommand : public Command {
   std::vector<std::string> ids_;
   absl::optional<uint64_t> position_;
   std::string new_id_;
+  std::string path_;
   std::string initial_state_;
   bool log_ = false;
   bool text_ = false;

@@ -1,13 +1,11 @@
 #include "services/rwkvctl/state_command.h"
 
-#include <cstdint>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/types/optional.h"
 #include "rwkv/v1/sessions.pb.h"
-#include "services/rwkvctl/safetensors_writer.h"
+#include "services/rwkvctl/session_file.h"
 
 namespace rwkv::rwkvctl {
 namespace {
@@ -18,7 +16,9 @@ class StateCommand : public Command {
   absl::string_view summary() const override { return "writes the recurrent state of a session"; }
   absl::string_view details() const override {
     return "The file is .safetensors, float32: blocks.N.att.x_prev [D], blocks.N.att.state [head, value, key] and\n"
-           "blocks.N.ffn.x_prev [D]. __metadata__ says at which position of the session the state stands.\n";
+           "blocks.N.ffn.x_prev [D]. __metadata__ says at which position of the session the state stands, and of "
+           "which\n"
+           "model it is. It is what `sessions export` writes, without the log.\n";
   }
 
   void AddFlags(FlagSet& flags) override {
@@ -40,21 +40,7 @@ class StateCommand : public Command {
   }
 
   absl::Status Run(Context& context) override {
-    TensorCollector collector;
-    absl::optional<uint64_t> position;
-    absl::Status status = context.client->ExportState(request_, [&](const v1::SessionsExportStateResponse& response) {
-      if (position.value_or(response.position()) != response.position()) {
-        return absl::DataLossError(absl::StrCat("the state's position changes from ", *position, " to ",
-                                                response.position(), " at tensor ", response.tensor()));
-      }
-      position = response.position();
-      const std::vector<int64_t> shape(response.shape().begin(), response.shape().end());
-      return collector.Add(response.tensor(), shape, response.offset_bytes(), response.data());
-    });
-    if (status.ok()) status = collector.Finish();
-    if (!status.ok()) return status;
-    return WriteSafetensors(path_, collector.tensors(),
-                            {{"position", absl::StrCat(*position)}, {"session", request_.session_id()}});
+    return ExportSession(context, request_.session_id(), /*with_log=*/false, path_).status();
   }
 
  private:
