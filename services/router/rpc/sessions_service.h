@@ -1,4 +1,5 @@
-// rwkv.v1.Sessions: the state store's catalog for clients, export and import of a state. What blocks runs on an executor.
+// rwkv.v1.Sessions: the state store's catalog for clients, export and import of a state. What blocks runs on an
+// executor.
 #pragma once
 
 #include <functional>

@@ -23,8 +23,8 @@ struct UploadLimits {
 // Of all uploads together. Thread-safe.
 class UploadShares {
  public:
-  // `max_in_work` uploads may be worked on at a time, and `max_bytes` of them be there, come in part or worked on. `what`
-  // one is called in messages.
+  // `max_in_work` uploads may be worked on at a time, and `max_bytes` of them be there, come in part or worked on.
+  // `what` one is called in messages.
   UploadShares(int max_in_work, int64_t max_bytes, absl::string_view what = "document")
       : max_in_work_(max_in_work), max_bytes_(max_bytes), what_(what) {}
 
