@@ -264,6 +264,19 @@ TEST_F(LoadRunnerTest, StoppedItEndsItsRequestsAndReports) {
   EXPECT_EQ(report.elapsed, absl::Seconds(12));
 }
 
+TEST_F(LoadRunnerTest, WhatIsAnsweredInSpiteOfAStopIsCompleted) {
+  options_.workload.duration = absl::Hours(1);
+  options_.workload.max_tokens = {0, 0};
+  LoadRunner runner(options_, &client_, &clock_, [](const LoadProgress&) {});
+  state_.answer_to = [&](const std::string&) {
+    runner.Stop();
+    return "";
+  };
+  const LoadReport report = runner.Run();
+  EXPECT_EQ(report.completed, 1);
+  EXPECT_EQ(report.interrupted, 0);
+}
+
 TEST_F(LoadRunnerTest, StoppedBeforeItBeginsItSendsNothing) {
   options_.workload.duration = absl::Hours(1);
   LoadRunner runner(options_, &client_, &clock_, [](const LoadProgress&) {});
