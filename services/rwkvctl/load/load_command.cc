@@ -8,7 +8,6 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "absl/types/optional.h"
@@ -18,6 +17,7 @@
 #include "services/rwkvctl/input.h"
 #include "services/rwkvctl/json.h"
 #include "services/rwkvctl/load/load_clock.h"
+#include "services/rwkvctl/load/progress_line.h"
 #include "services/rwkvctl/load/report.h"
 #include "services/rwkvctl/load/runner.h"
 #include "services/rwkvctl/load/workload.h"
@@ -30,39 +30,6 @@ namespace {
 constexpr uint32_t kMaxThreads = 4096;  // One a request in flight.
 constexpr uint32_t kMaxSessions = 1000000;
 constexpr absl::Duration kDefaultDuration = absl::Seconds(30);
-
-// A line on `err` as the load goes on, drawn over on a terminal.
-class ProgressLine {
- public:
-  ProgressLine(std::ostream& err, bool is_terminal) : err_(err), is_terminal_(is_terminal) {}
-  ~ProgressLine() {
-    if (is_terminal_ && drawn_) err_ << "\r\x1b[K" << std::flush;
-  }
-  ProgressLine(const ProgressLine&) = delete;
-  ProgressLine& operator=(const ProgressLine&) = delete;
-
-  absl::Duration interval() const { return is_terminal_ ? absl::Seconds(1) : absl::Seconds(10); }
-
-  void Update(const LoadProgress& now) {
-    const double seconds = absl::ToDoubleSeconds(now.elapsed - last_.elapsed);
-    const double rate = static_cast<double>(now.generated_tokens - last_.generated_tokens) / seconds;
-    err_ << (is_terminal_ ? "\r\x1b[K" : "")
-         << absl::StrFormat(
-                "%.0f s: %d sent, %d in flight, %d completed, %d failed, %d refused, %.1f tokens/s, "
-                "first token %s",
-                absl::ToDoubleSeconds(now.elapsed), now.sent, now.in_flight(), now.completed, now.failed, now.refusals,
-                rate, ShortDuration(now.ttft_p50))
-         << (is_terminal_ ? "" : "\n") << std::flush;
-    last_ = now;
-    drawn_ = true;
-  }
-
- private:
-  std::ostream& err_;
-  const bool is_terminal_;
-  LoadProgress last_;
-  bool drawn_ = false;
-};
 
 class LoadCommand : public Command {
  public:
@@ -142,7 +109,7 @@ class LoadCommand : public Command {
       RWKV_ASSIGN_OR_RETURN(OutputFile file, OutputFile::Create(out_path_));
       out.emplace(std::move(file));
     }
-    ProgressLine progress(context.err, context.err_is_terminal);
+    LoadProgressLine progress(context.err, context.err_is_terminal);
     options.progress_interval = progress.interval();
     Json settings = SettingsToJson(options);
     SteadyLoadClock clock;

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <random>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -16,6 +17,7 @@
 #include "services/rwkvctl/load/arrivals.h"
 #include "services/rwkvctl/load/conversations.h"
 #include "services/rwkvctl/load/histogram.h"
+#include "services/rwkvctl/load/progress_line.h"
 #include "services/rwkvctl/load/random.h"
 #include "services/rwkvctl/load/report.h"
 #include "services/rwkvctl/load/workload.h"
@@ -410,6 +412,33 @@ TEST(ReportTest, TimesHaveThreeDigits) {
   EXPECT_EQ(ShortDuration(absl::Nanoseconds(999900000)), "1 s");
   EXPECT_EQ(ShortDuration(absl::Milliseconds(61230)), "61.2 s");
   EXPECT_EQ(ShortDuration(absl::Seconds(3661)), "3661 s");
+}
+
+TEST(ProgressLineTest, IsALineWithTheRateSinceTheLast) {
+  std::ostringstream out;
+  {
+    LoadProgressLine line(out, /*is_terminal=*/false);
+    EXPECT_EQ(line.interval(), absl::Seconds(10));
+    line.Update({absl::Seconds(10), 9, 4, 2, 1, 300, absl::Milliseconds(20)});
+    line.Update({absl::Seconds(20), 12, 8, 3, 1, 1100, absl::Milliseconds(1500)});
+  }
+  EXPECT_EQ(out.str(),
+            "10 s: 9 sent, 3 in flight, 4 completed, 2 failed, 1 refused, 30.0 tokens/s, first token 20 ms\n"
+            "20 s: 12 sent, 1 in flight, 8 completed, 3 failed, 1 refused, 80.0 tokens/s, first token 1.5 s\n");
+}
+
+TEST(ProgressLineTest, IsDrawnOverOnATerminalAndWipedAtTheEnd) {
+  std::ostringstream out;
+  {
+    LoadProgressLine line(out, /*is_terminal=*/true);
+    EXPECT_EQ(line.interval(), absl::Seconds(1));
+    line.Update({absl::Seconds(1), 1, 0, 0, 0, 2, absl::ZeroDuration()});
+  }
+  EXPECT_EQ(out.str(),
+            "\r\x1b[K1 s: 1 sent, 1 in flight, 0 completed, 0 failed, 0 refused, 2.0 tokens/s, first token 0\r\x1b[K");
+  std::ostringstream untouched;
+  { const LoadProgressLine line(untouched, /*is_terminal=*/true); }
+  EXPECT_EQ(untouched.str(), "");
 }
 
 }  // namespace

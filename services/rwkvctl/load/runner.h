@@ -11,22 +11,11 @@
 #include "rwkv/v1/common.pb.h"
 #include "services/router/client/router_client.h"
 #include "services/rwkvctl/load/load_clock.h"
+#include "services/rwkvctl/load/progress_line.h"
 #include "services/rwkvctl/load/report.h"
 #include "services/rwkvctl/load/workload.h"
 
 namespace rwkv::rwkvctl {
-
-// Of a load that runs.
-struct LoadProgress {
-  absl::Duration elapsed;
-  uint64_t sent = 0;  // Requests that were begun.
-  uint64_t completed = 0;
-  uint64_t failed = 0;
-  uint64_t refusals = 0;
-  uint64_t generated_tokens = 0;  // Also of requests that run.
-  absl::Duration ttft_p50;        // Of all that have ended.
-  uint64_t in_flight() const { return sent - completed - failed; }
-};
 
 struct LoadOptions {
   WorkloadOptions workload;
