@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <iostream>
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -108,6 +109,24 @@ std::vector<RawTensor> WithNames(std::vector<RawTensor> tensors, const std::vect
   return tensors;
 }
 
+// A state of a model of two layers, with its log; and a tuned one.
+std::vector<RawTensor> StateTensors() {
+  std::vector<RawTensor> tensors;
+  for (const char* layer : {"blocks.0", "blocks.1"}) {
+    for (const char* name : {".att.x_prev", ".ffn.x_prev"}) {
+      tensors.push_back({{absl::StrCat(layer, name), ElementType::kFloat32, {2}}, std::string(8, '\x3f')});
+    }
+    tensors.push_back({{absl::StrCat(layer, ".att.state"), ElementType::kFloat32, {1, 2, 2}}, std::string(16, '\x3e')});
+  }
+  tensors.push_back({{"token_ids", ElementType::kInt32, {3}}, std::string("\1\0\0\0\2\0\0\0\3\0\0\0", 12)});
+  return tensors;
+}
+
+std::vector<RawTensor> TunedTensors() {
+  return {{{"blocks.0.att.time_state", ElementType::kFloat32, {1, 2, 2}}, std::string(16, '\x3e')},
+          {{"blocks.1.att.time_state", ElementType::kBFloat16, {1, 2, 2}}, std::string(8, '\x3e')}};
+}
+
 absl::Status WriteAll(const std::string& root) {
   const Write write = [&root](const std::string& folder, const std::string& name, const std::string& bytes) {
     mkdir(absl::StrCat(root, "/", folder).c_str(), 0755);
@@ -123,6 +142,16 @@ absl::Status WriteAll(const std::string& root) {
   RWKV_RETURN_IF_ERROR(write("safetensors", "few", SafetensorsBytes(few)));
   RWKV_RETURN_IF_ERROR(write("safetensors", "metadata", SafetensorsBytes(few, {{"format", "pt"}, {"a", "\"b\""}})));
   RWKV_RETURN_IF_ERROR(write("safetensors", "model", SafetensorsBytes(model)));
+
+  const std::map<std::string, std::string> of_state = {
+      {"model_fingerprint", "f"}, {"position", "3"}, {"xxh3", "0123456789abcdef"}, {"initial_state", "a@12345678"}};
+  std::map<std::string, std::string> unchecked = of_state;
+  unchecked.erase("xxh3");
+  RWKV_RETURN_IF_ERROR(write("session_state", "checked", SafetensorsBytes(StateTensors(), of_state)));
+  RWKV_RETURN_IF_ERROR(write("session_state", "unchecked", SafetensorsBytes(StateTensors(), unchecked)));
+  RWKV_RETURN_IF_ERROR(write("session_state", "tuned.safetensors", SafetensorsBytes(TunedTensors())));
+  RWKV_RETURN_IF_ERROR(write("session_state", "tuned.pth", TorchZipBytes(TunedTensors())));
+  RWKV_RETURN_IF_ERROR(write("session_state", "tuned_legacy.pth", TorchLegacyBytes(TunedTensors())));
 
   RWKV_RETURN_IF_ERROR(write("torch_file", "zip", TorchZipBytes(few)));
   RWKV_RETURN_IF_ERROR(write("torch_file", "legacy", TorchLegacyBytes(few)));
