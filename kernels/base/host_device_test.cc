@@ -40,6 +40,15 @@ TEST(HostDeviceTest, BuffersAreZeroedAndAligned) {
   }
 }
 
+TEST(HostDeviceTest, MemoryThatWasUsedBeforeIsZeroedToo) {
+  PlainDevice device;
+  for (int round = 0; round < 8; ++round) {
+    ASSERT_OK_AND_ASSIGN(Buffer buffer, device.Allocate(4096, MemoryKind::kDevice));
+    EXPECT_EQ(std::count(buffer.as<char>(), buffer.as<char>() + 4096, 0), 4096) << round;
+    std::memset(buffer.data(), 0x5a, 4096);
+  }
+}
+
 int64_t ResidentBytes() {
   std::ifstream statm("/proc/self/statm");
   int64_t total = 0;

@@ -241,6 +241,11 @@ TEST(AdapterTest, WhatDoesNotFitIsRefusedByName) {
     const char* message;
   } kCases[] = {
       {"alpha of zero", 0, {a, b}, absl::StatusCode::kInvalidArgument, "lora.st: alpha is 0"},
+      {"infinite alpha",
+       std::numeric_limits<double>::infinity(),
+       {a, b},
+       absl::StatusCode::kInvalidArgument,
+       "alpha is inf"},
       {"alpha of NaN", nan, {a, b}, absl::StatusCode::kInvalidArgument, "alpha is nan"},
       {"no adapter",
        1,

@@ -496,6 +496,15 @@ TEST(ModelConfigTest, TheBonusOfRwkv5HasTwoNames) {
   EXPECT_THAT(ConfigOf(tensors), StatusIs(kInvalid, HasSubstr("time_faaaa\" of shape [2] is not part")));
 }
 
+TEST(ModelConfigTest, AnyPartOfAGateMakesIt51) {
+  std::vector<RawTensor> tensors = *testing::MakeRandomModel(BaseOptions(ModelVersion::k5_1));
+  tensors.erase(
+      std::remove_if(tensors.begin(), tensors.end(),
+                     [](const RawTensor& tensor) { return tensor.spec.name.find(".att.gate.") != std::string::npos; }),
+      tensors.end());
+  EXPECT_THAT(ConfigOf(tensors), StatusIs(kInvalid, HasSubstr("\"blocks.0.att.gate.weight\" is missing")));
+}
+
 // X becomes int8 with X.scale, or two to a byte with X.scale and X.min.
 void Quantize(std::vector<RawTensor>* tensors, const std::string& name, bool is_int4, int64_t group) {
   const std::vector<int64_t> shape = Named(tensors, name).spec.shape;

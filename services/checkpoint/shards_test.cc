@@ -78,9 +78,9 @@ TEST_F(ShardsTest, AFolderAndItsIndexAreTheModel) {
     EXPECT_THAT(*contents, expected);
   }
   ASSERT_OK_AND_ASSIGN(const auto checkpoint, Checkpoint::Open(folder_));
-  EXPECT_EQ(checkpoint->file_bytes(), static_cast<int64_t>(std::filesystem::file_size(
-                                          Path("model-00001-of-00002.safetensors")) +
-                                      std::filesystem::file_size(Path("model-00002-of-00002.safetensors"))));
+  EXPECT_EQ(checkpoint->file_bytes(),
+            static_cast<int64_t>(std::filesystem::file_size(Path("model-00001-of-00002.safetensors")) +
+                                 std::filesystem::file_size(Path("model-00002-of-00002.safetensors"))));
 }
 
 TEST_F(ShardsTest, OfTwoIndexesTheSafetensorsOneIsTaken) {
@@ -102,8 +102,8 @@ TEST_F(ShardsTest, FoldersThatNameNoModel) {
                                           AllOf(HasSubstr(folder_), HasSubstr("folder without a checkpoint"))));
   Write("one.pth", "x");
   Write("two.safetensors", "x");
-  EXPECT_THAT(Contents(folder_), StatusIs(absl::StatusCode::kInvalidArgument,
-                                          AllOf(HasSubstr("one.pth"), HasSubstr("two.safetensors"))));
+  EXPECT_THAT(Contents(folder_),
+              StatusIs(absl::StatusCode::kInvalidArgument, AllOf(HasSubstr("one.pth"), HasSubstr("two.safetensors"))));
   EXPECT_THAT(Contents(Path("nowhere")), StatusIs(absl::StatusCode::kNotFound, HasSubstr("nowhere")));
 }
 
@@ -170,6 +170,11 @@ TEST_F(SplitGgufTest, AnyPartStandsForAll) {
     std::memcpy(&value, bias.data, 4);
     EXPECT_EQ(value, 2);
   }
+}
+
+TEST_F(SplitGgufTest, AsManyPartsAsNobodyHasAreRefused) {
+  EXPECT_THAT(Contents(Path("m-00001-of-01025.gguf")),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("one of 1025 parts; at most 1024 go")));
 }
 
 TEST_F(SplitGgufTest, APartThatIsMissingOrIsAnotherIsNamed) {

@@ -1,7 +1,10 @@
 #include "services/common/executor.h"
 
 #include <atomic>
+#include <memory>
+#include <utility>
 
+#include "absl/synchronization/barrier.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
 #include "gtest/gtest.h"
@@ -27,6 +30,24 @@ TEST(ExecutorTest, WorkIsBoundedAndAllThatWasTakenRuns) {
   executor.Stop();
   EXPECT_EQ(ran, 3);
   EXPECT_FALSE(executor.TryRun([&] { ++ran; }));
+}
+
+TEST(ExecutorTest, SoManyRunAtATime) {
+  absl::Barrier all(3);  // Returns only when three wait.
+  Executor executor(3, 8);
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(executor.TryRun([&] { all.Block(); }));
+  executor.Stop();
+}
+
+TEST(ExecutorTest, WhatWorkHoldsGoesWhenItHasRun) {
+  Executor executor(1, 2);
+  absl::Notification gone;
+  auto held = std::shared_ptr<int>(new int(7), [&gone](int* value) {
+    delete value;
+    gone.Notify();
+  });
+  ASSERT_TRUE(executor.TryRun([held = std::move(held)] {}));
+  EXPECT_TRUE(gone.WaitForNotificationWithTimeout(absl::Seconds(30))) << "kept until there is other work";
 }
 
 }  // namespace

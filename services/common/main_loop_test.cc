@@ -60,6 +60,11 @@ TEST_F(MainLoopDeathTest, StrayArgumentExitsWithTwo) {
   EXPECT_EXIT(RunAndExit({"stray"}, PrintSlots), ExitedWithCode(2), "unexpected argument \"stray\"");
 }
 
+TEST_F(MainLoopDeathTest, WhatStandsBehindTwoDashesIsNoFlag) {
+  EXPECT_EXIT(RunAndExit({"--slotz=7", "--", "--help"}, PrintSlots), ExitedWithCode(2), "slotz");
+  EXPECT_EXIT(RunAndExit({"--", "--help"}, PrintSlots), ExitedWithCode(2), "unexpected argument \"--help\"");
+}
+
 TEST_F(MainLoopDeathTest, HelpExitsWithZero) { EXPECT_EXIT(RunAndExit({"--help"}, PrintSlots), ExitedWithCode(0), ""); }
 
 TEST_F(MainLoopDeathTest, FlagfileIsRead) {

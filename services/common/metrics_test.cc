@@ -20,11 +20,14 @@ namespace rwkv::common {
 namespace {
 
 using ::rwkv::testing::StatusIs;
+using ::testing::AllOf;
+using ::testing::Contains;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
 
 // The answer to "GET /metrics", headers and all; empty if nobody listens.
-std::string Scrape(const std::string& address_text) {
+std::string Scrape(const std::string& address_text, const std::string& path = "/metrics") {
   const HostPort address = *ParseHostPort(address_text);
   sockaddr_in socket_address = {};
   socket_address.sin_family = AF_INET;
@@ -33,7 +36,7 @@ std::string Scrape(const std::string& address_text) {
   const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   std::string answer;
   if (connect(fd, reinterpret_cast<sockaddr*>(&socket_address), sizeof(socket_address)) == 0) {
-    const std::string request = "GET /metrics HTTP/1.0\r\n\r\n";
+    const std::string request = "GET " + path + " HTTP/1.0\r\n\r\n";
     EXPECT_EQ(send(fd, request.data(), request.size(), 0), request.size());
     char buffer[4096];
     for (ssize_t n = 0; (n = recv(fd, buffer, sizeof(buffer), 0)) > 0;) answer.append(buffer, n);
@@ -55,6 +58,7 @@ TEST(MetricsTest, EndpointServesWhatWasCounted) {
   EXPECT_THAT(page, HasSubstr("rwkv_test_events_total{process=\"worker-0\",kind=\"a\"} 3"));
   EXPECT_THAT(page, HasSubstr("rwkv_test_slots{process=\"worker-0\"} 64"));
   EXPECT_THAT(page, HasSubstr("rwkv_test_step_seconds_bucket{process=\"worker-0\",le=\"0.0005\"} 1"));
+  EXPECT_THAT(Scrape(metrics->address(), "/other"), HasSubstr("404"));
 }
 
 TEST(MetricsTest, WithoutAddressThereIsNoEndpoint) {
@@ -93,7 +97,9 @@ TEST(MetricsTest, BucketsAscend) {
     EXPECT_TRUE(std::is_sorted(buckets.begin(), buckets.end()));
     EXPECT_EQ(std::adjacent_find(buckets.begin(), buckets.end()), buckets.end());
   }
-  EXPECT_EQ(Metrics::LatencyBuckets().front(), 0.0005);
+  EXPECT_THAT(Metrics::LatencyBuckets(),
+              ElementsAre(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60));
+  EXPECT_THAT(Metrics::CountBuckets(), AllOf(Contains(1), Contains(2), Contains(1024), Contains(4096)));
 }
 
 TEST(MetricsDeathTest, OneNameAsTwoKindsIsOurBug) {

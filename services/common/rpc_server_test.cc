@@ -157,8 +157,11 @@ TEST(RpcServerTest, PortInUseIsUnavailableAndNamed) {
   SlowService other;
   RpcServer::Options options;
   options.listen_address = first->address();
+  options.port_file = ::testing::TempDir() + "/old_port_file";
+  std::ofstream(options.port_file) << "grpc=stale\n";
   EXPECT_THAT(RpcServer::Start(options, {&other}),
               StatusIs(absl::StatusCode::kUnavailable, HasSubstr(first->address())));
+  EXPECT_FALSE(std::ifstream(options.port_file)) << "it would be taken for this server's";
   EXPECT_THAT(CallGetStatus(first->address()), IsOk());
 }
 

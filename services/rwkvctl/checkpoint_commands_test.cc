@@ -460,13 +460,13 @@ TEST_F(CheckpointCommandsTest, TensorsThatAreNoPartOfTheModelAreLeftOutWhenAsked
 }
 
 TEST_F(CheckpointCommandsTest, WeightsThatDoNotFitArePointedAt) {
-  const auto model = [this](float value) {
+  const auto model = [this](float value, int64_t element = 5) {
     testing::RandomModelOptions options;
     options.width = options.head_size = 4;
     options.dtype = kernels::DType::kFloat32;
     std::vector<testing::RawTensor> tensors = *testing::MakeRandomModel(options);
     for (testing::RawTensor& tensor : tensors) {
-      if (tensor.spec.name == "blocks.1.att.key.weight") std::memcpy(&tensor.data[20], &value, sizeof(value));
+      if (tensor.spec.name == "blocks.1.att.key.weight") std::memcpy(&tensor.data[element * 4], &value, 4);
     }
     EXPECT_OK(testing::WriteFileAtomically(Path("model"), testing::SafetensorsBytes(tensors)));
     return Path("model");
@@ -475,6 +475,7 @@ TEST_F(CheckpointCommandsTest, WeightsThatDoNotFitArePointedAt) {
                 "\"blocks.1.att.key.weight\": element 5, 1e+06, is too large for fp16");
   ExpectFailure({"convert", model(NAN), Path("out"), "--dtype", "int8"}, 1,
                 "\"blocks.1.att.key.weight\": element 5 is nan");
+  ExpectFailure({"convert", model(-1e6f, 4), Path("out"), "--dtype", "fp16"}, 1, "element 4, -1e+06, is too large");
   EXPECT_EQ(Files(), std::vector<std::string>{"model"});
 }
 

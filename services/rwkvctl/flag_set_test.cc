@@ -117,6 +117,13 @@ TEST_F(FlagSetTest, HelpNamesEveryFlag) {
   EXPECT_THAT(flags_.Help(), AllOf(HasSubstr("--word TEXT"), HasSubstr("a word\n"), HasSubstr("--switch ")));
 }
 
+TEST(FlagSetHelpTest, ALongNameIsPartedFromItsHelp) {
+  FlagSet flags;
+  std::string value;
+  flags.AddString("name-of-twenty-characters", "TEXT", "help", &value);
+  EXPECT_EQ(flags.Help(), "  --name-of-twenty-characters TEXT help\n");
+}
+
 TEST(ParseTokenIdsTest, CommasAndBlanksPartIds) {
   EXPECT_THAT(ParseTokenIds("1,2,3"), IsOkAndHolds(ElementsAre(1, 2, 3)));
   EXPECT_THAT(ParseTokenIds(" 1 2\n3,4 , 5 "), IsOkAndHolds(ElementsAre(1, 2, 3, 4, 5)));

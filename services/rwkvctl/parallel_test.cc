@@ -1,11 +1,15 @@
 #include "services/rwkvctl/parallel.h"
 
 #include <atomic>
+#include <set>
+#include <thread>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/barrier.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/testing/status_matchers.h"
@@ -63,6 +67,32 @@ TEST(ParallelTest, TheFirstErrorByNumberStopsAll) {
                 StatusIs(absl::StatusCode::kAborted, "job 5"));
     EXPECT_LE(calls, 5 + at_once);
   }
+}
+
+TEST(ParallelTest, NoMoreThreadsThanAllowed) {
+  constexpr size_t kJobs = 8;
+  absl::Mutex mutex;
+  std::set<std::thread::id> threads;
+  size_t others = 0;
+  const auto done = [&] { return others == kJobs - 1; };
+  EXPECT_THAT(RunInParallel(
+                  kJobs, 2,
+                  [&](size_t i) {
+                    absl::MutexLock lock(&mutex);
+                    if (i == 0) {  // Keeps one of the two for as long as the other works.
+                      return mutex.AwaitWithTimeout(absl::Condition(&done), absl::Seconds(30))
+                                 ? absl::OkStatus()
+                                 : absl::DeadlineExceededError("the other jobs have not run");
+                    }
+                    threads.insert(std::this_thread::get_id());
+                    ++others;
+                    // A third thread would take the next one meanwhile.
+                    mutex.AwaitWithTimeout(absl::Condition(&done), absl::Milliseconds(2));
+                    return absl::OkStatus();
+                  },
+                  [](size_t) {}),
+              IsOk());
+  EXPECT_EQ(threads.size(), 1);
 }
 
 }  // namespace

@@ -209,6 +209,24 @@ TEST_P(LinkTest, ABreakThatHasHappenedIsToldAtOnce) {
   EXPECT_TRUE(told);
 }
 
+TEST_P(LinkTest, OurOwnAbortIsNotToldUs) {
+  const auto receiver = pair_->downstream().Accept("e");
+  bool told = false;
+  receiver->Abort();
+  receiver->NotifyBroken([&told](const absl::Status&) { told = true; });
+  EXPECT_FALSE(told);
+}
+
+TEST_P(LinkTest, AReceiverThatWasReplacedTakesNoOtherWithIt) {
+  auto old = pair_->downstream().Accept("e");
+  const auto receiver = pair_->downstream().Accept("e");
+  old.reset();
+  const auto sender = pair_->upstream().Dial(pair_->address(), "e");
+  ASSERT_THAT(sender->Connect(), IsOk());
+  ASSERT_THAT(Send(*sender, 1, 2), IsOk());
+  EXPECT_THAT(Receive(*receiver), IsOk());
+}
+
 // The bound: a receiver that takes nothing makes Send wait, and its end makes Send fail.
 TEST_P(LinkTest, SendWaitsForASlowReceiverAndEndsWithIt) {
   auto receiver = pair_->downstream().Accept("e");
