@@ -88,3 +88,36 @@ def cuda_library(name, srcs, hdrs = [], deps = [], copts = [], **kwargs):
         deps = deps + ["@local_cuda//:cudart"],
         **kwargs
     )
+
+def emulated_cuda_library(name, srcs, textual_hdrs = [], deps = [], copts = [], **kwargs):
+    """The same sources as plain C++, for tests: kernels run on the emulation of kernels/cuda/testing.
+
+    Args:
+      name: of the cc_library.
+      srcs: .cu files.
+      textual_hdrs: .cuh files.
+      deps: C++ libraries, the emulation among them.
+      copts: more arguments for the compiler.
+      **kwargs: visibility, testonly, tags.
+    """
+    wrappers = []
+    for source in srcs:
+        label = source if source.startswith("//") else "//%s:%s" % (native.package_name(), source)
+        stem = label.rsplit(":", 1)[1][:-len(".cu")]
+        path = label[2:].replace(":", "/")
+        wrapper = "%s_%s.cc" % (name, stem)
+        native.genrule(
+            name = "%s_%s_source" % (name, stem),
+            outs = [wrapper],
+            cmd = "echo '#include \"%s\"' > $@" % path,
+            testonly = kwargs.get("testonly", False),
+        )
+        wrappers.append(wrapper)
+    native.cc_library(
+        name = name,
+        srcs = wrappers,
+        textual_hdrs = textual_hdrs + srcs,
+        copts = ["-std=c++17", "-Wall", "-Werror", "-Wno-pass-failed", "-ffp-contract=off"] + copts,
+        deps = deps,
+        **kwargs
+    )

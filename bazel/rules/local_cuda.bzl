@@ -25,7 +25,10 @@ def _local_cuda_impl(ctx):
         # buildifier: disable=print
         print("no nvcc found: this build is CPU-only")
         ctx.file("defs.bzl", "NVCC = None\n")
-        ctx.file("BUILD", """cc_library(name = "cudart", visibility = ["//visibility:public"])\n""")
+        ctx.file("BUILD", "".join([
+            """cc_library(name = "%s", visibility = ["//visibility:public"])\n""" % name
+            for name in ["cudart", "cudart_headers"]
+        ]))
         return
     libraries = "lib64" if toolkit.get_child("lib64").exists else "lib"
     ctx.file("defs.bzl", "NVCC = \"%s\"\n" % toolkit.get_child("bin").get_child("nvcc"))
@@ -34,9 +37,14 @@ def _local_cuda_impl(ctx):
     ctx.symlink(toolkit.get_child("include"), "include")
     ctx.file("BUILD", """
 cc_library(
-    name = "cudart",
-    hdrs = glob(["include/*.h", "include/crt/**"]),
+    name = "cudart_headers",
+    hdrs = glob(["include/*.h", "include/*.hpp", "include/crt/**"]),
     includes = ["include"],
+    visibility = ["//visibility:public"],
+)
+cc_library(
+    name = "cudart",
+    deps = [":cudart_headers"],
     linkopts = ["-L%s", "-lcudart_static", "-ldl", "-lpthread", "-lrt"],
     visibility = ["//visibility:public"],
 )

@@ -11,6 +11,7 @@
 #include "kernels/base/device.h"
 #include "kernels/base/quantize.h"
 #include "kernels/conformance/protected_device.h"
+#include "kernels/cuda/testing/emulated_cuda.h"
 #include "kernels/dispatch/open_device.h"
 
 namespace rwkv::kernels::conformance {
@@ -29,13 +30,19 @@ std::vector<float> Random::Uniforms(int64_t count, float low, float high) {
 std::vector<std::string> Backends() {
   std::vector<std::string> backends = AvailableDevices();
   backends.push_back("protected");
+  if (cuda::HasEmulatedDevice()) backends.emplace_back(cuda::kEmulatedDevice);
   return backends;
 }
 
 Device& OpenedDevice(const std::string& name) {
   static auto* const devices = new std::map<std::string, std::unique_ptr<Device>>;
   std::unique_ptr<Device>& device = (*devices)[name];
-  if (device == nullptr) device = name == "protected" ? ProtectDevice(*OpenDevice("auto")) : *OpenDevice(name);
+  if (device != nullptr) return *device;
+  if (name == "protected") {
+    device = ProtectDevice(*OpenDevice("cpu"));
+  } else {
+    device = name == cuda::kEmulatedDevice ? *cuda::OpenEmulatedDevice() : *OpenDevice(name);
+  }
   return *device;
 }
 

@@ -30,8 +30,8 @@ class Random {
   std::mt19937 generator_;
 };
 
-// Every device this machine opens by its name (kernels/dispatch), and "protected", the fastest of them with its memory
-// out of the host's reach.
+// Every device this machine opens by its name (kernels/dispatch); "protected", the fastest CPU with its memory out of
+// the host's reach; and "cuda/emulated" where the build has CUDA's headers.
 std::vector<std::string> Backends();
 
 // The device of that name, opened once in the process.

@@ -1,14 +1,30 @@
 #include "kernels/dispatch/open_device.h"
 
 #include "absl/status/status.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
 #include "kernels/cpu/cpu.h"
+#include "kernels/cuda/cuda.h"
 #include "kernels/reference/reference.h"
 
 namespace rwkv::kernels {
 
+namespace {
+
+std::string FastestCpu() {
+  std::string name;
+  for (const cpu::Backend& backend : cpu::Backends()) {
+    if (backend.runs_here) name = std::string(backend.name);
+  }
+  return name;
+}
+
+}  // namespace
+
 absl::StatusOr<std::unique_ptr<Device>> OpenDevice(absl::string_view request, int threads) {
+  const std::string asked(request);
   if (request == "reference") return reference::OpenDevice();
   std::vector<std::string> names = {"auto", "reference", "cpu"};
   for (const cpu::Backend& backend : cpu::Backends()) {
@@ -17,8 +33,17 @@ absl::StatusOr<std::unique_ptr<Device>> OpenDevice(absl::string_view request, in
     if (backend.runs_here) return cpu::OpenDevice(backend, threads);
     return absl::UnimplementedError(absl::StrCat("device \"", request, "\" cannot run on this processor"));
   }
-  if (request == "auto" || request == "cpu") return OpenDevice(AvailableDevices().back(), threads);
-  return absl::InvalidArgumentError(absl::StrCat("device \"", request, "\" is none of ", absl::StrJoin(names, ", ")));
+  names.emplace_back("cuda:<number>");
+  int ordinal = 0;
+  if (absl::ConsumePrefix(&request, "cuda:") && absl::SimpleAtoi(request, &ordinal)) return cuda::OpenDevice(ordinal);
+  if (asked == "auto" && cuda::CountDevices() > 0) return cuda::OpenDevice(0);
+  if (asked == "auto" || asked == "cpu") return OpenDevice(FastestCpu(), threads);
+  return absl::InvalidArgumentError(absl::StrCat("device \"", asked, "\" is none of ", absl::StrJoin(names, ", ")));
+}
+
+std::string WhyNoGpu() {
+  if (cuda::CountDevices() > 0) return "";
+  return std::string(cuda::OpenDevice(0).status().message());
 }
 
 std::vector<std::string> AvailableDevices() {
@@ -26,6 +51,7 @@ std::vector<std::string> AvailableDevices() {
   for (const cpu::Backend& backend : cpu::Backends()) {
     if (backend.runs_here) names.emplace_back(backend.name);
   }
+  for (int ordinal = 0; ordinal < cuda::CountDevices(); ++ordinal) names.push_back(absl::StrCat("cuda:", ordinal));
   return names;
 }
 

@@ -11,15 +11,19 @@
 
 namespace rwkv::kernels {
 
-// `request` is "auto" or "cpu" (the fastest instruction set of this processor), or a device's name: "cpu/avx512vnni",
-// "cpu/avx512", "cpu/avx2", "cpu/portable", "reference". Thread-safe.
+// `request` is "auto" (the first GPU, or without one as "cpu"), "cpu" (the fastest instruction set of this processor),
+// or a device's name: "cuda:0", "cpu/avx512vnni", "cpu/avx512", "cpu/avx2", "cpu/portable", "reference". Thread-safe.
 // `threads`: that a CPU computes on, the caller's among them; 0: as many as this process may use processors. They
-// change no bit. The reference has one.
+// change no bit. The reference has one, of a GPU it means nothing.
 // kInvalidArgument: no such device (the message lists them) or number of threads. kUnimplemented: this machine or build
 // cannot run it.
 absl::StatusOr<std::unique_ptr<Device>> OpenDevice(absl::string_view request, int threads = 0);
 
-// The names of all devices that this machine can open, the plain reference first, the fastest last.
+// The names of all devices that this machine can open, the plain reference first, the fastest CPU behind the others,
+// then the GPUs.
 std::vector<std::string> AvailableDevices();
+
+// Why "auto" is a CPU here: what the build lacks, or what CUDA says. Empty if it is a GPU.
+std::string WhyNoGpu();
 
 }  // namespace rwkv::kernels

@@ -14,13 +14,13 @@ namespace {
 using ::rwkv::testing::StatusIs;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
+using ::testing::StartsWith;
 
 TEST(OpenDeviceTest, AutoOpensTheFastest) {
-  for (const char* request : {"auto", "cpu"}) {
-    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Device> device, OpenDevice(request));
-    EXPECT_EQ(device->name(), AvailableDevices().back());
-    EXPECT_NE(device->name(), "reference");
-  }
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Device> cpu, OpenDevice("cpu"));
+  EXPECT_THAT(std::string(cpu->name()), StartsWith("cpu/"));
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Device> device, OpenDevice("auto"));
+  EXPECT_EQ(device->name(), WhyNoGpu().empty() ? "cuda:0" : cpu->name());
 }
 
 TEST(OpenDeviceTest, EveryAvailableDeviceIsOpenedByItsName) {
@@ -51,11 +51,20 @@ TEST(OpenDeviceTest, DeviceOfAnotherProcessorIsUnimplemented) {
   }
 }
 
+// The same program runs with and without a GPU, and says what it lacks.
+TEST(OpenDeviceTest, GpuThatIsNotThereIsUnimplementedInWords) {
+  EXPECT_THAT(OpenDevice("cuda:99"), StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("cuda:99")));
+  if (WhyNoGpu().empty()) return;
+  EXPECT_THAT(WhyNoGpu(), HasSubstr("cuda:0"));
+  EXPECT_THAT(OpenDevice("cuda:0"), StatusIs(absl::StatusCode::kUnimplemented, HasSubstr(WhyNoGpu())));
+}
+
 TEST(OpenDeviceTest, UnknownNameIsInvalidAndTheMessageListsTheOthers) {
-  EXPECT_THAT(
-      OpenDevice("gpu/wish"),
-      StatusIs(absl::StatusCode::kInvalidArgument,
-               AllOf(HasSubstr("gpu/wish"), HasSubstr("auto, reference, cpu, cpu/portable, cpu/avx2, cpu/avx512, cpu/avx512vnni"))));
+  EXPECT_THAT(OpenDevice("gpu/wish"),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       AllOf(HasSubstr("gpu/wish"), HasSubstr("auto, reference, cpu, cpu/portable, cpu/avx2, "
+                                                              "cpu/avx512, cpu/avx512vnni, cuda:"))));
+  EXPECT_THAT(OpenDevice("cuda:"), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("\"cuda:\"")));
   EXPECT_THAT(OpenDevice(""), StatusIs(absl::StatusCode::kInvalidArgument));
 }
 

@@ -188,6 +188,7 @@ absl::Status WorkerImpl::Init(const Options& options) {
                                   {"device", description_.kernels()},
                                   {"threads", threads},
                                   {"numeric_family", description_.numeric_family()},
+                                  {"no_gpu", options.device == "auto" ? kernels::WhyNoGpu() : ""},
                                   {"slots", options.slots},
                                   {"initial_states", description_.model().initial_states_size()},
                                   {"state_bytes", engine_->pool().bytes()},

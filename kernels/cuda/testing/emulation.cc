@@ -69,7 +69,9 @@ struct Thread {
 
 std::string ToString(const Site& site) { return absl::StrCat(site.file, ":", site.line); }
 
-bool Same(const Site& a, const Site& b) { return a.line == b.line && std::strcmp(a.file, b.file) == 0; }
+bool Same(const Site& a, const Site& b) {
+  return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0);
+}
 
 // All of it under `mu`, but for what one launch's own thread reads.
 struct Machine {

@@ -1,0 +1,17 @@
+// The GPUs of this machine, if this build can use them.
+#pragma once
+
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "kernels/base/device.h"
+
+namespace rwkv::kernels::cuda {
+
+// "cuda:<ordinal>". kUnimplemented: built without nvcc, no driver, no such device, or too old a one; says which.
+absl::StatusOr<std::unique_ptr<Device>> OpenDevice(int ordinal);
+
+// 0 where there is no driver or this build knows no CUDA.
+int CountDevices();
+
+}  // namespace rwkv::kernels::cuda

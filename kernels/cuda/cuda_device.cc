@@ -1,0 +1,136 @@
+#include "kernels/cuda/cuda_device.h"
+
+#include <cstring>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/api/op_table.h"
+#include "kernels/base/status_macros.h"
+#include "kernels/cuda/cuda_status.h"
+#include "kernels/cuda/cuda_stream.h"
+#include "kernels/cuda/upload.h"
+
+namespace rwkv::kernels::cuda {
+namespace {
+
+constexpr int kOldestMajor = 8;  // sm_80: Ampere
+
+// The table's functions: check, enqueue. Their stream is always one of this device.
+
+template <typename Args>
+absl::Status Run(absl::string_view op, int (*KernelSet::*kernel)(const Args&, StreamHandle), const Args& args,
+                 Stream& stream) {
+  RWKV_RETURN_IF_ERROR(Validate(args));
+  return static_cast<CudaStream&>(stream).Run(op, kernel, args);
+}
+
+absl::Status CheckHeadSize(absl::string_view op, int64_t head_size) {
+  if (head_size <= kMaxHeadSize) return absl::OkStatus();
+  return absl::UnimplementedError(
+      absl::StrCat(op, ": head_size ", head_size, " is more than ", kMaxHeadSize, ", the largest on this device"));
+}
+
+absl::Status Embed(const EmbedArgs& args, Stream& stream) { return Run("embed", &KernelSet::embed, args, stream); }
+
+absl::Status LayerNorm(const LayerNormArgs& args, Stream& stream) {
+  return Run("layer_norm", &KernelSet::layer_norm, args, stream);
+}
+
+absl::Status MixInput(const MixInputArgs& args, Stream& stream) {
+  return Run("mix_input", &KernelSet::mix_input, args, stream);
+}
+
+absl::Status Products(const ProductsArgs& args, Stream& stream) {
+  return Run("products", &KernelSet::products, args, stream);
+}
+
+absl::Status Wkv4(const Wkv4Args& args, Stream& stream) { return Run("wkv4", &KernelSet::wkv4, args, stream); }
+
+absl::Status Wkv6(const Wkv6Args& args, Stream& stream) {
+  RWKV_RETURN_IF_ERROR(CheckHeadSize("wkv6", args.head_size));
+  return Run("wkv6", &KernelSet::wkv6, args, stream);
+}
+
+absl::Status Wkv7(const Wkv7Args& args, Stream& stream) {
+  RWKV_RETURN_IF_ERROR(CheckHeadSize("wkv7", args.head_size));
+  return Run("wkv7", &KernelSet::wkv7, args, stream);
+}
+
+absl::Status DeepEmbed(const DeepEmbedArgs& args, Stream& stream) {
+  return Run("deep_embed", &KernelSet::deep_embed, args, stream);
+}
+
+absl::Status DeepEmbedAttention(const DeepEmbedAttentionArgs& args, Stream&) {
+  RWKV_RETURN_IF_ERROR(Validate(args));
+  return absl::UnimplementedError("deep_embed_attention: no kernel for CUDA devices");
+}
+
+class CudaDevice final : public Device {
+ public:
+  CudaDevice(const Runtime& runtime, const KernelSet& kernels, int ordinal, absl::string_view name)
+      : runtime_(runtime), kernels_(kernels), ordinal_(ordinal), name_(name), uploader_(*this) {}
+
+  absl::string_view name() const override { return name_; }
+  absl::string_view numeric_family() const override { return kNumericFamily; }
+
+  absl::StatusOr<Buffer> Allocate(int64_t bytes, MemoryKind kind) override {
+    if (bytes < 0) return absl::InvalidArgumentError(absl::StrCat("buffer of ", bytes, " bytes"));
+    if (bytes == 0) return Buffer();
+    const bool pinned = kind == MemoryKind::kPinned;
+    RWKV_RETURN_IF_ERROR(ToStatus(runtime_, runtime_.set_device(ordinal_), name_));
+    void* memory = nullptr;
+    const auto size = static_cast<size_t>(bytes);
+    const cudaError_t error =
+        pinned ? runtime_.host_alloc(&memory, size, cudaHostAllocPortable) : runtime_.malloc(&memory, size);
+    RWKV_RETURN_IF_ERROR(
+        ToStatus(runtime_, error, absl::StrCat(name_, ": no memory for ", bytes, pinned ? " pinned bytes" : " bytes")));
+    return Buffer(memory, bytes, pinned ? runtime_.free_host : runtime_.free);
+  }
+
+  absl::StatusOr<std::unique_ptr<Stream>> NewStream() override {
+    return CudaStream::Create(runtime_, kernels_, ordinal_, *this);
+  }
+
+  absl::StatusOr<std::unique_ptr<Event>> NewEvent() override {
+    RWKV_RETURN_IF_ERROR(ToStatus(runtime_, runtime_.set_device(ordinal_), name_));
+    return CudaEvent::Create(runtime_);
+  }
+
+  absl::StatusOr<Weight> Load(const MatrixView& matrix, WeightUse) override { return uploader_.Load(matrix); }
+
+  const OpTable& ops() const override {
+    static constexpr OpTable kOps = {Embed, LayerNorm, MixInput,  Products,          Wkv4,
+                                     Wkv6,  Wkv7,      DeepEmbed, DeepEmbedAttention};
+    return kOps;
+  }
+
+ private:
+  const Runtime& runtime_;
+  const KernelSet& kernels_;
+  const int ordinal_;
+  const std::string name_;
+  Uploader uploader_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const Runtime& runtime, const KernelSet& kernels, int ordinal,
+                                                   absl::string_view name) {
+  int count = 0;
+  RWKV_RETURN_IF_ERROR(ToStatus(runtime, runtime.get_device_count(&count), name));
+  if (ordinal < 0 || ordinal >= count) {
+    return absl::UnimplementedError(absl::StrCat(name, ": this machine has ", count, " CUDA devices"));
+  }
+  cudaDeviceProp properties;
+  std::memset(&properties, 0, sizeof(properties));
+  RWKV_RETURN_IF_ERROR(ToStatus(runtime, runtime.get_device_properties(&properties, ordinal), name));
+  if (properties.major < kOldestMajor) {
+    return absl::UnimplementedError(absl::StrCat(name, ": ", properties.name, " has compute capability ",
+                                                 properties.major, ".", properties.minor, ", older than ", kOldestMajor,
+                                                 ".0"));
+  }
+  return std::make_unique<CudaDevice>(runtime, kernels, ordinal, name);
+}
+
+}  // namespace rwkv::kernels::cuda

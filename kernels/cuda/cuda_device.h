@@ -1,0 +1,24 @@
+// A device over CUDA's runtime. Nothing runs on the default stream, and operations neither allocate nor wait.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "kernels/base/device.h"
+#include "kernels/cuda/kernel_set.h"
+#include "kernels/cuda/runtime.h"
+
+namespace rwkv::kernels::cuda {
+
+// What this device computes with: float sums without tensor cores, the same bits on every GPU and in the emulation.
+inline constexpr absl::string_view kNumericFamily = "cuda/fp32";
+
+// The runtime's device `ordinal` under a name of the caller's. Runtime and kernels outlive it. After a fault of the GPU
+// every call on it fails with that fault: the process must end.
+// kUnimplemented: no driver, no such device, or one older than compute capability 8.0; says which.
+absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const Runtime& runtime, const KernelSet& kernels, int ordinal,
+                                                   absl::string_view name);
+
+}  // namespace rwkv::kernels::cuda

@@ -1,0 +1,69 @@
+// Streams and events over CUDA's runtime.
+#pragma once
+
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "kernels/base/buffer.h"
+#include "kernels/base/device.h"
+#include "kernels/base/stream.h"
+#include "kernels/cuda/kernel_set.h"
+#include "kernels/cuda/runtime.h"
+
+namespace rwkv::kernels::cuda {
+
+class CudaEvent final : public Event {
+ public:
+  static absl::StatusOr<std::unique_ptr<CudaEvent>> Create(const Runtime& runtime);
+  ~CudaEvent() override { runtime_.event_destroy(event_); }
+
+  // True after a fault as well, of which WaitOnHost() tells.
+  bool Done() const override { return runtime_.event_query(event_) != cudaErrorNotReady; }
+  absl::Status WaitOnHost() const override;
+  cudaEvent_t handle() const { return event_; }
+
+ private:
+  CudaEvent(const Runtime& runtime, cudaEvent_t event) : runtime_(runtime), event_(event) {}
+
+  const Runtime& runtime_;
+  const cudaEvent_t event_;
+};
+
+class CudaStream final : public Stream {
+ public:
+  // The device outlives the stream, which is of its ordinal.
+  static absl::StatusOr<std::unique_ptr<CudaStream>> Create(const Runtime& runtime, const KernelSet& kernels,
+                                                            int ordinal, Device& device);
+  ~CudaStream() override;
+
+  absl::Status Copy(void* to, const void* from, int64_t bytes) override;
+  absl::Status Zero(void* memory, int64_t bytes) override;
+  absl::Status Record(Event& event) override;
+  // Waits for the stream when it has to grow, which is seldom.
+  absl::StatusOr<void*> Scratch(int64_t bytes) override;
+  absl::Status Synchronize() override;
+
+  // Enqueues a function of the kernel set.
+  template <typename Args>
+  absl::Status Run(absl::string_view op, int (*KernelSet::*kernel)(const Args&, StreamHandle), const Args& args) {
+    RWKV_RETURN_IF_ERROR(Check(op, runtime_.set_device(ordinal_)));
+    return Check(op, static_cast<cudaError_t>((kernels_.*kernel)(args, stream_)));
+  }
+
+ private:
+  CudaStream(const Runtime& runtime, const KernelSet& kernels, int ordinal, Device& device, cudaStream_t stream)
+      : runtime_(runtime), kernels_(kernels), ordinal_(ordinal), device_(device), stream_(stream) {}
+
+  absl::Status Check(absl::string_view what, cudaError_t error) const;
+
+  const Runtime& runtime_;
+  const KernelSet& kernels_;
+  const int ordinal_;
+  Device& device_;
+  const cudaStream_t stream_;
+  Buffer scratch_;
+};
+
+}  // namespace rwkv::kernels::cuda

@@ -1,0 +1,8 @@
+#include "kernels/cuda/launches.cuh"
+
+namespace rwkv::kernels::cuda {
+
+const KernelSet RWKV_CUDA_KERNEL_SET = {LaunchEmbed, LaunchLayerNorm, LaunchMixInput, LaunchProducts,
+                                        LaunchWkv4,  LaunchWkv6,      LaunchWkv7,     LaunchDeepEmbed};
+
+}  // namespace rwkv::kernels::cuda

@@ -1,0 +1,34 @@
+// What one compiler's build of the kernels offers. Arguments are already checked; a call enqueues on the stream and
+// gives the runtime's error code, 0 if there is none. Nothing here knows CUDA's headers.
+#pragma once
+
+#include "kernels/api/deep_embed.h"
+#include "kernels/api/embed.h"
+#include "kernels/api/layer_norm.h"
+#include "kernels/api/mix_input.h"
+#include "kernels/api/products.h"
+#include "kernels/api/wkv4.h"
+#include "kernels/api/wkv6.h"
+#include "kernels/api/wkv7.h"
+#include "kernels/cuda/launch_shape.h"
+
+namespace rwkv::kernels::cuda {
+
+constexpr int64_t kMaxHeadSize = 128;
+
+struct KernelSet {
+  int (*embed)(const EmbedArgs& args, StreamHandle stream);
+  int (*layer_norm)(const LayerNormArgs& args, StreamHandle stream);
+  int (*mix_input)(const MixInputArgs& args, StreamHandle stream);
+  int (*products)(const ProductsArgs& args, StreamHandle stream);
+  int (*wkv4)(const Wkv4Args& args, StreamHandle stream);
+  int (*wkv6)(const Wkv6Args& args, StreamHandle stream);  // head_size <= kMaxHeadSize
+  int (*wkv7)(const Wkv7Args& args, StreamHandle stream);  // head_size <= kMaxHeadSize
+  int (*deep_embed)(const DeepEmbedArgs& args, StreamHandle stream);
+};
+
+extern const KernelSet kDeviceKernels;    // By nvcc, for a GPU.
+extern const KernelSet kEmulatedKernels;  // For tests: on this CPU.
+extern const KernelSet kCheckedKernels;   // The same, every access of which the checker sees.
+
+}  // namespace rwkv::kernels::cuda

@@ -1,0 +1,72 @@
+#include "kernels/cuda/launches.cuh"
+#include "kernels/cuda/products.cuh"
+
+namespace rwkv::kernels::cuda {
+inline namespace RWKV_CUDA_BUILD {
+namespace {
+
+template <WeightKind kKind, int kRows, int kOutputs, bool kWide>
+int LaunchTiles(ProductsParameters p, StreamHandle stream) {
+  uint32_t blocks = 0;
+  for (int i = 0; i < p.count; ++i) {
+    p.products[i].first_block = blocks;
+    constexpr int kOutputsOfBlock = kOutputs * kProductWarps;
+    blocks += static_cast<uint32_t>((p.products[i].weight.rows + kOutputsOfBlock - 1) / kOutputsOfBlock);
+  }
+  p.row_tiles = static_cast<uint32_t>((p.rows + kRows - 1) / kRows);
+  return Launch(stream, {blocks * p.row_tiles, 1, kProductThreads, 0}, "products",
+                ProductsKernel<kKind, kRows, kOutputs, kWide>, p);
+}
+
+template <WeightKind kKind>
+int LaunchKind(const ProductsParameters& p, bool wide, StreamHandle stream) {
+  if (!wide) return LaunchTiles<kKind, 1, 1, false>(p, stream);
+  if (p.rows == 1) return LaunchTiles<kKind, 1, 1, true>(p, stream);
+  if (p.rows <= 4) return LaunchTiles<kKind, 4, 2, true>(p, stream);
+  return LaunchTiles<kKind, 8, 4, true>(p, stream);
+}
+
+int LaunchKind(WeightKind kind, const ProductsParameters& p, bool wide, StreamHandle stream) {
+  switch (kind) {
+    case WeightKind::kFloat32:
+      return LaunchKind<WeightKind::kFloat32>(p, wide, stream);
+    case WeightKind::kBFloat16:
+      return LaunchKind<WeightKind::kBFloat16>(p, wide, stream);
+    case WeightKind::kFloat16:
+      return LaunchKind<WeightKind::kFloat16>(p, wide, stream);
+    case WeightKind::kInt8:
+      return LaunchKind<WeightKind::kInt8>(p, wide, stream);
+    case WeightKind::kInt4:
+      break;
+  }
+  return LaunchKind<WeightKind::kInt4>(p, wide, stream);
+}
+
+}  // namespace
+
+// One launch for all products whose weights are stored alike.
+int LaunchProducts(const ProductsArgs& args, StreamHandle stream) {
+  for (int kind = 0; kind < kWeightKinds; ++kind) {
+    for (const bool wide : {true, false}) {
+      ProductsParameters p = {};
+      p.rows = args.rows;
+      for (int64_t i = 0; i < args.count; ++i) {
+        const Product& product = args.products[i];
+        const DeviceWeight weight = OnDevice(product.weight->matrix);
+        if (static_cast<int>(weight.kind) != kind) continue;
+        if ((weight.cols % 4 == 0 && IsAligned16(product.x)) != wide) continue;
+        p.products[p.count++] = {weight,    product.x, product.bias,       product.gate,
+                                 product.y, 0,         product.activation, product.accumulate};
+        if (p.count < kProductsOfLaunch) continue;
+        if (const int error = LaunchKind(weight.kind, p, wide, stream); error != 0) return error;
+        p.count = 0;
+      }
+      if (p.count == 0) continue;
+      if (const int error = LaunchKind(static_cast<WeightKind>(kind), p, wide, stream); error != 0) return error;
+    }
+  }
+  return 0;
+}
+
+}  // namespace RWKV_CUDA_BUILD
+}  // namespace rwkv::kernels::cuda

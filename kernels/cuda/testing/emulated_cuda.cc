@@ -1,0 +1,15 @@
+#include "kernels/cuda/testing/emulated_cuda.h"
+
+#include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/kernel_set.h"
+#include "kernels/cuda/testing/fake_runtime.h"
+
+namespace rwkv::kernels::cuda {
+
+bool HasEmulatedDevice() { return true; }
+
+absl::StatusOr<std::unique_ptr<Device>> OpenEmulatedDevice() {
+  return OpenDevice(kFakeRuntime, kEmulatedKernels, 0, kEmulatedDevice);
+}
+
+}  // namespace rwkv::kernels::cuda

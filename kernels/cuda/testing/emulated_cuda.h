@@ -1,0 +1,20 @@
+// The device "cuda/emulated": the CUDA backend's own kernels and host code, on the emulation and the fake runtime.
+#pragma once
+
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "kernels/base/device.h"
+
+namespace rwkv::kernels::cuda {
+
+inline constexpr absl::string_view kEmulatedDevice = "cuda/emulated";
+
+// Whether this build has it: it needs CUDA's headers, which come with nvcc.
+bool HasEmulatedDevice();
+
+// kUnimplemented: it has not.
+absl::StatusOr<std::unique_ptr<Device>> OpenEmulatedDevice();
+
+}  // namespace rwkv::kernels::cuda

@@ -1,0 +1,56 @@
+// A GPU that is not there: CUDA's runtime, as far as the device uses it, over the emulation. It is an adversary. Streams
+// are lazy: nothing on one runs before somebody waits for it or asks, and then no more than needed, so that whoever reads
+// too early reads 0xFF, and whoever reuses memory too early hurts himself. Device memory is 0xFF and ends at an unmapped page. What CUDA allows but this repository does not is a violation.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/cuda/runtime.h"
+
+namespace rwkv::kernels::cuda {
+
+// One for the process, as CUDA's is. Thread-safe.
+extern const Runtime kFakeRuntime;
+
+struct FakeFaults {
+  int64_t memory_bytes = int64_t{1} << 37;  // of the device
+  int64_t fail_launch = -1;      // The n-th kernel from now on (0: the next) faults as an illegal address does.
+  int64_t fail_allocation = -1;  // The n-th allocation from now on finds no memory.
+  int devices = 1;               // -1: no driver.
+  int major = 9;                 // of the compute capability
+};
+
+struct FakeCounts {
+  int64_t launches = 0;
+  int64_t copies = 0;
+  int64_t allocations = 0;
+  int64_t allocated_bytes = 0;  // now, of the device's memory
+  int64_t waits = 0;            // of the host for a stream or an event
+};
+
+// Forgets a fault that has happened, violations and counts; memory and streams stay.
+void ResetFake(const FakeFaults& faults = {});
+
+// Everything runs when it is enqueued. Must change nothing that anybody can see.
+void SetEager(bool eager);
+
+// From now on device memory faults when the host touches it: only what a stream runs may. Slow, so not the default;
+// conformance's protected device sees to it elsewhere.
+void SetOutOfReach(bool out_of_reach);
+
+FakeCounts CountsOfFake();
+
+// What was done that must not be, in words: default or blocking stream, pageable memory in an asynchronous copy, memory
+// that is nobody's, allocations and waits in a step, kernels that do what CUDA forbids.
+std::vector<std::string> ViolationsOfFake();
+
+// While one lives, allocating and waiting are violations.
+class StepWatch {
+ public:
+  StepWatch();
+  ~StepWatch();
+};
+
+}  // namespace rwkv::kernels::cuda

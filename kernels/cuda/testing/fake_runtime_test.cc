@@ -1,0 +1,213 @@
+// The device on the fake runtime: what the fake sees of what must not be, and what the device says of faults.
+#include "kernels/cuda/testing/fake_runtime.h"
+
+#include <cmath>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kernels/api/op_table.h"
+#include "kernels/base/device.h"
+#include "kernels/base/status_macros.h"
+#include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/testing/emulated_cuda.h"
+#include "tests/testing/status_matchers.h"
+
+namespace rwkv::kernels::cuda {
+namespace {
+
+using ::rwkv::testing::StatusIs;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+constexpr int64_t kWidth = 64;
+constexpr int64_t kBytes = kWidth * static_cast<int64_t>(sizeof(float));
+
+class FakeRuntimeTest : public ::testing::Test {
+ protected:
+  FakeRuntimeTest() {
+    ResetFake();
+    device_ = *OpenEmulatedDevice();
+    stream_ = *device_->NewStream();
+    pinned_ = *DeviceArray<float>::Create(*device_, kWidth, MemoryKind::kPinned);
+    out_ = *DeviceArray<float>::Create(*device_, kWidth, MemoryKind::kPinned);
+    x_ = *DeviceArray<float>::Create(*device_, kWidth);
+    y_ = *DeviceArray<float>::Create(*device_, kWidth);
+  }
+  ~FakeRuntimeTest() override {
+    SetEager(false);
+    SetOutOfReach(false);
+    ResetFake();
+  }
+
+  // pinned -> x -> y = normalised x -> out
+  absl::Status Enqueue() {
+    for (int64_t i = 0; i < kWidth; ++i) pinned_.data()[i] = static_cast<float>(i % 2);
+    RWKV_RETURN_IF_ERROR(stream_->Copy(x_.data(), pinned_.data(), kBytes));
+    RWKV_RETURN_IF_ERROR(Normalize());
+    return stream_->Copy(out_.data(), y_.data(), kBytes);
+  }
+  absl::Status Normalize() {
+    LayerNormArgs args;
+    args.rows = 1;
+    args.width = kWidth;
+    args.x = args.weight = args.bias = x_.data();
+    args.epsilon = 0.0f;
+    args.y = y_.data();
+    return device_->ops().layer_norm(args, *stream_);
+  }
+
+  std::unique_ptr<Device> device_;
+  std::unique_ptr<Stream> stream_;
+  DeviceArray<float> pinned_, out_, x_, y_;
+};
+
+TEST_F(FakeRuntimeTest, NothingHasRunBeforeSomebodyWaits) {
+  for (int64_t i = 0; i < kWidth; ++i) pinned_.data()[i] = 1.0f;
+  ASSERT_OK(stream_->Copy(x_.data(), pinned_.data(), kBytes));
+  for (int64_t i = 0; i < kWidth; ++i) out_.data()[i] = 7.0f;
+  ASSERT_OK(stream_->Copy(out_.data(), x_.data(), kBytes));
+  EXPECT_TRUE(std::isnan(out_.data()[0])) << "read before the wait";
+  pinned_.data()[3] = 2.0f;  // Too early: the copy has not read it.
+  ASSERT_OK(stream_->Synchronize());
+  EXPECT_EQ(out_.data()[0], 1.0f);
+  EXPECT_EQ(out_.data()[3], 2.0f);
+}
+
+TEST_F(FakeRuntimeTest, EagerAndLazyStreamsGiveTheSame) {
+  std::vector<std::vector<float>> results;
+  for (const bool eager : {false, true}) {
+    SetEager(eager);
+    ASSERT_OK(Enqueue());
+    ASSERT_OK(stream_->Synchronize());
+    results.emplace_back(out_.data(), out_.data() + kWidth);
+    EXPECT_EQ(results.back()[1], 2.0f);
+  }
+  EXPECT_EQ(results[0], results[1]);
+  EXPECT_THAT(ViolationsOfFake(), IsEmpty());
+}
+
+TEST_F(FakeRuntimeTest, EventIsDoneOnceTheStreamHasPassedIt) {
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Event> event, device_->NewEvent());
+  EXPECT_TRUE(event->Done());
+  ASSERT_OK(Enqueue());
+  ASSERT_OK(stream_->Record(*event));
+  EXPECT_FALSE(event->Done());
+  ASSERT_OK(event->WaitOnHost());
+  EXPECT_TRUE(event->Done());
+  EXPECT_EQ(out_.data()[1], 2.0f);
+}
+
+TEST_F(FakeRuntimeTest, AskingForAnEventComesToAnEnd) {
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Event> event, device_->NewEvent());
+  ASSERT_OK(Enqueue());
+  ASSERT_OK(stream_->Record(*event));
+  int questions = 1;
+  while (!event->Done()) ASSERT_LT(++questions, 10);
+}
+
+TEST_F(FakeRuntimeTest, OperationNeitherAllocatesNorWaits) {
+  {
+    const StepWatch watch;
+    ASSERT_OK(Enqueue());
+  }
+  EXPECT_THAT(ViolationsOfFake(), IsEmpty());
+  EXPECT_EQ(CountsOfFake().launches, 1);
+  EXPECT_EQ(CountsOfFake().copies, 2);
+}
+
+TEST_F(FakeRuntimeTest, AllocatingAndWaitingInAStepAreViolations) {
+  const StepWatch watch;
+  ASSERT_OK(device_->Allocate(64, MemoryKind::kDevice));
+  ASSERT_OK(stream_->Synchronize());
+  EXPECT_THAT(ViolationsOfFake(),
+              ElementsAre(HasSubstr("allocated in a step"), HasSubstr("waits for a stream in a step")));
+}
+
+TEST_F(FakeRuntimeTest, PageableMemoryInACopyIsAViolation) {
+  std::vector<float> pageable(kWidth);
+  EXPECT_FALSE(stream_->Copy(x_.data(), pageable.data(), kBytes).ok());
+  EXPECT_FALSE(stream_->Copy(x_.data(), y_.data(), kBytes + 4).ok());
+  EXPECT_THAT(ViolationsOfFake(), ElementsAre(HasSubstr("neither the device's nor pinned"), HasSubstr("260 bytes")));
+}
+
+TEST_F(FakeRuntimeTest, FaultOfAKernelStays) {
+  FakeFaults faults;
+  faults.fail_launch = 1;
+  ResetFake(faults);
+  ASSERT_OK(Enqueue());
+  ASSERT_OK(stream_->Synchronize());
+  ASSERT_OK(Enqueue());
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Event> event, device_->NewEvent());
+  ASSERT_OK(stream_->Record(*event));
+  EXPECT_THAT(event->WaitOnHost(), StatusIs(absl::StatusCode::kInternal, HasSubstr("cudaErrorIllegalAddress")));
+  EXPECT_TRUE(event->Done()) << "nobody must wait for what cannot come";
+  EXPECT_THAT(stream_->Synchronize(),
+              StatusIs(absl::StatusCode::kInternal, HasSubstr("cuda/emulated: synchronize: cudaErrorIllegalAddress")));
+  EXPECT_THAT(Normalize(), StatusIs(absl::StatusCode::kInternal, HasSubstr("layer_norm")));
+  EXPECT_THAT(device_->Allocate(64, MemoryKind::kDevice), StatusIs(absl::StatusCode::kInternal));
+}
+
+TEST_F(FakeRuntimeTest, NoMemoryIsResourceExhaustedAndTheNextAllocationIsTried) {
+  FakeFaults faults;
+  faults.fail_allocation = 1;
+  ResetFake(faults);
+  ASSERT_OK(device_->Allocate(64, MemoryKind::kDevice));
+  EXPECT_THAT(device_->Allocate(12345, MemoryKind::kPinned),
+              StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("no memory for 12345 pinned bytes")));
+  ASSERT_OK(device_->Allocate(64, MemoryKind::kDevice));
+  EXPECT_THAT(device_->Allocate(int64_t{1} << 50, MemoryKind::kDevice),
+              StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("1125899906842624 bytes")));
+  EXPECT_THAT(device_->Allocate(-1, MemoryKind::kDevice), StatusIs(absl::StatusCode::kInvalidArgument));
+}
+
+TEST_F(FakeRuntimeTest, MemoryIsGivenBack) {
+  const int64_t before = CountsOfFake().allocated_bytes;
+  {
+    const std::vector<float> weights(3 * 5);
+    ASSERT_OK_AND_ASSIGN(const Weight weight,
+                         device_->Load({DType::kFloat32, 3, 5, weights.data()}, WeightUse::kProduct));
+    EXPECT_GT(CountsOfFake().allocated_bytes, before);
+  }
+  EXPECT_EQ(CountsOfFake().allocated_bytes, before);
+}
+
+TEST_F(FakeRuntimeTest, DeviceThatIsNotThereIsUnimplementedInWords) {
+  const auto open = [](const FakeFaults& faults) {
+    ResetFake(faults);
+    return OpenEmulatedDevice().status();
+  };
+  FakeFaults faults;
+  faults.devices = -1;
+  EXPECT_THAT(open(faults), StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("cudaErrorInsufficientDriver")));
+  faults.devices = 0;
+  EXPECT_THAT(open(faults), StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("cudaErrorNoDevice")));
+  faults.devices = 1;
+  faults.major = 7;
+  EXPECT_THAT(open(faults), StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("compute capability 7.0")));
+}
+
+TEST_F(FakeRuntimeTest, HostThatTouchesDeviceMemoryDies) {
+  SetOutOfReach(true);
+  ASSERT_OK(Enqueue());
+  ASSERT_OK(stream_->Synchronize());
+  EXPECT_EQ(out_.data()[1], 2.0f);
+  EXPECT_DEATH(x_.data()[0] = 1.0f, "");
+}
+
+TEST_F(FakeRuntimeTest, KernelThatReachesBeyondItsMemoryDies) {
+  LayerNormArgs args;
+  args.rows = 1;
+  args.width = 4096;  // As no buffer here.
+  args.x = args.weight = args.bias = x_.data();
+  args.y = y_.data();
+  ASSERT_OK(device_->ops().layer_norm(args, *stream_));
+  EXPECT_DEATH(stream_->Synchronize().IgnoreError(), "");
+  ResetFake();
+}
+
+}  // namespace
+}  // namespace rwkv::kernels::cuda

@@ -1,0 +1,12 @@
+#include "absl/status/status.h"
+#include "kernels/cuda/testing/emulated_cuda.h"
+
+namespace rwkv::kernels::cuda {
+
+bool HasEmulatedDevice() { return false; }
+
+absl::StatusOr<std::unique_ptr<Device>> OpenEmulatedDevice() {
+  return absl::UnimplementedError("cuda/emulated: this build has no CUDA headers (nvcc was not found)");
+}
+
+}  // namespace rwkv::kernels::cuda
