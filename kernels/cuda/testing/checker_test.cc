@@ -1,0 +1,150 @@
+// That the checker sees each wrong line of a kernel and nothing in the right one, and finds nothing in our own kernels.
+#include "kernels/cuda/testing/checker.h"
+
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kernels/cuda/kernel_set.h"
+#include "kernels/cuda/testing/mutants.h"
+
+namespace rwkv::kernels::cuda {
+namespace {
+
+using ::testing::Contains;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+std::vector<std::string> FindingsIn(Mutant mutant) {
+  std::vector<float> x(128, 1.0f);
+  std::vector<float> y(160);
+  Checker checker;
+  checker.Allow(x.data(), 128 * 4);
+  checker.Allow(y.data(), 128 * 4);
+  EXPECT_EQ(LaunchMutant(mutant, x.data(), y.data()), 0);
+  return checker.findings();
+}
+
+TEST(CheckerTest, RightKernelHasNoFindings) { EXPECT_THAT(FindingsIn(Mutant::kNone), IsEmpty()); }
+
+TEST(CheckerTest, EveryMutantIsFound) {
+#if __has_feature(thread_sanitizer)
+  GTEST_SKIP() << "the thread sanitizer's own library hears of the accesses here";
+#endif
+  EXPECT_THAT(FindingsIn(Mutant::kNoBarrier), Contains(HasSubstr("read before it is written")));
+  EXPECT_THAT(FindingsIn(Mutant::kNoBarrier), Contains(HasSubstr("write after read")));
+  EXPECT_THAT(FindingsIn(Mutant::kNoLastBarrier), Contains(HasSubstr("write after read")));
+  EXPECT_THAT(FindingsIn(Mutant::kNoSyncWarp), Contains(HasSubstr("read")));
+  EXPECT_THAT(FindingsIn(Mutant::kTwoBlocks), Contains(HasSubstr("write after write by thread 0 of block 1")));
+  EXPECT_THAT(FindingsIn(Mutant::kUnwritten), Contains(HasSubstr("read before it is written")));
+  EXPECT_THAT(FindingsIn(Mutant::kStray), Contains(HasSubstr("stray address by thread 63 of block 1")));
+}
+
+// Memory of a test, all of which the checker allows.
+class Memory {
+ public:
+  explicit Memory(Checker& checker) : checker_(checker) {}
+  float* Floats(int64_t count) {
+    floats_.emplace_back(static_cast<size_t>(count + 4), 0.25f);
+    float* data = floats_.back().data();
+    while (reinterpret_cast<uintptr_t>(data) % 16 != 0) ++data;
+    checker_.Allow(data, count * 4);
+    return data;
+  }
+
+ private:
+  Checker& checker_;
+  std::vector<std::vector<float>> floats_;
+};
+
+// The smallest shapes with two blocks, several rows and a ragged end.
+class OurKernelsTest : public ::testing::Test {
+ protected:
+  OurKernelsTest() {
+    checker_.Allow(spans_, sizeof(spans_));
+    step_.rows = 4;
+    step_.span_count = 2;
+    step_.spans = spans_;
+  }
+
+  Checker checker_;
+  Memory memory_{checker_};
+  SequenceSpan spans_[2] = {{1, 0, 3}, {0, 3, 1}};
+  StepRows step_;
+};
+
+TEST_F(OurKernelsTest, MixInput) {
+  for (const int64_t width : {130, 264}) {
+    MixInputArgs args;
+    args.step = &step_;
+    args.width = width;
+    args.x = memory_.Floats(4 * width);
+    args.weight = memory_.Floats(width);
+    args.bias = memory_.Floats(width);
+    args.shift = {memory_.Floats(2 * width), width};
+    args.outputs = 2;
+    for (int m = 0; m < 2; ++m) {
+      args.mix[m] = memory_.Floats(width);
+      args.y[m] = memory_.Floats(4 * width);
+    }
+    EXPECT_EQ(kCheckedKernels.mix_input(args, nullptr), 0);
+  }
+  EXPECT_THAT(checker_.findings(), IsEmpty());
+}
+
+TEST_F(OurKernelsTest, Wkv7) {
+  for (const int64_t n : {17, 64}) {
+    Wkv7Args args;
+    args.step = &step_;
+    args.heads = 2;
+    args.head_size = n;
+    args.state = {memory_.Floats(2 * 2 * n * n), 2 * n * n};
+    for (const float** vector :
+         {&args.decay_bias, &args.iclr_bias, &args.k_k, &args.k_a, &args.bonus, &args.ln_weight, &args.ln_bias}) {
+      *vector = memory_.Floats(2 * n);
+    }
+    for (const float** rows : {&args.r, &args.k, &args.v, &args.g, &args.decay_lora, &args.iclr_lora}) {
+      *rows = memory_.Floats(4 * 2 * n);
+    }
+    args.y = memory_.Floats(4 * 2 * n);
+    EXPECT_EQ(kCheckedKernels.wkv7(args, nullptr), 0);
+  }
+  EXPECT_THAT(checker_.findings(), IsEmpty());
+}
+
+TEST_F(OurKernelsTest, Wkv6) {
+  Wkv6Args args;
+  args.step = &step_;
+  args.heads = 2;
+  args.head_size = 64;
+  args.state = {memory_.Floats(2 * 2 * 64 * 64), 2 * 64 * 64};
+  for (const float** vector : {&args.bonus, &args.ln_weight, &args.ln_bias}) *vector = memory_.Floats(128);
+  for (const float** rows : {&args.r, &args.w, &args.k, &args.v, &args.gate}) *rows = memory_.Floats(4 * 128);
+  args.y = memory_.Floats(4 * 128);
+  EXPECT_EQ(kCheckedKernels.wkv6(args, nullptr), 0);
+  EXPECT_THAT(checker_.findings(), IsEmpty());
+}
+
+TEST_F(OurKernelsTest, Products) {
+  for (const int64_t inputs : {264, 70}) {
+    for (const int64_t rows : {1, 3, 9}) {
+      Weight weight;
+      const int64_t pitch = (inputs * 4 + 31) / 32 * 32;
+      weight.matrix = {DType::kFloat32, 19, inputs, memory_.Floats(19 * pitch / 4)};
+      Product product;
+      product.weight = &weight;
+      product.x = memory_.Floats(rows * inputs);
+      product.bias = memory_.Floats(19);
+      product.gate = memory_.Floats(rows * 19);
+      product.accumulate = true;
+      product.activation = Activation::kTanh;
+      product.y = memory_.Floats(rows * 19);
+      EXPECT_EQ(kCheckedKernels.products({rows, &product, 1}, nullptr), 0);
+    }
+  }
+  EXPECT_THAT(checker_.findings(), IsEmpty());
+}
+
+}  // namespace
+}  // namespace rwkv::kernels::cuda

@@ -1,0 +1,61 @@
+#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/testing/mutants.h"
+
+namespace rwkv::kernels::cuda {
+inline namespace RWKV_CUDA_BUILD {
+namespace {
+
+struct MutantShared {
+  float row[64];
+  float lanes[64];
+};
+
+template <Mutant kMutant>
+RWKV_KERNEL(64)
+MutantKernel(const float* x, float* y) {
+  MutantShared& shared = BlockShared<MutantShared>();
+  const int t = ThreadIndex();
+  const int at = BlockIndexX() * 64 + t;
+  float sum = 0.0f;
+  for (int round = 0; round < 2; ++round) {
+    if (kMutant != Mutant::kUnwritten || t != 17) shared.row[t] = x[at] + static_cast<float>(round);
+    if (kMutant != Mutant::kNoBarrier) SyncBlock();
+    sum += shared.row[63 - t];
+    if (kMutant != Mutant::kNoLastBarrier) SyncBlock();
+  }
+  shared.lanes[t] = sum;
+  if (kMutant != Mutant::kNoSyncWarp) SyncWarp();
+  sum += shared.lanes[t ^ 1];
+  y[kMutant == Mutant::kStray && at == 127 ? 128 : at] = sum;
+  if (kMutant == Mutant::kTwoBlocks && t == 0) y[5] = 1.0f;
+}
+
+template <Mutant kMutant>
+int LaunchIt(const float* x, float* y) {
+  return Launch(nullptr, {2, 1, 64, sizeof(MutantShared)}, "mutant", MutantKernel<kMutant>, x, y);
+}
+
+}  // namespace
+}  // namespace RWKV_CUDA_BUILD
+
+int LaunchMutant(Mutant mutant, const float* x, float* y) {
+  switch (mutant) {
+    case Mutant::kNone:
+      return LaunchIt<Mutant::kNone>(x, y);
+    case Mutant::kNoBarrier:
+      return LaunchIt<Mutant::kNoBarrier>(x, y);
+    case Mutant::kNoLastBarrier:
+      return LaunchIt<Mutant::kNoLastBarrier>(x, y);
+    case Mutant::kNoSyncWarp:
+      return LaunchIt<Mutant::kNoSyncWarp>(x, y);
+    case Mutant::kTwoBlocks:
+      return LaunchIt<Mutant::kTwoBlocks>(x, y);
+    case Mutant::kUnwritten:
+      return LaunchIt<Mutant::kUnwritten>(x, y);
+    case Mutant::kStray:
+      return LaunchIt<Mutant::kStray>(x, y);
+  }
+  return 1;
+}
+
+}  // namespace rwkv::kernels::cuda

@@ -1,0 +1,19 @@
+// A correct kernel, and the same with one thing wrong: what the checker must see. Built with its instrumentation.
+#pragma once
+
+namespace rwkv::kernels::cuda {
+
+enum class Mutant {
+  kNone,
+  kNoBarrier,      // between writing a row in shared memory and reading the neighbour's
+  kNoLastBarrier,  // before the row is written again
+  kNoSyncWarp,     // between lanes of one warp
+  kTwoBlocks,      // both write one element
+  kUnwritten,      // one element of the row is never written
+  kStray,          // one element behind y
+};
+
+// Two blocks of 64 threads; x and y are [128]. 0 if it ran.
+int LaunchMutant(Mutant mutant, const float* x, float* y);
+
+}  // namespace rwkv::kernels::cuda
