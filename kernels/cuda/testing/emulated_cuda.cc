@@ -12,4 +12,6 @@ absl::StatusOr<std::unique_ptr<Device>> OpenEmulatedDevice() {
   return OpenDevice(kFakeRuntime, kEmulatedKernels, 0, kEmulatedDevice);
 }
 
+std::vector<std::string> ViolationsOfEmulatedDevice() { return ViolationsOfFake(); }
+
 }  // namespace rwkv::kernels::cuda

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -16,5 +18,8 @@ bool HasEmulatedDevice();
 
 // kUnimplemented: it has not.
 absl::StatusOr<std::unique_ptr<Device>> OpenEmulatedDevice();
+
+// What was done with it in this process that must not be (fake_runtime.h), in words.
+std::vector<std::string> ViolationsOfEmulatedDevice();
 
 }  // namespace rwkv::kernels::cuda

@@ -9,4 +9,6 @@ absl::StatusOr<std::unique_ptr<Device>> OpenEmulatedDevice() {
   return absl::UnimplementedError("cuda/emulated: this build has no CUDA headers (nvcc was not found)");
 }
 
+std::vector<std::string> ViolationsOfEmulatedDevice() { return {}; }
+
 }  // namespace rwkv::kernels::cuda

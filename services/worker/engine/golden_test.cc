@@ -16,6 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/cuda/testing/emulated_cuda.h"
 #include "kernels/dispatch/open_device.h"
 #include "services/checkpoint/checkpoint.h"
 #include "services/worker/testing/test_engine.h"
@@ -117,9 +118,9 @@ void RunCase(const Case& test, int stages, const std::string& device, size_t chu
   run->records = *records;
 }
 
-void RunAll(const std::vector<Case>& cases) {
+void RunAll(const std::vector<Case>& cases, const std::vector<std::string>& devices = kernels::AvailableDevices()) {
   for (const Case& test : cases) {
-    for (const std::string& device : kernels::AvailableDevices()) {
+    for (const std::string& device : devices) {
       Run first;
       RunCase(test, 1, device, 16, &first);
       if (device == "reference") continue;  // Slow, and the same calls in the same order.
@@ -153,6 +154,21 @@ TEST(GoldenTest, OwnModelsMatchTheOracle) {
           {root + "rwkv7-time-state.safetensors", root + "rwkv7-time-state", 2},
           {root + "rwkv7a-bf16.safetensors", root + "rwkv7a-bf16", 2},
           {root + "rwkv7b-bf16.safetensors", root + "rwkv7b-bf16", 3}});
+}
+
+// Without a GPU. It shows that the engine orders its copies and waits as CUDA wants it, too: this device does nothing
+// before somebody waits for it. RWKV-7b has no kernel there.
+TEST(GoldenTest, EmulatedCudaDeviceMatchesTheOracle) {
+  if (!kernels::cuda::HasEmulatedDevice()) GTEST_SKIP() << "this build has no CUDA headers: nvcc was not found";
+  const std::string root = GoldenFolder();
+  RunAll({{root + "rwkv4-fp16.pth", root + "rwkv4-fp16", 3},
+          {root + "rwkv5.2-bf16.pth", root + "rwkv5.2-bf16", 3},
+          {root + "rwkv6-bf16.safetensors", root + "rwkv6-bf16", 3},
+          {root + "rwkv7-bf16.safetensors", root + "rwkv7-bf16", 3},
+          {root + "rwkv7-fp16.pth", root + "rwkv7-fp16", 2},
+          {root + "rwkv7a-bf16.safetensors", root + "rwkv7a-bf16", 2}},
+         {std::string(kernels::cuda::kEmulatedDevice)});
+  EXPECT_THAT(kernels::cuda::ViolationsOfEmulatedDevice(), ::testing::IsEmpty());
 }
 
 // The same models in other people's formats and with other people's names.

@@ -9,6 +9,7 @@
 #include "kernels/base/device.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/conformance/protected_device.h"
+#include "kernels/cuda/testing/emulated_cuda.h"
 #include "kernels/dispatch/open_device.h"
 #include "services/checkpoint/checkpoint.h"
 #include "services/checkpoint/model_config.h"
@@ -22,6 +23,7 @@ namespace rwkv::worker {
 namespace {
 
 absl::StatusOr<std::unique_ptr<kernels::Device>> OpenTestDevice(const std::string& name, int threads) {
+  if (name == kernels::cuda::kEmulatedDevice) return kernels::cuda::OpenEmulatedDevice();
   const bool is_plain = name != kLazyDevice && name != kProtectedDevice;
   RWKV_ASSIGN_OR_RETURN(std::unique_ptr<kernels::Device> device,
                         kernels::OpenDevice(is_plain ? name : "auto", threads));

@@ -16,7 +16,8 @@
 namespace rwkv::worker {
 
 // Devices beside those that kernels::OpenDevice() knows: the best of them, but its stream runs only when somebody waits
-// for it, and with its memory out of the host's reach.
+// for it, and with its memory out of the host's reach; and the CUDA backend without a GPU
+// (kernels/cuda/testing/emulated_cuda.h).
 inline constexpr char kLazyDevice[] = "lazy";
 inline constexpr char kProtectedDevice[] = "protected";
 
