@@ -298,6 +298,14 @@ TEST_F(StageEngineTest, AReservedSlotComputesNothingUntilItsStateIsThere) {
   EXPECT_EQ(first.slots_used(), 2);
   EXPECT_THAT(pipeline_.Feed(1, 2, 2, {1}).status(), StatusIs(absl::StatusCode::kAborted, HasSubstr("loading")));
 
+  // Nor may another sequence go on from a state that is not there.
+  v1::AttachSequence warm;
+  warm.set_slot(1);
+  warm.set_sequence(4);
+  warm.set_warm_sequence(2);
+  warm.set_position(2);
+  EXPECT_THAT(first.Attach(warm), StatusIs(absl::StatusCode::kAborted, HasSubstr("does not hold sequence 2")));
+
   // Given away meanwhile: what comes is dropped.
   v1::ReleaseSlot release;
   release.set_slot(1);
