@@ -257,7 +257,9 @@ TEST_F(ImportTest, ATunedStateIsImportedWhileTheClusterRuns) {
 
   // A state of one model is none of another's, and what is no state is no session.
   const std::string exported = Path("exported.safetensors");
-  ASSERT_EQ(Rwkvctl(*cluster, absl::StrCat("sessions export poet ", exported)).exit_status, 0);
+  ASSERT_OK(cluster->WaitUntilServing());  // Who was killed may have been back only after the turn.
+  const Output output = Rwkvctl(*cluster, absl::StrCat("sessions export poet ", exported));
+  ASSERT_EQ(output.exit_status, 0) << output.text;
   ASSERT_EQ(Rwkvctl(*cluster, absl::StrCat("sessions import ", exported, " --session again")).text, "again\n");
   ExpectContinuations(*cluster, "again", "undisturbed");
   ASSERT_OK(cluster->Stop());
