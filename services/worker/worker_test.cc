@@ -243,6 +243,21 @@ TEST_F(WorkerTest, StepsUnderWayAreAnsweredInOrder) {
   }
 }
 
+// More than a stream holds unsent: what has left makes room.
+TEST_F(WorkerTest, AStreamMayCarryAnyNumberOfBytes) {
+  Start(1);
+  PipelineDriver driver = MakeDriver();
+  ASSERT_THAT(driver.Open("router-0", "e1"), IsOk());
+  ASSERT_THAT(driver.AttachFresh(0, 1), IsOk());
+  const std::vector<uint32_t> rows(64, 7);
+  int64_t bytes = 0;
+  for (uint64_t position = 0; bytes < int64_t{40} << 20; position += rows.size()) {
+    const absl::StatusOr<DrivenStep> step = driver.Feed(0, 1, position, rows);
+    ASSERT_THAT(step, IsOk()) << "after " << bytes << " bytes";
+    bytes += static_cast<int64_t>(step->logits.at(1).size());
+  }
+}
+
 TEST_F(WorkerTest, AnEndedStreamEndsTheEpochEverywhereAndTheNextStandsAtOnce) {
   Start(3);
   for (int broken = 0; broken < 3; ++broken) {

@@ -112,6 +112,31 @@ TEST_F(SnapshotTransferTest, WhatIsNoLongerWantedIsDropped) {
   EXPECT_EQ(store_->size(), 1u);
 }
 
+TEST_F(SnapshotTransferTest, ALoadThatIsNoLongerWantedIsNotAnswered) {
+  SnapshotTransfer::Options options;
+  options.load_threads = 1;
+  Start(options);
+  store_->Close();
+  absl::Notification first_done, third_done;
+  SnapshotTransfer::LoadJob first;
+  first.store = store_;
+  first.records.resize(1);
+  first.wanted = [] { return true; };
+  first.done = [&](const auto&) { first_done.Notify(); };
+  ASSERT_THAT(transfer_->Load(first), IsOk());
+  store_->WaitForWaiting(1);
+  SnapshotTransfer::LoadJob second = first;
+  second.wanted = [] { return false; };
+  second.done = [](const auto&) { FAIL() << "not wanted"; };
+  ASSERT_THAT(transfer_->Load(std::move(second)), IsOk());
+  SnapshotTransfer::LoadJob third = first;
+  third.done = [&](const auto&) { third_done.Notify(); };
+  ASSERT_THAT(transfer_->Load(std::move(third)), IsOk());
+  store_->Open();
+  EXPECT_TRUE(first_done.WaitForNotificationWithTimeout(absl::Seconds(30))) << "no answer to the first load";
+  EXPECT_TRUE(third_done.WaitForNotificationWithTimeout(absl::Seconds(30))) << "no answer to the third load";
+}
+
 TEST_F(SnapshotTransferTest, BytesInFlightAreBoundedAndFreedAgain) {
   SnapshotTransfer::Options options;
   options.max_save_bytes = 10;

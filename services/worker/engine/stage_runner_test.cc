@@ -15,6 +15,7 @@
 #include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "prometheus/histogram.h"
 #include "rwkv/v1/worker.pb.h"
 #include "services/common/grpc_status.h"
 #include "services/common/metrics.h"
@@ -164,6 +165,9 @@ TEST_P(StageRunnerTest, AMissingRecordIsDataLossAndOtherErrorsPass) {
   store_->Drop("snap", 4);
   EXPECT_THAT(driver.Attach(FromSnapshot(1, 3, *manifest)),
               StatusIs(absl::StatusCode::kDataLoss, HasSubstr("layer 4")));
+  EXPECT_EQ(stages_[0].worker_metrics->attach_errors.Value(), 1);
+  EXPECT_EQ(stages_[1].worker_metrics->attach_errors.Value(), 2);
+  for (Stage& stage : stages_) EXPECT_EQ(stage.worker_metrics->save_errors.Value(), 1);
   // Nothing of it stays behind: stage 0 had the records, stage 1 had not.
   EXPECT_THAT(driver.Feed(1, 3, tokens_.size(), {1}).status(), StatusIs(absl::StatusCode::kAborted));
   EXPECT_THAT(driver.Feed(0, 1, tokens_.size(), {1}), IsOk());
@@ -332,7 +336,13 @@ TEST_P(StageRunnerTest, DrainSavesWhatWasBegunAndThenEndsTheEpoch) {
   save.mutable_save()->set_snapshot_id("snap");
   ASSERT_THAT(driver.WriteAll(save), IsOk());
   store_->WaitForWaiting(1);
-  std::thread drain([this] { stages_[0].runner->Drain(absl::Now() + absl::Seconds(30)); });
+  // Joined when an expectation ends the test, too.
+  const auto join = [](std::thread* thread) {
+    thread->join();
+    delete thread;
+  };
+  std::unique_ptr<std::thread, decltype(join)> drain(
+      new std::thread([this] { stages_[0].runner->Drain(absl::Now() + absl::Seconds(30)); }), join);
   const absl::Time patience = absl::Now() + absl::Seconds(30);
   while (!stages_[0].runner->draining() && absl::Now() < patience) std::this_thread::yield();
   ASSERT_TRUE(stages_[0].runner->draining()) << "Drain() has been called for half a minute";
@@ -344,7 +354,7 @@ TEST_P(StageRunnerTest, DrainSavesWhatWasBegunAndThenEndsTheEpoch) {
   ASSERT_THAT(saved, IsOk());
   EXPECT_THAT(common::FromStatusProto(saved->saved().status()), IsOk());
   EXPECT_THAT(driver.stream(0).Read().status(), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("drains")));
-  drain.join();
+  drain.reset();
   EXPECT_EQ(store_->size(), 5u);
 }
 
@@ -354,6 +364,17 @@ TEST_P(StageRunnerTest, AUselessCommandEndsTheEpoch) {
   ASSERT_THAT(driver.Open("router-0", "e1"), IsOk());
   ASSERT_THAT(driver.WriteAll(v1::ExecuteRequest()), IsOk());
   EXPECT_THAT(driver.stream(0).Read().status(), StatusIs(absl::StatusCode::kInvalidArgument));
+}
+
+TEST_P(StageRunnerTest, AnEpochHasOneStreamAndAWorkerOneRouter) {
+  Start(1);
+  PipelineDriver driver(clients_), twice(clients_), foreign(clients_);
+  ASSERT_THAT(driver.Open("router-0", "e1"), IsOk());
+  EXPECT_THAT(twice.Open("router-0", "e1"),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("e1 is open already")));
+  EXPECT_THAT(foreign.Open("router-1", "e2"), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("router-0 drives")));
+  ASSERT_THAT(driver.AttachFresh(0, 1), IsOk());
+  EXPECT_THAT(driver.Feed(0, 1, 0, tokens_), IsOk()) << "neither did it any harm";
 }
 
 TEST_P(StageRunnerTest, ASnapshotNeedsAStateStore) {
@@ -436,6 +457,12 @@ TEST_P(StageRunnerTest, MetricsSayWhatHappened) {
     EXPECT_EQ(metrics->tokens.Value(), tokens_.size() + 1 + 2) << "without padding";
   }
   EXPECT_GT(first.state_bytes.Value(), 0);
+  const auto count = [](const prometheus::Histogram& histogram) { return histogram.Collect().histogram.sample_count; };
+  for (const WorkerMetrics* metrics : {&first, &last}) {
+    EXPECT_EQ(count(metrics->prefill_step_seconds), 2) << "steps with an entry of several tokens";
+    EXPECT_EQ(count(metrics->decode_step_seconds), 1);
+    EXPECT_EQ(count(metrics->batch_rows), 3);
+  }
   const auto refused = [](const WorkerMetrics& metrics, RefusalCause cause) {
     return metrics.refused_entries[static_cast<int>(cause)]->Value();
   };
@@ -443,6 +470,12 @@ TEST_P(StageRunnerTest, MetricsSayWhatHappened) {
   EXPECT_EQ(refused(first, RefusalCause::kPosition), 1);
   EXPECT_EQ(refused(last, RefusalCause::kSequence), 0) << "the first has said it";
   EXPECT_EQ(refused(last, RefusalCause::kPosition), 0);
+
+  driver.Close();
+  for (Stage& stage : stages_) {
+    ASSERT_TRUE(stage.runner->WaitUntilIdle(absl::Now() + absl::Seconds(30))) << "the epoch has ended";
+    EXPECT_EQ(stage.worker_metrics->slots_used.Value(), 0) << "an epoch's slots end with it";
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Devices, StageRunnerTest, ::testing::Values("auto", kLazyDevice, kProtectedDevice),

@@ -136,6 +136,26 @@ TEST_F(StatePoolTest, AStateThatIsNotFiniteGivesNoRecords) {
   EXPECT_THAT(CopyOut(1), IsOk());
 }
 
+TEST_F(StatePoolTest, EveryLayerOfACopyHasToBeFinite) {
+  const std::string path = absl::StrCat(std::getenv("TEST_TMPDIR"), "/pool.safetensors");
+  const std::unique_ptr<StageEngine> whole = *MakeTestEngine(path, 0, 1, {});
+  const auto stream = *whole->device().NewStream();
+  const std::shared_ptr<StateCopy> copy = *whole->copies().Take();
+  const int layers = whole->model().weights().layers().size();
+  const int64_t size = whole->model().state_layout().size();
+  ASSERT_GE(layers, 2);
+  std::fill_n(copy->values(), layers * size, 1.0f);
+  ASSERT_THAT(stream->Record(copy->copied()), IsOk());
+  EXPECT_THAT(copy->Records(0), IsOk());
+  for (int layer = 0; layer < layers; ++layer) {
+    float& value = copy->values()[layer * size + size - 1];
+    value = std::numeric_limits<float>::quiet_NaN();
+    EXPECT_THAT(copy->Records(0).status(),
+                StatusIs(absl::StatusCode::kInternal, HasSubstr(absl::StrCat("of layer ", layer, " is not finite"))));
+    value = 1.0f;
+  }
+}
+
 // A copy that the stream still reads is nobody else's, and one that it has passed is used again.
 TEST_F(StatePoolTest, ACopyIsGivenAgainOnceTheStreamHasPassedIt) {
   TestEngineOptions options;

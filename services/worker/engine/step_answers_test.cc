@@ -2,14 +2,17 @@
 #include "services/worker/engine/step_answers.h"
 
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "rwkv/v1/worker.pb.h"
 #include "services/worker/engine/stage_engine.h"
+#include "services/worker/sampler/sampler.h"
 #include "services/worker/testing/small_model.h"
 #include "services/worker/testing/test_engine.h"
 #include "tests/testing/status_matchers.h"
@@ -18,6 +21,8 @@ namespace rwkv::worker {
 namespace {
 
 using ::rwkv::testing::IsOk;
+using ::rwkv::testing::StatusIs;
+using ::testing::HasSubstr;
 
 class StepAnswersTest : public ::testing::Test {
  protected:
@@ -126,6 +131,57 @@ TEST_F(StepAnswersTest, ADrawDoesNotDependOnThePromptsChunks) {
     ASSERT_THAT(last, IsOk());
     EXPECT_EQ(last->result.entries(0).token_id(), whole->result.entries(0).token_id()) << "seed " << seed;
   }
+}
+
+// The sampler's own draw, from the same logits, for the place behind the last token that was fed.
+TEST_F(StepAnswersTest, ADrawIsKeyedByThePlaceOfItsToken) {
+  for (uint64_t seed = 1; seed <= 8; ++seed) {
+    v1::Sampling sampling;
+    sampling.set_temperature(5);
+    sampling.set_seed(seed);
+    ASSERT_THAT(pipeline_.AttachFresh(0, seed, sampling), IsOk());
+    ASSERT_THAT(pipeline_.Feed(0, seed, 0, {4, 5}, false), IsOk());
+    const absl::StatusOr<StepOutput> output = pipeline_.Feed(0, seed, 2, {8, 9, 10}, true, true);
+    ASSERT_THAT(output, IsOk());
+    const std::string bytes = LogitsOf(*output, seed);
+    std::vector<float> logits(kSmallVocabulary);
+    ASSERT_EQ(bytes.size(), 3 * kSmallVocabulary * sizeof(float));
+    std::memcpy(logits.data(), &bytes[2 * kSmallVocabulary * sizeof(float)], kSmallVocabulary * sizeof(float));
+    PenaltyState penalties;
+    ASSERT_OK_AND_ASSIGN(const SamplingParams params, SamplingParams::Create(sampling, kSmallVocabulary, {}));
+    ASSERT_OK_AND_ASSIGN(const SampledToken sampled, Sampler().Sample(logits, params, /*position=*/5, penalties));
+    EXPECT_EQ(output->result.entries(0).token_id(), sampled.token) << "seed " << seed;
+  }
+}
+
+TEST_F(StepAnswersTest, LogitsSayWhichRowsTheyAre) {
+  ASSERT_THAT(pipeline_.AttachFresh(0, 1), IsOk());
+  ASSERT_THAT(pipeline_.Feed(0, 1, 0, {4, 5}, false), IsOk());
+  const absl::StatusOr<StepOutput> output = pipeline_.Feed(0, 1, 2, {8, 9, 10}, true);
+  ASSERT_THAT(output, IsOk());
+  ASSERT_EQ(output->logits.size(), 1u);
+  EXPECT_EQ(output->logits[0].first_position(), 2u);
+  EXPECT_EQ(output->logits[0].rows(), 3u);
+  EXPECT_EQ(output->logits[0].sequence(), 1u);
+  EXPECT_EQ(output->logits[0].logits().size(), 3 * kSmallVocabulary * sizeof(float));
+}
+
+TEST_F(StepAnswersTest, AnEntryThatFailsAnswersNothingElse) {
+  v1::AttachSequence attach;
+  attach.set_fresh(true);
+  attach.set_sequence(1);
+  attach.add_banned_token_ids(0);
+  attach.add_banned_token_ids(kSmallVocabulary);
+  ASSERT_THAT(pipeline_.Attach(attach), IsOk());
+  v1::Step step;
+  *step.add_entries() = Entry(0, 1, 0, {1, 2}, false, true);
+  step.mutable_entries(0)->add_score_token_ids(2);
+  const absl::StatusOr<StepOutput> output = pipeline_.Step(step);
+  ASSERT_THAT(output, IsOk());
+  const v1::EntryResult& result = output->result.entries(0);
+  EXPECT_THAT(StatusOf(result), StatusIs(absl::StatusCode::kInternal, HasSubstr("banned")));
+  EXPECT_EQ(result.scores_size(), 0) << "they were computed before the draw";
+  EXPECT_FALSE(result.has_token_id());
 }
 
 TEST_F(StepAnswersTest, BannedTokensAreNeverDrawn) {
