@@ -209,8 +209,6 @@ TEST_P(ProductsTest, WidensEveryWeightExactly) {
 
 // Sums of whole numbers have one result on every device: the plain twin's.
 TEST_P(ProductsTest, ProductsInFixedPointAreTheReferencesBits) {
-  if (GetParam().rfind("cuda", 0) == 0)
-    GTEST_SKIP() << "CUDA devices compute these in floats yet (kernels/cuda/README.md)";
   std::vector<Storage> storages = Storages();
   for (const Storage& blocks : BlockStorages()) storages.push_back(blocks);
   DeviceMemory reference(OpenedDevice("reference"));

@@ -1,3 +1,4 @@
+#include "kernels/cuda/fixed_products.cuh"
 #include "kernels/cuda/launches.cuh"
 #include "kernels/cuda/products.cuh"
 
@@ -5,17 +6,34 @@ namespace rwkv::kernels::cuda {
 inline namespace RWKV_CUDA_BUILD {
 namespace {
 
-template <WeightKind kKind, int kRows, int kOutputs, bool kWide>
-int LaunchTiles(ProductsParameters p, StreamHandle stream) {
+// Cuts the products among blocks of `outputs` outputs and `rows` rows; gives how many blocks there are.
+uint32_t CutProducts(int outputs, int rows, ProductsParameters& p) {
   uint32_t blocks = 0;
   for (int i = 0; i < p.count; ++i) {
     p.products[i].first_block = blocks;
-    constexpr int kOutputsOfBlock = kOutputs * kProductWarps;
-    blocks += static_cast<uint32_t>((p.products[i].weight.rows + kOutputsOfBlock - 1) / kOutputsOfBlock);
+    blocks += static_cast<uint32_t>((p.products[i].weight.rows + outputs - 1) / outputs);
   }
-  p.row_tiles = static_cast<uint32_t>((p.rows + kRows - 1) / kRows);
-  return Launch(stream, {blocks * p.row_tiles, 1, kProductThreads, 0}, "products",
-                ProductsKernel<kKind, kRows, kOutputs, kWide>, p);
+  p.row_tiles = static_cast<uint32_t>((p.rows + rows - 1) / rows);
+  return blocks * p.row_tiles;
+}
+
+template <WeightKind kKind, int kRows, int kOutputs, bool kWide>
+int LaunchTiles(ProductsParameters p, StreamHandle stream) {
+  const uint32_t blocks = CutProducts(kOutputs * kProductWarps, kRows, p);
+  return Launch(stream, {blocks, 1, kProductThreads, 0}, "products", ProductsKernel<kKind, kRows, kOutputs, kWide>, p);
+}
+
+template <WeightKind kKind, int kRows>
+int LaunchFixedTiles(ProductsParameters p, bool wide, StreamHandle stream) {
+  const uint32_t blocks = CutProducts(kProductWarps, kRows, p);
+  return Launch(stream, {blocks, 1, kProductThreads, sizeof(FixedShared<kRows>)}, "fixed_products",
+                FixedProductsKernel<kKind, kRows>, p, wide);
+}
+
+template <WeightKind kKind>
+int LaunchFixed(const ProductsParameters& p, bool wide, StreamHandle stream) {
+  if (p.rows == 1) return LaunchFixedTiles<kKind, 1>(p, wide, stream);
+  return LaunchFixedTiles<kKind, 4>(p, wide, stream);
 }
 
 template <WeightKind kKind>
@@ -35,11 +53,11 @@ int LaunchKind(WeightKind kind, const ProductsParameters& p, bool wide, StreamHa
     case WeightKind::kFloat16:
       return LaunchKind<WeightKind::kFloat16>(p, wide, stream);
     case WeightKind::kInt8:
-      return LaunchKind<WeightKind::kInt8>(p, wide, stream);
+      return LaunchFixed<WeightKind::kInt8>(p, wide, stream);
     case WeightKind::kInt4:
       break;
   }
-  return LaunchKind<WeightKind::kInt4>(p, wide, stream);
+  return LaunchFixed<WeightKind::kInt4>(p, wide, stream);
 }
 
 }  // namespace

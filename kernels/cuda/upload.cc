@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "kernels/base/dtype.h"
+#include "kernels/base/fixed_point.h"
 #include "kernels/base/ggml_blocks.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/cuda/device_weight.h"
@@ -19,10 +20,10 @@ constexpr int64_t kStagingBytes = 8 << 20;
 MatrixView WithoutBlocks(const MatrixView& matrix) {
   if (matrix.quantization != Quantization::kBlocks) return matrix;
   MatrixView view = {DType::kFloat32, matrix.rows, matrix.cols};
-  if (!HasQuants(matrix.blocks)) return view;
+  if (FixedPointGroup(matrix) == 0) return view;
   view.dtype = DType::kFloat16;
   view.group = BlockWeights(matrix.blocks);
-  view.quantization = HasMinimums(matrix.blocks) ? Quantization::kInt4 : Quantization::kInt8;
+  view.quantization = Quantization::kInt8;
   return view;
 }
 
@@ -34,7 +35,7 @@ absl::StatusOr<Weight> Uploader::Load(const MatrixView& matrix) {
   MatrixView& view = weight.matrix;
   view = WithoutBlocks(matrix);
   const bool blocks = matrix.quantization == Quantization::kBlocks;
-  const bool has_minimums = blocks ? HasMinimums(matrix.blocks) : matrix.minimums != nullptr;
+  const bool has_minimums = !blocks && matrix.minimums != nullptr;
   const int64_t pitch = PitchOf(view);
   const int64_t group_bytes = GroupsPerRow(view) * static_cast<int64_t>(sizeof(uint16_t));
   const int64_t data_bytes = pitch * view.rows;
@@ -59,7 +60,7 @@ absl::StatusOr<Weight> Uploader::Load(const MatrixView& matrix) {
     };
   };
   if (blocks) {
-    const BlockPart part = HasQuants(matrix.blocks) ? BlockPart::kQuants : BlockPart::kWeights;
+    const BlockPart part = FixedPointGroup(matrix) != 0 ? BlockPart::kQuants : BlockPart::kWeights;
     RWKV_RETURN_IF_ERROR(CopyRows(view.rows, pitch, data, decode(part)));
   } else {
     RWKV_RETURN_IF_ERROR(CopyRows(view.rows, pitch, data, copy(from, row_bytes)));
@@ -70,8 +71,6 @@ absl::StatusOr<Weight> Uploader::Load(const MatrixView& matrix) {
   view.minimums = has_minimums ? reinterpret_cast<const uint16_t*>(scales + scale_bytes) : nullptr;
   if (blocks) {
     RWKV_RETURN_IF_ERROR(CopyRows(view.rows, group_bytes, scales, decode(BlockPart::kScales)));
-    if (!has_minimums) return weight;
-    RWKV_RETURN_IF_ERROR(CopyRows(view.rows, group_bytes, scales + scale_bytes, decode(BlockPart::kMinimums)));
   } else {
     RWKV_RETURN_IF_ERROR(CopyRows(view.rows, group_bytes, scales, copy(matrix.scales, group_bytes)));
     if (!has_minimums) return weight;

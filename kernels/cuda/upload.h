@@ -21,8 +21,8 @@ class Uploader {
  public:
   explicit Uploader(Device& device) : device_(device) {}
 
-  // As Device::Load(); done when it returns. Rows are laid out as device_weight.h says. ggml's blocks become int8 or
-  // int4 codes of groups where those are the same weights, else floats.
+  // As Device::Load(); done when it returns. Rows are laid out as device_weight.h says. ggml's blocks become int8
+  // codes of groups where products with them are computed in fixed point, else floats.
   absl::StatusOr<Weight> Load(const MatrixView& matrix) ABSL_LOCKS_EXCLUDED(mu_);
 
  private:

@@ -146,5 +146,23 @@ TEST_F(OurKernelsTest, Products) {
   EXPECT_THAT(checker_.findings(), IsEmpty());
 }
 
+TEST_F(OurKernelsTest, FixedPointProducts) {
+  const std::vector<uint16_t> scales(19 * 5, 0x3c00);  // one
+  checker_.Allow(scales.data(), 19 * 5 * 2);
+  for (const int64_t rows : {1, 6}) {
+    Weight weight;
+    weight.matrix = {DType::kFloat16, 19, 130, memory_.Floats(19 * 160 / 4)};
+    weight.matrix.quantization = Quantization::kInt8;
+    weight.matrix.group = 32;
+    weight.matrix.scales = weight.matrix.minimums = scales.data();
+    Product product;
+    product.weight = &weight;
+    product.x = memory_.Floats(rows * 130);
+    product.y = memory_.Floats(rows * 19);
+    EXPECT_EQ(kCheckedKernels.products({rows, &product, 1}, nullptr), 0);
+  }
+  EXPECT_THAT(checker_.findings(), IsEmpty());
+}
+
 }  // namespace
 }  // namespace rwkv::kernels::cuda

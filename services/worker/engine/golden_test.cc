@@ -166,7 +166,9 @@ TEST(GoldenTest, EmulatedCudaDeviceMatchesTheOracle) {
           {root + "rwkv6-bf16.safetensors", root + "rwkv6-bf16", 3},
           {root + "rwkv7-bf16.safetensors", root + "rwkv7-bf16", 3},
           {root + "rwkv7-fp16.pth", root + "rwkv7-fp16", 2},
-          {root + "rwkv7a-bf16.safetensors", root + "rwkv7a-bf16", 2}},
+          {root + "rwkv7a-bf16.safetensors", root + "rwkv7a-bf16", 2},
+          {root + "rwkv7-quantized.gguf", root + "rwkv7-quantized", 3, 64e-5f, "", kFixedPointTolerance},
+          {root + "rwkv7-int4.safetensors", root + "rwkv7-int4", 2, 64e-5f, "", kFixedPointTolerance}},
          {std::string(kernels::cuda::kEmulatedDevice)});
   EXPECT_THAT(kernels::cuda::ViolationsOfEmulatedDevice(), ::testing::IsEmpty());
 }
