@@ -1,5 +1,5 @@
-// Products with int8 and int4 weights, in fixed point (kernels/base/fixed_point.h): a warp has one output of kRows rows.
-// Each lane takes a group of inputs, makes whole numbers of them and multiplies them exactly. What follows is added
+// Products with int8 and int4 weights, in fixed point (kernels/base/fixed_point.h): a warp has one output of kRows
+// rows. Each lane takes a group of inputs, makes whole numbers of them and multiplies them exactly. What follows is added
 // group after group, as the contract says, by a lane for each row.
 #pragma once
 
@@ -53,7 +53,6 @@ RWKV_DEVICE FixedGroup MultiplyGroup(const float* x, const char* codes, int begi
   if (!finite) return {AsFloat(0x7fc00000u), AsFloat(0x7fc00000u)};
   if (largest < kSmallestFixedPointMaximum) return {0.0f, 0.0f};
   const float inverse = kLargestFixedPoint / largest;
-  const float scale = largest / kLargestFixedPoint;
   constexpr int kCodes = kKind == WeightKind::kInt8 ? 16 : 32;  // of a load
   int products = 0;
   int sum = 0;
@@ -74,6 +73,7 @@ RWKV_DEVICE FixedGroup MultiplyGroup(const float* x, const char* codes, int begi
       }
     }
   }
+  const float scale = largest / kLargestFixedPoint;
   return {static_cast<float>(products) * scale, static_cast<float>(sum) * scale};
 }
 
@@ -90,29 +90,29 @@ FixedProductsKernel(ProductsParameters p, bool wide) {
   const int warp = ThreadIndex() / kWarpThreads;
   const int output = static_cast<int>(block - product.first_block) * kProductWarps + warp;
   const int64_t first_row = int64_t{tile} * kRows;
+  const int rows = p.rows - first_row < kRows ? static_cast<int>(p.rows - first_row) : kRows;
   if (output >= weight.rows) return;  // The whole warp.
 
   auto& terms = BlockShared<FixedShared<kRows>>().terms[warp];
   const char* const codes = static_cast<const char*>(weight.data) + output * weight.pitch;
-  const int64_t first_group = int64_t{output} * weight.groups;
   float y = 0.0f;  // Of the row of this lane.
   for (int base = 0; base < weight.groups; base += kWarpThreads) {
     const int group = base + lane;
     if (group < weight.groups) {
+      const float* x = product.x + first_row * weight.cols;
       const int begin = group * weight.group;
       const int end = begin + weight.group < weight.cols ? begin + weight.group : weight.cols;
       const char* const from = codes + (kKind == WeightKind::kInt8 ? begin : begin / 2);
-      const float scale = HalfToFloat(weight.scales[first_group + group]);
-      const float minimum = weight.minimums == nullptr ? 0.0f : HalfToFloat(weight.minimums[first_group + group]);
-      for (int r = 0; r < kRows && first_row + r < p.rows; ++r) {
-        const float* const x = product.x + (first_row + r) * weight.cols;
+#pragma unroll 1
+      for (int r = 0; r < rows; ++r, x += weight.cols) {
         const FixedGroup result = MultiplyGroup<kKind>(x, from, begin, end, weight.cols, wide);
-        terms[r].products[lane] = result.products * scale;
-        terms[r].sums[lane] = result.sum * minimum;
+        const int64_t at = int64_t{output} * weight.groups + group;
+        terms[r].products[lane] = result.products * HalfToFloat(weight.scales[at]);
+        if (weight.minimums != nullptr) terms[r].sums[lane] = result.sum * HalfToFloat(weight.minimums[at]);
       }
     }
     SyncWarp();
-    if (lane < kRows && first_row + lane < p.rows) {
+    if (lane < rows) {
       const int count = weight.groups - base < kWarpThreads ? weight.groups - base : kWarpThreads;
       for (int g = 0; g < count; ++g) {
         y = y + terms[lane].products[g];
@@ -121,7 +121,7 @@ FixedProductsKernel(ProductsParameters p, bool wide) {
     }
     SyncWarp();
   }
-  if (lane < kRows && first_row + lane < p.rows) FinishProduct(product, first_row + lane, output, y);
+  if (lane < rows) FinishProduct(product, first_row + lane, output, y);
 }
 
 }  // namespace RWKV_CUDA_BUILD

@@ -19,8 +19,8 @@ RWKV_DEVICE float Code8(uint32_t bits, int index) {
 }
 RWKV_DEVICE float Code4(uint32_t bits, int index) { return static_cast<float>(bits >> (4 * index) & 0xfu); }
 
-// Weights [k, k + 8) of a row; k is a multiple of eight below the number of columns. What lies behind the last column is
-// any finite number.
+// Weights [k, k + 8) of a row; k is a multiple of eight below the number of columns. What lies behind the last column
+// is any finite number.
 template <WeightKind kKind>
 RWKV_DEVICE WeightChunk LoadChunk(const DeviceWeight& weight, int64_t row, int64_t k) {
   WeightChunk chunk;
