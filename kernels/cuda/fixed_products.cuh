@@ -1,6 +1,6 @@
 // Products with int8 and int4 weights, in fixed point (kernels/base/fixed_point.h): a warp has one output of kRows
-// rows. Each lane takes a group of inputs, makes whole numbers of them and multiplies them exactly. What follows is added
-// group after group, as the contract says, by a lane for each row.
+// rows. Each lane takes a group of inputs, makes whole numbers of them and multiplies them exactly. What follows is
+// added group after group, as the contract says, by a lane for each row.
 #pragma once
 
 #include "kernels/base/fixed_point.h"

@@ -1,7 +1,7 @@
-// Sees every load and store of kernels that are built with clang's thread-sanitizer instrumentation, which calls this in
-// place of the sanitizer's own library: races between threads of a launch, shared memory read before it is written, and
-// addresses that are neither stack, shared memory nor what the test has allowed. Two accesses of one launch are in order
-// if their thread is the same, or their block is and a barrier lies between them, or their warp and a SyncWarp.
+// Sees every load and store of kernels that are built with clang's thread-sanitizer instrumentation, which calls this
+// in place of the sanitizer's own library: races between threads of a launch, shared memory read before it is written,
+// and addresses that are neither stack, shared memory nor what the test has allowed. Two accesses of one launch are in
+// order if their thread is the same, or their block is and a barrier lies between them, or their warp and a SyncWarp.
 // Copies that clang makes with memcpy are not seen; device.cuh's wide accesses report themselves.
 #pragma once
 

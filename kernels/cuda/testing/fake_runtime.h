@@ -1,6 +1,7 @@
-// A GPU that is not there: CUDA's runtime, as far as the device uses it, over the emulation. It is an adversary. Streams
-// are lazy: nothing on one runs before somebody waits for it or asks, and then no more than needed, so that whoever reads
-// too early reads 0xFF, and whoever reuses memory too early hurts himself. Device memory is 0xFF and ends at an unmapped page. What CUDA allows but this repository does not is a violation.
+// A GPU that is not there: CUDA's runtime, as far as the device uses it, over the emulation. It is an adversary.
+// Streams are lazy: nothing on one runs before somebody waits for it or asks, and then no more than needed, so that
+// whoever reads too early reads 0xFF, and whoever reuses memory too early hurts himself. Device memory is 0xFF and ends
+// at an unmapped page. What CUDA allows but this repository does not is a violation.
 #pragma once
 
 #include <cstdint>
