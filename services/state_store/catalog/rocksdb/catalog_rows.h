@@ -1,0 +1,47 @@
+// What the parts of the catalog share: rows as messages, what is refused of a session, and its log.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "proto/rwkv/v1/sessions.pb.h"
+#include "proto/rwkv/v1/state_store.pb.h"
+#include "services/state_store/catalog/rocksdb/view.h"
+
+namespace rwkv::state_store {
+
+v1::Session ToSession(absl::string_view session_id, const SessionRow& row);
+absl::StatusOr<v1::Session> ToSessionWithSnapshots(const View& view, absl::string_view session_id,
+                                                   const SessionRow& row);
+
+// With the log-probabilities of what it generated, as many as a message may have.
+absl::StatusOr<v1::Turn> ToTurn(const View& view, const SessionRow& row, const TurnRow& stored);
+
+// Behind its last token; of an open turn the log's end.
+uint64_t TurnEnd(const TurnRow& turn, const SessionRow& row);
+
+// The turns of a session, oldest first.
+absl::Status ForEachTurn(const View& view, const std::string& session_id,
+                         absl::FunctionRef<void(absl::string_view key, const TurnRow& turn)> visit);
+
+// The name that clients know the session's branch by.
+std::string LogBranch(const SessionRow& row);
+
+// kAborted: the lease is not the session's.
+absl::Status CheckLease(const v1::Lease& lease, const SessionRow& row);
+// kFailedPrecondition: the session is another model's.
+absl::Status CheckModel(const std::string& session_id, const SessionRow& row, absl::string_view model_fingerprint);
+// kOutOfRange: the session cannot be forked at, or rewound to, the position; `verb` says which.
+absl::Status CheckPosition(const std::string& session_id, const SessionRow& row, uint64_t position,
+                           absl::string_view verb);
+
+// Tokens of a branch from position `begin` on; logprobs may be fewer.
+void PutTokens(Edit& edit, uint64_t branch, uint64_t begin, absl::Span<const uint32_t> token_ids,
+               absl::Span<const float> logprobs);
+
+}  // namespace rwkv::state_store

@@ -1,0 +1,135 @@
+// What RocksdbCatalog does with snapshots.
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/base/status_macros.h"
+#include "services/common/grpc_status.h"
+#include "services/state_store/catalog/rocksdb/branch_tree.h"
+#include "services/state_store/catalog/rocksdb/catalog_rows.h"
+#include "services/state_store/catalog/rocksdb/keys.h"
+#include "services/state_store/catalog/rocksdb/rocksdb_catalog.h"
+#include "services/state_store/catalog/rocksdb/view.h"
+
+namespace rwkv::state_store {
+
+absl::Status RocksdbCatalog::CommitSnapshot(const v1::Lease& lease, const std::string& log_branch,
+                                            const v1::SnapshotManifest& manifest, std::vector<std::string>* freed) {
+  const std::string& session_id = lease.session_id();
+  RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, LockSession(session_id));
+  SessionRow row;
+  uint64_t opening;
+  {
+    RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kLatest));
+    opening = view.opening();
+    RWKV_ASSIGN_OR_RETURN(row, Find(view, session_id));
+  }
+  if (absl::Status status = CheckLease(lease, row); !status.ok()) {
+    fenced_total_.Increment();
+    return status;
+  }
+  if (log_branch != LogBranch(row)) {
+    return common::WithErrorInfo(absl::AbortedError(absl::StrCat("session ", session_id, " is on log branch ",
+                                                                 row.branch(), ", not ", log_branch)),
+                                 "OTHER_BRANCH");
+  }
+  RWKV_RETURN_IF_ERROR(CheckModel(session_id, row, manifest.model_fingerprint()));
+  if (manifest.position() <= row.base_position() || manifest.position() > row.length()) {
+    return absl::OutOfRangeError(absl::StrCat("session ", session_id, " has ", row.length(),
+                                              " tokens; a snapshot at position ", manifest.position(),
+                                              " is not of it"));
+  }
+  RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard family_guard, LockFamily(row.family()));
+  RWKV_ASSIGN_OR_RETURN(View view, View::Reopen(*database_, opening));
+  RWKV_ASSIGN_OR_RETURN(const absl::optional<std::string> at, view.Get(SnapshotIdKey(manifest.snapshot_id())));
+  if (at.has_value()) {
+    v1::SnapshotManifest committed;
+    if (at->size() != 16) return absl::DataLossError("catalog: the row of a snapshot's id is corrupt");
+    RWKV_ASSIGN_OR_RETURN(const bool found, view.Get(SnapshotKey(NumberAt(*at, 0), NumberAt(*at, 8)), &committed));
+    if (found && committed.SerializeAsString() == manifest.SerializeAsString()) return absl::OkStatus();
+    return absl::AlreadyExistsError(
+        absl::StrCat("snapshot ", manifest.snapshot_id(), " exists already, at position ", NumberAt(*at, 8)));
+  }
+  RWKV_ASSIGN_OR_RETURN(const std::vector<Link> chain, view.Chain(row));
+  const auto link =
+      std::find_if(chain.begin(), chain.end(), [&](const Link& link) { return link.begin < manifest.position(); });
+  if (link == chain.end()) return absl::DataLossError("catalog: a log does not begin where its base is");
+  Edit edit(view);
+  BranchTree tree(options_.snapshots_per_branch, &view, &edit);
+  RWKV_RETURN_IF_ERROR(tree.AddSnapshot(*link, manifest));
+  RWKV_RETURN_IF_ERROR(database_->Write(std::move(view).Close(), edit.batch(), Durability::kSynced));
+  Count(0, tree.snapshots_delta(), 0, 0);
+  freed->insert(freed->end(), tree.freed().begin(), tree.freed().end());
+  return absl::OkStatus();
+}
+
+absl::StatusOr<absl::optional<v1::SnapshotManifest>> RocksdbCatalog::FindSnapshot(
+    const std::string& session_id, uint64_t at_or_before, const std::string& model_fingerprint) {
+  RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kOnce));
+  RWKV_ASSIGN_OR_RETURN(const SessionRow row, Find(view, session_id));
+  RWKV_ASSIGN_OR_RETURN(const std::vector<Link> chain, view.Chain(row));
+  for (const Link& link : chain) {
+    RWKV_ASSIGN_OR_RETURN(const std::vector<SnapshotAt> snapshots,
+                          view.Snapshots(link.branch, link.begin, std::min(link.end, at_or_before)));
+    for (auto snapshot = snapshots.rbegin(); snapshot != snapshots.rend(); ++snapshot) {
+      if (snapshot->manifest.model_fingerprint() == model_fingerprint) {
+        return absl::optional<v1::SnapshotManifest>(snapshot->manifest);
+      }
+    }
+  }
+  if (row.has_base_position() && row.base_position() <= at_or_before && row.model_fingerprint() == model_fingerprint) {
+    RWKV_ASSIGN_OR_RETURN(v1::SnapshotManifest base, view.Base(chain));
+    return absl::make_optional(std::move(base));
+  }
+  return absl::optional<v1::SnapshotManifest>();
+}
+
+absl::StatusOr<bool> RocksdbCatalog::DropSnapshot(const std::string& session_id, const std::string& snapshot_id,
+                                                  std::vector<std::string>* freed) {
+  RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, LockSession(session_id));
+  SessionRow row;
+  uint64_t opening;
+  {
+    RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kLatest));
+    opening = view.opening();
+    RWKV_ASSIGN_OR_RETURN(row, Find(view, session_id));
+  }
+  RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard family_guard, LockFamily(row.family()));
+  RWKV_ASSIGN_OR_RETURN(View view, View::Reopen(*database_, opening));
+  RWKV_ASSIGN_OR_RETURN(const absl::optional<std::string> at, view.Get(SnapshotIdKey(snapshot_id)));
+  if (!at.has_value()) return false;
+  if (at->size() != 16) return absl::DataLossError("catalog: the row of a snapshot's id is corrupt");
+  const uint64_t branch = NumberAt(*at, 0), position = NumberAt(*at, 8);
+  RWKV_ASSIGN_OR_RETURN(const std::vector<Link> chain, view.Chain(row));
+  if (row.has_base_position()) {
+    RWKV_ASSIGN_OR_RETURN(const v1::SnapshotManifest base, view.Base(chain));
+    if (base.snapshot_id() == snapshot_id) {
+      return absl::FailedPreconditionError(absl::StrCat("snapshot ", snapshot_id, " is what session ", session_id,
+                                                        " was imported with; nothing could take its place"));
+    }
+  }
+  const bool reachable = std::any_of(chain.begin(), chain.end(), [&](const Link& link) {
+    return link.branch == branch && link.begin < position && position <= link.end;
+  });
+  if (!reachable) {
+    return absl::NotFoundError(absl::StrCat("session ", session_id, " has no snapshot ", snapshot_id));
+  }
+  SnapshotAt snapshot;
+  snapshot.position = position;
+  snapshot.manifest.set_snapshot_id(snapshot_id);
+  Edit edit(view);
+  BranchTree tree(options_.snapshots_per_branch, &view, &edit);
+  tree.RemoveSnapshot(branch, snapshot);
+  RWKV_RETURN_IF_ERROR(database_->Write(std::move(view).Close(), edit.batch(), Durability::kSynced));
+  Count(0, tree.snapshots_delta(), 0, 0);
+  freed->insert(freed->end(), tree.freed().begin(), tree.freed().end());
+  return true;
+}
+
+absl::StatusOr<bool> RocksdbCatalog::HasSnapshot(const std::string& snapshot_id) {
+  RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kLatest));
+  RWKV_ASSIGN_OR_RETURN(const absl::optional<std::string> at, view.Get(SnapshotIdKey(snapshot_id)));
+  return at.has_value();
+}
+
+}  // namespace rwkv::state_store
