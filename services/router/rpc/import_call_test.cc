@@ -421,7 +421,15 @@ TEST_F(ImportCallTest, WhatIsRefusedLeavesNothingBehind) {
   piece.set_data(std::string((1 << 20) + 1, 'x'));
   upload.writer->Write(piece);
   EXPECT_THAT(upload.End(), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("at most 1048576")));
-  // The store fails after some records are there, or when all are.
+  // All records are there, and the session cannot be made.
+  const int64_t stored = cluster_->store().record_bytes();
+  for (const absl::Status& full : {absl::ResourceExhaustedError("the disk is full"), absl::UnavailableError("away")}) {
+    cluster_->store().FailImportsWith(full);
+    EXPECT_THAT(Import("t", good.Bytes()), StatusIs(full.code()));
+    EXPECT_THAT(SessionIds(), ElementsAre("s"));
+    EXPECT_EQ(cluster_->store().record_bytes(), stored);
+  }
+  cluster_->store().FailImportsWith(absl::OkStatus());
   cluster_->store().FailWith(absl::ResourceExhaustedError("the disk is full"));
   EXPECT_THAT(Import("t", good.Bytes()), StatusIs(absl::StatusCode::kResourceExhausted));
   cluster_->store().FailWith(absl::OkStatus());

@@ -67,6 +67,13 @@ void FakeStateStore::LoseAnswersWith(absl::Status status) {
   lose_answers_with_ = std::move(status);
 }
 
+void FakeStateStore::FailImportsWith(absl::Status status) {
+  absl::MutexLock lock(&mu_);
+  fail_imports_with_ = std::move(status);
+}
+
+int64_t FakeStateStore::record_bytes() const { return server_->embedded->store().records().bytes(); }
+
 void FakeStateStore::LoseImportAnswersWith(absl::Status status) {
   absl::MutexLock lock(&mu_);
   lose_import_answers_with_ = std::move(status);
@@ -114,6 +121,10 @@ absl::StatusOr<v1::CreateSessionResponse> FakeStateStore::CreateSession(const v1
 
 absl::StatusOr<v1::ImportSessionResponse> FakeStateStore::ImportSession(const v1::ImportSessionRequest& request,
                                                                         absl::Time deadline) {
+  {
+    absl::MutexLock lock(&mu_);
+    if (!fail_imports_with_.ok()) return fail_imports_with_;
+  }
   const auto answer =
       Run<absl::StatusOr<v1::ImportSessionResponse>>([&] { return catalog_->ImportSession(request, deadline); });
   absl::MutexLock lock(&mu_);

@@ -42,6 +42,12 @@ class FakeStateStore final : public CatalogClient, public RecordsClient {
   // The next `count` calls of GetRecord fail with `status`.
   void FailGetRecords(int count, absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
 
+  // FailWith() for ImportSession alone.
+  void FailImportsWith(absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Of all records that are stored.
+  int64_t record_bytes() const;
+
   // To hand to code that makes its own client.
   std::shared_ptr<grpc::Channel> channel() const;
 
@@ -97,6 +103,7 @@ class FakeStateStore final : public CatalogClient, public RecordsClient {
   absl::Mutex mu_;
   absl::Status fail_with_ ABSL_GUARDED_BY(mu_);
   absl::Status lose_answers_with_ ABSL_GUARDED_BY(mu_);
+  absl::Status fail_imports_with_ ABSL_GUARDED_BY(mu_);
   absl::Status lose_import_answers_with_ ABSL_GUARDED_BY(mu_);
   absl::Status fail_appends_with_ ABSL_GUARDED_BY(mu_);
   absl::Status fail_drops_with_ ABSL_GUARDED_BY(mu_);
