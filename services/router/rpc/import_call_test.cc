@@ -3,6 +3,7 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -10,6 +11,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -20,6 +22,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "rwkv/v1/sessions.pb.h"
+#include "rwkv/v1/state_store.pb.h"
 #include "services/checkpoint/formats/element_type.h"
 #include "services/common/grpc_status.h"
 #include "services/router/rpc/services_fixture.h"
@@ -115,6 +118,16 @@ class ImportCallTest : public ServicesTest {
     CreateSession(id);
     EXPECT_THAT(Generate(SessionRequest(id, "r", kPrompt, 6)).status, IsOk());
     return cluster_->Log(id);
+  }
+
+  // The router gives a session's lease back when none of its snapshots is on its way.
+  void WaitUntilLetGo(const std::string& id) {
+    v1::AcquireLeaseRequest acquire;
+    acquire.set_session_id(id);
+    acquire.set_holder("the test");
+    acquire.set_incarnation("1");
+    acquire.mutable_ttl()->set_seconds(60);
+    EXPECT_TRUE(WaitUntil([&] { return cluster_->store().AcquireLease(acquire, absl::Now() + kTestLimit).ok(); }));
   }
 
   std::vector<std::string> SessionIds() {
@@ -257,6 +270,32 @@ TEST_F(ImportCallTest, WithoutItsLogNothingGoesBackToBeforeIt) {
   EXPECT_THAT(Generate(SessionRequest("fork", "r", {9}, 5)).tokens, ElementsAreArray(first));
 }
 
+TEST_F(ImportCallTest, TheBaseIsKnownWhileTheLeaseIsHeld) {
+  StartServer(Tuned());
+  MakeSession("s");
+  ASSERT_OK(Import("t", Exported("s", false).Bytes()));
+  cluster_->pipeline().HoldSaves(true);  // And with them the lease.
+  ASSERT_THAT(Generate(SessionRequest("t", "a", {9}, 5)).status, IsOk());
+  v1::GenerateRequest named = SessionRequest("t", "b", {9}, 5);
+  named.set_initial_state(kPoet);
+  EXPECT_THAT(Generate(named).status,
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("began with an imported state")));
+  v1::GenerateRequest counting = Sampled(SessionRequest("t", "c", {9}, 5));
+  counting.mutable_sampling()->set_frequency_penalty(1);
+  counting.mutable_sampling()->set_penalize_prompt(true);
+  // What is held up behind the save is let go when the turn has begun.
+  std::atomic<bool> ended{false};
+  absl::Status status;
+  std::thread client([&] {
+    status = Generate(counting).status;
+    ended = true;
+  });
+  EXPECT_TRUE(WaitUntil([&] { return ended || GetSession(*cluster_, "t").token_count() == 17; }));
+  cluster_->pipeline().HoldSaves(false);
+  client.join();
+  EXPECT_THAT(status, IsOk());
+}
+
 TEST_F(ImportCallTest, ItGoesOnOverLostEpochsAndLostSnapshotsFromItsBase) {
   TurnManager::Options options;
   options.snapshot_interval_tokens = 4;
@@ -277,25 +316,34 @@ TEST_F(ImportCallTest, ItGoesOnOverLostEpochsAndLostSnapshotsFromItsBase) {
   // So often unavailable that snapshots are left alone: not the base.
   const std::vector<uint32_t> longer = Concat(Concat(known, FakeModel::Greedy(known, 5, vocabulary_)), {8});
   cluster_->store().FailGetRecords(22, absl::UnavailableError("away"));  // One a stage and attempt.
-  EXPECT_THAT(Generate(SessionRequest("t", "c", {8}, 5)).tokens,
-              ElementsAreArray(FakeModel::Greedy(longer, 5, vocabulary_)));
+  const Result restarted = Generate(SessionRequest("t", "c", {8}, 5));
+  EXPECT_THAT(restarted.tokens, ElementsAreArray(FakeModel::Greedy(longer, 5, vocabulary_)));
+  EXPECT_EQ(restarted.finish.reused_tokens(), 10);
 }
 
 TEST_F(ImportCallTest, ALostBaseIsSaidAndNothingElseIsMadeOfIt) {
   StartServer();
   MakeSession("s");
-  ASSERT_OK(Import("t", Exported("s", false).Bytes()));
+  File file = Exported("s", false);
+  ASSERT_OK(Import("t", file.Bytes()));
+  file.metadata["position"] = "0";
+  ASSERT_OK(Import("u", file.Bytes()));
   for (const absl::Status& lost : {absl::DataLossError("corrupt"), absl::NotFoundError("no such record")}) {
-    cluster_->store().FailGetRecords(1000, lost);
-    EXPECT_THAT(Generate(SessionRequest("t", "r", {9}, 5)).status,
-                StatusIs(absl::StatusCode::kDataLoss,
-                         HasSubstr("session \"t\" was imported with a state at position 10, which cannot be read")));
-    std::map<std::string, Tensor> tensors;
-    EXPECT_THAT(Export("t", &tensors), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("imported with")));
+    for (const std::string id : {"t", "u"}) {
+      cluster_->store().FailGetRecords(1000, lost);
+      EXPECT_THAT(Generate(SessionRequest(id, "r", {9}, 5)).status,
+                  StatusIs(absl::StatusCode::kDataLoss,
+                           HasSubstr(absl::StrCat("session \"", id, "\" was imported with a state at position ",
+                                                  id == "t" ? 10 : 0,
+                                                  ", which cannot be read any more: ", std::string(lost.message())))));
+      std::map<std::string, Tensor> tensors;
+      EXPECT_THAT(Export(id, &tensors), StatusIs(absl::StatusCode::kDataLoss));
+    }
   }
   // It was not dropped for that: once the disk is back, so is the session.
   cluster_->store().FailGetRecords(0, absl::OkStatus());
   EXPECT_THAT(Generate(SessionRequest("t", "r", {9}, 5)).status, IsOk());
+  EXPECT_THAT(Generate(SessionRequest("u", "r", {9}, 5)).status, IsOk());
 }
 
 TEST_F(ImportCallTest, ATunedStateIsABeginning) {
@@ -422,6 +470,7 @@ TEST_F(ImportCallTest, WhatIsRefusedLeavesNothingBehind) {
   upload.writer->Write(piece);
   EXPECT_THAT(upload.End(), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("at most 1048576")));
   // All records are there, and the session cannot be made.
+  WaitUntilLetGo("s");
   const int64_t stored = cluster_->store().record_bytes();
   for (const absl::Status& full : {absl::ResourceExhaustedError("the disk is full"), absl::UnavailableError("away")}) {
     cluster_->store().FailImportsWith(full);
