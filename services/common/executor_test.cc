@@ -4,7 +4,7 @@
 #include <memory>
 #include <utility>
 
-#include "absl/synchronization/barrier.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
 #include "gtest/gtest.h"
@@ -33,9 +33,17 @@ TEST(ExecutorTest, WorkIsBoundedAndAllThatWasTakenRuns) {
 }
 
 TEST(ExecutorTest, SoManyRunAtATime) {
-  absl::Barrier all(3);  // Returns only when three wait.
+  absl::Mutex mutex;
+  int running = 0;
+  const auto all = [&] { return running == 3; };
   Executor executor(3, 8);
-  for (int i = 0; i < 3; ++i) ASSERT_TRUE(executor.TryRun([&] { all.Block(); }));
+  for (int i = 0; i < 3; ++i) {
+    ASSERT_TRUE(executor.TryRun([&] {
+      absl::MutexLock lock(&mutex);
+      ++running;
+      EXPECT_TRUE(mutex.AwaitWithTimeout(absl::Condition(&all), absl::Seconds(10))) << running << " run";
+    }));
+  }
   executor.Stop();
 }
 
