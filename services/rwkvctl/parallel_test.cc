@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/barrier.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -67,6 +68,32 @@ TEST(ParallelTest, TheFirstErrorByNumberStopsAll) {
                 StatusIs(absl::StatusCode::kAborted, "job 5"));
     EXPECT_LE(calls, 5 + at_once);
   }
+}
+
+// Jobs 0 and 1 run together, and 1 has failed by the time that 0 does.
+TEST(ParallelTest, TheErrorOfALaterJobThatCameFirstDoesNotWin) {
+  absl::Mutex mutex;
+  bool second_began = false;
+  const absl::Status status = RunInParallel(
+      2, 2,
+      [&](size_t i) {
+        if (i == 1) {
+          absl::MutexLock lock(&mutex);
+          second_began = true;
+          return absl::InternalError("job 1");
+        }
+        {
+          absl::MutexLock lock(&mutex);
+          if (!mutex.AwaitWithTimeout(absl::Condition(&second_began), absl::Seconds(30))) {
+            return absl::DeadlineExceededError("job 1 did not begin");
+          }
+        }
+        // Nothing tells when its error is recorded; coming before it would only make this test see less.
+        absl::SleepFor(absl::Milliseconds(20));
+        return absl::AbortedError("job 0");
+      },
+      [](size_t) {});
+  EXPECT_THAT(status, StatusIs(absl::StatusCode::kAborted, "job 0"));
 }
 
 TEST(ParallelTest, NoMoreThreadsThanAllowed) {
