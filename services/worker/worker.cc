@@ -16,10 +16,12 @@
 #include "services/checkpoint/formats/tensor_record.h"
 #include "services/checkpoint/model_config.h"
 #include "services/common/channel.h"
+#include "services/common/clock.h"
 #include "services/common/logging.h"
 #include "services/common/metrics.h"
 #include "services/common/rpc_server.h"
 #include "services/state_store/client/state_store_client.h"
+#include "services/worker/engine/router_registry.h"
 #include "services/worker/engine/snapshot_transfer.h"
 #include "services/worker/engine/stage_engine.h"
 #include "services/worker/engine/stage_runner.h"
@@ -113,6 +115,8 @@ class WorkerImpl final : public Worker {
   std::unique_ptr<StageEngine> engine_;
   std::unique_ptr<GrpcLinkTransport> links_;
   std::unique_ptr<SnapshotTransfer> transfer_;
+  common::SystemClock clock_;
+  RouterRegistry routers_{&clock_};
   std::unique_ptr<StageRunner> runner_;
   std::unique_ptr<WorkerService> service_;
   std::unique_ptr<common::RpcServer> server_;
@@ -204,8 +208,8 @@ absl::Status WorkerImpl::Init(const Options& options) {
       [](const std::string& address) -> std::shared_ptr<state_store::RecordsClient> {
         return state_store::NewRecordsClient(common::MakeChannel(address));
       },
-      worker_metrics_.get());
-  service_ = std::make_unique<WorkerService>(description_, runner_.get());
+      worker_metrics_.get(), &routers_);
+  service_ = std::make_unique<WorkerService>(description_, runner_.get(), &routers_);
 
   common::RpcServer::Options server_options;
   server_options.name = options.name;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <deque>
+#include <map>
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
@@ -10,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 
 namespace rwkv::worker {
@@ -17,6 +19,8 @@ namespace {
 
 // Commands a stream may hold before Write is refused: a driver that never waits for its answers is broken.
 constexpr size_t kMaxCommands = 4096;
+// How long a router is taken to be there after it said so.
+constexpr absl::Duration kRemembered = absl::Seconds(1);
 
 uint64_t Mix(uint64_t x) {  // splitmix64
   x += 0x9e3779b97f4a7c15;
@@ -105,12 +109,15 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
 
   const FakePipeline::Options& options() const { return options_; }
 
-  absl::StatusOr<v1::DescribeResponse> Describe(int index) {
+  std::string Address(int index) const { return absl::StrCat(options_.name, "-", index, ":1"); }
+
+  absl::StatusOr<v1::DescribeResponse> Describe(int index, const v1::DescribeRequest& request) {
     absl::MutexLock lock(&mu_);
-    const Stage& stage = stages_[index];
-    if (stage.dead) return absl::UnavailableError(absl::StrCat("worker fake-", index, ":1: connection refused"));
+    Stage& stage = stages_[index];
+    if (stage.frozen) return absl::DeadlineExceededError(absl::StrCat("worker ", Address(index), ": no answer"));
+    if (stage.dead) return absl::UnavailableError(absl::StrCat("worker ", Address(index), ": connection refused"));
     v1::DescribeResponse response;
-    response.set_name(absl::StrCat("fake-", index));
+    response.set_name(absl::StrCat(options_.name, "-", index));
     response.set_pid(1000 + index);
     v1::ModelInfo* model = response.mutable_model();
     model->set_name(options_.model_name);
@@ -130,11 +137,21 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
     response.set_slots(options_.slots);
     response.set_max_batch_tokens(options_.max_batch_tokens);
     response.set_kernels("fake");
+    response.set_numeric_family(options_.numeric_family);
     response.set_max_context_tokens(options_.max_context_tokens);
     v1::StateTensor* tensor = response.add_state_layout();
     tensor->set_name("att.state");
     tensor->add_shape(options_.record_bytes / static_cast<int64_t>(sizeof(float)));
     response.set_draining(stage.draining);
+    if (stage.driver != nullptr) {
+      response.set_driven_by(stage.driver->router);
+      response.set_epoch(stage.driver->epoch);
+    }
+    const absl::Time now = absl::Now();
+    if (request.has_router()) stage.routers[request.router().name()] = {request.router(), now};
+    for (const auto& [name, router] : stage.routers) {
+      if (now - router.second <= kRemembered) *response.add_routers() = router.first;
+    }
     return response;
   }
 
@@ -148,7 +165,7 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
     absl::MutexLock lock(&mu_);
     if (stream->over) return absl::UnavailableError("the stream is over");
     if (stages_[stream->stage].dead) {
-      End(*stream, absl::UnavailableError(absl::StrCat("worker fake-", stream->stage, ":1: connection refused")));
+      End(*stream, absl::UnavailableError(absl::StrCat("worker ", Address(stream->stage), ": connection refused")));
       return absl::UnavailableError("the stream is over");
     }
     if (stream->commands.size() >= kMaxCommands) {
@@ -171,7 +188,7 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
   absl::StatusOr<v1::ExecuteResponse> Read(const std::shared_ptr<Stream>& stream) {
     absl::MutexLock lock(&mu_);
     if (stages_[stream->stage].dead && !stream->over) {
-      End(*stream, absl::UnavailableError(absl::StrCat("worker fake-", stream->stage, ":1: connection refused")));
+      End(*stream, absl::UnavailableError(absl::StrCat("worker ", Address(stream->stage), ": connection refused")));
     }
     const auto ready = [&stream] { return stream->over || !stream->responses.empty(); };
     mu_.Await(absl::Condition(&ready));
@@ -194,7 +211,7 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
     stage.dead = true;
     const std::shared_ptr<Stream> driver = stage.driver;
     if (driver != nullptr) {
-      EndEpochOf(driver, absl::UnavailableError(absl::StrCat("worker fake-", index, ":1: connection reset")));
+      EndEpochOf(driver, absl::UnavailableError(absl::StrCat("worker ", Address(index), ": connection reset")));
     }
     Clear(stage);
   }
@@ -216,6 +233,17 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
   void SetDraining(int index, bool draining) {
     absl::MutexLock lock(&mu_);
     stages_[index].draining = draining;
+  }
+
+  void SetFrozen(int index, bool frozen) {
+    absl::MutexLock lock(&mu_);
+    stages_[index].frozen = frozen;
+    Advance();
+  }
+
+  std::string driver(int index) {
+    absl::MutexLock lock(&mu_);
+    return stages_[index].driver == nullptr ? "" : stages_[index].driver->router;
   }
 
   void SetInitialStates(std::vector<std::string> initial_states) {
@@ -304,6 +332,8 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
   struct Stage {
     bool dead = false;
     bool draining = false;
+    bool frozen = false;
+    std::map<std::string, std::pair<v1::RouterAnnouncement, absl::Time>> routers;
     std::shared_ptr<Stream> driver;
     std::vector<Slot> slots;
     // Refusals of the running step that this stage hands on, by entry.
@@ -386,7 +416,7 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
 
   bool RunOne(int index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     Stage& stage = stages_[index];
-    if (stage.driver == nullptr) return false;
+    if (stage.driver == nullptr || stage.frozen) return false;
     Stream& stream = *stage.driver;
     if (!stream.opened) {
       // The link to the next stage stands when that stage is in the epoch, too.
@@ -729,9 +759,12 @@ class FakeStream final : public ExecuteStream {
 class FakeWorkerClient final : public WorkerClient {
  public:
   FakeWorkerClient(std::shared_ptr<FakePipelineState> state, int stage) : state_(std::move(state)), stage_(stage) {}
-  absl::StatusOr<v1::DescribeResponse> Describe(absl::Time deadline) override { return state_->Describe(stage_); }
+  absl::StatusOr<v1::DescribeResponse> Describe(absl::Time deadline) override { return state_->Describe(stage_, {}); }
+  void AskToDescribe(const v1::DescribeRequest& request, absl::Time deadline, Described done) override {
+    done(state_->Describe(stage_, request));
+  }
   std::unique_ptr<ExecuteStream> Execute() override { return std::make_unique<FakeStream>(state_, stage_); }
-  std::string address() const override { return absl::StrCat("fake-", stage_, ":1"); }
+  std::string address() const override { return state_->Address(stage_); }
 
  private:
   const std::shared_ptr<FakePipelineState> state_;
@@ -749,6 +782,9 @@ void FakePipeline::Kill(int stage) { state_->Kill(stage); }
 void FakePipeline::Restart(int stage) { state_->Restart(stage); }
 void FakePipeline::BreakEpoch() { state_->BreakEpoch(); }
 void FakePipeline::SetDraining(int stage, bool draining) { state_->SetDraining(stage, draining); }
+void FakePipeline::Freeze(int stage) { state_->SetFrozen(stage, true); }
+void FakePipeline::Thaw(int stage) { state_->SetFrozen(stage, false); }
+std::string FakePipeline::driver(int stage) const { return state_->driver(stage); }
 void FakePipeline::SetInitialStates(std::vector<std::string> initial_states) {
   state_->SetInitialStates(std::move(initial_states));
 }

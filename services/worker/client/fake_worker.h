@@ -53,6 +53,8 @@ class FakePipeline {
     int slots = 8;
     int max_batch_tokens = 128;
     int vocab_size = 1000;
+    std::string name = "fake";  // Of its workers: "fake-0", and "fake-0:1" is the address.
+    std::string numeric_family;
     std::string model_name = "fake";
     std::string fingerprint = "00000000000000000000000000000fab";
     std::string tokenizer;  // "world" or empty.
@@ -70,7 +72,7 @@ class FakePipeline {
   FakePipeline(const FakePipeline&) = delete;
   FakePipeline& operator=(const FakePipeline&) = delete;
 
-  // A connection to the worker of one stage, "fake-<stage>:1".
+  // A connection to the worker of one stage, "fake-<stage>:1" unless it has another name.
   std::unique_ptr<WorkerClient> Connect(int stage);
 
   // The process dies: every stream of the epoch ends with kUnavailable and this worker refuses until Restart. Its slots
@@ -80,6 +82,9 @@ class FakePipeline {
   // The epoch ends as after a broken link; the workers stay up.
   void BreakEpoch();
   void SetDraining(int stage, bool draining);
+  // The process is alive, but silent: streams take commands and say nothing, and nobody is told who it is.
+  void Freeze(int stage);
+  void Thaw(int stage);
   // As if every worker had been started with others; heard of with the next epoch.
   void SetInitialStates(std::vector<std::string> initial_states);
   void SetFingerprint(std::string fingerprint);
@@ -122,6 +127,8 @@ class FakePipeline {
     int64_t releases = 0;
   };
   Stats stats() const;
+  // The router that drives a stage; empty: none.
+  std::string driver(int stage) const;
 
  private:
   const std::shared_ptr<FakePipelineState> state_;

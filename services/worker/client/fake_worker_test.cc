@@ -123,7 +123,8 @@ TEST_F(FakePipelineTest, AKilledWorkerEndsTheEpochOfAllStages) {
   ExpectOpened(streams);
   pipeline_.Kill(1);
   for (auto& stream : streams) EXPECT_EQ(stream->Read().status().code(), absl::StatusCode::kUnavailable);
-  EXPECT_EQ(pipeline_.Connect(1)->Describe(absl::Now() + absl::Seconds(30)).status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(pipeline_.Connect(1)->Describe(absl::Now() + absl::Seconds(30)).status().code(),
+            absl::StatusCode::kUnavailable);
   pipeline_.Restart(1);
   auto again = Open("router-0", "e2");
   ExpectOpened(again);

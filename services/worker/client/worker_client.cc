@@ -72,10 +72,25 @@ class GrpcWorkerClient final : public WorkerClient {
     grpc::ClientContext context;
     context.set_deadline(absl::ToChronoTime(deadline));
     v1::DescribeResponse response;
-    const grpc::Status status = stub_->Describe(&context, v1::DescribeRequest(), &response);
-    if (status.ok()) return response;
-    const absl::Status error = common::FromGrpcStatus(status);
-    return absl::Status(error.code(), absl::StrCat("worker ", address_, ": ", error.message()));
+    return Answer(stub_->Describe(&context, v1::DescribeRequest(), &response), &response);
+  }
+
+  void AskToDescribe(const v1::DescribeRequest& request, absl::Time deadline, Described done) override {
+    struct Call {
+      grpc::ClientContext context;
+      v1::DescribeRequest request;
+      v1::DescribeResponse response;
+      Described done;
+    };
+    auto call = std::make_shared<Call>();
+    call->context.set_deadline(absl::ToChronoTime(deadline));
+    call->request = request;
+    call->done = std::move(done);
+    stub_->async()->Describe(&call->context, &call->request, &call->response, [this, call](grpc::Status status) {
+      // The call's parts are its own: `done` may end the client.
+      const Described done = std::move(call->done);
+      done(Answer(status, &call->response));
+    });
   }
 
   std::unique_ptr<ExecuteStream> Execute() override { return std::make_unique<GrpcExecuteStream>(address_, channel_); }
@@ -83,6 +98,12 @@ class GrpcWorkerClient final : public WorkerClient {
   std::string address() const override { return address_; }
 
  private:
+  absl::StatusOr<v1::DescribeResponse> Answer(const grpc::Status& status, v1::DescribeResponse* response) const {
+    if (status.ok()) return std::move(*response);
+    const absl::Status error = common::FromGrpcStatus(status);
+    return absl::Status(error.code(), absl::StrCat("worker ", address_, ": ", error.message()));
+  }
+
   const std::string address_;
   const std::shared_ptr<grpc::Channel> channel_;
   const std::unique_ptr<v1::Worker::Stub> stub_;

@@ -2,6 +2,7 @@
 // without one. fake_worker.h has a whole pipeline in memory.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -43,6 +44,13 @@ class WorkerClient {
 
   // kUnavailable: not reachable; kDeadlineExceeded: no answer until `deadline`.
   virtual absl::StatusOr<v1::DescribeResponse> Describe(absl::Time deadline) = 0;
+
+  // The same, saying who asks. Calls `done` once, on any thread, maybe before it returns; until then the client lives.
+  // Of a client over a network it doesn't block; this one, for all others, asks Describe() and waits.
+  using Described = std::function<void(absl::StatusOr<v1::DescribeResponse>)>;
+  virtual void AskToDescribe(const v1::DescribeRequest& request, absl::Time deadline, Described done) {
+    done(Describe(deadline));
+  }
 
   // Never null; whether the worker can be reached shows at the first Write or Read. The stream may outlive the client.
   virtual std::unique_ptr<ExecuteStream> Execute() = 0;

@@ -41,74 +41,14 @@ absl::StatusOr<std::shared_ptr<StateCopy>> ToCopy(const absl::StatusOr<std::vect
 
 }  // namespace
 
-Epoch::Epoch(v1::OpenEpoch open, std::shared_ptr<EpochSink> sink, std::unique_ptr<LinkReceiver> receiver,
-             std::unique_ptr<LinkSender> sender, std::shared_ptr<state_store::RecordsClient> store)
-    : open_(std::move(open)),
-      sink_(std::move(sink)),
-      receiver_(std::move(receiver)),
-      sender_(std::move(sender)),
-      store_(std::move(store)) {}
-
-bool Epoch::TryPush(v1::ExecuteRequest& command) {
-  absl::MutexLock lock(&mu_);
-  if (!end_.ok()) return true;
-  if (commands_.size() >= kMaxCommands) {
-    wants_room_ = true;
-    return false;
-  }
-  commands_.push_back(std::move(command));
-  return true;
-}
-
-void Epoch::End(const absl::Status& why) {
-  {
-    absl::MutexLock lock(&mu_);
-    if (!end_.ok()) return;
-    end_ = why;
-    commands_.clear();
-    loaded_.clear();
-  }
-  if (receiver_ != nullptr) receiver_->Abort();
-  if (sender_ != nullptr) sender_->Abort();
-  sink_->End(why);
-}
-
-bool Epoch::ended() const {
-  absl::MutexLock lock(&mu_);
-  return !end_.ok();
-}
-
-bool Epoch::Pop(bool wait, Work* work) {
-  bool room = false;
-  {
-    absl::MutexLock lock(&mu_);
-    if (wait) mu_.Await(absl::Condition(this, &Epoch::HasWork));
-    if (!end_.ok() || !HasWork()) return false;
-    work->is_loaded = !loaded_.empty();
-    if (work->is_loaded) {
-      work->loaded = std::move(loaded_.front());
-      loaded_.pop_front();
-    } else {
-      work->command = std::move(commands_.front());
-      commands_.pop_front();
-      room = std::exchange(wants_room_, false);
-    }
-  }
-  if (room) sink_->OnRoom();
-  return true;
-}
-
-void Epoch::PushLoaded(Loaded loaded) {
-  absl::MutexLock lock(&mu_);
-  if (!end_.ok()) return;
-  loaded_.push_back(std::move(loaded));
-  const auto taken = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return !end_.ok() || loaded_.empty(); };
-  mu_.Await(absl::Condition(&taken));
-}
-
 StageRunner::StageRunner(StageEngine* engine, LinkTransport* links, SnapshotTransfer* transfer, StoreFactory open_store,
-                         WorkerMetrics* metrics)
-    : engine_(engine), links_(links), transfer_(transfer), open_store_(std::move(open_store)), metrics_(metrics) {
+                         WorkerMetrics* metrics, const RouterRegistry* routers)
+    : engine_(engine),
+      links_(links),
+      transfer_(transfer),
+      open_store_(std::move(open_store)),
+      metrics_(metrics),
+      routers_(routers) {
   metrics_->slots.Set(engine_->options().slots);
   metrics_->state_bytes.Set(static_cast<double>(engine_->pool().bytes()));
   thread_ = std::thread([this] { Loop(); });
@@ -157,8 +97,9 @@ absl::StatusOr<std::shared_ptr<Epoch>> StageRunner::Open(const v1::OpenEpoch& op
     if (stopping_ || draining_) return absl::UnavailableError("the worker drains");
     for (const std::shared_ptr<Epoch>& other : {current_, pending_}) {
       if (other == nullptr || other->ended()) continue;
-      if (other->open().router() != open.router()) {
-        return absl::UnavailableError(absl::StrCat("router ", other->open().router(), " drives this worker"));
+      const std::string& driver = other->open().router();
+      if (driver != open.router() && (routers_ == nullptr || !routers_->IsSilent(driver))) {
+        return absl::UnavailableError(absl::StrCat("router ", driver, " drives this worker"));
       }
       if (other->open().epoch() == open.epoch()) {
         return absl::InvalidArgumentError(absl::StrCat("epoch ", open.epoch(), " is open already"));
@@ -178,9 +119,17 @@ absl::StatusOr<std::shared_ptr<Epoch>> StageRunner::Open(const v1::OpenEpoch& op
     });
   }
   for (const std::shared_ptr<Epoch>& other : old) {
-    other->End(absl::UnavailableError(absl::StrCat("epoch ", open.epoch(), " of the same router took over")));
+    other->End(absl::UnavailableError(absl::StrCat("epoch ", open.epoch(), " took over")));
   }
   return epoch;
+}
+
+StageRunner::Driver StageRunner::driver() const {
+  absl::MutexLock lock(&mu_);
+  for (const std::shared_ptr<Epoch>& epoch : {pending_, current_}) {
+    if (epoch != nullptr && !epoch->ended()) return {epoch->open().router(), epoch->open().epoch()};
+  }
+  return {};
 }
 
 void StageRunner::Drain(absl::Time deadline) {

@@ -19,6 +19,7 @@
 #include "rwkv/v1/worker.pb.h"
 #include "services/common/grpc_status.h"
 #include "services/common/metrics.h"
+#include "services/worker/engine/router_registry.h"
 #include "services/worker/engine/snapshot_transfer.h"
 #include "services/worker/engine/worker_metrics.h"
 #include "services/worker/link/inproc_link.h"
@@ -26,6 +27,7 @@
 #include "services/worker/testing/pipeline_driver.h"
 #include "services/worker/testing/runner_client.h"
 #include "services/worker/testing/test_engine.h"
+#include "tests/testing/fake_clock.h"
 #include "tests/testing/random_model.h"
 #include "tests/testing/status_matchers.h"
 
@@ -80,7 +82,7 @@ class StageRunnerTest : public ::testing::TestWithParam<const char*> {
       stage.transfer = std::make_unique<SnapshotTransfer>(transfer, stage.worker_metrics.get());
       stage.runner = std::make_unique<StageRunner>(
           stage.engine.get(), stage.links.get(), stage.transfer.get(),
-          [store = store_](const std::string&) { return store; }, stage.worker_metrics.get());
+          [store = store_](const std::string&) { return store; }, stage.worker_metrics.get(), &routers_);
       clients_.push_back(MakeRunnerClient(address, stage.runner.get()));
       stages_.push_back(std::move(stage));
     }
@@ -96,6 +98,8 @@ class StageRunnerTest : public ::testing::TestWithParam<const char*> {
   }
 
   static std::string path_;
+  rwkv::testing::FakeClock clock_;
+  RouterRegistry routers_{&clock_};
   InprocLinkNetwork network_;
   const std::shared_ptr<MemoryRecords> store_ = std::make_shared<MemoryRecords>();
   std::vector<Stage> stages_;
@@ -375,6 +379,24 @@ TEST_P(StageRunnerTest, AnEpochHasOneStreamAndAWorkerOneRouter) {
   EXPECT_THAT(foreign.Open("router-1", "e2"), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("router-0 drives")));
   ASSERT_THAT(driver.AttachFresh(0, 1), IsOk());
   EXPECT_THAT(driver.Feed(0, 1, 0, tokens_), IsOk()) << "neither did it any harm";
+}
+
+TEST_P(StageRunnerTest, ARouterThatFellSilentLosesTheWorkerToOneThatAsks) {
+  Start(1);
+  v1::RouterAnnouncement router;
+  router.set_name("router-0");
+  routers_.Heard(router);
+  PipelineDriver silent(clients_), early(clients_), late(clients_);
+  ASSERT_THAT(silent.Open("router-0", "e1"), IsOk());
+  clock_.Advance(RouterRegistry::kSilence);
+  EXPECT_THAT(early.Open("router-1", "e2"), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("router-0 drives")));
+  clock_.Advance(absl::Milliseconds(1));
+  ASSERT_THAT(late.Open("router-1", "e3"), IsOk());
+  EXPECT_EQ(stages_[0].runner->driver().router, "router-1");
+  EXPECT_EQ(stages_[0].runner->driver().epoch, "e3");
+  EXPECT_THAT(silent.stream(0).Read().status(), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("e3 took over")));
+  ASSERT_THAT(late.AttachFresh(0, 1), IsOk());
+  EXPECT_THAT(late.Feed(0, 1, 0, tokens_), IsOk());
 }
 
 TEST_P(StageRunnerTest, ASnapshotNeedsAStateStore) {

@@ -174,15 +174,24 @@ class ExecuteReactor final : public grpc::ServerBidiReactor<v1::ExecuteRequest, 
 
 }  // namespace
 
-WorkerService::WorkerService(v1::DescribeResponse description, StageRunner* runner)
-    : description_(std::move(description)), runner_(runner), live_streams_(std::make_shared<LiveStreams>()) {}
+WorkerService::WorkerService(v1::DescribeResponse description, StageRunner* runner, RouterRegistry* routers)
+    : description_(std::move(description)),
+      runner_(runner),
+      routers_(routers),
+      live_streams_(std::make_shared<LiveStreams>()) {}
 
 WorkerService::~WorkerService() { live_streams_->WaitUntilNone(); }
 
 grpc::ServerUnaryReactor* WorkerService::Describe(grpc::CallbackServerContext* context,
                                                   const v1::DescribeRequest* request, v1::DescribeResponse* response) {
+  if (request->has_router()) routers_->Heard(request->router());
   *response = description_;
   response->set_draining(runner_->draining());
+  const StageRunner::Driver driver = runner_->driver();
+  response->set_driven_by(driver.router);
+  response->set_epoch(driver.epoch);
+  response->set_driver_is_silent(!driver.router.empty() && routers_->IsSilent(driver.router));
+  for (v1::RouterAnnouncement& router : routers_->Lately()) *response->add_routers() = std::move(router);
   grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
   reactor->Finish(grpc::Status::OK);
   return reactor;

@@ -7,6 +7,7 @@
 #include "grpcpp/support/server_callback.h"
 #include "rwkv/v1/worker.grpc.pb.h"
 #include "rwkv/v1/worker.pb.h"
+#include "services/worker/engine/router_registry.h"
 #include "services/worker/engine/stage_runner.h"
 
 namespace rwkv::worker {
@@ -16,8 +17,9 @@ class LiveStreams;
 // Thread-safe. Destroy it after its server was shut down, and before the runner.
 class WorkerService final : public v1::Worker::CallbackService {
  public:
-  // `description` is what Describe answers, but for `draining`. `runner` is borrowed and outlives the server.
-  WorkerService(v1::DescribeResponse description, StageRunner* runner);
+  // `description` is what Describe answers, but for what changes. `runner` and `routers` are borrowed and outlive the
+  // server.
+  WorkerService(v1::DescribeResponse description, StageRunner* runner, RouterRegistry* routers);
   // Waits until gRPC has let go of the last stream, and with it of the last epoch.
   ~WorkerService() override;
 
@@ -29,6 +31,7 @@ class WorkerService final : public v1::Worker::CallbackService {
  private:
   const v1::DescribeResponse description_;
   StageRunner* const runner_;
+  RouterRegistry* const routers_;
   const std::shared_ptr<LiveStreams> live_streams_;
 };
 
