@@ -32,10 +32,14 @@ RWKV_INLINE I32 AddPairs(I32 sum, U32 a, U32 b) {
 }
 
 // How codes lie in the four bytes of a dword. Widen<i>() makes of each lane's dword its i-th pair; Pairs() makes of 32
-// inputs (v0, v1) the 16 pairs that fit, in the order in which dwords and pairs come.
+// inputs (v0, v1) the 16 pairs that fit, in the order in which dwords and pairs come. Bytes<i>() makes of 64 bytes the
+// i-th half of their codes as bytes without sign, kByteCentre above their values; First() and Second() are the inputs
+// of (v0, v1) that fit: the first and second 16 of one vector of bytes, or 16 each of two vectors.
 struct SignedBytes {  // int8, Q8_0: dword d has inputs 4 d .. 4 d + 3.
   static constexpr int kPairs = 2;
   static constexpr int32_t kCentre = 0;
+  static constexpr int kByteVectors = 1;
+  static constexpr int32_t kByteCentre = 128;
   template <int kPair>
   static RWKV_INLINE U32 Widen(U32 dword) {
     typedef int16_t I16x32 __attribute__((vector_size(64)));
@@ -47,11 +51,19 @@ struct SignedBytes {  // int8, Q8_0: dword d has inputs 4 d .. 4 d + 3.
     const U32 high = (U32)__builtin_shufflevector(v0, v1, 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
     return (low & 0xffffu) | (high << 16);
   }
+  template <int kVector>
+  static RWKV_INLINE U32 Bytes(U32 codes) {
+    return codes ^ 0x80808080u;
+  }
+  static RWKV_INLINE I32 First(I32 v0, I32) { return v0; }
+  static RWKV_INLINE I32 Second(I32, I32 v1) { return v1; }
 };
 
 struct Nibbles {  // int4: dword d has inputs 8 d .. 8 d + 7, the even one of a byte in its low four bits.
   static constexpr int kPairs = 4;
   static constexpr int32_t kCentre = 0;
+  static constexpr int kByteVectors = 2;
+  static constexpr int32_t kByteCentre = 0;
   template <int kPair>
   static RWKV_INLINE U32 Widen(U32 dword) {
     return (dword >> (4 * kPair)) & 0x000f000fu;
@@ -61,11 +73,23 @@ struct Nibbles {  // int4: dword d has inputs 8 d .. 8 d + 7, the even one of a 
     const U32 high = (U32)__builtin_shufflevector(v0, v1, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
     return (low & 0xffffu) | (high << 16);
   }
+  template <int kVector>
+  static RWKV_INLINE U32 Bytes(U32 codes) {
+    return (codes >> (4 * kVector)) & 0x0f0f0f0fu;
+  }
+  static RWKV_INLINE I32 First(I32 v0, I32 v1) {
+    return __builtin_shufflevector(v0, v1, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  }
+  static RWKV_INLINE I32 Second(I32 v0, I32 v1) {
+    return __builtin_shufflevector(v0, v1, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+  }
 };
 
 struct SplitNibbles {  // Q4_0: byte i has inputs i (low) and 16 + i (high), each 8 above its value.
   static constexpr int kPairs = 4;
   static constexpr int32_t kCentre = 8;
+  static constexpr int kByteVectors = 2;
+  static constexpr int32_t kByteCentre = 8;
   template <int kPair>
   static RWKV_INLINE U32 Widen(U32 dword) {
     return Nibbles::Widen<kPair>(dword);
@@ -75,6 +99,12 @@ struct SplitNibbles {  // Q4_0: byte i has inputs i (low) and 16 + i (high), eac
     const U32 high = (U32)__builtin_shufflevector(v0, v1, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
     return (low & 0xffffu) | (high << 16);
   }
+  template <int kVector>
+  static RWKV_INLINE U32 Bytes(U32 codes) {
+    return Nibbles::Bytes<kVector>(codes);
+  }
+  static RWKV_INLINE I32 First(I32 v0, I32) { return v0; }
+  static RWKV_INLINE I32 Second(I32, I32 v1) { return v1; }
 };
 
 // Where a matrix has its codes and scales.

@@ -6,7 +6,9 @@
 
 #include "kernels/cpu/epilogue.h"
 #include "kernels/cpu/integer_codes.h"
+#include "kernels/cpu/integer_dots.h"
 #include "kernels/cpu/integer_rows.h"
+#include "kernels/cpu/integer_tile.h"
 #include "kernels/cpu/matmul.h"
 #include "kernels/cpu/simd.h"
 
@@ -25,61 +27,6 @@ constexpr int kIntegerTileRows = 3;
 constexpr int kIntegerTileVectors = 1;
 #endif
 constexpr int64_t kIntegerPartBytes = 64 * 1024;
-
-// Scales of a tile, [groups][16 outputs] halves, and its minimums.
-struct TileScales {
-  uint16_t* scales;
-  uint16_t* minimums;
-};
-
-RWKV_INLINE F32 LoadHalves(const uint16_t* halves) { return WidenHalf(*reinterpret_cast<const U16Unaligned*>(halves)); }
-
-// to[g][i]: the half of group g of the i-th output.
-RWKV_INLINE void GatherHalves(const uint8_t* from, int64_t row_bytes, int64_t step_bytes, const int64_t* outputs,
-                              int64_t groups, uint16_t* to) {
-  const uint8_t* rows[kLanes];
-  for (int i = 0; i < kLanes; ++i) {
-    rows[i] = from + outputs[i] * row_bytes;
-    __builtin_prefetch(rows[i] + kPrefetch / 4);
-  }
-  constexpr int64_t kTogether = 8;  // Groups in the 16 bytes that are transposed at once.
-  if (step_bytes == 2 && groups >= kTogether) {
-    for (int64_t g = 0; g < groups; g += kTogether) {
-      const int64_t begin = g + kTogether <= groups ? g : groups - kTogether;
-      U32 pairs[kTogether / 2];
-      LoadTransposed(rows, 2 * begin, pairs);
-      for (int64_t j = 0; j < kTogether; ++j) {
-        const U16 halves = __builtin_convertvector(j % 2 == 0 ? pairs[j / 2] : pairs[j / 2] >> 16, U16);
-        __builtin_memcpy(to + (begin + j) * kLanes, &halves, sizeof halves);
-      }
-    }
-    return;
-  }
-  for (int i = 0; i < kLanes; ++i) {
-    for (int64_t g = 0; g < groups; ++g) __builtin_memcpy(to + g * kLanes + i, rows[i] + g * step_bytes, 2);
-  }
-}
-
-// The codes and scales of 16 outputs.
-struct IntegerTile {
-  IntegerTile(const MatmulArgs& args, const IntegerMatrix& matrix, int64_t first, int64_t step, uint16_t* halves) {
-    const int64_t outputs = args.weight.rows;
-    int64_t at[kLanes];
-    for (int i = 0; i < kLanes; ++i) {
-      const int64_t output = first + i * step;
-      at[i] = output < outputs ? output : outputs - 1;  // Computed, but stored nowhere.
-      rows[i] = matrix.codes + at[i] * matrix.row_bytes;
-    }
-    scales.scales = halves;
-    scales.minimums = matrix.minimums != nullptr ? halves + matrix.groups * kLanes : nullptr;
-    GatherHalves(matrix.scales, matrix.scale_row_bytes, matrix.scale_bytes, at, matrix.groups, scales.scales);
-    if (scales.minimums == nullptr) return;
-    GatherHalves(matrix.minimums, matrix.scale_row_bytes, matrix.scale_bytes, at, matrix.groups, scales.minimums);
-  }
-
-  const uint8_t* rows[kLanes];
-  TileScales scales;
-};
 
 // Calls take(d, dword d of group g) for each dword; what the last group has not is zero. `ahead`: bytes from what is
 // read to what will be read next.
@@ -105,11 +52,6 @@ RWKV_INLINE void ForEachDword(const IntegerTile& tile, const IntegerMatrix& matr
 #pragma clang loop unroll(full)
     for (int j = 0; j < 4; ++j) take(d + j, dwords[j]);
   }
-}
-
-// sums + S * scale * scale of the weights (+ the minimums' part), each operation rounded.
-RWKV_INLINE F32 AddGroup(F32 sums, I32 products, const IntegerRows& rows, int64_t row, int64_t g, F32 scale) {
-  return sums + (__builtin_convertvector(products, F32) * Broadcast(rows.scales(row)[g])) * scale;
 }
 
 // All rows, at most kRows, times the outputs first + i * step.
@@ -149,13 +91,9 @@ __attribute__((noinline)) void ComputeFewRows(const MatmulArgs& args, const Inte
     });
 #pragma clang loop unroll(full)
     for (int i = kRows; i < kRows * kChains; ++i) products[i % kRows] += products[i];
-    const F32 scale = LoadHalves(tile.scales.scales + g * kLanes);
 #pragma clang loop unroll(full)
-    for (int r = 0; r < kRows; ++r) sums[r] = AddGroup(sums[r], products[r], rows, row[r], g, scale);
-    if (tile.scales.minimums != nullptr) {
-      const F32 minimum = LoadHalves(tile.scales.minimums + g * kLanes);
-#pragma clang loop unroll(full)
-      for (int r = 0; r < kRows; ++r) sums[r] = sums[r] + Broadcast(rows.sums(row[r])[g]) * minimum;
+    for (int r = 0; r < kRows; ++r) {
+      sums[r] = AddGroup(sums[r], products[r], rows.scales(row[r])[g], rows.sums(row[r])[g], tile.scales, g);
     }
   }
   for (int r = 0; r < kRows && r < args.rows; ++r) Finish(args, r, first, step, sums[r]);
@@ -169,13 +107,6 @@ RWKV_INLINE void ComputeFewRowsOf(const MatmulArgs& args, const IntegerMatrix& m
     if (args.rows <= kRows / 2) return ComputeFewRowsOf<Codes, kDwords, kRows / 2>(args, matrix, first, step, halves);
   }
   ComputeFewRows<Codes, kDwords, kRows>(args, matrix, first, step, halves);
-}
-
-// How far apart the streams are, which is how many tiles there are: an odd number of rows, because at powers of two they
-// meet in the same sets of the caches.
-RWKV_INLINE int64_t StreamStep(int64_t outputs) {
-  const int64_t step = (outputs + kLanes - 1) / kLanes;
-  return step < 8 ? step : step | 1;
 }
 
 constexpr int64_t kPanelOutputs = kIntegerTileVectors * kLanes;
@@ -274,7 +205,8 @@ __attribute__((noinline)) void ComputePanel(const MatmulArgs& args, const Intege
 #pragma clang loop unroll(full)
       for (int r = 0; r < kRows; ++r) {
         F32& sum = sums[r * kVectors + v];
-        sum = AddGroup(sum, products[r * kVectors + v], rows, row + r, g, scale);
+        const F32 products_of_row = __builtin_convertvector(products[r * kVectors + v], F32);
+        sum = sum + (products_of_row * Broadcast(rows.scales(row + r)[g])) * scale;
         if (has_minimums) sum = sum + Broadcast(rows.sums(row + r)[g]) * panel.minimums[v * panel.groups + g];
       }
     }
@@ -292,6 +224,9 @@ RWKV_INLINE void ComputePanelOf(const MatmulArgs& args, const IntegerPanel& pane
   }
   ComputePanel<kRows>(args, panel, has_minimums, row, first);
 }
+
+// Whether the row is multiplied as integer_dots.h does it.
+RWKV_INLINE bool AreDots(const MatmulArgs& args) { return kHasByteDots && args.rows == 1; }
 
 int64_t IntegerMatmulParts(const MatmulArgs& args) {
   if (args.rows <= kFewIntegerRows) {
@@ -315,8 +250,13 @@ void IntegerMatmul(const MatmulArgs& args, int64_t part, void* workspace) {
     if (args.rows <= kFewIntegerRows) {
       const int64_t step = StreamStep(args.weight.rows);
       const int64_t tiles = TilesOfPart(args);
+      auto* const halves = static_cast<uint16_t*>(workspace);
       for (int64_t first = part * tiles; first < step && first < (part + 1) * tiles; ++first) {
-        ComputeFewRowsOf<Codes, kDwords>(args, matrix, first, step, static_cast<uint16_t*>(workspace));
+        if (AreDots(args)) {
+          ComputeDots<Codes, kDwords>(args, matrix, first, step, halves);
+        } else {
+          ComputeFewRowsOf<Codes, kDwords>(args, matrix, first, step, halves);
+        }
       }
       return;
     }
@@ -336,7 +276,19 @@ void IntegerMatmul(const MatmulArgs& args, int64_t part, void* workspace) {
 
 // Rows [begin, end) to args.fixed.
 void FixRows(const MatmulArgs& args, int64_t begin, int64_t end) {
-  VisitCodes(args.weight, [&](auto codes, auto) { FixRowsOf<decltype(codes)>(args, begin, end); });
+  VisitCodes(args.weight, [&](auto codes, auto dwords) {
+    if (AreDots(args)) return FixDotRow<decltype(codes), decltype(dwords)::kDwords>(args);
+    FixRowsOf<decltype(codes)>(args, begin, end);
+  });
+}
+
+int64_t FixedRowsBytes(const MatmulArgs& args) {
+  int64_t bytes = args.rows * IntegerRows(args.weight, nullptr).stride;
+  if (!AreDots(args)) return bytes;
+  VisitCodes(args.weight, [&](auto codes, auto dwords) {
+    bytes = DotRow<decltype(codes), decltype(dwords)::kDwords>(args.weight, nullptr).Bytes();
+  });
+  return bytes;
 }
 
 }  // namespace

@@ -31,20 +31,21 @@ struct IntegerRows {
   char* memory;
 };
 
-RWKV_INLINE int64_t IntegerRowsBytes(const MatmulArgs& args) {
-  return args.rows * IntegerRows(args.weight, nullptr).stride;
-}
-
 RWKV_INLINE int32_t SumOfLanes(I32 v) {
   int32_t sum = 0;
   for (int i = 0; i < kLanes; ++i) sum += v[i];
   return sum;
 }
 
-// One group of `count` inputs, at most 64; what is missing is zero.
-template <typename Codes>
-RWKV_INLINE void FixGroup(const float* x, int64_t count, int64_t group, uint32_t* pairs, float* scale, float* sum,
-                          int32_t* excess) {
+// A group of at most 64 inputs as whole numbers.
+struct FixedGroup {
+  I32 fixed[4];
+  float scale;
+  int32_t sum;  // of the whole numbers
+};
+
+// `count` inputs of a group; what is missing is zero.
+RWKV_INLINE FixedGroup FixGroup(const float* x, int64_t count, int64_t group) {
   F32 inputs[4];
   U32 largest = {};
   for (int64_t i = 0; i < group / kLanes; ++i) {
@@ -60,22 +61,17 @@ RWKV_INLINE void FixGroup(const float* x, int64_t count, int64_t group, uint32_t
   const bool finite = largest_bits < 0x7f800000u;
   const bool none = !finite || maximum < kSmallestFixedPointMaximum;
   const F32 inverse = Broadcast(none ? 0.0f : kLargestFixedPoint / maximum);
-  *scale = none ? (finite ? 0.0f : __builtin_nanf("")) : maximum / kLargestFixedPoint;
-  I32 fixed[4];
+  FixedGroup to;
+  to.scale = none ? (finite ? 0.0f : __builtin_nanf("")) : maximum / kLargestFixedPoint;
   I32 total = {};
   for (int64_t i = 0; i < group / kLanes; ++i) {
     const F32 magic = Broadcast(0x1.8p23f);  // Adding it leaves the integer, rounded to even, in the low bits.
     const F32 scaled = none ? F32{} : inputs[i] * inverse;
-    fixed[i] = (I32)((U32)(scaled + magic) - (U32)magic);
-    total += fixed[i];
+    to.fixed[i] = (I32)((U32)(scaled + magic) - (U32)magic);
+    total += to.fixed[i];
   }
-  for (int64_t i = 0; i < group / kLanes; i += 2) {
-    const U32 both = Codes::Pairs(fixed[i], fixed[i + 1]);
-    __builtin_memcpy(pairs + i * (kLanes / 2), &both, sizeof both);
-  }
-  const int32_t all = SumOfLanes(total);
-  *sum = static_cast<float>(all) * *scale;
-  *excess = Codes::kCentre * all;
+  to.sum = SumOfLanes(total);
+  return to;
 }
 
 // Rows [begin, end).
@@ -86,9 +82,15 @@ RWKV_INLINE void FixRowsOf(const MatmulArgs& args, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     for (int64_t g = 0; g < rows.groups; ++g) {
       const int64_t left = inputs - g * rows.group;
-      FixGroup<Codes>(args.x + row * inputs + g * rows.group, left < rows.group ? left : rows.group, rows.group,
-                      rows.pairs(row) + g * rows.group / 2, rows.scales(row) + g, rows.sums(row) + g,
-                      rows.excess(row) + g);
+      const FixedGroup group =
+          FixGroup(args.x + row * inputs + g * rows.group, left < rows.group ? left : rows.group, rows.group);
+      for (int64_t i = 0; i < rows.group / kLanes; i += 2) {
+        const U32 both = Codes::Pairs(group.fixed[i], group.fixed[i + 1]);
+        __builtin_memcpy(rows.pairs(row) + g * rows.group / 2 + i * (kLanes / 2), &both, sizeof both);
+      }
+      rows.scales(row)[g] = group.scale;
+      rows.sums(row)[g] = static_cast<float>(group.sum) * group.scale;
+      rows.excess(row)[g] = Codes::kCentre * group.sum;
     }
   }
 }

@@ -221,7 +221,7 @@ int64_t MatmulWorkspaceBytes(const MatmulArgs& args) {
   return PanelOutputs(args.weight.cols) * RoundUpToLanes(args.weight.cols) * static_cast<int64_t>(sizeof(float));
 }
 
-int64_t MatmulFixedBytes(const MatmulArgs& args) { return IsInteger(args.weight) ? IntegerRowsBytes(args) : 0; }
+int64_t MatmulFixedBytes(const MatmulArgs& args) { return IsInteger(args.weight) ? FixedRowsBytes(args) : 0; }
 
 void Matmul(const MatmulArgs& args, int64_t part, void* workspace) {
   if (IsInteger(args.weight)) return IntegerMatmul(args, part, workspace);
