@@ -21,7 +21,8 @@
 #include "services/common/main_loop.h"
 #include "services/common/metrics.h"
 #include "services/common/rpc_server.h"
-#include "services/router/pipeline/pipeline.h"
+#include "services/router/pipeline/fleet.h"
+#include "services/router/pipeline/found_workers.h"
 #include "services/router/router_tokenizer.h"
 #include "services/router/rpc/cluster_service.h"
 #include "services/router/rpc/generation_service.h"
@@ -36,7 +37,11 @@ ABSL_FLAG(std::string, name, "router-0", "Name of this process, unique among rou
 ABSL_FLAG(std::string, listen, "127.0.0.1:0", "HOST:PORT to serve on; port 0 picks a free one.");
 ABSL_FLAG(std::string, metrics_listen, "127.0.0.1:0", "HOST:PORT of /metrics; empty: none.");
 ABSL_FLAG(std::string, port_file, "", "File to write the addresses to once listening; empty: none.");
-ABSL_FLAG(std::vector<std::string>, workers, {}, "HOST:PORT of every worker of the pipeline, in any order. Required.");
+ABSL_FLAG(
+    std::vector<std::string>, workers, {},
+    "Where workers are, in any order: HOST:PORT, file:PATH (a HOST:PORT a line) or dns:NAME:PORT; the last two are "
+    "looked "
+    "at again and again. Those that fit make pipelines; several routers with the same workers share these. Required.");
 ABSL_FLAG(std::string, state_store, "", "HOST:PORT of the state store. Required.");
 ABSL_FLAG(
     std::vector<std::string>, tokenizer, {},
@@ -83,9 +88,6 @@ uint64_t Random() {
 
 absl::Status CheckFlags() {
   if (absl::GetFlag(FLAGS_workers).empty()) return absl::InvalidArgumentError("--workers is required");
-  for (const std::string& worker : absl::GetFlag(FLAGS_workers)) {
-    RWKV_RETURN_IF_ERROR(common::Annotate(common::ParseHostPort(worker).status(), "--workers"));
-  }
   RWKV_RETURN_IF_ERROR(
       common::Annotate(common::ParseHostPort(absl::GetFlag(FLAGS_state_store)).status(), "--state_store"));
   if (absl::GetFlag(FLAGS_max_running) < 1 || absl::GetFlag(FLAGS_max_waiting) < 0) {
@@ -134,10 +136,10 @@ absl::Status Run() {
       state_store::NewCatalogClient(common::MakeChannel(store_address));
   const std::unique_ptr<state_store::RecordsClient> records =
       state_store::NewRecordsClient(common::MakeChannel(store_address));
-  std::vector<std::unique_ptr<worker::WorkerClient>> workers;
-  for (const std::string& address : absl::GetFlag(FLAGS_workers)) {
-    workers.push_back(worker::MakeWorkerClient(address, common::MakeChannel(address)));
-  }
+  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<WorkerSource> workers,
+                        FindWorkers(absl::GetFlag(FLAGS_workers), [](const std::string& address) {
+                          return worker::MakeWorkerClient(address, common::MakeChannel(address));
+                        }));
 
   std::unique_ptr<common::RpcServer> server;
   TurnManager::Options options;
@@ -158,13 +160,13 @@ absl::Status Run() {
   options.progress_timeout = absl::GetFlag(FLAGS_progress_timeout);
   options.outage_timeout = absl::GetFlag(FLAGS_outage_timeout);
   options.slow_client_timeout = absl::GetFlag(FLAGS_slow_client_timeout);
-  options.on_ready = [&server] { server->SetServing(true); };
-  Pipeline::Options pipeline_options;
-  pipeline_options.router = options.router;
-  pipeline_options.incarnation = options.incarnation;
-  pipeline_options.state_store_address = store_address;
-  TurnManager turns(options, pipeline_options, std::move(workers), catalog.get(), std::move(tokenizers),
-                    &router_metrics, &clock, Random);
+  options.on_serving = [&server](bool serving) { server->SetServing(serving); };
+  Fleet::Options fleet_options;
+  fleet_options.lane.router = options.router;
+  fleet_options.lane.incarnation = options.incarnation;
+  fleet_options.lane.state_store_address = store_address;
+  TurnManager turns(options, fleet_options, std::move(workers), catalog.get(), std::move(tokenizers), &router_metrics,
+                    &clock, Random);
 
   common::Executor executor(kRpcThreads, kMaxQueuedRpcs);
   common::Executor texts(kTextThreads, kMaxQueuedTexts);
@@ -180,7 +182,7 @@ absl::Status Run() {
   server_options.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);
   RWKV_ASSIGN_OR_RETURN(server, common::RpcServer::Start(server_options, {&generation, &sessions, &cluster}));
   cluster.SetAddresses(server->address(), metrics->address());
-  turns.Start();  // Health turns to SERVING when the pipeline has formed.
+  turns.Start();  // Health is SERVING while a pipeline is.
   const absl::Status status = server->ServeUntilSignal([&turns](absl::Time deadline) { turns.Drain(deadline); });
   turns.Stop();
   server = nullptr;  // Before the services; every call has ended.

@@ -150,7 +150,8 @@ Assembly::Decision Assembly::Decide(const std::vector<SeenWorker>& workers, cons
 
     if (ready > 0 || mine <= share || now < kind.next_gift) continue;
     const bool is_lacking = std::any_of(routers.begin(), routers.end(), [&](const std::string& router) {
-      return router != router_ && static_cast<int>(driven[name][router].size()) < ShareOf(router, routers, lanes, name);
+      const int theirs = router == router_ ? mine : static_cast<int>(driven[name][router].size());
+      return theirs + 1 < mine && theirs < ShareOf(router, routers, lanes, name);
     });
     if (!is_lacking) continue;
     const OwnLane* gift = nullptr;

@@ -6,7 +6,7 @@
 // routers each drives L/R of them, and the first L%R in an order that differs by kind one more. Nobody has to agree on
 // that: a worker refuses a second driver, and who was refused looks again.
 // - A router takes what it lacks of its share at once, and, after kOthersTurn, what others left lying.
-// - It gives away what it has beyond its share when another lacks some and nothing lies around. If that is not taken,
+// - It gives away what it has beyond its share when another has two less and nothing lies around. If that is not taken,
 //   it takes it back and keeps it for a while that doubles.
 // - Spares are workers that fit no further lane: they wait, and are in the next one.
 #pragma once
@@ -52,7 +52,7 @@ std::vector<std::vector<int>> FindChains(const std::vector<SeenWorker>& workers,
 // Not thread-safe.
 class Assembly {
  public:
-  static constexpr absl::Duration kOthersTurn = absl::Milliseconds(1200);
+  static constexpr absl::Duration kOthersTurn = absl::Seconds(1);
   static constexpr absl::Duration kBetweenGifts = absl::Seconds(2);
   static constexpr absl::Duration kFirstKeep = absl::Seconds(10);
   static constexpr absl::Duration kLongestKeep = absl::Minutes(5);

@@ -12,7 +12,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "services/common/grpc_status.h"
-#include "services/router/pipeline/pipeline.h"
+#include "services/router/pipeline/fleet.h"
 #include "services/router/turns/serving_model.h"
 
 namespace rwkv::router {
@@ -23,7 +23,7 @@ constexpr char kServing[] = "serving";
 constexpr char kNotServing[] = "not serving";
 constexpr char kUnreachable[] = "unreachable";
 
-void FillWorker(const Pipeline::WorkerStatus& status, v1::ProcessStatus* process) {
+void FillWorker(const Fleet::WorkerStatus& status, v1::ProcessStatus* process) {
   const v1::DescribeResponse& worker = status.worker;
   process->set_role("worker");
   process->set_address(status.address);
@@ -65,7 +65,7 @@ void ClusterService::SetAddresses(const std::string& address, const std::string&
 
 void ClusterService::FillNow(v1::GetStatusResponse* response) {
   const absl::Time deadline = absl::Now() + kProbeTimeout;
-  const Pipeline::State state = turns_->pipeline().state();
+  const Fleet::State state = turns_->fleet().state();
   v1::ProcessStatus* const router = response->add_processes();
   router->set_role("router");
   router->set_name(router_);
@@ -83,11 +83,11 @@ void ClusterService::FillNow(v1::GetStatusResponse* response) {
     router->set_message(common::ToStatusProto(state.status).message());
   }
 
-  std::vector<Pipeline::WorkerStatus> workers = turns_->pipeline().Probe(deadline);
+  std::vector<Fleet::WorkerStatus> workers = turns_->fleet().Probe(deadline);
   std::stable_sort(workers.begin(), workers.end(), [](const auto& a, const auto& b) {
     return std::make_pair(a.stage_index < 0, a.stage_index) < std::make_pair(b.stage_index < 0, b.stage_index);
   });
-  for (const Pipeline::WorkerStatus& worker : workers) FillWorker(worker, response->add_processes());
+  for (const Fleet::WorkerStatus& worker : workers) FillWorker(worker, response->add_processes());
 
   v1::ProcessStatus* const store = response->add_processes();
   store->set_role("state_store");

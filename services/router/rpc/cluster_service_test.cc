@@ -39,7 +39,7 @@ TEST_F(ClusterServiceTest, StatusNamesEveryProcess) {
   EXPECT_EQ(status.model().name(), "fake");
 
   cluster_->pipeline().Kill(1);
-  ASSERT_TRUE(WaitUntil([this] { return !cluster_->router().pipeline().state().serving; }));
+  ASSERT_TRUE(WaitUntil([this] { return !cluster_->router().fleet().state().serving; }));
   cluster_->store().FailWith(absl::UnavailableError("away"));
   status.Clear();
   ASSERT_THAT(Call(*cluster_stub_, &v1::Cluster::Stub::GetStatus, v1::GetStatusRequest(), &status), IsOk());

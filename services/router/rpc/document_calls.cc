@@ -145,7 +145,8 @@ class TokenizeDocumentReactor final
   }
 
   void Tokenize() {
-    const absl::StatusOr<std::shared_ptr<const ServingModel>> model = calls_.turns->ModelOrWhyNot();
+    const absl::StatusOr<std::shared_ptr<const ServingModel>> model =
+        calls_.turns->ModelOrWhyNot(reading_.document().model);
     if (!model.ok()) return End(model.status());
     absl::StatusOr<std::vector<uint32_t>> tokens =
         MakeDocumentTokens(reading_.document(), **model, calls_.turns->limits());

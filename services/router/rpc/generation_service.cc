@@ -162,7 +162,7 @@ grpc::ServerWriteReactor<v1::LogitsResponse>* GenerationService::Logits(grpc::Ca
 }
 
 absl::Status GenerationService::TokenizeNow(const v1::TokenizeRequest& request, v1::TokenizeResponse* response) const {
-  RWKV_ASSIGN_OR_RETURN(const std::shared_ptr<const ServingModel> model, turns_->ModelOrWhyNot());
+  RWKV_ASSIGN_OR_RETURN(const std::shared_ptr<const ServingModel> model, turns_->ModelOrWhyNot(request.model()));
   RWKV_RETURN_IF_ERROR(CheckModel(request.model(), *model));
   if (model->tokenizer == nullptr) return NoTokenizer(*model);
   if (request.data().size() > kMaxTextBytes) {
@@ -193,7 +193,7 @@ grpc::ServerBidiReactor<v1::TokenizeDocumentRequest, v1::TokenizeDocumentRespons
 
 absl::Status GenerationService::DetokenizeNow(const v1::DetokenizeRequest& request,
                                               v1::DetokenizeResponse* response) const {
-  RWKV_ASSIGN_OR_RETURN(const std::shared_ptr<const ServingModel> model, turns_->ModelOrWhyNot());
+  RWKV_ASSIGN_OR_RETURN(const std::shared_ptr<const ServingModel> model, turns_->ModelOrWhyNot(request.model()));
   RWKV_RETURN_IF_ERROR(CheckModel(request.model(), *model));
   if (model->tokenizer == nullptr) return NoTokenizer(*model);
   if (request.token_ids_size() > kMaxTokenIds) {
@@ -228,7 +228,12 @@ grpc::ServerUnaryReactor* GenerationService::Detokenize(grpc::CallbackServerCont
 grpc::ServerUnaryReactor* GenerationService::ListModels(grpc::CallbackServerContext* context,
                                                         const v1::ListModelsRequest* request,
                                                         v1::ListModelsResponse* response) {
-  if (const std::shared_ptr<const ServingModel> model = turns_->model()) *response->add_models() = model->info;
+  const TurnManager::Models models = turns_->models();
+  for (const auto& [fingerprint, model] : models.served) *response->add_models() = model->info;
+  // Those that only other routers serve.
+  for (const auto& [fingerprint, model] : models.seen) {
+    if (!models.served.empty() && models.served.count(fingerprint) == 0) *response->add_models() = model->info;
+  }
   auto* const reactor = context->DefaultReactor();
   reactor->Finish(grpc::Status::OK);
   return reactor;

@@ -123,7 +123,7 @@ class ImportReactor final : public grpc::ServerReadReactor<v1::SessionsImportReq
     if (model_ == nullptr) {
       session_id_ = piece_.session_id();
       if (!session_id_.empty()) RWKV_RETURN_IF_ERROR(CheckSessionId("session_id", session_id_));
-      RWKV_ASSIGN_OR_RETURN(model_, calls_.turns->ModelOrWhyNot());
+      RWKV_ASSIGN_OR_RETURN(model_, calls_.turns->ModelOrWhyNot(piece_.model()));
     }
     if (piece_.has_crc32c()) crc32c_ = piece_.crc32c();
     if (piece_.data().size() > kMaxPieceBytes) {

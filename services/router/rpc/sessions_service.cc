@@ -185,7 +185,7 @@ grpc::ServerUnaryReactor* SessionsService::Create(grpc::CallbackServerContext* c
     create.set_session_id(request->session_id().empty() ? NewSessionId() : request->session_id());
     RWKV_RETURN_IF_ERROR(CheckSessionId("session_id", create.session_id()));
     if (!request->initial_state().empty()) {
-      RWKV_ASSIGN_OR_RETURN(const std::shared_ptr<const ServingModel> model, turns_->ModelOrWhyNot());
+      RWKV_ASSIGN_OR_RETURN(const std::shared_ptr<const ServingModel> model, turns_->ModelOrWhyNot(request->model()));
       RWKV_ASSIGN_OR_RETURN(*create.mutable_initial_state(), FindInitialState(request->initial_state(), model->info));
     }
     RWKV_ASSIGN_OR_RETURN(v1::CreateSessionResponse created, catalog_->CreateSession(create, deadline));
@@ -219,11 +219,10 @@ absl::Status SessionsService::GetNow(const v1::SessionsGetRequest& request, absl
   read.set_end(end);
   RWKV_ASSIGN_OR_RETURN(const std::vector<uint32_t> ids, catalog_->ReadTokens(read, deadline));
   response->mutable_token_ids()->Add(ids.begin(), ids.end());
-  const std::shared_ptr<const ServingModel> model = turns_->model();
-  if (model == nullptr || model->tokenizer == nullptr ||
-      model->info.fingerprint() != response->session().model_fingerprint()) {
-    return absl::OkStatus();
-  }
+  const TurnManager::Models models = turns_->models();
+  const auto served = models.served.find(response->session().model_fingerprint());
+  if (served == models.served.end() || served->second->tokenizer == nullptr) return absl::OkStatus();
+  const std::shared_ptr<const ServingModel> model = served->second;
   std::string text = tokenizer::DecodeUtf8(model->tokenizer->Decode(ids));
   if (text.size() > kMaxTextBytes) {
     return absl::OutOfRangeError(absl::StrCat("the text has ", text.size(), " bytes; ask for fewer tokens"));

@@ -242,6 +242,12 @@ void Scheduler::TakePrefill(int rows, StepCommand* step) {
   }
 }
 
+int64_t Scheduler::rows_waiting() const {
+  int64_t rows = 0;
+  for (const auto& [id, sequence] : sequences_) rows += sequence.pending;
+  return rows;
+}
+
 int Scheduler::slots_in_use() const {
   return options_.slots - static_cast<int>(free_slots_.size()) - static_cast<int>(warm_.size());
 }

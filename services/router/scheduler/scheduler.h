@@ -137,7 +137,9 @@ class Scheduler {
   std::vector<Command> Plan();
 
   int steps_in_flight() const { return static_cast<int>(in_flight_.size()); }
-  int slots_in_use() const;  // Without warm ones.
+  int sequences() const { return static_cast<int>(sequences_.size()); }  // With and without a slot.
+  int64_t rows_waiting() const;  // Fed and not planned yet.
+  int slots_in_use() const;      // Without warm ones.
   int slots_warm() const { return static_cast<int>(warm_.size()); }
 
  private:

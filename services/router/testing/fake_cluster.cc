@@ -11,7 +11,8 @@
 #include "absl/time/clock.h"
 #include "gtest/gtest.h"
 #include "prometheus/metric_family.h"
-#include "services/router/pipeline/pipeline.h"
+#include "services/router/pipeline/fleet.h"
+#include "services/router/pipeline/found_workers.h"
 #include "services/state_store/client/state_store_client.h"
 #include "services/worker/client/worker_client.h"
 
@@ -98,19 +99,19 @@ void FakeCluster::StopRouter() { router_ = nullptr; }
 void FakeCluster::RestartRouter() {
   StopRouter();
   router_options_.incarnation = absl::StrCat("incarnation-", ++incarnation_);
-  Pipeline::Options options;
-  options.router = router_options_.router;
-  options.incarnation = router_options_.incarnation;
+  Fleet::Options options;
+  options.lane.router = router_options_.router;
+  options.lane.incarnation = router_options_.incarnation;
   options.min_backoff = absl::Milliseconds(1);
   options.max_backoff = absl::Milliseconds(20);
   std::vector<std::unique_ptr<worker::WorkerClient>> workers;
   for (int stage = 0; stage < pipeline_options_.stage_count; ++stage) workers.push_back(pipeline_->Connect(stage));
   auto draws = std::make_shared<std::atomic<uint64_t>>(incarnation_ * 1000003ull);
-  router_ = std::make_unique<TurnManager>(router_options_, options, std::move(workers), store_.get(),
+  router_ = std::make_unique<TurnManager>(router_options_, options, TheseWorkers(std::move(workers)), store_.get(),
                                           std::vector<const tokenizer::Tokenizer*>{&tokenizer_}, router_metrics_.get(),
                                           clock_, [draws] { return draws->fetch_add(0x9e3779b97f4a7c15); });
   router_->Start();
-  EXPECT_TRUE(WaitUntil([this] { return router_->pipeline().state().serving; }));
+  EXPECT_TRUE(WaitUntil([this] { return router_->fleet().state().serving; }));
 }
 
 FakeCluster::Call FakeCluster::Start(const v1::GenerateRequest& request) {

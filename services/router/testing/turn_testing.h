@@ -81,7 +81,7 @@ inline void Reconnect(FakeCluster& cluster) {
   const int64_t epochs = cluster.pipeline().stats().epochs;
   cluster.pipeline().BreakEpoch();
   ASSERT_TRUE(WaitUntil(
-      [&] { return cluster.pipeline().stats().epochs > epochs && cluster.router().pipeline().state().serving; }));
+      [&] { return cluster.pipeline().stats().epochs > epochs && cluster.router().fleet().state().serving; }));
 }
 
 // Tuned states, and a pipeline that has them.

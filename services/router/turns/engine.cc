@@ -7,7 +7,6 @@
 #include "absl/time/clock.h"
 #include "services/common/grpc_status.h"
 #include "services/common/logging.h"
-#include "services/router/turns/embedding.h"
 #include "services/router/turns/turn_input.h"
 
 namespace rwkv::router {
@@ -25,8 +24,7 @@ bool SameTurn(const Turn& a, const Turn& b) {
 
 }  // namespace
 
-TurnManager::Engine::Engine(const Options& options, Pipeline::Options pipeline_options,
-                            std::vector<std::unique_ptr<worker::WorkerClient>> workers,
+TurnManager::Engine::Engine(const Options& options, Fleet::Options fleet_options, std::unique_ptr<WorkerSource> workers,
                             state_store::CatalogClient* catalog, std::vector<const tokenizer::Tokenizer*> tokenizers,
                             RouterMetrics* metrics, common::Clock* clock, std::function<uint64_t()> random)
     : options_(options),
@@ -36,7 +34,7 @@ TurnManager::Engine::Engine(const Options& options, Pipeline::Options pipeline_o
       clock_(clock),
       random_(std::move(random)),
       next_renewal_(clock->Now()),
-      pipeline_(std::move(pipeline_options), std::move(workers), this),
+      fleet_(std::move(fleet_options), std::move(workers), this),
       committer_(1, 4),
       // Every started turn has at most one job at a time, and each of its snapshots one.
       executor_(options.executor_threads, 4 * options.max_running + 64) {
@@ -58,7 +56,7 @@ void TurnManager::Engine::Stop() {
   });
   executor_.Stop();
   committer_.Stop();
-  pipeline_.Stop();
+  fleet_.Stop();
   loop_->Stop();
 }
 
@@ -86,6 +84,11 @@ absl::Status TurnManager::Engine::DrainingStatus() const {
 std::shared_ptr<const ServingModel> TurnManager::Engine::model() const {
   absl::MutexLock lock(&mu_);
   return model_;
+}
+
+TurnManager::Models TurnManager::Engine::models() const {
+  absl::MutexLock lock(&mu_);
+  return models_;
 }
 
 void TurnManager::Engine::Submit(TurnPtr turn) {
@@ -135,9 +138,13 @@ void TurnManager::Engine::Arrive(const TurnPtr& turn) {
       return Reject(*turn, busy());
     }
   }
-  if (turn->kind != Kind::kExclusive && epoch_ == 0) {
-    absl::Status why = pipeline_.state().status;
-    if (why.ok()) why = absl::UnavailableError("the pipeline is just coming up");
+  if (turn->kind != Kind::kExclusive && !HasLane(*turn)) {
+    absl::Status why = fleet_.state().status;
+    if (why.ok()) {
+      why = absl::UnavailableError(lanes_.empty() ? "the pipeline is just coming up"
+                                                  : absl::StrCat("no pipeline of the model ", turn->model->info.name(),
+                                                                 " serves at this router just now"));
+    }
     if (absl::IsUnavailable(why)) why = common::WithRetryInfo(why, absl::Seconds(1));
     return Reject(*turn, why);
   }
@@ -181,14 +188,10 @@ void TurnManager::Engine::Join(const TurnPtr& live, Turn& call) {
   by_call_[live->call] = live;
 }
 
-int TurnManager::Engine::Active() const {
-  return static_cast<int>(
-      std::count_if(running_.begin(), running_.end(), [](const auto& entry) { return entry.second->Active(); }));
-}
-
-bool TurnManager::Engine::Fits(const Turn& turn, int active) const {
+bool TurnManager::Engine::Fits(const Turn& turn, const PoolUse& active) const {
   if (running_.size() - yielded_ >= static_cast<size_t>(options_.max_running)) return false;
-  return turn.kind == Kind::kExclusive || active < plan_.slots;
+  // One whose model is gone may start, too: that is its end.
+  return turn.kind == Kind::kExclusive || !KnowsModel(turn) || ChoosePool(turn, active) != nullptr;
 }
 
 bool TurnManager::Engine::SessionFree(const Turn& turn) const {
@@ -205,7 +208,7 @@ bool TurnManager::Engine::SessionFree(const Turn& turn) const {
 
 void TurnManager::Engine::StartWaiting() {
   if (waiting_.empty()) return;
-  int active = Active();
+  PoolUse active = ActiveByPool();
   for (size_t i = 0; i < waiting_.size();) {
     if (!Fits(*waiting_[i], active) || !SessionFree(*waiting_[i])) {
       ++i;  // Others need not wait for its session to close.
@@ -214,20 +217,8 @@ void TurnManager::Engine::StartWaiting() {
     const TurnPtr turn = waiting_[i];
     waiting_.erase(waiting_.begin() + i);
     StartTurn(turn);
-    active += turn->Active();
+    if (turn->Active()) ++active[turn->pool];
   }
-}
-
-absl::Status TurnManager::Engine::CheckServed(const Turn& turn) const {
-  if (turn.model->info.fingerprint() != plan_.model.fingerprint()) {
-    return absl::FailedPreconditionError(absl::StrCat("the model has changed: the turn began with fingerprint ",
-                                                      turn.model->info.fingerprint(), ", the pipeline now holds ",
-                                                      plan_.model.fingerprint()));
-  }
-  if (const absl::Status status = CheckOffered(turn.initial_state, plan_.model); !status.ok()) {
-    return common::Annotate(status, "the tuned states have changed");
-  }
-  return turn.kind == Kind::kEmbed ? CheckEmbedSource(turn.embed.source(), plan_.state_layout) : absl::OkStatus();
 }
 
 void TurnManager::Engine::StartTurn(const TurnPtr& turn) {
@@ -243,6 +234,7 @@ void TurnManager::Engine::StartTurn(const TurnPtr& turn) {
     turn->session = &session;
   }
   if (turn->kind != Kind::kExclusive) {
+    if (const Pool* pool = ChoosePool(*turn, ActiveByPool()); pool != nullptr) turn->pool = pool->name;
     if (const absl::Status status = CheckServed(*turn); !status.ok()) {
       turn->phase = Phase::kComputed;
       return Fail(*turn, status);

@@ -4,7 +4,8 @@
 //   engine_messages.cc   what goes to clients
 //   engine_log.cc        leases, turns in the log, group commit
 //   engine_saves.cc      snapshots, yielding
-//   engine_pipeline.cc   epochs, giving a turn its slot
+//   engine_lanes.cc      lanes come and go; which of them a turn runs on
+//   engine_pipeline.cc   giving a turn its slot
 //   engine_steps.cc      feeding, results
 //   engine_kinds.cc      what each kind of call does next
 #pragma once
@@ -31,56 +32,61 @@
 #include "rwkv/v1/worker.pb.h"
 #include "services/common/clock.h"
 #include "services/common/executor.h"
-#include "services/router/pipeline/pipeline.h"
+#include "services/router/pipeline/fleet.h"
+#include "services/router/pipeline/found_workers.h"
 #include "services/router/pipeline/stage_plan.h"
 #include "services/router/scheduler/scheduler.h"
 #include "services/router/turns/event_loop.h"
 #include "services/router/turns/router_metrics.h"
 #include "services/router/turns/serving_model.h"
 #include "services/router/turns/turn.h"
+#include "services/router/turns/turn_lane.h"
 #include "services/router/turns/turn_manager.h"
 #include "services/router/turns/turn_opening.h"
 #include "services/state_store/client/state_store_client.h"
 #include "services/tokenizer/tokenizer.h"
-#include "services/worker/client/worker_client.h"
 
 namespace rwkv::router {
 
 // Snapshots on their way at a time, as a multiple of the slots: beyond it running turns are not saved in between.
 inline constexpr size_t kSavesPerSlot = 2;
 
-class TurnManager::Engine final : public Pipeline::Listener {
+class TurnManager::Engine final : public Fleet::Listener {
  public:
   using TurnPtr = std::shared_ptr<Turn>;
 
-  Engine(const Options& options, Pipeline::Options pipeline_options,
-         std::vector<std::unique_ptr<worker::WorkerClient>> workers, state_store::CatalogClient* catalog,
-         std::vector<const tokenizer::Tokenizer*> tokenizers, RouterMetrics* metrics, common::Clock* clock,
-         std::function<uint64_t()> random);
+  Engine(const Options& options, Fleet::Options fleet_options, std::unique_ptr<WorkerSource> workers,
+         state_store::CatalogClient* catalog, std::vector<const tokenizer::Tokenizer*> tokenizers,
+         RouterMetrics* metrics, common::Clock* clock, std::function<uint64_t()> random);
   ~Engine() override;
 
   // Any thread.
   const Options& options() const { return options_; }
-  Pipeline& pipeline() { return pipeline_; }
+  Fleet& fleet() { return fleet_; }
   RouterMetrics& metrics() { return *metrics_; }
   uint64_t Random() { return random_(); }
   absl::Time Now() { return clock_->Now(); }
-  void Start() { pipeline_.Start(); }
+  void Start() { fleet_.Start(); }
   void Stop() ABSL_LOCKS_EXCLUDED(mu_);
   void Drain(absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);
   void Submit(TurnPtr turn);
   void Cancel(CallId call);
+  // Of the last epoch that came up; null before the first.
   std::shared_ptr<const ServingModel> model() const ABSL_LOCKS_EXCLUDED(mu_);
+  TurnManager::Models models() const ABSL_LOCKS_EXCLUDED(mu_);
+  std::vector<TurnManager::LaneState> Lanes(absl::Time deadline);
   Counts counts() const { return {running_count_.load(), waiting_count_.load()}; }
   bool draining() const { return draining_.load(); }
   absl::Status DrainingStatus() const;
   // Tells the caller of a turn that never started. On any thread: nobody else has such a turn.
   void Reject(Turn& turn, const absl::Status& status);
 
-  // Pipeline::Listener; the pipeline's threads.
+  // Fleet::Listener; the fleet's threads.
   void OnEpochUp(uint64_t epoch, const StagePlan& plan) override ABSL_LOCKS_EXCLUDED(mu_);
   void OnResponse(uint64_t epoch, int stage, v1::ExecuteResponse response) override;
   void OnEpochDown(uint64_t epoch, const absl::Status& why) override;
+  void OnEpochClosing(uint64_t epoch) override;
+  void OnModelsSeen(const std::vector<Fleet::SeenModel>& models) override ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
   // Everything below: the loop's thread.
@@ -91,13 +97,10 @@ class TurnManager::Engine final : public Pipeline::Listener {
   // Whether the session of a call that waits lets it start, and whether there is room for it while `active` turns have
   // a part of the slots.
   bool SessionFree(const Turn& turn) const;
-  bool Fits(const Turn& turn, int active) const;
-  int Active() const;
-  bool CanStart(const Turn& turn) const { return Fits(turn, Active()) && SessionFree(turn); }
+  bool Fits(const Turn& turn, const PoolUse& active) const;
+  bool CanStart(const Turn& turn) const { return Fits(turn, ActiveByPool()) && SessionFree(turn); }
   void StartWaiting();
   void StartTurn(const TurnPtr& turn);
-  // Whether what is served now is what the turn began with, or is about to begin with.
-  absl::Status CheckServed(const Turn& turn) const;
   // The call ends for its client; the turn may go on closing.
   void EndCall(Turn& turn, const absl::Status& status);
   // On any thread that has the turn for itself.
@@ -118,6 +121,9 @@ class TurnManager::Engine final : public Pipeline::Listener {
   bool CommitClean(const Turn& turn) const;
   void SweepWaiting();
   void SweepYields();
+  // A turn whose answer can pause.
+  static bool CanYield(const Turn& turn);
+  void BeginYield(Turn& turn);
   void SweepDrain();
   void Watch();
   void UpdateGauges();
@@ -136,6 +142,7 @@ class TurnManager::Engine final : public Pipeline::Listener {
   // --- engine_log.cc
   void OpenTurn(const TurnPtr& turn);
   void OnOpened(const TurnPtr& turn, const Opened& opened);
+  void ChooseModelOf(const Session& session, Turn& turn);
   absl::Status TakeUp(Turn& turn, const Opened& opened);
   void RunExclusive(const TurnPtr& turn);
   struct CommitResult {
@@ -170,9 +177,31 @@ class TurnManager::Engine final : public Pipeline::Listener {
   void OnManifest(const std::string& snapshot_id, const absl::Status& status);
   void EndSave(const std::string& snapshot_id, const absl::Status& status);
 
-  // --- engine_pipeline.cc
+  // --- engine_lanes.cc
   void EpochUp(uint64_t epoch, const StagePlan& plan);
   void EpochDown(uint64_t epoch, const absl::Status& why);
+  // A turn that lost its slot with the lane is parked, or at its end.
+  void Unseat(Turn& turn, const absl::Status& why);
+  void CountSlots();
+  // Forgets pools that have no lane and of which no worker is seen.
+  void DropPools() ABSL_LOCKS_EXCLUDED(mu_);
+  PoolUse ActiveByPool() const;
+  // The pool with the most slots to spare that the turn may run in, if any has one.
+  const Pool* ChoosePool(const Turn& turn, const PoolUse& active) const;
+  bool KnowsModel(const Turn& turn) const;
+  // Whether what is served now is what the turn began with, or is about to begin with.
+  absl::Status CheckServed(const Turn& turn) const;
+  absl::Status CheckLane(const Turn& turn, const TurnLane& lane) const;
+  // Whether the turn may be attached there now.
+  bool IsOpenTo(const Turn& turn, const TurnLane& lane) const;
+  bool HasLane(const Turn& turn) const;
+  // Where the turn waits least; null: nowhere.
+  TurnLane* ChooseLane(const Turn& turn) const;
+  void DropWarm(absl::string_view session_id);
+  int TotalSlots() const;
+  void SweepClosing();
+
+  // --- engine_pipeline.cc
   void Handle(uint64_t epoch, int stage, const v1::ExecuteResponse& response);
   struct Located {
     absl::Status status;
@@ -188,18 +217,18 @@ class TurnManager::Engine final : public Pipeline::Listener {
   static std::string WarmBranch(const Turn& turn);
   void OnLocated(const TurnPtr& turn, Located located);
   void Admit(const TurnPtr& turn, uint64_t position);
-  void BeginAttach(const TurnPtr& turn, SequenceId sequence, uint64_t position);
+  void BeginAttach(const TurnPtr& turn, TurnLane& lane, SequenceId sequence, uint64_t position);
   void OnAttachAnswer(const v1::SequenceAttached& attached);
   void OnAttachFailed(Turn& turn, const absl::Status& status);
   void RemoveSequence(Turn& turn);
 
   // --- engine_steps.cc
   void FeedKnown(Turn& turn);
-  void OnStep(const v1::StepResult& result);
+  void OnStep(TurnLane& lane, const v1::StepResult& result);
   void OnEntry(Turn& turn, const v1::EntryResult& result);
   void OnEntryFailed(Turn& turn, const absl::Status& status);
   void OnLogits(const v1::LogitsRows& rows);
-  void SendCommands();
+  void SendCommands(TurnLane& lane);
   void FillStep(const StepCommand& command, v1::Step* step);
   void FillAttach(const AttachCommand& command, v1::AttachSequence* attach);
 
@@ -223,6 +252,7 @@ class TurnManager::Engine final : public Pipeline::Listener {
 
   mutable absl::Mutex mu_;
   std::shared_ptr<const ServingModel> model_ ABSL_GUARDED_BY(mu_);
+  TurnManager::Models models_ ABSL_GUARDED_BY(mu_);
   bool idle_ ABSL_GUARDED_BY(mu_) = false;  // Drained.
   std::atomic<bool> draining_{false};
   std::atomic<bool> stopping_{false};
@@ -241,19 +271,16 @@ class TurnManager::Engine final : public Pipeline::Listener {
   absl::Time next_renewal_;
   absl::Time pause_at_ = absl::InfiniteFuture();  // Draining: who still runs then is paused.
 
-  bool ready_ = false;  // There was an epoch.
-  uint64_t epoch_ = 0;  // 0: none.
-  StagePlan plan_;
-  std::unique_ptr<Scheduler> scheduler_;  // Null between epochs.
+  std::map<uint64_t, std::unique_ptr<TurnLane>> lanes_;  // By epoch.
+  std::map<std::string, Pool> pools_;
+  std::vector<std::string> seen_pools_;
   absl::flat_hash_map<SequenceId, TurnPtr> by_sequence_;
   SequenceId next_sequence_ = 1;
   std::map<std::string, PendingSave> saves_;
-  std::map<std::pair<SequenceId, uint64_t>, std::string> save_ids_;  // Of SaveCommands to come.
-  absl::Time last_progress_;
 
   // Destroyed in reverse: the loop last of all that may post to it.
   std::unique_ptr<EventLoop> loop_;
-  Pipeline pipeline_;
+  Fleet fleet_;
   common::Executor committer_;  // One commit at a time.
   common::Executor executor_;
 };

@@ -60,12 +60,13 @@ void TurnManager::Engine::AdvanceGenerate(Turn& turn, bool idle) {
     return;
   }
   if (turn.fed_end < turn.FeedEnd() && !turn.tail_pending && !Lagging(turn)) {
-    scheduler_->Feed(turn.sequence, static_cast<int64_t>(turn.FeedEnd() - turn.fed_end), Scheduler::FeedKind::kDecode);
+    turn.lane->scheduler.Feed(turn.sequence, static_cast<int64_t>(turn.FeedEnd() - turn.fed_end),
+                              Scheduler::FeedKind::kDecode);
     turn.fed_end = turn.FeedEnd();
     return;
   }
   if (turn.HasLog() && turn.saves == 0 && turn.planned_end >= turn.saved_position + options_.snapshot_interval_tokens &&
-      saves_.size() < kSavesPerSlot * plan_.slots) {
+      saves_.size() < kSavesPerSlot * TotalSlots()) {
     Save(turn);
   }
 }
@@ -95,7 +96,7 @@ void TurnManager::Engine::AdvanceDocument(Turn& turn) {
   const uint64_t ahead = turn.fed_end - turn.scores_sent;
   if (ahead > kDocumentWindow / 2) return;
   const uint64_t tokens = std::min(kDocumentWindow - ahead, turn.KnownEnd() - turn.fed_end);
-  scheduler_->Feed(turn.sequence, static_cast<int64_t>(tokens), Scheduler::FeedKind::kPrefill);
+  turn.lane->scheduler.Feed(turn.sequence, static_cast<int64_t>(tokens), Scheduler::FeedKind::kPrefill);
   turn.fed_end += tokens;
 }
 
@@ -109,7 +110,7 @@ void TurnManager::Engine::AdvanceLogits(Turn& turn) {
   const int64_t row_bytes = static_cast<int64_t>(turn.model->info.vocab_size()) * sizeof(float);
   const uint64_t window = std::max<int64_t>(1, kLogitsWindowBytes / row_bytes);
   const uint64_t rows = std::min(window, turn.KnownEnd() - turn.fed_end);
-  scheduler_->Feed(turn.sequence, static_cast<int64_t>(rows), Scheduler::FeedKind::kPrefill);
+  turn.lane->scheduler.Feed(turn.sequence, static_cast<int64_t>(rows), Scheduler::FeedKind::kPrefill);
   turn.fed_end += rows;
 }
 

@@ -64,7 +64,9 @@ void TurnManager::Engine::OpenTurn(const TurnPtr& turn) {
   request.resume_from = turn->resume_from;
   request.named_state = turn->initial_state;
   request.input_field = turn->input_field;
-  request.model = plan_.model;
+  const Pool& pool = pools_.at(turn->pool);
+  request.model = pool.model;
+  request.spec.set_numeric_family(pool.numeric_family);
 
   const auto work = [this, request = std::move(request)] { return Open(request, StoreDeadline(), catalog_); };
   const auto then = [this, turn](Opened opened) { OnOpened(turn, opened); };
@@ -95,6 +97,7 @@ void TurnManager::Engine::OnOpened(const TurnPtr& turn, const Opened& opened) {
   if (turn->stopped) return;
   turn->initial_state = session.initial_state;
   if (turn->kind == Kind::kExport) {
+    ChooseModelOf(session, *turn);
     if (!session.model_fingerprint.empty() && session.model_fingerprint != turn->model->info.fingerprint()) {
       return Fail(*turn, absl::FailedPreconditionError(absl::StrCat("session \"", session.id,
                                                                     "\" belongs to the model with fingerprint ",
@@ -109,6 +112,18 @@ void TurnManager::Engine::OnOpened(const TurnPtr& turn, const Opened& opened) {
   if (!status.ok()) return Fail(*turn, status);
   // A finished turn is only told again. One that has its end but not in the log gets it with the next commit.
   if (!turn->decided()) Park(*turn);
+}
+
+// A call that names no model means the session's.
+void TurnManager::Engine::ChooseModelOf(const Session& session, Turn& turn) {
+  if (session.model_fingerprint.empty() || session.model_fingerprint == turn.model->info.fingerprint()) return;
+  const TurnManager::Models models = this->models();
+  const auto model = models.served.find(session.model_fingerprint);
+  if (model == models.served.end()) return;
+  turn.model = model->second;
+  for (const auto& [name, pool] : pools_) {
+    if (pool.model.fingerprint() == session.model_fingerprint) turn.pool = name;
+  }
 }
 
 // Takes over what the log says of the turn.
@@ -127,6 +142,10 @@ absl::Status TurnManager::Engine::TakeUp(Turn& turn, const Opened& opened) {
     }
   }
   turn.spec = opened.spec;
+  // A turn that another router began goes on among lanes of the family that it began with.
+  if (!turn.spec.numeric_family().empty()) {
+    turn.pool = PoolName(turn.model->info.fingerprint(), turn.spec.numeric_family());
+  }
   turn.counted = opened.counted;
   turn.answer.emplace(turn.model->tokenizer, turn.spec);
   for (size_t i = known.prompt_count(); i < opened.logged.size(); ++i) {
@@ -174,7 +193,7 @@ void TurnManager::Engine::RunExclusive(const TurnPtr& turn) {
     // What was refused has changed nothing; after anything else the log is read again.
     const bool changed = opened.lease.has_value() && (opened.status.ok() || MayHaveHappened(opened.status));
     session.stale = changed || !opened.status.ok();
-    if (changed && scheduler_ != nullptr) scheduler_->DropWarm(session.id);
+    if (changed) DropWarm(session.id);
     if (turn->deletes && opened.status.ok()) session.leased = false;  // It went with the session.
     turn->phase = Phase::kComputed;
     EndCall(*turn, opened.status.ok() ? opened.status : StoreError(opened.status));
@@ -295,7 +314,7 @@ void TurnManager::Engine::OnCommitted(const std::vector<CommitResult>& results, 
     session.stale = true;
     Fail(*turn, StoreError(result.status));
     if (turn->sequence != 0) RemoveSequence(*turn);
-    if (scheduler_ != nullptr) scheduler_->DropWarm(session.id);
+    DropWarm(session.id);
     std::vector<std::string> beyond;
     for (const auto& [id, save] : saves_) {
       if (save.session_id == session.id && save.position > session.durable_length) beyond.push_back(id);
@@ -352,7 +371,7 @@ void TurnManager::Engine::SweepLeases() {
           if (it->second.releasing || !it->second.leased) continue;
           common::LogWarning("lease_lost", {{"session", lost.session_id()}});
           it->second.leased = false;
-          if (scheduler_ != nullptr) scheduler_->DropWarm(lost.session_id());
+          DropWarm(lost.session_id());
           if (it->second.turn == nullptr) continue;
           const TurnPtr turn = it->second.turn;
           turn->abandoned = true;

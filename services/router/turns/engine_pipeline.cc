@@ -1,4 +1,4 @@
-// Epochs, and giving a turn its slot: where its state is, attaching.
+// Giving a turn its slot: where its state is, attaching.
 #include <algorithm>
 #include <utility>
 
@@ -22,91 +22,22 @@ absl::Status BaseLost(const std::string& session_id, uint64_t position, absl::st
 
 }  // namespace
 
-void TurnManager::Engine::OnEpochUp(uint64_t epoch, const StagePlan& plan) {
-  auto model = std::make_shared<ServingModel>(MakeServingModel(plan.model, tokenizers_, options_.unusable_tokenizers));
-  model->state_layout = plan.state_layout;
-  {
-    absl::MutexLock lock(&mu_);
-    model_ = std::move(model);
-  }
-  loop_->Post([this, epoch, plan] { EpochUp(epoch, plan); });
-}
-
-void TurnManager::Engine::OnResponse(uint64_t epoch, int stage, v1::ExecuteResponse response) {
-  auto shared = std::make_shared<const v1::ExecuteResponse>(std::move(response));
-  loop_->Post([this, epoch, stage, shared] { Handle(epoch, stage, *shared); });
-}
-
-void TurnManager::Engine::OnEpochDown(uint64_t epoch, const absl::Status& why) {
-  loop_->Post([this, epoch, why] { EpochDown(epoch, why); });
-}
-
-void TurnManager::Engine::EpochUp(uint64_t epoch, const StagePlan& plan) {
-  epoch_ = epoch;
-  plan_ = plan;
-  Scheduler::Options options;
-  options.stages = static_cast<int>(plan.stages.size());
-  options.slots = plan.slots;
-  options.max_batch_rows = plan.max_batch_rows;
-  options.max_sequences = options_.max_running;
-  scheduler_ = std::make_unique<Scheduler>(options);
-  last_progress_ = Now();
-  metrics_->epochs.Increment();
-  if (!std::exchange(ready_, true) && options_.on_ready) options_.on_ready();
-}
-
-void TurnManager::Engine::EpochDown(uint64_t epoch, const absl::Status& why) {
-  if (epoch != epoch_) return;
-  epoch_ = 0;
-  scheduler_ = nullptr;
-  by_sequence_.clear();
-  save_ids_.clear();
-  if (!stopping_) metrics_->epochs_lost.Increment();
-  std::vector<std::string> lost;
-  for (const auto& [id, save] : saves_) {
-    if (!save.committing && save.answers_left > 0) lost.push_back(id);
-  }
-  for (auto& [id, turn] : running_) {
-    if (turn->sequence == 0) continue;
-    const bool computing = turn->phase == Phase::kRunning ? turn->planned_end > turn->attach_position
-                                                          : turn->attach_since != absl::InfiniteFuture();
-    turn->sequence = 0;
-    turn->yielding = false;
-    turn->tail.clear();
-    turn->tail_pending = false;
-    turn->attach_since = absl::InfiniteFuture();
-    turn->export_snapshot.clear();
-    if (turn->decided() || turn->stopped) {
-      turn->phase = Phase::kComputed;  // Its state is not in a slot any more; the log has it all.
-    } else {
-      Park(*turn);
-      metrics_->recovered_turns.Increment();
-      if (computing && turn->patience.EpochLost() == Patience::Verdict::kGiveUp) {
-        Fail(*turn,
-             common::WithRetryInfo(absl::UnavailableError(absl::StrCat("the pipeline was lost ", Patience::kLostEpochs,
-                                                                       " times while the turn was at position ",
-                                                                       turn->patience.furthest(), ": ", why.message())),
-                                   absl::Seconds(1)));
-      }
-    }
-  }
-  for (const std::string& id : lost) EndSave(id, why);
-}
-
 void TurnManager::Engine::Handle(uint64_t epoch, int stage, const v1::ExecuteResponse& response) {
-  if (epoch != epoch_) return;
+  const auto it = lanes_.find(epoch);
+  if (it == lanes_.end()) return;
+  TurnLane& lane = *it->second;
   switch (response.result_case()) {
     case v1::ExecuteResponse::kAttached:
       return OnAttachAnswer(response.attached());
     case v1::ExecuteResponse::kLogits:
       return OnLogits(response.logits());
     case v1::ExecuteResponse::kStep:
-      return OnStep(response.step());
+      return OnStep(lane, response.step());
     case v1::ExecuteResponse::kSaved:
       return OnSaved(response.saved());
     case v1::ExecuteResponse::kOpened:
     case v1::ExecuteResponse::RESULT_NOT_SET:
-      pipeline_.EndEpoch(epoch, absl::InternalError(absl::StrCat("stage ", stage, " sent an answer to nothing")));
+      fleet_.EndEpoch(epoch, absl::InternalError(absl::StrCat("stage ", stage, " sent an answer to nothing")));
       return;
   }
 }
@@ -117,7 +48,6 @@ void TurnManager::Engine::Park(Turn& turn) {
 }
 
 void TurnManager::Engine::Locate(const TurnPtr& turn) {
-  if (const absl::Status status = CheckServed(*turn); !status.ok()) return Fail(*turn, status);
   turn->snapshot.Clear();
   turn->warm_source = absl::nullopt;
   turn->tail.clear();
@@ -132,7 +62,7 @@ void TurnManager::Engine::Locate(const TurnPtr& turn) {
   v1::FindSnapshotRequest find;
   find.set_session_id(turn->session_id);
   find.set_at_or_before(std::min(at_most, turn->snapshot_limit));
-  find.set_model_fingerprint(plan_.model.fingerprint());
+  find.set_model_fingerprint(turn->model->info.fingerprint());
   const absl::optional<uint64_t> base = turn->session->base_position;
   const bool restart = turn->no_snapshot || turn->patience.leaves_snapshots();
   if (restart && base.has_value()) find.set_at_or_before(*base);
@@ -167,13 +97,22 @@ void TurnManager::Engine::Locate(const TurnPtr& turn) {
 
 bool TurnManager::Engine::LocateWarm(const TurnPtr& turn, uint64_t at_least, uint64_t at_most) {
   if (turn->no_warm) return false;
-  const absl::optional<Scheduler::WarmSlot> warm = scheduler_->FindWarm(WarmSession(*turn), WarmBranch(*turn), at_most);
+  absl::optional<Scheduler::WarmSlot> warm;
+  TurnLane* lane = nullptr;
+  for (const auto& [epoch, other] : lanes_) {
+    if (!IsOpenTo(*turn, *other)) continue;
+    const absl::optional<Scheduler::WarmSlot> found =
+        other->scheduler.FindWarm(WarmSession(*turn), WarmBranch(*turn), at_most);
+    if (!found.has_value() || (warm.has_value() && warm->position >= found->position)) continue;
+    warm = found;
+    lane = other.get();
+  }
   if (!warm.has_value() || warm->position < at_least) return false;
   const SequenceId sequence = next_sequence_;
-  if (!scheduler_->AdmitWarm(sequence, warm->sequence)) return false;
+  if (!lane->scheduler.AdmitWarm(sequence, warm->sequence)) return false;
   ++next_sequence_;
   turn->warm_source = warm->sequence;
-  BeginAttach(turn, sequence, warm->position);
+  BeginAttach(turn, *lane, sequence, warm->position);
   if (warm->position >= turn->begin) {
     FeedKnown(*turn);
     return true;
@@ -223,11 +162,10 @@ void TurnManager::Engine::OnLocated(const TurnPtr& turn, Located located) {
       located.manifest.position() == turn->begin) {
     turn->phase = Phase::kComputed;
     if (auto done = std::exchange(turn->export_done, nullptr)) {
-      done(ExportedState{std::move(located.manifest), plan_.state_layout});
+      done(ExportedState{std::move(located.manifest), turn->model->state_layout});
     }
     return EndCall(*turn, absl::OkStatus());
   }
-  if (epoch_ == 0) return Park(*turn);
   if (turn->kind == Kind::kExport && LocateWarm(turn, located.manifest.position(), turn->begin)) return;
   turn->snapshot = std::move(located.manifest);
   turn->tail = std::move(located.tail);
@@ -235,22 +173,25 @@ void TurnManager::Engine::OnLocated(const TurnPtr& turn, Located located) {
 }
 
 void TurnManager::Engine::Admit(const TurnPtr& turn, uint64_t position) {
+  TurnLane* const lane = ChooseLane(*turn);
+  if (lane == nullptr) return Park(*turn);
   const SequenceId sequence = next_sequence_++;
-  if (!scheduler_->Admit(sequence, position)) {
+  if (!lane->scheduler.Admit(sequence, position)) {
     turn->phase = Phase::kComputed;
     return Fail(*turn, common::WithRetryInfo(absl::ResourceExhaustedError("too many sequences"), absl::Seconds(1)));
   }
-  BeginAttach(turn, sequence, position);
+  BeginAttach(turn, *lane, sequence, position);
   FeedKnown(*turn);
 }
 
-void TurnManager::Engine::BeginAttach(const TurnPtr& turn, SequenceId sequence, uint64_t position) {
+void TurnManager::Engine::BeginAttach(const TurnPtr& turn, TurnLane& lane, SequenceId sequence, uint64_t position) {
   by_sequence_[sequence] = turn;
   turn->sequence = sequence;
+  turn->lane = &lane;
   turn->phase = Phase::kAttaching;
   turn->parked_since = absl::InfiniteFuture();
   turn->attach_position = position;
-  turn->attach_answers_left = static_cast<int>(plan_.stages.size());
+  turn->attach_answers_left = static_cast<int>(lane.plan.stages.size());
   turn->fed_end = position;
   turn->planned_end = position;
   turn->done_end = position;
@@ -266,7 +207,7 @@ void TurnManager::Engine::OnAttachAnswer(const v1::SequenceAttached& attached) {
   const absl::Status status = common::FromStatusProto(attached.status());
   if (!status.ok()) return OnAttachFailed(*turn, status);
   if (--turn->attach_answers_left > 0) return;
-  scheduler_->OnAttached(turn->sequence);
+  turn->lane->scheduler.OnAttached(turn->sequence);
   turn->phase = Phase::kRunning;
   turn->attach_since = absl::InfiniteFuture();
   turn->slot_since = Now();
@@ -316,9 +257,10 @@ void TurnManager::Engine::OnAttachFailed(Turn& turn, const absl::Status& status)
 }
 
 void TurnManager::Engine::RemoveSequence(Turn& turn) {
-  if (scheduler_ != nullptr) scheduler_->Cancel(turn.sequence);
+  if (turn.lane != nullptr) turn.lane->scheduler.Cancel(turn.sequence);
   by_sequence_.erase(turn.sequence);
   turn.sequence = 0;
+  turn.lane = nullptr;
   turn.tail.clear();
   turn.tail_pending = false;
   turn.yielding = false;

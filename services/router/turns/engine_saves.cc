@@ -16,17 +16,18 @@ using Phase = Turn::Phase;
 }  // namespace
 
 bool TurnManager::Engine::Save(Turn& turn) {
-  const absl::optional<uint64_t> position = scheduler_->Save(turn.sequence);
+  const absl::optional<uint64_t> position = turn.lane->scheduler.Save(turn.sequence);
   if (!position.has_value()) return false;
   PendingSave save;
   save.snapshot_id = absl::StrFormat("%016x%016x", random_(), random_());
   save.session_id = turn.session_id;
   save.model_fingerprint = turn.model->info.fingerprint();
   save.turn_id = turn.id;
+  save.epoch = turn.lane->epoch;
   save.position = *position;
-  save.answers_left = static_cast<int>(plan_.stages.size());
+  save.answers_left = static_cast<int>(turn.lane->plan.stages.size());
   save.deadline = Now() + options_.save_timeout;
-  save_ids_[{turn.sequence, *position}] = save.snapshot_id;
+  turn.lane->save_ids[{turn.sequence, *position}] = save.snapshot_id;
   if (turn.kind == Kind::kExport) turn.export_snapshot = save.snapshot_id;
   turn.saved_position = *position;
   ++turn.saves;
@@ -112,7 +113,7 @@ void TurnManager::Engine::OnManifest(const std::string& snapshot_id, const absl:
     // The records are there whether or not the manifest could be committed (of an empty session, for instance).
     const TurnPtr exporting = turn->second;
     if (auto done = std::exchange(exporting->export_done, nullptr)) {
-      done(TurnManager::ExportedState{ManifestOf(it->second), plan_.state_layout});
+      done(TurnManager::ExportedState{ManifestOf(it->second), exporting->model->state_layout});
     }
   }
   EndSave(snapshot_id, status);
@@ -153,14 +154,15 @@ void TurnManager::Engine::DropOwn(Turn& turn) {
   turn.own_snapshot.Clear();
   // If it stays, it is swept as an orphan.
   executor_.TryRun([this, drop = std::move(drop)] { (void)catalog_->DropSnapshot(drop, StoreDeadline()); });
-  if (scheduler_ != nullptr) scheduler_->DropWarm(WarmSession(turn));
+  DropWarm(WarmSession(turn));
 }
 
 void TurnManager::Engine::SaveAndRetire(Turn& turn) {
   if (turn.planned_end > turn.saved_position) Save(turn);
-  scheduler_->Retire(turn.sequence, turn.session_id, turn.session->log_branch);
+  turn.lane->scheduler.Retire(turn.sequence, turn.session_id, turn.session->log_branch);
   by_sequence_.erase(turn.sequence);
   turn.sequence = 0;
+  turn.lane = nullptr;
   turn.tail.clear();
   turn.yielding = false;
   turn.phase = Phase::kComputed;
@@ -168,9 +170,10 @@ void TurnManager::Engine::SaveAndRetire(Turn& turn) {
 
 void TurnManager::Engine::Yield(const TurnPtr& turn) {
   if (turn->planned_end > turn->saved_position) Save(*turn);
-  scheduler_->Retire(turn->sequence, WarmSession(*turn), WarmBranch(*turn));
+  turn->lane->scheduler.Retire(turn->sequence, WarmSession(*turn), WarmBranch(*turn));
   by_sequence_.erase(turn->sequence);
   turn->sequence = 0;
+  turn->lane = nullptr;
   turn->tail.clear();
   turn->yielding = false;
   turn->phase = Phase::kYielded;

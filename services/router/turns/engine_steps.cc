@@ -26,13 +26,13 @@ void TurnManager::Engine::FeedKnown(Turn& turn) {
   if (turn.kind == Kind::kLogits) end = turn.logits_received;
   if (turn.kind == Kind::kDocument) end = turn.scores_sent;
   if (end <= turn.fed_end) return;
-  scheduler_->Feed(turn.sequence, static_cast<int64_t>(end - turn.fed_end), Scheduler::FeedKind::kPrefill);
+  turn.lane->scheduler.Feed(turn.sequence, static_cast<int64_t>(end - turn.fed_end), Scheduler::FeedKind::kPrefill);
   turn.fed_end = end;
 }
 
-void TurnManager::Engine::OnStep(const v1::StepResult& result) {
-  scheduler_->OnStepDone(result.step_id());
-  last_progress_ = Now();
+void TurnManager::Engine::OnStep(TurnLane& lane, const v1::StepResult& result) {
+  lane.scheduler.OnStepDone(result.step_id());
+  lane.last_progress = Now();
   for (const v1::EntryResult& entry : result.entries()) {
     const auto it = by_sequence_.find(entry.sequence());
     if (it == by_sequence_.end()) continue;  // Cancelled meanwhile.
@@ -159,29 +159,28 @@ void TurnManager::Engine::FillStep(const StepCommand& command, v1::Step* step) {
   metrics_->batch_rows.Observe(rows);
 }
 
-void TurnManager::Engine::SendCommands() {
-  if (scheduler_ == nullptr) return;
-  if (scheduler_->steps_in_flight() == 0) last_progress_ = Now();
-  for (const Command& planned : scheduler_->Plan()) {
+void TurnManager::Engine::SendCommands(TurnLane& lane) {
+  if (lane.scheduler.steps_in_flight() == 0) lane.last_progress = Now();
+  for (const Command& planned : lane.scheduler.Plan()) {
     auto command = std::make_shared<v1::ExecuteRequest>();
     if (const auto* attach = std::get_if<AttachCommand>(&planned)) {
       FillAttach(*attach, command->mutable_attach());
     } else if (const auto* step = std::get_if<StepCommand>(&planned)) {
       FillStep(*step, command->mutable_step());
     } else if (const auto* save = std::get_if<SaveCommand>(&planned)) {
-      const auto id = save_ids_.find({save->sequence, save->position});
-      if (id == save_ids_.end()) continue;
+      const auto id = lane.save_ids.find({save->sequence, save->position});
+      if (id == lane.save_ids.end()) continue;
       command->mutable_save()->set_slot(save->slot);
       command->mutable_save()->set_sequence(save->sequence);
       command->mutable_save()->set_expected_position(save->position);
       command->mutable_save()->set_snapshot_id(id->second);
-      save_ids_.erase(id);
+      lane.save_ids.erase(id);
     } else if (const auto* release = std::get_if<ReleaseCommand>(&planned)) {
       command->mutable_release()->set_slot(release->slot);
       command->mutable_release()->set_sequence(release->sequence);
     }
     // Not sent: the epoch is over, and EpochDown is on its way.
-    if (!pipeline_.Send(epoch_, std::move(command))) return;
+    if (!fleet_.Send(lane.epoch, std::move(command))) return;
   }
 }
 

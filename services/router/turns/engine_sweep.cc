@@ -1,6 +1,9 @@
 // What the loop does after each batch of events: what a turn may do next follows from what it is.
 #include <algorithm>
+#include <map>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "services/common/grpc_status.h"
@@ -25,12 +28,18 @@ void TurnManager::Engine::SweepTurn(Turn& turn) {
   const absl::Time now = Now();
   // What it left behind when it gave its slot away is on its way to where it is looked for.
   const bool saving = turn.progress_at_slot > 0 && turn.saves > 0;
-  if (turn.phase == Phase::kParked && epoch_ != 0 && now >= turn.not_before && !saving) Locate(running_.at(turn.id));
+  if (turn.phase == Phase::kParked) {
+    if (const absl::Status status = CheckServed(turn); !status.ok()) {
+      Fail(turn, status);
+    } else if (now >= turn.not_before && !saving && ChooseLane(turn) != nullptr) {
+      Locate(running_.at(turn.id));
+    }
+  }
   if (turn.phase == Phase::kParked && now - turn.parked_since > options_.outage_timeout) {
-    Fail(turn, common::WithRetryInfo(absl::UnavailableError(absl::StrCat("no pipeline for ",
-                                                                         absl::FormatDuration(options_.outage_timeout),
-                                                                         ": ", pipeline_.state().text)),
-                                     absl::Seconds(1)));
+    Fail(turn, common::WithRetryInfo(
+                   absl::UnavailableError(absl::StrCat(
+                       "no pipeline for ", absl::FormatDuration(options_.outage_timeout), ": ", fleet_.state().text)),
+                   absl::Seconds(1)));
   }
   if (turn.phase == Phase::kRunning) Advance(turn);
   Pump(turn);
@@ -53,13 +62,14 @@ void TurnManager::Engine::Sweep() {
   }
   SweepWaiting();
   SweepYields();
+  SweepClosing();
   SweepCommits();
   SweepSaves();
   SweepSessions();
   SweepLeases();
   SweepDrain();
   StartWaiting();
-  SendCommands();
+  for (auto& [epoch, lane] : lanes_) SendCommands(*lane);
   Watch();
   UpdateGauges();
 }
@@ -81,29 +91,56 @@ void TurnManager::Engine::SweepWaiting() {
 }
 
 void TurnManager::Engine::SweepYields() {
-  if (waiting_.empty() || scheduler_ == nullptr) return;
+  if (waiting_.empty() || lanes_.empty()) return;
   const absl::Time now = Now();
-  std::vector<SlotHolder> holders;
+  std::map<std::string, std::vector<SlotHolder>> holders;  // By pool.
+  std::map<std::string, int> wanted;
   int yielding = 0;
   for (const auto& [id, turn] : running_) {
     yielding += turn->yielding;
-    const bool streams = turn->kind == Kind::kGenerate || turn->kind == Kind::kDocument || turn->kind == Kind::kLogits;
-    if (!streams || turn->phase != Phase::kRunning || turn->yielding || turn->stopped || turn->decided()) continue;
+    wanted[turn->pool] -= turn->yielding;
+    if (turn->phase != Phase::kRunning || turn->yielding || !CanYield(*turn)) continue;
     // Each time it has a slot it gets further than before, whatever became of its snapshots.
     if (turn->tail_pending || turn->patience.furthest() <= turn->progress_at_slot) continue;
-    holders.push_back({id, turn->slot_since});
+    holders[turn->pool].push_back({id, turn->slot_since});
   }
   if (holders.empty()) return;
-  int wanted = 0;
-  for (const TurnPtr& turn : waiting_) wanted += turn->kind != Kind::kExclusive && SessionFree(*turn);
-  wanted -= std::max(0, plan_.slots - Active()) + yielding;
-  const int saves = static_cast<int>(kSavesPerSlot * plan_.slots) - static_cast<int>(saves_.size()) - yielding;
-  for (const uint64_t id : ChooseYields(std::move(holders), std::min(wanted, saves), options_.slot_quantum, now)) {
-    Turn& turn = *running_.at(id);
-    turn.yielding = true;
-    scheduler_->Unfeed(turn.sequence);
-    turn.fed_end = turn.planned_end;
+  const PoolUse active = ActiveByPool();
+  for (const auto& [name, pool] : pools_) {
+    const auto used = active.find(name);
+    wanted[name] -= std::max(0, pool.slots - (used == active.end() ? 0 : used->second));
   }
+  for (const TurnPtr& turn : waiting_) {
+    if (turn->kind == Kind::kExclusive || !SessionFree(*turn)) continue;
+    // Whoever has no pool yet takes a slot wherever one comes free.
+    for (auto& [pool, of_pool] : holders) {
+      if (turn->pool.empty()
+              ? pools_.count(pool) > 0 && pools_.at(pool).model.fingerprint() == turn->model->info.fingerprint()
+              : turn->pool == pool) {
+        ++wanted[pool];
+        break;
+      }
+    }
+  }
+  int saves = static_cast<int>(kSavesPerSlot * TotalSlots()) - static_cast<int>(saves_.size()) - yielding;
+  for (auto& [pool, of_pool] : holders) {
+    for (const uint64_t id :
+         ChooseYields(std::move(of_pool), std::min(wanted[pool], saves), options_.slot_quantum, now)) {
+      BeginYield(*running_.at(id));
+      --saves;
+    }
+  }
+}
+
+bool TurnManager::Engine::CanYield(const Turn& turn) {
+  const bool streams = turn.kind == Kind::kGenerate || turn.kind == Kind::kDocument || turn.kind == Kind::kLogits;
+  return streams && !turn.stopped && !turn.decided();
+}
+
+void TurnManager::Engine::BeginYield(Turn& turn) {
+  turn.yielding = true;
+  turn.lane->scheduler.Unfeed(turn.sequence);
+  turn.fed_end = turn.planned_end;
 }
 
 void TurnManager::Engine::SweepDrain() {
@@ -119,23 +156,24 @@ void TurnManager::Engine::SweepDrain() {
 }
 
 void TurnManager::Engine::Watch() {
-  if (epoch_ == 0) return;
   const absl::Time now = Now();
-  if (scheduler_->steps_in_flight() > 0 && now - last_progress_ > options_.progress_timeout) {
-    pipeline_.EndEpoch(epoch_, absl::UnavailableError(absl::StrCat(
-                                   "no step came back for ", absl::FormatDuration(options_.progress_timeout), "; ",
-                                   scheduler_->steps_in_flight(), " are in flight")));
-    last_progress_ = now;
+  for (auto& [epoch, lane] : lanes_) {
+    if (lane->scheduler.steps_in_flight() == 0 || now - lane->last_progress <= options_.progress_timeout) continue;
+    fleet_.EndEpoch(epoch, absl::UnavailableError(absl::StrCat("no step came back for ",
+                                                               absl::FormatDuration(options_.progress_timeout), "; ",
+                                                               lane->scheduler.steps_in_flight(), " are in flight")));
+    lane->last_progress = now;
   }
   for (const auto& [sequence, turn] : by_sequence_) {
     if (now - turn->attach_since <= options_.attach_timeout) continue;
     const absl::Status late = absl::UnavailableError(
         absl::StrCat("a slot was not attached within ", absl::FormatDuration(options_.attach_timeout)));
     const TurnPtr waiting = turn;  // What follows takes it out.
+    const uint64_t epoch = turn->lane->epoch;
     if (waiting->patience.AttachTimedOut() == Patience::Verdict::kGiveUp) {
       Fail(*waiting, common::WithRetryInfo(late, absl::Seconds(1)));
     }
-    pipeline_.EndEpoch(epoch_, late);
+    fleet_.EndEpoch(epoch, late);
     return;
   }
 }
@@ -145,12 +183,20 @@ void TurnManager::Engine::UpdateGauges() {
   waiting_count_ = static_cast<int>(waiting_.size());
   metrics_->running_turns.Set(static_cast<double>(running_.size()));
   metrics_->waiting_turns.Set(static_cast<double>(waiting_.size()));
-  const int used = scheduler_ == nullptr ? 0 : scheduler_->slots_in_use();
-  const int warm = scheduler_ == nullptr ? 0 : scheduler_->slots_warm();
+  int slots = 0, used = 0, warm = 0, steps = 0;
+  for (auto& [epoch, lane] : lanes_) {
+    slots += lane->plan.slots;
+    used += lane->scheduler.slots_in_use();
+    warm += lane->scheduler.slots_warm();
+    steps += lane->scheduler.steps_in_flight();
+    if (const int turns = lane->scheduler.sequences(); std::exchange(lane->told_turns, turns) != turns) {
+      fleet_.SetTurns(epoch, turns);
+    }
+  }
   metrics_->slots_used.Set(used);
   metrics_->slots_warm.Set(warm);
-  metrics_->slots_free.Set(scheduler_ == nullptr ? 0 : plan_.slots - used - warm);
-  metrics_->microbatches_in_flight.Set(scheduler_ == nullptr ? 0 : scheduler_->steps_in_flight());
+  metrics_->slots_free.Set(slots - used - warm);
+  metrics_->microbatches_in_flight.Set(steps);
 }
 
 }  // namespace rwkv::router

@@ -70,7 +70,7 @@ TEST(RecoveryTest, ALostWorkerChangesNoToken) {
       return with_session.stream->received().size() >= 3 && without.stream->received().size() >= 3;
     }));
     cluster.pipeline().Kill(killed);
-    ASSERT_TRUE(WaitUntil([&] { return !cluster.router().pipeline().state().serving; }));
+    ASSERT_TRUE(WaitUntil([&] { return !cluster.router().fleet().state().serving; }));
     EXPECT_FALSE(with_session.stream->closed());
     cluster.pipeline().ResumeSteps();
     cluster.pipeline().Restart(killed);
@@ -231,7 +231,7 @@ TEST(RecoveryTest, AttachesThatAreNeverAnsweredEndTheCall) {
   EXPECT_THAT(status, StatusIs(absl::StatusCode::kUnavailable, HasSubstr("not attached within 30ms")));
   EXPECT_TRUE(common::GetRetryDelay(status).has_value());
   cluster.pipeline().HoldAttaches(false);
-  ASSERT_TRUE(WaitUntil([&] { return cluster.router().pipeline().state().serving; }));
+  ASSERT_TRUE(WaitUntil([&] { return cluster.router().fleet().state().serving; }));
   EXPECT_THAT(cluster.Generate(Request(Prompt(1), 5)).status, IsOk());
 }
 
@@ -274,7 +274,7 @@ TEST(RecoveryTest, APipelineThatIsLostAgainAndAgainEndsTheCall) {
   }
   EXPECT_THAT(call.stream->Wait(), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("lost 20 times")));
   cluster.pipeline().ResumeSteps();
-  ASSERT_TRUE(WaitUntil([&] { return cluster.router().pipeline().state().serving; }));
+  ASSERT_TRUE(WaitUntil([&] { return cluster.router().fleet().state().serving; }));
   EXPECT_THAT(cluster.Generate(request).tokens, ElementsAreArray(FakeModel::Greedy(Prompt(1), 5, kVocabulary)));
 }
 

@@ -48,7 +48,7 @@ TEST(TunedStatesTest, ATunedSessionRebuiltFromTheLogBeginsWithItsState) {
     const auto newest = NewestSnapshot(cluster, "s");
     ASSERT_THAT(newest, IsOk());
     cluster.pipeline().LoseSnapshot(newest->manifest().snapshot_id());
-    ASSERT_TRUE(WaitUntil([&] { return cluster.router().pipeline().state().serving; }));
+    ASSERT_TRUE(WaitUntil([&] { return cluster.router().fleet().state().serving; }));
     const FakeCluster::Answer answer = cluster.Generate(SessionRequest("s", absl::StrCat("r", turn), Prompt(turn), 7));
     ASSERT_THAT(answer.status, IsOk());
     log = Concat(log, Prompt(turn));
@@ -73,7 +73,7 @@ TEST(TunedStatesTest, ALostWorkerChangesNoTokenOfATunedTurn) {
     return with_session.stream->received().size() >= 3 && without.stream->received().size() >= 3;
   }));
   cluster.pipeline().Kill(1);
-  ASSERT_TRUE(WaitUntil([&] { return !cluster.router().pipeline().state().serving; }));
+  ASSERT_TRUE(WaitUntil([&] { return !cluster.router().fleet().state().serving; }));
   cluster.pipeline().ResumeSteps();
   cluster.pipeline().Restart(1);
   EXPECT_THAT(cluster.Finish(with_session).tokens,

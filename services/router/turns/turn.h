@@ -25,6 +25,7 @@
 namespace rwkv::router {
 
 struct Session;
+struct TurnLane;
 
 // One call. A kGenerate with a session is a turn in the word's narrow sense; the others share its way through the
 // pipeline.
@@ -105,7 +106,9 @@ struct Turn {
   size_t stalled_at = 0;  // Messages in the stream when it was looked at last.
 
   // The pipeline.
-  SequenceId sequence = 0;  // 0: not in the scheduler.
+  std::string pool;          // Of the lanes it may run on, fixed when it starts or by the log; see Pool.
+  TurnLane* lane = nullptr;  // While it is in a scheduler.
+  SequenceId sequence = 0;   // 0: not in a scheduler.
   absl::optional<SequenceId> warm_source;
   v1::SnapshotManifest snapshot;  // To attach from; snapshot_id empty: none.
   uint64_t attach_position = 0;
@@ -194,6 +197,7 @@ struct PendingSave {
   std::string session_id;
   std::string model_fingerprint;
   uint64_t turn_id = 0;
+  uint64_t epoch = 0;  // Of the lane that saves it.
   uint64_t position = 0;
   int answers_left = 0;
   absl::Status status;

@@ -266,6 +266,7 @@ absl::StatusOr<TurnInput> MakeTurnInput(const v1::GenerateRequest& request, cons
 absl::Status CheckSameSpec(const v1::TurnSpec& stored, const v1::TurnSpec& spec) {
   v1::TurnSpec wanted = spec;
   if (stored.seed_drawn() && spec.seed_drawn()) wanted.mutable_sampling()->set_seed(stored.sampling().seed());
+  wanted.set_numeric_family(stored.numeric_family());
   if (stored.has_counts_from()) wanted.set_counts_from(stored.counts_from());
   if (google::protobuf::util::MessageDifferencer::Equals(stored, wanted)) return absl::OkStatus();
   return InvalidFieldError("request_id", "names a turn with other limits, stops or sampling");

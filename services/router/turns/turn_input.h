@@ -53,7 +53,7 @@ absl::Status CheckContext(absl::string_view input_field, uint64_t position, uint
                           const v1::ModelInfo& model);
 
 // kInvalidArgument unless `stored`, the spec of a turn in the log, is what `spec` asks for again. A seed that was drawn
-// is not compared, nor what the penalties of a continuation count: the log says it.
+// is not compared, nor what the penalties of a continuation count, nor the numeric family: the log says them.
 absl::Status CheckSameSpec(const v1::TurnSpec& stored, const v1::TurnSpec& spec);
 
 // The input of Score, Logits and Embed. `plain_text`: as in v1::GenerateRequest.

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "kernels/base/status_macros.h"
 #include "services/common/grpc_status.h"
 #include "services/router/turns/engine.h"
@@ -11,11 +12,10 @@
 
 namespace rwkv::router {
 
-TurnManager::TurnManager(const Options& options, Pipeline::Options pipeline_options,
-                         std::vector<std::unique_ptr<worker::WorkerClient>> workers,
+TurnManager::TurnManager(const Options& options, Fleet::Options fleet_options, std::unique_ptr<WorkerSource> workers,
                          state_store::CatalogClient* catalog, std::vector<const tokenizer::Tokenizer*> tokenizers,
                          RouterMetrics* metrics, common::Clock* clock, std::function<uint64_t()> random)
-    : engine_(std::make_unique<Engine>(options, std::move(pipeline_options), std::move(workers), catalog,
+    : engine_(std::make_unique<Engine>(options, std::move(fleet_options), std::move(workers), catalog,
                                        std::move(tokenizers), metrics, clock, std::move(random))) {}
 
 TurnManager::~TurnManager() = default;
@@ -26,21 +26,39 @@ void TurnManager::Stop() { engine_->Stop(); }
 void TurnManager::Cancel(CallId call) { engine_->Cancel(call); }
 std::shared_ptr<const ServingModel> TurnManager::model() const { return engine_->model(); }
 const InputLimits& TurnManager::limits() const { return engine_->options().limits; }
-Pipeline& TurnManager::pipeline() { return engine_->pipeline(); }
+TurnManager::Models TurnManager::models() const { return engine_->models(); }
+Fleet& TurnManager::fleet() { return engine_->fleet(); }
+std::vector<TurnManager::LaneState> TurnManager::Lanes(absl::Time deadline) { return engine_->Lanes(deadline); }
 TurnManager::Counts TurnManager::counts() const { return engine_->counts(); }
 bool TurnManager::draining() const { return engine_->draining(); }
 
-absl::StatusOr<std::shared_ptr<const ServingModel>> TurnManager::ModelOrWhyNot() const {
+absl::StatusOr<std::shared_ptr<const ServingModel>> TurnManager::ModelOrWhyNot(absl::string_view name) const {
   if (engine_->draining()) return engine_->DrainingStatus();
-  if (std::shared_ptr<const ServingModel> served = engine_->model()) return served;
-  absl::Status why = engine_->pipeline().state().status;
+  const Models models = engine_->models();
+  if (name.empty() && models.served.size() == 1) return models.served.begin()->second;
+  for (const auto& [fingerprint, model] : models.served) {
+    if (!name.empty() && CheckModel(name, *model).ok()) return model;
+  }
+  if (name.empty() && models.served.size() > 1) {
+    std::vector<std::string> names;
+    for (const auto& [fingerprint, model] : models.served) names.push_back(model->info.name());
+    return common::InvalidFieldError("model", absl::StrCat("is missing; there are ", absl::StrJoin(names, ", ")));
+  }
+  for (const auto& [fingerprint, model] : models.seen) {
+    if (models.served.empty() || !CheckModel(name, *model).ok()) continue;
+    return common::WithRetryInfo(
+        absl::UnavailableError(absl::StrCat("this router drives no pipeline of the model ", model->info.name())),
+        absl::Seconds(1));
+  }
+  if (!models.served.empty()) return CheckModel(name, *models.served.begin()->second);
+  absl::Status why = engine_->fleet().state().status;
   if (why.ok()) why = absl::UnavailableError("the pipeline is just coming up");
   if (absl::IsUnavailable(why)) why = common::WithRetryInfo(why, absl::Seconds(1));
   return why;
 }
 
 absl::Status TurnManager::ChooseModel(absl::string_view model, absl::string_view initial_state, Turn* turn) const {
-  RWKV_ASSIGN_OR_RETURN(turn->model, ModelOrWhyNot());
+  RWKV_ASSIGN_OR_RETURN(turn->model, ModelOrWhyNot(model));
   RWKV_RETURN_IF_ERROR(CheckModel(model, *turn->model));
   RWKV_ASSIGN_OR_RETURN(turn->initial_state, FindInitialState(initial_state, turn->model->info));
   return absl::OkStatus();
@@ -59,7 +77,7 @@ void TurnManager::Generate(CallId call, const v1::GenerateRequest& request,
   turn->call = call;
   turn->stream = std::move(stream);
   if (const absl::Status status = CheckRequest(request); !status.ok()) return engine_->Reject(*turn, status);
-  const absl::StatusOr<std::shared_ptr<const ServingModel>> model = ModelOrWhyNot();
+  const absl::StatusOr<std::shared_ptr<const ServingModel>> model = ModelOrWhyNot(request.model());
   if (!model.ok()) return engine_->Reject(*turn, model.status());
   absl::StatusOr<TurnInput> input = MakeTurnInput(request, **model, engine_->options().limits, engine_->Random());
   if (!input.ok()) return engine_->Reject(*turn, input.status());
@@ -105,7 +123,7 @@ void TurnManager::ScoreDocument(CallId call, const Document& document,
   turn->kind = Turn::Kind::kDocument;
   turn->call = call;
   turn->document_stream = std::move(stream);
-  const absl::StatusOr<std::shared_ptr<const ServingModel>> model = ModelOrWhyNot();
+  const absl::StatusOr<std::shared_ptr<const ServingModel>> model = ModelOrWhyNot(document.model);
   if (!model.ok()) return engine_->Reject(*turn, model.status());
   absl::StatusOr<std::string> initial_state = FindInitialState(document.initial_state, (*model)->info);
   if (!initial_state.ok()) return engine_->Reject(*turn, initial_state.status());
@@ -177,7 +195,9 @@ void TurnManager::Export(CallId call, const std::string& session_id,
   if (const absl::Status status = CheckSessionId("session_id", session_id); !status.ok()) {
     return engine_->Reject(*turn, status);
   }
-  const absl::StatusOr<std::shared_ptr<const ServingModel>> model = ModelOrWhyNot();
+  absl::StatusOr<std::shared_ptr<const ServingModel>> model = ModelOrWhyNot();
+  // The session says which, once it is opened.
+  if (absl::IsInvalidArgument(model.status())) model = engine_->model();
   if (!model.ok()) return engine_->Reject(*turn, model.status());
   turn->model = *model;
   engine_->Submit(std::move(turn));

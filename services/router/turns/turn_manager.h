@@ -12,6 +12,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -26,14 +27,15 @@
 #include "rwkv/v1/state_store.pb.h"
 #include "rwkv/v1/worker.pb.h"
 #include "services/common/clock.h"
-#include "services/router/pipeline/pipeline.h"
+#include "services/router/pipeline/fleet.h"
+#include "services/router/pipeline/found_workers.h"
+#include "services/router/pipeline/stage_plan.h"
 #include "services/router/turns/response_stream.h"
 #include "services/router/turns/router_metrics.h"
 #include "services/router/turns/serving_model.h"
 #include "services/router/turns/turn_input.h"
 #include "services/state_store/client/state_store_client.h"
 #include "services/tokenizer/tokenizer.h"
-#include "services/worker/client/worker_client.h"
 
 namespace rwkv::router {
 
@@ -69,7 +71,8 @@ class TurnManager {
     absl::Duration retry_delay = absl::Milliseconds(200);    // Between two attempts to attach; also told to clients.
     int executor_threads = 8;
     absl::Duration tick = absl::Milliseconds(20);
-    std::function<void()> on_ready;  // Called once, when the pipeline has formed for the first time. May be empty.
+    // Called when the first pipeline has come up, and when the last one is lost. May be empty.
+    std::function<void(bool serving)> on_serving;
   };
 
   struct Counts {
@@ -82,12 +85,28 @@ class TurnManager {
     std::vector<v1::StateTensor> layout;
   };
 
+  // The models there are, by fingerprint.
+  struct Models {
+    std::map<std::string, std::shared_ptr<const ServingModel>> served;  // Some pipeline of this router has one, or had.
+    std::map<std::string, std::shared_ptr<const ServingModel>> seen;    // Some worker holds it.
+  };
+
+  // One pipeline that this router drives.
+  struct LaneState {
+    uint64_t epoch = 0;
+    StagePlan plan;
+    bool closing = false;
+    int turns = 0;
+    int slots_used = 0;
+    int slots_warm = 0;
+    int64_t rows_waiting = 0;
+  };
+
   // All pointers are borrowed and outlive it. `tokenizers`: the first that fits the model is used. `random` draws seeds
   // and ids; called from any thread.
-  TurnManager(const Options& options, Pipeline::Options pipeline_options,
-              std::vector<std::unique_ptr<worker::WorkerClient>> workers, state_store::CatalogClient* catalog,
-              std::vector<const tokenizer::Tokenizer*> tokenizers, RouterMetrics* metrics, common::Clock* clock,
-              std::function<uint64_t()> random);
+  TurnManager(const Options& options, Fleet::Options fleet_options, std::unique_ptr<WorkerSource> workers,
+              state_store::CatalogClient* catalog, std::vector<const tokenizer::Tokenizer*> tokenizers,
+              RouterMetrics* metrics, common::Clock* clock, std::function<uint64_t()> random);
   ~TurnManager();  // Stop().
   TurnManager(const TurnManager&) = delete;
   TurnManager& operator=(const TurnManager&) = delete;
@@ -123,13 +142,17 @@ class TurnManager {
   // The client is gone, or its deadline has passed. The stream or `done` is not called any more, or for the last time.
   void Cancel(CallId call);
 
-  // Of the last pipeline; null before the first. What requests are checked against.
+  // Of the last pipeline that came up; null before the first.
   std::shared_ptr<const ServingModel> model() const;
-  // That model, or why there is none.
-  absl::StatusOr<std::shared_ptr<const ServingModel>> ModelOrWhyNot() const;
+  Models models() const;
+  // The model that a request means by `name`, or by naming none, or why there is none. What requests are checked
+  // against. kUnavailable: no pipeline of this router has it. kInvalidArgument: several have, and none is named.
+  absl::StatusOr<std::shared_ptr<const ServingModel>> ModelOrWhyNot(absl::string_view name = "") const;
 
   const InputLimits& limits() const;
-  Pipeline& pipeline();
+  Fleet& fleet();
+  // The pipelines that this router drives; none if nobody answers until `deadline`.
+  std::vector<LaneState> Lanes(absl::Time deadline);
   Counts counts() const;
   bool draining() const;
 

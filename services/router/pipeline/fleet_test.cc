@@ -1,4 +1,4 @@
-#include "services/router/pipeline/pipeline.h"
+#include "services/router/pipeline/fleet.h"
 
 #include <functional>
 #include <memory>
@@ -31,7 +31,7 @@ using ::testing::HasSubstr;
 constexpr absl::Duration kLimit = absl::Seconds(30);
 
 // Remembers what it heard.
-class Recorder : public Pipeline::Listener {
+class Recorder : public Fleet::Listener {
  public:
   void OnEpochUp(uint64_t epoch, const StagePlan& plan) override {
     absl::MutexLock lock(&mu_);
@@ -86,10 +86,10 @@ class Recorder : public Pipeline::Listener {
   std::vector<std::pair<int, v1::ExecuteResponse>> responses_ ABSL_GUARDED_BY(mu_);
 };
 
-Pipeline::Options Options() {
-  Pipeline::Options options;
-  options.router = "router-0";
-  options.incarnation = "test";
+Fleet::Options Options() {
+  Fleet::Options options;
+  options.lane.router = "router-0";
+  options.lane.incarnation = "test";
   options.min_backoff = absl::Milliseconds(1);
   options.max_backoff = absl::Milliseconds(10);
   return options;
@@ -110,7 +110,7 @@ std::shared_ptr<const v1::ExecuteRequest> Attach(int slot, uint64_t sequence) {
 }
 
 // Waits until the pipeline's state shows `text`.
-void WaitForText(const Pipeline& pipeline, const std::string& text) {
+void WaitForText(const Fleet& pipeline, const std::string& text) {
   const absl::Time limit = absl::Now() + kLimit;
   while (pipeline.state().text.find(text) == std::string::npos && absl::Now() < limit) {
     absl::SleepFor(absl::Milliseconds(1));  // Polls; the state has no event of its own.
@@ -118,10 +118,10 @@ void WaitForText(const Pipeline& pipeline, const std::string& text) {
   EXPECT_THAT(pipeline.state().text, HasSubstr(text));
 }
 
-TEST(PipelineTest, CommandsReachEveryStageAndAnswersComeBack) {
+TEST(FleetTest, CommandsReachEveryStageAndAnswersComeBack) {
   worker::FakePipeline fake({});
   Recorder recorder;
-  Pipeline pipeline(Options(), Connect(fake, 2), &recorder);
+  Fleet pipeline(Options(), TheseWorkers(Connect(fake, 2)), &recorder);
   EXPECT_FALSE(pipeline.state().serving);
   EXPECT_THAT(pipeline.state().status, StatusIs(absl::StatusCode::kUnavailable));
   pipeline.Start();
@@ -140,10 +140,10 @@ TEST(PipelineTest, CommandsReachEveryStageAndAnswersComeBack) {
   EXPECT_FALSE(pipeline.Send(epoch, Attach(0, 1)));
 }
 
-TEST(PipelineTest, ALostWorkerEndsTheEpochAndItsReturnOpensTheNext) {
+TEST(FleetTest, ALostWorkerEndsTheEpochAndItsReturnOpensTheNext) {
   worker::FakePipeline fake({});
   Recorder recorder;
-  Pipeline pipeline(Options(), Connect(fake, 2), &recorder);
+  Fleet pipeline(Options(), TheseWorkers(Connect(fake, 2)), &recorder);
   pipeline.Start();
   const uint64_t first = recorder.WaitUp(1);
   fake.Kill(1);
@@ -159,10 +159,10 @@ TEST(PipelineTest, ALostWorkerEndsTheEpochAndItsReturnOpensTheNext) {
   recorder.WaitResponses(2);
 }
 
-TEST(PipelineTest, EndEpochOpensANewOne) {
+TEST(FleetTest, EndEpochOpensANewOne) {
   worker::FakePipeline fake({});
   Recorder recorder;
-  Pipeline pipeline(Options(), Connect(fake, 2), &recorder);
+  Fleet pipeline(Options(), TheseWorkers(Connect(fake, 2)), &recorder);
   pipeline.Start();
   const uint64_t first = recorder.WaitUp(1);
   pipeline.EndEpoch(first + 1, absl::InternalError("of another epoch"));
@@ -172,7 +172,7 @@ TEST(PipelineTest, EndEpochOpensANewOne) {
   EXPECT_EQ(fake.stats().epochs, 2);
 }
 
-TEST(PipelineTest, TwoModelsAreShownAndNotServed) {
+TEST(FleetTest, TwoModelsAreShownAndNotServed) {
   worker::FakePipeline fake({});
   worker::FakePipeline::Options other_options;
   other_options.fingerprint = "00000000000000000000000000000bad";
@@ -181,7 +181,7 @@ TEST(PipelineTest, TwoModelsAreShownAndNotServed) {
   std::vector<std::unique_ptr<worker::WorkerClient>> workers;
   workers.push_back(fake.Connect(0));
   workers.push_back(other.Connect(1));
-  Pipeline pipeline(Options(), std::move(workers), &recorder);
+  Fleet pipeline(Options(), TheseWorkers(std::move(workers)), &recorder);
   pipeline.Start();
   WaitForText(pipeline, "two different models");
   EXPECT_THAT(pipeline.state().status,
@@ -189,21 +189,21 @@ TEST(PipelineTest, TwoModelsAreShownAndNotServed) {
                        AllOf(HasSubstr("00000000000000000000000000000bad"), HasSubstr("fake-0:1"))));
 }
 
-TEST(PipelineTest, ProbeSaysWhoIsThere) {
+TEST(FleetTest, ProbeSaysWhoIsThere) {
   worker::FakePipeline fake({});
   Recorder recorder;
-  Pipeline pipeline(Options(), Connect(fake, 2), &recorder);
+  Fleet pipeline(Options(), TheseWorkers(Connect(fake, 2)), &recorder);
   pipeline.Start();
   recorder.WaitUp(1);
   fake.Kill(0);
-  const std::vector<Pipeline::WorkerStatus> workers = pipeline.Probe(absl::Now() + kLimit);
+  const std::vector<Fleet::WorkerStatus> workers = pipeline.Probe(absl::Now() + kLimit);
   ASSERT_EQ(workers.size(), 2);
-  EXPECT_EQ(workers[0].address, "fake-1:1");
-  EXPECT_EQ(workers[0].stage_index, 1);
-  EXPECT_TRUE(workers[0].status.ok());
-  EXPECT_EQ(workers[1].stage_index, 0);
-  EXPECT_THAT(workers[1].status, StatusIs(absl::StatusCode::kUnavailable));
-  EXPECT_EQ(workers[1].worker.name(), "fake-0");  // From before.
+  EXPECT_EQ(workers[1].address, "fake-1:1");
+  EXPECT_EQ(workers[1].stage_index, 1);
+  EXPECT_TRUE(workers[1].status.ok());
+  EXPECT_EQ(workers[0].stage_index, 0);
+  EXPECT_THAT(workers[0].status, StatusIs(absl::StatusCode::kUnavailable));
+  EXPECT_EQ(workers[0].worker.name(), "fake-0");  // From before.
 }
 
 // A stage whose stream says what the test wants, until it is cancelled.
@@ -269,7 +269,7 @@ class ScriptedWorker final : public worker::WorkerClient {
   v1::OpenEpoch open_ ABSL_GUARDED_BY(mu_);  // The last one.
 };
 
-TEST(PipelineTest, EachStageIsToldItsPlace) {
+TEST(FleetTest, EachStageIsToldItsPlace) {
   worker::FakePipeline fake({});
   Recorder recorder;
   std::vector<std::unique_ptr<worker::WorkerClient>> workers;
@@ -279,9 +279,9 @@ TEST(PipelineTest, EachStageIsToldItsPlace) {
     stages.push_back(worker.get());
     workers.push_back(std::move(worker));
   }
-  Pipeline::Options options = Options();
-  options.state_store_address = "store:1";
-  Pipeline pipeline(options, std::move(workers), &recorder);
+  Fleet::Options options = Options();
+  options.lane.state_store_address = "store:1";
+  Fleet pipeline(options, TheseWorkers(std::move(workers)), &recorder);
   pipeline.Start();
   recorder.WaitUp(1);
   for (int stage = 0; stage < 2; ++stage) {
@@ -296,40 +296,40 @@ TEST(PipelineTest, EachStageIsToldItsPlace) {
   pipeline.Stop();
 }
 
-TEST(PipelineTest, AStageThatAnswersWithoutOpeningEndsTheEpoch) {
+TEST(FleetTest, AStageThatAnswersWithoutOpeningEndsTheEpoch) {
   worker::FakePipeline fake({});
   Recorder recorder;
   std::vector<std::unique_ptr<worker::WorkerClient>> workers;
   workers.push_back(std::make_unique<ScriptedWorker>(fake.Connect(0), 1));
   workers.push_back(std::make_unique<ScriptedWorker>(fake.Connect(1), -1));
-  Pipeline pipeline(Options(), std::move(workers), &recorder);
+  Fleet pipeline(Options(), TheseWorkers(std::move(workers)), &recorder);
   pipeline.Start();
   WaitForText(pipeline, "worker fake-1:1 (stage 1) answered before it had opened the epoch");
   pipeline.Stop();
   EXPECT_EQ(recorder.downs(), 0) << "it was up";
 }
 
-TEST(PipelineTest, AStageThatSaysOpenedTwiceCountsOnce) {
+TEST(FleetTest, AStageThatSaysOpenedTwiceCountsOnce) {
   worker::FakePipeline fake({});
   Recorder recorder;
   std::vector<std::unique_ptr<worker::WorkerClient>> workers;
-  workers.push_back(std::make_unique<ScriptedWorker>(fake.Connect(0), 2));
-  workers.push_back(std::make_unique<ScriptedWorker>(fake.Connect(1), 0));
-  Pipeline::Options options = Options();
-  options.open_timeout = absl::Milliseconds(100);
-  Pipeline pipeline(options, std::move(workers), &recorder);
+  workers.push_back(std::make_unique<ScriptedWorker>(fake.Connect(0), 0));
+  workers.push_back(std::make_unique<ScriptedWorker>(fake.Connect(1), 2));
+  Fleet::Options options = Options();
+  options.lane.open_timeout = absl::Milliseconds(100);
+  Fleet pipeline(options, TheseWorkers(std::move(workers)), &recorder);
   pipeline.Start();
   WaitForText(pipeline, "1 of 2 stages are ready");
   pipeline.Stop();
   EXPECT_EQ(recorder.downs(), 0) << "it was up";
 }
 
-TEST(PipelineTest, AFullCommandQueueEndsTheEpoch) {
+TEST(FleetTest, AFullCommandQueueEndsTheEpoch) {
   worker::FakePipeline fake({});
   Recorder recorder;
-  Pipeline::Options options = Options();
-  options.max_queued_commands = 4;
-  Pipeline pipeline(options, Connect(fake, 2), &recorder);
+  Fleet::Options options = Options();
+  options.lane.max_queued_commands = 4;
+  Fleet pipeline(options, TheseWorkers(Connect(fake, 2)), &recorder);
   pipeline.Start();
   const uint64_t epoch = recorder.WaitUp(1);
   bool sent = true;

@@ -1,0 +1,50 @@
+// What the engine knows of a lane, and of the lanes that are as good as each other. Plain data, owned by the engine's
+// thread.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "rwkv/v1/common.pb.h"
+#include "services/router/pipeline/stage_plan.h"
+#include "services/router/scheduler/scheduler.h"
+
+namespace rwkv::router {
+
+// One pipeline that this router drives, for the time of an epoch.
+struct TurnLane {
+  TurnLane(uint64_t epoch, StagePlan plan, const Scheduler::Options& options)
+      : epoch(epoch), plan(std::move(plan)), scheduler(options) {}
+
+  const uint64_t epoch;
+  const StagePlan plan;
+  std::string pool;
+  Scheduler scheduler;
+  std::map<std::pair<SequenceId, uint64_t>, std::string> save_ids;  // Of SaveCommands to come.
+  absl::Time last_progress;
+  bool closing = false;  // It is given away: turns leave it.
+  int told_turns = 0;    // As the fleet was told.
+};
+
+// All lanes of one model and one numeric family: a turn stays among them, so that its tokens are the same bits wherever
+// it goes on.
+struct Pool {
+  std::string name;     // As PoolName() says it.
+  v1::ModelInfo model;  // Of the lane that came up last.
+  std::string numeric_family;
+  int lanes = 0;
+  int slots = 0;  // Of all lanes; while there is none, of those that were there last.
+};
+
+inline std::string PoolName(const std::string& fingerprint, const std::string& numeric_family) {
+  return absl::StrCat(fingerprint, "/", numeric_family);
+}
+
+// Turns that have a part of the slots, by pool.
+using PoolUse = std::map<std::string, int>;
+
+}  // namespace rwkv::router
