@@ -27,6 +27,8 @@ class Buffer {
   T* as() const {
     return static_cast<T*>(memory_.get());
   }
+  // Gives the memory up without giving it back: something that never ends may still use it.
+  void* Leak() { return memory_.release(); }
   int64_t size_in_bytes() const { return memory_ == nullptr ? 0 : memory_.get_deleter().bytes; }
 
  private:

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <string>
 #include <type_traits>
 #include <utility>
 
@@ -30,6 +31,12 @@ class Device {
 
   // Everything on which bits depend: devices of one family give the same, so sequences may move between them.
   virtual absl::string_view numeric_family() const = 0;
+
+  // Which piece of hardware it is, the same for whoever opens it and no other; empty: it does not matter.
+  virtual std::string identity() const { return ""; }
+
+  // Makes it the calling thread's, for other libraries of the same device.
+  virtual absl::Status MakeCurrent() { return absl::OkStatus(); }
 
   // Threads of this process that compute an operation of one stream, the caller's among them.
   virtual int threads() const { return 1; }

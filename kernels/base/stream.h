@@ -16,7 +16,7 @@ class Event {
   // Whether the stream has passed the point it was last recorded at. True of one that was never recorded.
   virtual bool Done() const = 0;
 
-  // Returns when that is so. The first fault of the device, if any.
+  // Returns when that is so. The first fault of the device, if any. kDeadlineExceeded: the device hangs.
   virtual absl::Status WaitOnHost() const = 0;
 };
 
@@ -38,8 +38,12 @@ class Stream {
   // the next caller gets the same memory. It is kept and only grows. kResourceExhausted: no memory.
   virtual absl::StatusOr<void*> Scratch(int64_t bytes) = 0;
 
-  // Waits until everything enqueued so far has run; the first fault of the device, if any.
+  // Waits until everything enqueued so far has run; the first fault of the device, if any. kDeadlineExceeded: the
+  // device hangs.
   virtual absl::Status Synchronize() = 0;
+
+  // What other libraries of the same device call this stream (a cudaStream_t). Null: nothing.
+  virtual void* handle() const { return nullptr; }
 };
 
 }  // namespace rwkv::kernels

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/status/status.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/api/op_table.h"
 #include "kernels/base/status_macros.h"
@@ -68,17 +69,26 @@ absl::Status DeepEmbedAttention(const DeepEmbedAttentionArgs& args, Stream&) {
 
 class CudaDevice final : public Device {
  public:
-  CudaDevice(const Runtime& runtime, const KernelSet& kernels, int ordinal, absl::string_view name)
-      : runtime_(runtime), kernels_(kernels), ordinal_(ordinal), name_(name), uploader_(*this) {}
+  CudaDevice(const Runtime& runtime, const KernelSet& kernels, int ordinal, absl::string_view name,
+             std::string identity, absl::Duration hang_limit)
+      : runtime_(runtime),
+        kernels_(kernels),
+        ordinal_(ordinal),
+        name_(name),
+        identity_(std::move(identity)),
+        hang_limit_(hang_limit),
+        uploader_(*this) {}
 
   absl::string_view name() const override { return name_; }
+  std::string identity() const override { return identity_; }
+  absl::Status MakeCurrent() override { return ToStatus(runtime_, runtime_.set_device(ordinal_), name_); }
   absl::string_view numeric_family() const override { return kNumericFamily; }
 
   absl::StatusOr<Buffer> Allocate(int64_t bytes, MemoryKind kind) override {
     if (bytes < 0) return absl::InvalidArgumentError(absl::StrCat("buffer of ", bytes, " bytes"));
     if (bytes == 0) return Buffer();
     const bool pinned = kind == MemoryKind::kPinned;
-    RWKV_RETURN_IF_ERROR(ToStatus(runtime_, runtime_.set_device(ordinal_), name_));
+    RWKV_RETURN_IF_ERROR(MakeCurrent());
     void* memory = nullptr;
     const auto size = static_cast<size_t>(bytes);
     const cudaError_t error =
@@ -89,12 +99,12 @@ class CudaDevice final : public Device {
   }
 
   absl::StatusOr<std::unique_ptr<Stream>> NewStream() override {
-    return CudaStream::Create(runtime_, kernels_, ordinal_, *this);
+    return CudaStream::Create(runtime_, kernels_, ordinal_, *this, hang_limit_);
   }
 
   absl::StatusOr<std::unique_ptr<Event>> NewEvent() override {
-    RWKV_RETURN_IF_ERROR(ToStatus(runtime_, runtime_.set_device(ordinal_), name_));
-    return CudaEvent::Create(runtime_);
+    RWKV_RETURN_IF_ERROR(MakeCurrent());
+    return CudaEvent::Create(runtime_, hang_limit_);
   }
 
   absl::StatusOr<Weight> Load(const MatrixView& matrix, WeightUse) override { return uploader_.Load(matrix); }
@@ -110,13 +120,15 @@ class CudaDevice final : public Device {
   const KernelSet& kernels_;
   const int ordinal_;
   const std::string name_;
+  const std::string identity_;
+  const absl::Duration hang_limit_;
   Uploader uploader_;
 };
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const Runtime& runtime, const KernelSet& kernels, int ordinal,
-                                                   absl::string_view name) {
+                                                   absl::string_view name, absl::Duration hang_limit) {
   int count = 0;
   RWKV_RETURN_IF_ERROR(ToStatus(runtime, runtime.get_device_count(&count), name));
   if (ordinal < 0 || ordinal >= count) {
@@ -130,7 +142,9 @@ absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const Runtime& runtime, const
                                                  properties.major, ".", properties.minor, ", older than ", kOldestMajor,
                                                  ".0"));
   }
-  return std::make_unique<CudaDevice>(runtime, kernels, ordinal, name);
+  const absl::string_view uuid(properties.uuid.bytes, sizeof(properties.uuid.bytes));
+  return std::make_unique<CudaDevice>(runtime, kernels, ordinal, name,
+                                      absl::StrCat("cuda/", absl::BytesToHexString(uuid)), hang_limit);
 }
 
 }  // namespace rwkv::kernels::cuda

@@ -6,6 +6,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 #include "kernels/base/device.h"
 #include "kernels/cuda/kernel_set.h"
 #include "kernels/cuda/runtime.h"
@@ -15,10 +16,15 @@ namespace rwkv::kernels::cuda {
 // What this device computes with: float sums without tensor cores, the same bits on every GPU and in the emulation.
 inline constexpr absl::string_view kNumericFamily = "cuda/fp32";
 
-// The runtime's device `ordinal` under a name of the caller's. Runtime and kernels outlive it. After a fault of the GPU
-// every call on it fails with that fault: the process must end.
+// How long the host waits for what a stream was given before it says that the GPU hangs: a step takes milliseconds, the
+// longest prefill a second.
+constexpr absl::Duration kHangLimit = absl::Seconds(60);
+
+// The runtime's device `ordinal` under a name of the caller's. Runtime and kernels outlive it. After a fault of the
+// GPU every call on it fails with that fault, and of one that hangs every wait ends after `hang_limit`
+// (kDeadlineExceeded): the process must end.
 // kUnimplemented: no driver, no such device, or one older than compute capability 8.0; says which.
 absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const Runtime& runtime, const KernelSet& kernels, int ordinal,
-                                                   absl::string_view name);
+                                                   absl::string_view name, absl::Duration hang_limit = kHangLimit);
 
 }  // namespace rwkv::kernels::cuda

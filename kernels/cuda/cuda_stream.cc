@@ -2,35 +2,71 @@
 
 #include <algorithm>
 #include <memory>
+#include <thread>
 
+#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/cuda/cuda_status.h"
 
 namespace rwkv::kernels::cuda {
 
-absl::StatusOr<std::unique_ptr<CudaEvent>> CudaEvent::Create(const Runtime& runtime) {
+namespace {
+
+// A host that waits looks again and again: what CUDA's own waits do, but without end. A step is over in this time; for
+// what takes longer the processor is worth more than the microseconds.
+constexpr absl::Duration kSpin = absl::Milliseconds(5);
+constexpr absl::Duration kNap = absl::Microseconds(100);
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<CudaEvent>> CudaEvent::Create(const Runtime& runtime, absl::Duration hang_limit) {
   cudaEvent_t event = nullptr;
   RWKV_RETURN_IF_ERROR(ToStatus(runtime, runtime.event_create_with_flags(&event, cudaEventDisableTiming), "new event"));
-  return std::unique_ptr<CudaEvent>(new CudaEvent(runtime, event));
+  return std::unique_ptr<CudaEvent>(new CudaEvent(runtime, event, hang_limit));
+}
+
+absl::Status CudaEvent::WaitUntilDone() const {
+  const absl::Time begin = absl::Now();
+  while (!Done()) {
+    const absl::Duration waited = absl::Now() - begin;
+    if (waited > hang_limit_) {
+      return absl::DeadlineExceededError(
+          absl::StrCat("the GPU hangs: work it was given is not done after ", absl::FormatDuration(hang_limit_)));
+    }
+    waited < kSpin ? std::this_thread::yield() : absl::SleepFor(kNap);
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CudaEvent::WaitOnHost() const {
+  RWKV_RETURN_IF_ERROR(WaitUntilDone());
+  // Ends at once, and tells of a fault.
   return ToStatus(runtime_, runtime_.event_synchronize(event_), "wait for an event");
 }
 
 absl::StatusOr<std::unique_ptr<CudaStream>> CudaStream::Create(const Runtime& runtime, const KernelSet& kernels,
-                                                               int ordinal, Device& device) {
+                                                               int ordinal, Device& device, absl::Duration hang_limit) {
   cudaStream_t stream = nullptr;
   RWKV_RETURN_IF_ERROR(ToStatus(runtime, runtime.set_device(ordinal), device.name()));
   RWKV_RETURN_IF_ERROR(ToStatus(runtime, runtime.stream_create_with_flags(&stream, cudaStreamNonBlocking),
                                 absl::StrCat(device.name(), ": new stream")));
-  return std::unique_ptr<CudaStream>(new CudaStream(runtime, kernels, ordinal, device, stream));
+  absl::StatusOr<std::unique_ptr<CudaEvent>> passed = CudaEvent::Create(runtime, hang_limit);
+  if (!passed.ok()) {
+    runtime.stream_destroy(stream);
+    return passed.status();
+  }
+  return std::unique_ptr<CudaStream>(new CudaStream(runtime, kernels, ordinal, device, stream, *std::move(passed)));
 }
 
 CudaStream::~CudaStream() {
-  runtime_.stream_synchronize(stream_);  // What is enqueued may use the scratch memory.
-  runtime_.stream_destroy(stream_);
+  // What is enqueued may use the scratch memory. Of a GPU that hangs nothing can be given back.
+  if (absl::IsDeadlineExceeded(Synchronize())) {
+    scratch_.Leak();
+  } else {
+    runtime_.stream_destroy(stream_);
+  }
 }
 
 absl::Status CudaStream::Check(absl::string_view what, cudaError_t error) const {
@@ -63,6 +99,13 @@ absl::StatusOr<void*> CudaStream::Scratch(int64_t bytes) {
   return scratch_.data();
 }
 
-absl::Status CudaStream::Synchronize() { return Check("synchronize", runtime_.stream_synchronize(stream_)); }
+absl::Status CudaStream::Synchronize() {
+  RWKV_RETURN_IF_ERROR(Check("synchronize", runtime_.event_record(passed_->handle(), stream_)));
+  if (absl::Status status = passed_->WaitUntilDone(); absl::IsDeadlineExceeded(status)) {
+    return absl::DeadlineExceededError(absl::StrCat(device_.name(), ": synchronize: ", status.message()));
+  }
+  // Ends at once, and tells of a fault.
+  return Check("synchronize", runtime_.stream_synchronize(stream_));
+}
 
 }  // namespace rwkv::kernels::cuda

@@ -2,10 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 #include "kernels/base/buffer.h"
 #include "kernels/base/device.h"
 #include "kernels/base/stream.h"
@@ -16,26 +19,30 @@ namespace rwkv::kernels::cuda {
 
 class CudaEvent final : public Event {
  public:
-  static absl::StatusOr<std::unique_ptr<CudaEvent>> Create(const Runtime& runtime);
+  static absl::StatusOr<std::unique_ptr<CudaEvent>> Create(const Runtime& runtime, absl::Duration hang_limit);
   ~CudaEvent() override { runtime_.event_destroy(event_); }
 
   // True after a fault as well, of which WaitOnHost() tells.
   bool Done() const override { return runtime_.event_query(event_) != cudaErrorNotReady; }
   absl::Status WaitOnHost() const override;
+  // Without a word on faults.
+  absl::Status WaitUntilDone() const;
   cudaEvent_t handle() const { return event_; }
 
  private:
-  CudaEvent(const Runtime& runtime, cudaEvent_t event) : runtime_(runtime), event_(event) {}
+  CudaEvent(const Runtime& runtime, cudaEvent_t event, absl::Duration hang_limit)
+      : runtime_(runtime), event_(event), hang_limit_(hang_limit) {}
 
   const Runtime& runtime_;
   const cudaEvent_t event_;
+  const absl::Duration hang_limit_;
 };
 
 class CudaStream final : public Stream {
  public:
   // The device outlives the stream, which is of its ordinal.
   static absl::StatusOr<std::unique_ptr<CudaStream>> Create(const Runtime& runtime, const KernelSet& kernels,
-                                                            int ordinal, Device& device);
+                                                            int ordinal, Device& device, absl::Duration hang_limit);
   ~CudaStream() override;
 
   absl::Status Copy(void* to, const void* from, int64_t bytes) override;
@@ -44,6 +51,7 @@ class CudaStream final : public Stream {
   // Waits for the stream when it has to grow, which is seldom.
   absl::StatusOr<void*> Scratch(int64_t bytes) override;
   absl::Status Synchronize() override;
+  void* handle() const override { return stream_; }
 
   // Enqueues a function of the kernel set.
   template <typename Args>
@@ -53,8 +61,14 @@ class CudaStream final : public Stream {
   }
 
  private:
-  CudaStream(const Runtime& runtime, const KernelSet& kernels, int ordinal, Device& device, cudaStream_t stream)
-      : runtime_(runtime), kernels_(kernels), ordinal_(ordinal), device_(device), stream_(stream) {}
+  CudaStream(const Runtime& runtime, const KernelSet& kernels, int ordinal, Device& device, cudaStream_t stream,
+             std::unique_ptr<CudaEvent> passed)
+      : runtime_(runtime),
+        kernels_(kernels),
+        ordinal_(ordinal),
+        device_(device),
+        stream_(stream),
+        passed_(std::move(passed)) {}
 
   absl::Status Check(absl::string_view what, cudaError_t error) const;
 
@@ -63,6 +77,7 @@ class CudaStream final : public Stream {
   const int ordinal_;
   Device& device_;
   const cudaStream_t stream_;
+  const std::unique_ptr<CudaEvent> passed_;  // For Synchronize().
   Buffer scratch_;
 };
 

@@ -72,9 +72,11 @@ int RunMain(int argc, char** argv, const char* usage, absl::FunctionRef<absl::St
   gpr_set_log_function(LogFromGrpc);
 
   absl::SetProgramUsageMessage(usage);
-  // --help: the flags of this program, which main.cc defines, not those of the libraries.
+  // --help: the flags of this program, which main.cc or NAME_flags.cc defines, not those of the libraries.
   absl::FlagsUsageConfig help;
-  help.contains_help_flags = [](absl::string_view file) { return absl::EndsWith(file, "/main.cc"); };
+  help.contains_help_flags = [](absl::string_view file) {
+    return absl::EndsWith(file, "/main.cc") || absl::EndsWith(file, "_flags.cc");
+  };
   help.contains_helpshort_flags = help.contains_help_flags;
   absl::SetFlagsUsageConfig(help);
   exit_code = AsksForHelp(argc, argv) ? 0 : kUsageExitCode;

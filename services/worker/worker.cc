@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "kernels/base/device.h"
 #include "kernels/base/status_macros.h"
@@ -26,7 +27,10 @@
 #include "services/worker/engine/stage_engine.h"
 #include "services/worker/engine/stage_runner.h"
 #include "services/worker/engine/worker_metrics.h"
+#include "services/worker/link/device_links.h"
 #include "services/worker/link/grpc_link.h"
+#include "services/worker/link/nccl.h"
+#include "services/worker/link/nccl_link.h"
 #include "services/worker/model/block/stage_model.h"
 #include "services/worker/model/layer_range.h"
 #include "services/worker/model/model_info.h"
@@ -71,6 +75,14 @@ absl::Status CheckOptions(const Worker::Options& options) {
   if (options.threads < 0 || options.threads > 1024) {
     return absl::InvalidArgumentError(absl::StrCat("--threads: ", options.threads, " is not in [0, 1024]"));
   }
+  if (options.link != "auto" && options.link != "grpc" && options.link != "nccl") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--link: ", checkpoint::Quoted(options.link), " is none of auto, grpc, nccl"));
+  }
+  if (options.link_timeout <= absl::ZeroDuration() || options.link_timeout > absl::Minutes(30)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--link_timeout: ", absl::FormatDuration(options.link_timeout), " is not in (0, 30m]"));
+  }
   if (options.max_snapshot_bytes_in_flight < 1) {
     return absl::InvalidArgumentError("--max_snapshot_bytes_in_flight: must be positive");
   }
@@ -83,8 +95,9 @@ absl::StatusOr<LayerRange> ChooseLayers(const Worker::Options& options, int laye
   return LayerRange{0, layer_count};
 }
 
-absl::StatusOr<std::unique_ptr<kernels::Device>> OpenDevice(const Worker::Options& options) {
-  absl::StatusOr<std::unique_ptr<kernels::Device>> device = kernels::OpenDevice(options.device, options.threads);
+absl::StatusOr<std::unique_ptr<kernels::Device>> OpenDevice(const Worker::Options& options,
+                                                            const Worker::Platform& platform) {
+  absl::StatusOr<std::unique_ptr<kernels::Device>> device = platform.open_device(options.device, options.threads);
   if (device.ok()) return device;
   return absl::Status(device.status().code(), absl::StrCat("--device: ", device.status().message()));
 }
@@ -97,7 +110,7 @@ class WorkerImpl final : public Worker {
     if (server_ != nullptr) server_->Shutdown(absl::Now());
   }
 
-  absl::Status Init(const Options& options);
+  absl::Status Init(const Options& options, const Platform& platform);
 
   const std::string& address() const override { return server_->address(); }
   std::string metrics_address() const override { return metrics_->address(); }
@@ -113,6 +126,8 @@ class WorkerImpl final : public Worker {
   std::unique_ptr<WorkerMetrics> worker_metrics_;
   v1::DescribeResponse description_;
   std::unique_ptr<StageEngine> engine_;
+  nccl::Nccl nccl_ = {};
+  std::unique_ptr<DeviceLinks> device_links_;
   std::unique_ptr<GrpcLinkTransport> links_;
   std::unique_ptr<SnapshotTransfer> transfer_;
   common::SystemClock clock_;
@@ -120,11 +135,44 @@ class WorkerImpl final : public Worker {
   std::unique_ptr<StageRunner> runner_;
   std::unique_ptr<WorkerService> service_;
   std::unique_ptr<common::RpcServer> server_;
+
+  absl::StatusOr<LinkChoice> ChooseLinks(const Options& options, const Platform& platform);
 };
 
-absl::Status WorkerImpl::Init(const Options& options) {
+absl::StatusOr<LinkChoice> WorkerImpl::ChooseLinks(const Options& options, const Platform& platform) {
+  LinkChoice choice;
+  choice.kind = options.link == "auto" ? LinkKind::kAuto : options.link == "nccl" ? LinkKind::kDevice : LinkKind::kGrpc;
+  if (choice.kind == LinkKind::kGrpc) return choice;
+  kernels::Device& device = engine_->device();
+  absl::Status status;
+  if (device.identity().empty()) {
+    status = absl::UnimplementedError(absl::StrCat(device.name(), " is no GPU"));
+  } else {
+    absl::StatusOr<nccl::Nccl> nccl = platform.load_nccl();
+    status = nccl.status();
+    if (nccl.ok()) {
+      nccl_ = *nccl;
+      absl::StatusOr<std::unique_ptr<DeviceLinks>> links =
+          MakeNcclLinks(nccl_, device.identity(), [&device] { return device.MakeCurrent(); });
+      status = links.status();
+      if (links.ok()) device_links_ = *std::move(links);
+    }
+  }
+  if (!status.ok() && choice.kind == LinkKind::kDevice) {
+    return absl::FailedPreconditionError(absl::StrCat("--link=nccl: ", status.message()));
+  }
+  choice.device = device_links_.get();
+  choice.why_none = std::string(status.message());
+  common::LogInfo("links", {{"rows_by", device_links_ == nullptr ? "grpc" : device_links_->kind()},
+                            {"version", device_links_ == nullptr ? 0 : device_links_->version()},
+                            {"why_grpc", choice.why_none},
+                            {"settings", absl::StrJoin(nccl::Environment(), " ")}});
+  return choice;
+}
+
+absl::Status WorkerImpl::Init(const Options& options, const Platform& platform) {
   RWKV_RETURN_IF_ERROR(CheckOptions(options));
-  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<kernels::Device> device, OpenDevice(options));
+  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<kernels::Device> device, OpenDevice(options, platform));
   RWKV_ASSIGN_OR_RETURN(std::shared_ptr<const checkpoint::Checkpoint> checkpoint,
                         options.lora.empty() ? checkpoint::Checkpoint::Open(options.model)
                                              : checkpoint::Checkpoint::OpenWithAdapter(
@@ -198,17 +246,21 @@ absl::Status WorkerImpl::Init(const Options& options) {
                                   {"state_bytes", engine_->pool().bytes()},
                                   {"seconds", absl::ToDoubleSeconds(absl::Now() - begin)}});
 
-  links_ = std::make_unique<GrpcLinkTransport>(engine_->link_shape(),
-                                               [](const std::string& address) { return common::MakeChannel(address); });
+  RWKV_ASSIGN_OR_RETURN(LinkChoice choice, ChooseLinks(options, platform));
+  links_ = std::make_unique<GrpcLinkTransport>(
+      engine_->link_shape(), [](const std::string& address) { return common::MakeChannel(address); },
+      std::move(choice));
   SnapshotTransfer::Options transfer_options;
   transfer_options.max_save_bytes = options.max_snapshot_bytes_in_flight;
   transfer_ = std::make_unique<SnapshotTransfer>(transfer_options, worker_metrics_.get());
+  StageRunnerOptions runner_options;
+  runner_options.link_timeout = options.link_timeout;
   runner_ = std::make_unique<StageRunner>(
       engine_.get(), links_.get(), transfer_.get(),
       [](const std::string& address) -> std::shared_ptr<state_store::RecordsClient> {
         return state_store::NewRecordsClient(common::MakeChannel(address));
       },
-      worker_metrics_.get(), &routers_);
+      worker_metrics_.get(), &routers_, runner_options);
   service_ = std::make_unique<WorkerService>(description_, runner_.get(), &routers_);
 
   common::RpcServer::Options server_options;
@@ -226,9 +278,14 @@ absl::Status WorkerImpl::Init(const Options& options) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Worker>> Worker::Start(const Options& options) {
+Worker::Platform Worker::MachinesOwn() {
+  return {[](const std::string& name, int threads) { return kernels::OpenDevice(name, threads); },
+          [] { return nccl::Load(nccl::kLibrary); }};
+}
+
+absl::StatusOr<std::unique_ptr<Worker>> Worker::Start(const Options& options, const Platform& platform) {
   auto worker = std::make_unique<WorkerImpl>();
-  RWKV_RETURN_IF_ERROR(worker->Init(options));
+  RWKV_RETURN_IF_ERROR(worker->Init(options, platform));
   return absl::StatusOr<std::unique_ptr<Worker>>(std::move(worker));
 }
 

@@ -2,6 +2,7 @@
 // own process.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -9,7 +10,9 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "kernels/base/device.h"
 #include "rwkv/v1/worker.pb.h"
+#include "services/worker/link/nccl.h"
 
 namespace rwkv::worker {
 
@@ -31,17 +34,28 @@ class Worker {
     int max_batch_tokens = 128;         // 1 .. 8,192
     float group_norm_epsilon = 64e-5f;  // In (0, 1].
     bool ignore_extra_tensors = false;
-    int deep_embed_context = 4096;  // 1 .. 1,048,576 tokens; RWKV-7b only.
-    std::string device = "auto";    // kernels/dispatch/open_device.h
-    int threads = 0;                // 0 .. 1,024; kernels/dispatch/open_device.h
+    int deep_embed_context = 4096;                    // 1 .. 1,048,576 tokens; RWKV-7b only.
+    std::string device = "auto";                      // kernels/dispatch/open_device.h
+    int threads = 0;                                  // 0 .. 1,024; kernels/dispatch/open_device.h
+    std::string link = "auto";                        // How rows reach the next stage: "auto", "grpc" or "nccl".
+    absl::Duration link_timeout = absl::Seconds(30);  // For a step; with nccl. In (0, 30 min].
     int64_t max_snapshot_bytes_in_flight = int64_t{256} << 20;
     absl::Duration drain_timeout = absl::Seconds(10);
   };
 
+  // What the process brings; tests bring something else.
+  struct Platform {
+    // As kernels::OpenDevice().
+    std::function<absl::StatusOr<std::unique_ptr<kernels::Device>>(const std::string& name, int threads)> open_device;
+    std::function<absl::StatusOr<nccl::Nccl>()> load_nccl;  // Called for devices that are GPUs.
+  };
+  static Platform MachinesOwn();
+
   // Loads the model, warms up and serves; health is SERVING when it returns.
   //   kInvalidArgument: an option, or the model file; named. kNotFound: no such file. kUnavailable: a port in use.
   //   kResourceExhausted: no memory for the slots.
-  static absl::StatusOr<std::unique_ptr<Worker>> Start(const Options& options);
+  static absl::StatusOr<std::unique_ptr<Worker>> Start(const Options& options,
+                                                       const Platform& platform = MachinesOwn());
 
   // Shuts down at once.
   virtual ~Worker() = default;

@@ -1,8 +1,10 @@
 #include "kernels/cuda/testing/fake_runtime.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -12,13 +14,16 @@
 #include <memory>
 #include <utility>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "kernels/cuda/testing/emulation.h"
 
 // What CUDA's handles point to here.
 struct CUstream_st {
-  std::deque<std::function<void()>> queue;
+  std::deque<std::function<bool()>> queue;  // Each says whether it is done; if not, it is called again.
 };
 struct CUevent_st {
   int64_t recorded = 0;  // Times; it is done when as many have been passed.
@@ -32,6 +37,7 @@ namespace {
 constexpr int64_t kArenaBytes = int64_t{1} << 38;  // Of addresses; memory only where it is touched.
 constexpr int64_t kPageBytes = 4096;
 constexpr int64_t kAlignment = 256;  // CUDA's own.
+constexpr absl::Duration kPatience = absl::Seconds(60);
 
 int64_t RoundUp(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
@@ -81,22 +87,46 @@ void Protect(Fake& fake, int access) {
   }
 }
 
-// At most `tasks` of a stream; fewer once the device has faulted.
+// At most `tasks` of a stream; fewer once one is not done, or the device has faulted.
 void Advance(Fake& fake, CUstream_st& stream, size_t tasks) {
   tasks = std::min(tasks, stream.queue.size());
   if (tasks == 0 || fake.fault != cudaSuccess) return;
   Protect(fake, PROT_READ | PROT_WRITE);
   for (; tasks > 0 && fake.fault == cudaSuccess; --tasks) {
-    const std::function<void()> task = std::move(stream.queue.front());
+    if (!stream.queue.front()()) break;
     stream.queue.pop_front();
-    task();
   }
   Protect(fake, PROT_NONE);
 }
 
-void Drain(Fake& fake, CUstream_st& stream) { Advance(fake, stream, stream.queue.size()); }
+// What runs on without a host that waits.
+void Run(Fake& fake, CUstream_st& stream) { Advance(fake, stream, stream.queue.size()); }
 
-cudaError_t Enqueue(Fake& fake, CUstream_st* stream, std::function<void()> task) {
+bool IsNever(bool*) { return false; }
+
+// Waits as CUDA does: until all of it is done. Lets go of the lock in between, so that others get on. A wait that the
+// product should not have begun ends the process with words, not by somebody's patience.
+void Drain(Fake& fake, CUstream_st* stream) ABSL_EXCLUSIVE_LOCKS_REQUIRED(fake.mu) {
+  bool never = false;
+  const absl::Time limit = absl::Now() + kPatience;
+  while (fake.streams.count(stream) > 0 && !stream->queue.empty() && fake.fault == cudaSuccess) {
+    Run(fake, *stream);
+    if (stream->queue.empty()) return;
+    if (absl::Now() > limit) {
+      std::fprintf(stderr, "fake runtime: a wait without a limit, for work that never ends\n");
+      std::abort();
+    }
+    fake.mu.AwaitWithTimeout(absl::Condition(IsNever, &never), absl::Microseconds(50));
+  }
+}
+
+void DrainAll(Fake& fake) ABSL_EXCLUSIVE_LOCKS_REQUIRED(fake.mu) {
+  std::vector<CUstream_st*> streams;
+  for (const auto& [handle, stream] : fake.streams) streams.push_back(handle);
+  for (CUstream_st* const stream : streams) Drain(fake, stream);
+}
+
+cudaError_t Enqueue(Fake& fake, CUstream_st* stream, std::function<bool()> task) {
   if (stream == nullptr) {
     Violate(fake, "the default stream is used");
     return cudaErrorInvalidResourceHandle;
@@ -106,8 +136,17 @@ cudaError_t Enqueue(Fake& fake, CUstream_st* stream, std::function<void()> task)
     return cudaErrorInvalidResourceHandle;
   }
   stream->queue.push_back(std::move(task));
-  if (fake.eager) Drain(fake, *stream);
+  if (fake.eager) Run(fake, *stream);
   return fake.fault;
+}
+
+// A task that is done when it has run.
+template <typename Task>
+std::function<bool()> Once(Task task) {
+  return [task = std::move(task)]() mutable {
+    task();
+    return true;
+  };
 }
 
 enum class Where { kDevice, kPinned, kNowhere };
@@ -146,6 +185,9 @@ cudaError_t GetDeviceProperties(cudaDeviceProp* properties, int device) {
   properties->minor = 0;
   properties->totalGlobalMem = static_cast<size_t>(fake.faults.memory_bytes);
   properties->multiProcessorCount = 132;
+  // Every process has a GPU of its own.
+  const pid_t process = getpid();
+  std::memcpy(properties->uuid.bytes, &process, sizeof(process));
   return cudaSuccess;
 }
 
@@ -184,7 +226,7 @@ cudaError_t Malloc(void** memory, size_t size) {
 void Free(void* memory, int64_t) {
   Fake& fake = TheFake();
   absl::MutexLock lock(&fake.mu);
-  for (const auto& [handle, stream] : fake.streams) Drain(fake, *stream);
+  DrainAll(fake);
   const auto it = fake.device_memory.find(static_cast<char*>(memory));
   if (it == fake.device_memory.end()) {
     Violate(fake, "memory is freed that is not the device's");
@@ -210,7 +252,7 @@ cudaError_t HostAlloc(void** memory, size_t size, unsigned int) {
 void FreeHost(void* memory, int64_t) {
   Fake& fake = TheFake();
   absl::MutexLock lock(&fake.mu);
-  for (const auto& [handle, stream] : fake.streams) Drain(fake, *stream);
+  DrainAll(fake);
   if (fake.pinned_memory.erase(static_cast<char*>(memory)) == 0) {
     Violate(fake, "pinned memory is freed that is none");
     return;
@@ -231,7 +273,7 @@ cudaError_t MemcpyAsync(void* to, const void* from, size_t size, cudaMemcpyKind 
   if (kind != cudaMemcpyDefault) Violate(fake, "a copy that says where memory is, which can only be wrong");
   // Whoever reads it before the copy has run shall not find what he hopes for.
   if (target == Where::kPinned) std::memset(to, 0xff, size);
-  return Enqueue(fake, stream, [=] { std::memcpy(to, from, size); });
+  return Enqueue(fake, stream, Once([=] { std::memcpy(to, from, size); }));
 }
 
 cudaError_t MemsetAsync(void* memory, int value, size_t size, cudaStream_t stream) {
@@ -240,7 +282,7 @@ cudaError_t MemsetAsync(void* memory, int value, size_t size, cudaStream_t strea
     Violate(fake, absl::StrCat("memset of ", size, " bytes that are not the device's"));
     return cudaErrorInvalidValue;
   }
-  return Enqueue(fake, stream, [=] { std::memset(memory, value, size); });
+  return Enqueue(fake, stream, Once([=] { std::memset(memory, value, size); }));
 }
 
 int LaunchOnFake(StreamHandle stream, emulation::Kernel kernel) {
@@ -249,15 +291,19 @@ int LaunchOnFake(StreamHandle stream, emulation::Kernel kernel) {
     Violate(fake, absl::StrCat(kernel.name, ": ", status.message()));
     return cudaErrorInvalidConfiguration;
   }
-  const bool faults = fake.counts.launches++ == fake.faults.fail_launch;
-  return Enqueue(fake, stream, [kernel = std::move(kernel), faults] {
+  const int64_t launch = fake.counts.launches++;
+  const bool faults = launch == fake.faults.fail_launch;
+  const bool hangs = launch == fake.faults.hang_launch;
+  return Enqueue(fake, stream, [kernel = std::move(kernel), faults, hangs] {
     Fake& fake = TheFake();
+    if (hangs) return false;
     if (faults) {
       fake.fault = cudaErrorIllegalAddress;
     } else if (const absl::Status status = emulation::Run(kernel); !status.ok()) {
       Violate(fake, std::string(status.message()));
       fake.fault = cudaErrorLaunchFailure;
     }
+    return true;
   });
 }
 
@@ -276,8 +322,8 @@ cudaError_t StreamDestroy(cudaStream_t stream) {
   absl::MutexLock lock(&fake.mu);
   const auto it = fake.streams.find(stream);
   if (it == fake.streams.end()) return cudaErrorInvalidResourceHandle;
-  Drain(fake, *stream);
-  fake.streams.erase(it);
+  Drain(fake, stream);
+  fake.streams.erase(stream);
   return fake.fault;
 }
 
@@ -285,7 +331,7 @@ cudaError_t StreamSynchronize(cudaStream_t stream) {
   RWKV_FAKE_CALL;
   CountWait(fake, "the host waits for a stream");
   if (fake.streams.count(stream) == 0) return cudaErrorInvalidResourceHandle;
-  Drain(fake, *stream);
+  Drain(fake, stream);
   return fake.fault;
 }
 
@@ -299,7 +345,7 @@ cudaError_t EventCreateWithFlags(cudaEvent_t* event, unsigned int flags) {
 cudaError_t EventDestroy(cudaEvent_t event) {
   Fake& fake = TheFake();
   absl::MutexLock lock(&fake.mu);
-  if (event->stream != nullptr && fake.streams.count(event->stream) > 0) Drain(fake, *event->stream);
+  if (event->passed < event->recorded) return fake.fault;  // The stream still counts in it, as CUDA's does.
   delete event;
   return fake.fault;
 }
@@ -308,7 +354,7 @@ cudaError_t EventRecord(cudaEvent_t event, cudaStream_t stream) {
   RWKV_FAKE_CALL;
   ++event->recorded;
   event->stream = stream;
-  return Enqueue(fake, stream, [event] { ++event->passed; });
+  return Enqueue(fake, stream, Once([event] { ++event->passed; }));
 }
 
 // A question moves the stream by one task.
@@ -322,9 +368,18 @@ cudaError_t EventQuery(cudaEvent_t event) {
 cudaError_t EventSynchronize(cudaEvent_t event) {
   RWKV_FAKE_CALL;
   CountWait(fake, "the host waits for an event");
+  bool never = false;
+  const absl::Time limit = absl::Now() + kPatience;
   while (event->passed < event->recorded && fake.fault == cudaSuccess && fake.streams.count(event->stream) > 0 &&
          !event->stream->queue.empty()) {
+    const size_t before = event->stream->queue.size();
     Advance(fake, *event->stream, 1);
+    if (event->stream->queue.size() < before) continue;
+    if (absl::Now() > limit) {
+      std::fprintf(stderr, "fake runtime: a wait without a limit, for work that never ends\n");
+      std::abort();
+    }
+    fake.mu.AwaitWithTimeout(absl::Condition(IsNever, &never), absl::Microseconds(50));
   }
   return fake.fault;
 }
@@ -396,6 +451,17 @@ void SetOutOfReach(bool out_of_reach) {
   fake.out_of_reach = true;
   Protect(fake, out_of_reach ? PROT_NONE : PROT_READ | PROT_WRITE);
   fake.out_of_reach = out_of_reach;
+}
+
+int EnqueueOnFake(void* stream, std::function<bool()> task) {
+  RWKV_FAKE_CALL;
+  return Enqueue(fake, static_cast<CUstream_st*>(stream), std::move(task));
+}
+
+bool IsDeviceMemoryOfFake(const void* memory, int64_t bytes) {
+  Fake& fake = TheFake();
+  absl::MutexLock lock(&fake.mu);
+  return WhereIs(fake, memory, bytes) == Where::kDevice;
 }
 
 FakeCounts CountsOfFake() {

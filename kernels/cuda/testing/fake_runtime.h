@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,7 @@ extern const Runtime kFakeRuntime;
 struct FakeFaults {
   int64_t memory_bytes = int64_t{1} << 37;  // of the device
   int64_t fail_launch = -1;      // The n-th kernel from now on (0: the next) faults as an illegal address does.
+  int64_t hang_launch = -1;      // The n-th kernel from now on never ends, and says nothing.
   int64_t fail_allocation = -1;  // The n-th allocation from now on finds no memory.
   int devices = 1;               // -1: no driver.
   int major = 9;                 // of the compute capability
@@ -46,6 +48,11 @@ FakeCounts CountsOfFake();
 // What was done that must not be, in words: default or blocking stream, pageable memory in an asynchronous copy, memory
 // that is nobody's, allocations and waits in a step, kernels that do what CUDA forbids.
 std::vector<std::string> ViolationsOfFake();
+
+// For fakes of other libraries of the device: work of a stream, called until it says that it is done; a code of CUDA's.
+// It must not call this fake.
+int EnqueueOnFake(void* stream, std::function<bool()> task);
+bool IsDeviceMemoryOfFake(const void* memory, int64_t bytes);
 
 // While one lives, allocating and waiting are violations.
 class StepWatch {

@@ -4,14 +4,18 @@
 #include <cmath>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/api/op_table.h"
 #include "kernels/base/device.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/kernel_set.h"
 #include "kernels/cuda/testing/emulated_cuda.h"
 #include "tests/testing/status_matchers.h"
 
@@ -149,6 +153,35 @@ TEST_F(FakeRuntimeTest, FaultOfAKernelStays) {
               StatusIs(absl::StatusCode::kInternal, HasSubstr("cuda/emulated: synchronize: cudaErrorIllegalAddress")));
   EXPECT_THAT(Normalize(), StatusIs(absl::StatusCode::kInternal, HasSubstr("layer_norm")));
   EXPECT_THAT(device_->Allocate(64, MemoryKind::kDevice), StatusIs(absl::StatusCode::kInternal));
+}
+
+// A GPU that says nothing any more: the host's waits end, with words, and so do destructors.
+TEST_F(FakeRuntimeTest, WaitsForAKernelThatHangsEnd) {
+  constexpr absl::Duration kLimit = absl::Milliseconds(50);
+  FakeFaults faults;
+  faults.hang_launch = 1;
+  ResetFake(faults);
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Device> device,
+                       OpenDevice(kFakeRuntime, kEmulatedKernels, 0, "cuda/hangs", kLimit));
+  ASSERT_OK_AND_ASSIGN(std::unique_ptr<Stream> stream, device->NewStream());
+  ASSERT_OK_AND_ASSIGN(std::unique_ptr<Event> event, device->NewEvent());
+  std::swap(stream, stream_);
+  ASSERT_OK(Enqueue());
+  ASSERT_OK(stream_->Record(*event));
+  ASSERT_OK(event->WaitOnHost());
+  ASSERT_OK(Enqueue());
+  ASSERT_OK(stream_->Record(*event));
+  const absl::Time begin = absl::Now();
+  EXPECT_THAT(event->WaitOnHost(), StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("not done after 50ms")));
+  EXPECT_GE(absl::Now() - begin, kLimit);
+  EXPECT_FALSE(event->Done());
+  EXPECT_THAT(stream_->Synchronize(),
+              StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("cuda/hangs: synchronize: the GPU hangs")));
+  std::swap(stream, stream_);
+  stream.reset();
+  event.reset();
+  EXPECT_LT(absl::Now() - begin, absl::Seconds(20));
+  EXPECT_THAT(ViolationsOfFake(), IsEmpty());
 }
 
 TEST_F(FakeRuntimeTest, NoMemoryIsResourceExhaustedAndTheNextAllocationIsTried) {

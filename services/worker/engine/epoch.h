@@ -62,6 +62,10 @@ class Epoch {
     v1::ExecuteRequest command;
   };
 
+  // Of links from device to device, else null. The device's thread's.
+  DeviceRows* input_rows() const { return receiver_ == nullptr ? nullptr : receiver_->device_rows(); }
+  DeviceRows* output_rows() const { return sender_ == nullptr ? nullptr : sender_->device_rows(); }
+
   // The next piece of work: loaded states before commands. False: the epoch is over, or there is none and `wait` is
   // false.
   bool Pop(bool wait, Work* work) ABSL_LOCKS_EXCLUDED(mu_);

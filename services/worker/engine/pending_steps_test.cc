@@ -228,7 +228,7 @@ TEST_P(PendingStepsTest, ThirdStepsAndFinishedOnesThatAreNoneAreErrors) {
   EXPECT_THAT(engine->Enqueue(StepOf(3, {}), nullptr),
               StatusIs(absl::StatusCode::kInternal, HasSubstr("step 3 behind 2 pending ones")));
   ASSERT_THAT(engine->Finish(), IsOk());
-  engine->Reset();
+  ASSERT_THAT(engine->Reset(), IsOk());
   EXPECT_EQ(engine->pending_steps(), 0);
   EXPECT_THAT(engine->Enqueue(StepOf(1, {}), nullptr), IsOk());
 }

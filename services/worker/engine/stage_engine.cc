@@ -100,11 +100,12 @@ std::vector<std::string> StageEngine::tuned_state_ids() const {
   return ids;
 }
 
-void StageEngine::Reset() {
-  (void)stream_->Synchronize();  // A fault ended the epoch, or will end the next.
+absl::Status StageEngine::Reset() {
+  const absl::Status status = stream_->Synchronize();
   slots_.FreeAll();
   last_step_ = 0;
   finished_step_ = 0;
+  return status;
 }
 
 absl::Status StageEngine::WarmUp() {
@@ -137,8 +138,7 @@ absl::Status StageEngine::WarmUp() {
       return absl::InternalError("warm-up: the model gives numbers that are not finite");
     }
   }
-  Reset();
-  return absl::OkStatus();
+  return Reset();
 }
 
 absl::Status StageEngine::CheckManifest(const v1::SnapshotManifest& manifest, uint64_t position) const {

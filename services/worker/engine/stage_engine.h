@@ -57,8 +57,9 @@ class StageEngine {
                                                              TunedStates tuned_states);
   ~StageEngine();
 
-  // A new epoch: every slot is free, no step is pending, the next step is 1. Waits for the device.
-  void Reset();
+  // A new epoch: every slot is free, no step is pending, the next step is 1. Waits for the device; an error: it faulted
+  // or hangs, for good.
+  absl::Status Reset();
 
   // Runs one full batch and one single row on throw-away states, so that the first request finds warm code and pages.
   // Ends with Reset(). kInternal: the model gives NaN.
@@ -80,9 +81,14 @@ class StageEngine {
   // advance here. `input` is the stage before's frame of the same step, checked by its link, whose memory must live
   // until the step is finished (input_frame()); null on the first stage. An error ends the epoch (kInvalidArgument:
   // step out of order or input that contradicts it; else the device failed); what is wrong with one entry is told in
-  // the output and harms no other.
-  absl::Status Enqueue(v1::Step step, const LinkFrame* input);
-  // The results of the oldest pending step; waits for the device. An error ends the epoch.
+  // the output and harms no other. `output_stays`: the rows for the next stage stay in the device's memory, and
+  // MoveOutput() follows.
+  absl::Status Enqueue(v1::Step step, const LinkFrame* input, bool output_stays = false);
+  // What the next stage must know of the step that was enqueued last, and the move of its rows behind it.
+  LinkHeader OutputHeader() const;
+  absl::Status MoveOutput(DeviceRows& rows);
+  // The results of the oldest pending step; waits for the device. An error ends the epoch; kDeadlineExceeded: the device
+  // hangs.
   absl::StatusOr<StepOutput> Finish();
   int pending_steps() const { return static_cast<int>(last_step_ - finished_step_); }
   // Whether Finish() would not wait.
@@ -151,7 +157,7 @@ class StageEngine {
   // Which entries are computed, and their rows packed one after the other, into `place` and the vectors below.
   absl::Status Pack(Place& place, const LinkHeader* input);
   void PackEntry(Place& place, int entry);
-  absl::Status EnqueueForward(Place& place, const LinkFrame* input);
+  absl::Status EnqueueForward(Place& place, const LinkFrame* input, bool output_stays);
   absl::Status EnqueueMatrices(Place& place);
   void AnswerAll(Place& place, StepOutput& output);
 

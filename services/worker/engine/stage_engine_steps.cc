@@ -9,7 +9,7 @@
 
 namespace rwkv::worker {
 
-absl::Status StageEngine::Enqueue(v1::Step step, const LinkFrame* input) {
+absl::Status StageEngine::Enqueue(v1::Step step, const LinkFrame* input, bool output_stays) {
   if (pending_steps() >= kMaxPendingSteps) {
     return absl::InternalError(absl::StrCat("step ", step.step_id(), " behind ", pending_steps(), " pending ones"));
   }
@@ -23,7 +23,8 @@ absl::Status StageEngine::Enqueue(v1::Step step, const LinkFrame* input) {
   Place& place = places_[step.step_id() % kMaxPendingSteps];
   place.step = std::move(step);
   RWKV_RETURN_IF_ERROR(Pack(place, input == nullptr ? nullptr : &input->header));
-  if (absl::Status status = EnqueueForward(place, input); !status.ok()) {
+  if (absl::Status status = EnqueueForward(place, input, output_stays); !status.ok()) {
+    if (absl::IsUnavailable(status)) return status;  // The link.
     return absl::InternalError(absl::StrCat("step ", place.step.step_id(), ": ", status.message()));
   }
   last_step_ = place.step.step_id();
@@ -102,9 +103,24 @@ void StageEngine::PackEntry(Place& place, int i) {
   place.computed += count;
 }
 
-absl::Status StageEngine::EnqueueForward(Place& place, const LinkFrame* input) {
+LinkHeader StageEngine::OutputHeader() const {
+  const Place& place = places_[last_step_ % kMaxPendingSteps];
+  return {last_step_, place.rows, place.refused};
+}
+
+absl::Status StageEngine::MoveOutput(DeviceRows& rows) {
+  Place& place = places_[last_step_ % kMaxPendingSteps];
+  if (place.rows > 0) RWKV_RETURN_IF_ERROR(rows.Move(place.rows, x_.data(), v_first_.data(), *stream_));
+  return stream_->Record(*place.done);  // The step is done when its rows have left.
+}
+
+absl::Status StageEngine::EnqueueForward(Place& place, const LinkFrame* input, bool output_stays) {
+  // Whatever comes of the step here: the stage before moves them in any case.
+  if (input != nullptr && input->rows != nullptr && place.rows > 0) {
+    RWKV_RETURN_IF_ERROR(input->rows->Move(place.rows, x_.data(), v_first_.data(), *stream_));
+  }
   if (place.computed > 0) {
-    if (input != nullptr) {
+    if (input != nullptr && input->rows == nullptr) {
       RWKV_RETURN_IF_ERROR(stream_->Copy(x_.data(), input->x, Bytes(place.rows * width_)));
       RWKV_RETURN_IF_ERROR(stream_->Copy(v_first_.data(), input->v_first, Bytes(place.rows * v_first_width_)));
     }
@@ -121,7 +137,7 @@ absl::Status StageEngine::EnqueueForward(Place& place, const LinkFrame* input) {
     RWKV_RETURN_IF_ERROR(model_->Forward(forward, pool_->view(), *stream_));
     if (is_last()) {
       RWKV_RETURN_IF_ERROR(EnqueueMatrices(place));
-    } else {
+    } else if (!output_stays) {
       RWKV_RETURN_IF_ERROR(stream_->Copy(place.output.x, x_.data(), Bytes(place.rows * width_)));
       RWKV_RETURN_IF_ERROR(stream_->Copy(place.output.v_first, v_first_.data(), Bytes(place.rows * v_first_width_)));
     }
@@ -158,7 +174,9 @@ absl::StatusOr<StepOutput> StageEngine::Finish() {
   if (pending_steps() == 0) return absl::InternalError("no step is pending");
   Place& place = places_[(finished_step_ + 1) % kMaxPendingSteps];
   if (absl::Status status = place.done->WaitOnHost(); !status.ok()) {
-    return absl::InternalError(absl::StrCat("step ", place.step.step_id(), ": ", status.message()));
+    const bool hangs = absl::IsDeadlineExceeded(status);
+    return absl::Status(hangs ? status.code() : absl::StatusCode::kInternal,
+                        absl::StrCat("step ", place.step.step_id(), ": ", status.message()));
   }
   StepOutput output;
   output.rows = place.computed;

@@ -348,7 +348,7 @@ TEST_F(StageEngineTest, ResetFreesEverySlotAndStartsTheStepsAnew) {
   ASSERT_THAT(pipeline_.AttachFresh(0, 1), IsOk());
   ASSERT_THAT(pipeline_.Feed(0, 1, 0, {1, 2}), IsOk());
   EnginePipeline fresh(path_, 1, Options());
-  fresh.stage(0).Reset();
+  ASSERT_THAT(fresh.stage(0).Reset(), IsOk());
   EXPECT_EQ(fresh.stage(0).slots_used(), 0);
   ASSERT_THAT(fresh.stage(0).WarmUp(), IsOk());
   EXPECT_EQ(fresh.stage(0).slots_used(), 0);

@@ -1,5 +1,7 @@
 #include "services/worker/engine/stage_runner.h"
 
+#include <cstdlib>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -10,6 +12,10 @@
 
 namespace rwkv::worker {
 namespace {
+
+constexpr absl::Duration kSpin = absl::Milliseconds(5);  // Longer than most steps.
+constexpr absl::Duration kNap = absl::Microseconds(100);
+constexpr int kDeviceLostStatus = 70;  // EX_SOFTWARE
 
 double Seconds(absl::Time begin) { return absl::ToDoubleSeconds(absl::Now() - begin); }
 
@@ -42,13 +48,14 @@ absl::StatusOr<std::shared_ptr<StateCopy>> ToCopy(const absl::StatusOr<std::vect
 }  // namespace
 
 StageRunner::StageRunner(StageEngine* engine, LinkTransport* links, SnapshotTransfer* transfer, StoreFactory open_store,
-                         WorkerMetrics* metrics, const RouterRegistry* routers)
+                         WorkerMetrics* metrics, const RouterRegistry* routers, StageRunnerOptions options)
     : engine_(engine),
       links_(links),
       transfer_(transfer),
       open_store_(std::move(open_store)),
       metrics_(metrics),
-      routers_(routers) {
+      routers_(routers),
+      options_(std::move(options)) {
   metrics_->slots.Set(engine_->options().slots);
   metrics_->state_bytes.Set(static_cast<double>(engine_->pool().bytes()));
   thread_ = std::thread([this] { Loop(); });
@@ -173,11 +180,70 @@ void StageRunner::Loop() {
   }
 }
 
-void StageRunner::RunEpoch(const std::shared_ptr<Epoch>& epoch) {
-  engine_->Reset();
-  if (epoch->sender_ != nullptr && !epoch->ended()) {
-    if (absl::Status status = epoch->sender_->Connect(); !status.ok()) epoch->End(status);
+void StageRunner::LoseDevice(const absl::Status& why) {
+  if (options_.on_device_lost) return options_.on_device_lost(why);
+  common::LogError("device_lost", {{"device", engine_->device().name()}, {"why", why}});
+  // Without destructors: they would wait for the device.
+  std::_Exit(kDeviceLostStatus);
+}
+
+void StageRunner::OpenLinks(Epoch& epoch) {
+  // Downstream first: the last stage waits for nobody, so that all come to an end.
+  if (epoch.sender_ != nullptr && !epoch.ended()) {
+    if (absl::Status status = epoch.sender_->Connect(); !status.ok()) epoch.End(status);
   }
+  if (epoch.receiver_ != nullptr && !epoch.ended()) {
+    if (absl::Status status = epoch.receiver_->Join(); !status.ok()) epoch.End(status);
+  }
+}
+
+void StageRunner::CloseLinks(Epoch& epoch) {
+  for (DeviceRows* rows : {epoch.input_rows(), epoch.output_rows()}) {
+    if (rows == nullptr) continue;
+    if (absl::Status status = rows->End(); absl::IsDeadlineExceeded(status)) {
+      LoseDevice(status);
+    } else if (!status.ok()) {
+      common::LogWarning("link_not_closed", {{"epoch", epoch.open().epoch()}, {"error", status}});
+    }
+  }
+}
+
+void StageRunner::AwaitLinks(Epoch& epoch) {
+  const absl::Time begin = absl::Now();
+  while (!engine_->IsOldestDone() && !epoch.ended()) {
+    absl::Status status;
+    for (DeviceRows* rows : {epoch.input_rows(), epoch.output_rows()}) {
+      if (rows != nullptr) status.Update(rows->Check());
+    }
+    const absl::Duration waited = absl::Now() - begin;
+    if (status.ok() && waited > options_.link_timeout) {
+      status =
+          absl::UnavailableError(absl::StrCat("link: a step waits for ", absl::FormatDuration(options_.link_timeout),
+                                              ", for a neighbour or for this stage's device"));
+    }
+    if (!status.ok()) {
+      if (!epoch.ended()) metrics_->link_errors.Increment();
+      return epoch.End(status);
+    }
+    waited < kSpin ? std::this_thread::yield() : absl::SleepFor(kNap);
+  }
+}
+
+absl::Status StageRunner::SendFromDevice(Epoch& epoch) {
+  // The header first: the other end takes part in the move once it knows of it.
+  LinkFrame frame;
+  frame.header = engine_->OutputHeader();
+  frame.rows = epoch.output_rows();
+  RWKV_RETURN_IF_ERROR(epoch.sender_->Send(frame));
+  return engine_->MoveOutput(*frame.rows);
+}
+
+void StageRunner::RunEpoch(const std::shared_ptr<Epoch>& epoch) {
+  if (absl::Status status = engine_->Reset(); !status.ok()) {
+    epoch->End(status);
+    LoseDevice(status);
+  }
+  OpenLinks(*epoch);
   if (!epoch->ended()) {
     common::LogInfo("epoch_opened",
                     {{"epoch", epoch->open().epoch()},
@@ -202,7 +268,8 @@ void StageRunner::RunEpoch(const std::shared_ptr<Epoch>& epoch) {
     metrics_->slots_used.Set(engine_->slots_used());
   }
   begun_.clear();
-  engine_->Reset();
+  CloseLinks(*epoch);  // The device may wait for them.
+  if (absl::Status status = engine_->Reset(); !status.ok()) LoseDevice(status);
   metrics_->slots_used.Set(0);
   absl::Status why;
   {
@@ -270,6 +337,7 @@ void StageRunner::FinishLoad(const std::shared_ptr<Epoch>& epoch, Epoch::Loaded 
 
 void StageRunner::BeginStep(const std::shared_ptr<Epoch>& epoch, v1::Step step) {
   if (engine_->pending_steps() == kMaxPendingSteps) FinishStep(epoch);
+  if (epoch->ended()) return;
   LinkFrame* input = nullptr;
   if (epoch->receiver_ != nullptr) {
     // The stage before may need what the next ones make of our results.
@@ -288,22 +356,35 @@ void StageRunner::BeginStep(const std::shared_ptr<Epoch>& epoch, v1::Step step) 
   begun.begin = absl::Now();
   for (const v1::StepEntry& entry : step.entries()) begun.prefill |= entry.token_ids_size() > 1;
   const uint64_t step_id = step.step_id();
-  if (absl::Status status = engine_->Enqueue(std::move(step), input); !status.ok()) {
+  const bool output_stays = epoch->output_rows() != nullptr;
+  if (absl::Status status = engine_->Enqueue(std::move(step), input, output_stays); !status.ok()) {
     metrics_->step_errors.Increment();
     common::LogError("step_failed", {{"step", step_id}, {"error", status}});
     return epoch->End(status);
   }
   begun_.push_back(begun);
+  if (!output_stays) return;
+  const absl::Time send_begin = absl::Now();
+  const absl::Status status = SendFromDevice(*epoch);
+  metrics_->send_wait_seconds.Observe(Seconds(send_begin));
+  if (!status.ok()) {
+    if (!epoch->ended()) metrics_->link_errors.Increment();
+    epoch->End(status);
+  }
 }
 
 void StageRunner::FinishStep(const std::shared_ptr<Epoch>& epoch) {
+  if (epoch->input_rows() != nullptr || epoch->output_rows() != nullptr) AwaitLinks(*epoch);
+  if (epoch->ended()) return;
   const BegunStep begun = begun_.front();
   begun_.pop_front();
   absl::StatusOr<StepOutput> output = engine_->Finish();
   if (!output.ok()) {
     metrics_->step_errors.Increment();
     common::LogError("step_failed", {{"error", output.status()}});
-    return epoch->End(output.status());
+    epoch->End(output.status());
+    if (absl::IsDeadlineExceeded(output.status())) LoseDevice(output.status());
+    return;
   }
   (begun.prefill ? metrics_->prefill_step_seconds : metrics_->decode_step_seconds).Observe(Seconds(begun.begin));
   metrics_->batch_rows.Observe(static_cast<double>(output->rows));
@@ -311,6 +392,7 @@ void StageRunner::FinishStep(const std::shared_ptr<Epoch>& epoch) {
   for (RefusalCause cause : output->refused_here) {
     metrics_->refused_entries[static_cast<int>(cause)]->Increment();
   }
+  if (epoch->output_rows() != nullptr) return;  // They have left.
   if (epoch->sender_ != nullptr) {
     const absl::Time send_begin = absl::Now();
     const absl::Status status = epoch->sender_->Send(output->frame);

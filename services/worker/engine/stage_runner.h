@@ -25,6 +25,14 @@
 
 namespace rwkv::worker {
 
+struct StageRunnerOptions {
+  // How long a step may wait for its neighbours where rows go from device to device, whose own waits have no end.
+  absl::Duration link_timeout = absl::Seconds(30);
+  // The device or a library of its faulted or hangs, and nothing in this process can mend it. Called by the runner's
+  // thread. Not set: the process ends with a message, for its supervisor to start it anew.
+  std::function<void(const absl::Status& why)> on_device_lost;
+};
+
 // Runs epochs on the engine, one after the other. Thread-safe.
 class StageRunner {
  public:
@@ -33,7 +41,7 @@ class StageRunner {
   // All borrowed, to outlive the runner. The engine is the runner's thread's alone from here on. `routers` may be null:
   // then no router is ever taken for silent.
   StageRunner(StageEngine* engine, LinkTransport* links, SnapshotTransfer* transfer, StoreFactory open_store,
-              WorkerMetrics* metrics, const RouterRegistry* routers = nullptr);
+              WorkerMetrics* metrics, const RouterRegistry* routers = nullptr, StageRunnerOptions options = {});
   // Ends the epoch and joins the thread.
   ~StageRunner();
 
@@ -61,6 +69,13 @@ class StageRunner {
   absl::Status CheckPlan(const v1::OpenEpoch& open) const;
   void Loop();
   void RunEpoch(const std::shared_ptr<Epoch>& epoch);
+  void OpenLinks(Epoch& epoch);
+  void CloseLinks(Epoch& epoch);
+  // Where rows go from device to device: waits until the oldest pending step is done, or the epoch has ended.
+  void AwaitLinks(Epoch& epoch);
+  // To the next stage's device, behind the step that was begun last.
+  absl::Status SendFromDevice(Epoch& epoch);
+  void LoseDevice(const absl::Status& why);
   void Attach(const std::shared_ptr<Epoch>& epoch, const v1::AttachSequence& attach);
   void FinishLoad(const std::shared_ptr<Epoch>& epoch, Epoch::Loaded loaded);
   // Steps are enqueued behind each other; the results of one are sent as soon as they are there, before anything else
@@ -85,6 +100,7 @@ class StageRunner {
   const StoreFactory open_store_;
   WorkerMetrics* const metrics_;
   const RouterRegistry* const routers_;
+  const StageRunnerOptions options_;
 
   std::deque<BegunStep> begun_;  // Those that are pending. The thread's.
 

@@ -4,11 +4,14 @@
 #include <deque>
 #include <utility>
 
+#include "absl/base/call_once.h"
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
 #include "grpcpp/client_context.h"
 #include "grpcpp/server_context.h"
@@ -16,6 +19,7 @@
 #include "kernels/base/status_macros.h"
 #include "rwkv/v1/worker.grpc.pb.h"
 #include "services/common/grpc_status.h"
+#include "services/common/logging.h"
 
 namespace rwkv::worker {
 namespace {
@@ -24,8 +28,11 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "activations cross the 
 
 constexpr size_t kMaxFrames = 4;  // Received and not yet taken; then the transport's window fills.
 constexpr absl::Duration kOpenTimeout = absl::Seconds(10);  // For the receiving worker to open the epoch.
+constexpr absl::Duration kJoinTimeout = absl::Seconds(60);  // For the stage before to come.
 constexpr absl::Duration kCancelPoll = absl::Milliseconds(20);
 constexpr char kAcceptedKey[] = "rwkv-link-epoch";
+constexpr char kRowsKey[] = "rwkv-link-rows";
+constexpr char kRowsByGrpc[] = "grpc";
 
 absl::Status CheckBytes(const char* name, const std::string& bytes, int64_t rows, int64_t width) {
   if (bytes.size() == static_cast<size_t>(rows * width) * sizeof(float)) return absl::OkStatus();
@@ -38,18 +45,43 @@ void CopyBytes(const std::string& from, float* to) {
   if (!from.empty()) std::memcpy(to, from.data(), from.size());
 }
 
+void LogOpened(absl::string_view end, const std::string& epoch, const LinkChoice& choice, bool by_device,
+               const std::string& why_not) {
+  common::LogInfo("link_opened", {{"end", end},
+                                  {"epoch", epoch},
+                                  {"rows", by_device ? choice.device->kind() : kRowsByGrpc},
+                                  {"version", by_device ? choice.device->version() : 0},
+                                  {"why_grpc", why_not}});
+}
+
 // One accepted epoch: between the handler of its Transfer call and the receiver.
 class Inbox {
  public:
   explicit Inbox(const LinkShape& shape) : shape_(shape) {}
 
   // False: another call feeds it, or it is over. On true the handler calls Disconnect before it returns.
-  bool Connect(grpc::ServerContext* context) {
+  bool Connect(grpc::ServerContext* context, const std::string& pair_id, LinkAgreement agreement) {
     absl::MutexLock lock(&mu_);
     if (connected_ || !end_.ok()) return false;
     connected_ = true;
     context_ = context;
+    pair_id_ = pair_id;
+    agreement_ = std::move(agreement);
     return true;
+  }
+
+  // Waits for Connect(): what was agreed there.
+  absl::Status WaitConnected(std::string* pair_id, LinkAgreement* agreement) {
+    absl::MutexLock lock(&mu_);
+    const auto decided = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return connected_ || !end_.ok(); };
+    if (!mu_.AwaitWithTimeout(absl::Condition(&decided), kJoinTimeout)) {
+      return absl::UnavailableError(
+          absl::StrCat("link: the stage before did not come in ", absl::FormatDuration(kJoinTimeout)));
+    }
+    if (!end_.ok()) return end_;
+    *pair_id = pair_id_;
+    *agreement = agreement_;
+    return absl::OkStatus();
   }
 
   void Disconnect(const absl::Status& why) {
@@ -100,6 +132,7 @@ class Inbox {
       if (absl::Status status = CheckHeader(frame.header, shape_, next_step_); !status.ok()) return status;
       ++next_step_;
     }
+    if (frame.rows != nullptr) return absl::OkStatus();
     CopyBytes(request.hidden(), frame.x);
     CopyBytes(request.v_first(), frame.v_first);
     return absl::OkStatus();
@@ -138,6 +171,8 @@ class Inbox {
   bool aborted_ ABSL_GUARDED_BY(mu_) = false;  // `end_` is our own doing.
   std::function<void(const absl::Status&)> broken_ ABSL_GUARDED_BY(mu_);
   bool connected_ ABSL_GUARDED_BY(mu_) = false;
+  std::string pair_id_ ABSL_GUARDED_BY(mu_);  // Once connected.
+  LinkAgreement agreement_ ABSL_GUARDED_BY(mu_);
   grpc::ServerContext* context_ ABSL_GUARDED_BY(mu_) = nullptr;
 };
 
@@ -159,8 +194,10 @@ v1::TransferRequest FrameToProto(const std::string& epoch, const LinkShape& shap
   request.set_step_id(frame.header.step_id);
   request.set_rows(static_cast<int32_t>(rows));
   request.set_width(static_cast<int32_t>(shape.width));
-  request.set_hidden(frame.x, rows * shape.width * sizeof(float));
-  request.set_v_first(frame.v_first, rows * shape.v_first_width * sizeof(float));
+  if (frame.rows == nullptr) {
+    request.set_hidden(frame.x, rows * shape.width * sizeof(float));
+    request.set_v_first(frame.v_first, rows * shape.v_first_width * sizeof(float));
+  }
   for (const RefusedEntry& refused : frame.header.refused) {
     request.add_refused_entries(refused.entry);
     *request.add_refusals() = common::ToStatusProto(refused.status);
@@ -168,7 +205,8 @@ v1::TransferRequest FrameToProto(const std::string& epoch, const LinkShape& shap
   return request;
 }
 
-absl::Status CheckTransfer(const v1::TransferRequest& request, const std::string& epoch, const LinkShape& shape) {
+absl::Status CheckTransfer(const v1::TransferRequest& request, const std::string& epoch, const LinkShape& shape,
+                           bool rows_inside) {
   if (request.epoch() != epoch) {
     return absl::InvalidArgumentError(absl::StrCat("link: a frame of epoch ", request.epoch(), " in epoch ", epoch));
   }
@@ -181,8 +219,33 @@ absl::Status CheckTransfer(const v1::TransferRequest& request, const std::string
     return absl::InvalidArgumentError(absl::StrCat("link: ", request.refused_entries_size(), " refused entries with ",
                                                    request.refusals_size(), " statuses"));
   }
-  RWKV_RETURN_IF_ERROR(CheckBytes("hidden", request.hidden(), request.rows(), shape.width));
-  return CheckBytes("v_first", request.v_first(), request.rows(), shape.v_first_width);
+  const int64_t rows = rows_inside ? request.rows() : 0;
+  RWKV_RETURN_IF_ERROR(CheckBytes("hidden", request.hidden(), rows, shape.width));
+  return CheckBytes("v_first", request.v_first(), rows, shape.v_first_width);
+}
+
+absl::StatusOr<LinkAgreement> Agree(const v1::LinkOffer& offer, const LinkChoice& choice) {
+  LinkAgreement agreement;
+  DeviceLinks* const device = choice.device;
+  if (choice.kind == LinkKind::kGrpc) {
+    agreement.why_not = "this stage shall use gRPC";
+  } else if (device == nullptr) {
+    agreement.why_not = absl::StrCat("this stage: ", choice.why_none);
+  } else if (offer.kind().empty()) {
+    agreement.why_not = absl::StrCat("the stage before: ", offer.why_none());
+  } else if (offer.kind() != device->kind() || offer.version() != device->version()) {
+    agreement.why_not = absl::StrCat("the stage before has ", offer.kind(), " ", offer.version(), ", this one ",
+                                     device->kind(), " ", device->version());
+  } else if (offer.device() == device->device()) {
+    agreement.why_not = absl::StrCat("both stages compute on ", offer.device());
+  } else {
+    agreement.by_device = true;
+    return agreement;
+  }
+  if (offer.required() || choice.kind == LinkKind::kDevice) {
+    return absl::FailedPreconditionError(absl::StrCat("link: no way from device to device: ", agreement.why_not));
+  }
+  return agreement;
 }
 
 LinkHeader HeaderOf(const v1::TransferRequest& request) {
@@ -198,6 +261,8 @@ LinkHeader HeaderOf(const v1::TransferRequest& request) {
 // The receiving side of every link to this worker. A handler occupies a thread for as long as its epoch lives.
 class GrpcLinkService final : public v1::Link::Service {
  public:
+  explicit GrpcLinkService(const LinkChoice& choice) : choice_(choice) {}
+
   void Add(const std::string& epoch, std::shared_ptr<Inbox> inbox) {
     absl::MutexLock lock(&mu_);
     inboxes_[epoch] = std::move(inbox);
@@ -225,14 +290,18 @@ class GrpcLinkService final : public v1::Link::Service {
       return common::ToGrpcStatus(absl::FailedPreconditionError(
           absl::StrCat("link: the stage before has width ", request.width(), ", this one ", inbox->shape().width)));
     }
-    if (!inbox->Connect(context)) {
+    absl::StatusOr<LinkAgreement> agreement = Agree(request.offer(), choice_);
+    if (!agreement.ok()) return common::ToGrpcStatus(agreement.status());
+    const bool by_device = agreement->by_device;
+    if (!inbox->Connect(context, request.offer().pair_id(), *std::move(agreement))) {
       return common::ToGrpcStatus(absl::AbortedError(absl::StrCat("link: epoch ", epoch, " has its link already")));
     }
     context->AddInitialMetadata(kAcceptedKey, "accepted");
+    context->AddInitialMetadata(kRowsKey, by_device ? std::string(choice_.device->kind()) : kRowsByGrpc);
     reader->SendInitialMetadata();
     absl::Status end = absl::UnavailableError("link: the stage before is gone");
     while (reader->Read(&request)) {
-      if (absl::Status status = CheckTransfer(request, epoch, inbox->shape()); !status.ok()) {
+      if (absl::Status status = CheckTransfer(request, epoch, inbox->shape(), !by_device); !status.ok()) {
         end = status;
         break;
       }
@@ -258,39 +327,75 @@ class GrpcLinkService final : public v1::Link::Service {
     return inboxes_[epoch];
   }
 
+  const LinkChoice choice_;
   absl::Mutex mu_;
   absl::flat_hash_map<std::string, std::shared_ptr<Inbox>> inboxes_ ABSL_GUARDED_BY(mu_);
 };
 
 namespace {
 
+// A notification that many may give.
+struct Stop {
+  void Notify() {
+    absl::call_once(once, [this] { notification.Notify(); });
+  }
+  absl::once_flag once;
+  absl::Notification notification;
+};
+
 class GrpcReceiver final : public LinkReceiver {
  public:
-  GrpcReceiver(GrpcLinkService& service, std::string epoch, const LinkShape& shape)
-      : service_(service), epoch_(std::move(epoch)), inbox_(std::make_shared<Inbox>(shape)) {
+  GrpcReceiver(GrpcLinkService& service, std::string epoch, const LinkShape& shape, const LinkChoice& choice)
+      : service_(service), epoch_(std::move(epoch)), choice_(choice), inbox_(std::make_shared<Inbox>(shape)) {
     service_.Add(epoch_, inbox_);
   }
   ~GrpcReceiver() override {
     service_.Remove(epoch_, inbox_);
-    inbox_->Abort();
+    Abort();
   }
-  absl::Status Receive(LinkFrame& frame) override { return inbox_->Pop(frame); }
+  absl::Status Join() override {
+    if (choice_.kind == LinkKind::kGrpc || choice_.device == nullptr) return absl::OkStatus();
+    std::string pair_id;
+    LinkAgreement agreement;
+    RWKV_RETURN_IF_ERROR(inbox_->WaitConnected(&pair_id, &agreement));
+    if (agreement.by_device) {
+      RWKV_ASSIGN_OR_RETURN(rows_, choice_.device->Join(pair_id, false, inbox_->shape(), stop_.notification));
+    }
+    LogOpened("receive", epoch_, choice_, agreement.by_device, agreement.why_not);
+    return absl::OkStatus();
+  }
+  DeviceRows* device_rows() override { return rows_.get(); }
+  absl::Status Receive(LinkFrame& frame) override {
+    frame.rows = rows_.get();
+    return inbox_->Pop(frame);
+  }
   bool Ready() override { return inbox_->Ready(); }
   void NotifyBroken(std::function<void(const absl::Status&)> broken) override {
     inbox_->NotifyBroken(std::move(broken));
   }
-  void Abort() override { inbox_->Abort(); }
+  void Abort() override {
+    stop_.Notify();
+    inbox_->Abort();
+  }
 
  private:
   GrpcLinkService& service_;
   const std::string epoch_;
+  const LinkChoice choice_;
+  Stop stop_;
+  std::unique_ptr<DeviceRows> rows_;  // Goes before `stop_`, which it looks at.
   const std::shared_ptr<Inbox> inbox_;
 };
 
 class GrpcSender final : public LinkSender {
  public:
-  GrpcSender(std::string address, std::string epoch, const LinkShape& shape, std::shared_ptr<grpc::Channel> channel)
-      : address_(std::move(address)), epoch_(std::move(epoch)), shape_(shape), stub_(v1::Link::NewStub(channel)) {}
+  GrpcSender(std::string address, std::string epoch, const LinkShape& shape, const LinkChoice& choice,
+             std::shared_ptr<grpc::Channel> channel)
+      : address_(std::move(address)),
+        epoch_(std::move(epoch)),
+        shape_(shape),
+        choice_(choice),
+        stub_(v1::Link::NewStub(channel)) {}
 
   ~GrpcSender() override {
     context_.TryCancel();
@@ -298,14 +403,27 @@ class GrpcSender final : public LinkSender {
   }
 
   absl::Status Connect() override {
+    v1::TransferRequest hello = FrameToProto(epoch_, shape_, LinkFrame());
+    RWKV_RETURN_IF_ERROR(MakeOffer(*hello.mutable_offer()));
     writer_ = stub_->Transfer(&context_, &response_);
-    LinkFrame hello;
-    if (!writer_->Write(FrameToProto(epoch_, shape_, hello))) return End();
+    if (!writer_->Write(hello)) return End();
     writer_->WaitForInitialMetadata();
     // Metadata without our key is that of an error.
-    if (context_.GetServerInitialMetadata().count(kAcceptedKey) == 0) return End();
+    const auto& metadata = context_.GetServerInitialMetadata();
+    if (metadata.count(kAcceptedKey) == 0) return End();
+    const auto answer = metadata.find(kRowsKey);
+    const bool by_device = answer != metadata.end() && answer->second != kRowsByGrpc;
+    if (by_device) {
+      RWKV_ASSIGN_OR_RETURN(rows_, choice_.device->Join(hello.offer().pair_id(), true, shape_, stop_.notification));
+    }
+    // Stages without devices have nothing to agree on.
+    if (choice_.kind != LinkKind::kGrpc && choice_.device != nullptr) {
+      LogOpened("send", epoch_, choice_, by_device, by_device ? "" : "the next stage says why");
+    }
     return absl::OkStatus();
   }
+
+  DeviceRows* device_rows() override { return rows_.get(); }
 
   absl::Status Send(const LinkFrame& frame) override {
     if (writer_ == nullptr || !end_.ok()) return absl::UnavailableError("link: not connected");
@@ -313,9 +431,25 @@ class GrpcSender final : public LinkSender {
     return absl::OkStatus();
   }
 
-  void Abort() override { context_.TryCancel(); }
+  void Abort() override {
+    stop_.Notify();
+    context_.TryCancel();
+  }
 
  private:
+  absl::Status MakeOffer(v1::LinkOffer& offer) {
+    offer.set_required(choice_.kind == LinkKind::kDevice);
+    if (choice_.kind == LinkKind::kGrpc || choice_.device == nullptr) {
+      offer.set_why_none(choice_.kind == LinkKind::kGrpc ? "it shall use gRPC" : choice_.why_none);
+      return absl::OkStatus();
+    }
+    RWKV_ASSIGN_OR_RETURN(*offer.mutable_pair_id(), choice_.device->NewPairId());
+    offer.set_kind(std::string(choice_.device->kind()));
+    offer.set_version(choice_.device->version());
+    offer.set_device(choice_.device->device());
+    return absl::OkStatus();
+  }
+
   // Why the call is over. Waits for it, so only after a failed write, a cancel or an answer.
   absl::Status End() {
     if (!end_.ok()) return end_;
@@ -330,7 +464,10 @@ class GrpcSender final : public LinkSender {
   const std::string address_;
   const std::string epoch_;
   const LinkShape shape_;
+  const LinkChoice choice_;
   const std::unique_ptr<v1::Link::Stub> stub_;
+  Stop stop_;
+  std::unique_ptr<DeviceRows> rows_;
   grpc::ClientContext context_;
   v1::TransferResponse response_;
   std::unique_ptr<grpc::ClientWriter<v1::TransferRequest>> writer_;
@@ -339,19 +476,22 @@ class GrpcSender final : public LinkSender {
 
 }  // namespace
 
-GrpcLinkTransport::GrpcLinkTransport(const LinkShape& shape, ChannelFactory make_channel)
-    : shape_(shape), make_channel_(std::move(make_channel)), service_(std::make_unique<GrpcLinkService>()) {}
+GrpcLinkTransport::GrpcLinkTransport(const LinkShape& shape, ChannelFactory make_channel, LinkChoice choice)
+    : shape_(shape),
+      make_channel_(std::move(make_channel)),
+      choice_(std::move(choice)),
+      service_(std::make_unique<GrpcLinkService>(choice_)) {}
 
 GrpcLinkTransport::~GrpcLinkTransport() = default;
 
 grpc::Service* GrpcLinkTransport::service() { return service_.get(); }
 
 std::unique_ptr<LinkReceiver> GrpcLinkTransport::Accept(const std::string& epoch) {
-  return std::make_unique<GrpcReceiver>(*service_, epoch, shape_);
+  return std::make_unique<GrpcReceiver>(*service_, epoch, shape_, choice_);
 }
 
 std::unique_ptr<LinkSender> GrpcLinkTransport::Dial(const std::string& address, const std::string& epoch) {
-  return std::make_unique<GrpcSender>(address, epoch, shape_, make_channel_(address));
+  return std::make_unique<GrpcSender>(address, epoch, shape_, choice_, make_channel_(address));
 }
 
 }  // namespace rwkv::worker

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "kernels/base/stream.h"
 
 namespace rwkv::worker {
 
@@ -25,11 +26,31 @@ struct LinkHeader {
   std::vector<RefusedEntry> refused;  // Ascending by entry.
 };
 
-// The activations of one step. They lie in pinned host memory of whoever sends or receives, with room for max_rows.
+// One end of what moves rows from device to device, as work of a stream. For the thread that sends or receives.
+class DeviceRows {
+ public:
+  virtual ~DeviceRows() = default;
+
+  // Enqueues that the rows (>= 1) of the next frame move, from or into `x` [rows, D] and `v_first` [rows,
+  // v_first_width] of the device's memory. The stream keeps the order: what is enqueued behind finds them moved, and may
+  // use the memory again. May wait for the other end's call, within a limit. kUnavailable: the pair is broken.
+  virtual absl::Status Move(int64_t rows, float* x, float* v_first, kernels::Stream& stream) = 0;
+
+  // OK while what was enqueued can still come to its end.
+  virtual absl::Status Check() = 0;
+
+  // Ends the pair: what has not moved never will, and streams go on. kDeadlineExceeded: they do not; the process must
+  // end.
+  virtual absl::Status End() = 0;
+};
+
+// The activations of one step. They lie in pinned host memory of whoever sends or receives, with room for max_rows, or
+// stay in the device's, from where `rows` moves them.
 struct LinkFrame {
   LinkHeader header;
-  float* x = nullptr;        // [rows, D], residual stream
-  float* v_first = nullptr;  // [rows, v_first_width], layer 0's value
+  float* x = nullptr;          // [rows, D], residual stream
+  float* v_first = nullptr;    // [rows, v_first_width], layer 0's value
+  DeviceRows* rows = nullptr;  // Not null: `x` and `v_first` are not used. Of the link.
 };
 
 // What frames of a model look like; both ends agree on it.
@@ -49,8 +70,12 @@ class LinkSender {
   virtual ~LinkSender() = default;
 
   // Waits until the next stage's worker has the epoch open, within a limit of the implementation's. kUnavailable: it
-  // has not, or is not there.
+  // has not, or is not there. kFailedPrecondition: the two stages do not fit.
   virtual absl::Status Connect() = 0;
+
+  // After Connect(): if not null, frames that are sent are headers, and this moves their rows. Sent first, so that the
+  // other end knows what comes.
+  virtual DeviceRows* device_rows() { return nullptr; }
 
   // In step order. Blocks while too many frames are under way; the frame's memory is the caller's again when it
   // returns. kUnavailable: the link is broken or aborted, for good.
@@ -64,6 +89,13 @@ class LinkSender {
 class LinkReceiver {
  public:
   virtual ~LinkReceiver() = default;
+
+  // Waits until the stage before is connected and both know how rows move. At once where there is nothing to agree on.
+  // kUnavailable: it did not come, or the link is broken.
+  virtual absl::Status Join() { return absl::OkStatus(); }
+
+  // After Join(): if not null, Receive() gives headers, and this moves their rows.
+  virtual DeviceRows* device_rows() { return nullptr; }
 
   // The next frame, checked: its header, and its rows in the memory that `frame` points to. Blocks. kUnavailable: the
   // link is broken or aborted, for good. kInvalidArgument: the peer sent a frame that is out of order or of wrong
