@@ -1,21 +1,48 @@
 #include "services/state_store/embedded_state_store.h"
 
+#include <string>
+
+#include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 #include "services/common/logging.h"
+#include "services/state_store/catalog/lost_rows.h"
+#include "services/state_store/records/rocksdb/open_records.h"
 
 namespace rwkv::state_store {
+namespace {
+
+// A database that is damaged does not heal by being started again, so that whoever reads the message needs to know what
+// does help.
+absl::Status NameTheRemedy(const absl::Status& status, const EmbeddedStateStore::Options& options) {
+  if (!absl::IsDataLoss(status)) return status;
+  const std::string& directory = options.database.data_dir;
+  return absl::DataLossError(absl::StrCat(status.message(), "; `rwkvctl store check ", directory,
+                                          "` says which sessions are touched, `rwkvctl store repair ", directory,
+                                          "` saves the others"));
+}
+
+// kDataLoss: acknowledged changes are missing.
+absl::Status LossError(const Database& database) {
+  if (database.lost_rows().empty()) return absl::OkStatus();
+  return absl::DataLossError(
+      absl::StrCat(database.name(), ": its write-ahead log was cut or damaged: ", database.lost_rows().size(),
+                   " acknowledged rows are missing or old, of ", SessionNames(LostSessions(database.lost_rows()))));
+}
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<EmbeddedStateStore>> EmbeddedStateStore::Create(const Options& options,
                                                                                common::Clock* clock,
                                                                                common::Metrics* metrics) {
   RWKV_RETURN_IF_ERROR(SessionLimits::Check(options.store.limits));
-  RocksdbCatalog::Options catalog_options = options.catalog;
+  RowCatalog::Options catalog_options = options.catalog;
   catalog_options.how_sessions_end = SessionLimits::HowSessionsEnd(options.store.limits);
   std::unique_ptr<EmbeddedStateStore> embedded(new EmbeddedStateStore());
-  RWKV_ASSIGN_OR_RETURN(embedded->database_, Database::Open(options.database, metrics));
-  Database* const database = embedded->database_.get();
-  RWKV_ASSIGN_OR_RETURN(embedded->catalog_, RocksdbCatalog::Create(catalog_options, database, clock, metrics));
-  RWKV_ASSIGN_OR_RETURN(embedded->records_, RocksdbRecordStore::Create(database, clock, metrics));
+  RWKV_RETURN_IF_ERROR(NameTheRemedy(embedded->OpenCatalog(catalog_options, options, clock, metrics), options));
+  RWKV_ASSIGN_OR_RETURN(embedded->records_database_, OpenRecords(options.database, metrics));
+  RWKV_RETURN_IF_ERROR(MoveRecords(*embedded->database_, *embedded->records_database_));
+  RWKV_ASSIGN_OR_RETURN(embedded->records_,
+                        RocksdbRecordStore::Create(embedded->records_database_.get(), clock, metrics));
   embedded->store_ =
       std::make_unique<StateStore>(options.store, embedded->catalog_.get(), embedded->records_.get(), clock, metrics);
   if (options.sweep_interval > absl::ZeroDuration()) {
@@ -34,16 +61,21 @@ absl::StatusOr<std::unique_ptr<EmbeddedStateStore>> EmbeddedStateStore::Create(c
         });
   }
   if (options.reclaim_interval > absl::ZeroDuration()) {
-    embedded->reclaim_ = std::make_unique<Periodic>(options.reclaim_interval, [database] {
-      if (const absl::Status status = database->Reclaim(); !status.ok() && !absl::IsCancelled(status)) {
+    embedded->reclaim_ = std::make_unique<Periodic>(options.reclaim_interval, [store = embedded.get()] {
+      if (const absl::Status status = store->Reclaim(); !status.ok() && !absl::IsCancelled(status)) {
         common::LogWarning("reclaim_failed", {{"error", status}});
       }
     });
   }
   if (options.resume_check_interval > absl::ZeroDuration()) {
     // Its result is in the logs and in rwkv_state_store_writable already.
-    embedded->resume_ =
-        std::make_unique<Periodic>(options.resume_check_interval, [database] { database->TryResume().IgnoreError(); });
+    embedded->resume_ = std::make_unique<Periodic>(options.resume_check_interval, [store = embedded.get()] {
+      store->records_database_->TryResume().IgnoreError();
+      if (!store->database_->TryResume().ok()) return;
+      if (const absl::Status status = store->database_->TrimJournal(); !status.ok()) {
+        common::LogWarning("journal_trim_failed", {{"error", status}});
+      }
+    });
   }
   const CatalogCounts counts = embedded->catalog_->counts();
   common::LogInfo("state_store_open", {{"data_dir", options.database.data_dir},
@@ -55,7 +87,24 @@ absl::StatusOr<std::unique_ptr<EmbeddedStateStore>> EmbeddedStateStore::Create(c
 }
 
 EmbeddedStateStore::~EmbeddedStateStore() {
-  if (database_ != nullptr) database_->CancelReclaim();
+  for (Database* const database : {database_.get(), records_database_.get()}) {
+    if (database != nullptr) database->CancelReclaim();
+  }
+}
+
+absl::Status EmbeddedStateStore::OpenCatalog(const RowCatalog::Options& catalog_options, const Options& options,
+                                             common::Clock* clock, common::Metrics* metrics) {
+  RWKV_ASSIGN_OR_RETURN(database_, Database::Open(options.database, metrics));
+  RWKV_RETURN_IF_ERROR(LossError(*database_));
+  rows_ = std::make_unique<RocksdbRowStore>(database_.get());
+  RWKV_ASSIGN_OR_RETURN(catalog_, RowCatalog::Create(catalog_options, rows_.get(), clock, metrics));
+  return absl::OkStatus();
+}
+
+absl::Status EmbeddedStateStore::Reclaim() {
+  const absl::Status status = records_database_->Reclaim();
+  RWKV_RETURN_IF_ERROR(database_->Reclaim());
+  return status;
 }
 
 }  // namespace rwkv::state_store

@@ -1,4 +1,7 @@
 // The whole state store in one process: RocksDB for both halves, and its chores.
+//
+//   DIR           the catalog's database, which nothing may be lost of: if it is damaged, the store does not start
+//   DIR/records   the states' database. States are caches: if it is damaged, what cannot be read is left out
 #pragma once
 
 #include <memory>
@@ -10,10 +13,11 @@
 #include "rocksdb/env.h"
 #include "services/common/clock.h"
 #include "services/common/metrics.h"
-#include "services/state_store/catalog/rocksdb/rocksdb_catalog.h"
+#include "services/state_store/catalog/row_catalog.h"
 #include "services/state_store/periodic.h"
 #include "services/state_store/records/rocksdb/rocksdb_record_store.h"
 #include "services/state_store/rocksdb/database.h"
+#include "services/state_store/rows/rocksdb/rocksdb_row_store.h"
 #include "services/state_store/state_store.h"
 
 namespace rwkv::state_store {
@@ -23,7 +27,7 @@ class EmbeddedStateStore {
  public:
   struct Options {
     Database::Options database;
-    RocksdbCatalog::Options catalog;
+    RowCatalog::Options catalog;
     StateStore::Options store;
     // Orphans are swept at start and then so often, sessions that are due are ended, and writing is tried again after a
     // failure. Zero: no chores, for tests that do them by hand.
@@ -32,7 +36,8 @@ class EmbeddedStateStore {
     absl::Duration reclaim_interval = absl::Minutes(1);  // Of disk space, see Database::Reclaim.
     absl::Duration resume_check_interval = absl::Seconds(1);
   };
-  // Errors as Database::Open; kInvalidArgument: an option; kDataLoss: the catalog is corrupt. Clock and metrics outlive
+  // Errors as Database::Open; kInvalidArgument: an option; kDataLoss: the catalog is damaged, or acknowledged
+  // changes are missing; the message names the command that helps. Clock and metrics outlive
   // it.
   static absl::StatusOr<std::unique_ptr<EmbeddedStateStore>> Create(const Options& options, common::Clock* clock,
                                                                     common::Metrics* metrics);
@@ -40,14 +45,23 @@ class EmbeddedStateStore {
   ~EmbeddedStateStore();
 
   StateStore& store() { return *store_; }
+  RowStore& rows() { return *rows_; }
   Database& database() { return *database_; }
+  Database& records_database() { return *records_database_; }
+  // Database::Reclaim of both.
+  absl::Status Reclaim();
 
  private:
   EmbeddedStateStore() = default;
 
+  absl::Status OpenCatalog(const RowCatalog::Options& catalog_options, const Options& options, common::Clock* clock,
+                           common::Metrics* metrics);
+
   // In the order of making; destroyed in reverse.
   std::unique_ptr<Database> database_;
-  std::unique_ptr<RocksdbCatalog> catalog_;
+  std::unique_ptr<Database> records_database_;
+  std::unique_ptr<RocksdbRowStore> rows_;
+  std::unique_ptr<RowCatalog> catalog_;
   std::unique_ptr<RocksdbRecordStore> records_;
   std::unique_ptr<StateStore> store_;
   std::unique_ptr<Periodic> sweep_;

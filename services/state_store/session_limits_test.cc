@@ -280,7 +280,7 @@ TEST_F(SessionLimitsTest, WhatForksShareSurvivesAsLongAsOneOfThemDoes) {
   EXPECT_THAT(test_->catalog().HasSnapshot("at6"), IsOkAndHolds(false));
   EXPECT_EQ(test_->records().bytes(), kSnapshotBytes);
   EXPECT_EQ(test_->catalog().counts().tokens, 4);
-  ASSERT_OK(CheckCatalogRows(test_->database(), 8));
+  ASSERT_OK(CheckCatalogRows(test_->rows(), 8));
   Advance(absl::Minutes(20));
   ASSERT_OK(store().SweepSessions());
   EXPECT_THAT(test_->CatalogKeys(), IsEmpty());
@@ -316,9 +316,9 @@ TEST_F(SessionLimitsTest, IdleTimesOutliveARestart) {
 TEST_F(SessionLimitsTest, SessionsOfAnOlderBuildFindTheirPlaceAtStart) {
   Open(Ttl(absl::Minutes(30)));
   for (const char* id : {"s", "t"}) MakeSession(id);
-  ASSERT_OK(RemoveIdleRows(test_->database()));
+  ASSERT_OK(RemoveIdleRows(test_->rows()));
   ASSERT_OK(test_->Reopen());
-  ASSERT_OK(CheckCatalogRows(test_->database(), 8));
+  ASSERT_OK(CheckCatalogRows(test_->rows(), 8));
   Advance(absl::Minutes(28));
   ASSERT_OK(store().SweepSessions());
   EXPECT_THAT(Sessions(), ElementsAre("t"));
@@ -426,7 +426,7 @@ TEST_F(SessionLimitsTest, LongestIdleSessionsMakeRoomForNewOnes) {
   ASSERT_OK(store().ForkSession("a", absl::nullopt, "e"));  // The oldest, and what is forked is kept.
   EXPECT_THAT(Sessions(), ElementsAre("a", "d", "e"));
   EXPECT_EQ(Ended("max_sessions"), 2);
-  ASSERT_OK(CheckCatalogRows(test_->database(), 8));
+  ASSERT_OK(CheckCatalogRows(test_->rows(), 8));
 }
 
 TEST_F(SessionLimitsTest, WithinAMinuteTheOlderGoesFirstToo) {

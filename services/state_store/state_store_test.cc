@@ -204,7 +204,7 @@ TEST_F(StateStoreTest, AtEveryMomentOfACrashAcknowledgedTokensAndSnapshotsAreWho
         for (const v1::RecordInfo& info : manifest->records()) ASSERT_OK(after->records().Get(info));
       }
     }
-    ASSERT_OK(CheckCatalogRows(after->database(), 8));
+    ASSERT_OK(CheckCatalogRows(after->rows(), 8));
   }
   background.End();
 }
@@ -307,7 +307,7 @@ TEST_F(StateStoreTest, ChangeThatFailedAndYetHappenedBreaksNothing) {
   ASSERT_OK(store_->AddTurn(lease, "q", {5}, {6}));
   tokens.insert(tokens.end(), {5, 6});
   EXPECT_THAT(store_->Tokens("s"), IsOkAndHolds(tokens));
-  ASSERT_OK(CheckCatalogRows(store_->database(), 8));
+  ASSERT_OK(CheckCatalogRows(store_->rows(), 8));
 }
 
 TEST_F(StateStoreTest, FsyncsThatFailAmidManyWritersBreakNothing) {
@@ -346,10 +346,10 @@ TEST_F(StateStoreTest, FsyncsThatFailAmidManyWritersBreakNothing) {
     ASSERT_TRUE(Eventually([&] { return done >= start + 3; })) << "nothing is done after round " << round;
   }
   background.End();
-  ASSERT_OK(CheckCatalogRows(store_->database(), 8));
+  ASSERT_OK(CheckCatalogRows(store_->rows(), 8));
   EXPECT_THAT(store_->Tokens("root"), IsOkAndHolds(testing::ElementsAre(1, 2, 3, 4, 5, 6)));
   ASSERT_OK(store_->Reopen());
-  ASSERT_OK(CheckCatalogRows(store_->database(), 8));
+  ASSERT_OK(CheckCatalogRows(store_->rows(), 8));
 }
 
 }  // namespace

@@ -11,87 +11,47 @@
 #include "kernels/base/status_macros.h"
 #include "rocksdb/cache.h"
 #include "rocksdb/convenience.h"
-#include "rocksdb/filter_policy.h"
-#include "rocksdb/table.h"
 #include "services/common/logging.h"
+#include "services/state_store/rocksdb/layout.h"
 #include "services/state_store/rocksdb/reclaim.h"
 #include "services/state_store/rocksdb/rocksdb_status.h"
+#include "services/state_store/rows/sealed_value.h"
 
 namespace rwkv::state_store {
 namespace {
 
 constexpr char kFormatKey[] = "format_version";
-constexpr char kFormatVersion[] = "1";
-constexpr char kProbeKey[] = "probe";    // Written for the sake of writing; holds nothing.
-constexpr size_t kProbeBytes = 1 << 20;  // A disk with less than that to spare is full.
+constexpr char kFormatVersion[] = "2";
+constexpr char kFormerFormatVersion[] = "1";
+constexpr char kProbeKey[] = "probe";  // Written for the sake of writing; holds nothing.
+constexpr uint64_t kMaxJournalBytes = uint64_t{8} << 20;
 constexpr char kFailuresName[] = "rwkv_state_store_write_failures_total";
 constexpr char kFailuresHelp[] = "Writes that failed, by cause.";
 
-rocksdb::ColumnFamilyOptions FamilyOptions(Family family, const std::shared_ptr<rocksdb::Cache>& block_cache) {
-  rocksdb::ColumnFamilyOptions options;
-  rocksdb::BlockBasedTableOptions table;
-  table.block_cache = block_cache;
-  table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10));
-  options.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
-  options.write_buffer_size = 16 << 20;
-  // fp32 states do not compress, and the catalog is small: speed and few dependencies over space.
-  options.compression = rocksdb::kNoCompression;
-  if (family == Family::kRecords) {
-    options.write_buffer_size = 64 << 20;
-    options.enable_blob_files = true;
-    options.min_blob_size = 4 << 10;
-    options.blob_compression_type = rocksdb::kNoCompression;
-    // Records die young (retention keeps a few per branch), so old blob files are mostly garbage: rewrite them when
-    // half of the oldest ones is.
-    options.enable_blob_garbage_collection = true;
-    options.blob_garbage_collection_age_cutoff = 1.0;
-    options.blob_garbage_collection_force_threshold = 0.5;
-  }
-  return options;
-}
-
-std::string FamilyName(Family family) {
-  switch (family) {
-    case Family::kMeta:
-      return rocksdb::kDefaultColumnFamilyName;
-    case Family::kCatalog:
-      return "catalog";
-    case Family::kRecordInfos:
-      return "record_infos";
-    case Family::kRecords:
-      return "records";
-  }
-  return "";
-}
-
-// Makes `path` and its parents.
-absl::Status MakeDirectories(rocksdb::Env& env, const std::string& path, const std::string& name) {
-  for (size_t slash = path.find('/', 1);; slash = path.find('/', slash + 1)) {
-    const std::string part = path.substr(0, slash);
-    bool is_directory = false;
-    if (env.FileExists(part).ok()) {
-      if (env.IsDirectory(part, &is_directory).ok() && !is_directory) {
-        return absl::FailedPreconditionError(absl::StrCat(name, ": ", part, " is not a directory"));
-      }
-    } else if (rocksdb::Status status = env.CreateDirIfMissing(part); !status.ok()) {
-      return FromRocksdbStatus(status, absl::StrCat(name, ": cannot make ", part));
+// The changes of a family's rows in a batch.
+std::vector<JournalEdit> EditsOf(const rocksdb::WriteBatch& batch, uint32_t family) {
+  struct Collector : rocksdb::WriteBatch::Handler {
+    using Slice = rocksdb::Slice;
+    rocksdb::Status Add(uint32_t of, JournalEdit edit) {
+      if (of == family) edits.push_back(std::move(edit));
+      return rocksdb::Status::OK();
     }
-    if (slash == std::string::npos) return absl::OkStatus();
-  }
-}
-
-// Whether a file can be written and fsynced. At start RocksDB would find out too, but only in the middle of its
-// recovery and with a message to match; later this tells whether it is worth disturbing RocksDB.
-absl::Status CheckWritable(rocksdb::Env& env, const std::string& data_dir, const std::string& name) {
-  const std::string path = data_dir + "/.writable";
-  std::unique_ptr<rocksdb::WritableFile> file;
-  rocksdb::Status status = env.NewWritableFile(path, &file, rocksdb::EnvOptions());
-  if (status.ok()) status = file->Append(std::string(kProbeBytes, '\0'));
-  if (status.ok()) status = file->Sync();
-  if (status.ok()) status = file->Close();
-  file.reset();
-  env.DeleteFile(path).PermitUncheckedError();
-  return FromRocksdbStatus(status, absl::StrCat(name, ": not writable"));
+    rocksdb::Status PutCF(uint32_t of, const Slice& key, const Slice& value) override {
+      const uint32_t seal = of == family ? SealOf(absl::string_view(value.data(), value.size())) : 0;
+      return Add(of, {JournalEdit::Kind::kPut, key.ToString(), "", seal});
+    }
+    rocksdb::Status DeleteCF(uint32_t of, const Slice& key) override {
+      return Add(of, {JournalEdit::Kind::kDelete, key.ToString(), "", 0});
+    }
+    rocksdb::Status DeleteRangeCF(uint32_t of, const Slice& begin, const Slice& end) override {
+      return Add(of, {JournalEdit::Kind::kDeleteRange, begin.ToString(), end.ToString(), 0});
+    }
+    uint32_t family = 0;
+    std::vector<JournalEdit> edits;
+  } collector;
+  collector.family = family;
+  batch.Iterate(&collector).PermitUncheckedError();
+  return std::move(collector.edits);
 }
 
 }  // namespace
@@ -102,6 +62,7 @@ Database::Database(const Options& options, common::Metrics* metrics)
       env_(options.env != nullptr ? options.env : rocksdb::Env::Default()),
       statistics_(rocksdb::CreateDBStatistics()),
       block_cache_(rocksdb::NewLRUCache(64 << 20)),
+      journal_(options.journal ? std::make_unique<AckJournal>(env_, options.data_dir) : nullptr),
       commit_seconds_(metrics->Histogram("rwkv_state_store_commit_seconds",
                                          "Time of one durable write, from the call to its fsync.",
                                          common::Metrics::LatencyBuckets())),
@@ -114,12 +75,16 @@ Database::Database(const Options& options, common::Metrics* metrics)
       resumes_total_(metrics->Counter("rwkv_state_store_resumes_total", "Times that writing went on after failures.")),
       reclaimed_bytes_total_(metrics->Counter("rwkv_state_store_reclaimed_bytes_total",
                                               "Bytes of files that were given back to the disk after deletions.")),
-      writable_(metrics->Gauge("rwkv_state_store_writable", "1 while the database takes writes, 0 while it cannot.")) {
+      writable_(metrics->Gauge("rwkv_state_store_writable", "1 while the database takes writes, 0 while it cannot.",
+                               options.metrics_labels)) {
   statistics_->set_stats_level(rocksdb::kExceptHistogramOrTimers);
 }
 
 Database::~Database() {
+  // A store that was stopped has nothing in its write-ahead log, which could be cut without anybody noticing.
   absl::MutexLock lock(&db_mu_);
+  const bool flushed = db_ != nullptr && !stopped_ && lost_rows_.empty() && db_->Flush({}, families_).ok();
+  if (flushed && journal_ != nullptr && journal_->Rotate().ok()) journal_->DropOlder();
   CloseDb();
 }
 
@@ -128,11 +93,13 @@ absl::StatusOr<std::unique_ptr<Database>> Database::Open(const Options& options,
   std::unique_ptr<Database> database(new Database(options, metrics));
   RWKV_RETURN_IF_ERROR(MakeDirectories(*database->env_, options.data_dir, database->name_));
   RWKV_RETURN_IF_ERROR(CheckWritable(*database->env_, options.data_dir, database->name_));
+  RWKV_RETURN_IF_ERROR(AckJournal(database->env_, options.data_dir).CheckFiles(database->name_));
   {
     absl::MutexLock lock(&database->db_mu_);
     RWKV_RETURN_IF_ERROR(database->OpenDb());
   }
   RWKV_RETURN_IF_ERROR(database->CheckFormat());
+  RWKV_RETURN_IF_ERROR(database->CheckJournal());
   database->writable_.Set(1);
   return database;
 }
@@ -164,6 +131,10 @@ absl::Status Database::OpenDb() {
     const Family family = static_cast<Family>(i);
     descriptors.emplace_back(FamilyName(family), FamilyOptions(family, block_cache_));
   }
+  std::vector<std::string> names;
+  rocksdb::DB::ListColumnFamilies(options, options_.data_dir, &names).PermitUncheckedError();
+  const bool former = std::find(names.begin(), names.end(), kFormerCatalog) != names.end();
+  if (former) descriptors.emplace_back(kFormerCatalog, FamilyOptions(Family::kCatalog, block_cache_));
   rocksdb::DB* db = nullptr;
   const rocksdb::Status status = rocksdb::DB::Open(options, options_.data_dir, descriptors, &families_, &db);
   if (!status.ok()) {
@@ -206,10 +177,70 @@ absl::Status Database::CheckFormat() {
     return Write(std::move(access), batch, Durability::kSynced);
   }
   RWKV_RETURN_IF_ERROR(FromRocksdbStatus(status, name_));
-  if (version != kFormatVersion) {
+  if (version != kFormatVersion && version != kFormerFormatVersion) {
     return absl::FailedPreconditionError(
         absl::StrCat(name_, ": format ", version, ", while this build reads format ", kFormatVersion));
   }
+  return Upgrade(version);
+}
+
+absl::Status Database::Upgrade(const std::string& version) {
+  absl::MutexLock lock(&db_mu_);
+  if (version == kFormerFormatVersion) {
+    int64_t rows = 0;
+    if (families_.size() > kFamilyCount) {
+      RWKV_ASSIGN_OR_RETURN(
+          rows, CopyFormerRows(*db_, families_.back(), families_[static_cast<size_t>(Family::kCatalog)], name_));
+    }
+    rocksdb::WriteOptions options;
+    options.sync = true;
+    RWKV_RETURN_IF_ERROR(FromRocksdbStatus(
+        db_->Put(options, families_[static_cast<size_t>(Family::kMeta)], kFormatKey, kFormatVersion), name_));
+    common::LogInfo("format_upgraded",
+                    {{"data_dir", options_.data_dir}, {"from", version}, {"to", kFormatVersion}, {"rows", rows}});
+  }
+  if (families_.size() <= kFamilyCount) return absl::OkStatus();
+  RWKV_RETURN_IF_ERROR(FromRocksdbStatus(db_->DropColumnFamily(families_.back()), name_));
+  db_->DestroyColumnFamilyHandle(families_.back()).PermitUncheckedError();
+  families_.pop_back();
+  return absl::OkStatus();
+}
+
+absl::Status Database::CheckJournal() {
+  if (journal_ == nullptr) return absl::OkStatus();
+  const AcknowledgedRows acknowledged = journal_->Read();
+  if (acknowledged.damaged) common::LogWarning("journal_damaged", {{"data_dir", options_.data_dir}});
+  {
+    RWKV_ASSIGN_OR_RETURN(const Access access, Read());
+    for (const auto& [key, row] : acknowledged.rows) {
+      std::string value;
+      const rocksdb::Status status =
+          access.db().Get(rocksdb::ReadOptions(), access.family(Family::kCatalog), key, &value);
+      if (!status.IsNotFound()) RWKV_RETURN_IF_ERROR(FromRocksdbStatus(status, name_));
+      absl::optional<uint32_t> stored;
+      if (status.ok()) stored = SealOf(value);
+      if (!acknowledged.Agrees(key, stored)) lost_rows_.push_back(key);
+    }
+  }
+  return lost_rows_.empty() ? AcceptLoss() : absl::OkStatus();
+}
+
+absl::Status Database::AcceptLoss() {
+  lost_rows_.clear();
+  if (journal_ == nullptr) return absl::OkStatus();
+  RWKV_RETURN_IF_ERROR(journal_->Rotate());
+  journal_->DropOlder();
+  return absl::OkStatus();
+}
+
+absl::Status Database::TrimJournal() {
+  if (journal_ == nullptr || journal_->bytes() < kMaxJournalBytes) return absl::OkStatus();
+  RWKV_ASSIGN_OR_RETURN(const Access access, Read());
+  RWKV_RETURN_IF_ERROR(journal_->Rotate());
+  const std::vector<rocksdb::ColumnFamilyHandle*> rows = {access.family(Family::kMeta),
+                                                          access.family(Family::kCatalog)};
+  RWKV_RETURN_IF_ERROR(FromRocksdbStatus(access.db().Flush({}, rows), name_));
+  journal_->DropOlder();
   return absl::OkStatus();
 }
 
@@ -235,12 +266,22 @@ absl::Status Database::Write(Access access, rocksdb::WriteBatch& batch, Durabili
     absl::MutexLock lock(&error_mu_);
     return error_;
   }
+  uint64_t intent = 0;
+  if (journal_ != nullptr && durability == Durability::kSynced) {
+    const std::vector<JournalEdit> edits = EditsOf(batch, access.family(Family::kCatalog)->GetID());
+    if (!edits.empty()) {
+      const absl::StatusOr<uint64_t> intended = journal_->Intend(edits);
+      if (!intended.ok()) return Failed(intended.status());
+      intent = *intended;
+    }
+  }
   rocksdb::WriteOptions options;
   options.sync = durability == Durability::kSynced;
   const absl::Time start = absl::Now();
   const rocksdb::Status status = access.db().Write(options, &batch);
   access = Access();
-  if (!status.ok()) return Failed(status);
+  if (!status.ok()) return Failed(FromRocksdbStatus(status, absl::StrCat(name_, ": write failed")));
+  if (intent != 0) journal_->Acknowledge(intent);
   if (options.sync) {
     commit_seconds_.Observe(std::max(0.0, absl::ToDoubleSeconds(absl::Now() - start)));
     commits_total_.Increment();
@@ -293,8 +334,7 @@ void Database::CountSyncs() {
   if (counted < now) wal_syncs_total_.Increment(static_cast<double>(now - counted));
 }
 
-absl::Status Database::Failed(const rocksdb::Status& status) {
-  const absl::Status error = FromRocksdbStatus(status, absl::StrCat(name_, ": write failed"));
+absl::Status Database::Failed(const absl::Status& error) {
   (absl::IsResourceExhausted(error) ? no_space_total_
    : absl::IsDataLoss(error)        ? corruptions_total_
                                     : io_errors_total_)

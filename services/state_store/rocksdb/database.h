@@ -29,13 +29,14 @@
 #include "rocksdb/statistics.h"
 #include "rocksdb/write_batch.h"
 #include "services/common/metrics.h"
+#include "services/state_store/rocksdb/ack_journal.h"
 
 namespace rwkv::state_store {
 
 // Column families. Their order is the order of the handles, not stored anywhere.
 enum class Family {
   kMeta = 0,         // RocksDB's "default": the format's version, counters.
-  kCatalog = 1,      // Sessions, branches, logs, turns, snapshots: see catalog/rocksdb/keys.h.
+  kCatalog = 1,      // Sessions, branches, logs, turns, snapshots: see catalog/keys.h. Called "rows".
   kRecordInfos = 2,  // Length, checksum and age of each record.
   kRecords = 3,      // The records' bytes, in blob files.
 };
@@ -53,6 +54,9 @@ class Database {
     std::string data_dir;         // Required. Made if missing, with its parents.
     rocksdb::Env* env = nullptr;  // Null: the operating system's files. Borrowed; for tests.
     absl::Duration resume_interval = absl::Milliseconds(250);
+    // Whether it notes what it acknowledges of Family::kCatalog, see ack_journal.h.
+    bool journal = true;
+    common::Metrics::Labels metrics_labels;  // Of its gauges, where a process has two databases.
   };
 
   // Every message is one line that names data_dir. kFailedPrecondition: it is not a directory, or of a newer format.
@@ -90,6 +94,13 @@ class Database {
   // built under; it ends here.
   absl::Status Write(Access access, rocksdb::WriteBatch& batch, Durability durability);
 
+  // The keys of acknowledged changes that the files do not have, found when it was opened: its write-ahead log was cut
+  // or lost a part. Empty: none that it knows of. Until AcceptLoss() every opening finds them again.
+  const std::vector<std::string>& lost_rows() const { return lost_rows_; }
+  absl::Status AcceptLoss();
+  // Puts what the journal speaks of into files, if it has grown long. Now and then, by one thread.
+  absl::Status TrimJournal() ABSL_LOCKS_EXCLUDED(db_mu_, resume_mu_);
+
   // Makes every write so far durable.
   absl::Status Sync() ABSL_LOCKS_EXCLUDED(db_mu_, resume_mu_);
 
@@ -116,9 +127,11 @@ class Database {
   absl::Status OpenDb() ABSL_EXCLUSIVE_LOCKS_REQUIRED(db_mu_);
   void CloseDb() ABSL_EXCLUSIVE_LOCKS_REQUIRED(db_mu_);
   // Notes that writing has stopped, and returns what to tell the caller.
-  absl::Status Failed(const rocksdb::Status& status) ABSL_LOCKS_EXCLUDED(error_mu_);
+  absl::Status Failed(const absl::Status& error) ABSL_LOCKS_EXCLUDED(error_mu_);
   absl::Status Resume() ABSL_EXCLUSIVE_LOCKS_REQUIRED(resume_mu_) ABSL_LOCKS_EXCLUDED(db_mu_);
   absl::Status CheckFormat() ABSL_LOCKS_EXCLUDED(db_mu_);
+  absl::Status Upgrade(const std::string& version) ABSL_LOCKS_EXCLUDED(db_mu_);
+  absl::Status CheckJournal() ABSL_LOCKS_EXCLUDED(db_mu_);
   void CountSyncs();
 
   const Options options_;
@@ -126,6 +139,8 @@ class Database {
   rocksdb::Env* const env_;
   const std::shared_ptr<rocksdb::Statistics> statistics_;
   const std::shared_ptr<rocksdb::Cache> block_cache_;
+  const std::unique_ptr<AckJournal> journal_;  // Null: none.
+  std::vector<std::string> lost_rows_;         // Changes only before the database is used.
 
   mutable absl::Mutex db_mu_;  // Shared: using the database. Exclusive: opening and closing it.
   std::unique_ptr<rocksdb::DB> db_ ABSL_GUARDED_BY(db_mu_);

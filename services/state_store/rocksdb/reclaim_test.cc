@@ -66,9 +66,10 @@ class ReclaimTest : public ::testing::Test {
     Eventually(
         [&] {
           bytes = 0;
-          for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+          for (const auto& entry : std::filesystem::recursive_directory_iterator(folder)) {
             std::error_code gone;  // Between listing and looking.
-            const uintmax_t size = entry.file_size(gone);
+            const bool file = entry.is_regular_file(gone);
+            const uintmax_t size = gone || !file ? 0 : entry.file_size(gone);
             if (!gone) bytes += size;
           }
           return bytes <= want;
@@ -120,7 +121,7 @@ TEST_F(ReclaimTest, DeletedBeforeTheyWereEverFlushed) {
   for (uint32_t i = 0; i < 8; ++i) MakeSession(absl::StrCat("s", i), i);
   for (uint32_t i = 1; i < 8; ++i) Delete(absl::StrCat("s", i));
   EXPECT_GE(FolderBytes(UINT64_MAX), 14 * kMiB) << "the log has it all";
-  ASSERT_OK(store_.database().Reclaim());
+  ASSERT_OK(store_.Reclaim());
   EXPECT_LE(FolderBytes(3 * kMiB), 3 * kMiB);
   ExpectWhole("s0", 0);
 }
@@ -128,7 +129,7 @@ TEST_F(ReclaimTest, DeletedBeforeTheyWereEverFlushed) {
 TEST_F(ReclaimTest, DeletedFromBlobFilesAmongSessionsThatLive) {
   for (uint32_t i = 0; i < 8; ++i) MakeSession(absl::StrCat("s", i), i);
   {
-    ASSERT_OK_AND_ASSIGN(const Database::Access access, store_.database().Read());
+    ASSERT_OK_AND_ASSIGN(const Database::Access access, store_.records_database().Read());
     ASSERT_TRUE(access.db().Flush(rocksdb::FlushOptions(), access.family(Family::kRecords)).ok());
   }
   ASSERT_OK(store_.Reopen());  // As files of an earlier run.
@@ -136,24 +137,24 @@ TEST_F(ReclaimTest, DeletedFromBlobFilesAmongSessionsThatLive) {
   for (uint32_t i = 0; i < 8; ++i) {
     if (i != 3 && i != 6) Delete(absl::StrCat("s", i));
   }
-  ASSERT_OK(store_.database().Reclaim());
+  ASSERT_OK(store_.Reclaim());
   EXPECT_LE(FolderBytes(5 * kMiB), 5 * kMiB);
   EXPECT_GE(Reclaimed(), 11 * kMiB);
   ExpectWhole("s3", 3);
   ExpectWhole("s6", 6);
   ASSERT_OK(store_.Reopen());
   ExpectWhole("s3", 3);
-  ASSERT_OK(CheckCatalogRows(store_.database(), 8));
+  ASSERT_OK(CheckCatalogRows(store_.rows(), 8));
 }
 
 TEST_F(ReclaimTest, EndedByTheirIdleTimeAndAfterARestart) {
   for (uint32_t i = 0; i < 4; ++i) MakeSession(absl::StrCat("s", i), i);
-  ASSERT_OK(store_.database().Reclaim());
+  ASSERT_OK(store_.Reclaim());
   store_.clock().Advance(absl::Hours(1));
   ASSERT_OK(store_.store().SweepSessions());
   EXPECT_THAT(store_.CatalogKeys(), testing::IsEmpty());
   ASSERT_OK(store_.Reopen());  // What it knew of garbage, it knows no more.
-  ASSERT_OK(store_.database().Reclaim());
+  ASSERT_OK(store_.Reclaim());
   EXPECT_LE(FolderBytes(kMiB), kMiB);
 }
 
@@ -167,24 +168,24 @@ TEST_F(ReclaimTest, TokensOfALongLogGoToo) {
   ASSERT_OK(store_.Reopen());
   EXPECT_GE(FolderBytes(UINT64_MAX), 4 * kMiB);
   Delete("s");
-  ASSERT_OK(store_.database().Reclaim());
+  ASSERT_OK(store_.Reclaim());
   EXPECT_LE(FolderBytes(kMiB), kMiB);
 }
 
 TEST_F(ReclaimTest, NothingIsWrittenWhenNothingWasDeleted) {
   for (uint32_t i = 0; i < 3; ++i) MakeSession(absl::StrCat("s", i), i);
-  ASSERT_OK(store_.database().Reclaim());
-  ASSERT_OK(store_.database().Reclaim());
+  ASSERT_OK(store_.Reclaim());
+  ASSERT_OK(store_.Reclaim());
   const auto files = [&] {
     std::vector<std::string> names;
-    for (const auto& entry : std::filesystem::directory_iterator(store_.data_dir())) {
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(store_.data_dir())) {
       if (entry.path().extension() == ".sst" || entry.path().extension() == ".blob") names.push_back(entry.path());
     }
     std::sort(names.begin(), names.end());
     return names;
   };
   const std::vector<std::string> before = files();
-  ASSERT_OK(store_.database().Reclaim());
+  ASSERT_OK(store_.Reclaim());
   EXPECT_EQ(files(), before);
 }
 
@@ -192,7 +193,7 @@ TEST_F(ReclaimTest, StoreServesWhileItReclaims) {
   for (uint32_t i = 0; i < 4; ++i) MakeSession(absl::StrCat("s", i), i);
   Background background;
   background.Run([&] {
-    while (!background.ending()) EXPECT_OK(store_.database().Reclaim());
+    while (!background.ending()) EXPECT_OK(store_.Reclaim());
   });
   for (uint32_t round = 0; round < 10; ++round) {
     const std::string id = absl::StrCat("t", round);
@@ -202,7 +203,7 @@ TEST_F(ReclaimTest, StoreServesWhileItReclaims) {
   }
   background.End();
   for (uint32_t i = 0; i < 4; ++i) ExpectWhole(absl::StrCat("s", i), i);
-  ASSERT_OK(store_.database().Reclaim());
+  ASSERT_OK(store_.Reclaim());
   EXPECT_LE(FolderBytes(11 * kMiB), 11 * kMiB);
 }
 
@@ -249,7 +250,7 @@ TEST_F(ReclaimTest, FailedWriteEndsIt) {
   // Else opening the files again, and with it every call, would wait for its end.
   std::atomic<bool> canceled{true};
   for (uint32_t i = 0; i < 2; ++i) MakeSession(absl::StrCat("s", i), i);
-  ASSERT_OK_AND_ASSIGN(const Database::Access access, store_.database().Read());
+  ASSERT_OK_AND_ASSIGN(const Database::Access access, store_.records_database().Read());
   std::vector<rocksdb::ColumnFamilyHandle*> families;
   for (int i = 0; i < kFamilyCount; ++i) families.push_back(access.family(static_cast<Family>(i)));
   rocksdb::WriteBatch batch;
@@ -260,7 +261,7 @@ TEST_F(ReclaimTest, FailedWriteEndsIt) {
 
 TEST_F(ReclaimTest, DatabaseThatGoesDoesNotBegin) {
   store_.database().CancelReclaim();
-  EXPECT_THAT(store_.database().Reclaim(), StatusIs(StatusCode::kCancelled));
+  EXPECT_THAT(store_.Reclaim(), StatusIs(StatusCode::kCancelled));
 }
 
 }  // namespace

@@ -116,9 +116,10 @@ std::unique_ptr<rocksdb::FSWritableFile> FaultFileSystem::Wrap(const std::string
 void FaultFileSystem::CopyAsAfterCrash(const std::string& from, const std::string& to) {
   std::filesystem::create_directories(to);
   absl::MutexLock lock(&mu_);  // So that no file is renamed, deleted or synced meanwhile.
-  for (const auto& entry : std::filesystem::directory_iterator(from)) {
-    const std::string name = entry.path().filename().string();
-    if (!entry.is_regular_file() || name == "LOCK") continue;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(from)) {
+    const std::string name = std::filesystem::relative(entry.path(), from).string();
+    if (entry.is_directory()) std::filesystem::create_directories(to + "/" + name);
+    if (!entry.is_regular_file() || entry.path().filename() == "LOCK") continue;
     std::ifstream in(entry.path(), std::ios::binary);
     std::stringstream content;
     content << in.rdbuf();

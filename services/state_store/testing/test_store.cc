@@ -15,10 +15,10 @@
 #include "gtest/gtest.h"
 #include "kernels/base/status_macros.h"
 #include "rocksdb/iterator.h"
-#include "services/state_store/catalog/rocksdb/keys.h"
-#include "services/state_store/catalog/rocksdb/rows.pb.h"
+#include "services/state_store/catalog/keys.h"
+#include "services/state_store/catalog/rows.pb.h"
 #include "services/state_store/client/crc32c.h"
-#include "services/state_store/rocksdb/numbers.h"
+#include "services/state_store/rows/numbers.h"
 
 namespace rwkv::state_store {
 namespace {
@@ -29,6 +29,20 @@ std::vector<std::pair<std::string, std::string>> Rows(Database& database, Family
   if (!access.ok()) return rows;
   const std::unique_ptr<rocksdb::Iterator> it(access->db().NewIterator(rocksdb::ReadOptions(), access->family(family)));
   for (it->SeekToFirst(); it->Valid(); it->Next()) rows.emplace_back(it->key().ToString(), it->value().ToString());
+  return rows;
+}
+
+// Of the catalog.
+std::vector<std::pair<std::string, std::string>> Rows(RowStore& store) {
+  std::vector<std::pair<std::string, std::string>> rows;
+  const absl::StatusOr<std::unique_ptr<RowReader>> reader = store.Read();
+  if (!reader.ok()) return rows;
+  const absl::Status status =
+      (*reader)->Scan("b", "v", [&](absl::string_view key, absl::string_view value) -> absl::StatusOr<bool> {
+        if (key != "next_id") rows.emplace_back(key, value);
+        return true;
+      });
+  if (!status.ok()) std::fprintf(stderr, "Rows: %s\n", status.ToString().c_str());
   return rows;
 }
 
@@ -147,23 +161,21 @@ absl::StatusOr<v1::Session> TestStore::Import(const std::string& session_id, con
 
 std::vector<std::string> TestStore::CatalogKeys() {
   std::vector<std::string> keys;
-  for (const auto& [key, value] : Rows(database(), Family::kCatalog)) {
-    if (key != "next_id") keys.push_back(key);
-  }
+  for (const auto& [key, value] : Rows(rows())) keys.push_back(key);
   return keys;
 }
 
 std::vector<std::string> TestStore::RecordKeys() {
   std::vector<std::string> keys;
   for (const Family family : {Family::kRecordInfos, Family::kRecords}) {
-    for (const auto& [key, value] : Rows(database(), family)) keys.push_back(key);
+    for (const auto& [key, value] : Rows(records_database(), family)) keys.push_back(key);
   }
   return keys;
 }
 
 int64_t TestStore::LogTokens() {
   int64_t tokens = 0;
-  for (const auto& [key, value] : Rows(database(), Family::kCatalog)) {
+  for (const auto& [key, value] : Rows(rows())) {
     if (key[0] == 'l') tokens += static_cast<int64_t>(DecodeChunk(value)->token_ids.size());
   }
   return tokens;
@@ -185,22 +197,21 @@ v1::AppendItem TestAppend(const v1::Lease& lease, const std::string& request_id,
 
 absl::Status AppendOne(Catalog& catalog, const v1::AppendItem& item) { return catalog.AppendTokens({&item}).front(); }
 
-absl::Status RemoveIdleRows(Database& database) {
-  rocksdb::WriteBatch batch;
-  const auto rows = Rows(database, Family::kCatalog);
-  RWKV_ASSIGN_OR_RETURN(Database::Access access, database.Read());
+absl::Status RemoveIdleRows(RowStore& store) {
+  const auto rows = Rows(store);
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowTransaction> edit, store.Begin({}));
   for (const auto& [key, value] : rows) {
-    if (key[0] == 'u') batch.Delete(access.family(Family::kCatalog), key);
+    if (key[0] == 'u') edit->Delete(key);
     SessionRow row;
     if (key[0] != 's' || !row.ParseFromString(value)) continue;
     row.clear_idle_minute();
     row.clear_use_unix_nanos();
-    batch.Put(access.family(Family::kCatalog), key, row.SerializeAsString());
+    edit->Put(key, row.SerializeAsString());
   }
-  return database.Write(std::move(access), batch, Durability::kSynced);
+  return edit->Commit();
 }
 
-absl::Status CheckCatalogRows(Database& database, int snapshots_per_branch) {
+absl::Status CheckCatalogRows(RowStore& store, int snapshots_per_branch) {
   struct Branch {
     BranchRow row;
     uint64_t end = 0;
@@ -216,10 +227,9 @@ absl::Status CheckCatalogRows(Database& database, int snapshots_per_branch) {
   std::set<std::string> turn_sessions;
   std::map<std::string, int> turns;
   std::map<std::string, uint64_t> idle;  // Session to minute.
-  const auto rows = Rows(database, Family::kCatalog);
+  const auto rows = Rows(store);
   const auto broken = [](const auto&... parts) { return absl::InternalError(absl::StrCat(parts...)); };
   for (const auto& [key, value] : rows) {
-    if (key == "next_id") continue;
     switch (key[0]) {
       case 's':
         if (!sessions[key.substr(1)].ParseFromString(value)) return broken("session ", key.substr(1), " unreadable");

@@ -47,6 +47,9 @@ class TestStore {
   Catalog& catalog() { return embedded_->store().catalog(); }
   RecordStore& records() { return embedded_->store().records(); }
   Database& database() { return embedded_->database(); }
+  Database& records_database() { return embedded_->records_database(); }
+  RowStore& rows() { return embedded_->rows(); }
+  absl::Status Reclaim() { return embedded_->Reclaim(); }
   testing::FakeClock& clock() { return clock_; }
   common::Metrics& metrics() { return *metrics_; }
   const std::string& data_dir() const { return options_.database.data_dir; }
@@ -91,9 +94,9 @@ v1::AppendItem TestAppend(const v1::Lease& lease, const std::string& request_id,
 absl::Status AppendOne(Catalog& catalog, const v1::AppendItem& item);
 
 // Makes the rows of sessions those of a build that knew nothing of idle ones.
-absl::Status RemoveIdleRows(Database& database);
+absl::Status RemoveIdleRows(RowStore& rows);
 
 // What the rows of a catalog must satisfy among themselves: kInternal names the first that does not. Reads everything.
-absl::Status CheckCatalogRows(Database& database, int snapshots_per_branch);
+absl::Status CheckCatalogRows(RowStore& rows, int snapshots_per_branch);
 
 }  // namespace rwkv::state_store

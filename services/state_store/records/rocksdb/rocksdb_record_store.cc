@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/optional.h"
@@ -11,8 +12,8 @@
 #include "rocksdb/write_batch.h"
 #include "services/common/logging.h"
 #include "services/state_store/client/crc32c.h"
-#include "services/state_store/rocksdb/numbers.h"
 #include "services/state_store/rocksdb/rocksdb_status.h"
+#include "services/state_store/rows/numbers.h"
 
 namespace rwkv::state_store {
 namespace {
@@ -147,7 +148,10 @@ absl::StatusOr<std::string> RocksdbRecordStore::Get(const v1::RecordInfo& info) 
       return Corrupt(info, "its bytes are gone");
     }
   }
-  if (status.IsCorruption()) return Corrupt(info, status.ToString());
+  // A file of records that is gone stays gone: waiting for it would not help.
+  const bool gone =
+      status.IsPathNotFound() || (status.IsIOError() && absl::StrContains(status.ToString(), "No such file"));
+  if (status.IsCorruption() || gone) return Corrupt(info, status.ToString());
   RWKV_RETURN_IF_ERROR(FromRocksdbStatus(status, Name(info)));
   if (const uint32_t crc32c = Crc32c(data); data.size() != info.bytes() || crc32c != info.crc32c()) {
     return Corrupt(info, absl::StrCat("stored are ", Describe(data.size(), crc32c), ", want ",

@@ -36,7 +36,7 @@ class RocksdbRecordStoreTest : public ::testing::Test {
   }
   double CorruptRecords() { return store_.metrics().Counter("rwkv_state_store_corrupt_records_total", "").Value(); }
   void Flush() {
-    ASSERT_OK_AND_ASSIGN(const Database::Access access, store_.database().Read());
+    ASSERT_OK_AND_ASSIGN(const Database::Access access, store_.records_database().Read());
     for (const Family family : {Family::kRecordInfos, Family::kRecords}) {
       ASSERT_TRUE(access.db().Flush(rocksdb::FlushOptions(), access.family(family)).ok());
     }
@@ -151,13 +151,13 @@ TEST_F(RocksdbRecordStoreTest, ChangedBytesAreDataLossAndCounted) {
   const v1::RecordInfo info = Put("x", 0, TestRecordData(1, 10000));
   // A wrong value under the right key: only our own checksum can tell.
   {
-    ASSERT_OK_AND_ASSIGN(Database::Access access, store_.database().Read());
+    ASSERT_OK_AND_ASSIGN(Database::Access access, store_.records_database().Read());
     std::string wrong = TestRecordData(1, 10000);
     wrong[5000] ^= 1;
     std::string key("x\0\0\0\0\0\0\0\0\0", 10);
     rocksdb::WriteBatch batch;
     batch.Put(access.family(Family::kRecords), key, wrong);
-    ASSERT_OK(store_.database().Write(std::move(access), batch, Durability::kSynced));
+    ASSERT_OK(store_.records_database().Write(std::move(access), batch, Durability::kSynced));
   }
   EXPECT_THAT(records().Get(info),
               StatusIs(StatusCode::kDataLoss, AllOf(HasSubstr("record x/0"), HasSubstr("CRC32C"))));
@@ -169,7 +169,7 @@ TEST_F(RocksdbRecordStoreTest, FlippedBitOnTheDiskIsDataLoss) {
   const v1::RecordInfo info = Put("x", 0, data), sound_info = Put("y", 0, sound);
   Flush();
   int found = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(store_.data_dir())) {
+  for (const auto& entry : std::filesystem::directory_iterator(store_.data_dir() + "/records")) {
     if (entry.path().extension() != ".blob") continue;
     std::ifstream in(entry.path(), std::ios::binary);
     const std::string bytes((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
@@ -195,14 +195,14 @@ TEST_F(RocksdbRecordStoreTest, DeletedRecordsGiveTheirSpaceBack) {
     if (i % 8 == 7) Flush();
   }
   {
-    ASSERT_OK_AND_ASSIGN(const Database::Access access, store_.database().Read());
+    ASSERT_OK_AND_ASSIGN(const Database::Access access, store_.records_database().Read());
     ASSERT_TRUE(access.db()
                     .CompactRange(rocksdb::CompactRangeOptions(), access.family(Family::kRecords), nullptr, nullptr)
                     .ok());
   }
   ASSERT_OK(store_.Reopen());  // Which removes files that nothing refers to.
   uintmax_t bytes = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(store_.data_dir())) {
+  for (const auto& entry : std::filesystem::directory_iterator(store_.data_dir() + "/records")) {
     if (entry.path().extension() == ".blob") bytes += entry.file_size();
   }
   EXPECT_LE(bytes, uintmax_t{12} << 20);

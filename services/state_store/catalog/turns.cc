@@ -1,21 +1,21 @@
-// What RocksdbCatalog does with turns and their tokens.
+// What RowCatalog does with turns and their tokens.
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 #include "services/common/grpc_status.h"
-#include "services/state_store/catalog/rocksdb/catalog_rows.h"
-#include "services/state_store/catalog/rocksdb/keys.h"
-#include "services/state_store/catalog/rocksdb/rocksdb_catalog.h"
-#include "services/state_store/catalog/rocksdb/session_rows.h"
-#include "services/state_store/catalog/rocksdb/view.h"
+#include "services/state_store/catalog/catalog_rows.h"
+#include "services/state_store/catalog/keys.h"
+#include "services/state_store/catalog/row_catalog.h"
+#include "services/state_store/catalog/session_rows.h"
+#include "services/state_store/catalog/view.h"
 
 namespace rwkv::state_store {
 
-absl::StatusOr<TurnStart> RocksdbCatalog::BeginTurn(const v1::Lease& lease, const NewTurn& turn) {
+absl::StatusOr<TurnStart> RowCatalog::BeginTurn(const v1::Lease& lease, const NewTurn& turn) {
   const std::string& session_id = lease.session_id();
-  RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, LockSession(session_id));
-  RWKV_ASSIGN_OR_RETURN(View view, View::Open(*database_, View::At::kLatest));
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowTransaction> rows, Begin({session_id}));
+  const View view(rows.get());
   RWKV_ASSIGN_OR_RETURN(SessionRow row, Find(view, session_id));
   if (absl::Status status = CheckLease(lease, row); !status.ok()) {
     fenced_total_.Increment();
@@ -41,7 +41,7 @@ absl::StatusOr<TurnStart> RocksdbCatalog::BeginTurn(const v1::Lease& lease, cons
                                               turn.token_ids.size(), " more are over the limit of ", kMaxLogTokens));
   }
 
-  Edit edit(view);
+  Edit edit(rows.get());
   if (row.has_open_turn()) {
     RWKV_RETURN_IF_ERROR(FinishOpenTurn(view, edit, session_id, row, v1::FINISH_REASON_CANCELLED, nullptr));
   }
@@ -63,7 +63,7 @@ absl::StatusOr<TurnStart> RocksdbCatalog::BeginTurn(const v1::Lease& lease, cons
   row.set_model_fingerprint(std::string(turn.model_fingerprint));
   row.set_update_unix_nanos(absl::ToUnixNanos(clock_->Now()));
   PutSession(edit, session_id, row);
-  RWKV_RETURN_IF_ERROR(database_->Write(std::move(view).Close(), edit.batch(), Durability::kSynced));
+  RWKV_RETURN_IF_ERROR(rows->Commit());
   tokens_total_.Increment(static_cast<double>(turn.token_ids.size()));
   Count(0, 0, 0, static_cast<int64_t>(turn.token_ids.size()));
 
@@ -76,7 +76,7 @@ absl::StatusOr<TurnStart> RocksdbCatalog::BeginTurn(const v1::Lease& lease, cons
   return start;
 }
 
-std::vector<absl::Status> RocksdbCatalog::AppendTokens(absl::Span<const v1::AppendItem* const> items) {
+std::vector<absl::Status> RowCatalog::AppendTokens(absl::Span<const v1::AppendItem* const> items) {
   std::vector<absl::Status> statuses(items.size());
   const auto all_fail = [&](const absl::Status& status) {
     for (absl::Status& item_status : statuses) {
@@ -84,19 +84,17 @@ std::vector<absl::Status> RocksdbCatalog::AppendTokens(absl::Span<const v1::Appe
     }
     return statuses;
   };
-  std::vector<std::string> keys;
-  for (const v1::AppendItem* item : items) keys.push_back(absl::StrCat("session ", item->lease().session_id()));
-  const absl::StatusOr<KeyLocks::Guard> guard = session_locks_.Lock(std::move(keys));
-  if (!guard.ok()) return all_fail(guard.status());
-  absl::StatusOr<View> view = View::Open(*database_, View::At::kLatest);
-  if (!view.ok()) return all_fail(view.status());
-
-  Edit edit(*view);
+  std::vector<std::string> session_ids;
+  for (const v1::AppendItem* item : items) session_ids.push_back(item->lease().session_id());
+  const absl::StatusOr<std::unique_ptr<RowTransaction>> rows = Begin(session_ids);
+  if (!rows.ok()) return all_fail(rows.status());
+  const View view(rows->get());
+  Edit edit(rows->get());
   const int64_t now = absl::ToUnixNanos(clock_->Now());
   size_t tokens = 0;
   const auto append = [&](const v1::AppendItem& item) -> absl::Status {
     const std::string& session_id = item.lease().session_id();
-    RWKV_ASSIGN_OR_RETURN(SessionRow row, Find(*view, session_id));
+    RWKV_ASSIGN_OR_RETURN(SessionRow row, Find(view, session_id));
     if (absl::Status status = CheckLease(item.lease(), row); !status.ok()) {
       fenced_total_.Increment();
       return status;
@@ -121,7 +119,7 @@ std::vector<absl::Status> RocksdbCatalog::AppendTokens(absl::Span<const v1::Appe
     row.set_length(begin + item.token_ids_size());
     row.set_update_unix_nanos(now);
     if (item.finish_reason() != v1::FINISH_REASON_UNSPECIFIED) {
-      RWKV_RETURN_IF_ERROR(FinishOpenTurn(*view, edit, session_id, row, item.finish_reason(), &item));
+      RWKV_RETURN_IF_ERROR(FinishOpenTurn(view, edit, session_id, row, item.finish_reason(), &item));
     }
     PutTokens(edit, row.branch(), begin, item.token_ids(), item.logprobs());
     PutSession(edit, session_id, row);
@@ -129,17 +127,18 @@ std::vector<absl::Status> RocksdbCatalog::AppendTokens(absl::Span<const v1::Appe
     return absl::OkStatus();
   };
   for (size_t i = 0; i < items.size(); ++i) statuses[i] = append(*items[i]);
-  if (edit.empty()) return statuses;
-  const absl::Status written = database_->Write((*std::move(view)).Close(), edit.batch(), Durability::kSynced);
+  if ((*rows)->empty()) return statuses;
+  const absl::Status written = (*rows)->Commit();
   if (!written.ok()) return all_fail(written);
   tokens_total_.Increment(static_cast<double>(tokens));
   Count(0, 0, 0, static_cast<int64_t>(tokens));
   return statuses;
 }
 
-absl::StatusOr<absl::optional<v1::Turn>> RocksdbCatalog::FindTurn(const std::string& session_id,
-                                                                  absl::string_view request_id) {
-  RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kOnce));
+absl::StatusOr<absl::optional<v1::Turn>> RowCatalog::FindTurn(const std::string& session_id,
+                                                              absl::string_view request_id) {
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowReader> rows, rows_->Read());
+  const View view(rows.get());
   RWKV_ASSIGN_OR_RETURN(const SessionRow row, Find(view, session_id));
   absl::optional<TurnRow> found;
   RWKV_RETURN_IF_ERROR(ForEachTurn(view, session_id, [&](absl::string_view key, const TurnRow& stored) {
@@ -150,8 +149,9 @@ absl::StatusOr<absl::optional<v1::Turn>> RocksdbCatalog::FindTurn(const std::str
   return absl::make_optional(std::move(turn));
 }
 
-absl::StatusOr<TokenPage> RocksdbCatalog::ReadTokens(const std::string& session_id, uint64_t begin, uint64_t end) {
-  RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kOnce));
+absl::StatusOr<TokenPage> RowCatalog::ReadTokens(const std::string& session_id, uint64_t begin, uint64_t end) {
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowReader> rows, rows_->Read());
+  const View view(rows.get());
   RWKV_ASSIGN_OR_RETURN(const SessionRow row, Find(view, session_id));
   if (end > row.length()) {
     return absl::OutOfRangeError(absl::StrCat("session ", session_id, " has ", row.length(), " tokens; [", begin, ", ",

@@ -383,7 +383,7 @@ class CatalogModelTest : public ::testing::TestWithParam<uint32_t> {
       ASSERT_EQ(last.has_value() ? absl::make_optional(last->position()) : absl::nullopt, newest);
       if (model.base.has_value()) ASSERT_TRUE(newest.has_value()) << "the base is gone";
     }
-    ASSERT_OK(CheckCatalogRows(store_->database(), kSnapshotsPerBranch));
+    ASSERT_OK(CheckCatalogRows(store_->rows(), kSnapshotsPerBranch));
   }
 
   std::mt19937 random_;
@@ -438,7 +438,7 @@ TEST_P(CatalogModelTest, StoreAndModelAgree) {
     store_->clock().Advance(absl::Minutes(1));
     ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_->Acquire(id));
     ASSERT_OK(store_->store().DeleteSession(lease));
-    ASSERT_OK(CheckCatalogRows(store_->database(), kSnapshotsPerBranch));
+    ASSERT_OK(CheckCatalogRows(store_->rows(), kSnapshotsPerBranch));
   }
   EXPECT_THAT(store_->CatalogKeys(), IsEmpty());
   // Of records only those whose commit was refused are left; they are nobody's.

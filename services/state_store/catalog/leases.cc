@@ -1,27 +1,23 @@
-// What RocksdbCatalog does with leases.
+// What RowCatalog does with leases.
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 #include "services/common/grpc_status.h"
-#include "services/state_store/catalog/rocksdb/catalog_rows.h"
-#include "services/state_store/catalog/rocksdb/keys.h"
-#include "services/state_store/catalog/rocksdb/rocksdb_catalog.h"
-#include "services/state_store/catalog/rocksdb/session_rows.h"
-#include "services/state_store/catalog/rocksdb/view.h"
+#include "services/state_store/catalog/catalog_rows.h"
+#include "services/state_store/catalog/keys.h"
+#include "services/state_store/catalog/row_catalog.h"
+#include "services/state_store/catalog/session_rows.h"
+#include "services/state_store/catalog/view.h"
 
 namespace rwkv::state_store {
 
-absl::StatusOr<LeaseGrant> RocksdbCatalog::AcquireLease(const std::string& session_id, const std::string& holder,
-                                                        const std::string& incarnation, absl::Duration ttl) {
-  RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, LockSession(session_id));
+absl::StatusOr<LeaseGrant> RowCatalog::AcquireLease(const std::string& session_id, const std::string& holder,
+                                                    const std::string& incarnation, absl::Duration ttl) {
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowTransaction> rows, Begin({session_id}));
+  const View view(rows.get());
   SessionRow row;
-  uint64_t opening;
-  {
-    RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kLatest));
-    opening = view.opening();
-    RWKV_ASSIGN_OR_RETURN(row, Find(view, session_id));
-  }
+  RWKV_ASSIGN_OR_RETURN(row, Find(view, session_id));
   LeaseRow& current = *row.mutable_lease();
   const bool was_held = !current.holder().empty();
   const absl::Time now = clock_->Now();
@@ -35,34 +31,31 @@ absl::StatusOr<LeaseGrant> RocksdbCatalog::AcquireLease(const std::string& sessi
         expiry - now);
   }
   if (!alive || current.incarnation() != incarnation) {
-    RWKV_ASSIGN_OR_RETURN(const uint64_t token, NextId());
+    RWKV_ASSIGN_OR_RETURN(const uint64_t token, rows->NextId());
     current.set_fencing_token(token);
     current.set_holder(holder);
     current.set_incarnation(incarnation);
   }
   current.set_expiry_unix_nanos(absl::ToUnixNanos(now + ttl));
   row.set_use_unix_nanos(absl::ToUnixNanos(now));
-  RWKV_ASSIGN_OR_RETURN(View view, View::Reopen(*database_, opening));
-  Edit edit(view);
+  Edit edit(rows.get());
   PutSession(edit, session_id, row);
-  RWKV_RETURN_IF_ERROR(database_->Write(std::move(view).Close(), edit.batch(), Durability::kSynced));
-  Count(0, 0, was_held ? 0 : 1, 0);
   LeaseGrant grant;
+  RWKV_ASSIGN_OR_RETURN(grant.session, ToSessionWithSnapshots(view, session_id, row));
+  RWKV_RETURN_IF_ERROR(rows->Commit());
+  Count(0, 0, was_held ? 0 : 1, 0);
   grant.lease.set_session_id(session_id);
   grant.lease.set_fencing_token(current.fencing_token());
   grant.log_branch = LogBranch(row);
-  RWKV_ASSIGN_OR_RETURN(const View after, View::Open(*database_, View::At::kOnce));
-  RWKV_ASSIGN_OR_RETURN(grant.session, ToSessionWithSnapshots(after, session_id, row));
   return grant;
 }
 
-absl::StatusOr<std::vector<v1::Lease>> RocksdbCatalog::RenewLeases(absl::Span<const v1::Lease> leases,
-                                                                   absl::Duration ttl) {
-  std::vector<std::string> keys;
-  for (const v1::Lease& lease : leases) keys.push_back(absl::StrCat("session ", lease.session_id()));
-  RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, session_locks_.Lock(std::move(keys)));
-  RWKV_ASSIGN_OR_RETURN(View view, View::Open(*database_, View::At::kLatest));
-  Edit edit(view);
+absl::StatusOr<std::vector<v1::Lease>> RowCatalog::RenewLeases(absl::Span<const v1::Lease> leases, absl::Duration ttl) {
+  std::vector<std::string> session_ids;
+  for (const v1::Lease& lease : leases) session_ids.push_back(lease.session_id());
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowTransaction> rows, Begin(session_ids));
+  const View view(rows.get());
+  Edit edit(rows.get());
   std::vector<v1::Lease> lost;
   const absl::Time now = clock_->Now();
   for (const v1::Lease& lease : leases) {
@@ -76,15 +69,13 @@ absl::StatusOr<std::vector<v1::Lease>> RocksdbCatalog::RenewLeases(absl::Span<co
     row.set_use_unix_nanos(absl::ToUnixNanos(now));
     PutSession(edit, lease.session_id(), row);
   }
-  if (!edit.empty()) {
-    RWKV_RETURN_IF_ERROR(database_->Write(std::move(view).Close(), edit.batch(), Durability::kSynced));
-  }
+  if (!rows->empty()) RWKV_RETURN_IF_ERROR(rows->Commit());
   return lost;
 }
 
-absl::Status RocksdbCatalog::ReleaseLease(const v1::Lease& lease) {
-  RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, LockSession(lease.session_id()));
-  RWKV_ASSIGN_OR_RETURN(View view, View::Open(*database_, View::At::kLatest));
+absl::Status RowCatalog::ReleaseLease(const v1::Lease& lease) {
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowTransaction> rows, Begin({lease.session_id()}));
+  const View view(rows.get());
   RWKV_ASSIGN_OR_RETURN(SessionRow row, Find(view, lease.session_id()));
   if (row.lease().holder().empty() && row.lease().fencing_token() == lease.fencing_token()) return absl::OkStatus();
   if (absl::Status status = CheckLease(lease, row); !status.ok()) {
@@ -95,9 +86,9 @@ absl::Status RocksdbCatalog::ReleaseLease(const v1::Lease& lease) {
   row.mutable_lease()->clear_incarnation();
   row.mutable_lease()->clear_expiry_unix_nanos();
   row.set_use_unix_nanos(absl::ToUnixNanos(clock_->Now()));
-  Edit edit(view);
+  Edit edit(rows.get());
   PutSession(edit, lease.session_id(), row);
-  RWKV_RETURN_IF_ERROR(database_->Write(std::move(view).Close(), edit.batch(), Durability::kSynced));
+  RWKV_RETURN_IF_ERROR(rows->Commit());
   Count(0, 0, -1, 0);
   return absl::OkStatus();
 }

@@ -1,4 +1,4 @@
-#include "services/state_store/catalog/rocksdb/catalog_rows.h"
+#include "services/state_store/catalog/catalog_rows.h"
 
 #include <algorithm>
 #include <vector>
@@ -6,7 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 #include "services/common/grpc_status.h"
-#include "services/state_store/catalog/rocksdb/keys.h"
+#include "services/state_store/catalog/keys.h"
 
 namespace rwkv::state_store {
 namespace {
@@ -21,18 +21,21 @@ google::protobuf::Timestamp ToTimestamp(int64_t unix_nanos) {
   return timestamp;
 }
 
-absl::Status AddSnapshotPositions(const View& view, const SessionRow& row, v1::Session* session) {
-  RWKV_ASSIGN_OR_RETURN(const std::vector<Link> chain, view.Chain(row));
+}  // namespace
+
+absl::Status AddSnapshotPositions(const View& view, const SessionRow& row, const std::vector<Link>& chain,
+                                  const std::vector<std::string>& freed, v1::Session* session) {
   if (row.has_base_position()) session->add_snapshot_positions(row.base_position());
   for (auto link = chain.rbegin(); link != chain.rend(); ++link) {
     RWKV_ASSIGN_OR_RETURN(const std::vector<SnapshotAt> snapshots,
-                          view.Snapshots(link->branch, link->begin, link->end));
-    for (const SnapshotAt& snapshot : snapshots) session->add_snapshot_positions(snapshot.position);
+                          view.Snapshots(link->branch, link->begin, std::min(link->end, row.length())));
+    for (const SnapshotAt& snapshot : snapshots) {
+      if (std::find(freed.begin(), freed.end(), snapshot.manifest.snapshot_id()) != freed.end()) continue;
+      session->add_snapshot_positions(snapshot.position);
+    }
   }
   return absl::OkStatus();
 }
-
-}  // namespace
 
 v1::Session ToSession(absl::string_view session_id, const SessionRow& row) {
   v1::Session session;
@@ -53,9 +56,12 @@ v1::Session ToSession(absl::string_view session_id, const SessionRow& row) {
 absl::StatusOr<v1::Session> ToSessionWithSnapshots(const View& view, absl::string_view session_id,
                                                    const SessionRow& row) {
   v1::Session session = ToSession(session_id, row);
-  RWKV_RETURN_IF_ERROR(AddSnapshotPositions(view, row, &session));
+  RWKV_ASSIGN_OR_RETURN(const std::vector<Link> chain, view.Chain(row));
+  RWKV_RETURN_IF_ERROR(AddSnapshotPositions(view, row, chain, {}, &session));
   return session;
 }
+
+std::string FamilyLock(uint64_t family) { return absl::StrCat("family ", family); }
 
 std::string LogBranch(const SessionRow& row) { return absl::StrCat(row.branch()); }
 

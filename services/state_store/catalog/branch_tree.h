@@ -10,7 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/optional.h"
-#include "services/state_store/catalog/rocksdb/view.h"
+#include "services/state_store/catalog/view.h"
 
 namespace rwkv::state_store {
 

@@ -1,29 +1,25 @@
-// What RocksdbCatalog does with snapshots.
+// What RowCatalog does with snapshots.
 #include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 #include "services/common/grpc_status.h"
-#include "services/state_store/catalog/rocksdb/branch_tree.h"
-#include "services/state_store/catalog/rocksdb/catalog_rows.h"
-#include "services/state_store/catalog/rocksdb/keys.h"
-#include "services/state_store/catalog/rocksdb/rocksdb_catalog.h"
-#include "services/state_store/catalog/rocksdb/view.h"
+#include "services/state_store/catalog/branch_tree.h"
+#include "services/state_store/catalog/catalog_rows.h"
+#include "services/state_store/catalog/keys.h"
+#include "services/state_store/catalog/row_catalog.h"
+#include "services/state_store/catalog/view.h"
 
 namespace rwkv::state_store {
 
-absl::Status RocksdbCatalog::CommitSnapshot(const v1::Lease& lease, const std::string& log_branch,
-                                            const v1::SnapshotManifest& manifest, std::vector<std::string>* freed) {
+absl::Status RowCatalog::CommitSnapshot(const v1::Lease& lease, const std::string& log_branch,
+                                        const v1::SnapshotManifest& manifest, std::vector<std::string>* freed) {
   const std::string& session_id = lease.session_id();
-  RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, LockSession(session_id));
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowTransaction> rows, Begin({session_id}));
+  const View view(rows.get());
   SessionRow row;
-  uint64_t opening;
-  {
-    RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kLatest));
-    opening = view.opening();
-    RWKV_ASSIGN_OR_RETURN(row, Find(view, session_id));
-  }
+  RWKV_ASSIGN_OR_RETURN(row, Find(view, session_id));
   if (absl::Status status = CheckLease(lease, row); !status.ok()) {
     fenced_total_.Increment();
     return status;
@@ -39,8 +35,7 @@ absl::Status RocksdbCatalog::CommitSnapshot(const v1::Lease& lease, const std::s
                                               " tokens; a snapshot at position ", manifest.position(),
                                               " is not of it"));
   }
-  RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard family_guard, LockFamily(row.family()));
-  RWKV_ASSIGN_OR_RETURN(View view, View::Reopen(*database_, opening));
+  RWKV_RETURN_IF_ERROR(rows->Extend({FamilyLock(row.family())}));
   RWKV_ASSIGN_OR_RETURN(const absl::optional<std::string> at, view.Get(SnapshotIdKey(manifest.snapshot_id())));
   if (at.has_value()) {
     v1::SnapshotManifest committed;
@@ -54,18 +49,20 @@ absl::Status RocksdbCatalog::CommitSnapshot(const v1::Lease& lease, const std::s
   const auto link =
       std::find_if(chain.begin(), chain.end(), [&](const Link& link) { return link.begin < manifest.position(); });
   if (link == chain.end()) return absl::DataLossError("catalog: a log does not begin where its base is");
-  Edit edit(view);
+  Edit edit(rows.get());
   BranchTree tree(options_.snapshots_per_branch, &view, &edit);
   RWKV_RETURN_IF_ERROR(tree.AddSnapshot(*link, manifest));
-  RWKV_RETURN_IF_ERROR(database_->Write(std::move(view).Close(), edit.batch(), Durability::kSynced));
+  RWKV_RETURN_IF_ERROR(rows->Commit());
   Count(0, tree.snapshots_delta(), 0, 0);
   freed->insert(freed->end(), tree.freed().begin(), tree.freed().end());
   return absl::OkStatus();
 }
 
-absl::StatusOr<absl::optional<v1::SnapshotManifest>> RocksdbCatalog::FindSnapshot(
-    const std::string& session_id, uint64_t at_or_before, const std::string& model_fingerprint) {
-  RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kOnce));
+absl::StatusOr<absl::optional<v1::SnapshotManifest>> RowCatalog::FindSnapshot(const std::string& session_id,
+                                                                              uint64_t at_or_before,
+                                                                              const std::string& model_fingerprint) {
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowReader> rows, rows_->Read());
+  const View view(rows.get());
   RWKV_ASSIGN_OR_RETURN(const SessionRow row, Find(view, session_id));
   RWKV_ASSIGN_OR_RETURN(const std::vector<Link> chain, view.Chain(row));
   for (const Link& link : chain) {
@@ -84,18 +81,13 @@ absl::StatusOr<absl::optional<v1::SnapshotManifest>> RocksdbCatalog::FindSnapsho
   return absl::optional<v1::SnapshotManifest>();
 }
 
-absl::StatusOr<bool> RocksdbCatalog::DropSnapshot(const std::string& session_id, const std::string& snapshot_id,
-                                                  std::vector<std::string>* freed) {
-  RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, LockSession(session_id));
+absl::StatusOr<bool> RowCatalog::DropSnapshot(const std::string& session_id, const std::string& snapshot_id,
+                                              std::vector<std::string>* freed) {
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowTransaction> rows, Begin({session_id}));
+  const View view(rows.get());
   SessionRow row;
-  uint64_t opening;
-  {
-    RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kLatest));
-    opening = view.opening();
-    RWKV_ASSIGN_OR_RETURN(row, Find(view, session_id));
-  }
-  RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard family_guard, LockFamily(row.family()));
-  RWKV_ASSIGN_OR_RETURN(View view, View::Reopen(*database_, opening));
+  RWKV_ASSIGN_OR_RETURN(row, Find(view, session_id));
+  RWKV_RETURN_IF_ERROR(rows->Extend({FamilyLock(row.family())}));
   RWKV_ASSIGN_OR_RETURN(const absl::optional<std::string> at, view.Get(SnapshotIdKey(snapshot_id)));
   if (!at.has_value()) return false;
   if (at->size() != 16) return absl::DataLossError("catalog: the row of a snapshot's id is corrupt");
@@ -117,17 +109,18 @@ absl::StatusOr<bool> RocksdbCatalog::DropSnapshot(const std::string& session_id,
   SnapshotAt snapshot;
   snapshot.position = position;
   snapshot.manifest.set_snapshot_id(snapshot_id);
-  Edit edit(view);
+  Edit edit(rows.get());
   BranchTree tree(options_.snapshots_per_branch, &view, &edit);
   tree.RemoveSnapshot(branch, snapshot);
-  RWKV_RETURN_IF_ERROR(database_->Write(std::move(view).Close(), edit.batch(), Durability::kSynced));
+  RWKV_RETURN_IF_ERROR(rows->Commit());
   Count(0, tree.snapshots_delta(), 0, 0);
   freed->insert(freed->end(), tree.freed().begin(), tree.freed().end());
   return true;
 }
 
-absl::StatusOr<bool> RocksdbCatalog::HasSnapshot(const std::string& snapshot_id) {
-  RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kLatest));
+absl::StatusOr<bool> RowCatalog::HasSnapshot(const std::string& snapshot_id) {
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowReader> rows, rows_->Read());
+  const View view(rows.get());
   RWKV_ASSIGN_OR_RETURN(const absl::optional<std::string> at, view.Get(SnapshotIdKey(snapshot_id)));
   return at.has_value();
 }

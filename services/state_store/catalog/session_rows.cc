@@ -1,10 +1,10 @@
-#include "services/state_store/catalog/rocksdb/session_rows.h"
+#include "services/state_store/catalog/session_rows.h"
 
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
-#include "services/state_store/catalog/rocksdb/keys.h"
+#include "services/state_store/catalog/keys.h"
 
 namespace rwkv::state_store {
 namespace {

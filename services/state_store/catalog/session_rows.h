@@ -9,8 +9,8 @@
 #include "absl/time/time.h"
 #include "rwkv/v1/common.pb.h"
 #include "rwkv/v1/state_store.pb.h"
-#include "services/state_store/catalog/rocksdb/rows.pb.h"
-#include "services/state_store/catalog/rocksdb/view.h"
+#include "services/state_store/catalog/rows.pb.h"
+#include "services/state_store/catalog/view.h"
 
 namespace rwkv::state_store {
 

@@ -117,7 +117,7 @@ TEST(CatalogConcurrencyTest, SessionsThatShareBranchesDoNotDisturbEachOther) {
   }
   for (std::thread& thread : threads) thread.join();
   if (HasFailure()) return;
-  ASSERT_OK(CheckCatalogRows(store.database(), kSnapshotsPerBranch));
+  ASSERT_OK(CheckCatalogRows(store.rows(), kSnapshotsPerBranch));
   const CatalogCounts counts = store.catalog().counts();
   ASSERT_OK(store.Reopen());
   EXPECT_EQ(store.catalog().counts().sessions, counts.sessions);

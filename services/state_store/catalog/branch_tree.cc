@@ -1,4 +1,4 @@
-#include "services/state_store/catalog/rocksdb/branch_tree.h"
+#include "services/state_store/catalog/branch_tree.h"
 
 #include <algorithm>
 #include <utility>
@@ -6,7 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
 #include "kernels/base/status_macros.h"
-#include "services/state_store/rocksdb/numbers.h"
+#include "services/state_store/rows/numbers.h"
 
 namespace rwkv::state_store {
 namespace {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
@@ -11,11 +12,15 @@
 #include "absl/types/span.h"
 #include "proto/rwkv/v1/sessions.pb.h"
 #include "proto/rwkv/v1/state_store.pb.h"
-#include "services/state_store/catalog/rocksdb/view.h"
+#include "services/state_store/catalog/view.h"
 
 namespace rwkv::state_store {
 
 v1::Session ToSession(absl::string_view session_id, const SessionRow& row);
+// The positions of the snapshots that a session of this row can reach: those of `chain` up to its length, less `freed`.
+// The chain may be that of the session that it is about to share with.
+absl::Status AddSnapshotPositions(const View& view, const SessionRow& row, const std::vector<Link>& chain,
+                                  const std::vector<std::string>& freed, v1::Session* session);
 absl::StatusOr<v1::Session> ToSessionWithSnapshots(const View& view, absl::string_view session_id,
                                                    const SessionRow& row);
 
@@ -28,6 +33,9 @@ uint64_t TurnEnd(const TurnRow& turn, const SessionRow& row);
 // The turns of a session, oldest first.
 absl::Status ForEachTurn(const View& view, const std::string& session_id,
                          absl::FunctionRef<void(absl::string_view key, const TurnRow& turn)> visit);
+
+// Held, after the session's lock, to change what sessions that came from one by forking share.
+std::string FamilyLock(uint64_t family);
 
 // The name that clients know the session's branch by.
 std::string LogBranch(const SessionRow& row);

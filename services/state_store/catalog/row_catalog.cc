@@ -1,30 +1,27 @@
-#include "services/state_store/catalog/rocksdb/rocksdb_catalog.h"
+#include "services/state_store/catalog/row_catalog.h"
 
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 #include "services/common/grpc_status.h"
-#include "services/state_store/catalog/rocksdb/branch_tree.h"
-#include "services/state_store/catalog/rocksdb/catalog_rows.h"
-#include "services/state_store/catalog/rocksdb/session_rows.h"
-#include "services/state_store/catalog/rocksdb/view.h"
-#include "services/state_store/rocksdb/numbers.h"
+#include "services/state_store/catalog/branch_tree.h"
+#include "services/state_store/catalog/catalog_rows.h"
+#include "services/state_store/catalog/session_rows.h"
+#include "services/state_store/catalog/view.h"
+#include "services/state_store/rows/row_store.h"
 
 namespace rwkv::state_store {
 namespace {
 
-constexpr char kNextIdKey[] = "next_id";
-constexpr uint64_t kIdsReserved = 1024;  // One fsync for so many ids; lost by a restart, which is fine.
-
-std::string FamilyLock(uint64_t family) { return absl::StrCat("session family ", family); }
+// Above what counts as a page of rows that are written anew.
+constexpr int kLoadPage = 4096;
 
 }  // namespace
 
-RocksdbCatalog::RocksdbCatalog(const Options& options, Database* database, common::Clock* clock,
-                               common::Metrics* metrics)
+RowCatalog::RowCatalog(const Options& options, RowStore* rows, common::Clock* clock, common::Metrics* metrics)
     : options_(options),
-      database_(database),
+      rows_(rows),
       clock_(clock),
       sessions_gauge_(metrics->Gauge("rwkv_state_store_sessions", "Sessions in the catalog.")),
       snapshots_gauge_(metrics->Gauge("rwkv_state_store_snapshots", "Snapshots that are committed.")),
@@ -33,48 +30,43 @@ RocksdbCatalog::RocksdbCatalog(const Options& options, Database* database, commo
       tokens_total_(metrics->Counter("rwkv_state_store_appended_tokens_total", "Tokens appended, input included.")),
       fenced_total_(metrics->Counter("rwkv_state_store_fenced_total", "Changes refused for an old fencing token.")) {}
 
-absl::StatusOr<std::unique_ptr<RocksdbCatalog>> RocksdbCatalog::Create(const Options& options, Database* database,
-                                                                       common::Clock* clock, common::Metrics* metrics) {
+absl::StatusOr<std::unique_ptr<RowCatalog>> RowCatalog::Create(const Options& options, RowStore* rows,
+                                                               common::Clock* clock, common::Metrics* metrics) {
   if (options.snapshots_per_branch < 1) {
     return absl::InvalidArgumentError(
         absl::StrCat("snapshots_per_branch is ", options.snapshots_per_branch, ", want at least 1"));
   }
-  std::unique_ptr<RocksdbCatalog> catalog(new RocksdbCatalog(options, database, clock, metrics));
+  std::unique_ptr<RowCatalog> catalog(new RowCatalog(options, rows, clock, metrics));
   RWKV_RETURN_IF_ERROR(catalog->Load());
   return catalog;
 }
 
-absl::Status RocksdbCatalog::Load() {
+absl::Status RowCatalog::Load() {
   RWKV_ASSIGN_OR_RETURN(const int64_t session_tokens, LoadSessions());
   RWKV_ASSIGN_OR_RETURN(const int64_t branch_tokens, LoadBranches());
-  RWKV_ASSIGN_OR_RETURN(View view, View::Open(*database_, View::At::kOnce));
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowReader> rows, rows_->Read());
+  const View view(rows.get());
   int snapshots = 0;
   RWKV_RETURN_IF_ERROR(view.Scan("i", "j", [&](absl::string_view, absl::string_view) -> absl::StatusOr<bool> {
     ++snapshots;
     return true;
   }));
   Count(0, snapshots, 0, session_tokens + branch_tokens);
-
-  RWKV_ASSIGN_OR_RETURN(const absl::optional<std::string> next, view.Get(kNextIdKey));
-  if (next.has_value() && next->size() != 8) return absl::DataLossError("catalog: the row of the next id is corrupt");
-  std::move(view).Close();
-  absl::MutexLock lock(&id_mu_);
-  next_id_ = reserved_ids_end_ = next.has_value() ? NumberAt(*next, 0) : 1;
   return absl::OkStatus();
 }
 
-absl::StatusOr<int64_t> RocksdbCatalog::LoadSessions() {
-  constexpr int kPage = 4096;  // Of an old store every row is written anew.
+absl::StatusOr<int64_t> RowCatalog::LoadSessions() {
   int64_t tokens = 0;
   std::string begin = "s";
   for (bool more = true; more;) {
     more = false;
     int sessions = 0, leases = 0;
-    RWKV_ASSIGN_OR_RETURN(View view, View::Open(*database_, View::At::kLatest));
-    Edit edit(view);
+    RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowTransaction> rows, rows_->Begin({}));
+    const View view(rows.get());
+    Edit edit(rows.get());
     RWKV_RETURN_IF_ERROR(
         view.Scan(begin, "t", [&](absl::string_view key, absl::string_view value) -> absl::StatusOr<bool> {
-          if (sessions == kPage) {
+          if (sessions == kLoadPage) {
             begin = std::string(key);
             more = true;
             return false;
@@ -89,24 +81,23 @@ absl::StatusOr<int64_t> RocksdbCatalog::LoadSessions() {
           if (!IsIndexed(row)) PutSession(edit, key.substr(1), row);
           return true;
         }));
-    if (!edit.empty()) {
-      RWKV_RETURN_IF_ERROR(database_->Write(std::move(view).Close(), edit.batch(), Durability::kSynced));
-    }
+    if (!rows->empty()) RWKV_RETURN_IF_ERROR(rows->Commit());
     Count(sessions, 0, leases, 0);
   }
   return tokens;
 }
 
-absl::StatusOr<int64_t> RocksdbCatalog::LoadBranches() {
+absl::StatusOr<int64_t> RowCatalog::LoadBranches() {
   // A branch has the tokens from its fork position to its end: for a head its session's length, for the others the last
   // fork below it, which is the last of its edges.
-  RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kOnce));
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowReader> rows, rows_->Read());
+  const View view(rows.get());
   int64_t tokens = 0;
   RWKV_RETURN_IF_ERROR(view.Scan("b", "c", [&](absl::string_view key, absl::string_view) -> absl::StatusOr<bool> {
     RWKV_ASSIGN_OR_RETURN(const BranchRow row, view.Branch(FirstNumber(key)));
     tokens -= static_cast<int64_t>(row.fork_position());
     if (row.is_head()) return true;
-    Edit none(view);
+    Edit none(nullptr);
     RWKV_ASSIGN_OR_RETURN(const absl::optional<uint64_t> end,
                           BranchTree(options_.snapshots_per_branch, &view, &none).LastFork(FirstNumber(key)));
     tokens += static_cast<int64_t>(end.value_or(row.fork_position()));
@@ -115,50 +106,34 @@ absl::StatusOr<int64_t> RocksdbCatalog::LoadBranches() {
   return tokens;
 }
 
-void RocksdbCatalog::Count(int sessions, int snapshots, int leases, int64_t tokens) {
+void RowCatalog::Count(int sessions, int snapshots, int leases, int64_t tokens) {
   sessions_gauge_.Set(static_cast<double>(sessions_ += sessions));
   snapshots_gauge_.Set(static_cast<double>(snapshots_ += snapshots));
   leases_gauge_.Set(static_cast<double>(leases_ += leases));
   tokens_gauge_.Set(static_cast<double>(tokens_ += tokens));
 }
 
-CatalogCounts RocksdbCatalog::counts() const {
+CatalogCounts RowCatalog::counts() const {
   return {sessions_.load(), snapshots_.load(), leases_.load(), tokens_.load()};
 }
 
-absl::StatusOr<SessionRow> RocksdbCatalog::Find(const View& view, const std::string& session_id) const {
+absl::StatusOr<SessionRow> RowCatalog::Find(const View& view, const std::string& session_id) const {
   absl::StatusOr<SessionRow> row = view.Session(session_id);
   if (!absl::IsNotFound(row.status()) || options_.how_sessions_end.empty()) return row;
   return absl::NotFoundError(absl::StrCat(row.status().message(), "; ", options_.how_sessions_end));
 }
 
-absl::StatusOr<uint64_t> RocksdbCatalog::NextId() {
-  absl::MutexLock lock(&id_mu_);
-  if (next_id_ == reserved_ids_end_) {
-    RWKV_ASSIGN_OR_RETURN(View view, View::Open(*database_, View::At::kLatest));
-    Edit edit(view);
-    std::string value;
-    AppendNumber(value, next_id_ + kIdsReserved);
-    edit.Put(kNextIdKey, value);
-    RWKV_RETURN_IF_ERROR(database_->Write(std::move(view).Close(), edit.batch(), Durability::kSynced));
-    reserved_ids_end_ = next_id_ + kIdsReserved;
-  }
-  return next_id_++;
+absl::StatusOr<std::unique_ptr<RowTransaction>> RowCatalog::Begin(const std::vector<std::string>& session_ids) {
+  std::vector<std::string> locks;
+  locks.reserve(session_ids.size());
+  for (const std::string& session_id : session_ids) locks.push_back(absl::StrCat("session ", session_id));
+  return rows_->Begin(locks);
 }
 
-absl::StatusOr<KeyLocks::Guard> RocksdbCatalog::LockSession(const std::string& session_id) {
-  return session_locks_.Lock({absl::StrCat("session ", session_id)});
-}
-
-absl::StatusOr<KeyLocks::Guard> RocksdbCatalog::LockFamily(uint64_t family) {
-  return family_locks_.Lock({FamilyLock(family)});
-}
-
-absl::StatusOr<v1::Session> RocksdbCatalog::CreateSession(const std::string& session_id,
-                                                          const std::string& initial_state) {
-  RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, LockSession(session_id));
-  RWKV_ASSIGN_OR_RETURN(const uint64_t branch, NextId());
-  RWKV_ASSIGN_OR_RETURN(View view, View::Open(*database_, View::At::kLatest));
+absl::StatusOr<v1::Session> RowCatalog::CreateSession(const std::string& session_id, const std::string& initial_state) {
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowTransaction> rows, Begin({session_id}));
+  const View view(rows.get());
+  RWKV_ASSIGN_OR_RETURN(const uint64_t branch, rows->NextId());
   SessionRow row;
   RWKV_ASSIGN_OR_RETURN(const bool exists, view.Get(SessionKey(session_id), &row));
   if (exists) return absl::AlreadyExistsError(absl::StrCat("session ", session_id, " exists already"));
@@ -169,19 +144,19 @@ absl::StatusOr<v1::Session> RocksdbCatalog::CreateSession(const std::string& ses
   row.set_branch(branch);
   row.set_next_turn(1);
   row.set_initial_state(initial_state);
-  Edit edit(view);
+  Edit edit(rows.get());
   BranchTree tree(options_.snapshots_per_branch, &view, &edit);
   tree.AddRoot(branch, 0, nullptr);
   PutSession(edit, session_id, row);
-  RWKV_RETURN_IF_ERROR(database_->Write(std::move(view).Close(), edit.batch(), Durability::kSynced));
+  RWKV_RETURN_IF_ERROR(rows->Commit());
   Count(1, 0, 0, 0);
   return ToSession(session_id, row);
 }
 
-absl::StatusOr<v1::Session> RocksdbCatalog::ImportSession(const std::string& session_id, const NewImport& import) {
-  RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, LockSession(session_id));
-  RWKV_ASSIGN_OR_RETURN(const uint64_t branch, NextId());
-  RWKV_ASSIGN_OR_RETURN(View view, View::Open(*database_, View::At::kLatest));
+absl::StatusOr<v1::Session> RowCatalog::ImportSession(const std::string& session_id, const NewImport& import) {
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowTransaction> rows, Begin({session_id}));
+  const View view(rows.get());
+  RWKV_ASSIGN_OR_RETURN(const uint64_t branch, rows->NextId());
   SessionRow row;
   RWKV_ASSIGN_OR_RETURN(const bool exists, view.Get(SessionKey(session_id), &row));
   if (exists) return absl::AlreadyExistsError(absl::StrCat("session ", session_id, " exists already"));
@@ -202,13 +177,13 @@ absl::StatusOr<v1::Session> RocksdbCatalog::ImportSession(const std::string& ses
   row.set_initial_state(import.initial_state);
   row.set_log_begin(log_begin);
   if (import.base) row.set_base_position(manifest.position());
-  Edit edit(view);
+  Edit edit(rows.get());
   BranchTree tree(options_.snapshots_per_branch, &view, &edit);
   tree.AddRoot(branch, log_begin, import.base ? &manifest : nullptr);
   if (!import.base) RWKV_RETURN_IF_ERROR(tree.AddSnapshot({branch, log_begin, row.length()}, manifest));
   PutTokens(edit, branch, log_begin, import.token_ids, {});
   PutSession(edit, session_id, row);
-  RWKV_RETURN_IF_ERROR(database_->Write(std::move(view).Close(), edit.batch(), Durability::kSynced));
+  RWKV_RETURN_IF_ERROR(rows->Commit());
   Count(1, tree.snapshots_delta(), 0, static_cast<int64_t>(import.token_ids.size()));
   tokens_total_.Increment(static_cast<double>(import.token_ids.size()));
   v1::Session session = ToSession(session_id, row);
@@ -216,14 +191,16 @@ absl::StatusOr<v1::Session> RocksdbCatalog::ImportSession(const std::string& ses
   return session;
 }
 
-absl::StatusOr<v1::Session> RocksdbCatalog::GetSession(const std::string& session_id) {
-  RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kOnce));
+absl::StatusOr<v1::Session> RowCatalog::GetSession(const std::string& session_id) {
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowReader> rows, rows_->Read());
+  const View view(rows.get());
   RWKV_ASSIGN_OR_RETURN(const SessionRow row, Find(view, session_id));
   return ToSessionWithSnapshots(view, session_id, row);
 }
 
-absl::StatusOr<SessionPage> RocksdbCatalog::ListSessions(int page_size, const std::string& page_token) {
-  RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kOnce));
+absl::StatusOr<SessionPage> RowCatalog::ListSessions(int page_size, const std::string& page_token) {
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowReader> rows, rows_->Read());
+  const View view(rows.get());
   SessionPage page;
   const std::string begin = page_token.empty() ? "s" : SessionKey(page_token) + '\0';
   RWKV_RETURN_IF_ERROR(
@@ -242,26 +219,19 @@ absl::StatusOr<SessionPage> RocksdbCatalog::ListSessions(int page_size, const st
   return page;
 }
 
-absl::StatusOr<v1::Session> RocksdbCatalog::ForkSession(const std::string& session_id,
-                                                        absl::optional<uint64_t> position,
-                                                        const std::string& new_session_id) {
-  RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, session_locks_.Lock({absl::StrCat("session ", session_id),
-                                                                          absl::StrCat("session ", new_session_id)}));
-  RWKV_ASSIGN_OR_RETURN(const uint64_t branch, NextId());
+absl::StatusOr<v1::Session> RowCatalog::ForkSession(const std::string& session_id, absl::optional<uint64_t> position,
+                                                    const std::string& new_session_id) {
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowTransaction> rows, Begin({session_id, new_session_id}));
+  const View view(rows.get());
+  RWKV_ASSIGN_OR_RETURN(const uint64_t branch, rows->NextId());
   SessionRow source;
-  uint64_t opening;
-  {
-    RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kLatest));
-    opening = view.opening();
-    RWKV_ASSIGN_OR_RETURN(source, Find(view, session_id));
-    SessionRow taken;
-    RWKV_ASSIGN_OR_RETURN(const bool exists, view.Get(SessionKey(new_session_id), &taken));
-    if (exists) return absl::AlreadyExistsError(absl::StrCat("session ", new_session_id, " exists already"));
-  }
+  RWKV_ASSIGN_OR_RETURN(source, Find(view, session_id));
+  SessionRow taken;
+  RWKV_ASSIGN_OR_RETURN(const bool exists, view.Get(SessionKey(new_session_id), &taken));
+  if (exists) return absl::AlreadyExistsError(absl::StrCat("session ", new_session_id, " exists already"));
   const uint64_t at = position.value_or(source.length());
   RWKV_RETURN_IF_ERROR(CheckPosition(session_id, source, at, "forked at"));
-  RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard family_guard, LockFamily(source.family()));
-  RWKV_ASSIGN_OR_RETURN(View view, View::Reopen(*database_, opening));
+  RWKV_RETURN_IF_ERROR(rows->Extend({FamilyLock(source.family())}));
   RWKV_ASSIGN_OR_RETURN(const std::vector<Link> chain, view.Chain(source));
   SessionRow row;
   const int64_t now = absl::ToUnixNanos(clock_->Now());
@@ -280,38 +250,34 @@ absl::StatusOr<v1::Session> RocksdbCatalog::ForkSession(const std::string& sessi
   row.set_branch(branch);
   row.set_length(at);
   row.set_next_turn(1);
-  Edit edit(view);
+  Edit edit(rows.get());
   BranchTree tree(options_.snapshots_per_branch, &view, &edit);
   tree.Fork(chain, has_base, at, branch);
   PutSession(edit, new_session_id, row);
-  RWKV_RETURN_IF_ERROR(database_->Write(std::move(view).Close(), edit.batch(), Durability::kSynced));
+  v1::Session session = ToSession(new_session_id, row);
+  RWKV_RETURN_IF_ERROR(AddSnapshotPositions(view, row, chain, {}, &session));
+  RWKV_RETURN_IF_ERROR(rows->Commit());
   Count(1, 0, 0, 0);
-  RWKV_ASSIGN_OR_RETURN(const View after, View::Open(*database_, View::At::kLatest));
-  return ToSessionWithSnapshots(after, new_session_id, row);
+  return session;
 }
 
-absl::StatusOr<v1::Session> RocksdbCatalog::RewindSession(const v1::Lease& lease, uint64_t position,
-                                                          std::vector<std::string>* freed) {
+absl::StatusOr<v1::Session> RowCatalog::RewindSession(const v1::Lease& lease, uint64_t position,
+                                                      std::vector<std::string>* freed) {
   const std::string& session_id = lease.session_id();
-  RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, LockSession(session_id));
-  RWKV_ASSIGN_OR_RETURN(const uint64_t branch, NextId());
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowTransaction> rows, Begin({session_id}));
+  const View view(rows.get());
+  RWKV_ASSIGN_OR_RETURN(const uint64_t branch, rows->NextId());
   SessionRow row;
-  uint64_t opening;
-  {
-    RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kLatest));
-    opening = view.opening();
-    RWKV_ASSIGN_OR_RETURN(row, Find(view, session_id));
-    if (absl::Status status = CheckLease(lease, row); !status.ok()) {
-      fenced_total_.Increment();
-      return status;
-    }
-    RWKV_RETURN_IF_ERROR(CheckPosition(session_id, row, position, "rewound to"));
-    if (position == row.length()) return ToSessionWithSnapshots(view, session_id, row);
+  RWKV_ASSIGN_OR_RETURN(row, Find(view, session_id));
+  if (absl::Status status = CheckLease(lease, row); !status.ok()) {
+    fenced_total_.Increment();
+    return status;
   }
-  RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard family_guard, LockFamily(row.family()));
-  RWKV_ASSIGN_OR_RETURN(View view, View::Reopen(*database_, opening));
+  RWKV_RETURN_IF_ERROR(CheckPosition(session_id, row, position, "rewound to"));
+  if (position == row.length()) return ToSessionWithSnapshots(view, session_id, row);
+  RWKV_RETURN_IF_ERROR(rows->Extend({FamilyLock(row.family())}));
   RWKV_ASSIGN_OR_RETURN(const std::vector<Link> chain, view.Chain(row));
-  Edit edit(view);
+  Edit edit(rows.get());
   BranchTree tree(options_.snapshots_per_branch, &view, &edit);
   tree.Fork(chain, row.has_base_position(), position, branch);
   RWKV_RETURN_IF_ERROR(tree.Release(row.branch(), row.length()));
@@ -323,40 +289,37 @@ absl::StatusOr<v1::Session> RocksdbCatalog::RewindSession(const v1::Lease& lease
   row.set_length(position);
   row.set_update_unix_nanos(absl::ToUnixNanos(clock_->Now()));
   PutSession(edit, session_id, row);
-  RWKV_RETURN_IF_ERROR(database_->Write(std::move(view).Close(), edit.batch(), Durability::kSynced));
+  v1::Session session = ToSession(session_id, row);
+  RWKV_RETURN_IF_ERROR(AddSnapshotPositions(view, row, chain, tree.freed(), &session));
+  RWKV_RETURN_IF_ERROR(rows->Commit());
   Count(0, tree.snapshots_delta(), 0, -tree.freed_tokens());
   freed->insert(freed->end(), tree.freed().begin(), tree.freed().end());
-  RWKV_ASSIGN_OR_RETURN(const View after, View::Open(*database_, View::At::kLatest));
-  return ToSessionWithSnapshots(after, session_id, row);
+  return session;
 }
 
-absl::Status RocksdbCatalog::DeleteSession(const v1::Lease& lease, std::vector<std::string>* freed) {
+absl::Status RowCatalog::DeleteSession(const v1::Lease& lease, std::vector<std::string>* freed) {
   const std::string& session_id = lease.session_id();
-  RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, LockSession(session_id));
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowTransaction> rows, Begin({session_id}));
+  const View view(rows.get());
   SessionRow row;
-  uint64_t opening;
-  {
-    RWKV_ASSIGN_OR_RETURN(const View view, View::Open(*database_, View::At::kLatest));
-    opening = view.opening();
-    RWKV_ASSIGN_OR_RETURN(row, Find(view, session_id));
-  }
+  RWKV_ASSIGN_OR_RETURN(row, Find(view, session_id));
   if (absl::Status status = CheckLease(lease, row); !status.ok()) {
     fenced_total_.Increment();
     return status;
   }
-  return Erase(session_id, row, opening, freed);
+  return Erase(*rows, session_id, row, freed);
 }
 
-absl::Status RocksdbCatalog::Erase(const std::string& session_id, const SessionRow& row, uint64_t opening,
-                                   std::vector<std::string>* freed) {
-  RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard family_guard, LockFamily(row.family()));
-  RWKV_ASSIGN_OR_RETURN(View view, View::Reopen(*database_, opening));
-  Edit edit(view);
+absl::Status RowCatalog::Erase(RowTransaction& rows, const std::string& session_id, const SessionRow& row,
+                               std::vector<std::string>* freed) {
+  const View view(&rows);
+  RWKV_RETURN_IF_ERROR(rows.Extend({FamilyLock(row.family())}));
+  Edit edit(&rows);
   BranchTree tree(options_.snapshots_per_branch, &view, &edit);
   RWKV_RETURN_IF_ERROR(tree.Release(row.branch(), row.length()));
   edit.DeleteRange(TurnKey(session_id, 0), TurnKey(session_id, UINT64_MAX));
   state_store::DeleteSession(edit, session_id, row);
-  RWKV_RETURN_IF_ERROR(database_->Write(std::move(view).Close(), edit.batch(), Durability::kSynced));
+  RWKV_RETURN_IF_ERROR(rows.Commit());
   Count(-1, tree.snapshots_delta(), row.lease().holder().empty() ? 0 : -1, -tree.freed_tokens());
   freed->insert(freed->end(), tree.freed().begin(), tree.freed().end());
   return absl::OkStatus();

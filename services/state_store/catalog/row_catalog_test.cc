@@ -1,4 +1,4 @@
-#include "services/state_store/catalog/rocksdb/rocksdb_catalog.h"
+#include "services/state_store/catalog/row_catalog.h"
 
 #include <atomic>
 #include <memory>
@@ -45,9 +45,9 @@ NewTurn Turn(absl::string_view request_id, absl::Span<const uint32_t> token_ids,
   return turn;
 }
 
-class RocksdbCatalogTest : public ::testing::Test {
+class RowCatalogTest : public ::testing::Test {
  protected:
-  ~RocksdbCatalogTest() override { EXPECT_OK(CheckCatalogRows(store_.database(), 8)); }
+  ~RowCatalogTest() override { EXPECT_OK(CheckCatalogRows(store_.rows(), 8)); }
 
   Catalog& catalog() { return store_.catalog(); }
   std::vector<uint64_t> SnapshotPositions(const std::string& session_id) {
@@ -65,7 +65,7 @@ class RocksdbCatalogTest : public ::testing::Test {
   TestStore store_;
 };
 
-TEST_F(RocksdbCatalogTest, SessionIsCreatedOnce) {
+TEST_F(RowCatalogTest, SessionIsCreatedOnce) {
   ASSERT_OK_AND_ASSIGN(const v1::Session session, catalog().CreateSession("s", ""));
   EXPECT_EQ(session.id(), "s");
   EXPECT_EQ(session.token_count(), 0u);
@@ -74,7 +74,7 @@ TEST_F(RocksdbCatalogTest, SessionIsCreatedOnce) {
   EXPECT_THAT(catalog().GetSession("t"), StatusIs(StatusCode::kNotFound, HasSubstr("session t")));
 }
 
-TEST_F(RocksdbCatalogTest, SessionsAreListedById) {
+TEST_F(RowCatalogTest, SessionsAreListedById) {
   for (const char* id : {"b", "a:2", "a", "c", "a.1"}) ASSERT_OK(catalog().CreateSession(id, ""));
   ASSERT_OK_AND_ASSIGN(const SessionPage first, catalog().ListSessions(2, ""));
   ASSERT_EQ(first.sessions.size(), 2u);
@@ -88,7 +88,7 @@ TEST_F(RocksdbCatalogTest, SessionsAreListedById) {
   EXPECT_EQ(second.next_page_token, "");
 }
 
-TEST_F(RocksdbCatalogTest, TurnIsAppendedAndRemembered) {
+TEST_F(RowCatalogTest, TurnIsAppendedAndRemembered) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s"));
   const std::vector<uint32_t> prompt = {1, 2, 3};
   ASSERT_OK_AND_ASSIGN(const TurnStart start, catalog().BeginTurn(lease, Turn("r", prompt)));
@@ -120,7 +120,7 @@ TEST_F(RocksdbCatalogTest, TurnIsAppendedAndRemembered) {
   EXPECT_THAT(again.turn.logprobs(), ElementsAre(-4, -5, -6));
 }
 
-TEST_F(RocksdbCatalogTest, AFailedTurnKeepsItsError) {
+TEST_F(RowCatalogTest, AFailedTurnKeepsItsError) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s"));
   ASSERT_OK(catalog().BeginTurn(lease, Turn("r", Range(0, 3))));
   v1::AppendItem last = TestAppend(lease, "r", 3, {5}, v1::FINISH_REASON_ERROR);
@@ -138,7 +138,7 @@ TEST_F(RocksdbCatalogTest, AFailedTurnKeepsItsError) {
   EXPECT_THAT(store_.Tokens("s"), IsOkAndHolds(ElementsAre(0, 1, 2, 5, 6, 7)));
 }
 
-TEST_F(RocksdbCatalogTest, ATurnIsFoundByItsRequestIdOrAsTheNewest) {
+TEST_F(RowCatalogTest, ATurnIsFoundByItsRequestIdOrAsTheNewest) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s"));
   EXPECT_THAT(catalog().FindTurn("t", "r1"), StatusIs(StatusCode::kNotFound, HasSubstr("session t")));
   ASSERT_OK_AND_ASSIGN(absl::optional<v1::Turn> none, catalog().FindTurn("s", ""));
@@ -162,7 +162,7 @@ TEST_F(RocksdbCatalogTest, ATurnIsFoundByItsRequestIdOrAsTheNewest) {
   EXPECT_EQ(session.token_count(), 6u) << "nothing was begun";
 }
 
-TEST_F(RocksdbCatalogTest, OpenTurnIsFoundAgainWithWhatItHasSoFar) {
+TEST_F(RowCatalogTest, OpenTurnIsFoundAgainWithWhatItHasSoFar) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s"));
   ASSERT_OK(catalog().BeginTurn(lease, Turn("r", Range(0, 3))));
   ASSERT_OK(AppendOne(catalog(), TestAppend(lease, "r", 3, {7, 8})));
@@ -174,7 +174,7 @@ TEST_F(RocksdbCatalogTest, OpenTurnIsFoundAgainWithWhatItHasSoFar) {
   EXPECT_THAT(again.turn.logprobs(), ElementsAre(-7, -8));
 }
 
-TEST_F(RocksdbCatalogTest, AnotherOpenTurnEndsAsCancelled) {
+TEST_F(RowCatalogTest, AnotherOpenTurnEndsAsCancelled) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s"));
   ASSERT_OK(catalog().BeginTurn(lease, Turn("r1", Range(0, 3))));
   ASSERT_OK(AppendOne(catalog(), TestAppend(lease, "r1", 3, {7})));
@@ -188,7 +188,7 @@ TEST_F(RocksdbCatalogTest, AnotherOpenTurnEndsAsCancelled) {
   EXPECT_THAT(store_.Tokens("s"), IsOkAndHolds(ElementsAre(0, 1, 2, 7, 10, 11)));
 }
 
-TEST_F(RocksdbCatalogTest, AppendAtAnotherLengthIsAborted) {
+TEST_F(RowCatalogTest, AppendAtAnotherLengthIsAborted) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s"));
   ASSERT_OK(catalog().BeginTurn(lease, Turn("r", Range(0, 3))));
   for (const uint64_t expected_length : {0u, 2u, 4u}) {
@@ -199,7 +199,7 @@ TEST_F(RocksdbCatalogTest, AppendAtAnotherLengthIsAborted) {
   EXPECT_THAT(store_.Tokens("s"), IsOkAndHolds(ElementsAre(0, 1, 2)));
 }
 
-TEST_F(RocksdbCatalogTest, ItemsFailOneByOne) {
+TEST_F(RowCatalogTest, ItemsFailOneByOne) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease a, store_.Create("a"));
   ASSERT_OK_AND_ASSIGN(const v1::Lease b, store_.Create("b"));
   ASSERT_OK(catalog().BeginTurn(a, Turn("r", Range(0, 1))));
@@ -217,7 +217,7 @@ TEST_F(RocksdbCatalogTest, ItemsFailOneByOne) {
   EXPECT_THAT(store_.Tokens("b"), IsOkAndHolds(ElementsAre(0)));
 }
 
-TEST_F(RocksdbCatalogTest, OnlyTheLast64TurnsAreKept) {
+TEST_F(RowCatalogTest, OnlyTheLast64TurnsAreKept) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s"));
   for (uint32_t i = 0; i < 66; ++i) ASSERT_OK(store_.AddTurn(lease, absl::StrCat("r", i), {i}, {}));
   ASSERT_OK_AND_ASSIGN(TurnStart oldest, catalog().BeginTurn(lease, Turn("r2", {})));
@@ -226,7 +226,7 @@ TEST_F(RocksdbCatalogTest, OnlyTheLast64TurnsAreKept) {
   EXPECT_FALSE(forgotten.existed);
 }
 
-TEST_F(RocksdbCatalogTest, SessionBelongsToTheModelOfItsFirstTurn) {
+TEST_F(RowCatalogTest, SessionBelongsToTheModelOfItsFirstTurn) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s"));
   ASSERT_OK(store_.AddTurn(lease, "r", {1}, {2}));
   EXPECT_THAT(catalog().BeginTurn(lease, Turn("q", {}, "another")),
@@ -239,7 +239,7 @@ TEST_F(RocksdbCatalogTest, SessionBelongsToTheModelOfItsFirstTurn) {
   EXPECT_THAT(catalog().BeginTurn(empty, Turn("q", {}, "another")), IsOk());
 }
 
-TEST_F(RocksdbCatalogTest, LongInputIsReadBackFromAnyPosition) {
+TEST_F(RowCatalogTest, LongInputIsReadBackFromAnyPosition) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s"));
   const std::vector<uint32_t> tokens = Range(0, 50000);
   ASSERT_OK(catalog().BeginTurn(lease, Turn("r", tokens)));
@@ -253,7 +253,7 @@ TEST_F(RocksdbCatalogTest, LongInputIsReadBackFromAnyPosition) {
 
 // --- Leases ---------------------------------------------------------------------------------------------------------
 
-TEST_F(RocksdbCatalogTest, LeaseOfAnotherHolderIsWaitedFor) {
+TEST_F(RowCatalogTest, LeaseOfAnotherHolderIsWaitedFor) {
   ASSERT_OK(catalog().CreateSession("s", ""));
   ASSERT_OK_AND_ASSIGN(const LeaseGrant first, catalog().AcquireLease("s", "router-0", "1", absl::Seconds(10)));
   store_.clock().Advance(absl::Seconds(4));
@@ -265,7 +265,7 @@ TEST_F(RocksdbCatalogTest, LeaseOfAnotherHolderIsWaitedFor) {
   EXPECT_GT(second.lease.fencing_token(), first.lease.fencing_token());
 }
 
-TEST_F(RocksdbCatalogTest, NewIncarnationTakesOverAtOnceAndFencesTheOld) {
+TEST_F(RowCatalogTest, NewIncarnationTakesOverAtOnceAndFencesTheOld) {
   ASSERT_OK(catalog().CreateSession("s", ""));
   ASSERT_OK_AND_ASSIGN(const LeaseGrant old, catalog().AcquireLease("s", "router-0", "1", absl::Minutes(1)));
   ASSERT_OK(catalog().BeginTurn(old.lease, Turn("r", Range(0, 2))));
@@ -289,7 +289,7 @@ TEST_F(RocksdbCatalogTest, NewIncarnationTakesOverAtOnceAndFencesTheOld) {
   EXPECT_THAT(AppendOne(catalog(), TestAppend(now.lease, "r", 2, {3})), IsOk());
 }
 
-TEST_F(RocksdbCatalogTest, AcquiringAgainGivesTheSameTokenWhileTheLeaseLives) {
+TEST_F(RowCatalogTest, AcquiringAgainGivesTheSameTokenWhileTheLeaseLives) {
   ASSERT_OK(catalog().CreateSession("s", ""));
   ASSERT_OK_AND_ASSIGN(const LeaseGrant first, catalog().AcquireLease("s", "router-0", "1", absl::Seconds(10)));
   store_.clock().Advance(absl::Seconds(9));
@@ -302,7 +302,7 @@ TEST_F(RocksdbCatalogTest, AcquiringAgainGivesTheSameTokenWhileTheLeaseLives) {
   EXPECT_GT(later.lease.fencing_token(), first.lease.fencing_token());
 }
 
-TEST_F(RocksdbCatalogTest, RenewalKeepsALeaseEvenWhenLateAsLongAsNobodyTookIt) {
+TEST_F(RowCatalogTest, RenewalKeepsALeaseEvenWhenLateAsLongAsNobodyTookIt) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s"));
   store_.clock().Advance(absl::Hours(1));
   EXPECT_THAT(catalog().RenewLeases({lease}, absl::Seconds(10)), IsOkAndHolds(IsEmpty()));
@@ -310,7 +310,7 @@ TEST_F(RocksdbCatalogTest, RenewalKeepsALeaseEvenWhenLateAsLongAsNobodyTookIt) {
   ASSERT_OK(catalog().BeginTurn(lease, Turn("r", Range(0, 1))));
 }
 
-TEST_F(RocksdbCatalogTest, ReleasedLeaseWritesNothingAndIsFreeForOthers) {
+TEST_F(RowCatalogTest, ReleasedLeaseWritesNothingAndIsFreeForOthers) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s"));
   EXPECT_EQ(catalog().counts().leases, 1);
   ASSERT_OK(catalog().ReleaseLease(lease));
@@ -322,7 +322,7 @@ TEST_F(RocksdbCatalogTest, ReleasedLeaseWritesNothingAndIsFreeForOthers) {
   EXPECT_THAT(catalog().ReleaseLease(lease), StatusIs(StatusCode::kAborted));
 }
 
-TEST_F(RocksdbCatalogTest, LeasesOutliveARestart) {
+TEST_F(RowCatalogTest, LeasesOutliveARestart) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s"));
   ASSERT_OK(store_.Reopen());
   EXPECT_THAT(catalog().AcquireLease("s", "router-1", "1", absl::Seconds(10)), StatusIs(StatusCode::kAborted));
@@ -332,7 +332,7 @@ TEST_F(RocksdbCatalogTest, LeasesOutliveARestart) {
   EXPECT_GT(other.lease.fencing_token(), lease.fencing_token());
 }
 
-TEST_F(RocksdbCatalogTest, TokenOfADeletedSessionDoesNotFitItsSuccessor) {
+TEST_F(RowCatalogTest, TokenOfADeletedSessionDoesNotFitItsSuccessor) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease old, store_.Create("s"));
   std::vector<std::string> freed;
   ASSERT_OK(catalog().DeleteSession(old, &freed));
@@ -342,7 +342,7 @@ TEST_F(RocksdbCatalogTest, TokenOfADeletedSessionDoesNotFitItsSuccessor) {
   EXPECT_THAT(catalog().BeginTurn(old, Turn("r", {})), StatusIs(StatusCode::kAborted));
 }
 
-TEST_F(RocksdbCatalogTest, TokensGrowOverARestartHoweverManyWereGiven) {
+TEST_F(RowCatalogTest, TokensGrowOverARestartHoweverManyWereGiven) {
   const std::unique_ptr<rocksdb::Env> env(rocksdb::NewMemEnv(rocksdb::Env::Default()));
   TestStore::Options options;
   options.data_dir = "/tokens_test";
@@ -363,7 +363,7 @@ TEST_F(RocksdbCatalogTest, TokensGrowOverARestartHoweverManyWereGiven) {
   EXPECT_GT(next.fencing_token(), last.fencing_token());
 }
 
-TEST_F(RocksdbCatalogTest, LeasesTokensAndFencedChangesAreCounted) {
+TEST_F(RowCatalogTest, LeasesTokensAndFencedChangesAreCounted) {
   const auto counter = [&](const char* name) { return store_.metrics().Counter(name, "").Value(); };
   ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s"));
   ASSERT_OK(store_.Acquire("s").status());
@@ -386,7 +386,7 @@ TEST_F(RocksdbCatalogTest, LeasesTokensAndFencedChangesAreCounted) {
   EXPECT_EQ(counter("rwkv_state_store_fenced_total"), 5);
 }
 
-TEST_F(RocksdbCatalogTest, OfTwoRacingHoldersOneWins) {
+TEST_F(RowCatalogTest, OfTwoRacingHoldersOneWins) {
   for (int round = 0; round < 20; ++round) {
     const std::string id = absl::StrCat("s", round);
     ASSERT_OK(catalog().CreateSession(id, ""));
@@ -399,7 +399,7 @@ TEST_F(RocksdbCatalogTest, OfTwoRacingHoldersOneWins) {
   }
 }
 
-TEST_F(RocksdbCatalogTest, OfTwoIncarnationsThatRaceToAppendTheFencedOneAddsNothing) {
+TEST_F(RowCatalogTest, OfTwoIncarnationsThatRaceToAppendTheFencedOneAddsNothing) {
   ASSERT_OK(catalog().CreateSession("s", ""));
   ASSERT_OK_AND_ASSIGN(const LeaseGrant old, catalog().AcquireLease("s", "router-0", "1", absl::Minutes(1)));
   ASSERT_OK(catalog().BeginTurn(old.lease, Turn("r", Range(0, 1))));
@@ -428,7 +428,7 @@ TEST_F(RocksdbCatalogTest, OfTwoIncarnationsThatRaceToAppendTheFencedOneAddsNoth
 
 // --- Fork, rewind, delete -------------------------------------------------------------------------------------------
 
-TEST_F(RocksdbCatalogTest, ForkSharesTheLogAndThenTheyPart) {
+TEST_F(RowCatalogTest, ForkSharesTheLogAndThenTheyPart) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s"));
   ASSERT_OK(store_.AddTurn(lease, "r", Range(0, 10), Range(10, 20)));
   const size_t rows = store_.CatalogKeys().size();
@@ -454,7 +454,7 @@ TEST_F(RocksdbCatalogTest, ForkSharesTheLogAndThenTheyPart) {
   EXPECT_THAT(catalog().ForkSession("nobody", 1, "g"), StatusIs(StatusCode::kNotFound));
 }
 
-TEST_F(RocksdbCatalogTest, DeleteFreesWhatNobodySharesAndNothingElse) {
+TEST_F(RowCatalogTest, DeleteFreesWhatNobodySharesAndNothingElse) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease s, store_.Create("s"));
   ASSERT_OK(store_.AddTurn(s, "r", Range(0, 10), Range(10, 20)));
   ASSERT_OK(store_.AddSnapshot(s, "at8", 8));
@@ -485,7 +485,7 @@ TEST_F(RocksdbCatalogTest, DeleteFreesWhatNobodySharesAndNothingElse) {
   EXPECT_EQ(catalog().counts().leases, 0);
 }
 
-TEST_F(RocksdbCatalogTest, RewindMovesToANewBranchAndFreesTheTail) {
+TEST_F(RowCatalogTest, RewindMovesToANewBranchAndFreesTheTail) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s"));
   ASSERT_OK(store_.AddTurn(lease, "r1", Range(0, 5), Range(5, 10)));
   ASSERT_OK(store_.AddTurn(lease, "r2", Range(10, 15), Range(15, 20)));
@@ -511,7 +511,7 @@ TEST_F(RocksdbCatalogTest, RewindMovesToANewBranchAndFreesTheTail) {
   EXPECT_THAT(catalog().RewindSession(lease, 99, nullptr), StatusIs(StatusCode::kOutOfRange, HasSubstr("15 tokens")));
 }
 
-TEST_F(RocksdbCatalogTest, RewindForgetsTheTurnsThatEndBeyondItAndNoOther) {
+TEST_F(RowCatalogTest, RewindForgetsTheTurnsThatEndBeyondItAndNoOther) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s"));
   ASSERT_OK(store_.AddTurn(lease, "ends there", {1, 2}, {3, 4}));
   ASSERT_OK(store_.AddTurn(lease, "ends beyond", {}, {5}));
@@ -527,7 +527,7 @@ TEST_F(RocksdbCatalogTest, RewindForgetsTheTurnsThatEndBeyondItAndNoOther) {
   EXPECT_EQ(again.session_tokens, 4u);
 }
 
-TEST_F(RocksdbCatalogTest, RewindToTheEndChangesNothing) {
+TEST_F(RowCatalogTest, RewindToTheEndChangesNothing) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s"));
   ASSERT_OK(catalog().BeginTurn(lease, Turn("r", Range(0, 5))));
   const std::string branch = store_.LogBranch("s");
@@ -536,7 +536,7 @@ TEST_F(RocksdbCatalogTest, RewindToTheEndChangesNothing) {
   EXPECT_EQ(store_.LogBranch("s"), branch);
 }
 
-TEST_F(RocksdbCatalogTest, RewindToTheBeginningLeavesAnEmptyLog) {
+TEST_F(RowCatalogTest, RewindToTheBeginningLeavesAnEmptyLog) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s"));
   ASSERT_OK(store_.AddTurn(lease, "r", Range(0, 5), {5}));
   ASSERT_OK(store_.AddSnapshot(lease, "at3", 3));
@@ -546,7 +546,7 @@ TEST_F(RocksdbCatalogTest, RewindToTheBeginningLeavesAnEmptyLog) {
   EXPECT_THAT(store_.RecordKeys(), IsEmpty());
 }
 
-TEST_F(RocksdbCatalogTest, RewindKeepsWhatAForkBeyondItShares) {
+TEST_F(RowCatalogTest, RewindKeepsWhatAForkBeyondItShares) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s"));
   ASSERT_OK(store_.AddTurn(lease, "r", Range(0, 5), Range(5, 20)));
   ASSERT_OK(store_.AddSnapshot(lease, "at12", 12));
@@ -559,7 +559,7 @@ TEST_F(RocksdbCatalogTest, RewindKeepsWhatAForkBeyondItShares) {
   EXPECT_THAT(SnapshotPositions("s"), IsEmpty());
 }
 
-TEST_F(RocksdbCatalogTest, ForksOfForksKeepNoBranchThatAddsNothing) {
+TEST_F(RowCatalogTest, ForksOfForksKeepNoBranchThatAddsNothing) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s0"));
   ASSERT_OK(store_.AddTurn(lease, "r", Range(0, 5), Range(5, 20)));
   // Each fork of the one before, and none adds a token: all hang from the first branch.
@@ -571,7 +571,7 @@ TEST_F(RocksdbCatalogTest, ForksOfForksKeepNoBranchThatAddsNothing) {
     ASSERT_OK(store_.AddTurn(lease, absl::StrCat("q", i), {7}, {8}));
     ASSERT_OK(store_.store().RewindSession(lease, 20));
   }
-  EXPECT_OK(CheckCatalogRows(store_.database(), 8));
+  EXPECT_OK(CheckCatalogRows(store_.rows(), 8));
   size_t branches = 0;
   for (const std::string& key : store_.CatalogKeys()) branches += key[0] == 'b';
   EXPECT_EQ(branches, 51u);  // The 50 heads and the one they share.
@@ -580,7 +580,7 @@ TEST_F(RocksdbCatalogTest, ForksOfForksKeepNoBranchThatAddsNothing) {
 
 // --- Snapshots ------------------------------------------------------------------------------------------------------
 
-TEST_F(RocksdbCatalogTest, NewestSnapshotAtOrBeforeIsFound) {
+TEST_F(RowCatalogTest, NewestSnapshotAtOrBeforeIsFound) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s"));
   ASSERT_OK(store_.AddTurn(lease, "r", Range(0, 30), {}));
   for (const int position : {10, 20}) ASSERT_OK(store_.AddSnapshot(lease, absl::StrCat("at", position), position));
@@ -593,7 +593,7 @@ TEST_F(RocksdbCatalogTest, NewestSnapshotAtOrBeforeIsFound) {
   EXPECT_THAT(Find("t", 1000), HasSubstr("NOT_FOUND"));
 }
 
-TEST_F(RocksdbCatalogTest, ForkFindsTheSnapshotsOfThePartItShares) {
+TEST_F(RowCatalogTest, ForkFindsTheSnapshotsOfThePartItShares) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease s, store_.Create("s"));
   ASSERT_OK(store_.AddTurn(s, "r", Range(0, 30), {}));
   for (const int position : {10, 20, 30}) ASSERT_OK(store_.AddSnapshot(s, absl::StrCat("at", position), position));
@@ -609,7 +609,7 @@ TEST_F(RocksdbCatalogTest, ForkFindsTheSnapshotsOfThePartItShares) {
   EXPECT_THAT(SnapshotPositions("f"), ElementsAre(10, 20, 22));
 }
 
-TEST_F(RocksdbCatalogTest, SnapshotOfAnotherBranchPositionOrModelIsRefused) {
+TEST_F(RowCatalogTest, SnapshotOfAnotherBranchPositionOrModelIsRefused) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s"));
   ASSERT_OK(store_.AddTurn(lease, "r", Range(0, 10), {}));
   EXPECT_THAT(store_.AddSnapshot(lease, "x", 11), StatusIs(StatusCode::kOutOfRange, HasSubstr("10 tokens")));
@@ -629,7 +629,7 @@ TEST_F(RocksdbCatalogTest, SnapshotOfAnotherBranchPositionOrModelIsRefused) {
   EXPECT_THAT(SnapshotPositions("s"), IsEmpty());
 }
 
-TEST_F(RocksdbCatalogTest, CommittingAgainIsFineAndAnotherUnderTheSameIdIsNot) {
+TEST_F(RowCatalogTest, CommittingAgainIsFineAndAnotherUnderTheSameIdIsNot) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s"));
   ASSERT_OK(store_.AddTurn(lease, "r", Range(0, 10), {}));
   ASSERT_OK(store_.AddSnapshot(lease, "x", 5));
@@ -645,7 +645,7 @@ TEST_F(RocksdbCatalogTest, CommittingAgainIsFineAndAnotherUnderTheSameIdIsNot) {
               StatusIs(StatusCode::kAlreadyExists, HasSubstr("position 5")));
 }
 
-TEST_F(RocksdbCatalogTest, NewerSnapshotOfAPositionReplacesTheOlder) {
+TEST_F(RowCatalogTest, NewerSnapshotOfAPositionReplacesTheOlder) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s"));
   ASSERT_OK(store_.AddTurn(lease, "r", Range(0, 10), {}));
   ASSERT_OK(store_.AddSnapshot(lease, "x", 5));
@@ -655,7 +655,7 @@ TEST_F(RocksdbCatalogTest, NewerSnapshotOfAPositionReplacesTheOlder) {
   EXPECT_EQ(store_.RecordKeys().size(), 4u);
 }
 
-TEST_F(RocksdbCatalogTest, OldSnapshotsGoUnlessAForkNeedsThem) {
+TEST_F(RowCatalogTest, OldSnapshotsGoUnlessAForkNeedsThem) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease s, store_.Create("s"));
   ASSERT_OK(store_.AddTurn(s, "r", Range(0, 100), {}));
   ASSERT_OK(store_.AddSnapshot(s, "at1", 1));
@@ -675,7 +675,7 @@ TEST_F(RocksdbCatalogTest, OldSnapshotsGoUnlessAForkNeedsThem) {
   EXPECT_EQ(store_.RecordKeys().size(), 8u * 4);
 }
 
-TEST_F(RocksdbCatalogTest, SnapshotRightAtAForkOutlivesTheParent) {
+TEST_F(RowCatalogTest, SnapshotRightAtAForkOutlivesTheParent) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease parent, store_.Create("parent"));
   ASSERT_OK(store_.AddTurn(parent, "r", Range(0, 10), {10}));
   ASSERT_OK(store_.AddSnapshot(parent, "at5", 5));
@@ -688,7 +688,7 @@ TEST_F(RocksdbCatalogTest, SnapshotRightAtAForkOutlivesTheParent) {
   EXPECT_EQ(catalog().counts().tokens, 5);
 }
 
-TEST_F(RocksdbCatalogTest, RewindToASnapshotOfTheParentKeepsIt) {
+TEST_F(RowCatalogTest, RewindToASnapshotOfTheParentKeepsIt) {
   TestStore::Options options;
   options.snapshots_per_branch = 1;
   TestStore store(options);
@@ -706,7 +706,7 @@ TEST_F(RocksdbCatalogTest, RewindToASnapshotOfTheParentKeepsIt) {
   EXPECT_THAT(store.records().Get(found->records(0)), IsOk());
 }
 
-TEST_F(RocksdbCatalogTest, DroppedSnapshotIsGoneAndTheOlderOneServes) {
+TEST_F(RowCatalogTest, DroppedSnapshotIsGoneAndTheOlderOneServes) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease s, store_.Create("s"));
   ASSERT_OK(store_.AddTurn(s, "r", Range(0, 30), {}));
   ASSERT_OK(store_.AddSnapshot(s, "at10", 10));
@@ -719,7 +719,7 @@ TEST_F(RocksdbCatalogTest, DroppedSnapshotIsGoneAndTheOlderOneServes) {
   EXPECT_EQ(store_.RecordKeys().size(), 4u);
 }
 
-TEST_F(RocksdbCatalogTest, TheInitialStateStaysWithTheSessionAndItsForks) {
+TEST_F(RowCatalogTest, TheInitialStateStaysWithTheSessionAndItsForks) {
   ASSERT_OK_AND_ASSIGN(const v1::Session created, catalog().CreateSession("s", "poet@1a2b3c4d"));
   EXPECT_EQ(created.initial_state(), "poet@1a2b3c4d");
   ASSERT_OK(catalog().CreateSession("plain", ""));
@@ -745,7 +745,7 @@ TEST_F(RocksdbCatalogTest, TheInitialStateStaysWithTheSessionAndItsForks) {
 
 // --- Restart --------------------------------------------------------------------------------------------------------
 
-TEST_F(RocksdbCatalogTest, EverythingIsThereAfterARestart) {
+TEST_F(RowCatalogTest, EverythingIsThereAfterARestart) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s"));
   ASSERT_OK(store_.AddTurn(lease, "r", Range(0, 30), Range(30, 40)));
   ASSERT_OK(store_.AddSnapshot(lease, "at10", 10));
@@ -764,7 +764,7 @@ TEST_F(RocksdbCatalogTest, EverythingIsThereAfterARestart) {
   EXPECT_GT(other.fencing_token(), lease.fencing_token());
 }
 
-TEST_F(RocksdbCatalogTest, AnImportWithItsLogIsASessionLikeOthers) {
+TEST_F(RowCatalogTest, AnImportWithItsLogIsASessionLikeOthers) {
   ASSERT_OK_AND_ASSIGN(const v1::Session session, store_.Import("s", "x", 4, Range(10, 14), /*base=*/false));
   EXPECT_EQ(session.token_count(), 4u);
   EXPECT_EQ(session.model_fingerprint(), kTestModel);
@@ -781,7 +781,7 @@ TEST_F(RocksdbCatalogTest, AnImportWithItsLogIsASessionLikeOthers) {
   EXPECT_THAT(store_.store().DropSnapshot("s", "x", "corrupt"), IsOkAndHolds(true));
 }
 
-TEST_F(RocksdbCatalogTest, AnImportOfARecordThatIsNotThereLeavesNothing) {
+TEST_F(RowCatalogTest, AnImportOfARecordThatIsNotThereLeavesNothing) {
   NewImport import;
   import.manifest.set_snapshot_id("x");
   import.manifest.set_session_id("s");
@@ -793,7 +793,7 @@ TEST_F(RocksdbCatalogTest, AnImportOfARecordThatIsNotThereLeavesNothing) {
 }
 
 // The base stays through retention, drops, rewinds and the end of the session itself, until the last fork goes.
-TEST_F(RocksdbCatalogTest, TheBaseOfAnImportLivesAsLongAsAnybodyStandsOnIt) {
+TEST_F(RowCatalogTest, TheBaseOfAnImportLivesAsLongAsAnybodyStandsOnIt) {
   for (const uint64_t position : {0, 5}) {
     SCOPED_TRACE(position);
     ASSERT_OK_AND_ASSIGN(const v1::Session session, store_.Import("s", "base", position, {}, /*base=*/true));
@@ -829,13 +829,13 @@ TEST_F(RocksdbCatalogTest, TheBaseOfAnImportLivesAsLongAsAnybodyStandsOnIt) {
     ASSERT_OK(store_.store().RewindSession(lease, position));
     EXPECT_THAT(store_.Tokens("s"), IsOkAndHolds(IsEmpty()));
     EXPECT_THAT(store_.Tokens("later"), IsOkAndHolds(ElementsAre(0, 1, 2)));
-    ASSERT_OK(CheckCatalogRows(store_.database(), 8));
+    ASSERT_OK(CheckCatalogRows(store_.rows(), 8));
     ASSERT_OK(store_.Reopen());
     EXPECT_EQ(catalog().counts().snapshots, 1);  // The base: retention had left none as old as the fork "later".
     for (const char* id : {"s", "later", "at-base"}) {
       ASSERT_OK_AND_ASSIGN(const v1::Lease taken, store_.Acquire(id));
       ASSERT_OK(store_.store().DeleteSession(taken));
-      ASSERT_OK(CheckCatalogRows(store_.database(), 8));
+      ASSERT_OK(CheckCatalogRows(store_.rows(), 8));
       EXPECT_EQ(Find("again", position), "base");
     }
     ASSERT_OK_AND_ASSIGN(const v1::Lease last, store_.Acquire("again"));
@@ -850,7 +850,7 @@ TEST_F(RocksdbCatalogTest, TheBaseOfAnImportLivesAsLongAsAnybodyStandsOnIt) {
   }
 }
 
-TEST_F(RocksdbCatalogTest, ABaseMayHaveTheLogThatLedToIt) {
+TEST_F(RowCatalogTest, ABaseMayHaveTheLogThatLedToIt) {
   ASSERT_OK_AND_ASSIGN(const v1::Session session, store_.Import("s", "base", 4, Range(10, 14), /*base=*/true));
   EXPECT_EQ(session.log_begin(), 0u);
   EXPECT_THAT(store_.Tokens("s"), IsOkAndHolds(ElementsAre(10, 11, 12, 13)));

@@ -25,7 +25,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/optional.h"
 #include "absl/types/span.h"
-#include "services/state_store/rocksdb/numbers.h"
+#include "services/state_store/rows/numbers.h"
 
 namespace rwkv::state_store {
 

@@ -1,10 +1,10 @@
-// The embedded catalog, in RocksDB. Rows: keys.h. Laws: catalog/catalog.h.
+// The rules of sessions, leases, logs and snapshots, once, over any RowStore. Rows: keys.h. Laws: catalog/catalog.h.
 //
 // Locking. A change of a session holds the session's lock; a change of the branch tree (fork, rewind, delete, commit or
 // drop of a snapshot) then also the lock of the session's family: the sessions that came from one by forking, which are
 // all that can share a branch. Appending needs no family lock, since only the one session on a branch adds to it. No
-// lock is shared by strangers, so writes of different sessions meet in RocksDB, which gives them one fsync.
-// Reading holds no lock: it looks at one snapshot of the database.
+// lock is shared by strangers, so writes of different sessions meet in the engine, which makes them durable together.
+// Reading holds no lock: it looks at the rows of one moment.
 #pragma once
 
 #include <atomic>
@@ -12,24 +12,20 @@
 #include <string>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "absl/types/optional.h"
 #include "absl/types/span.h"
-#include "rocksdb/write_batch.h"
 #include "services/common/clock.h"
 #include "services/common/metrics.h"
 #include "services/state_store/catalog/catalog.h"
-#include "services/state_store/catalog/rocksdb/view.h"
-#include "services/state_store/key_locks.h"
-#include "services/state_store/rocksdb/database.h"
+#include "services/state_store/catalog/view.h"
+#include "services/state_store/rows/row_store.h"
 
 namespace rwkv::state_store {
 
-class RocksdbCatalog final : public Catalog {
+class RowCatalog final : public Catalog {
  public:
   struct Options {
     int snapshots_per_branch = 8;  // >= 1
@@ -37,8 +33,8 @@ class RocksdbCatalog final : public Catalog {
     std::string how_sessions_end;
   };
   // Counts what is there, which reads the rows of every session, branch and snapshot id. All three outlive the catalog.
-  static absl::StatusOr<std::unique_ptr<RocksdbCatalog>> Create(const Options& options, Database* database,
-                                                                common::Clock* clock, common::Metrics* metrics);
+  static absl::StatusOr<std::unique_ptr<RowCatalog>> Create(const Options& options, RowStore* rows,
+                                                            common::Clock* clock, common::Metrics* metrics);
 
   absl::StatusOr<v1::Session> CreateSession(const std::string& session_id, const std::string& initial_state) override;
   absl::StatusOr<v1::Session> ImportSession(const std::string& session_id, const NewImport& import) override;
@@ -73,32 +69,24 @@ class RocksdbCatalog final : public Catalog {
   CatalogCounts counts() const override;
 
  private:
-  RocksdbCatalog(const Options& options, Database* database, common::Clock* clock, common::Metrics* metrics);
+  RowCatalog(const Options& options, RowStore* rows, common::Clock* clock, common::Metrics* metrics);
 
   // Counts what is there, and puts the sessions of an older build among the idle ones.
   absl::Status Load();
   absl::StatusOr<int64_t> LoadSessions();
   absl::StatusOr<int64_t> LoadBranches();
-  // A number never given out before, larger than all that were: branches and fencing tokens.
-  absl::StatusOr<uint64_t> NextId() ABSL_LOCKS_EXCLUDED(id_mu_);
-  absl::StatusOr<KeyLocks::Guard> LockSession(const std::string& session_id);
-  absl::StatusOr<KeyLocks::Guard> LockFamily(uint64_t family);
+  // A change of these sessions.
+  absl::StatusOr<std::unique_ptr<RowTransaction>> Begin(const std::vector<std::string>& session_ids);
   // View::Session(), and if it is not there why that may be.
   absl::StatusOr<SessionRow> Find(const View& view, const std::string& session_id) const;
   // Deletes a session whose lock is held, whatever leases say.
-  absl::Status Erase(const std::string& session_id, const SessionRow& row, uint64_t opening,
+  absl::Status Erase(RowTransaction& rows, const std::string& session_id, const SessionRow& row,
                      std::vector<std::string>* freed);
   void Count(int sessions, int snapshots, int leases, int64_t tokens);
 
   const Options options_;
-  Database* const database_;
+  RowStore* const rows_;
   common::Clock* const clock_;
-  KeyLocks session_locks_;
-  KeyLocks family_locks_;
-
-  absl::Mutex id_mu_;
-  uint64_t next_id_ ABSL_GUARDED_BY(id_mu_) = 0;
-  uint64_t reserved_ids_end_ ABSL_GUARDED_BY(id_mu_) = 0;  // Below this may be given out; durable.
 
   std::atomic<int64_t> sessions_{0};
   std::atomic<int64_t> snapshots_{0};
