@@ -31,10 +31,10 @@ print_help() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; }
 declare -A cluster=()
 
 # What a call asks for, by setting; unset: it does not say.
-#   model, stages; tokenizer (unset: run.sh looks for it); lora and lora_alpha; group_norm_eps; device; threads;
-#   initial_state: NAME=FILE,...
+#   model; routers, pipelines, and the stages of each; tokenizer (unset: run.sh looks for it); lora and lora_alpha;
+#   group_norm_eps; device; threads; initial_state: NAME=FILE,...
 declare -A given=()
-readonly settings=(model tokenizer stages lora lora_alpha group_norm_eps device threads initial_state)
+readonly settings=(model tokenizer routers pipelines stages lora lora_alpha group_norm_eps device threads initial_state)
 
 # differing_settings: what the cluster has otherwise than `given` asks; empty: nothing.
 differing_settings() {
@@ -47,10 +47,10 @@ differing_settings() {
   echo "$text"
 }
 
-# inherit_settings: what `given` leaves open is as the cluster had it; with another model its number of stages alone.
+# inherit_settings: what `given` leaves open is as the cluster had it; with another model only how many processes.
 inherit_settings() {
   local key keys=("${settings[@]}")
-  if [[ -n ${given[model]:-} && ${given[model]} != "${cluster[model]}" ]]; then keys=(stages); fi
+  if [[ -n ${given[model]:-} && ${given[model]} != "${cluster[model]}" ]]; then keys=(routers pipelines stages); fi
   for key in "${keys[@]}"; do
     if [[ -z ${given[$key]:-} && -n ${cluster[$key]:-} ]]; then given[$key]=${cluster[$key]}; fi
   done
@@ -74,6 +74,7 @@ load_cluster() {
   while IFS='=' read -r key value; do
     [[ -z $key || $key == \#* ]] || cluster[$key]=$value
   done <"$1/cluster.env"
+  : "${cluster[routers]:=1}" "${cluster[pipelines]:=1}"
 }
 
 # save_cluster DIR: writes `cluster` so that a reader sees the old file or the new one.
@@ -85,12 +86,19 @@ save_cluster() {
   } >"$1/cluster.env.new" && mv "$1/cluster.env.new" "$1/cluster.env"
 }
 
-# process_names: the processes of `cluster` in the order in which they start.
+# process_names: the processes of `cluster` in the order in which they start. Of S stages, worker-I is stage I % S.
 process_names() {
-  local stage
+  local i
   echo state_store-0
-  for ((stage = 0; stage < cluster[stages]; ++stage)); do echo "worker-$stage"; done
-  echo router-0
+  for ((i = 0; i < ${cluster[pipelines]:-1} * cluster[stages]; ++i)); do echo "worker-$i"; done
+  for ((i = 0; i < ${cluster[routers]:-1}; ++i)); do echo "router-$i"; done
+}
+
+# routers: where they listen, by commas.
+routers() {
+  local i list=
+  for ((i = 0; i < ${cluster[routers]:-1}; ++i)); do list+=${list:+,}${cluster[router-$i.grpc]}; done
+  echo "$list"
 }
 
 # announce_cluster DIR, withdraw_cluster DIR: lets rwkvctl find it without --router, and no longer.
@@ -98,7 +106,7 @@ announce_cluster() {
   local file
   file=$clusters/$(cluster_id "$1")
   mkdir -p "$clusters"
-  printf '%s\n' "router=${cluster[router-0.grpc]}" "pid=${cluster[router-0.pid]}" \
+  printf '%s\n' "router=$(routers)" "pid=${cluster[router-0.pid]}" \
     "started=${cluster[router-0.started]}" "data_dir=$1" "model=${cluster[model]}" >"$file.new" &&
     mv "$file.new" "$file"
 }

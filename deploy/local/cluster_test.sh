@@ -37,6 +37,11 @@ load_cluster "$dir"
 expect "model" "${cluster[model]}" "/models/a b=c \$HOME \`date\` 'x' \"y\".pth"
 expect "address" "${cluster[router-0.grpc]}" 127.0.0.1:4711
 expect "order" "$(process_names | tr '\n' ' ')" "state_store-0 worker-0 worker-1 router-0 "
+expect "an older cluster.env" "${cluster[routers]} ${cluster[pipelines]}" "1 1"
+cluster[routers]=2 cluster[pipelines]=2 cluster[router-1.grpc]=127.0.0.1:4712
+expect "more of each" "$(process_names | tr '\n' ' ')" \
+  "state_store-0 worker-0 worker-1 worker-2 worker-3 router-0 router-1 "
+expect "all routers" "$(routers)" 127.0.0.1:4711,127.0.0.1:4712
 
 # What a call may ask of a cluster: a setting that it has otherwise is named, one that is left open is as it was.
 cluster=([model]=/m.pth [stages]=2 [lora]=/a.pth [lora_alpha]=32 [initial_state]=poet=/p.pth,judge=/j.pth)

@@ -1,8 +1,9 @@
 #!/bin/bash
-# Starts a cluster on this machine (a state store, workers, a router; each its own process) and streams an answer.
+# Starts a cluster on this machine (a state store, workers, routers; each its own process) and streams an answer.
 # Installs what is missing and builds first. Called again, it finds the running cluster and restarts what died.
 #
-#   deploy/local/run.sh [--model PATH] [--tokenizer FILE] [--stages N] [--data-dir DIR] [--lora FILE --lora-alpha A]
+#   deploy/local/run.sh [--model PATH] [--tokenizer FILE] [--routers R] [--pipelines P] [--stages S]
+#                       [--data-dir DIR] [--lora FILE --lora-alpha A]
 #                       [--initial-state NAME=FILE]... [--group-norm-eps X] [--device NAME] [--threads N]
 #                       [PROMPT]
 #
@@ -12,7 +13,9 @@
 #                   a vocabulary in World format, a 20B_tokenizer.json, or a GGUF that brings one. Default: the first
 #                   that fits the model of what a GGUF brings itself, MODEL.vocab.txt, rwkv_vocab_v20230424.txt and
 #                   20B_tokenizer.json beside it, and the published ones
-#   --stages N      worker processes, each with a share of the layers (1 to 64, default 2)
+#   --stages S      worker processes of a pipeline, each with a share of the layers (1 to 64, default 2)
+#   --pipelines P   pipelines, each with S workers of its own (1 to 64, default 1)
+#   --routers R     routers that share the pipelines (1 to 16, default 1); one more than pipelines stands by
 #   --lora FILE --lora-alpha A
 #                   a LoRA adapter to merge into the model, and the alpha that it was trained with
 #   --initial-state NAME=FILE
@@ -30,7 +33,7 @@ set -euo pipefail
 readonly here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 readonly root=$(cd "$here/../.." && pwd)
 source "$here/cluster.sh"
-readonly default_stages=2
+readonly default_stages=2 default_pipelines=1 default_routers=1
 readonly default_model=$root/deploy/demo_model/rwkv7_demo.safetensors
 readonly start_seconds=300 # For one process to come up; a large model takes long to map and check.
 
@@ -62,9 +65,11 @@ set_flag() {
       set_file tokenizer "$1" "$2"
       [[ ${given[tokenizer]} != *,* ]] || usage_error "$1 '$2' has a comma in its path"
       ;;
-    --stages)
-      [[ $2 =~ ^[1-9][0-9]?$ && $2 -le 64 ]] || usage_error "--stages '$2' is not in 1 .. 64"
-      given[stages]=$2
+    --stages | --pipelines | --routers)
+      local most=64
+      [[ $1 != --routers ]] || most=16
+      [[ $2 =~ ^[1-9][0-9]?$ && $2 -le $most ]] || usage_error "$1 '$2' is not in 1 .. $most"
+      given[${1#--}]=$2
       ;;
     --lora) set_file lora "$1" "$2" ;;
     --lora-alpha | --group-norm-eps)
@@ -197,7 +202,7 @@ start_worker() {
   local flags
   mapfile -t flags < <(worker_flags)
   start "worker-$1" --listen="$(address grpc "worker-$1")" --metrics_listen="$(address metrics "worker-$1")" \
-    --stage="$1/${cluster[stages]}" "${flags[@]}"
+    --stage="$(($1 % cluster[stages]))/${cluster[stages]}" "${flags[@]}"
 }
 
 # tokenizers_of MODEL: the files that may be its tokenizer, by commas, the likeliest first.
@@ -218,9 +223,9 @@ tokenizers_of() {
   (IFS=,; echo "${files[*]}")
 }
 start_router() {
-  local workers=() stage
-  for ((stage = 0; stage < cluster[stages]; ++stage)); do workers+=("${cluster[worker-$stage.grpc]}"); done
-  start router-0 --listen="$(address grpc router-0)" --metrics_listen="$(address metrics router-0)" \
+  local workers=() i
+  for ((i = 0; i < cluster[pipelines] * cluster[stages]; ++i)); do workers+=("${cluster[worker-$i.grpc]}"); done
+  start "router-$1" --listen="$(address grpc "router-$1")" --metrics_listen="$(address metrics "router-$1")" \
     --workers="$(IFS=,; echo "${workers[*]}")" --state_store="${cluster[state_store-0.grpc]}" \
     --tokenizer="${cluster[tokenizer]:-$(tokenizers_of "${cluster[model]}")}" --allow_logits
 }
@@ -228,7 +233,7 @@ start_by_name() {
   case $1 in
     state_store-0) start_state_store ;;
     worker-*) start_worker "${1#worker-}" ;;
-    router-0) start_router ;;
+    router-*) start_router "${1#router-}" ;;
   esac
 }
 
@@ -250,10 +255,11 @@ if ((running > 0)); then
     cmp -s "$built/services/$binary/$binary" "$data_dir/bin/$binary" ||
       { say "note: the running cluster was built from other sources; stop and start it to run these"; break; }
   done
-  if ((running == cluster[stages] + 2)); then
+  all=$(process_names | wc -l)
+  if ((running == all)); then
     say "the cluster is running already: model ${cluster[model]}, ${cluster[stages]} stages"
   else
-    say "$((cluster[stages] + 2 - running)) of $((cluster[stages] + 2)) processes died; restarting them where they were"
+    say "$((all - running)) of $all processes died; restarting them where they were"
     for name in $(process_names); do is_running "$name" || start_by_name "$name"; done
   fi
 else
@@ -261,23 +267,32 @@ else
     say "the last cluster here died without being stopped; starting it again"
     inherit_settings
   fi
-  cluster=([model]=$default_model [stages]=$default_stages)
+  cluster=([model]=$default_model [stages]=$default_stages [pipelines]=$default_pipelines [routers]=$default_routers)
   for key in "${!given[@]}"; do cluster[$key]=${given[$key]}; done
   for binary in "${binaries[@]}"; do
     install -m 755 "$built/services/$binary/$binary" "$data_dir/bin/$binary.new" || die "cannot copy to $data_dir/bin"
     mv "$data_dir/bin/$binary.new" "$data_dir/bin/$binary"
   done
-  say "starting ${cluster[stages]} stages of ${cluster[model]}; logs in $data_dir/logs"
+  say "starting ${cluster[pipelines]} x ${cluster[stages]} stages of ${cluster[model]}; logs in $data_dir/logs"
   for name in $(process_names); do start_by_name "$name"; done
 fi
 [[ ${cluster[model]} != "$default_model" ]] ||
   say "this is the demo model of 6 million weights: it makes sentences, not sense. For sense: --model PATH"
 
-# ---- Until the pipeline serves. -------------------------------------------------------------------------------------
-readonly router=${cluster[router-0.grpc]}
+# ---- Until the pipelines serve. -------------------------------------------------------------------------------------
+router=$(routers)
+readonly router
+# "serving" when some router serves and each pipeline is driven, else what the first router says.
+readonly read_state='
+import json, sys
+status = json.load(sys.stdin)
+serving = [p for p in status["processes"] if p["role"] == "router" and p["health"] == "serving"]
+lanes = len(status["lanes"])
+missing = f"{lanes} of {sys.argv[1]} pipelines are driven"
+print(status["pipeline_state"] if not serving else "serving" if lanes == int(sys.argv[1]) else missing)'
 deadline=$((SECONDS + start_seconds))
 until state=$("$data_dir/bin/rwkvctl" --router "$router" status --json 2>/dev/null |
-  python3 -c 'import json, sys; print(json.load(sys.stdin)["pipeline_state"])' 2>/dev/null) &&
+  python3 -c "$read_state" "${cluster[pipelines]}" 2>/dev/null) &&
   [[ $state == serving ]]; do
   for name in $(process_names); do
     is_running "$name" || fail_start "$name" "died"

@@ -110,6 +110,7 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(const Options& optio
         absl::StrCat("cannot listen on ", options.listen_address, " (in use, or no address of this machine)"));
   }
   server->SetServing(false);
+  server->SetLive(true);
   address.port = static_cast<uint16_t>(port);
   server->address_ = FormatHostPort(address);
   if (!options.port_file.empty()) {
@@ -129,6 +130,8 @@ void RpcServer::SetServing(bool serving) {
   absl::MutexLock lock(&mu_);
   if (!draining_) SetHealth(serving);
 }
+
+void RpcServer::SetLive(bool live) { server_->GetHealthCheckService()->SetServingStatus(kLive, live); }
 
 void RpcServer::BeginDrain() {
   absl::MutexLock lock(&mu_);

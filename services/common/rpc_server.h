@@ -54,6 +54,11 @@ class RpcServer {
   // Health of "" and of every service by its full name. Once a drain has begun it stays NOT_SERVING.
   void SetServing(bool serving) ABSL_LOCKS_EXCLUDED(mu_);
 
+  // Health of the name kLive, SERVING from the start to the end: whether the process makes progress. Who asks this to
+  // decide about a restart does not restart one that only waits for others.
+  static constexpr char kLive[] = "live";
+  void SetLive(bool live);
+
   // Waits for SIGTERM or SIGINT, then drains: NOT_SERVING, `on_drain(deadline)`, Shutdown(deadline), where the deadline
   // is drain_timeout from then. A second signal during the drain is ignored; the drain is bounded. An error: the process
   // cannot wait for signals.

@@ -121,6 +121,17 @@ TEST(RpcServerTest, HealthFollowsSetServing) {
   EXPECT_THAT(CheckHealth(channel, Limit()), IsOkAndHolds(false));
 }
 
+TEST(RpcServerTest, WhoDoesNotServeIsAliveUntilItSaysOtherwise) {
+  SlowService service;
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<RpcServer> server, RpcServer::Start({}, {&service}));
+  const auto channel = MakeChannel(server->address());
+  EXPECT_THAT(CheckHealth(channel, Limit(), RpcServer::kLive), IsOkAndHolds(true));
+  server->SetServing(true);
+  server->SetLive(false);
+  EXPECT_THAT(CheckHealth(channel, Limit(), RpcServer::kLive), IsOkAndHolds(false));
+  EXPECT_THAT(CheckHealth(channel, Limit()), IsOkAndHolds(true));
+}
+
 TEST(RpcServerTest, HealthOfNobodyEndsAtTheDeadline) {
   std::string address;
   {

@@ -1,15 +1,19 @@
+#include <unistd.h>
+
 #include <cstdint>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/flags/flag.h"
 #include "absl/random/random.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "kernels/base/status_macros.h"
 #include "services/common/address.h"
@@ -21,6 +25,7 @@
 #include "services/common/main_loop.h"
 #include "services/common/metrics.h"
 #include "services/common/rpc_server.h"
+#include "services/common/watchdog.h"
 #include "services/router/pipeline/fleet.h"
 #include "services/router/pipeline/found_workers.h"
 #include "services/router/router_tokenizer.h"
@@ -85,6 +90,23 @@ uint64_t Random() {
   thread_local absl::BitGen generator;
   return absl::Uniform<uint64_t>(generator);
 }
+
+// Where this router answers, known only after it listens.
+class OwnAddress {
+ public:
+  void Set(const std::string& address) {
+    absl::MutexLock lock(&mu_);
+    address_ = address;
+  }
+  std::string Get() const {
+    absl::MutexLock lock(&mu_);
+    return address_;
+  }
+
+ private:
+  mutable absl::Mutex mu_;
+  std::string address_ ABSL_GUARDED_BY(mu_);
+};
 
 absl::Status CheckFlags() {
   if (absl::GetFlag(FLAGS_workers).empty()) return absl::InvalidArgumentError("--workers is required");
@@ -165,6 +187,12 @@ absl::Status Run() {
   fleet_options.lane.router = options.router;
   fleet_options.lane.incarnation = options.incarnation;
   fleet_options.lane.state_store_address = store_address;
+  const auto own_address = std::make_shared<OwnAddress>();
+  fleet_options.announce = [own_address, metrics_address = metrics->address()](v1::RouterAnnouncement* router) {
+    router->set_pid(getpid());
+    router->set_address(own_address->Get());
+    router->set_metrics_address(metrics_address);
+  };
   TurnManager turns(options, fleet_options, std::move(workers), catalog.get(), std::move(tokenizers), &router_metrics,
                     &clock, Random);
 
@@ -182,8 +210,12 @@ absl::Status Run() {
   server_options.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);
   RWKV_ASSIGN_OR_RETURN(server, common::RpcServer::Start(server_options, {&generation, &sessions, &cluster}));
   cluster.SetAddresses(server->address(), metrics->address());
+  own_address->Set(server->address());
   turns.Start();  // Health is SERVING while a pipeline is.
+  auto watchdog = std::make_unique<common::Watchdog>(
+      absl::Seconds(1), [&turns] { return turns.MakesProgress(); }, [&server](bool live) { server->SetLive(live); });
   const absl::Status status = server->ServeUntilSignal([&turns](absl::Time deadline) { turns.Drain(deadline); });
+  watchdog = nullptr;
   turns.Stop();
   server = nullptr;  // Before the services; every call has ended.
   return status;

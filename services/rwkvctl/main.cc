@@ -4,9 +4,12 @@
 
 #include <cstdlib>
 #include <iostream>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_split.h"
+#include "grpcpp/channel.h"
 #include "services/common/channel.h"
 #include "services/router/client/router_client.h"
 #include "services/rwkvctl/rwkvctl.h"
@@ -35,7 +38,13 @@ int main(int argc, char** argv) {
       isatty(STDOUT_FILENO) != 0,
       isatty(STDERR_FILENO) != 0,
       HomeFolder() + "/.cache/rwkv-serving/clusters",
-      [](const std::string& address) { return rwkv::router::MakeRouterClient(rwkv::common::MakeChannel(address)); },
+      [](const std::string& routers) {
+        std::vector<std::shared_ptr<grpc::Channel>> channels;
+        for (const std::string& address : std::vector<std::string>(absl::StrSplit(routers, ','))) {
+          channels.push_back(rwkv::common::MakeChannel(address));
+        }
+        return rwkv::router::MakeRouterClient(channels);
+      },
   };
   return rwkv::rwkvctl::Run(std::vector<std::string>(argv + 1, argv + argc), environment);
 }

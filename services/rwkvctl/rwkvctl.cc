@@ -65,7 +65,7 @@ std::string Describe(const absl::Status& status) {
 }
 
 std::string GlobalHelp(const std::vector<std::unique_ptr<Command>>& commands, const FlagSet& global) {
-  std::string help = "Usage: rwkvctl [--router HOST:PORT] COMMAND [FLAGS] [ARGUMENTS]\n\nCommands:\n";
+  std::string help = "Usage: rwkvctl [--router HOST:PORT[,...]] COMMAND [FLAGS] [ARGUMENTS]\n\nCommands:\n";
   for (const std::unique_ptr<Command>& command : commands) {
     std::string name = absl::StrCat("  ", command->name());
     name.resize(14, ' ');
@@ -100,7 +100,8 @@ int Run(const std::vector<std::string>& arguments, const Environment& environmen
   absl::optional<std::string> router;
   bool help = false;
   const auto add_global = [&](FlagSet& set) {
-    set.AddString("router", "HOST:PORT", "where the router listens (default: the local cluster that runs)",
+    set.AddString("router", "HOST:PORT[,...]",
+                  "where the router listens, or several of one cluster (default: the local cluster that runs)",
                   [&router](const std::string& value) {
                     router = value;
                     return common::ParseHostPort(value).status();

@@ -695,6 +695,37 @@ TEST_F(RwkvctlTest, StatusShowsEveryProcess) {
   EXPECT_EQ(json["model"]["name"], "tiny");
 }
 
+TEST_F(RwkvctlTest, StatusShowsWhoDrivesWhat) {
+  router_.status.set_pipeline_state("serving");
+  for (const char* name : {"router-0", "router-1"}) {
+    v1::ProcessStatus* router = router_.status.add_processes();
+    router->set_role("router");
+    router->set_name(name);
+    router->set_health("serving");
+    router->set_running_turns(7);
+    router->set_tokens_per_second(12.5);
+    v1::LaneStatus* lane = router_.status.add_lanes();
+    lane->set_router(name);
+    lane->add_workers("w0");
+    lane->add_workers("w1");
+    lane->set_state("serving");
+    lane->set_slots(8);
+    lane->set_slots_used(3);
+  }
+  v1::ProcessStatus* spare = router_.status.add_processes();
+  spare->set_role("worker");
+  spare->set_name("w4");
+  spare->set_health("serving");
+  EXPECT_EQ(Call({"status"}), 0);
+  EXPECT_THAT(out_, AllOf(HasSubstr("w0 > w1"), HasSubstr("3/8"), HasSubstr("-/8"), HasSubstr("spare"),
+                          HasSubstr("7 running, 0 waiting, 12.5 tokens/s")));
+  EXPECT_EQ(Call({"status", "--json"}), 0);
+  const nlohmann::json json = nlohmann::json::parse(out_);
+  EXPECT_EQ(json["lanes"][1]["router"], "router-1");
+  EXPECT_EQ(json["lanes"][0]["workers"].size(), 2);
+  EXPECT_EQ(json["processes"][0]["running_turns"], 7);
+}
+
 TEST_F(RwkvctlTest, ChatKeepsItsSessionAndItsTemplate) {
   router_.answer = " Hello.";
   EXPECT_EQ(Call({"chat"}, "Hi\n\nWho are you?\n/exit\nnot read\n"), 0);

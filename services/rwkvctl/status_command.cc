@@ -1,16 +1,23 @@
 #include "services/rwkvctl/status_command.h"
 
+#include <atomic>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "absl/synchronization/notification.h"
+#include "absl/time/time.h"
 #include "rwkv/v1/cluster.pb.h"
 #include "services/rwkvctl/json.h"
 #include "services/rwkvctl/table.h"
 
 namespace rwkv::rwkvctl {
 namespace {
+
+constexpr char kClearScreen[] = "\x1b[H\x1b[2J";
+constexpr absl::Duration kWatchInterval = absl::Seconds(1);
 
 Json ToJson(const v1::GetStatusResponse& status) {
   Json processes = Json::array();
@@ -27,10 +34,36 @@ Json ToJson(const v1::GetStatusResponse& status) {
       json["end_layer"] = process.end_layer();
       json["slots"] = process.slots();
       json["kernels"] = process.kernels();
+      json["driven_by"] = process.driven_by();
+      json["model"] = process.model();
+    }
+    if (process.role() == "router") {
+      json["running_turns"] = process.running_turns();
+      json["waiting_turns"] = process.waiting_turns();
+      json["tokens_per_second"] = process.tokens_per_second();
     }
     processes.push_back(std::move(json));
   }
+  Json lanes = Json::array();
+  for (const v1::LaneStatus& lane : status.lanes()) {
+    Json workers = Json::array();
+    for (const std::string& worker : lane.workers()) workers.push_back(worker);
+    lanes.push_back({{"router", lane.router()},
+                     {"epoch", lane.epoch()},
+                     {"model", lane.model()},
+                     {"fingerprint", lane.fingerprint()},
+                     {"numeric_family", lane.numeric_family()},
+                     {"workers", std::move(workers)},
+                     {"state", lane.state()},
+                     {"slots", lane.slots()},
+                     {"turns", lane.turns()},
+                     {"slots_used", lane.slots_used()},
+                     {"slots_warm", lane.slots_warm()},
+                     {"rows_waiting", lane.rows_waiting()}});
+  }
   Json json = {
+      {"lanes", std::move(lanes)},
+      {"tokens_per_second", status.tokens_per_second()},
       {"pipeline_state", status.pipeline_state()},
       {"running_turns", status.running_turns()},
       {"waiting_turns", status.waiting_turns()},
@@ -38,6 +71,27 @@ Json ToJson(const v1::GetStatusResponse& status) {
   };
   if (status.has_model()) json["model"] = ModelToJson(status.model());
   return json;
+}
+
+// Who drives what. Of other routers' lanes it is not known how full they are.
+std::string LanesToText(const v1::GetStatusResponse& status) {
+  std::vector<std::vector<std::string>> rows = {
+      {"LANE", "ROUTER", "MODEL", "WORKERS", "STATE", "TURNS", "SLOTS", "WARM", "ROWS WAITING"}};
+  const std::string own = status.processes_size() > 0 ? status.processes(0).name() : "";
+  for (const v1::LaneStatus& lane : status.lanes()) {
+    const bool is_own = lane.router() == own;
+    const auto known = [is_own](int64_t number) { return is_own ? absl::StrCat(number) : std::string("-"); };
+    rows.push_back({absl::StrCat(rows.size() - 1), lane.router(), lane.model(), absl::StrJoin(lane.workers(), " > "),
+                    lane.state(), known(lane.turns()), absl::StrCat(known(lane.slots_used()), "/", lane.slots()),
+                    known(lane.slots_warm()), known(lane.rows_waiting())});
+  }
+  return FormatTable(rows);
+}
+
+// A worker's place in its lane; "spare" if others drive lanes and nobody this one.
+std::string StageOf(const v1::ProcessStatus& worker, bool there_are_lanes) {
+  if (there_are_lanes && worker.driven_by().empty()) return worker.health() == "serving" ? "spare" : "-";
+  return absl::StrCat(worker.stage_index(), "/", worker.stage_count());
 }
 
 std::string ToText(const v1::GetStatusResponse& status) {
@@ -51,7 +105,9 @@ std::string ToText(const v1::GetStatusResponse& status) {
       absl::StrAppend(&text, "states:   ", absl::StrJoin(model.initial_states(), ", "), "\n");
     }
   }
-  absl::StrAppend(&text, "turns:    ", status.running_turns(), " running, ", status.waiting_turns(), " waiting\n\n");
+  absl::StrAppend(&text, "turns:    ", status.running_turns(), " running, ", status.waiting_turns(), " waiting, ",
+                  absl::StrFormat("%.1f", status.tokens_per_second()), " tokens/s\n\n");
+  if (status.lanes_size() > 0) absl::StrAppend(&text, LanesToText(status), "\n");
   std::vector<std::vector<std::string>> rows = {
       {"ROLE", "NAME", "PID", "ADDRESS", "METRICS", "HEALTH", "STAGE", "LAYERS", "SLOTS", "KERNELS"}};
   for (const v1::ProcessStatus& process : status.processes()) {
@@ -63,10 +119,14 @@ std::string ToText(const v1::GetStatusResponse& status) {
         process.metrics_address().empty() ? "-" : process.metrics_address(),
         process.message().empty() ? process.health() : absl::StrCat(process.health(), ": ", process.message())};
     if (process.role() == "worker") {
-      row.push_back(absl::StrCat(process.stage_index(), "/", process.stage_count()));
+      row.push_back(StageOf(process, status.lanes_size() > 0));
       row.push_back(absl::StrCat(process.first_layer(), "..", process.end_layer() - 1));
       row.push_back(absl::StrCat(process.slots()));
       row.push_back(process.kernels());
+    } else if (process.role() == "router") {
+      row.insert(row.end(), {"", "", "", ""});
+      row.push_back(absl::StrFormat("%d running, %d waiting, %.1f tokens/s", process.running_turns(),
+                                    process.waiting_turns(), process.tokens_per_second()));
     }
     rows.push_back(std::move(row));
   }
@@ -78,11 +138,15 @@ class StatusCommand : public Command {
   absl::string_view name() const override { return "status"; }
   absl::string_view summary() const override { return "shows every process: name, pid, address, health, layers"; }
 
-  void AddFlags(FlagSet& flags) override { flags.AddBool("json", "JSON", &json_); }
+  void AddFlags(FlagSet& flags) override {
+    flags.AddBool("json", "JSON", &json_);
+    flags.AddBool("watch", "draw it anew every second, until Ctrl-C", &watch_);
+  }
 
   absl::Status Check(const std::vector<std::string>& positional) override { return CheckNoArguments(positional); }
 
   absl::Status Run(Context& context) override {
+    if (watch_) return Watch(context);
     absl::StatusOr<v1::GetStatusResponse> status = context.client->GetStatus();
     if (!status.ok()) return status.status();
     context.out << (json_ ? DumpIndented(ToJson(*status)) : ToText(*status));
@@ -90,7 +154,29 @@ class StatusCommand : public Command {
   }
 
  private:
+  // A cluster whose routers are away for a moment is shown as that.
+  absl::Status Watch(Context& context) const {
+    absl::Notification stop;
+    std::atomic<bool> stopped{false};
+    const InterruptScope interrupts(context.interrupts, [&] {
+      if (!stopped.exchange(true)) stop.Notify();
+    });
+    do {
+      absl::StatusOr<v1::GetStatusResponse> status = context.client->GetStatus();
+      if (context.out_is_terminal && !json_) context.out << kClearScreen;
+      if (!status.ok()) {
+        context.out << "no answer: " << status.status().message() << "\n";
+      } else {
+        context.out << (json_ ? DumpLine(ToJson(*status)) : ToText(*status));
+      }
+      if (!json_) context.out << "\n";
+      context.out << std::flush;
+    } while (context.out.good() && !stop.WaitForNotificationWithTimeout(kWatchInterval));
+    return absl::OkStatus();
+  }
+
   bool json_ = false;
+  bool watch_ = false;
 };
 
 }  // namespace

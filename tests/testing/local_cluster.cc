@@ -136,25 +136,29 @@ absl::Status LocalCluster::Prepare() {
   store.binary = "services/state_store/state_store";
   store.flags = options_.state_store_flags;
   store.flags.push_back(absl::StrCat("--data_dir=", options_.directory, "/state"));
-  for (int stage = 0; stage < options_.stages; ++stage) {
-    Process& worker = processes_[absl::StrCat("worker-", stage)];
+  for (int i = 0; i < workers(); ++i) {
+    const int spare = i - options_.pipelines * options_.stages;
+    const int stage = spare < 0 ? i % options_.stages : options_.spares[spare];
+    Process& worker = processes_[absl::StrCat("worker-", i)];
     worker.binary = "services/worker/worker";
     worker.flags = options_.worker_flags;
     worker.flags.push_back(absl::StrCat("--model=", options_.model));
     worker.flags.push_back(absl::StrCat("--stage=", stage, "/", options_.stages));
   }
-  processes_["router-0"].binary = "services/router/router";
+  for (int i = 0; i < options_.routers; ++i) {
+    processes_[absl::StrCat("router-", i)].binary = "services/router/router";
+  }
   return absl::OkStatus();
 }
 
 absl::Status LocalCluster::StartAll() {
   for (const std::string& name : process_names()) {
-    if (name == "router-0") {
+    if (absl::StartsWith(name, "router-")) {
       // Only now are the addresses known.
-      std::vector<std::string> workers;
-      for (int stage = 0; stage < options_.stages; ++stage) workers.push_back(address(absl::StrCat("worker-", stage)));
-      Process& router = processes_["router-0"];
-      router.flags = {absl::StrCat("--workers=", absl::StrJoin(workers, ",")),
+      std::vector<std::string> addresses;
+      for (int i = 0; i < workers(); ++i) addresses.push_back(address(absl::StrCat("worker-", i)));
+      Process& router = processes_[name];
+      router.flags = {absl::StrCat("--workers=", absl::StrJoin(addresses, ",")),
                       absl::StrCat("--state_store=", address("state_store-0")), "--allow_logits"};
       router.flags.insert(router.flags.end(), options_.router_flags.begin(), options_.router_flags.end());
     }
@@ -165,8 +169,8 @@ absl::Status LocalCluster::StartAll() {
 
 std::vector<std::string> LocalCluster::process_names() const {
   std::vector<std::string> names = {"state_store-0"};
-  for (int stage = 0; stage < options_.stages; ++stage) names.push_back(absl::StrCat("worker-", stage));
-  names.push_back("router-0");
+  for (int i = 0; i < workers(); ++i) names.push_back(absl::StrCat("worker-", i));
+  for (int i = 0; i < options_.routers; ++i) names.push_back(absl::StrCat("router-", i));
   return names;
 }
 
@@ -292,8 +296,10 @@ absl::Status LocalCluster::WaitUntilServing() {
     context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Seconds(5)));
     v1::GetStatusResponse response;
     const grpc::Status status = stub->GetStatus(&context, {}, &response);
-    if (status.ok() && response.pipeline_state() == "serving") return absl::OkStatus();
-    last = status.ok() ? response.pipeline_state() : common::FromGrpcStatus(status).ToString();
+    const bool serves = options_.routers > 1 || response.pipeline_state() == "serving";
+    if (status.ok() && serves && response.lanes_size() == options_.pipelines) return absl::OkStatus();
+    last = status.ok() ? absl::StrCat(response.pipeline_state(), ", with ", response.lanes_size(), " pipelines driven")
+                       : common::FromGrpcStatus(status).ToString();
     absl::SleepFor(kPollInterval);
   }
   return absl::DeadlineExceededError(absl::StrCat("the pipeline does not serve; the router says: ", last));

@@ -1,4 +1,4 @@
-// A whole cluster of real processes for a test: a state store, workers, a router, each its own process on a free port,
+// A whole cluster of real processes for a test: a state store, workers, routers, each its own process on a free port,
 // which a test may kill and restart. Binaries come out of the test's runfiles.
 #pragma once
 
@@ -20,13 +20,17 @@ namespace rwkv::testing {
 
 using namespace ::testing;  // So that testing::HasSubstr, said inside namespace rwkv, still means GoogleMock's.
 
-// Processes are called "state_store-0", "worker-0" ... and "router-0". Use it from one thread, which must outlive it:
+// Processes are called "state_store-0", "worker-0" ... (of S stages, worker-I is stage I % S; spares come last), and
+// "router-0" ... Use it from one thread, which must outlive it:
 // when that thread ends, also by a crash, the kernel kills the processes.
 class LocalCluster {
  public:
   struct Options {
     std::string model;  // Required: the checkpoint.
     int stages = 2;
+    int pipelines = 1;
+    std::vector<int> spares;  // A worker more for each of these stages.
+    int routers = 1;
     // Holds the store's data, logs and port files; a second cluster on the same one finds the sessions of the first.
     // Empty: a fresh folder in the test's own.
     std::string directory;
@@ -79,7 +83,7 @@ class LocalCluster {
   absl::Status Freeze(const std::string& name);
   absl::Status Thaw(const std::string& name);
 
-  // Until the router says that the pipeline serves. kDeadlineExceeded after start_timeout, with what it said last.
+  // Until the first router says that all pipelines are driven, and one by itself. kDeadlineExceeded after start_timeout, with what it said last.
   absl::Status WaitUntilServing();
 
   // Everything the process has written to its log, over all its starts.
@@ -96,6 +100,7 @@ class LocalCluster {
 
   explicit LocalCluster(const Options& options) : options_(options) {}
 
+  int workers() const { return options_.pipelines * options_.stages + static_cast<int>(options_.spares.size()); }
   absl::Status Prepare();
   absl::Status StartAll();
   // Waits for the end of a process; -1: still running at the deadline; else its wait status.

@@ -1,6 +1,7 @@
 #include "services/router/client/router_client.h"
 
 #include <algorithm>
+#include <atomic>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -25,11 +26,13 @@ void SetDeadline(grpc::ClientContext& context, absl::Time deadline) {
 
 class GrpcRouterClient : public RouterClient {
  public:
-  GrpcRouterClient(std::shared_ptr<grpc::Channel> channel, const RouterClientOptions& options)
-      : options_(options),
-        generation_(v1::Generation::NewStub(channel)),
-        sessions_(v1::Sessions::NewStub(channel)),
-        cluster_(v1::Cluster::NewStub(channel)) {}
+  GrpcRouterClient(absl::Span<const std::shared_ptr<grpc::Channel>> channels, const RouterClientOptions& options)
+      : options_(options) {
+    for (const std::shared_ptr<grpc::Channel>& channel : channels) {
+      routers_.push_back(
+          {v1::Generation::NewStub(channel), v1::Sessions::NewStub(channel), v1::Cluster::NewStub(channel)});
+    }
+  }
 
   absl::Status Generate(const v1::GenerateRequest& request, GenerateCallback callback, Cancellation* cancellation,
                         absl::Time deadline) override {
@@ -42,9 +45,14 @@ class GrpcRouterClient : public RouterClient {
     for (int failures = 0;;) {
       const uint64_t first = attempt.resume_from();
       uint64_t next = first;
-      const absl::Status status = GenerateOnce(attempt, deadline, callback, cancellation, next);
+      const size_t router = current_;
+      const absl::Status status = GenerateOnce(router, attempt, deadline, callback, cancellation, next);
       if (cancellation->cancelled()) return absl::CancelledError("the call was cancelled by its caller");
-      if (status.code() != absl::StatusCode::kUnavailable || !resumable) return status;
+      const bool is_gone = absl::IsUnavailable(status);
+      if (is_gone) LeaveRouter(router);
+      // While a call is resumed elsewhere, the router that was lost may still hold the session for a while.
+      const bool is_held = failures > 0 && absl::IsAborted(status) && common::GetRetryDelay(status).has_value();
+      if ((!is_gone && !is_held) || !resumable) return status;
       if (next > first) {
         failures = 0;
         pause = options_.first_pause;
@@ -60,19 +68,19 @@ class GrpcRouterClient : public RouterClient {
   absl::Status Logits(const v1::LogitsRequest& request, LogitsCallback callback) override {
     grpc::ClientContext context;
     SetDeadline(context, absl::Now() + options_.stream_timeout);
-    return Drain<v1::LogitsResponse>(context, *generation_->Logits(&context, request), callback);
+    return Drain<v1::LogitsResponse>(context, *generation().Logits(&context, request), callback);
   }
 
   absl::StatusOr<v1::ScoreResponse> Score(const v1::ScoreRequest& request) override {
-    return Call<v1::ScoreResponse>(*generation_, &v1::Generation::Stub::Score, request);
+    return Read<v1::ScoreResponse>(&Router::generation, &v1::Generation::Stub::Score, request);
   }
   absl::StatusOr<v1::EmbedResponse> Embed(const v1::EmbedRequest& request) override {
-    return Call<v1::EmbedResponse>(*generation_, &v1::Generation::Stub::Embed, request);
+    return Read<v1::EmbedResponse>(&Router::generation, &v1::Generation::Stub::Embed, request);
   }
   absl::Status ScoreDocument(const v1::ScoreDocumentRequest& document, DocumentCallback callback) override {
     grpc::ClientContext context;
     SetDeadline(context, absl::Now() + options_.stream_timeout);
-    const auto stream = generation_->ScoreDocument(&context);
+    const auto stream = generation().ScoreDocument(&context);
     v1::ScoreDocumentRequest piece;
     piece.set_model(document.model());
     // A write that fails means that the call is over; Finish() will say why.
@@ -108,12 +116,12 @@ class GrpcRouterClient : public RouterClient {
     return status;
   }
   absl::StatusOr<v1::TokenizeResponse> Tokenize(const v1::TokenizeRequest& request) override {
-    return Call<v1::TokenizeResponse>(*generation_, &v1::Generation::Stub::Tokenize, request);
+    return Read<v1::TokenizeResponse>(&Router::generation, &v1::Generation::Stub::Tokenize, request);
   }
   absl::StatusOr<std::vector<uint32_t>> TokenizeDocument(absl::string_view text) override {
     grpc::ClientContext context;
     SetDeadline(context, absl::Now() + options_.stream_timeout);
-    const auto stream = generation_->TokenizeDocument(&context);
+    const auto stream = generation().TokenizeDocument(&context);
     v1::TokenizeDocumentRequest piece;
     bool writing = true;  // As in ScoreDocument.
     for (size_t begin = 0; writing && begin < text.size(); begin += kPieceBytes) {
@@ -131,34 +139,35 @@ class GrpcRouterClient : public RouterClient {
     return tokens;
   }
   absl::StatusOr<v1::DetokenizeResponse> Detokenize(const v1::DetokenizeRequest& request) override {
-    return Call<v1::DetokenizeResponse>(*generation_, &v1::Generation::Stub::Detokenize, request);
+    return Read<v1::DetokenizeResponse>(&Router::generation, &v1::Generation::Stub::Detokenize, request);
   }
   absl::StatusOr<v1::ListModelsResponse> ListModels() override {
-    return Call<v1::ListModelsResponse>(*generation_, &v1::Generation::Stub::ListModels, v1::ListModelsRequest());
+    return Read<v1::ListModelsResponse>(&Router::generation, &v1::Generation::Stub::ListModels,
+                                        v1::ListModelsRequest());
   }
 
   absl::StatusOr<v1::Session> CreateSession(const v1::SessionsCreateRequest& request) override {
-    return SessionOf(Call<v1::SessionsCreateResponse>(*sessions_, &v1::Sessions::Stub::Create, request));
+    return SessionOf(Call<v1::SessionsCreateResponse>(&Router::sessions, &v1::Sessions::Stub::Create, request));
   }
   absl::StatusOr<v1::SessionsGetResponse> GetSession(const v1::SessionsGetRequest& request) override {
-    return Call<v1::SessionsGetResponse>(*sessions_, &v1::Sessions::Stub::Get, request);
+    return Read<v1::SessionsGetResponse>(&Router::sessions, &v1::Sessions::Stub::Get, request);
   }
   absl::StatusOr<v1::SessionsListResponse> ListSessions(const v1::SessionsListRequest& request) override {
-    return Call<v1::SessionsListResponse>(*sessions_, &v1::Sessions::Stub::List, request);
+    return Read<v1::SessionsListResponse>(&Router::sessions, &v1::Sessions::Stub::List, request);
   }
   absl::StatusOr<v1::Session> ForkSession(const v1::SessionsForkRequest& request) override {
-    return SessionOf(Call<v1::SessionsForkResponse>(*sessions_, &v1::Sessions::Stub::Fork, request));
+    return SessionOf(Call<v1::SessionsForkResponse>(&Router::sessions, &v1::Sessions::Stub::Fork, request));
   }
   absl::StatusOr<v1::Session> RewindSession(const v1::SessionsRewindRequest& request) override {
-    return SessionOf(Call<v1::SessionsRewindResponse>(*sessions_, &v1::Sessions::Stub::Rewind, request));
+    return SessionOf(Call<v1::SessionsRewindResponse>(&Router::sessions, &v1::Sessions::Stub::Rewind, request));
   }
   absl::Status DeleteSession(const v1::SessionsDeleteRequest& request) override {
-    return Call<v1::SessionsDeleteResponse>(*sessions_, &v1::Sessions::Stub::Delete, request).status();
+    return Call<v1::SessionsDeleteResponse>(&Router::sessions, &v1::Sessions::Stub::Delete, request).status();
   }
   absl::Status ExportState(const v1::SessionsExportStateRequest& request, StateCallback callback) override {
     grpc::ClientContext context;
     SetDeadline(context, absl::Now() + options_.stream_timeout);
-    return Drain<v1::SessionsExportStateResponse>(context, *sessions_->ExportState(&context, request), callback);
+    return Drain<v1::SessionsExportStateResponse>(context, *sessions().ExportState(&context, request), callback);
   }
 
   absl::StatusOr<v1::Session> ImportSession(const std::string& session_id, absl::string_view file,
@@ -166,7 +175,7 @@ class GrpcRouterClient : public RouterClient {
     grpc::ClientContext context;
     SetDeadline(context, absl::Now() + options_.stream_timeout);
     v1::SessionsImportResponse response;
-    const auto writer = sessions_->Import(&context, &response);
+    const auto writer = sessions().Import(&context, &response);
     v1::SessionsImportRequest piece;
     piece.set_session_id(session_id);
     piece.set_crc32c(state_store::Crc32c(file));
@@ -185,20 +194,32 @@ class GrpcRouterClient : public RouterClient {
   }
 
   absl::StatusOr<v1::GetStatusResponse> GetStatus() override {
-    return Call<v1::GetStatusResponse>(*cluster_, &v1::Cluster::Stub::GetStatus, v1::GetStatusRequest());
+    return Read<v1::GetStatusResponse>(&Router::cluster, &v1::Cluster::Stub::GetStatus, v1::GetStatusRequest());
   }
 
  private:
+  struct Router {
+    std::unique_ptr<v1::Generation::Stub> generation;
+    std::unique_ptr<v1::Sessions::Stub> sessions;
+    std::unique_ptr<v1::Cluster::Stub> cluster;
+  };
+
+  v1::Generation::Stub& generation() const { return *routers_[current_].generation; }
+  v1::Sessions::Stub& sessions() const { return *routers_[current_].sessions; }
+
+  // The next calls go to another router, unless somebody has seen to that already.
+  void LeaveRouter(size_t router) const { current_.compare_exchange_strong(router, (router + 1) % routers_.size()); }
+
   // One call. `next` is the index to go on from; it rises with every token that was called back. The returned status is
   // the server's, or the callback's.
-  absl::Status GenerateOnce(const v1::GenerateRequest& request, absl::Time deadline, GenerateCallback callback,
-                            Cancellation* cancellation, uint64_t& next) {
+  absl::Status GenerateOnce(size_t router, const v1::GenerateRequest& request, absl::Time deadline,
+                            GenerateCallback callback, Cancellation* cancellation, uint64_t& next) {
     bool finished = false;
     grpc::ClientContext context;
     SetDeadline(context, deadline);
     Cancellation::Scope scope(cancellation, &context);
     const absl::Status status = Drain<v1::GenerateResponse>(
-        context, *generation_->Generate(&context, request), [&](const v1::GenerateResponse& response) {
+        context, *routers_[router].generation->Generate(&context, request), [&](const v1::GenerateResponse& response) {
           // Nothing follows `finish`, and a resumed stream may start early, but never late.
           if (finished || (!response.has_finish() && response.index() < next)) return absl::OkStatus();
           if (response.index() != next) {
@@ -233,12 +254,24 @@ class GrpcRouterClient : public RouterClient {
   }
 
   template <typename Response, typename Stub, typename Method, typename Request>
-  absl::StatusOr<Response> Call(Stub& stub, Method method, const Request& request) const {
+  absl::StatusOr<Response> Call(std::unique_ptr<Stub> Router::*stub, Method method, const Request& request) const {
+    const size_t router = current_;
     grpc::ClientContext context;
     SetDeadline(context, absl::Now() + options_.call_timeout);
     Response response;
-    const grpc::Status status = (stub.*method)(&context, request, &response);
-    if (!status.ok()) return common::FromGrpcStatus(status);
+    const grpc::Status status = ((*(routers_[router].*stub)).*method)(&context, request, &response);
+    if (status.ok()) return response;
+    if (status.error_code() == grpc::StatusCode::UNAVAILABLE) LeaveRouter(router);
+    return common::FromGrpcStatus(status);
+  }
+
+  // A call that changes nothing, at each router until one answers.
+  template <typename Response, typename Stub, typename Method, typename Request>
+  absl::StatusOr<Response> Read(std::unique_ptr<Stub> Router::*stub, Method method, const Request& request) const {
+    absl::StatusOr<Response> response = Call<Response>(stub, method, request);
+    for (size_t tried = 1; tried < routers_.size() && absl::IsUnavailable(response.status()); ++tried) {
+      response = Call<Response>(stub, method, request);
+    }
     return response;
   }
 
@@ -249,16 +282,20 @@ class GrpcRouterClient : public RouterClient {
   }
 
   const RouterClientOptions options_;
-  const std::unique_ptr<v1::Generation::Stub> generation_;
-  const std::unique_ptr<v1::Sessions::Stub> sessions_;
-  const std::unique_ptr<v1::Cluster::Stub> cluster_;
+  std::vector<Router> routers_;             // Not changed after the constructor.
+  mutable std::atomic<size_t> current_{0};  // Index of the one that calls go to.
 };
 
 }  // namespace
 
 std::unique_ptr<RouterClient> MakeRouterClient(std::shared_ptr<grpc::Channel> channel,
                                                const RouterClientOptions& options) {
-  return std::make_unique<GrpcRouterClient>(std::move(channel), options);
+  return std::make_unique<GrpcRouterClient>(absl::MakeConstSpan(&channel, 1), options);
+}
+
+std::unique_ptr<RouterClient> MakeRouterClient(absl::Span<const std::shared_ptr<grpc::Channel>> channels,
+                                               const RouterClientOptions& options) {
+  return std::make_unique<GrpcRouterClient>(channels, options);
 }
 
 }  // namespace rwkv::router

@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "grpcpp/channel.h"
 #include "rwkv/v1/cluster.pb.h"
 #include "rwkv/v1/generation.pb.h"
@@ -77,6 +78,13 @@ struct RouterClientOptions {
 };
 
 std::unique_ptr<RouterClient> MakeRouterClient(std::shared_ptr<grpc::Channel> channel,
+                                               const RouterClientOptions& options = {});
+
+// The same over several routers of one cluster (at least one), any of which serves any session. All calls go to the one
+// that answered last; after kUnavailable the next one is taken. So Generate resumes by itself at another router, and
+// a turn whose session the lost router still holds waits until its lease is over. Other calls return kUnavailable, but
+// those that change nothing are first tried at each router once.
+std::unique_ptr<RouterClient> MakeRouterClient(absl::Span<const std::shared_ptr<grpc::Channel>> channels,
                                                const RouterClientOptions& options = {});
 
 }  // namespace rwkv::router

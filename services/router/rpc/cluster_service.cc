@@ -3,7 +3,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <map>
 #include <memory>
+#include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -23,6 +26,35 @@ constexpr char kServing[] = "serving";
 constexpr char kNotServing[] = "not serving";
 constexpr char kUnreachable[] = "unreachable";
 
+// A router's epoch: who drives which workers, as these say.
+using Lanes = std::map<std::pair<std::string, std::string>, std::vector<const Fleet::WorkerStatus*>>;
+
+bool IsDriven(const Fleet::WorkerStatus& status) { return status.status.ok() && !status.worker.driven_by().empty(); }
+
+Lanes LanesOf(const std::vector<Fleet::WorkerStatus>& workers) {
+  Lanes lanes;
+  for (const Fleet::WorkerStatus& worker : workers) {
+    if (IsDriven(worker)) lanes[{worker.worker.driven_by(), worker.worker.epoch()}].push_back(&worker);
+  }
+  return lanes;
+}
+
+void FillLane(const std::pair<std::string, std::string>& name, const std::vector<const Fleet::WorkerStatus*>& stages,
+              v1::LaneStatus* lane) {
+  const v1::DescribeResponse& first = stages.front()->worker;
+  lane->set_router(name.first);
+  lane->set_epoch(name.second);
+  lane->set_model(first.model().name());
+  lane->set_fingerprint(first.model().fingerprint());
+  lane->set_numeric_family(first.numeric_family());
+  lane->set_slots(first.slots());
+  for (const Fleet::WorkerStatus* const stage : stages) {
+    lane->add_workers(stage->worker.name());
+    lane->set_slots(std::min(lane->slots(), stage->worker.slots()));
+  }
+  lane->set_state(kServing);
+}
+
 void FillWorker(const Fleet::WorkerStatus& status, v1::ProcessStatus* process) {
   const v1::DescribeResponse& worker = status.worker;
   process->set_role("worker");
@@ -36,6 +68,8 @@ void FillWorker(const Fleet::WorkerStatus& status, v1::ProcessStatus* process) {
   process->set_end_layer(worker.end_layer());
   process->set_slots(worker.slots());
   process->set_kernels(worker.kernels());
+  process->set_model(worker.model().name());
+  if (IsDriven(status)) process->set_driven_by(worker.driven_by());
   if (!status.status.ok()) {
     process->set_health(kUnreachable);
     process->set_message(common::ToStatusProto(status.status).message());
@@ -45,6 +79,19 @@ void FillWorker(const Fleet::WorkerStatus& status, v1::ProcessStatus* process) {
   } else {
     process->set_health(kServing);
   }
+}
+
+void FillRouter(const v1::RouterAnnouncement& router, v1::ProcessStatus* process) {
+  process->set_role("router");
+  process->set_name(router.name());
+  process->set_pid(router.pid());
+  process->set_address(router.address());
+  process->set_metrics_address(router.metrics_address());
+  process->set_health(router.serving() && !router.draining() ? kServing : kNotServing);
+  if (router.draining()) process->set_message("draining");
+  process->set_running_turns(router.running_turns());
+  process->set_waiting_turns(router.waiting_turns());
+  process->set_tokens_per_second(router.tokens_per_second());
 }
 
 }  // namespace
@@ -61,6 +108,50 @@ void ClusterService::SetAddresses(const std::string& address, const std::string&
   absl::MutexLock lock(&mu_);
   address_ = address;
   metrics_address_ = metrics_address;
+}
+
+void ClusterService::FillWorkers(absl::Time deadline, v1::GetStatusResponse* response) {
+  std::vector<Fleet::WorkerStatus> workers = turns_->fleet().Probe(deadline);
+  for (const v1::RouterAnnouncement& router : turns_->fleet().OtherRouters()) {
+    FillRouter(router, response->add_processes());
+  }
+  // This router's lanes first, then others', then who is in none.
+  const auto order = [this](const Fleet::WorkerStatus& a) {
+    return std::make_tuple(!IsDriven(a), IsDriven(a) && a.worker.driven_by() != router_,
+                           IsDriven(a) ? a.worker.driven_by() : "", IsDriven(a) ? a.worker.epoch() : "",
+                           a.worker.first_layer());
+  };
+  std::stable_sort(workers.begin(), workers.end(),
+                   [&order](const auto& a, const auto& b) { return order(a) < order(b); });
+  const Lanes lanes = LanesOf(workers);
+  for (Fleet::WorkerStatus& worker : workers) {
+    const auto lane = lanes.find({worker.worker.driven_by(), worker.worker.epoch()});
+    if (IsDriven(worker) && lane != lanes.end() && worker.stage_count == 0) {  // Of another router's lane.
+      worker.stage_count = static_cast<int>(lane->second.size());
+      worker.stage_index =
+          static_cast<int>(std::find(lane->second.begin(), lane->second.end(), &worker) - lane->second.begin());
+    }
+    FillWorker(worker, response->add_processes());
+  }
+
+  std::map<std::string, TurnManager::LaneState> own;
+  for (TurnManager::LaneState& lane : turns_->Lanes(deadline)) {
+    if (!lane.plan.stages.empty()) own[lane.plan.stages.front().address] = std::move(lane);
+  }
+  for (const bool other : {false, true}) {
+    for (const auto& [name, stages] : lanes) {
+      if ((name.first != router_) != other) continue;
+      v1::LaneStatus& lane = *response->add_lanes();
+      FillLane(name, stages, &lane);
+      const auto it = own.find(stages.front()->address);
+      if (other || it == own.end()) continue;
+      if (it->second.closing) lane.set_state("closing");
+      lane.set_turns(it->second.turns);
+      lane.set_slots_used(it->second.slots_used);
+      lane.set_slots_warm(it->second.slots_warm);
+      lane.set_rows_waiting(it->second.rows_waiting);
+    }
+  }
 }
 
 void ClusterService::FillNow(v1::GetStatusResponse* response) {
@@ -83,11 +174,11 @@ void ClusterService::FillNow(v1::GetStatusResponse* response) {
     router->set_message(common::ToStatusProto(state.status).message());
   }
 
-  std::vector<Fleet::WorkerStatus> workers = turns_->fleet().Probe(deadline);
-  std::stable_sort(workers.begin(), workers.end(), [](const auto& a, const auto& b) {
-    return std::make_pair(a.stage_index < 0, a.stage_index) < std::make_pair(b.stage_index < 0, b.stage_index);
-  });
-  for (const Fleet::WorkerStatus& worker : workers) FillWorker(worker, response->add_processes());
+  const TurnManager::Counts counts = turns_->counts();
+  router->set_running_turns(static_cast<uint32_t>(counts.running));
+  router->set_waiting_turns(static_cast<uint32_t>(counts.waiting));
+  router->set_tokens_per_second(counts.tokens_per_second);
+  FillWorkers(deadline, response);
 
   v1::ProcessStatus* const store = response->add_processes();
   store->set_role("state_store");
@@ -106,7 +197,7 @@ void ClusterService::FillNow(v1::GetStatusResponse* response) {
 
   response->set_pipeline_state(state.text);
   if (const std::shared_ptr<const ServingModel> model = turns_->model()) *response->mutable_model() = model->info;
-  const TurnManager::Counts counts = turns_->counts();
+  response->set_tokens_per_second(counts.tokens_per_second);
   response->set_running_turns(static_cast<uint32_t>(counts.running));
   response->set_waiting_turns(static_cast<uint32_t>(counts.waiting));
 }

@@ -5,6 +5,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 #include "rwkv/v1/cluster.grpc.pb.h"
 #include "services/common/executor.h"
 #include "services/router/turns/turn_manager.h"
@@ -25,6 +26,8 @@ class ClusterService final : public v1::Cluster::CallbackService {
                                       v1::GetStatusResponse* response) override;
 
  private:
+  // Routers, workers and lanes.
+  void FillWorkers(absl::Time deadline, v1::GetStatusResponse* response);
   void FillNow(v1::GetStatusResponse* response) ABSL_LOCKS_EXCLUDED(mu_);
 
   const std::string router_;

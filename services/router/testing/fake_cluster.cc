@@ -70,24 +70,27 @@ absl::string_view FakeTokenizer::TokenBytes(uint32_t id) const {
   return id < words_.size() ? absl::string_view(words_[id]) : absl::string_view();
 }
 
-FakeCluster::FakeCluster(worker::FakePipeline::Options pipeline, TurnManager::Options router, common::Clock* clock)
-    : clock_(clock == nullptr ? &system_clock_ : clock),
-      pipeline_options_(std::move(pipeline)),
-      router_options_(std::move(router)) {
+FakeCluster::FakeCluster(worker::FakePipeline::Options pipeline, TurnManager::Options router, common::Clock* clock,
+                         std::vector<worker::FakePipeline::Options> others)
+    : clock_(clock == nullptr ? &system_clock_ : clock), router_options_(std::move(router)) {
+  pipeline_options_.push_back(std::move(pipeline));
+  for (worker::FakePipeline::Options& other : others) pipeline_options_.push_back(std::move(other));
   metrics_ = *common::Metrics::Create("");
   router_metrics_ = std::make_unique<RouterMetrics>(metrics_.get());
   store_ = *state_store::FakeStateStore::Create(clock_);
-  pipeline_options_.put_record = [this](const v1::RecordInfo& info, const std::string& bytes) {
-    {
-      absl::MutexLock lock(&put_mu_);
-      put_records_.push_back(info);
-    }
-    return store_->PutRecord(info, bytes, absl::Now() + kTestLimit);
-  };
-  pipeline_options_.get_record = [this](const v1::RecordInfo& info) {
-    return store_->GetRecord(info, absl::Now() + kTestLimit);
-  };
-  pipeline_ = std::make_unique<worker::FakePipeline>(pipeline_options_);
+  for (worker::FakePipeline::Options& options : pipeline_options_) {
+    options.put_record = [this](const v1::RecordInfo& info, const std::string& bytes) {
+      {
+        absl::MutexLock lock(&put_mu_);
+        put_records_.push_back(info);
+      }
+      return store_->PutRecord(info, bytes, absl::Now() + kTestLimit);
+    };
+    options.get_record = [this](const v1::RecordInfo& info) {
+      return store_->GetRecord(info, absl::Now() + kTestLimit);
+    };
+    pipelines_.push_back(std::make_unique<worker::FakePipeline>(options));
+  }
   if (router_options_.router.empty()) router_options_.router = "router-0";
   RestartRouter();
 }
@@ -96,28 +99,40 @@ FakeCluster::~FakeCluster() { StopRouter(); }
 
 void FakeCluster::StopRouter() { router_ = nullptr; }
 
-void FakeCluster::RestartRouter() {
-  StopRouter();
-  router_options_.incarnation = absl::StrCat("incarnation-", ++incarnation_);
+std::unique_ptr<TurnManager> FakeCluster::MakeRouter(TurnManager::Options router_options) {
+  router_options.incarnation = absl::StrCat("incarnation-", ++incarnation_);
   Fleet::Options options;
-  options.lane.router = router_options_.router;
-  options.lane.incarnation = router_options_.incarnation;
+  options.lane.router = router_options.router;
+  options.lane.incarnation = router_options.incarnation;
   options.min_backoff = absl::Milliseconds(1);
   options.max_backoff = absl::Milliseconds(20);
+  options.ask_interval = absl::Milliseconds(50);
+  options.worker_timeout = absl::Seconds(1);
   std::vector<std::unique_ptr<worker::WorkerClient>> workers;
-  for (int stage = 0; stage < pipeline_options_.stage_count; ++stage) workers.push_back(pipeline_->Connect(stage));
+  for (size_t i = 0; i < pipelines_.size(); ++i) {
+    for (int stage = 0; stage < pipeline_options_[i].stage_count; ++stage) {
+      workers.push_back(pipelines_[i]->Connect(stage));
+    }
+  }
   auto draws = std::make_shared<std::atomic<uint64_t>>(incarnation_ * 1000003ull);
-  router_ = std::make_unique<TurnManager>(router_options_, options, TheseWorkers(std::move(workers)), store_.get(),
-                                          std::vector<const tokenizer::Tokenizer*>{&tokenizer_}, router_metrics_.get(),
-                                          clock_, [draws] { return draws->fetch_add(0x9e3779b97f4a7c15); });
-  router_->Start();
+  auto router =
+      std::make_unique<TurnManager>(router_options, options, TheseWorkers(std::move(workers)), store_.get(),
+                                    std::vector<const tokenizer::Tokenizer*>{&tokenizer_}, router_metrics_.get(),
+                                    clock_, [draws] { return draws->fetch_add(0x9e3779b97f4a7c15); });
+  router->Start();
+  return router;
+}
+
+void FakeCluster::RestartRouter() {
+  StopRouter();
+  router_ = MakeRouter(router_options_);
   EXPECT_TRUE(WaitUntil([this] { return router_->fleet().state().serving; }));
 }
 
-FakeCluster::Call FakeCluster::Start(const v1::GenerateRequest& request) {
+FakeCluster::Call FakeCluster::Start(TurnManager& router, const v1::GenerateRequest& request) {
   Call call;
-  call.id = router_->NewCall();
-  router_->Generate(call.id, request, call.stream);
+  call.id = router.NewCall();
+  router.Generate(call.id, request, call.stream);
   return call;
 }
 

@@ -147,16 +147,21 @@ class FakeCluster {
     v1::Finish finish;
   };
 
-  // `clock`: of router and store, outlives the cluster; null: the system's.
+  // `clock`: of router and store, outlives the cluster; null: the system's. `others`: pipelines beside the first; each
+  // needs a name of its own.
   explicit FakeCluster(worker::FakePipeline::Options pipeline = {}, TurnManager::Options router = {},
-                       common::Clock* clock = nullptr);
+                       common::Clock* clock = nullptr, std::vector<worker::FakePipeline::Options> others = {});
   ~FakeCluster();
 
   // The router dies and another one starts: same name, same store, nothing else in common. Calls of the old one end.
   void RestartRouter();
   void StopRouter();
 
-  Call Start(const v1::GenerateRequest& request);
+  // Another router beside it, over the same workers and the same store.
+  std::unique_ptr<TurnManager> MakeRouter(TurnManager::Options options);
+
+  Call Start(const v1::GenerateRequest& request) { return Start(*router_, request); }
+  static Call Start(TurnManager& router, const v1::GenerateRequest& request);
   // Waits for its end. Checks that indices are consecutive.
   Answer Finish(const Call& call);
   Answer Generate(const v1::GenerateRequest& request) { return Finish(Start(request)); }
@@ -165,7 +170,7 @@ class FakeCluster {
   std::vector<uint32_t> Log(const std::string& session_id);
 
   TurnManager& router() { return *router_; }
-  worker::FakePipeline& pipeline() { return *pipeline_; }
+  worker::FakePipeline& pipeline(size_t i = 0) { return *pipelines_[i]; }
   state_store::FakeStateStore& store() { return *store_; }
   // All that workers have put so far.
   std::vector<v1::RecordInfo> PutRecords() ABSL_LOCKS_EXCLUDED(put_mu_);
@@ -184,8 +189,8 @@ class FakeCluster {
   std::unique_ptr<state_store::FakeStateStore> store_;
   absl::Mutex put_mu_;
   std::vector<v1::RecordInfo> put_records_ ABSL_GUARDED_BY(put_mu_);
-  worker::FakePipeline::Options pipeline_options_;
-  std::unique_ptr<worker::FakePipeline> pipeline_;
+  std::vector<worker::FakePipeline::Options> pipeline_options_;
+  std::vector<std::unique_ptr<worker::FakePipeline>> pipelines_;
   TurnManager::Options router_options_;
   int incarnation_ = 0;
   std::unique_ptr<TurnManager> router_;

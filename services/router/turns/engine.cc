@@ -34,7 +34,8 @@ TurnManager::Engine::Engine(const Options& options, Fleet::Options fleet_options
       clock_(clock),
       random_(std::move(random)),
       next_renewal_(clock->Now()),
-      fleet_(std::move(fleet_options), std::move(workers), this),
+      counted_at_(clock->Now()),
+      fleet_(WithAnnouncement(std::move(fleet_options)), std::move(workers), this),
       committer_(1, 4),
       // Every started turn has at most one job at a time, and each of its snapshots one.
       executor_(options.executor_threads, 4 * options.max_running + 64) {
@@ -45,6 +46,18 @@ TurnManager::Engine::Engine(const Options& options, Fleet::Options fleet_options
 }
 
 TurnManager::Engine::~Engine() { Stop(); }
+
+Fleet::Options TurnManager::Engine::WithAnnouncement(Fleet::Options options) {
+  options.announce = [this, also = std::move(options.announce)](v1::RouterAnnouncement* router) {
+    router->set_draining(draining());
+    router->set_serving(serving_);
+    router->set_running_turns(static_cast<uint32_t>(running_count_));
+    router->set_waiting_turns(static_cast<uint32_t>(waiting_count_));
+    router->set_tokens_per_second(tokens_per_second_);
+    if (also) also(router);
+  };
+  return options;
+}
 
 void TurnManager::Engine::Stop() {
   if (stopping_.exchange(true)) return;

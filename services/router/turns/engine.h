@@ -75,8 +75,9 @@ class TurnManager::Engine final : public Fleet::Listener {
   std::shared_ptr<const ServingModel> model() const ABSL_LOCKS_EXCLUDED(mu_);
   TurnManager::Models models() const ABSL_LOCKS_EXCLUDED(mu_);
   std::vector<TurnManager::LaneState> Lanes(absl::Time deadline);
-  Counts counts() const { return {running_count_.load(), waiting_count_.load()}; }
+  Counts counts() const { return {running_count_.load(), waiting_count_.load(), tokens_per_second_.load()}; }
   bool draining() const { return draining_.load(); }
+  absl::Time last_round() const { return loop_->last_round(); }
   absl::Status DrainingStatus() const;
   // Tells the caller of a turn that never started. On any thread: nobody else has such a turn.
   void Reject(Turn& turn, const absl::Status& status);
@@ -89,6 +90,9 @@ class TurnManager::Engine final : public Fleet::Listener {
   void OnModelsSeen(const std::vector<Fleet::SeenModel>& models) override ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
+  // What other routers are told of this one, too.
+  Fleet::Options WithAnnouncement(Fleet::Options options);
+
   // Everything below: the loop's thread.
 
   // --- engine.cc
@@ -258,6 +262,8 @@ class TurnManager::Engine final : public Fleet::Listener {
   std::atomic<bool> stopping_{false};
   std::atomic<int> running_count_{0};
   std::atomic<int> waiting_count_{0};
+  std::atomic<double> tokens_per_second_{0};
+  std::atomic<bool> serving_{false};
 
   // The loop's thread.
   uint64_t next_turn_ = 1;
@@ -269,6 +275,9 @@ class TurnManager::Engine final : public Fleet::Listener {
   bool commit_running_ = false;
   bool renew_running_ = false;
   absl::Time next_renewal_;
+  uint64_t tokens_drawn_ = 0;
+  uint64_t tokens_counted_ = 0;  // Of these, in tokens_per_second_ when it was set last.
+  absl::Time counted_at_;
   absl::Time pause_at_ = absl::InfiniteFuture();  // Draining: who still runs then is paused.
 
   std::map<uint64_t, std::unique_ptr<TurnLane>> lanes_;  // By epoch.

@@ -92,7 +92,7 @@ void TurnManager::Engine::EpochUp(uint64_t epoch, const StagePlan& plan) {
   CountSlots();
   DropPools();
   metrics_->epochs.Increment();
-  if (lanes_.size() == 1 && options_.on_serving) options_.on_serving(true);
+  if (!serving_.exchange(true) && options_.on_serving) options_.on_serving(true);
 }
 
 void TurnManager::Engine::EpochDown(uint64_t epoch, const absl::Status& why) {
@@ -111,7 +111,9 @@ void TurnManager::Engine::EpochDown(uint64_t epoch, const absl::Status& why) {
   for (const std::string& id : lost) EndSave(id, why);
   CountSlots();
   DropPools();
-  if (lanes_.empty() && options_.on_serving) options_.on_serving(false);
+  if (!lanes_.empty()) return;
+  serving_ = false;
+  if (options_.on_serving) options_.on_serving(false);
 }
 
 void TurnManager::Engine::Unseat(Turn& turn, const absl::Status& why) {

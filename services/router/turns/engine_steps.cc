@@ -62,6 +62,7 @@ void TurnManager::Engine::OnEntry(Turn& turn, const v1::EntryResult& result) {
   if (!turn.first_token.has_value()) turn.first_token = now;
   turn.last_token = now;
   metrics_->generated_tokens.Increment();
+  ++tokens_drawn_;
   turn.answer->Push(result.token_id(), result.logprob(), {result.top_logprobs().begin(), result.top_logprobs().end()});
   if (turn.answer->finished() && !turn.HasLog()) metrics_->CountFinish(turn.answer->reason());
 }

@@ -16,6 +16,9 @@ namespace {
 using Kind = Turn::Kind;
 using Phase = Turn::Phase;
 
+// Over which tokens a second are counted.
+constexpr absl::Duration kRateInterval = absl::Seconds(2);
+
 }  // namespace
 
 bool TurnManager::Engine::CommitClean(const Turn& turn) const {
@@ -181,6 +184,11 @@ void TurnManager::Engine::Watch() {
 void TurnManager::Engine::UpdateGauges() {
   running_count_ = static_cast<int>(running_.size());
   waiting_count_ = static_cast<int>(waiting_.size());
+  if (const absl::Duration since = Now() - counted_at_; since >= kRateInterval) {
+    tokens_per_second_ = static_cast<double>(tokens_drawn_ - tokens_counted_) / absl::ToDoubleSeconds(since);
+    tokens_counted_ = tokens_drawn_;
+    counted_at_ += since;
+  }
   metrics_->running_turns.Set(static_cast<double>(running_.size()));
   metrics_->waiting_turns.Set(static_cast<double>(waiting_.size()));
   int slots = 0, used = 0, warm = 0, steps = 0;

@@ -37,6 +37,7 @@ void EventLoop::Run() {
     {
       absl::MutexLock lock(&mu_);
       mu_.AwaitWithTimeout(absl::Condition(this, &EventLoop::HasWork), options_.tick);
+      last_round_ = absl::Now();
       batch.swap(queue_);
       requests_ = 0;
       stopping = stopping_;

@@ -8,6 +8,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 
 namespace rwkv::router {
@@ -35,6 +36,12 @@ class EventLoop {
   // per turn, and turns are bounded. Dropped after Stop().
   void Post(Event event) ABSL_LOCKS_EXCLUDED(mu_);
 
+  // When the thread last came round, which it does every `tick`.
+  absl::Time last_round() const ABSL_LOCKS_EXCLUDED(mu_) {
+    absl::MutexLock lock(&mu_);
+    return last_round_;
+  }
+
   // Runs what is queued and ends the thread. Not from the loop's thread.
   void Stop() ABSL_LOCKS_EXCLUDED(mu_);
 
@@ -49,7 +56,8 @@ class EventLoop {
 
   const Options options_;
   const Event after_events_;
-  absl::Mutex mu_;
+  mutable absl::Mutex mu_;
+  absl::Time last_round_ ABSL_GUARDED_BY(mu_) = absl::Now();
   std::vector<Queued> queue_ ABSL_GUARDED_BY(mu_);
   size_t requests_ ABSL_GUARDED_BY(mu_) = 0;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "absl/time/clock.h"
 #include "kernels/base/status_macros.h"
 #include "services/common/grpc_status.h"
 #include "services/router/turns/engine.h"
@@ -31,6 +32,7 @@ Fleet& TurnManager::fleet() { return engine_->fleet(); }
 std::vector<TurnManager::LaneState> TurnManager::Lanes(absl::Time deadline) { return engine_->Lanes(deadline); }
 TurnManager::Counts TurnManager::counts() const { return engine_->counts(); }
 bool TurnManager::draining() const { return engine_->draining(); }
+bool TurnManager::MakesProgress() const { return absl::Now() - engine_->last_round() < absl::Seconds(10); }
 
 absl::StatusOr<std::shared_ptr<const ServingModel>> TurnManager::ModelOrWhyNot(absl::string_view name) const {
   if (engine_->draining()) return engine_->DrainingStatus();

@@ -78,6 +78,7 @@ class TurnManager {
   struct Counts {
     int running = 0;
     int waiting = 0;
+    double tokens_per_second = 0;  // Drawn, lately.
   };
 
   struct ExportedState {
@@ -155,6 +156,8 @@ class TurnManager {
   std::vector<LaneState> Lanes(absl::Time deadline);
   Counts counts() const;
   bool draining() const;
+  // Whether the thread that owns all turns came round within the last ten seconds.
+  bool MakesProgress() const;
 
  private:
   class Engine;
