@@ -118,26 +118,26 @@ absl::Status ProductsTogether(int64_t rows, const Product* products, int64_t cou
   std::array<int64_t, kTogether> ends;  // The part behind the product's last.
   int64_t parts = 0;
   int64_t workspace_bytes = 0;
-  int64_t fixed_bytes = 0;
+  int64_t prepared_bytes = 0;
   for (int64_t i = 0; i < count; ++i) {
     const Product& product = products[i];
     matmuls[i] = {rows,         product.weight->matrix, product.x, product.bias, product.activation,
                   product.gate, product.accumulate,     product.y, nullptr};
-    fixed_bytes += kernels.matmul_fixed_bytes(matmuls[i]);
+    prepared_bytes += kernels.matmul_prepared_bytes(matmuls[i]);
     parts += kernels.matmul_parts(matmuls[i]);
     ends[i] = parts;
     workspace_bytes = std::max(workspace_bytes, kernels.matmul_workspace_bytes(matmuls[i]));
   }
-  RWKV_ASSIGN_OR_RETURN(const ThreadScratch workspace, ThreadScratch::Create(stream, workspace_bytes, fixed_bytes));
-  if (fixed_bytes > 0) {
-    char* fixed = static_cast<char*>(workspace.shared());
+  RWKV_ASSIGN_OR_RETURN(const ThreadScratch workspace, ThreadScratch::Create(stream, workspace_bytes, prepared_bytes));
+  if (prepared_bytes > 0) {
+    char* prepared = static_cast<char*>(workspace.shared());
     for (int64_t i = 0; i < count; ++i) {
-      matmuls[i].fixed = fixed;
-      fixed += kernels.matmul_fixed_bytes(matmuls[i]);
+      matmuls[i].prepared = prepared;
+      prepared += kernels.matmul_prepared_bytes(matmuls[i]);
     }
     stream.RunRanges(rows, kRowsOfPart, [&](int64_t begin, int64_t end, int) {
       for (int64_t i = 0; i < count; ++i) {
-        if (kernels.matmul_fixed_bytes(matmuls[i]) > 0) kernels.fix_rows(matmuls[i], begin, end);
+        if (kernels.matmul_prepared_bytes(matmuls[i]) > 0) kernels.prepare_rows(matmuls[i], begin, end);
       }
     });
   }

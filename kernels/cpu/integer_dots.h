@@ -57,7 +57,7 @@ struct DotRow {
 template <typename Codes, int kDwords>
 RWKV_INLINE void FixDotRow(const MatmulArgs& args) {
   using Row = DotRow<Codes, kDwords>;
-  const Row row(args.weight, args.fixed);
+  const Row row(args.weight, args.prepared);
   for (int64_t g = 0; g < row.units * Row::kGroups; ++g) {
     const int64_t left = args.weight.cols - g * row.group;
     const FixedGroup group =
@@ -162,7 +162,7 @@ __attribute__((noinline)) void ComputeDots(const MatmulArgs& args, const Integer
   constexpr int kGroups = Row::kGroups;
   constexpr int kVectors = Codes::kByteVectors;
   const IntegerTile tile(args, matrix, first, step, halves);
-  const Row row(args.weight, args.fixed);
+  const Row row(args.weight, args.prepared);
   F32 sums = {};
   for (int64_t unit = 0; unit < row.units; ++unit) {
     const int64_t offset = unit * kGroups * matrix.group_bytes;

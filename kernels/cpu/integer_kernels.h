@@ -60,7 +60,7 @@ __attribute__((noinline)) void ComputeFewRows(const MatmulArgs& args, const Inte
                                               int64_t step, uint16_t* halves) {
   constexpr int kChains = kRows == 1 ? 4 : 2;  // A group's sum in several, as an addition takes some cycles.
   const IntegerTile tile(args, matrix, first, step, halves);
-  const IntegerRows rows(args.weight, args.fixed);
+  const IntegerRows rows(args.weight, args.prepared);
   F32 sums[kRows] = {};
   for (int64_t g = 0; g < matrix.groups; ++g) {
     I32 products[kRows * kChains];
@@ -172,7 +172,7 @@ template <int kRows>
 __attribute__((noinline)) void ComputePanel(const MatmulArgs& args, const IntegerPanel& panel, bool has_minimums,
                                             int64_t row, int64_t first) {
   constexpr int kVectors = kIntegerTileVectors;
-  const IntegerRows rows(args.weight, args.fixed);
+  const IntegerRows rows(args.weight, args.prepared);
   F32 sums[kRows * kVectors] = {};
   for (int64_t g = 0; g < panel.groups; ++g) {
     I32 products[kRows * kVectors];
@@ -274,7 +274,7 @@ void IntegerMatmul(const MatmulArgs& args, int64_t part, void* workspace) {
   });
 }
 
-// Rows [begin, end) to args.fixed.
+// Rows [begin, end) to args.prepared.
 void FixRows(const MatmulArgs& args, int64_t begin, int64_t end) {
   VisitCodes(args.weight, [&](auto codes, auto dwords) {
     if (AreDots(args)) return FixDotRow<decltype(codes), decltype(dwords)::kDwords>(args);

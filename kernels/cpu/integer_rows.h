@@ -77,7 +77,7 @@ RWKV_INLINE FixedGroup FixGroup(const float* x, int64_t count, int64_t group) {
 // Rows [begin, end).
 template <typename Codes>
 RWKV_INLINE void FixRowsOf(const MatmulArgs& args, int64_t begin, int64_t end) {
-  const IntegerRows rows(args.weight, args.fixed);
+  const IntegerRows rows(args.weight, args.prepared);
   const int64_t inputs = args.weight.cols;
   for (int64_t row = begin; row < end; ++row) {
     for (int64_t g = 0; g < rows.groups; ++g) {

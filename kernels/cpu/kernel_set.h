@@ -30,10 +30,10 @@ struct KernelSet {
   // What the span leaves as its state, once all rows are done.
   void (*mix_input_state)(const MixInputArgs& args, const SequenceSpan& span);
 
-  // Memory for a product's rows in fixed point, 0 if they stay floats; and what puts rows [begin, end) there, for all
-  // rows before any part.
-  int64_t (*matmul_fixed_bytes)(const MatmulArgs& args);
-  void (*fix_rows)(const MatmulArgs& args, int64_t begin, int64_t end);
+  // Memory for a product's rows as it wants to read them, 0 if that is how they are; and what puts rows [begin, end)
+  // there, for all rows before any part.
+  int64_t (*matmul_prepared_bytes)(const MatmulArgs& args);
+  void (*prepare_rows)(const MatmulArgs& args, int64_t begin, int64_t end);
   // Parts of a product, and what a part needs.
   int64_t (*matmul_parts)(const MatmulArgs& args);
   int64_t (*matmul_workspace_bytes)(const MatmulArgs& args);

@@ -17,7 +17,7 @@ struct MatmulArgs {
   const float* gate = nullptr;  // [rows, out], or null
   bool accumulate = false;      // Add to y what else would be stored there.
   float* y = nullptr;           // [rows, out], out
-  void* fixed = nullptr;        // x in fixed point, where the weight asks for it (fix_rows)
+  void* prepared = nullptr;     // x as the product wants to read it (prepare_rows)
 };
 
 }  // namespace rwkv::kernels::cpu

@@ -166,6 +166,9 @@ void RunProducts(const KernelSet& kernels, int64_t, bool backwards, Problem& p) 
   for (const int64_t rows : {int64_t{1}, int64_t{5}, kRows}) {
     args.rows = rows;
     args.y = y;
+    std::vector<Line> prepared(static_cast<size_t>(kernels.matmul_prepared_bytes(args) / 64 + 1));
+    args.prepared = prepared.data();
+    if (kernels.matmul_prepared_bytes(args) > 0) kernels.prepare_rows(args, 0, rows);
     std::vector<Line> workspace(static_cast<size_t>(kernels.matmul_workspace_bytes(args) / 64 + 1));
     EachOf(kernels.matmul_parts(args), backwards, [&](int64_t part) {
       kernels.matmul(args, part, workspace.data());

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/base/matrix.h"
 #include "kernels/cpu/epilogue.h"
@@ -16,31 +17,93 @@ namespace {
 // Tiles of rows times outputs, as many accumulators as the registers hold. With one row the weights are read once, from
 // memory: kStreams rows of them at a time, far apart, because a core reads several sequential streams faster than one.
 #if defined(__AVX512F__)
-constexpr int kTileRows = 6;
-constexpr int kTileOutputs = 4;
+constexpr int kAccumulators = 24;
+constexpr int kMostOutputs = 4;
+constexpr int kManyTileRows = 6;
 constexpr int kStreams = 8;
 #elif defined(__AVX2__)
-constexpr int kTileRows = 3;
-constexpr int kTileOutputs = 2;
+constexpr int kAccumulators = 6;
+constexpr int kMostOutputs = 2;
+constexpr int kManyTileRows = 3;
 constexpr int kStreams = 4;
 #else
-constexpr int kTileRows = 2;
-constexpr int kTileOutputs = 1;
+constexpr int kAccumulators = 2;
+constexpr int kMostOutputs = 1;
+constexpr int kManyTileRows = 2;
 constexpr int kStreams = 2;
 #endif
 
-// Up to so many rows the weights are widened as they are read, again for each tile of rows.
-constexpr int kFewRows = 2 * kTileRows;
+// Up to so many rows are one tile, and the weights are widened as they are read from memory.
+constexpr int kFewRows = kAccumulators / 2;
+
+// Outputs of a tile.
+constexpr int TileOutputs(int64_t rows) {
+  if (rows == 1) return kStreams;
+  return kAccumulators / rows < kMostOutputs ? static_cast<int>(kAccumulators / rows) : kMostOutputs;
+}
+constexpr int kManyTileOutputs = TileOutputs(kManyTileRows);
 
 // Bytes of weights in a part of a product with few rows: some microseconds.
 constexpr int64_t kPartBytes = 64 * 1024;
 
-// Floats of widened weights that are kept in the second-level cache while all rows pass by.
-constexpr int64_t kPanelFloats = 32 * 1024;
+// With many rows: floats of widened weights that are kept in the second-level cache while all rows pass by, and how many
+// such panels are a part.
+constexpr int64_t kPanelFloats = 16 * 1024;
+constexpr int64_t kPanelsOfPart = 2;
 
-// A tile's place: its first row and output, how far its outputs are apart, and where the weights of those are, which is
-// the matrix itself or a panel of it.
+// The rows of a product, cut into tiles of even sizes. A tile's rows lie together, [step of 16][row][16] and zeros at the
+// end: as rows of their own they would meet in the same sets of the first-level cache. One row stays where it is.
+struct RowTiles {
+  explicit RowTiles(const MatmulArgs& args)
+      : rows(args.rows),
+        tiles(args.rows <= kFewRows ? 1 : (args.rows + kManyTileRows - 1) / kManyTileRows),
+        inputs(args.weight.cols),
+        padded((inputs + kLanes - 1) / kLanes * kLanes) {}
+
+  int64_t Begin(int64_t tile) const { return tile * rows / tiles; }
+  int64_t Bytes() const { return rows == 1 ? 0 : rows * padded * static_cast<int64_t>(sizeof(float)); }
+  const float* Tile(const MatmulArgs& args, int64_t tile) const {
+    return rows == 1 ? args.x : static_cast<const float*>(args.prepared) + Begin(tile) * padded;
+  }
+
+  // Puts rows [begin, end) there.
+  void Fill(const MatmulArgs& args, int64_t begin, int64_t end) const {
+    int64_t tile = begin * tiles / rows;
+    for (int64_t row = begin; row < end; ++row) {
+      while (Begin(tile + 1) <= row) ++tile;
+      const int64_t size = Begin(tile + 1) - Begin(tile);
+      const float* const from = args.x + row * inputs;
+      float* const to = static_cast<float*>(args.prepared) + Begin(tile) * padded + (row - Begin(tile)) * kLanes;
+      for (int64_t k = 0; k < inputs; k += kLanes) Store(to + k * size, LoadSome(from + k, inputs - k));
+    }
+  }
+
+  int64_t rows;
+  int64_t tiles;
+  int64_t inputs;
+  int64_t padded;
+};
+
+// Widened weights in the cache, [tile of kManyTileOutputs][step of 16][output][16].
+struct PanelWeights {
+  static constexpr int64_t kStep = kLanes;
+  struct Row {
+    const float* weights;
+  };
+  struct Group {};
+  static RWKV_INLINE Row RowOf(const MatrixView& matrix, int64_t row) {
+    const int64_t first = row / kManyTileOutputs * kManyTileOutputs;
+    return {static_cast<const float*>(matrix.data) + first * matrix.cols + (row - first) * kLanes};
+  }
+  static RWKV_INLINE Group GroupOf(Row, int64_t) { return {}; }
+  static RWKV_INLINE F32 Load(Row row, Group, int64_t col) { return cpu::Load(row.weights + col * kManyTileOutputs); }
+  static RWKV_INLINE F32 LoadTail(Row row, Group, int64_t col, int64_t) { return Load(row, {}, col); }
+};
+
+// A tile's place: its rows, its first row and output, how far its outputs are apart, and where the weights of those are,
+// which is the matrix itself or a panel of it.
 struct Tile {
+  const float* x;
   int64_t row;
   int64_t output;
   int64_t output_step;
@@ -51,10 +114,10 @@ struct Tile {
 template <typename Weights, int kRows, int kOutputs>
 __attribute__((noinline)) void ComputeTile(const MatmulArgs& args, const Tile& tile) {
   constexpr int kCells = kRows * kOutputs;
-  constexpr bool kPrefetches = kRows == 1 && Weights::kStep == kLanes;  // Else what is computed hides the way.
+  constexpr bool kPrefetches = Weights::kStep == kLanes && !std::is_same_v<Weights, PanelWeights>;
   F32 sums[kCells] = {};
   const int64_t inputs = args.weight.cols;
-  const float* const x = args.x + tile.row * inputs;
+  const float* const x = tile.x;
   typename Weights::Row weight[kOutputs];
 #pragma clang loop unroll(full)
   for (int o = 0; o < kOutputs; ++o) weight[o] = Weights::RowOf(tile.weight, tile.weight_row + o * tile.output_step);
@@ -73,7 +136,7 @@ __attribute__((noinline)) void ComputeTile(const MatmulArgs& args, const Tile& t
       for (int o = 0; o < kOutputs; ++o) w[o] = Weights::Load(weight[o], group[o], k + lane);
 #pragma clang loop unroll(full)
       for (int r = 0; r < kRows; ++r) {
-        const F32 row = Load(x + r * inputs + k + lane);
+        const F32 row = Load(x + (k + lane) * kRows + r * kLanes);
 #pragma clang loop unroll(full)
         for (int o = 0; o < kOutputs; ++o) sums[r * kOutputs + o] = Fma(row, w[o], sums[r * kOutputs + o]);
       }
@@ -85,7 +148,8 @@ __attribute__((noinline)) void ComputeTile(const MatmulArgs& args, const Tile& t
     for (int o = 0; o < kOutputs; ++o) w[o] = LoadSomeWeights<Weights>(weight[o], k, inputs - k);
 #pragma clang loop unroll(full)
     for (int r = 0; r < kRows; ++r) {
-      const F32 row = LoadSome(x + r * inputs + k, inputs - k);
+      const float* const at = x + k * kRows + r * kLanes;
+      const F32 row = kRows == 1 ? LoadSome(at, inputs - k) : Load(at);
 #pragma clang loop unroll(full)
       for (int o = 0; o < kOutputs; ++o) sums[r * kOutputs + o] = Fma(row, w[o], sums[r * kOutputs + o]);
     }
@@ -115,23 +179,13 @@ __attribute__((noinline)) void ComputeTile(const MatmulArgs& args, const Tile& t
   }
 }
 
-// `rows` <= kTileRows, which is known only now, times kOutputs.
-template <typename Weights, int kOutputs, int kRows = kTileRows>
+// `rows` <= kMostRows, which is known only now, times kOutputs, or as many outputs as a tile of so many rows has.
+template <typename Weights, int kMostRows, int kOutputs = 0>
 RWKV_INLINE void ComputeTileOfRows(const MatmulArgs& args, int64_t rows, const Tile& tile) {
-  if constexpr (kRows > 1) {
-    if (rows < kRows) return ComputeTileOfRows<Weights, kOutputs, kRows - 1>(args, rows, tile);
+  if constexpr (kMostRows > 1) {
+    if (rows < kMostRows) return ComputeTileOfRows<Weights, kMostRows - 1, kOutputs>(args, rows, tile);
   }
-  ComputeTile<Weights, kRows, kOutputs>(args, tile);
-}
-
-// All rows past one tile's outputs, in tiles of even sizes.
-template <typename Weights, int kOutputs>
-RWKV_INLINE void ComputeTiles(const MatmulArgs& args, Tile tile) {
-  const int64_t tiles = (args.rows + kTileRows - 1) / kTileRows;
-  for (int64_t i = 0; i < tiles; ++i) {
-    tile.row = i * args.rows / tiles;
-    ComputeTileOfRows<Weights, kOutputs>(args, (i + 1) * args.rows / tiles - tile.row, tile);
-  }
+  ComputeTile<Weights, kMostRows, kOutputs == 0 ? TileOutputs(kMostRows) : kOutputs>(args, tile);
 }
 
 // Few rows, weights widened as they are read, from memory each once. The outputs of a tile are a kStep-th of the matrix
@@ -139,7 +193,7 @@ RWKV_INLINE void ComputeTiles(const MatmulArgs& args, Tile tile) {
 struct FewRows {
   explicit FewRows(const MatmulArgs& args) {
     outputs = args.weight.rows;
-    streams = args.rows == 1 ? kStreams : kTileOutputs;
+    streams = TileOutputs(args.rows);
     step = outputs / streams;
     const int64_t size = kPartBytes / (streams * RowBytes(args.weight));
     part = size < 1 ? 1 : size;
@@ -155,50 +209,75 @@ struct FewRows {
 template <typename Weights>
 void MatmulFewRows(const MatmulArgs& args, int64_t part) {
   const FewRows cut(args);
+  const float* const x = RowTiles(args).Tile(args, 0);
   const int64_t begin = part * cut.part;
   const int64_t end = begin + cut.part < cut.step ? begin + cut.part : cut.step;
   for (int64_t o = begin; o < end; ++o) {
-    const Tile tile = {0, o, cut.step, args.weight, o};
-    if (args.rows == 1) {
-      ComputeTile<Weights, 1, kStreams>(args, tile);
-    } else {
-      ComputeTiles<Weights, kTileOutputs>(args, tile);
-    }
+    ComputeTileOfRows<Weights, kFewRows>(args, args.rows, {x, 0, o, cut.step, args.weight, o});
   }
   if (part != cut.parts - 1) return;
   for (int64_t o = cut.step * cut.streams; o < cut.outputs; ++o) {
-    ComputeTiles<Weights, 1>(args, {0, o, 1, args.weight, o});
+    ComputeTileOfRows<Weights, kFewRows, 1>(args, args.rows, {x, 0, o, 1, args.weight, o});
   }
 }
 
 // Outputs whose widened weights fit the panel, at least one tile of them.
 RWKV_INLINE int64_t PanelOutputs(int64_t inputs) {
-  const int64_t outputs = kPanelFloats / RoundUpToLanes(inputs) / kTileOutputs * kTileOutputs;
-  return outputs < kTileOutputs ? kTileOutputs : outputs;
+  const int64_t outputs = kPanelFloats / RoundUpToLanes(inputs) / kManyTileOutputs * kManyTileOutputs;
+  return outputs < kManyTileOutputs ? kManyTileOutputs : outputs;
 }
 
-// All rows past one panel of outputs, which is a part.
+// Asks for the i-th of `count` shares of the weights of the outputs [begin, end).
+RWKV_INLINE void PrefetchShare(const MatrixView& weight, int64_t begin, int64_t end, int64_t i, int64_t count) {
+  constexpr int64_t kLine = 64;
+  const char* const data = static_cast<const char*>(weight.data) + begin * RowBytes(weight);
+  const int64_t lines = (end - begin) * RowBytes(weight) / kLine;
+  for (int64_t line = lines * i / count; line < lines * (i + 1) / count; ++line) {
+    __builtin_prefetch(data + line * kLine, 0, 2);
+  }
+}
+
+// All rows past the part's panels of outputs, one after another; the next one's weights are fetched meanwhile.
 template <typename Weights>
 void MatmulManyRows(const MatmulArgs& args, int64_t part, float* panel) {
   const int64_t inputs = args.weight.cols;
   const int64_t panel_stride = RoundUpToLanes(inputs);
   const int64_t panel_outputs = PanelOutputs(inputs);
+  const RowTiles rows(args);
   MatrixView widened;
   widened.rows = panel_outputs;
   widened.cols = panel_stride;
   widened.data = panel;
-  const int64_t begin = part * panel_outputs;
-  const int64_t count = args.weight.rows - begin < panel_outputs ? args.weight.rows - begin : panel_outputs;
-  for (int64_t o = 0; o < count; ++o) WidenRow<Weights>(args.weight, begin + o, panel + o * panel_stride);
-  const int64_t tiles = (args.rows + kTileRows - 1) / kTileRows;
-  for (int64_t i = 0; i < tiles; ++i) {
-    const int64_t row = i * args.rows / tiles;
-    const int64_t rows = (i + 1) * args.rows / tiles - row;
-    int64_t o = 0;
-    for (; o + kTileOutputs <= count; o += kTileOutputs) {
-      ComputeTileOfRows<Float32Weights, kTileOutputs>(args, rows, {row, begin + o, 1, widened, o});
+  const int64_t part_begin = part * kPanelsOfPart * panel_outputs;
+  const int64_t part_end = part_begin + kPanelsOfPart * panel_outputs < args.weight.rows
+                               ? part_begin + kPanelsOfPart * panel_outputs
+                               : args.weight.rows;
+  for (int64_t begin = part_begin; begin < part_end; begin += panel_outputs) {
+    const int64_t count = part_end - begin < panel_outputs ? part_end - begin : panel_outputs;
+    for (int64_t o = 0; o < count; ++o) {
+      const typename Weights::Row row = Weights::RowOf(args.weight, begin + o);
+      const int64_t in_tile = o % kManyTileOutputs;
+      float* const to = panel + (o - in_tile) * panel_stride + in_tile * kLanes;
+      for (int64_t k = 0; k < inputs; k += kLanes) {
+        Store(to + k * kManyTileOutputs, LoadSomeWeights<Weights>(row, k, inputs - k));
+      }
     }
-    for (; o < count; ++o) ComputeTileOfRows<Float32Weights, 1>(args, rows, {row, begin + o, 1, widened, o});
+    const int64_t next = begin + count;
+    const int64_t next_end = next + panel_outputs < part_end ? next + panel_outputs : part_end;
+    for (int64_t i = 0; i < rows.tiles; ++i) {
+      PrefetchShare(args.weight, next, next_end, i, rows.tiles);
+      const float* const x = rows.Tile(args, i);
+      const int64_t row = rows.Begin(i);
+      const int64_t size = rows.Begin(i + 1) - row;
+      int64_t o = 0;
+      for (; o + kManyTileOutputs <= count; o += kManyTileOutputs) {
+        ComputeTileOfRows<PanelWeights, kManyTileRows, kManyTileOutputs>(args, size,
+                                                                         {x, row, begin + o, 1, widened, o});
+      }
+      for (; o < count; ++o) {
+        ComputeTileOfRows<PanelWeights, kManyTileRows, 1>(args, size, {x, row, begin + o, 1, widened, o});
+      }
+    }
   }
 }
 
@@ -211,8 +290,8 @@ RWKV_INLINE bool IsInteger(const MatrixView& matrix) {
 int64_t MatmulParts(const MatmulArgs& args) {
   if (IsInteger(args.weight)) return IntegerMatmulParts(args);
   if (args.rows <= kFewRows) return FewRows(args).parts;
-  const int64_t panel_outputs = PanelOutputs(args.weight.cols);
-  return (args.weight.rows + panel_outputs - 1) / panel_outputs;
+  const int64_t outputs = kPanelsOfPart * PanelOutputs(args.weight.cols);
+  return (args.weight.rows + outputs - 1) / outputs;
 }
 
 int64_t MatmulWorkspaceBytes(const MatmulArgs& args) {
@@ -221,7 +300,15 @@ int64_t MatmulWorkspaceBytes(const MatmulArgs& args) {
   return PanelOutputs(args.weight.cols) * RoundUpToLanes(args.weight.cols) * static_cast<int64_t>(sizeof(float));
 }
 
-int64_t MatmulFixedBytes(const MatmulArgs& args) { return IsInteger(args.weight) ? FixedRowsBytes(args) : 0; }
+// What the product reads instead of args.x.
+int64_t MatmulPreparedBytes(const MatmulArgs& args) {
+  return IsInteger(args.weight) ? FixedRowsBytes(args) : RowTiles(args).Bytes();
+}
+
+void PrepareRows(const MatmulArgs& args, int64_t begin, int64_t end) {
+  if (IsInteger(args.weight)) return FixRows(args, begin, end);
+  RowTiles(args).Fill(args, begin, end);
+}
 
 void Matmul(const MatmulArgs& args, int64_t part, void* workspace) {
   if (IsInteger(args.weight)) return IntegerMatmul(args, part, workspace);
@@ -237,14 +324,14 @@ void Matmul(const MatmulArgs& args, int64_t part, void* workspace) {
 
 // All of a product, for operations that are a part themselves.
 RWKV_INLINE int64_t WholeMatmulWorkspaceBytes(const MatmulArgs& args) {
-  return MatmulFixedBytes(args) + MatmulWorkspaceBytes(args);
+  return MatmulPreparedBytes(args) + MatmulWorkspaceBytes(args);
 }
 
 RWKV_INLINE void WholeMatmul(MatmulArgs args, void* workspace) {
-  args.fixed = workspace;
-  if (IsInteger(args.weight)) FixRows(args, 0, args.rows);
+  args.prepared = workspace;
+  if (MatmulPreparedBytes(args) > 0) PrepareRows(args, 0, args.rows);
   for (int64_t part = 0; part < MatmulParts(args); ++part) {
-    Matmul(args, part, static_cast<char*>(workspace) + MatmulFixedBytes(args));
+    Matmul(args, part, static_cast<char*>(workspace) + MatmulPreparedBytes(args));
   }
 }
 
