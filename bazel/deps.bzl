@@ -19,6 +19,7 @@ load("//bazel/rules:pypi.bzl", "pypi_wheel")
 # libspdlog-dev        1.10       MIT           log sinks (Abseil's own logging is not in this Abseil)
 # nlohmann-json3-dev   3.11       MIT           safetensors headers, rwkvctl --json
 # libisal-dev          2.30       BSD-3         CRC32C (crc32_iscsi) at memory speed; Debian has no google/crc32c
+# libssl-dev           3.0        Apache-2.0    hashes of API keys, expiry of certificates; gRPC's TLS is the same library
 # libxxhash-dev        0.8        BSD-2         XXH3: the model fingerprint
 # libutf8proc-dev      2.8        MIT           NFC and categories, Unicode 15.0 (ICU would do, at 100 times the size)
 # libgtest-dev, libgmock-dev  1.12  BSD-3       tests

@@ -202,7 +202,8 @@ start_worker() {
   local flags
   mapfile -t flags < <(worker_flags)
   start "worker-$1" --listen="$(address grpc "worker-$1")" --metrics_listen="$(address metrics "worker-$1")" \
-    --stage="$(($1 % cluster[stages]))/${cluster[stages]}" "${flags[@]}"
+    --stage="$(($1 % cluster[stages]))/${cluster[stages]}" \
+    --state_store="${cluster[state_store-0.grpc]}" "${flags[@]}"
 }
 
 # tokenizers_of MODEL: the files that may be its tokenizer, by commas, the likeliest first.

@@ -12,7 +12,7 @@ readonly packages=(
   bazel-bootstrap clang-14 g++ lld-14 llvm-14 libclang-rt-14-dev protobuf-compiler protobuf-compiler-grpc
   # Libraries.
   libabsl-dev libbenchmark-dev libboost-context-dev libboost-dev libgmock-dev libgrpc++-dev libgrpc-dev libgtest-dev
-  libisal-dev libprotobuf-dev librocksdb-dev libspdlog-dev libutf8proc-dev libxxhash-dev nlohmann-json3-dev
+  libisal-dev libprotobuf-dev librocksdb-dev libspdlog-dev libssl-dev libutf8proc-dev libxxhash-dev nlohmann-json3-dev
   prometheus-cpp-dev zlib1g-dev
   # Scripts and tests.
   ca-certificates procps python3 python3-numpy python3-pip util-linux

@@ -1,10 +1,53 @@
 #include "services/common/channel.h"
 
+#include <chrono>
+#include <memory>
+#include <thread>
+
+#include "grpcpp/completion_queue.h"
 #include "grpcpp/create_channel.h"
-#include "grpcpp/security/credentials.h"
 #include "grpcpp/support/channel_arguments.h"
 
 namespace rwkv::common {
+namespace {
+
+// gRPC reads from a connection while some call of its channel waits. A caller that tries again after a pause waits for
+// nothing in between, and a TLS handshake, which takes several turns, starves until its time is over (a TCP connection
+// needs no reading). So a thread of its own waits for every channel with TLS, from the first on.
+class Waiter {
+ public:
+  static Waiter& Get() {
+    static auto* const waiter = new Waiter();
+    return *waiter;
+  }
+  void Add(const std::shared_ptr<grpc::Channel>& channel) { Wait(*channel, new std::weak_ptr<grpc::Channel>(channel)); }
+
+ private:
+  Waiter() {
+    std::thread([this] { Run(); }).detach();
+  }
+
+  void Wait(grpc::Channel& channel, std::weak_ptr<grpc::Channel>* tag) {
+    channel.NotifyOnStateChange(channel.GetState(false), std::chrono::system_clock::now() + std::chrono::seconds(1),
+                                &queue_, tag);
+  }
+  void Run() {
+    void* tag = nullptr;
+    bool ok = false;
+    while (queue_.Next(&tag, &ok)) {
+      auto* const weak = static_cast<std::weak_ptr<grpc::Channel>*>(tag);
+      if (const std::shared_ptr<grpc::Channel> channel = weak->lock()) {
+        Wait(*channel, weak);
+      } else {
+        delete weak;
+      }
+    }
+  }
+
+  grpc::CompletionQueue queue_;
+};
+
+}  // namespace
 
 std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, const ChannelOptions& options) {
   grpc::ChannelArguments arguments;
@@ -20,7 +63,13 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, const Cha
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 10000);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 5000);
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);  // No limit: long pauses between messages are normal.
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+  if (!options.server_name.empty()) arguments.SetSslTargetNameOverride(options.server_name);
+  if (options.credentials == nullptr) {
+    return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+  }
+  std::shared_ptr<grpc::Channel> channel = grpc::CreateCustomChannel(address, options.credentials, arguments);
+  Waiter::Get().Add(channel);
+  return channel;
 }
 
 }  // namespace rwkv::common

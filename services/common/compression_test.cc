@@ -108,14 +108,14 @@ class RawCall {
 
   void Send(absl::string_view path, absl::string_view encoding, const std::string& packed) {
     std::string headers;
-    for (const auto& [name, value] : std::vector<std::pair<absl::string_view, absl::string_view>>{
-             {":method", "POST"},
-             {":scheme", "http"},
-             {":path", path},
-             {":authority", "x"},
-             {"content-type", "application/grpc"},
-             {"te", "trailers"},
-             {"grpc-encoding", encoding}}) {
+    for (const auto& [name, value] :
+         std::vector<std::pair<absl::string_view, absl::string_view>>{{":method", "POST"},
+                                                                      {":scheme", "http"},
+                                                                      {":path", path},
+                                                                      {":authority", "x"},
+                                                                      {"content-type", "application/grpc"},
+                                                                      {"te", "trailers"},
+                                                                      {"grpc-encoding", encoding}}) {
       headers += '\0';
       headers += static_cast<char>(name.size());
       headers.append(name.data(), name.size());

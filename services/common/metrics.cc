@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 #include <exception>
+#include <utility>
 
 #include "kernels/base/status_macros.h"
 #include "prometheus/text_serializer.h"
@@ -31,16 +32,35 @@ absl::StatusOr<std::unique_ptr<Metrics>> Metrics::Create(absl::string_view liste
   std::unique_ptr<Metrics> metrics(new Metrics(constant_labels));
   if (listen_address.empty()) return metrics;
   RWKV_ASSIGN_OR_RETURN(metrics->server_,
-                        HttpServer::Start(listen_address, [&registry = *metrics->registry_](absl::string_view path) {
+                        HttpServer::Start(listen_address, [all = metrics.get()](absl::string_view path) {
                           std::unique_ptr<HttpServer::Page> page;
                           if (path != "/metrics") return page;
                           page = std::make_unique<HttpServer::Page>();
                           page->content_type = "text/plain; version=0.0.4; charset=utf-8";
-                          page->body = prometheus::TextSerializer().Serialize(registry.Collect());
+                          page->body = prometheus::TextSerializer().Serialize(all->Collect());
                           return page;
                         }));
   metrics->address_ = metrics->server_->address();
   return metrics;
+}
+
+void Metrics::Add(std::shared_ptr<const prometheus::Collectable> source) {
+  absl::MutexLock lock(&mu_);
+  sources_.push_back(std::move(source));
+}
+
+std::vector<prometheus::MetricFamily> Metrics::Collect() const {
+  std::vector<prometheus::MetricFamily> families = registry_->Collect();
+  absl::MutexLock lock(&mu_);
+  for (const auto& source : sources_) {
+    for (prometheus::MetricFamily& family : source->Collect()) {
+      for (prometheus::ClientMetric& metric : family.metric) {
+        for (const auto& [name, value] : constant_labels_) metric.label.push_back({name, value});
+      }
+      families.push_back(std::move(family));
+    }
+  }
+  return families;
 }
 
 prometheus::Counter& Metrics::Counter(const std::string& name, const std::string& help, const Labels& labels) {

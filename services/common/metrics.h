@@ -7,12 +7,17 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/synchronization/mutex.h"
+#include "prometheus/collectable.h"
 #include "prometheus/counter.h"
 #include "prometheus/gauge.h"
 #include "prometheus/histogram.h"
+#include "prometheus/metric_family.h"
 #include "prometheus/registry.h"
 #include "services/common/http_server.h"
 
@@ -37,6 +42,12 @@ class Metrics {
   prometheus::Histogram& Histogram(const std::string& name, const std::string& help,
                                    const prometheus::Histogram::BucketBoundaries& buckets, const Labels& labels = {});
 
+  // Families that are made at every scrape; the constant labels are added to them. `source` is asked on the endpoint's thread, and must not block.
+  void Add(std::shared_ptr<const prometheus::Collectable> source) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Everything, as at a scrape.
+  std::vector<prometheus::MetricFamily> Collect() const ABSL_LOCKS_EXCLUDED(mu_);
+
   prometheus::Registry& registry() { return *registry_; }
 
   // "HOST:PORT" with the port really taken; empty without an endpoint.
@@ -52,6 +63,8 @@ class Metrics {
 
   const Labels constant_labels_;
   const std::shared_ptr<prometheus::Registry> registry_;
+  mutable absl::Mutex mu_;
+  std::vector<std::shared_ptr<const prometheus::Collectable>> sources_ ABSL_GUARDED_BY(mu_);
   std::unique_ptr<HttpServer> server_;  // Stops before the registry goes.
   std::string address_;
 };

@@ -51,6 +51,16 @@ class ServiceNames : public grpc::ServerBuilderOption {
   std::vector<std::string>* const names_;
 };
 
+constexpr int kMaxHealthRequestBytes = 4096;
+constexpr int kMaxHealthStreams = 64;
+
+// Of the health listener: reflection, once it is there at all, comes with every server.
+class WithoutReflection : public grpc::ServerBuilderOption {
+ public:
+  void UpdateArguments(grpc::ChannelArguments* /*arguments*/) override {}
+  void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>* plugins) override { plugins->clear(); }
+};
+
 absl::Status WritePortFile(const std::string& path, const std::string& content) {
   const std::string temporary = absl::StrCat(path, ".", getpid(), ".tmp");
   const auto failed = [&](absl::string_view what) {
@@ -82,7 +92,9 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(const Options& optio
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
   int port = 0;
-  builder.AddListeningPort(FormatHostPort(address), grpc::InsecureServerCredentials(), &port);
+  builder.AddListeningPort(FormatHostPort(address),
+                           options.credentials != nullptr ? options.credentials : grpc::InsecureServerCredentials(),
+                           &port);
   builder.SetMaxReceiveMessageSize(options.max_receive_bytes);
   // A compressed message would be unpacked before its size is looked at, and some 400 KB may become 400 MB. Nobody here
   // compresses: a call that does is UNIMPLEMENTED, and nothing unpacks it.
@@ -109,17 +121,42 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(const Options& optio
     return absl::UnavailableError(
         absl::StrCat("cannot listen on ", options.listen_address, " (in use, or no address of this machine)"));
   }
+  if (!options.health_address.empty()) RWKV_RETURN_IF_ERROR(server->StartHealth());
   server->SetServing(false);
   server->SetLive(true);
   address.port = static_cast<uint16_t>(port);
   server->address_ = FormatHostPort(address);
   if (!options.port_file.empty()) {
-    RWKV_RETURN_IF_ERROR(WritePortFile(
-        options.port_file,
-        absl::StrCat("grpc=", server->address_, "\nmetrics=", options.metrics_address, "\npid=", getpid(), "\n")));
+    std::string ports =
+        absl::StrCat("grpc=", server->address_, "\nmetrics=", options.metrics_address, "\npid=", getpid(), "\n");
+    if (!server->health_address_.empty()) absl::StrAppend(&ports, "health=", server->health_address_, "\n");
+    RWKV_RETURN_IF_ERROR(WritePortFile(options.port_file, ports));
   }
-  LogInfo("listening", {{"address", server->address_}, {"metrics", options.metrics_address}});
+  LogInfo("listening", {{"address", server->address_},
+                        {"tls", options.credentials != nullptr},
+                        {"health", server->health_address_},
+                        {"metrics", options.metrics_address}});
   return server;
+}
+
+absl::Status RpcServer::StartHealth() {
+  RWKV_ASSIGN_OR_RETURN(HostPort address, ParseHostPort(options_.health_address));
+  grpc::ServerBuilder builder;
+  int port = 0;
+  builder.AddListeningPort(FormatHostPort(address), grpc::InsecureServerCredentials(), &port);
+  builder.SetMaxReceiveMessageSize(kMaxHealthRequestBytes);
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxHealthStreams);
+  builder.SetOption(std::make_unique<WithoutReflection>());
+  builder.RegisterCallbackGenericService(&nothing_);
+  health_server_ = builder.BuildAndStart();
+  if (health_server_ == nullptr || port == 0) {
+    return absl::UnavailableError(
+        absl::StrCat("cannot listen on ", options_.health_address, " (in use, or no address of this machine)"));
+  }
+  address.port = static_cast<uint16_t>(port);
+  health_address_ = FormatHostPort(address);
+  return absl::OkStatus();
 }
 
 RpcServer::~RpcServer() {
@@ -131,7 +168,9 @@ void RpcServer::SetServing(bool serving) {
   if (!draining_) SetHealth(serving);
 }
 
-void RpcServer::SetLive(bool live) { server_->GetHealthCheckService()->SetServingStatus(kLive, live); }
+void RpcServer::SetLive(bool live) {
+  for (grpc::HealthCheckServiceInterface* const health : Healths()) health->SetServingStatus(kLive, live);
+}
 
 void RpcServer::BeginDrain() {
   absl::MutexLock lock(&mu_);
@@ -139,10 +178,17 @@ void RpcServer::BeginDrain() {
   SetHealth(false);
 }
 
+std::vector<grpc::HealthCheckServiceInterface*> RpcServer::Healths() const {
+  std::vector<grpc::HealthCheckServiceInterface*> healths = {server_->GetHealthCheckService()};
+  if (health_server_ != nullptr) healths.push_back(health_server_->GetHealthCheckService());
+  return healths;
+}
+
 void RpcServer::SetHealth(bool serving) {
-  grpc::HealthCheckServiceInterface* const health = server_->GetHealthCheckService();
-  health->SetServingStatus("", serving);
-  for (const std::string& name : service_names_) health->SetServingStatus(name, serving);
+  for (grpc::HealthCheckServiceInterface* const health : Healths()) {
+    health->SetServingStatus("", serving);
+    for (const std::string& name : service_names_) health->SetServingStatus(name, serving);
+  }
 }
 
 absl::Status RpcServer::ServeUntilSignal(const std::function<void(absl::Time deadline)>& on_drain) {
@@ -176,6 +222,11 @@ void RpcServer::Shutdown(absl::Time deadline) {
   absl::MutexLock lock(&shutdown_mu_);
   server_->Shutdown(absl::ToChronoTime(deadline));
   server_->Wait();
+  // Last, so that a probe finds the process alive as long as it drains.
+  if (health_server_ != nullptr) {
+    health_server_->Shutdown(absl::ToChronoTime(absl::Now()));
+    health_server_->Wait();
+  }
 }
 
 }  // namespace rwkv::common

@@ -25,6 +25,9 @@
 #include "services/common/main_loop.h"
 #include "services/common/metrics.h"
 #include "services/common/rpc_server.h"
+#include "services/common/security/access.h"
+#include "services/common/security/security.h"
+#include "services/common/security/server_flags.h"
 #include "services/common/watchdog.h"
 #include "services/router/pipeline/fleet.h"
 #include "services/router/pipeline/found_workers.h"
@@ -52,6 +55,10 @@ ABSL_FLAG(
     std::vector<std::string>, tokenizer, {},
     "Tokenizer files: vocabularies in World format, 20B_tokenizer.json. The first that fits the model is used; none: "
     "token ids only.");
+ABSL_FLAG(
+    std::string, api_keys, "",
+    "File of the hashes of the API keys that callers may show instead of a certificate; needs TLS. Read again when "
+    "it changes. Empty: certificates only.");
 ABSL_FLAG(bool, allow_logits, false, "Serve Generation.Logits, a debugging call that sends whole rows of logits.");
 ABSL_FLAG(int, max_running, 64, "Calls that hold, or are about to take, a slot. More wait.");
 ABSL_FLAG(int, max_waiting, 256, "Calls that wait to be started. More are refused.");
@@ -136,6 +143,10 @@ absl::Status Run() {
   RWKV_RETURN_IF_ERROR(CheckFlags());
   RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<common::Metrics> metrics,
                         common::Metrics::Create(absl::GetFlag(FLAGS_metrics_listen), {{"process", name}}));
+  common::Security::Options security_options = common::SecurityOptionsFromFlags();
+  security_options.api_keys = absl::GetFlag(FLAGS_api_keys);
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<common::Security> security,
+                        common::Security::Create(security_options, metrics.get()));
   RouterMetrics router_metrics(metrics.get());
   common::SystemClock clock;
   std::vector<std::unique_ptr<tokenizer::Tokenizer>> owned_tokenizers;
@@ -153,14 +164,17 @@ absl::Status Run() {
   }
 
   const std::string store_address = absl::GetFlag(FLAGS_state_store);
+  common::ChannelOptions to_store, to_workers;
+  to_store.credentials = security->ForChannelTo(common::Role::kStore);
+  to_workers.credentials = security->ForChannelTo(common::Role::kWorker);
   // Exports are bulk: they have a channel of their own.
   const std::unique_ptr<state_store::CatalogClient> catalog =
-      state_store::NewCatalogClient(common::MakeChannel(store_address));
+      state_store::NewCatalogClient(common::MakeChannel(store_address, to_store));
   const std::unique_ptr<state_store::RecordsClient> records =
-      state_store::NewRecordsClient(common::MakeChannel(store_address));
+      state_store::NewRecordsClient(common::MakeChannel(store_address, to_store));
   RWKV_ASSIGN_OR_RETURN(std::unique_ptr<WorkerSource> workers,
-                        FindWorkers(absl::GetFlag(FLAGS_workers), [](const std::string& address) {
-                          return worker::MakeWorkerClient(address, common::MakeChannel(address));
+                        FindWorkers(absl::GetFlag(FLAGS_workers), [to_workers](const std::string& address) {
+                          return worker::MakeWorkerClient(address, common::MakeChannel(address, to_workers));
                         }));
 
   std::unique_ptr<common::RpcServer> server;
@@ -205,6 +219,8 @@ absl::Status Run() {
   common::RpcServer::Options server_options;
   server_options.name = name;
   server_options.listen_address = absl::GetFlag(FLAGS_listen);
+  server_options.health_address = common::HealthAddressFromFlags();
+  server_options.credentials = security->ForServer();
   server_options.metrics_address = metrics->address();
   server_options.port_file = absl::GetFlag(FLAGS_port_file);
   server_options.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);

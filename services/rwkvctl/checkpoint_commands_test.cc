@@ -27,6 +27,7 @@
 #include "services/checkpoint/checkpoint.h"
 #include "services/checkpoint/formats/element_type.h"
 #include "services/checkpoint/model_config.h"
+#include "services/common/security/security.h"
 #include "services/router/client/router_client.h"
 #include "services/rwkvctl/command.h"
 #include "services/rwkvctl/rwkvctl.h"
@@ -87,18 +88,19 @@ class CheckpointCommandsTest : public ::testing::Test {
     std::istringstream in;
     std::ostringstream out, err;
     FakeInterrupts interrupts(interrupt_);
-    const Environment environment{in,
-                                  out,
-                                  err,
-                                  interrupts,
-                                  false,
-                                  false,
-                                  false,
-                                  Path("none"),
-                                  [](const std::string&) -> std::unique_ptr<router::RouterClient> {
-                                    ADD_FAILURE() << "asked for a router";
-                                    return nullptr;
-                                  }};
+    const Environment environment{
+        in,
+        out,
+        err,
+        interrupts,
+        false,
+        false,
+        false,
+        Path("none"),
+        [](const std::string&, const common::ClientSecurityOptions&) -> std::unique_ptr<router::RouterClient> {
+          ADD_FAILURE() << "asked for a router";
+          return nullptr;
+        }};
     const int status = rwkvctl::Run(arguments, environment);
     out_ = out.str();
     err_ = err.str();

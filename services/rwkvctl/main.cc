@@ -8,9 +8,11 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "absl/strings/str_split.h"
 #include "grpcpp/channel.h"
 #include "services/common/channel.h"
+#include "services/common/security/security.h"
 #include "services/router/client/router_client.h"
 #include "services/rwkvctl/rwkvctl.h"
 #include "services/rwkvctl/signal_interrupts.h"
@@ -21,6 +23,22 @@ std::string HomeFolder() {
   if (const char* home = std::getenv("HOME"); home != nullptr && *home != '\0') return home;
   const passwd* user = getpwuid(getuid());
   return user != nullptr ? user->pw_dir : "/";
+}
+
+absl::StatusOr<std::unique_ptr<rwkv::router::RouterClient>> Connect(
+    const std::string& routers, const rwkv::common::ClientSecurityOptions& security) {
+  rwkv::common::ChannelOptions options;
+  if (!security.authorities.empty()) {
+    const absl::StatusOr<rwkv::common::ClientCredentials> made = rwkv::common::MakeClientCredentials(security);
+    if (!made.ok()) return made.status();
+    options.credentials = made->credentials;
+    options.server_name = made->server_name;
+  }
+  std::vector<std::shared_ptr<grpc::Channel>> channels;
+  for (const std::string& address : std::vector<std::string>(absl::StrSplit(routers, ','))) {
+    channels.push_back(rwkv::common::MakeChannel(address, options));
+  }
+  return rwkv::router::MakeRouterClient(channels);
 }
 
 }  // namespace
@@ -38,13 +56,7 @@ int main(int argc, char** argv) {
       isatty(STDOUT_FILENO) != 0,
       isatty(STDERR_FILENO) != 0,
       HomeFolder() + "/.cache/rwkv-serving/clusters",
-      [](const std::string& routers) {
-        std::vector<std::shared_ptr<grpc::Channel>> channels;
-        for (const std::string& address : std::vector<std::string>(absl::StrSplit(routers, ','))) {
-          channels.push_back(rwkv::common::MakeChannel(address));
-        }
-        return rwkv::router::MakeRouterClient(channels);
-      },
+      Connect,
   };
   return rwkv::rwkvctl::Run(std::vector<std::string>(argv + 1, argv + argc), environment);
 }

@@ -98,6 +98,7 @@ int Run(const std::vector<std::string>& arguments, const Environment& environmen
   for (size_t c = 0; c < commands.size(); ++c) commands[c]->AddFlags(flags[c]);
 
   absl::optional<std::string> router;
+  common::ClientSecurityOptions security;
   bool help = false;
   const auto add_global = [&](FlagSet& set) {
     set.AddString("router", "HOST:PORT[,...]",
@@ -106,6 +107,13 @@ int Run(const std::vector<std::string>& arguments, const Environment& environmen
                     router = value;
                     return common::ParseHostPort(value).status();
                   });
+    set.AddString("tls-authorities", "FILE",
+                  "PEM: whose certificates are believed; with it the connection is encrypted", &security.authorities);
+    set.AddString("tls-certificate", "FILE", "PEM: the certificate to show, with --tls-key", &security.certificate);
+    set.AddString("tls-key", "FILE", "PEM: its private key", &security.key);
+    set.AddString("tls-server-name", "NAME",
+                  "whom the router's certificate must be for (default: the host of --router)", &security.server_name);
+    set.AddString("api-key-file", "FILE", "holds the API key to show; sent over TLS only", &security.api_key_file);
     set.AddBool("help", "print this", &help);
   };
   FlagSet global;
@@ -174,7 +182,14 @@ int Run(const std::vector<std::string>& arguments, const Environment& environmen
       if (!only.ok()) return fail(kFailed, OneLine(only.status().message()));
       router = *std::move(only);
     }
-    client = environment.connect(*router);
+    if (security.authorities.empty() && !(security.certificate.empty() && security.key.empty() &&
+                                          security.api_key_file.empty() && security.server_name.empty())) {
+      return wrong_usage(absl::InvalidArgumentError(
+          "--tls-certificate, --tls-key, --tls-server-name and --api-key-file want --tls-authorities"));
+    }
+    absl::StatusOr<std::unique_ptr<router::RouterClient>> connected = environment.connect(*router, security);
+    if (!connected.ok()) return fail(kFailed, Describe(connected.status()));
+    client = *std::move(connected);
   }
   Context context{client.get(),
                   environment.in,

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "services/common/security/security.h"
 #include "services/router/client/router_client.h"
 #include "services/rwkvctl/command.h"
 
@@ -23,7 +24,10 @@ struct Environment {
   bool out_is_terminal = false;
   bool err_is_terminal = false;
   std::string clusters_folder;  // Where local clusters are found, for the default of --router: local_clusters.h.
-  std::function<std::unique_ptr<router::RouterClient>(const std::string& address)> connect;
+  // `security` as the flags say; without authorities nothing is encrypted. An error: files that are wrong.
+  std::function<absl::StatusOr<std::unique_ptr<router::RouterClient>>(const std::string& address,
+                                                                      const common::ClientSecurityOptions& security)>
+      connect;
 };
 
 // `arguments` without the program's name. The exit status: 0, 1 for a command that failed, 2 for wrong usage; both with

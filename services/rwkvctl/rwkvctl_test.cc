@@ -26,6 +26,7 @@
 #include "nlohmann/json.hpp"
 #include "services/checkpoint/session_state.h"
 #include "services/common/grpc_status.h"
+#include "services/common/security/security.h"
 #include "services/router/client/fake_router_client.h"
 #include "services/rwkvctl/local_clusters.h"
 
@@ -78,11 +79,19 @@ class RwkvctlTest : public ::testing::Test {
   int Call(const std::vector<std::string>& arguments, const std::string& input = "") {
     std::istringstream in(input);
     std::ostringstream out, err;
-    const Environment environment{
-        in, out, err, interrupts_, terminal_, terminal_, terminal_, Clusters(), [this](const std::string& address) {
-          connected_ = address;
-          return std::make_unique<router::FakeRouterClient>(&router_);
-        }};
+    const Environment environment{in,
+                                  out,
+                                  err,
+                                  interrupts_,
+                                  terminal_,
+                                  terminal_,
+                                  terminal_,
+                                  Clusters(),
+                                  [this](const std::string& address, const common::ClientSecurityOptions& security) {
+                                    connected_ = address;
+                                    security_ = security;
+                                    return std::make_unique<router::FakeRouterClient>(&router_);
+                                  }};
     const int status = rwkvctl::Run(arguments, environment);
     out_ = out.str();
     err_ = err.str();
@@ -110,6 +119,7 @@ class RwkvctlTest : public ::testing::Test {
   bool terminal_ = false;
   std::string out_, err_;
   std::string connected_;
+  common::ClientSecurityOptions security_;
 };
 
 TEST_F(RwkvctlTest, HelpIsOnStandardOutput) {
@@ -216,6 +226,23 @@ TEST_F(RwkvctlTest, WrongUsageIsOneLineAndStatus2) {
     EXPECT_THAT(err_, HasSubstr(wrong.message));
     EXPECT_EQ(std::count(err_.begin(), err_.end(), '\n'), 1) << err_;
     EXPECT_EQ(out_, "");
+  }
+  EXPECT_EQ(connected_, "");
+}
+
+TEST_F(RwkvctlTest, FlagsOfTlsReachTheConnection) {
+  ASSERT_EQ(Call({"--router=h:1", "--tls-authorities", "ca", "--tls-certificate=c", "--tls-key", "k", "status",
+                  "--tls-server-name=router", "--api-key-file", "a"}),
+            0);
+  EXPECT_EQ(security_.authorities, "ca");
+  EXPECT_EQ(security_.certificate, "c");
+  EXPECT_EQ(security_.key, "k");
+  EXPECT_EQ(security_.server_name, "router");
+  EXPECT_EQ(security_.api_key_file, "a");
+  connected_.clear();
+  for (const char* alone : {"--tls-certificate=c", "--tls-key=k", "--tls-server-name=n", "--api-key-file=a"}) {
+    EXPECT_EQ(Call({"--router=h:1", alone, "status"}), 2) << alone;
+    EXPECT_THAT(err_, HasSubstr("want --tls-authorities"));
   }
   EXPECT_EQ(connected_, "");
 }
@@ -442,8 +469,9 @@ TEST_F(RwkvctlTest, AFullStandardOutputIsAnError) {
                                 false,
                                 false,
                                 Clusters(),
-                                [this](const std::string&) {
-        return std::make_unique<router::FakeRouterClient>(&router_); }};
+                                [this](const std::string&, const common::ClientSecurityOptions&) {
+                                  return std::make_unique<router::FakeRouterClient>(&router_);
+                                }};
   EXPECT_EQ(rwkvctl::Run({"generate", "--prompt", "Hi"}, environment), 1);
   EXPECT_THAT(err.str(), HasSubstr("cannot write to standard output"));
   EXPECT_EQ(rwkvctl::Run({"status"}, environment), 1);

@@ -13,6 +13,8 @@
 #include "services/common/main_loop.h"
 #include "services/common/metrics.h"
 #include "services/common/rpc_server.h"
+#include "services/common/security/security.h"
+#include "services/common/security/server_flags.h"
 #include "services/state_store/embedded_state_store.h"
 #include "services/state_store/rpc/state_catalog_service.h"
 #include "services/state_store/rpc/state_records_service.h"
@@ -43,6 +45,8 @@ absl::Status Run() {
   common::InitLogging(name);
   RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<common::Metrics> metrics,
                         common::Metrics::Create(absl::GetFlag(FLAGS_metrics_listen), {{"process", name}}));
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<common::Security> security,
+                        common::Security::Create(common::SecurityOptionsFromFlags(), metrics.get()));
   common::SystemClock clock;
 
   EmbeddedStateStore::Options options;
@@ -62,6 +66,8 @@ absl::Status Run() {
   common::RpcServer::Options server_options;
   server_options.name = name;
   server_options.listen_address = absl::GetFlag(FLAGS_listen);
+  server_options.health_address = common::HealthAddressFromFlags();
+  server_options.credentials = security->ForServer();
   server_options.metrics_address = metrics->address();
   server_options.port_file = absl::GetFlag(FLAGS_port_file);
   server_options.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);

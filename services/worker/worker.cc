@@ -16,11 +16,15 @@
 #include "services/checkpoint/fingerprint.h"
 #include "services/checkpoint/formats/tensor_record.h"
 #include "services/checkpoint/model_config.h"
+#include "services/common/address.h"
 #include "services/common/channel.h"
 #include "services/common/clock.h"
+#include "services/common/grpc_status.h"
 #include "services/common/logging.h"
 #include "services/common/metrics.h"
 #include "services/common/rpc_server.h"
+#include "services/common/security/access.h"
+#include "services/common/security/security.h"
 #include "services/state_store/client/state_store_client.h"
 #include "services/worker/engine/router_registry.h"
 #include "services/worker/engine/snapshot_transfer.h"
@@ -56,6 +60,9 @@ absl::Status CheckOptions(const Worker::Options& options) {
   }
   if (!options.stage.empty() && !options.layers.empty()) {
     return absl::InvalidArgumentError("--stage and --layers: only one of them");
+  }
+  if (!options.state_store.empty()) {
+    RWKV_RETURN_IF_ERROR(common::Annotate(common::ParseHostPort(options.state_store).status(), "--state_store"));
   }
   if (options.slots < 1 || options.slots > kMaxSlots) {
     return absl::InvalidArgumentError(absl::StrCat("--slots: ", options.slots, " is not in 1 .. ", kMaxSlots));
@@ -123,6 +130,7 @@ class WorkerImpl final : public Worker {
  private:
   // In order of dependence: what is below uses what is above.
   std::unique_ptr<common::Metrics> metrics_;
+  std::unique_ptr<common::Security> security_;
   std::unique_ptr<WorkerMetrics> worker_metrics_;
   v1::DescribeResponse description_;
   std::unique_ptr<StageEngine> engine_;
@@ -246,9 +254,13 @@ absl::Status WorkerImpl::Init(const Options& options, const Platform& platform) 
                                   {"state_bytes", engine_->pool().bytes()},
                                   {"seconds", absl::ToDoubleSeconds(absl::Now() - begin)}});
 
+  RWKV_ASSIGN_OR_RETURN(security_, common::Security::Create(options.security, metrics_.get()));
+  common::ChannelOptions to_worker, to_store;
+  to_worker.credentials = security_->ForChannelTo(common::Role::kWorker);
+  to_store.credentials = security_->ForChannelTo(common::Role::kStore);
   RWKV_ASSIGN_OR_RETURN(LinkChoice choice, ChooseLinks(options, platform));
   links_ = std::make_unique<GrpcLinkTransport>(
-      engine_->link_shape(), [](const std::string& address) { return common::MakeChannel(address); },
+      engine_->link_shape(), [to_worker](const std::string& address) { return common::MakeChannel(address, to_worker); },
       std::move(choice));
   SnapshotTransfer::Options transfer_options;
   transfer_options.max_save_bytes = options.max_snapshot_bytes_in_flight;
@@ -257,8 +269,9 @@ absl::Status WorkerImpl::Init(const Options& options, const Platform& platform) 
   runner_options.link_timeout = options.link_timeout;
   runner_ = std::make_unique<StageRunner>(
       engine_.get(), links_.get(), transfer_.get(),
-      [](const std::string& address) -> std::shared_ptr<state_store::RecordsClient> {
-        return state_store::NewRecordsClient(common::MakeChannel(address));
+      [address = options.state_store, to_store]() -> std::shared_ptr<state_store::RecordsClient> {
+        if (address.empty()) return nullptr;
+        return state_store::NewRecordsClient(common::MakeChannel(address, to_store));
       },
       worker_metrics_.get(), &routers_, runner_options);
   service_ = std::make_unique<WorkerService>(description_, runner_.get(), &routers_);
@@ -266,6 +279,8 @@ absl::Status WorkerImpl::Init(const Options& options, const Platform& platform) 
   common::RpcServer::Options server_options;
   server_options.name = options.name;
   server_options.listen_address = options.listen;
+  server_options.health_address = options.health_listen;
+  server_options.credentials = security_->ForServer();
   server_options.metrics_address = metrics_->address();
   server_options.port_file = options.port_file;
   server_options.max_receive_bytes = static_cast<int>(

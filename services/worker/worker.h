@@ -12,6 +12,7 @@
 #include "absl/time/time.h"
 #include "kernels/base/device.h"
 #include "rwkv/v1/worker.pb.h"
+#include "services/common/security/security.h"
 #include "services/worker/link/nccl.h"
 
 namespace rwkv::worker {
@@ -23,6 +24,9 @@ class Worker {
     std::string listen = "127.0.0.1:0";
     std::string metrics_listen = "127.0.0.1:0";  // Empty: no endpoint.
     std::string port_file;                       // Empty: none.
+    std::string health_listen;                   // Empty: none. services/common/rpc_server.h
+    common::Security::Options security;          // No files: no encryption.
+    std::string state_store;                     // "HOST:PORT"; empty: no states are loaded or saved.
     std::string model;                           // Path of the checkpoint. Required.
     std::string lora;                            // A LoRA adapter to merge into it; empty: none.
     double lora_alpha = 0;                       // What it was trained with, > 0; with lora only, and then required.

@@ -6,12 +6,15 @@
 
 #include "absl/flags/flag.h"
 #include "absl/time/time.h"
+#include "services/common/security/server_flags.h"
 
 ABSL_FLAG(std::string, name, "worker-0", "Name of this process in logs, metrics and status.");
 ABSL_FLAG(std::string, listen, "127.0.0.1:0", "HOST:PORT of the gRPC services; port 0 picks a free one.");
 ABSL_FLAG(std::string, metrics_listen, "127.0.0.1:0",
           "HOST:PORT of the Prometheus endpoint; port 0 picks a free one, empty: none.");
 ABSL_FLAG(std::string, port_file, "", "File that gets the addresses once the worker answers; empty: none.");
+ABSL_FLAG(std::string, state_store, "",
+          "HOST:PORT of the state store. Empty: nothing is loaded or saved, and a call that asks for it fails.");
 ABSL_FLAG(std::string, model, "", "Checkpoint: .pth, .safetensors, GGUF or rwkv.cpp's .bin. Required.");
 ABSL_FLAG(std::string, lora, "", "LoRA adapter (.pth or .safetensors) to merge into the model; empty: none.");
 ABSL_FLAG(double, lora_alpha, 0, "The alpha that --lora was trained with, which is not in its file.");
@@ -54,6 +57,9 @@ Worker::Options OptionsOfFlags() {
   options.listen = absl::GetFlag(FLAGS_listen);
   options.metrics_listen = absl::GetFlag(FLAGS_metrics_listen);
   options.port_file = absl::GetFlag(FLAGS_port_file);
+  options.health_listen = common::HealthAddressFromFlags();
+  options.security = common::SecurityOptionsFromFlags();
+  options.state_store = absl::GetFlag(FLAGS_state_store);
   options.model = absl::GetFlag(FLAGS_model);
   options.lora = absl::GetFlag(FLAGS_lora);
   options.lora_alpha = absl::GetFlag(FLAGS_lora_alpha);

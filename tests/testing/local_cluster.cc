@@ -26,6 +26,7 @@
 #include "rwkv/v1/cluster.grpc.pb.h"
 #include "services/common/channel.h"
 #include "services/common/grpc_status.h"
+#include "services/common/security/security.h"
 
 namespace rwkv::testing {
 namespace {
@@ -148,6 +149,19 @@ absl::Status LocalCluster::Prepare() {
   for (int i = 0; i < options_.routers; ++i) {
     processes_[absl::StrCat("router-", i)].binary = "services/router/router";
   }
+  if (options_.tls) {
+    RWKV_RETURN_IF_ERROR(MakeDirectory(options_.directory + "/tls"));
+    authority_ = std::make_unique<TestAuthority>("local cluster");
+    files("operator").Write(authority_->IssueRole("operator"));
+    files("operator").WriteAuthorities(authority_->certificate());
+    for (const std::string& name : process_names()) {
+      TlsFolder folder = files(name);
+      // "state_store-0" has the role "store".
+      const std::string kind = name.substr(0, name.rfind('-'));
+      folder.Write(authority_->IssueRole(kind == "state_store" ? "store" : kind));
+      folder.WriteAuthorities(authority_->certificate());
+    }
+  }
   return absl::OkStatus();
 }
 
@@ -162,6 +176,9 @@ absl::Status LocalCluster::StartAll() {
                       absl::StrCat("--state_store=", address("state_store-0")), "--allow_logits"};
       router.flags.insert(router.flags.end(), options_.router_flags.begin(), options_.router_flags.end());
     }
+    if (absl::StartsWith(name, "worker-")) {
+      processes_[name].flags.push_back(absl::StrCat("--state_store=", address("state_store-0")));
+    }
     RWKV_RETURN_IF_ERROR(Restart(name));
   }
   return absl::OkStatus();
@@ -174,8 +191,26 @@ std::vector<std::string> LocalCluster::process_names() const {
   return names;
 }
 
+TlsFolder LocalCluster::files(const std::string& name) const {
+  return TlsFolder(absl::StrCat(options_.directory, "/tls/", name));
+}
+
 std::shared_ptr<grpc::Channel> LocalCluster::Channel(const std::string& process) const {
-  return common::MakeChannel(address(process));
+  common::ChannelOptions options;
+  if (options_.tls) {
+    common::ClientSecurityOptions security;
+    const TlsFolder folder = files("operator");
+    security.authorities = folder.authorities();
+    security.certificate = folder.certificate();
+    security.key = folder.key();
+    const absl::StatusOr<common::ClientCredentials> made = common::MakeClientCredentials(security);
+    if (made.ok()) {
+      options.credentials = made->credentials;
+    } else {
+      ADD_FAILURE() << made.status();
+    }
+  }
+  return common::MakeChannel(address(process), options);
 }
 
 absl::Status LocalCluster::Restart(const std::string& name) {
@@ -187,6 +222,12 @@ absl::Status LocalCluster::Restart(const std::string& name) {
       Runfile(process.binary), absl::StrCat("--name=", name), absl::StrCat("--port_file=", port_file),
       absl::StrCat("--listen=", process.grpc_address), absl::StrCat("--metrics_listen=", process.metrics_address)};
   arguments.insert(arguments.end(), process.flags.begin(), process.flags.end());
+  if (options_.tls) {
+    TlsFolder folder = files(name);
+    arguments.push_back("--tls_certificate=" + folder.certificate());
+    arguments.push_back("--tls_key=" + folder.key());
+    arguments.push_back("--tls_authorities=" + folder.authorities());
+  }
   RWKV_ASSIGN_OR_RETURN(process.pid, Spawn(arguments, LogPath(name)));
   const absl::Time deadline = absl::Now() + options_.start_timeout;
   std::string ports;

@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "grpcpp/channel.h"
+#include "tests/testing/certificates.h"
 
 namespace testing {}
 
@@ -38,6 +39,9 @@ class LocalCluster {
     std::vector<std::string> state_store_flags;
     std::vector<std::string> worker_flags;
     std::vector<std::string> router_flags;
+    // Everything is encrypted, with certificates in DIRECTORY/tls/NAME and a `role` each. Calls of Channel() are an
+    // operator's.
+    bool tls = false;
     // How long a process may take to listen, or the pipeline to serve. Generous: sanitizers on a busy machine are slow.
     absl::Duration start_timeout = absl::Seconds(60);
   };
@@ -62,6 +66,10 @@ class LocalCluster {
   const std::string& directory() const { return options_.directory; }
   // All names, in the order in which they start.
   std::vector<std::string> process_names() const;
+
+  // With tls: signs the certificates; files(NAME), NAME a process or "operator".
+  TestAuthority& authority() const { return *authority_; }
+  TlsFolder files(const std::string& name) const;
 
   // A new channel to a process.
   std::shared_ptr<grpc::Channel> Channel(const std::string& name) const;
@@ -110,6 +118,7 @@ class LocalCluster {
 
   Options options_;
   std::map<std::string, Process> processes_;
+  std::unique_ptr<TestAuthority> authority_;  // Null: no TLS.
 };
 
 // The absolute path of a file in the runfiles: Runfile("services/router/router").

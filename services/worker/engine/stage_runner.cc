@@ -114,10 +114,9 @@ absl::StatusOr<std::shared_ptr<Epoch>> StageRunner::Open(const v1::OpenEpoch& op
       old.push_back(other);
     }
     // From here on the stage before may connect, while the epoch before leaves the thread.
-    epoch =
-        std::make_shared<Epoch>(open, std::move(sink), engine_->is_first() ? nullptr : links_->Accept(open.epoch()),
-                                engine_->is_last() ? nullptr : links_->Dial(open.next_address(), open.epoch()),
-                                open.state_store_address().empty() ? nullptr : open_store_(open.state_store_address()));
+    epoch = std::make_shared<Epoch>(open, std::move(sink), engine_->is_first() ? nullptr : links_->Accept(open.epoch()),
+                                    engine_->is_last() ? nullptr : links_->Dial(open.next_address(), open.epoch()),
+                                    open.state_store_address().empty() ? nullptr : open_store_());
     pending_ = epoch;
   }
   if (epoch->receiver_ != nullptr) {

@@ -36,7 +36,8 @@ struct StageRunnerOptions {
 // Runs epochs on the engine, one after the other. Thread-safe.
 class StageRunner {
  public:
-  using StoreFactory = std::function<std::shared_ptr<state_store::RecordsClient>(const std::string& address)>;
+  // Null: this worker has none. Never of an address that a caller names: he could have states sent anywhere.
+  using StoreFactory = std::function<std::shared_ptr<state_store::RecordsClient>()>;
 
   // All borrowed, to outlive the runner. The engine is the runner's thread's alone from here on. `routers` may be null:
   // then no router is ever taken for silent.

@@ -81,8 +81,8 @@ class StageRunnerTest : public ::testing::TestWithParam<const char*> {
       stage.links = network_.Join(address, stage.engine->link_shape());
       stage.transfer = std::make_unique<SnapshotTransfer>(transfer, stage.worker_metrics.get());
       stage.runner = std::make_unique<StageRunner>(
-          stage.engine.get(), stage.links.get(), stage.transfer.get(),
-          [store = store_](const std::string&) { return store; }, stage.worker_metrics.get(), &routers_);
+          stage.engine.get(), stage.links.get(), stage.transfer.get(), [store = store_] { return store; },
+          stage.worker_metrics.get(), &routers_);
       clients_.push_back(MakeRunnerClient(address, stage.runner.get()));
       stages_.push_back(std::move(stage));
     }

@@ -1,0 +1,78 @@
+// The API keys that clients show, from a file that is read again when it changes. The file holds no key, only hashes;
+// a line is a key:
+//
+//   # made by: key=$(openssl rand -hex 32); printf %s "$key" | sha256sum
+//   sha256:0f1e...64 hex digits name=alice role=client tenant=acme
+//
+// `name` (for logs) is required and unique; `role` is client unless it says gateway or operator; `tenant` is kept and
+// not used yet. Anything else is an error, so that a misspelt limit is never silently none.
+#pragma once
+
+#include <sys/types.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "absl/types/optional.h"
+#include "services/common/security/access.h"
+
+namespace rwkv::common {
+
+struct ApiKey {
+  std::string sha256;  // 32 bytes.
+  std::string name;
+  Role role = Role::kClient;
+  std::string tenant;
+};
+
+// kInvalidArgument names the line, never its hash.
+absl::StatusOr<std::vector<ApiKey>> ParseApiKeys(absl::string_view text);
+
+// Thread-safe.
+class ApiKeys {
+ public:
+  struct Who {
+    std::string name;
+    Role role = Role::kClient;
+    std::string tenant;
+  };
+
+  // The file is looked at again at most every `reload_interval`, by whoever asks.
+  static absl::StatusOr<std::unique_ptr<ApiKeys>> Open(const std::string& path, absl::Duration reload_interval);
+
+  // Whose key this is. Takes the same time for every key of the file and for none of them. A file that has become
+  // unreadable or wrong is reported in the log and the keys of before stay; an empty one takes all away.
+  absl::optional<Who> Find(absl::string_view key) ABSL_LOCKS_EXCLUDED(mu_);
+
+ private:
+  struct FileMark {  // What changes with the file, also when it is replaced within a second.
+    dev_t device = 0;
+    ino_t inode = 0;
+    off_t size = 0;
+    int64_t changed_ns = 0;
+    bool operator==(const FileMark& other) const {
+      return device == other.device && inode == other.inode && size == other.size && changed_ns == other.changed_ns;
+    }
+  };
+
+  ApiKeys(std::string path, absl::Duration reload_interval)
+      : path_(std::move(path)), reload_interval_(reload_interval) {}
+  static absl::StatusOr<FileMark> Look(const std::string& path);
+  absl::Status Read() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void ReadIfChanged() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  const std::string path_;
+  const absl::Duration reload_interval_;
+  absl::Mutex mu_;
+  FileMark mark_ ABSL_GUARDED_BY(mu_);
+  absl::Time looked_at_ ABSL_GUARDED_BY(mu_) = absl::InfinitePast();
+  std::shared_ptr<const std::vector<ApiKey>> keys_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace rwkv::common

@@ -1,0 +1,486 @@
+#include "services/common/security/security.h"
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "gmock/gmock.h"
+#include "grpcpp/client_context.h"
+#include "grpcpp/completion_queue.h"
+#include "grpcpp/generic/generic_stub.h"
+#include "grpcpp/server_context.h"
+#include "gtest/gtest.h"
+#include "prometheus/metric_family.h"
+#include "rwkv/v1/cluster.grpc.pb.h"
+#include "services/common/channel.h"
+#include "services/common/grpc_status.h"
+#include "services/common/health.h"
+#include "services/common/metrics.h"
+#include "services/common/rpc_server.h"
+#include "services/common/security/access.h"
+#include "tests/testing/certificates.h"
+#include "tests/testing/status_matchers.h"
+
+namespace rwkv::common {
+namespace {
+
+using ::rwkv::testing::IsOk;
+using ::rwkv::testing::IsOkAndHolds;
+using ::rwkv::testing::ReplaceFile;
+using ::rwkv::testing::StatusIs;
+using ::rwkv::testing::TestAuthority;
+using ::rwkv::testing::TlsFolder;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+constexpr char kGetStatus[] = "/rwkv.v1.Cluster/GetStatus";
+// printf abc | sha256sum
+constexpr char kAbc[] = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+constexpr absl::Duration kPatience = absl::Seconds(20);
+// A server that must refuse: the channel keeps trying until this is over.
+constexpr absl::Duration kRefusal = absl::Seconds(3);
+
+class StatusService : public v1::Cluster::Service {
+  grpc::Status GetStatus(grpc::ServerContext* /*context*/, const v1::GetStatusRequest* /*request*/,
+                         v1::GetStatusResponse* response) override {
+    response->set_pipeline_state("serving");
+    return grpc::Status::OK;
+  }
+};
+
+// One call of any method, without a message worth the name.
+absl::Status Call(const std::shared_ptr<grpc::Channel>& channel, const std::string& method,
+                  absl::Duration patience = kPatience, const std::string& authorization = "") {
+  grpc::ClientContext context;
+  context.set_deadline(absl::ToChronoTime(absl::Now() + patience));
+  if (!authorization.empty()) context.AddMetadata("authorization", authorization);
+  grpc::CompletionQueue queue;
+  grpc::GenericStub stub(channel);
+  grpc::ByteBuffer response;
+  grpc::Slice nothing;
+  grpc::ByteBuffer request(&nothing, 1);
+  grpc::Status status;
+  const auto call = stub.PrepareUnaryCall(&context, method, request, &queue);
+  call->StartCall();
+  call->Finish(&response, &status, nullptr);
+  void* tag = nullptr;
+  bool ok = false;
+  queue.Next(&tag, &ok);
+  queue.Shutdown();
+  while (queue.Next(&tag, &ok)) {
+  }
+  return FromGrpcStatus(status);
+}
+
+class SecurityTest : public ::testing::Test {
+ protected:
+  SecurityTest() {
+    EXPECT_THAT(Metrics::Create(""), IsOk());
+    metrics_ = *Metrics::Create("");
+  }
+
+  // Files of a process, in a folder of their own.
+  Security::Options Files(const std::string& name, const TestAuthority::Pair& pair, const std::string& authorities) {
+    TlsFolder folder(::testing::TempDir() + "/" + name);
+    folder.Write(pair);
+    folder.WriteAuthorities(authorities);
+    Security::Options options;
+    options.certificate = folder.certificate();
+    options.key = folder.key();
+    options.authorities = folder.authorities();
+    return options;
+  }
+
+  std::unique_ptr<Security> Make(const Security::Options& options) {
+    absl::StatusOr<std::unique_ptr<Security>> security = Security::Create(options, metrics_.get());
+    EXPECT_THAT(security, IsOk());
+    return security.ok() ? *std::move(security) : nullptr;
+  }
+
+  // Serves with a certificate of the role.
+  void Serve(const std::string& role, const std::string& api_keys = "") {
+    Security::Options options = Files("server", authority_.IssueRole(role), authority_.certificate());
+    if (!api_keys.empty()) {
+      options.api_keys = ::testing::TempDir() + "/api_keys";
+      ReplaceFile(options.api_keys, api_keys);
+    }
+    ServeWith(options);
+  }
+  void ServeWith(const Security::Options& options) {
+    server_security_ = Make(options);
+    RpcServer::Options server_options;
+    server_options.credentials = server_security_->ForServer();
+    server_options.health_address = "127.0.0.1:0";
+    absl::StatusOr<std::unique_ptr<RpcServer>> server = RpcServer::Start(server_options, {&service_});
+    ASSERT_THAT(server, IsOk());
+    server_ = *std::move(server);
+    server_->SetServing(true);
+  }
+
+  std::shared_ptr<grpc::Channel> Dial(const Security& security, Role expected = Role::kRouter) {
+    ChannelOptions options;
+    options.credentials = security.ForChannelTo(expected);
+    return MakeChannel(server_->address(), options);
+  }
+  std::shared_ptr<grpc::Channel> DialAs(const std::string& role) {
+    return Dial(*Make(Files("client", authority_.IssueRole(role), authority_.certificate())));
+  }
+  // A client that shows what gRPC alone would let it show, right or not: no check of ours is in its way.
+  std::shared_ptr<grpc::Channel> DialWith(const TestAuthority::Pair& pair) {
+    return DialWith(pair, server_->address(), authority_.certificate());
+  }
+  static std::shared_ptr<grpc::Channel> DialWith(const TestAuthority::Pair& pair, const std::string& address,
+                                                 const std::string& believed) {
+    grpc::SslCredentialsOptions ssl;
+    ssl.pem_root_certs = believed;
+    ssl.pem_private_key = pair.key;
+    ssl.pem_cert_chain = pair.certificate;
+    ChannelOptions options;
+    options.credentials = grpc::SslCredentials(ssl);
+    options.server_name = "localhost";
+    return MakeChannel(address, options);
+  }
+
+  std::string Scrape() const {
+    std::string text;
+    for (const prometheus::MetricFamily& family : metrics_->Collect()) {
+      for (const prometheus::ClientMetric& metric : family.metric) {
+        absl::StrAppend(&text, family.name);
+        for (const auto& label : metric.label) absl::StrAppend(&text, " ", label.name, "=", label.value);
+        absl::StrAppend(&text, " ", metric.gauge.value + metric.counter.value, "\n");
+      }
+    }
+    return text;
+  }
+
+  TestAuthority authority_{"ours"};
+  std::unique_ptr<Metrics> metrics_;
+  StatusService service_;
+  std::unique_ptr<Security> server_security_;
+  std::unique_ptr<RpcServer> server_;
+};
+
+TEST_F(SecurityTest, EveryRoleReachesItsMethodsAndNoOthers) {
+  Serve("router");
+  const std::vector<std::string> methods = {
+      kGetStatus,
+      "/grpc.health.v1.Health/Check",
+      "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+      "/rwkv.v1.Generation/Generate",
+      "/rwkv.v1.Generation/Logits",
+      "/rwkv.v1.Sessions/Get",
+      "/rwkv.v1.Worker/Execute",
+      "/rwkv.v1.Worker/Describe",
+      "/rwkv.v1.Link/Transfer",
+      "/rwkv.v1.StateCatalog/AcquireLease",
+      "/rwkv.v1.StateRecords/PutRecord",
+      "/rwkv.v1.StateRecords/GetRecord",
+      "/rwkv.v1.Nothing/Here",
+  };
+  for (const Role role : AllRoles()) {
+    const std::shared_ptr<grpc::Channel> channel = DialAs(std::string(RoleName(role)));
+    for (const std::string& method : methods) {
+      const absl::Status status = Call(channel, method);
+      if (AllowedRoles(method).Has(role)) {
+        // Through the door. What is behind it is another matter: most methods are not here.
+        EXPECT_FALSE(absl::IsPermissionDenied(status) || absl::IsUnauthenticated(status))
+            << RoleName(role) << " " << method << ": " << status;
+      } else {
+        EXPECT_THAT(status, StatusIs(absl::StatusCode::kPermissionDenied)) << RoleName(role) << " " << method;
+      }
+    }
+  }
+  EXPECT_THAT(Call(DialAs("operator"), kGetStatus), IsOk());
+  EXPECT_THAT(CheckHealth(DialAs("worker"), absl::Now() + kPatience), IsOkAndHolds(true));
+}
+
+TEST_F(SecurityTest, CertificatesThatAreNotOursOpenNoConnection) {
+  Serve("router");
+  TestAuthority other("ours");  // The same name, another key.
+  TestAuthority::Subject expired, early;
+  expired.alternative_names = early.alternative_names = "URI:spiffe://test/rwkv/operator";
+  expired.starts_in = -absl::Hours(2);
+  expired.ends_in = -absl::Hours(1);
+  early.starts_in = absl::Hours(1);
+  early.ends_in = absl::Hours(2);
+  const struct {
+    const char* what;
+    TestAuthority::Pair pair;
+  } cases[] = {
+      {"none", {}},
+      {"another authority's", other.IssueRole("operator")},
+      {"expired", authority_.Issue(expired)},
+      {"not yet valid", authority_.Issue(early)},
+  };
+  for (const auto& c : cases) {
+    const absl::Status status = Call(DialWith(c.pair), kGetStatus, kRefusal);
+    EXPECT_TRUE(absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status)) << c.what << ": " << status;
+  }
+  EXPECT_FALSE(Call(MakeChannel(server_->address()), kGetStatus, kRefusal).ok()) << "plaintext";
+  // The control: the same client with a good one.
+  EXPECT_THAT(Call(DialWith(authority_.IssueRole("operator")), kGetStatus), IsOk());
+}
+
+TEST_F(SecurityTest, ACertificateWithoutARoleIsNobody) {
+  Serve("router");
+  TestAuthority::Subject subject;
+  subject.alternative_names = "URI:spiffe://test/rwkv/root,DNS:operator,DNS:localhost";
+  EXPECT_THAT(Call(DialWith(authority_.Issue(subject)), kGetStatus), StatusIs(absl::StatusCode::kUnauthenticated));
+  EXPECT_THAT(Call(DialWith(authority_.Issue(subject)), "/grpc.health.v1.Health/Check"),
+              StatusIs(absl::StatusCode::kUnauthenticated));
+  subject.alternative_names = "DNS:operator.rwkv.internal,DNS:localhost";
+  EXPECT_THAT(Call(DialWith(authority_.Issue(subject)), kGetStatus), IsOk());
+  EXPECT_THAT(Scrape(), HasSubstr("rwkv_server_refused_calls_total cause=unauthenticated 2"));
+}
+
+TEST_F(SecurityTest, AServerOfAnotherRoleIsNotTalkedTo) {
+  Serve("store");
+  const std::unique_ptr<Security> client =
+      Make(Files("client", authority_.IssueRole("operator"), authority_.certificate()));
+  const absl::Status status = Call(Dial(*client, Role::kRouter), kGetStatus, kRefusal);
+  EXPECT_FALSE(status.ok());
+  EXPECT_FALSE(absl::IsPermissionDenied(status)) << "the call got there: " << status;
+  EXPECT_THAT(Call(Dial(*client, Role::kStore), kGetStatus), IsOk());
+}
+
+TEST_F(SecurityTest, AServerOfAnotherAuthorityIsNotTalkedTo) {
+  Serve("router");
+  TestAuthority other("other");
+  // The server would believe the client, the client does not believe the server.
+  const std::unique_ptr<Security> client = Make(Files("client", authority_.IssueRole("operator"), other.certificate()));
+  EXPECT_FALSE(Call(Dial(*client), kGetStatus, kRefusal).ok());
+}
+
+TEST_F(SecurityTest, FilesThatAreWrongEndTheStart) {
+  const auto create = [&](const Security::Options& options) {
+    return Security::Create(options, metrics_.get()).status();
+  };
+  const TestAuthority::Pair pair = authority_.IssueRole("router");
+  const std::string authorities = authority_.certificate();
+  EXPECT_THAT(create({}), IsOk());
+  EXPECT_THAT(create(Files("a", pair, authorities)), IsOk());
+  const auto invalid = [](const char* why) { return StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(why)); };
+  Security::Options options = Files("a", pair, authorities);
+  options.key.clear();
+  EXPECT_THAT(create(options), invalid("all three or none"));
+  options = {};
+  options.api_keys = "/some/file";
+  EXPECT_THAT(create(options), invalid("API keys want TLS"));
+  // Swapped: the key of another certificate.
+  EXPECT_THAT(create(Files("b", {pair.certificate, authority_.IssueRole("router").key}, authorities)),
+              invalid("is not the key of"));
+  EXPECT_THAT(create(Files("c", {pair.key, pair.certificate}, authorities)), invalid("no certificate in PEM"));
+  EXPECT_THAT(create(Files("d", pair, "")), invalid("no certificate in PEM"));
+  TestAuthority::Subject expired;
+  expired.starts_in = -absl::Hours(2);
+  expired.ends_in = -absl::Hours(1);
+  EXPECT_THAT(create(Files("e", authority_.Issue(expired), authorities)), invalid("not now"));
+  options = Files("f", pair, authorities);
+  options.certificate = "/nonexistent/tls.crt";
+  EXPECT_THAT(create(options), StatusIs(absl::StatusCode::kNotFound, HasSubstr("/nonexistent/tls.crt")));
+}
+
+TEST_F(SecurityTest, ApiKeysOpenWhatTheirRoleMay) {
+  Serve("router", absl::StrCat(kAbc, " name=alice\n"));
+  const std::shared_ptr<grpc::Channel> nobody = DialWith({});
+  EXPECT_THAT(Call(nobody, "/rwkv.v1.Generation/Generate"), StatusIs(absl::StatusCode::kUnauthenticated));
+  const auto with = [&](const char* header, const char* method) { return Call(nobody, method, kPatience, header); };
+  // Behind the door there is no such method.
+  EXPECT_THAT(with("Bearer abc", "/rwkv.v1.Generation/Generate"), StatusIs(absl::StatusCode::kUnimplemented));
+  EXPECT_THAT(with("bearer abc", "/rwkv.v1.Sessions/Get"), StatusIs(absl::StatusCode::kUnimplemented));
+  EXPECT_THAT(with("Bearer abc", kGetStatus), StatusIs(absl::StatusCode::kPermissionDenied));
+  EXPECT_THAT(with("Bearer abc", "/rwkv.v1.Generation/Logits"), StatusIs(absl::StatusCode::kPermissionDenied));
+  for (const char* header : {"Bearer abd", "Bearer ", "Bearer", "abc", "Basic abc", "Bearer abc "}) {
+    EXPECT_THAT(with(header, "/rwkv.v1.Generation/Generate"), StatusIs(absl::StatusCode::kUnauthenticated)) << header;
+  }
+  // Two calls of one connection are two people.
+  EXPECT_THAT(with("Bearer abc", "/rwkv.v1.Generation/Generate"), StatusIs(absl::StatusCode::kUnimplemented));
+  EXPECT_THAT(Call(nobody, "/rwkv.v1.Generation/Generate"), StatusIs(absl::StatusCode::kUnauthenticated));
+  // Whoever has a certificate needs no key; one of another authority is still no certificate.
+  EXPECT_THAT(Call(DialAs("operator"), kGetStatus), IsOk());
+  TestAuthority other("other");
+  EXPECT_FALSE(Call(DialWith(other.IssueRole("operator")), kGetStatus, kRefusal).ok());
+  // A key is taken away while the connection lives.
+  ReplaceFile(::testing::TempDir() + "/api_keys", "");
+  const absl::Time limit = absl::Now() + kPatience;
+  absl::Status status;
+  do {
+    status = with("Bearer abc", "/rwkv.v1.Generation/Generate");
+  } while (!absl::IsUnauthenticated(status) && absl::Now() < limit);
+  EXPECT_THAT(status, StatusIs(absl::StatusCode::kUnauthenticated));
+}
+
+TEST_F(SecurityTest, ClientsFromOutsideCheckTheNameAndShowTheirKey) {
+  Serve("router", absl::StrCat(kAbc, " name=ops role=operator\n"));
+  ClientSecurityOptions options;
+  options.authorities = ::testing::TempDir() + "/server/ca.crt";
+  options.api_key_file = ::testing::TempDir() + "/my_key";
+  ReplaceFile(options.api_key_file, "abc\n");
+  const auto call = [&](const ClientSecurityOptions& how) {
+    const absl::StatusOr<ClientCredentials> made = MakeClientCredentials(how);
+    if (!made.ok()) return made.status();
+    ChannelOptions channel;
+    channel.credentials = made->credentials;
+    channel.server_name = made->server_name;
+    return Call(MakeChannel(server_->address(), channel), kGetStatus, kRefusal);
+  };
+  EXPECT_THAT(call(options), IsOk()) << "127.0.0.1 is in the certificate";
+  options.server_name = "localhost";
+  EXPECT_THAT(call(options), IsOk());
+  options.server_name = "router.example.org";
+  EXPECT_FALSE(call(options).ok());
+  options.server_name.clear();
+  ReplaceFile(options.api_key_file, "abc abc");
+  EXPECT_THAT(call(options), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("wants one API key")));
+  options.api_key_file.clear();
+  EXPECT_THAT(call(options), StatusIs(absl::StatusCode::kUnauthenticated));
+  const TestAuthority::Pair pair = authority_.IssueRole("operator");
+  options.certificate = ::testing::TempDir() + "/my_certificate";
+  options.key = ::testing::TempDir() + "/my_certificate_key";
+  ReplaceFile(options.certificate, pair.certificate);
+  ReplaceFile(options.key, pair.key);
+  EXPECT_THAT(call(options), IsOk());
+}
+
+TEST_F(SecurityTest, TheHealthListenerAnswersHealthAlone) {
+  Serve("router");
+  const std::shared_ptr<grpc::Channel> plain = MakeChannel(server_->health_address());
+  EXPECT_THAT(CheckHealth(plain, absl::Now() + kPatience), IsOkAndHolds(true));
+  server_->SetServing(false);
+  EXPECT_THAT(CheckHealth(plain, absl::Now() + kPatience), IsOkAndHolds(false));
+  EXPECT_THAT(CheckHealth(plain, absl::Now() + kPatience, "rwkv.v1.Cluster"), IsOkAndHolds(false));
+  EXPECT_THAT(CheckHealth(plain, absl::Now() + kPatience, "live"), IsOkAndHolds(true));
+  for (const char* method :
+       {kGetStatus, "/rwkv.v1.Generation/Generate", "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"}) {
+    EXPECT_THAT(Call(plain, method), StatusIs(absl::StatusCode::kUnimplemented)) << method;
+  }
+}
+
+// Calls all the time, over a connection that stays and over new ones.
+class Load {
+ public:
+  Load(std::function<std::shared_ptr<grpc::Channel>()> dial) : dial_(std::move(dial)) {
+    threads_.emplace_back([this, channel = dial_()] {
+      while (!stop_.HasBeenNotified()) Count(Call(channel, kGetStatus));
+    });
+    threads_.emplace_back([this] {
+      while (!stop_.HasBeenNotified()) Count(Call(dial_(), kGetStatus));
+    });
+  }
+  ~Load() { Stop(); }
+  void Stop() {
+    if (!stop_.HasBeenNotified()) stop_.Notify();
+    for (std::thread& thread : threads_) {
+      if (thread.joinable()) thread.join();
+    }
+  }
+  int calls() const { return calls_; }
+  std::vector<std::string> failures() const {
+    absl::MutexLock lock(&mu_);
+    return failures_;
+  }
+  bool AwaitCalls(int more) const {
+    const int target = calls_ + more;
+    const absl::Time limit = absl::Now() + kPatience;
+    while (calls_ < target && absl::Now() < limit) absl::SleepFor(absl::Milliseconds(2));
+    return calls_ >= target;
+  }
+
+ private:
+  void Count(const absl::Status& status) {
+    ++calls_;
+    if (status.ok()) return;
+    absl::MutexLock lock(&mu_);
+    failures_.push_back(status.ToString());
+  }
+  const std::function<std::shared_ptr<grpc::Channel>()> dial_;
+  absl::Notification stop_;
+  std::atomic<int> calls_{0};
+  mutable absl::Mutex mu_;
+  std::vector<std::string> failures_ ABSL_GUARDED_BY(mu_);
+  std::vector<std::thread> threads_;
+};
+
+TEST_F(SecurityTest, KeysCertificatesAndAuthoritiesChangeWithoutAFailedCall) {
+  Serve("router");
+  const std::unique_ptr<Security> client =
+      Make(Files("client", authority_.IssueRole("operator"), authority_.certificate()));
+  TlsFolder server_files(::testing::TempDir() + "/server");
+  TlsFolder client_files(::testing::TempDir() + "/client");
+  TestAuthority next("next");
+  // Where the client serves: whether its watcher has seen the new files is asked by knocking, as it is of the server.
+  StatusService service;
+  RpcServer::Options knock_options;
+  knock_options.credentials = client->ForServer();
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<RpcServer> client_door, RpcServer::Start(knock_options, {&service}));
+  const auto await = [&](const char* what, const TestAuthority::Pair& shown, const std::string& believed) {
+    const absl::Time limit = absl::Now() + kPatience;
+    for (const std::string& address : {server_->address(), client_door->address()}) {
+      while (!Call(DialWith(shown, address, believed), kGetStatus, kRefusal).ok()) {
+        ASSERT_LT(absl::Now(), limit) << address << " does not know of: " << what;
+        absl::SleepFor(absl::Milliseconds(50));
+      }
+    }
+  };
+
+  Load load([&] { return Dial(*client); });
+  ASSERT_TRUE(load.AwaitCalls(20));
+  // First all believe both authorities, then certificates change, then the old authority goes.
+  const std::string both = authority_.certificate() + next.certificate();
+  server_files.WriteAuthorities(both);
+  client_files.WriteAuthorities(both);
+  await("both authorities", next.IssueRole("operator"), authority_.certificate());
+  server_files.Write(next.IssueRole("router"));
+  client_files.Write(next.IssueRole("operator"));
+  await("the new certificate", authority_.IssueRole("operator"), next.certificate());
+  server_files.WriteAuthorities(next.certificate());
+  client_files.WriteAuthorities(next.certificate());
+  for (const std::string& address : {server_->address(), client_door->address()}) {
+    const absl::Time limit = absl::Now() + kPatience;
+    while (Call(DialWith(authority_.IssueRole("operator"), address, next.certificate()), kGetStatus, kRefusal).ok()) {
+      ASSERT_LT(absl::Now(), limit) << address << " still believes the old authority";
+      absl::SleepFor(absl::Milliseconds(50));
+    }
+  }
+  ASSERT_TRUE(load.AwaitCalls(20));
+  load.Stop();
+  EXPECT_THAT(load.failures(), ::testing::IsEmpty()) << "of " << load.calls() << " calls";
+}
+
+TEST_F(SecurityTest, AKeyThatDoesNotFitShowsInTheMetricAndLeavesOpenConnectionsAlone) {
+  Serve("router");
+  EXPECT_THAT(Scrape(), Not(HasSubstr("rwkv_tls_expiry_timestamp_seconds file=certificate 0\n")));
+  const auto old_connection = DialAs("operator");
+  ASSERT_THAT(Call(old_connection, kGetStatus), IsOk());
+  TlsFolder files(::testing::TempDir() + "/server");
+  files.Write({authority_.IssueRole("router").certificate, authority_.IssueRole("router").key});
+  EXPECT_THAT(Scrape(), HasSubstr("rwkv_tls_expiry_timestamp_seconds file=certificate 0\n"));
+  const absl::Time limit = absl::Now() + kPatience;
+  while (Call(DialAs("operator"), kGetStatus, kRefusal).ok()) {
+    ASSERT_LT(absl::Now(), limit) << "gRPC has not seen the new files";
+    absl::SleepFor(absl::Milliseconds(50));
+  }
+  EXPECT_THAT(Call(old_connection, kGetStatus), IsOk());
+  files.Write(authority_.IssueRole("router"));
+  EXPECT_THAT(Scrape(), Not(HasSubstr("rwkv_tls_expiry_timestamp_seconds file=certificate 0\n")));
+  const absl::Time mended = absl::Now() + kPatience;
+  while (!Call(DialAs("operator"), kGetStatus, kRefusal).ok()) {
+    ASSERT_LT(absl::Now(), mended) << "the new pair is not taken up";
+    absl::SleepFor(absl::Milliseconds(50));
+  }
+  EXPECT_THAT(Call(old_connection, kGetStatus), IsOk());
+}
+
+}  // namespace
+}  // namespace rwkv::common
