@@ -274,7 +274,7 @@ Fleet::State Fleet::WhyNoLane() const {
   if (workers_.empty()) {
     state.status =
         absl::UnavailableError(listed_ || list_status_.ok() ? "no workers are known" : list_status_.message());
-  } else if (free.empty() && !drivers.empty()) {
+  } else if (!drivers.empty()) {  // What is free beside them are spares.
     prefix = "standing by: ";
     state.status = absl::UnavailableError(absl::StrCat("what there is is driven by ", absl::StrJoin(drivers, ", ")));
   } else if (!lost.ok()) {

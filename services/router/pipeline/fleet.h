@@ -13,6 +13,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "absl/types/optional.h"
@@ -90,6 +91,9 @@ class Fleet {
   void EndEpoch(uint64_t epoch, absl::Status why) ABSL_LOCKS_EXCLUDED(mu_);
   // How many turns a lane has: the one with the fewest is given away first.
   void SetTurns(uint64_t epoch, int turns) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Whether another router drives workers of this model and numeric family (FINGERPRINT/FAMILY).
+  bool OthersDrive(absl::string_view pool) const ABSL_LOCKS_EXCLUDED(mu_);
 
   State state() const ABSL_LOCKS_EXCLUDED(mu_);
 

@@ -11,6 +11,15 @@
 
 namespace rwkv::router {
 
+bool Fleet::OthersDrive(absl::string_view pool) const {
+  absl::MutexLock lock(&mu_);
+  for (const auto& [address, worker] : workers_) {
+    if (!worker->answers || worker->lane != 0 || IsFree(worker->said, options_.lane.router)) continue;
+    if (absl::StrCat(worker->said.model().fingerprint(), "/", worker->said.numeric_family()) == pool) return true;
+  }
+  return false;
+}
+
 Fleet::State Fleet::state() const {
   absl::MutexLock lock(&mu_);
   State state = why_not_;

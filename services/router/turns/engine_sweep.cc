@@ -38,6 +38,13 @@ void TurnManager::Engine::SweepTurn(Turn& turn) {
       Locate(running_.at(turn.id));
     }
   }
+  if (turn.phase == Phase::kParked && turn.named && turn.HasLog() &&
+      now - turn.parked_since > options_.handover_after && ChooseLane(turn) == nullptr &&
+      fleet_.OthersDrive(turn.pool)) {
+    Fail(turn, common::WithRetryInfo(
+                   absl::UnavailableError("this router has lost its pipeline; another goes on with the turn"),
+                   options_.retry_delay));
+  }
   if (turn.phase == Phase::kParked && now - turn.parked_since > options_.outage_timeout) {
     Fail(turn, common::WithRetryInfo(
                    absl::UnavailableError(absl::StrCat(

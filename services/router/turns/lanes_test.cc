@@ -232,6 +232,38 @@ TEST(LanesTest, TurnsOfALaneThatIsGivenAwayGoOnElsewhere) {
   EXPECT_EQ(other->counts().running, 0);
 }
 
+TEST(LanesTest, ARouterThatLostItsLaneHandsItsTurnsToOneThatHasOne) {
+  TurnManager::Options options = Router("router-0");
+  options.handover_after = absl::Milliseconds(100);
+  FakeCluster cluster(Named("a"), options, nullptr, {Named("b")});
+  const std::unique_ptr<TurnManager> other = cluster.MakeRouter(Router("router-1"));
+  ASSERT_TRUE(WaitForLanes(*other, 1));
+  ASSERT_TRUE(WaitForLanes(cluster.router(), 1));
+  const int own = cluster.pipeline(0).driver(0) == "router-0" ? 0 : 1;
+  cluster.pipeline(own).PauseSteps();
+  cluster.CreateSession("s");
+  const v1::GenerateRequest request = SessionRequest("s", "r", Prompt(1), 40);
+  const FakeCluster::Call call = cluster.Start(request);
+  const FakeCluster::Call unnamed = cluster.Start(Request(Prompt(2), 40));
+  ASSERT_TRUE(WaitUntil([&] {
+    cluster.pipeline(own).AllowSteps(1);
+    return call.stream->received().size() >= 3;
+  }));
+  cluster.pipeline(own).Kill(0);
+  EXPECT_THAT(cluster.Finish(call).status, StatusIs(absl::StatusCode::kUnavailable, HasSubstr("another")));
+  FakeCluster::Answer answer;
+  ASSERT_TRUE(WaitUntil([&] {
+    answer = cluster.Finish(FakeCluster::Start(*other, request));
+    return answer.status.ok();
+  })) << answer.status;
+  EXPECT_EQ(answer.tokens, FakeModel::Greedy(Prompt(1), 40, kVocabulary));
+  // Nobody else can go on with a call that has no name: it waits.
+  EXPECT_FALSE(unnamed.stream->closed());
+  cluster.pipeline(own).ResumeSteps();
+  cluster.pipeline(own).Restart(0);
+  EXPECT_EQ(cluster.Finish(unnamed).tokens, FakeModel::Greedy(Prompt(2), 40, kVocabulary));
+}
+
 TEST(LanesTest, ARouterWithoutALaneStandsByAndTakesOverWithinTwoSeconds) {
   FakeCluster cluster(Named("a"), Router("router-0"));
   TurnManager::Options options = Router("router-1");

@@ -66,7 +66,8 @@ class TurnManager {
     absl::Duration progress_timeout = absl::Seconds(30);     // Steps in flight and none comes back: the epoch ends.
     absl::Duration attach_timeout = absl::Seconds(60);       // The same for a slot's attach.
     absl::Duration save_timeout = absl::Seconds(60);         // A snapshot that is not there by then is given up.
-    absl::Duration outage_timeout = absl::Seconds(60);       // A started turn waits this long for a pipeline.
+    absl::Duration outage_timeout = absl::Seconds(60);       // A started turn waits this long for a pipeline,
+    absl::Duration handover_after = absl::Seconds(1);        // but only so long if another router has one for it.
     absl::Duration slow_client_timeout = absl::Seconds(30);  // A client that takes nothing for this long is dropped.
     absl::Duration retry_delay = absl::Milliseconds(200);    // Between two attempts to attach; also told to clients.
     int executor_threads = 8;
