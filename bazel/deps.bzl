@@ -16,6 +16,9 @@ load("//bazel/rules:pypi.bzl", "pypi_wheel")
 # prometheus-cpp-dev   1.0        MIT           metrics (its own HTTP server waits for slow readers, so not that part)
 # libboost-dev         1.74       BSL-1.0       Beast and Asio: HTTP for /metrics, any number of stalled readers
 # libboost-context-dev  1.74  BSL-1.0        fibers: tests run CUDA's threads on a CPU (kernels/cuda/testing)
+# libpq-dev            15         PostgreSQL    the shared state store's catalog: PostgreSQL's own client
+# postgresql-15        15         PostgreSQL    tests start a server of their own
+# libcurl4-openssl-dev  7.88      curl          the shared state store's records: HTTP and signing for S3
 # libspdlog-dev        1.10       MIT           log sinks (Abseil's own logging is not in this Abseil)
 # nlohmann-json3-dev   3.11       MIT           safetensors headers, rwkvctl --json
 # libisal-dev          2.30       BSD-3         CRC32C (crc32_iscsi) at memory speed; Debian has no google/crc32c

@@ -12,10 +12,10 @@ readonly packages=(
   bazel-bootstrap clang-14 g++ lld-14 llvm-14 libclang-rt-14-dev protobuf-compiler protobuf-compiler-grpc
   # Libraries.
   libabsl-dev libbenchmark-dev libboost-context-dev libboost-dev libgmock-dev libgrpc++-dev libgrpc-dev libgtest-dev
-  libisal-dev libprotobuf-dev librocksdb-dev libspdlog-dev libssl-dev libutf8proc-dev libxxhash-dev nlohmann-json3-dev
-  prometheus-cpp-dev zlib1g-dev
+  libcurl4-openssl-dev libisal-dev libpq-dev libprotobuf-dev librocksdb-dev libspdlog-dev libssl-dev libutf8proc-dev
+  libxxhash-dev nlohmann-json3-dev prometheus-cpp-dev zlib1g-dev
   # Scripts and tests.
-  ca-certificates procps python3 python3-numpy python3-pip util-linux
+  ca-certificates postgresql-15 procps python3 python3-numpy python3-pip util-linux
 )
 
 say() { echo "setup: $*" >&2; }
@@ -47,6 +47,12 @@ install_packages() {
   command -v apt-get >/dev/null ||
     die "these Debian 12 packages are missing and there is no apt-get to install them: ${missing[*]}"
   say "installing ${#missing[@]} packages: ${missing[*]}"
+  if [[ " ${missing[*]} " == *" postgresql-15 "* ]]; then
+    # Tests start servers of their own; nobody needs Debian's, which would be made and run at once.
+    as_root mkdir -p /etc/postgresql-common/createcluster.d
+    echo 'create_main_cluster = false' |
+      as_root tee /etc/postgresql-common/createcluster.d/rwkv-serving.conf >/dev/null
+  fi
   as_root apt-get update -q >&2 || say "apt-get update failed; trying with what is known"
   as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}" >&2 ||
     die "apt-get could not install: ${missing[*]} (this is made for Debian 12)"

@@ -19,12 +19,24 @@
 #include "services/state_store/rpc/state_catalog_service.h"
 #include "services/state_store/rpc/state_records_service.h"
 #include "services/state_store/session_limits.h"
+#include "services/state_store/shared_state_store.h"
 
 ABSL_FLAG(std::string, name, "state_store-0", "Name of this process, in logs, metrics and Describe.");
 ABSL_FLAG(std::string, listen, "127.0.0.1:0", "HOST:PORT to serve on; port 0 picks a free one.");
 ABSL_FLAG(std::string, metrics_listen, "127.0.0.1:0", "HOST:PORT of /metrics; empty: none.");
 ABSL_FLAG(std::string, port_file, "", "File to write the addresses to once serving; empty: none.");
-ABSL_FLAG(std::string, data_dir, "", "Folder of the database, made if missing. Required. One process at a time.");
+ABSL_FLAG(std::string, data_dir, "",
+          "Folder of the embedded store, made if missing; one process at a time. Required, unless --catalog is given.");
+ABSL_FLAG(
+    std::string, catalog, "",
+    "postgres://USER@HOST:PORT/DATABASE, without password: the catalog in PostgreSQL, for any number of processes. "
+    "Needs --records.");
+ABSL_FLAG(std::string, catalog_password_file, "",
+          "File with the password for --catalog, one line; empty: none needed.");
+ABSL_FLAG(std::string, records, "", "s3://BUCKET[/PREFIX]: the state records in S3. Needs --catalog.");
+ABSL_FLAG(std::string, s3_endpoint, "", "http://HOST:PORT or https://HOST of the S3 server; addresses are path-style.");
+ABSL_FLAG(std::string, s3_region, "us-east-1", "Region that S3 requests are signed for.");
+ABSL_FLAG(std::string, s3_credentials_file, "", "File with two lines: access key, secret key.");
 ABSL_FLAG(int, snapshots_per_branch, 8, "Newest snapshots kept of each branch of a log, besides those forks need.");
 ABSL_FLAG(absl::Duration, orphan_age, absl::Hours(1), "State records that no snapshot has named are deleted after it.");
 ABSL_FLAG(absl::Duration, sweep_interval, absl::Minutes(10), "Time between two searches for such records.");
@@ -39,6 +51,28 @@ ABSL_FLAG(absl::Duration, drain_timeout, absl::Seconds(10), "Time that calls hav
 
 namespace rwkv::state_store {
 namespace {
+
+absl::StatusOr<std::unique_ptr<SharedStateStore>> OpenShared(const EmbeddedStateStore::Options& common,
+                                                             common::Clock* clock, common::Metrics* metrics) {
+  if (absl::GetFlag(FLAGS_catalog).empty() || absl::GetFlag(FLAGS_records).empty()) {
+    return absl::InvalidArgumentError("--catalog and --records: one without the other");
+  }
+  if (!absl::GetFlag(FLAGS_data_dir).empty())
+    return absl::InvalidArgumentError("--data_dir and --catalog: one of them");
+  SharedStateStore::Options options;
+  options.catalog.url = absl::GetFlag(FLAGS_catalog);
+  if (const std::string path = absl::GetFlag(FLAGS_catalog_password_file); !path.empty()) {
+    RWKV_ASSIGN_OR_RETURN(options.catalog.password, SharedStateStore::ReadPassword(path));
+  }
+  RWKV_RETURN_IF_ERROR(SharedStateStore::ParseRecords(absl::GetFlag(FLAGS_records), &options));
+  RWKV_RETURN_IF_ERROR(SharedStateStore::ReadS3Credentials(absl::GetFlag(FLAGS_s3_credentials_file), &options.records));
+  options.records.endpoint = absl::GetFlag(FLAGS_s3_endpoint);
+  options.records.region = absl::GetFlag(FLAGS_s3_region);
+  options.rules = common.catalog;
+  options.store = common.store;
+  options.sweep_interval = common.sweep_interval;
+  return SharedStateStore::Create(options, clock, metrics);
+}
 
 absl::Status Run() {
   const std::string name = absl::GetFlag(FLAGS_name);
@@ -58,11 +92,17 @@ absl::Status Run() {
   options.store.limits.max_sessions = absl::GetFlag(FLAGS_max_sessions);
   RWKV_ASSIGN_OR_RETURN(options.store.limits.when_full, SessionLimits::ParseWhenFull(absl::GetFlag(FLAGS_when_full)));
   options.sweep_interval = absl::GetFlag(FLAGS_sweep_interval);
-  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<EmbeddedStateStore> embedded,
-                        EmbeddedStateStore::Create(options, &clock, metrics.get()));
+  std::unique_ptr<SharedStateStore> shared;
+  std::unique_ptr<EmbeddedStateStore> embedded;
+  if (!absl::GetFlag(FLAGS_catalog).empty() || !absl::GetFlag(FLAGS_records).empty()) {
+    RWKV_ASSIGN_OR_RETURN(shared, OpenShared(options, &clock, metrics.get()));
+  } else {
+    RWKV_ASSIGN_OR_RETURN(embedded, EmbeddedStateStore::Create(options, &clock, metrics.get()));
+  }
+  StateStore& store = shared != nullptr ? shared->store() : embedded->store();
 
-  StateCatalogService catalog({name, getpid(), metrics->address()}, &embedded->store(), metrics.get());
-  StateRecordsService records({}, &embedded->store().records(), metrics.get());
+  StateCatalogService catalog({name, getpid(), metrics->address()}, &store, metrics.get());
+  StateRecordsService records({}, &store.records(), metrics.get());
   common::RpcServer::Options server_options;
   server_options.name = name;
   server_options.listen_address = absl::GetFlag(FLAGS_listen);

@@ -128,12 +128,14 @@ absl::Status StateStore::SweepOrphans() {
   for (const RecordStore::Stored& stored : old) {
     RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, snapshot_locks_.Lock({stored.snapshot_id}));
     RWKV_ASSIGN_OR_RETURN(const bool committed, catalog_->HasSnapshot(stored.snapshot_id));
-    if (committed) continue;
+    if (committed) continue;  // Most are.
+    RWKV_ASSIGN_OR_RETURN(const bool condemned, catalog_->CondemnSnapshot(stored.snapshot_id));
+    if (!condemned) continue;
     RWKV_RETURN_IF_ERROR(records_->Delete(stored.snapshot_id));
     orphans_total_.Increment();
     common::LogInfo("orphan_swept", {{"snapshot", stored.snapshot_id}, {"bytes", stored.bytes}});
   }
-  return absl::OkStatus();
+  return catalog_->ForgetCondemned(cutoff);
 }
 
 }  // namespace rwkv::state_store

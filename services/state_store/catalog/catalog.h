@@ -1,6 +1,6 @@
 // The small and transactional half of the state store: sessions, leases, token logs, turns and snapshot manifests.
 //
-// An implementation keeps these laws (services/state_store/catalog/rocksdb is the embedded one):
+// An implementation keeps these laws (row_catalog.h does, over any RowStore):
 // - Every change is one transaction: all of it or nothing, and durable when the call returns OK. After an error that is
 //   kUnavailable or kDeadlineExceeded a change may have happened; after every other error it has not.
 // - A session has one writer. A change under a lease is kAborted unless the lease's token is the session's current one;
@@ -151,6 +151,11 @@ class Catalog {
                                             std::vector<std::string>* freed) = 0;
   // Whether a manifest of this id is committed, for the sweep of orphans.
   virtual absl::StatusOr<bool> HasSnapshot(const std::string& snapshot_id) = 0;
+  // Before the records of a snapshot that nobody has committed are deleted: from now on nobody can, in whatever process
+  // (kDataLoss). False: it is committed.
+  virtual absl::StatusOr<bool> CondemnSnapshot(const std::string& snapshot_id) = 0;
+  // Lets go of those that were condemned before then: long enough for any commit that began before to have ended.
+  virtual absl::Status ForgetCondemned(absl::Time before) = 0;
 
   // Sessions that are idle since `idle_before` or earlier, the longest idle first. Those with an open turn are among
   // them, those with a lease that lives are not. Looks at no more than `limit` sessions, so that there may be more, and

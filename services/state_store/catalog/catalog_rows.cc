@@ -63,6 +63,15 @@ absl::StatusOr<v1::Session> ToSessionWithSnapshots(const View& view, absl::strin
 
 std::string FamilyLock(uint64_t family) { return absl::StrCat("family ", family); }
 
+std::string SnapshotLock(absl::string_view snapshot_id) { return absl::StrCat("snapshot ", snapshot_id); }
+
+absl::Status CheckNotCondemned(const View& view, absl::string_view snapshot_id) {
+  RWKV_ASSIGN_OR_RETURN(const absl::optional<std::string> condemned, view.Get(CondemnedKey(snapshot_id)));
+  if (!condemned.has_value()) return absl::OkStatus();
+  return absl::DataLossError(
+      absl::StrCat("snapshot ", snapshot_id, " was not committed for so long that its records are being deleted"));
+}
+
 std::string LogBranch(const SessionRow& row) { return absl::StrCat(row.branch()); }
 
 absl::Status CheckLease(const v1::Lease& lease, const SessionRow& row) {

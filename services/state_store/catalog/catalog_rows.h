@@ -36,6 +36,10 @@ absl::Status ForEachTurn(const View& view, const std::string& session_id,
 
 // Held, after the session's lock, to change what sessions that came from one by forking share.
 std::string FamilyLock(uint64_t family);
+// Held with the former, to decide whether a snapshot may be committed.
+std::string SnapshotLock(absl::string_view snapshot_id);
+// kDataLoss: its records are being deleted.
+absl::Status CheckNotCondemned(const View& view, absl::string_view snapshot_id);
 
 // The name that clients know the session's branch by.
 std::string LogBranch(const SessionRow& row);

@@ -9,8 +9,9 @@
 //   m BRANCH                  SnapshotManifest of the base: what an imported log without its beginning stands on. Of a
 //                             branch without parent, and for as long as the branch is there
 //   i SNAPSHOT                BRANCH POSITION: where a snapshot (or base) of that id is
+//   d SNAPSHOT                when it was condemned, 8 bytes: its records are being deleted, nobody may commit it
 //   u MINUTE SESSION          nothing: one for each session, by the minute of its last use (SessionRow.idle_minute)
-//   "next_id"                 the first number that is not reserved for branches and fencing tokens
+//   "next_id"                 the first number that is not reserved for branches and fencing tokens (embedded only)
 //
 // A branch's chunks are gapless: they cover [fork position, end), where end is the session's length for a head, and for
 // the others the highest fork position below them.
@@ -52,6 +53,8 @@ inline std::string LogKey(uint64_t branch, uint64_t begin) { return NumberKey('l
 inline std::string SnapshotKey(uint64_t branch, uint64_t position) { return NumberKey('p', branch, position); }
 inline std::string BaseKey(uint64_t branch) { return NumberKey('m', branch); }
 inline std::string SnapshotIdKey(absl::string_view snapshot_id) { return absl::StrCat("i", snapshot_id); }
+
+inline std::string CondemnedKey(absl::string_view snapshot_id) { return absl::StrCat("d", snapshot_id); }
 
 inline std::string IdleKey(uint64_t minute, absl::string_view session_id) {
   return absl::StrCat(NumberKey('u', minute), session_id);

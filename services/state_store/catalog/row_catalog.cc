@@ -14,8 +14,7 @@
 namespace rwkv::state_store {
 namespace {
 
-// Above what counts as a page of rows that are written anew.
-constexpr int kLoadPage = 4096;
+constexpr int kLoadPage = 4096;  // Sessions looked at in one transaction.
 
 }  // namespace
 
@@ -42,25 +41,28 @@ absl::StatusOr<std::unique_ptr<RowCatalog>> RowCatalog::Create(const Options& op
 }
 
 absl::Status RowCatalog::Load() {
-  RWKV_ASSIGN_OR_RETURN(const int64_t session_tokens, LoadSessions());
+  CatalogCounts counts;
+  RWKV_RETURN_IF_ERROR(LoadSessions(&counts));
   RWKV_ASSIGN_OR_RETURN(const int64_t branch_tokens, LoadBranches());
+  counts.tokens += branch_tokens;
   RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowReader> rows, rows_->Read());
-  const View view(rows.get());
-  int snapshots = 0;
-  RWKV_RETURN_IF_ERROR(view.Scan("i", "j", [&](absl::string_view, absl::string_view) -> absl::StatusOr<bool> {
-    ++snapshots;
+  RWKV_RETURN_IF_ERROR(rows->Scan("i", "j", [&](absl::string_view, absl::string_view) -> absl::StatusOr<bool> {
+    ++counts.snapshots;
     return true;
   }));
-  Count(0, snapshots, 0, session_tokens + branch_tokens);
+  sessions_ = counts.sessions;
+  snapshots_ = counts.snapshots;
+  leases_ = counts.leases;
+  tokens_ = counts.tokens;
+  Count(0, 0, 0, 0);
   return absl::OkStatus();
 }
 
-absl::StatusOr<int64_t> RowCatalog::LoadSessions() {
-  int64_t tokens = 0;
+absl::Status RowCatalog::LoadSessions(CatalogCounts* counts) {
   std::string begin = "s";
   for (bool more = true; more;) {
     more = false;
-    int sessions = 0, leases = 0;
+    int sessions = 0;
     RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowTransaction> rows, rows_->Begin({}));
     const View view(rows.get());
     Edit edit(rows.get());
@@ -76,15 +78,16 @@ absl::StatusOr<int64_t> RowCatalog::LoadSessions() {
             return absl::DataLossError(absl::StrCat("catalog: the row of session ", key.substr(1), " is corrupt"));
           }
           ++sessions;
-          if (!row.lease().holder().empty()) ++leases;
-          tokens += static_cast<int64_t>(row.length());
-          if (!IsIndexed(row)) PutSession(edit, key.substr(1), row);
+          if (!row.lease().holder().empty()) ++counts->leases;
+          counts->tokens += static_cast<int64_t>(row.length());
+          // Of an older build. Of rows that others share there is none.
+          if (!rows_->shared() && !IsIndexed(row)) PutSession(edit, key.substr(1), row);
           return true;
         }));
     if (!rows->empty()) RWKV_RETURN_IF_ERROR(rows->Commit());
-    Count(sessions, 0, leases, 0);
+    counts->sessions += sessions;
   }
-  return tokens;
+  return absl::OkStatus();
 }
 
 absl::StatusOr<int64_t> RowCatalog::LoadBranches() {
@@ -161,6 +164,8 @@ absl::StatusOr<v1::Session> RowCatalog::ImportSession(const std::string& session
   RWKV_ASSIGN_OR_RETURN(const bool exists, view.Get(SessionKey(session_id), &row));
   if (exists) return absl::AlreadyExistsError(absl::StrCat("session ", session_id, " exists already"));
   const v1::SnapshotManifest& manifest = import.manifest;
+  RWKV_RETURN_IF_ERROR(rows->Extend({SnapshotLock(manifest.snapshot_id())}));
+  RWKV_RETURN_IF_ERROR(CheckNotCondemned(view, manifest.snapshot_id()));
   RWKV_ASSIGN_OR_RETURN(const absl::optional<std::string> taken, view.Get(SnapshotIdKey(manifest.snapshot_id())));
   if (taken.has_value()) {
     return absl::AlreadyExistsError(absl::StrCat("snapshot ", manifest.snapshot_id(), " exists already"));

@@ -36,6 +36,9 @@ class RowCatalog final : public Catalog {
   static absl::StatusOr<std::unique_ptr<RowCatalog>> Create(const Options& options, RowStore* rows,
                                                             common::Clock* clock, common::Metrics* metrics);
 
+  // Counts anew what other processes may have changed, which reads as much as Create() does.
+  absl::Status Recount() { return Load(); }
+
   absl::StatusOr<v1::Session> CreateSession(const std::string& session_id, const std::string& initial_state) override;
   absl::StatusOr<v1::Session> ImportSession(const std::string& session_id, const NewImport& import) override;
   absl::StatusOr<v1::Session> GetSession(const std::string& session_id) override;
@@ -62,6 +65,8 @@ class RowCatalog final : public Catalog {
   absl::StatusOr<bool> DropSnapshot(const std::string& session_id, const std::string& snapshot_id,
                                     std::vector<std::string>* freed) override;
   absl::StatusOr<bool> HasSnapshot(const std::string& snapshot_id) override;
+  absl::StatusOr<bool> CondemnSnapshot(const std::string& snapshot_id) override;
+  absl::Status ForgetCondemned(absl::Time before) override;
   absl::StatusOr<std::vector<IdleSession>> OldestSessions(absl::Time idle_before, int limit) override;
   absl::StatusOr<bool> EndIdleSession(const std::string& session_id, absl::Time idle_before,
                                       std::vector<std::string>* freed) override;
@@ -73,7 +78,7 @@ class RowCatalog final : public Catalog {
 
   // Counts what is there, and puts the sessions of an older build among the idle ones.
   absl::Status Load();
-  absl::StatusOr<int64_t> LoadSessions();
+  absl::Status LoadSessions(CatalogCounts* counts);
   absl::StatusOr<int64_t> LoadBranches();
   // A change of these sessions.
   absl::StatusOr<std::unique_ptr<RowTransaction>> Begin(const std::vector<std::string>& session_ids);

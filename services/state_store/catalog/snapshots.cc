@@ -35,7 +35,8 @@ absl::Status RowCatalog::CommitSnapshot(const v1::Lease& lease, const std::strin
                                               " tokens; a snapshot at position ", manifest.position(),
                                               " is not of it"));
   }
-  RWKV_RETURN_IF_ERROR(rows->Extend({FamilyLock(row.family())}));
+  RWKV_RETURN_IF_ERROR(rows->Extend({FamilyLock(row.family()), SnapshotLock(manifest.snapshot_id())}));
+  RWKV_RETURN_IF_ERROR(CheckNotCondemned(view, manifest.snapshot_id()));
   RWKV_ASSIGN_OR_RETURN(const absl::optional<std::string> at, view.Get(SnapshotIdKey(manifest.snapshot_id())));
   if (at.has_value()) {
     v1::SnapshotManifest committed;
@@ -123,6 +124,28 @@ absl::StatusOr<bool> RowCatalog::HasSnapshot(const std::string& snapshot_id) {
   const View view(rows.get());
   RWKV_ASSIGN_OR_RETURN(const absl::optional<std::string> at, view.Get(SnapshotIdKey(snapshot_id)));
   return at.has_value();
+}
+
+absl::StatusOr<bool> RowCatalog::CondemnSnapshot(const std::string& snapshot_id) {
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowTransaction> rows, rows_->Begin({SnapshotLock(snapshot_id)}));
+  RWKV_ASSIGN_OR_RETURN(const absl::optional<std::string> at, rows->Get(SnapshotIdKey(snapshot_id)));
+  if (at.has_value()) return false;
+  std::string now;
+  AppendNumber(now, static_cast<uint64_t>(absl::ToUnixNanos(clock_->Now())));
+  rows->Put(CondemnedKey(snapshot_id), now);
+  RWKV_RETURN_IF_ERROR(rows->Commit());
+  return true;
+}
+
+absl::Status RowCatalog::ForgetCondemned(absl::Time before) {
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowTransaction> rows, rows_->Begin({}));
+  RWKV_RETURN_IF_ERROR(
+      rows->Scan("d", "e", [&](absl::string_view key, absl::string_view value) -> absl::StatusOr<bool> {
+        const auto condemned = value.size() == 8 ? static_cast<int64_t>(NumberAt(value, 0)) : 0;
+        if (absl::FromUnixNanos(condemned) <= before) rows->Delete(key);
+        return true;
+      }));
+  return rows->empty() ? absl::OkStatus() : rows->Commit();
 }
 
 }  // namespace rwkv::state_store

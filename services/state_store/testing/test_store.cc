@@ -39,7 +39,7 @@ std::vector<std::pair<std::string, std::string>> Rows(RowStore& store) {
   if (!reader.ok()) return rows;
   const absl::Status status =
       (*reader)->Scan("b", "v", [&](absl::string_view key, absl::string_view value) -> absl::StatusOr<bool> {
-        if (key != "next_id") rows.emplace_back(key, value);
+        if (key != "next_id" && key[0] != 'd') rows.emplace_back(key, value);
         return true;
       });
   if (!status.ok()) std::fprintf(stderr, "Rows: %s\n", status.ToString().c_str());
@@ -75,8 +75,40 @@ v1::RecordInfo TestRecordInfo(const std::string& snapshot_id, int layer, const s
   return info;
 }
 
-TestStore::TestStore(const Options& options) {
-  options_.database.data_dir = options.data_dir.empty() ? NewTestFolder() : options.data_dir;
+namespace {
+
+template <typename Server>
+Server& Launched() {
+  // Ended with the process' static objects, after which nobody needs it.
+  static const absl::StatusOr<std::unique_ptr<Server>> server = Server::Launch();
+  if (!server.ok()) {
+    std::fprintf(stderr, "TestStore: %s\n", server.status().ToString().c_str());
+    std::abort();
+  }
+  return **server;
+}
+
+}  // namespace
+
+rwkv::testing::PostgresServer& SharedPostgres() { return Launched<rwkv::testing::PostgresServer>(); }
+rwkv::testing::S3Server& SharedS3() { return Launched<rwkv::testing::S3Server>(); }
+
+TestStore::TestStore(const Options& options) : is_shared_(options.shared) {
+  if (is_shared_) {
+    static std::atomic<int> next{0};
+    shared_options_.catalog.url = SharedPostgres().url();
+    shared_options_.catalog.password = SharedPostgres().password();
+    shared_options_.records.endpoint = SharedS3().endpoint();
+    shared_options_.records.bucket = rwkv::testing::S3Server::kBucket;
+    shared_options_.records.access_key = rwkv::testing::S3Server::kAccessKey;
+    shared_options_.records.secret_key = rwkv::testing::S3Server::kSecretKey;
+    shared_options_.tenant = options.tenant.empty() ? absl::StrCat("tenant-", next.fetch_add(1)) : options.tenant;
+    shared_options_.rules.snapshots_per_branch = options.snapshots_per_branch;
+    shared_options_.store.limits = options.limits;
+    shared_options_.sweep_interval = shared_options_.session_sweep_interval = absl::ZeroDuration();
+    shared_options_.recount_interval = absl::ZeroDuration();
+  }
+  options_.database.data_dir = options.data_dir.empty() && !is_shared_ ? NewTestFolder() : options.data_dir;
   options_.database.env = options.env;
   options_.database.resume_interval = absl::ZeroDuration();
   options_.catalog.snapshots_per_branch = options.snapshots_per_branch;
@@ -93,7 +125,12 @@ TestStore::TestStore(const Options& options) {
 
 absl::Status TestStore::Reopen() {
   embedded_.reset();
+  shared_.reset();
   RWKV_ASSIGN_OR_RETURN(metrics_, common::Metrics::Create(""));
+  if (is_shared_) {
+    RWKV_ASSIGN_OR_RETURN(shared_, SharedStateStore::Create(shared_options_, &clock_, metrics_.get()));
+    return absl::OkStatus();
+  }
   RWKV_ASSIGN_OR_RETURN(embedded_, EmbeddedStateStore::Create(options_, &clock_, metrics_.get()));
   return absl::OkStatus();
 }
@@ -167,6 +204,15 @@ std::vector<std::string> TestStore::CatalogKeys() {
 
 std::vector<std::string> TestStore::RecordKeys() {
   std::vector<std::string> keys;
+  if (is_shared_) {
+    // Objects: "tenant-3%2Fsnapshot%2F...". Twice, as if each had an info beside it.
+    const std::string prefix = tenant() + "%2F";
+    for (const auto& entry : std::filesystem::directory_iterator(SharedS3().bucket_folder())) {
+      const std::string name = entry.path().filename().string();
+      if (name.substr(0, prefix.size()) == prefix) keys.insert(keys.end(), 2, name.substr(prefix.size()));
+    }
+    return keys;
+  }
   for (const Family family : {Family::kRecordInfos, Family::kRecords}) {
     for (const auto& [key, value] : Rows(records_database(), family)) keys.push_back(key);
   }

@@ -15,7 +15,9 @@
 #include "services/common/metrics.h"
 #include "services/state_store/embedded_state_store.h"
 #include "services/state_store/session_limits.h"
+#include "services/state_store/shared_state_store.h"
 #include "tests/testing/fake_clock.h"
+#include "tests/testing/test_servers.h"
 
 namespace rwkv::state_store {
 
@@ -28,6 +30,10 @@ std::string NewTestFolder();
 std::string TestRecordData(uint32_t seed, size_t bytes);
 v1::RecordInfo TestRecordInfo(const std::string& snapshot_id, int layer, const std::string& data);
 
+// Those that all tests of a process share. Abort the test if they do not start.
+rwkv::testing::PostgresServer& SharedPostgres();
+rwkv::testing::S3Server& SharedS3();
+
 class TestStore {
  public:
   struct Options {
@@ -35,6 +41,10 @@ class TestStore {
     rocksdb::Env* env = nullptr;  // As Database::Options.
     int snapshots_per_branch = 8;
     SessionLimits::Options limits;
+    // Over a PostgreSQL and an S3 that the process starts for all its tests, as a tenant of its own, instead of in a
+    // folder. database() and what is made of it are then not to be used.
+    bool shared = false;
+    std::string tenant;  // Of a shared one; empty: a new one.
   };
   // Aborts the test if the store does not open.
   explicit TestStore(const Options& options);
@@ -43,15 +53,16 @@ class TestStore {
   // Closes and opens again, as a restart does. Clock and folder stay.
   absl::Status Reopen();
 
-  StateStore& store() { return embedded_->store(); }
-  Catalog& catalog() { return embedded_->store().catalog(); }
-  RecordStore& records() { return embedded_->store().records(); }
+  StateStore& store() { return shared_ != nullptr ? shared_->store() : embedded_->store(); }
+  Catalog& catalog() { return store().catalog(); }
+  RecordStore& records() { return store().records(); }
   Database& database() { return embedded_->database(); }
   Database& records_database() { return embedded_->records_database(); }
-  RowStore& rows() { return embedded_->rows(); }
+  RowStore& rows() { return shared_ != nullptr ? shared_->rows() : embedded_->rows(); }
   absl::Status Reclaim() { return embedded_->Reclaim(); }
   testing::FakeClock& clock() { return clock_; }
   common::Metrics& metrics() { return *metrics_; }
+  const std::string& tenant() const { return shared_options_.tenant; }
   const std::string& data_dir() const { return options_.database.data_dir; }
 
   // Short forms. A lease of holder "router-0", incarnation "1", for a minute.
@@ -84,7 +95,10 @@ class TestStore {
   testing::FakeClock clock_;
   EmbeddedStateStore::Options options_;
   std::unique_ptr<common::Metrics> metrics_;
-  std::unique_ptr<EmbeddedStateStore> embedded_;
+  SharedStateStore::Options shared_options_;
+  bool is_shared_ = false;
+  std::unique_ptr<EmbeddedStateStore> embedded_;  // One of the two.
+  std::unique_ptr<SharedStateStore> shared_;
 };
 
 // One item of AppendTokens; log-probabilities are minus the token's id.

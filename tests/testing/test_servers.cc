@@ -1,0 +1,210 @@
+#include "tests/testing/test_servers.h"
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <pwd.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "kernels/base/status_macros.h"
+
+namespace rwkv::testing {
+namespace {
+
+constexpr absl::Duration kLimit = absl::Seconds(60);
+constexpr char kPostgres[] = "/usr/lib/postgresql/15/bin/";
+
+sockaddr_in Loopback(int port) {
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<uint16_t>(port));
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  return address;
+}
+
+int FreePort() {
+  const int fd = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address = Loopback(0);
+  bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address));
+  socklen_t size = sizeof(address);
+  getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size);
+  close(fd);
+  return ntohs(address.sin_port);
+}
+
+absl::StatusOr<std::string> NewFolder(const char* kind) {
+  // Not in the test's own: a PostgreSQL that root starts runs as another user, who must reach it.
+  std::string folder = absl::StrCat("/tmp/rwkv-", kind, "-XXXXXX");
+  if (mkdtemp(folder.data()) == nullptr)
+    return absl::UnavailableError(absl::StrCat(folder, ": ", std::strerror(errno)));
+  return folder;
+}
+
+// Before a command, if this is root: PostgreSQL refuses to run as that.
+std::vector<std::string> AsPostgres(std::vector<std::string> command) {
+  if (getuid() != 0) return command;
+  std::vector<std::string> whole = {"/usr/bin/setpriv", "--pdeathsig", "KILL",     "--reuid",
+                                    "postgres",         "--regid",     "postgres", "--clear-groups"};
+  whole.insert(whole.end(), command.begin(), command.end());
+  return whole;
+}
+
+absl::Status RunToEnd(const std::vector<std::string>& command, const std::string& log) {
+  std::string line;
+  for (const std::string& word : command) absl::StrAppend(&line, "'", word, "' ");
+  const int status = std::system(absl::StrCat(line, ">>'", log, "' 2>&1 </dev/null").c_str());
+  if (status == 0) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat(command[0], " ended with ", status));
+}
+
+}  // namespace
+
+void TestServer::Spawn(const std::vector<std::string>& command) {
+  std::vector<char*> argv;
+  for (const std::string& word : command) argv.push_back(const_cast<char*>(word.c_str()));
+  argv.push_back(nullptr);
+  const std::string log = folder_ + "/log";
+  pid_ = fork();
+  if (pid_ != 0) return;
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  const int fd = open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0644);
+  dup2(fd, 1);
+  dup2(fd, 2);
+  dup2(open("/dev/null", O_RDONLY), 0);
+  if (chdir("/") != 0) _exit(126);
+  execv(argv[0], argv.data());
+  _exit(127);
+}
+
+std::string TestServer::LogTail() const {
+  std::ifstream in(folder_ + "/log");
+  std::stringstream content;
+  content << in.rdbuf();
+  const std::string text = content.str();
+  return text.size() > 2000 ? text.substr(text.size() - 2000) : text;
+}
+
+absl::Status TestServer::WaitUntilListening() const {
+  const absl::Time deadline = absl::Now() + kLimit;
+  while (absl::Now() < deadline) {
+    const int fd = socket(AF_INET, SOCK_STREAM, 0);
+    const sockaddr_in address = Loopback(port_);
+    const bool listening = connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0;
+    close(fd);
+    if (listening) return absl::OkStatus();
+    if (waitpid(pid_, nullptr, WNOHANG) != 0) break;
+    absl::SleepFor(absl::Milliseconds(10));
+  }
+  return absl::UnavailableError(absl::StrCat("the server in ", folder_, " does not listen:\n", LogTail()));
+}
+
+void TestServer::Kill() {
+  if (pid_ <= 0) return;
+  kill(pid_, SIGKILL);
+  waitpid(pid_, nullptr, 0);
+  pid_ = -1;
+}
+
+absl::Status TestServer::Restart() {
+  Kill();
+  absl::Status status;
+  // What a killed server left may take a moment to go.
+  for (const absl::Time deadline = absl::Now() + kLimit; absl::Now() < deadline;) {
+    status = Start();
+    if (status.ok()) break;
+    pid_ = -1;
+    absl::SleepFor(absl::Milliseconds(100));
+  }
+  return status;
+}
+
+void TestServer::Freeze() { kill(pid_, SIGSTOP); }
+void TestServer::Thaw() { kill(pid_, SIGCONT); }
+
+absl::StatusOr<std::unique_ptr<PostgresServer>> PostgresServer::Launch() {
+  std::unique_ptr<PostgresServer> server(new PostgresServer());
+  RWKV_ASSIGN_OR_RETURN(server->folder_, NewFolder("postgres"));
+  server->port_ = FreePort();
+  std::ofstream(server->password_file()) << server->password() << "\n";
+  if (const passwd* const user = getpwnam("postgres"); getuid() == 0) {
+    if (user == nullptr) return absl::FailedPreconditionError("there is no user postgres: install postgresql-15");
+    if (chown(server->folder_.c_str(), user->pw_uid, user->pw_gid) != 0) return absl::InternalError("chown");
+  }
+  chmod(server->folder_.c_str(), 0755);
+  const absl::Status made =
+      RunToEnd(AsPostgres({absl::StrCat(kPostgres, "initdb"), "-D", server->folder_ + "/data", "-U", "test",
+                           "--auth=scram-sha-256", "--pwfile=" + server->password_file(), "--encoding=UTF8",
+                           "--locale=C", "--no-sync", "--no-instructions"}),
+               server->folder_ + "/log");
+  if (!made.ok()) return absl::InternalError(absl::StrCat(made.message(), ":\n", server->LogTail()));
+  RWKV_RETURN_IF_ERROR(server->Start());
+  return server;
+}
+
+absl::Status PostgresServer::Start() {
+  std::filesystem::remove(folder_ + "/data/postmaster.pid");
+  Spawn(AsPostgres({absl::StrCat(kPostgres, "postgres"), "-D", folder_ + "/data", "-p", absl::StrCat(port_), "-c",
+                    "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", "-c",
+                    "dynamic_shared_memory_type=mmap", "-c", "max_connections=200"}));
+  return WaitUntilListening();
+}
+
+PostgresServer::~PostgresServer() {
+  if (pid_ > 0) {
+    kill(pid_, SIGCONT);
+    kill(pid_, SIGQUIT);
+    waitpid(pid_, nullptr, 0);
+  }
+  std::error_code ignored;
+  std::filesystem::remove_all(folder_, ignored);
+}
+
+std::string PostgresServer::url() const {
+  return absl::StrCat("postgres://test@127.0.0.1:", port_, "/postgres?sslmode=disable");
+}
+
+absl::StatusOr<std::unique_ptr<S3Server>> S3Server::Launch() {
+  std::unique_ptr<S3Server> server(new S3Server());
+  RWKV_ASSIGN_OR_RETURN(server->folder_, NewFolder("s3"));
+  server->port_ = FreePort();
+  std::ofstream(server->credentials_file()) << kAccessKey << "\n" << kSecretKey << "\n";
+  std::filesystem::create_directories(server->bucket_folder());
+  RWKV_RETURN_IF_ERROR(server->Start());
+  return server;
+}
+
+absl::Status S3Server::Start() {
+  const char* const runfiles = std::getenv("TEST_SRCDIR");
+  const char* const workspace = std::getenv("TEST_WORKSPACE");
+  if (runfiles == nullptr || workspace == nullptr) return absl::FailedPreconditionError("run by bazel test");
+  Spawn({"/usr/bin/python3", absl::StrCat(runfiles, "/", workspace, "/tests/testing/s3_server.py"), folder_ + "/data",
+         absl::StrCat(port_), kAccessKey, kSecretKey});
+  return WaitUntilListening();
+}
+
+S3Server::~S3Server() {
+  if (pid_ > 0) kill(pid_, SIGCONT);
+  Kill();
+  std::error_code ignored;
+  std::filesystem::remove_all(folder_, ignored);
+}
+
+std::string S3Server::endpoint() const { return absl::StrCat("http://127.0.0.1:", port_); }
+
+}  // namespace rwkv::testing
