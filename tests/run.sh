@@ -1,8 +1,9 @@
 #!/bin/bash
 # Installs what is missing, builds everything and runs every test that needs no GPU.
 #
-#   tests/run.sh [--config asan|ubsan|tsan] [BAZEL_TEST_ARGUMENT...]
+#   tests/run.sh [--config asan|ubsan|tsan|aarch64] [BAZEL_TEST_ARGUMENT...]
 #
+# aarch64: the kernels' tests, built for that processor and run by an emulator.
 # Arguments go to `bazel test`; targets among them replace //... . The last line is "N passed, N failed, N skipped", in
 # test cases. Ends with a status other than 0 when anything failed, did not build, or nothing ran.
 set -euo pipefail
@@ -28,9 +29,9 @@ while [[ $# -gt 0 ]]; do
   shift
 done
 case $config in
-  '' | asan | ubsan | tsan) ;;
+  '' | asan | ubsan | tsan | aarch64) ;;
   *)
-    echo "run.sh: --config '$config' is none of asan, ubsan, tsan (see --help)" >&2
+    echo "run.sh: --config '$config' is none of asan, ubsan, tsan, aarch64 (see --help)" >&2
     exit 2
     ;;
 esac
@@ -47,8 +48,14 @@ finish() {
 trap 'finish $?' EXIT
 
 setup=("$root/deploy/local/setup.sh")
-[[ $config != tsan ]] || setup+=(--tsan)
+[[ $config != tsan && $config != aarch64 ]] || setup+=("--$config")
 "${setup[@]}"
+if [[ $config == aarch64 ]]; then
+  readonly sysroot=${HOME:-$(getent passwd "$(id -u)" | cut -d: -f6)}/.cache/rwkv-serving/aarch64
+  arguments+=("--copt=--sysroot=$sysroot" "--linkopt=--sysroot=$sysroot" "--run_under=qemu-aarch64-static -L $sysroot")
+  # Test scripts would be run by the emulator too.
+  [[ ${#targets[@]} -gt 0 ]] || mapfile -t targets < <(bazel query 'kind(cc_test, //kernels/...)' 2>/dev/null)
+fi
 [[ -z $config ]] || arguments=("--config=$config" "${arguments[@]}")
 # Data of published models, where this checkout lies beside it; tests that want it skip otherwise.
 [[ ! -d $root/../shared ]] || arguments+=("--test_env=RWKV_SHARED=$(readlink -f "$root/../shared")")

