@@ -141,7 +141,7 @@ absl::Status LocalCluster::Prepare() {
     const int spare = i - options_.pipelines * options_.stages;
     const int stage = spare < 0 ? i % options_.stages : options_.spares[spare];
     Process& worker = processes_[absl::StrCat("worker-", i)];
-    worker.binary = "services/worker/worker";
+    worker.binary = options_.worker_binary;
     worker.flags = options_.worker_flags;
     worker.flags.push_back(absl::StrCat("--model=", options_.model));
     worker.flags.push_back(absl::StrCat("--stage=", stage, "/", options_.stages));
@@ -213,7 +213,7 @@ std::shared_ptr<grpc::Channel> LocalCluster::Channel(const std::string& process)
   return common::MakeChannel(address(process), options);
 }
 
-absl::Status LocalCluster::Restart(const std::string& name) {
+absl::Status LocalCluster::Restart(const std::string& name, const std::vector<std::string>& extra_flags) {
   Process& process = processes_.at(name);
   if (process.pid >= 0) return absl::FailedPreconditionError(absl::StrCat(name, " is running"));
   const std::string port_file = absl::StrCat(options_.directory, "/", name, ".ports");
@@ -228,6 +228,7 @@ absl::Status LocalCluster::Restart(const std::string& name) {
     arguments.push_back("--tls_key=" + folder.key());
     arguments.push_back("--tls_authorities=" + folder.authorities());
   }
+  arguments.insert(arguments.end(), extra_flags.begin(), extra_flags.end());
   RWKV_ASSIGN_OR_RETURN(process.pid, Spawn(arguments, LogPath(name)));
   const absl::Time deadline = absl::Now() + options_.start_timeout;
   std::string ports;
@@ -244,6 +245,12 @@ absl::Status LocalCluster::Restart(const std::string& name) {
   process.grpc_address = PortFileEntry(ports, "grpc");
   process.metrics_address = PortFileEntry(ports, "metrics");
   return absl::OkStatus();
+}
+
+absl::StatusOr<int> LocalCluster::WaitUntilGone(const std::string& name) {
+  const int wait_status = WaitForExit(processes_.at(name), absl::Now() + options_.start_timeout);
+  if (wait_status >= 0) return wait_status;
+  return absl::DeadlineExceededError(absl::StrCat(name, " does not end:\n", LogTail(name)));
 }
 
 absl::Status LocalCluster::RestartAll() {

@@ -35,6 +35,8 @@ class LocalCluster {
     // Holds the store's data, logs and port files; a second cluster on the same one finds the sessions of the first.
     // Empty: a fresh folder in the test's own.
     std::string directory;
+    // In the runfiles. Another one must be among the test's data.
+    std::string worker_binary = "services/worker/worker";
     // Flags besides those every start needs, for example "--slots=4".
     std::vector<std::string> state_store_flags;
     std::vector<std::string> worker_flags;
@@ -84,7 +86,10 @@ class LocalCluster {
   // Terminates router, workers, store in this order. Reports the first error.
   absl::Status Stop();
   // Starts a process that is gone again, on the same port, and waits until it listens.
-  absl::Status Restart(const std::string& name);
+  // `extra_flags` are for this start only.
+  absl::Status Restart(const std::string& name, const std::vector<std::string>& extra_flags = {});
+  // Waits until a process that ends by itself is gone; its wait status. kDeadlineExceeded: it is still there.
+  absl::StatusOr<int> WaitUntilGone(const std::string& name);
   // Restarts all that are gone.
   absl::Status RestartAll();
   // SIGSTOP and SIGCONT: alive, but silent.

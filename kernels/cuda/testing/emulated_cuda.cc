@@ -8,8 +8,8 @@ namespace rwkv::kernels::cuda {
 
 bool HasEmulatedDevice() { return true; }
 
-absl::StatusOr<std::unique_ptr<Device>> OpenEmulatedDevice() {
-  return OpenDevice(kFakeRuntime, kEmulatedKernels, 0, kEmulatedDevice);
+absl::StatusOr<std::unique_ptr<Device>> OpenEmulatedDevice(absl::Duration hang_limit) {
+  return OpenDevice(kFakeRuntime, kEmulatedKernels, 0, kEmulatedDevice, hang_limit);
 }
 
 std::vector<std::string> ViolationsOfEmulatedDevice() { return ViolationsOfFake(); }

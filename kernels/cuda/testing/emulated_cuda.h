@@ -7,6 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 #include "kernels/base/device.h"
 
 namespace rwkv::kernels::cuda {
@@ -16,8 +17,8 @@ inline constexpr absl::string_view kEmulatedDevice = "cuda/emulated";
 // Whether this build has it: it needs CUDA's headers, which come with nvcc.
 bool HasEmulatedDevice();
 
-// kUnimplemented: it has not.
-absl::StatusOr<std::unique_ptr<Device>> OpenEmulatedDevice();
+// kUnimplemented: it has not. `hang_limit` as for every GPU.
+absl::StatusOr<std::unique_ptr<Device>> OpenEmulatedDevice(absl::Duration hang_limit = absl::Seconds(60));
 
 // What was done with it in this process that must not be (fake_runtime.h), in words.
 std::vector<std::string> ViolationsOfEmulatedDevice();

@@ -5,7 +5,7 @@ namespace rwkv::kernels::cuda {
 
 bool HasEmulatedDevice() { return false; }
 
-absl::StatusOr<std::unique_ptr<Device>> OpenEmulatedDevice() {
+absl::StatusOr<std::unique_ptr<Device>> OpenEmulatedDevice(absl::Duration) {
   return absl::UnimplementedError("cuda/emulated: this build has no CUDA headers (nvcc was not found)");
 }
 

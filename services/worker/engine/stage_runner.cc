@@ -186,12 +186,21 @@ void StageRunner::LoseDevice(const absl::Status& why) {
   std::_Exit(kDeviceLostStatus);
 }
 
-void StageRunner::OpenLinks(Epoch& epoch) {
-  // Downstream first: the last stage waits for nobody, so that all come to an end.
+void StageRunner::OpenEpoch(Epoch& epoch) {
   if (epoch.sender_ != nullptr && !epoch.ended()) {
     if (absl::Status status = epoch.sender_->Connect(); !status.ok()) epoch.End(status);
   }
-  if (epoch.receiver_ != nullptr && !epoch.ended()) {
+  if (epoch.ended()) return;
+  common::LogInfo("epoch_opened",
+                  {{"epoch", epoch.open().epoch()},
+                   {"router", epoch.open().router()},
+                   {"stage", absl::StrCat(epoch.open().stage_index(), "/", epoch.open().stage_count())}});
+  metrics_->epochs.Increment();
+  v1::ExecuteResponse opened;
+  opened.mutable_opened();
+  epoch.sink_->Send(std::move(opened));
+  // Routers open the stage before only now. It waits for this in its Connect().
+  if (epoch.receiver_ != nullptr) {
     if (absl::Status status = epoch.receiver_->Join(); !status.ok()) epoch.End(status);
   }
 }
@@ -242,17 +251,7 @@ void StageRunner::RunEpoch(const std::shared_ptr<Epoch>& epoch) {
     epoch->End(status);
     LoseDevice(status);
   }
-  OpenLinks(*epoch);
-  if (!epoch->ended()) {
-    common::LogInfo("epoch_opened",
-                    {{"epoch", epoch->open().epoch()},
-                     {"router", epoch->open().router()},
-                     {"stage", absl::StrCat(epoch->open().stage_index(), "/", epoch->open().stage_count())}});
-    metrics_->epochs.Increment();
-    v1::ExecuteResponse opened;
-    opened.mutable_opened();
-    epoch->sink_->Send(std::move(opened));
-  }
+  OpenEpoch(*epoch);
   for (;;) {
     while (engine_->pending_steps() > 0 && engine_->IsOldestDone() && !epoch->ended()) FinishStep(epoch);
     const bool is_pending = engine_->pending_steps() > 0;

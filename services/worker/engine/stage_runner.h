@@ -70,7 +70,8 @@ class StageRunner {
   absl::Status CheckPlan(const v1::OpenEpoch& open) const;
   void Loop();
   void RunEpoch(const std::shared_ptr<Epoch>& epoch);
-  void OpenLinks(Epoch& epoch);
+  // Both links, and the answer to the router between them.
+  void OpenEpoch(Epoch& epoch);
   void CloseLinks(Epoch& epoch);
   // Where rows go from device to device: waits until the oldest pending step is done, or the epoch has ended.
   void AwaitLinks(Epoch& epoch);
