@@ -11,6 +11,7 @@
 #include "kernels/base/device.h"
 #include "kernels/base/quantize.h"
 #include "kernels/conformance/protected_device.h"
+#include "kernels/cpu/emulated_amx.h"
 #include "kernels/cuda/testing/emulated_cuda.h"
 #include "kernels/dispatch/open_device.h"
 
@@ -30,6 +31,7 @@ std::vector<float> Random::Uniforms(int64_t count, float low, float high) {
 std::vector<std::string> Backends() {
   std::vector<std::string> backends = AvailableDevices();
   backends.push_back("protected");
+  if (cpu::HasEmulatedAmx()) backends.emplace_back(cpu::kEmulatedAmxDevice);
   if (cuda::HasEmulatedDevice()) backends.emplace_back(cuda::kEmulatedDevice);
   return backends;
 }
@@ -40,6 +42,8 @@ Device& OpenedDevice(const std::string& name) {
   if (device != nullptr) return *device;
   if (name == "protected") {
     device = ProtectDevice(*OpenDevice("cpu"));
+  } else if (name == cpu::kEmulatedAmxDevice) {
+    device = *cpu::OpenEmulatedAmx();
   } else {
     device = name == cuda::kEmulatedDevice ? *cuda::OpenEmulatedDevice() : *OpenDevice(name);
   }

@@ -18,8 +18,9 @@ struct Backend {
   bool runs_here;            // This processor and operating system have the instructions.
 };
 
-// From slow to fast, those of this architecture: "cpu/portable" (always runs); on x86-64 "cpu/avx2", "cpu/avx512" and
-// "cpu/avx512vnni", which give the same bits; on aarch64 "cpu/neon", whose bits are others where numbers are subnormal.
+// From slow to fast, those of this architecture: "cpu/portable" (always runs); on x86-64 "cpu/avx2", "cpu/avx512",
+// "cpu/avx512vnni" and "cpu/amx", which give the same bits; on aarch64 "cpu/neon", whose bits are others where numbers
+// are subnormal.
 std::vector<Backend> Backends();
 
 // The device of a backend that runs here: host memory and its operations. Every stream has a team of `threads` threads,

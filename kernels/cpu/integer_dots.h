@@ -1,6 +1,6 @@
-// One row times a matrix of whole numbers: the lanes are inputs, so that an output's codes are multiplied where they lie
-// in memory and nothing is transposed but sums. For processors that multiply bytes and add them up (VNNI). The sums are
-// exact, so the bits are those of integer_kernels.h. Only for the kernels_*.cc files.
+// One row times a matrix of whole numbers: the lanes are inputs, so that an output's codes are multiplied where they
+// lie in memory and nothing is transposed but sums. For processors that multiply bytes and add them up (VNNI). The sums
+// are exact, so the bits are those of integer_kernels.h. Only for the kernels_*.cc files.
 #pragma once
 
 #include <cstdint>
@@ -28,8 +28,8 @@ constexpr bool kHasByteDots = false;
 RWKV_INLINE I32 AddFours(I32 sum, U32, U32) { return sum; }
 #endif
 
-// The row, in units of 64 bytes of codes: an input is 256 * high + low, two bytes with sign (fixed_point.h). Groups that
-// the last unit has too much are zero.
+// The row, in units of 64 bytes of codes: an input is 256 * high + low, two bytes with sign (fixed_point.h). Groups
+// that the last unit has too much are zero.
 template <typename Codes, int kDwords>
 struct DotRow {
   static constexpr int kGroups = kLanes / kDwords;  // in a unit

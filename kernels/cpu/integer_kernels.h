@@ -9,6 +9,7 @@
 #include "kernels/cpu/integer_dots.h"
 #include "kernels/cpu/integer_rows.h"
 #include "kernels/cpu/integer_tile.h"
+#include "kernels/cpu/integer_tiles.h"
 #include "kernels/cpu/matmul.h"
 #include "kernels/cpu/simd.h"
 
@@ -229,7 +230,7 @@ RWKV_INLINE void ComputePanelOf(const MatmulArgs& args, const IntegerPanel& pane
 RWKV_INLINE bool AreDots(const MatmulArgs& args) { return kHasByteDots && args.rows == 1; }
 
 int64_t IntegerMatmulParts(const MatmulArgs& args) {
-  if (args.rows <= kFewIntegerRows) {
+  if (args.rows <= kFewIntegerRows || AreTiles(args)) {
     const int64_t tiles = TilesOfPart(args);
     return (StreamStep(args.weight.rows) + tiles - 1) / tiles;
   }
@@ -239,14 +240,37 @@ int64_t IntegerMatmulParts(const MatmulArgs& args) {
 
 int64_t IntegerMatmulWorkspaceBytes(const MatmulArgs& args) {
   const IntegerMatrix matrix = IntegerMatrixOf(args.weight);
+#if defined(RWKV_HAS_TILES)
+  if (AreTiles(args)) return CodeTilesBytes(matrix) + IntegerPanel::HalvesBytes(matrix);
+#endif
   return args.rows <= kFewIntegerRows ? IntegerPanel::HalvesBytes(matrix) : IntegerPanel::Bytes(matrix);
 }
+
+#if defined(RWKV_HAS_TILES)
+template <typename Codes, int kDwords>
+RWKV_INLINE void ComputeTilesOfPart(const MatmulArgs& args, const IntegerMatrix& matrix, int64_t part,
+                                    void* workspace) {
+  const ScopedTiles tiles_are_ready;
+  auto* const codes = static_cast<uint8_t*>(workspace);
+  auto* const halves = reinterpret_cast<uint16_t*>(codes + CodeTilesBytes(matrix));
+  const int64_t step = StreamStep(args.weight.rows);
+  const int64_t tiles = TilesOfPart(args);
+  for (int64_t first = part * tiles; first < step && first < (part + 1) * tiles; ++first) {
+    ComputeTileOutputs<Codes, kDwords>(args, matrix, first, step, codes, halves);
+  }
+}
+#endif
 
 void IntegerMatmul(const MatmulArgs& args, int64_t part, void* workspace) {
   const IntegerMatrix matrix = IntegerMatrixOf(args.weight);
   VisitCodes(args.weight, [&](auto codes, auto dwords) {
     using Codes = decltype(codes);
     constexpr int kDwords = decltype(dwords)::kDwords;
+#if defined(RWKV_HAS_TILES)
+    if constexpr (4 * kDwords * Codes::kByteVectors == kTileInputs) {
+      if (AreTiles(args)) return ComputeTilesOfPart<Codes, kDwords>(args, matrix, part, workspace);
+    }
+#endif
     if (args.rows <= kFewIntegerRows) {
       const int64_t step = StreamStep(args.weight.rows);
       const int64_t tiles = TilesOfPart(args);
@@ -277,12 +301,18 @@ void IntegerMatmul(const MatmulArgs& args, int64_t part, void* workspace) {
 // Rows [begin, end) to args.prepared.
 void FixRows(const MatmulArgs& args, int64_t begin, int64_t end) {
   VisitCodes(args.weight, [&](auto codes, auto dwords) {
+#if defined(RWKV_HAS_TILES)
+    if (AreTiles(args)) return FixTileRows<decltype(codes)>(args, begin, end);
+#endif
     if (AreDots(args)) return FixDotRow<decltype(codes), decltype(dwords)::kDwords>(args);
     FixRowsOf<decltype(codes)>(args, begin, end);
   });
 }
 
 int64_t FixedRowsBytes(const MatmulArgs& args) {
+#if defined(RWKV_HAS_TILES)
+  if (AreTiles(args)) return TileRows(args.weight, args.rows, nullptr).Bytes();
+#endif
   int64_t bytes = args.rows * IntegerRows(args.weight, nullptr).stride;
   if (!AreDots(args)) return bytes;
   VisitCodes(args.weight, [&](auto codes, auto dwords) {

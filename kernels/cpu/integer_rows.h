@@ -11,8 +11,8 @@
 namespace rwkv::kernels::cpu {
 namespace {
 
-// What a row becomes: per group its inputs as pairs in the order of the codes, its scale, scale * sum of its inputs, and
-// what the sum of products has too much when codes are not centred.
+// What a row becomes: per group its inputs as pairs in the order of the codes, its scale, scale * sum of its inputs,
+// and what the sum of products has too much when codes are not centred.
 struct IntegerRows {
   IntegerRows(const MatrixView& matrix, void* memory)
       : group(matrix.quantization == Quantization::kBlocks ? 32 : matrix.group),

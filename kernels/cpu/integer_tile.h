@@ -1,4 +1,5 @@
-// Sixteen outputs of a matrix of whole numbers: where their codes are, and their scales. Only for the kernels_*.cc files.
+// Sixteen outputs of a matrix of whole numbers: where their codes are, and their scales. Only for the kernels_*.cc
+// files.
 #pragma once
 
 #include <cstdint>
@@ -73,8 +74,8 @@ RWKV_INLINE F32 AddGroup(F32 sums, I32 products, float scale, float sum, const T
   return sums + Broadcast(sum) * LoadHalves(tile.minimums + g * kLanes);
 }
 
-// How far apart the streams are, which is how many tiles there are: an odd number of rows, because at powers of two they
-// meet in the same sets of the caches.
+// How far apart the streams are, which is how many tiles there are: an odd number of rows, because at powers of two
+// they meet in the same sets of the caches.
 RWKV_INLINE int64_t StreamStep(int64_t outputs) {
   const int64_t step = (outputs + kLanes - 1) / kLanes;
   return step < 8 ? step : step | 1;

@@ -62,5 +62,8 @@ extern const KernelSet kNeonKernels;        // aarch64
 extern const KernelSet kAvx2Kernels;        // needs AVX2, FMA, F16C
 extern const KernelSet kAvx512Kernels;      // needs AVX-512 F, BW, DQ, VL, and the above
 extern const KernelSet kAvx512VnniKernels;  // needs AVX-512 VNNI, and the above
+extern const KernelSet kAmxKernels;         // needs AMX's tiles of bytes, and the above
+// As kAmxKernels, the tiles in plain code: for tests, needs AVX-512 VNNI.
+extern const KernelSet kEmulatedAmxKernels;
 
 }  // namespace rwkv::kernels::cpu

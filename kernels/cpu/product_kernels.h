@@ -46,13 +46,13 @@ constexpr int kManyTileOutputs = TileOutputs(kManyTileRows);
 // Bytes of weights in a part of a product with few rows: some microseconds.
 constexpr int64_t kPartBytes = 64 * 1024;
 
-// With many rows: floats of widened weights that are kept in the second-level cache while all rows pass by, and how many
-// such panels are a part.
+// With many rows: floats of widened weights that are kept in the second-level cache while all rows pass by, and how
+// many such panels are a part.
 constexpr int64_t kPanelFloats = 16 * 1024;
 constexpr int64_t kPanelsOfPart = 2;
 
-// The rows of a product, cut into tiles of even sizes. A tile's rows lie together, [step of 16][row][16] and zeros at the
-// end: as rows of their own they would meet in the same sets of the first-level cache. One row stays where it is.
+// The rows of a product, cut into tiles of even sizes. A tile's rows lie together, [step of 16][row][16] and zeros at
+// the end: as rows of their own they would meet in the same sets of the first-level cache. One row stays where it is.
 struct RowTiles {
   explicit RowTiles(const MatmulArgs& args)
       : rows(args.rows),
@@ -100,8 +100,8 @@ struct PanelWeights {
   static RWKV_INLINE F32 LoadTail(Row row, Group, int64_t col, int64_t) { return Load(row, {}, col); }
 };
 
-// A tile's place: its rows, its first row and output, how far its outputs are apart, and where the weights of those are,
-// which is the matrix itself or a panel of it.
+// A tile's place: its rows, its first row and output, how far its outputs are apart, and where the weights of those
+// are, which is the matrix itself or a panel of it.
 struct Tile {
   const float* x;
   int64_t row;

@@ -12,7 +12,8 @@
 namespace rwkv::kernels {
 
 // `request` is "auto" (the first GPU, or without one as "cpu"), "cpu" (the fastest instruction set of this processor),
-// or a device's name: "cuda:0", "cpu/avx512vnni", "cpu/avx512", "cpu/avx2", "cpu/portable", "reference". Thread-safe.
+// or a device's name: "cuda:0", "cpu/amx", "cpu/avx512vnni", "cpu/avx512", "cpu/avx2", "cpu/neon", "cpu/portable",
+// "reference". Thread-safe.
 // `threads`: that a CPU computes on, the caller's among them; 0: as many as this process may use processors. They
 // change no bit. The reference has one, of a GPU it means nothing.
 // kInvalidArgument: no such device (the message lists them) or number of threads. kUnimplemented: this machine or build

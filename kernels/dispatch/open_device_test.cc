@@ -47,7 +47,7 @@ TEST(OpenDeviceTest, ThreadsAreAsManyAsAskedFor) {
 #if defined(__aarch64__)
 constexpr const char* kBackends[] = {"cpu/portable", "cpu/neon"};
 #else
-constexpr const char* kBackends[] = {"cpu/portable", "cpu/avx2", "cpu/avx512", "cpu/avx512vnni"};
+constexpr const char* kBackends[] = {"cpu/portable", "cpu/avx2", "cpu/avx512", "cpu/avx512vnni", "cpu/amx"};
 #endif
 
 TEST(OpenDeviceTest, DeviceOfAnotherProcessorIsUnimplemented) {

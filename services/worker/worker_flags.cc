@@ -34,9 +34,10 @@ ABSL_FLAG(float, group_norm_eps, 64e-5f,
           "RWKV-5.");
 ABSL_FLAG(int32_t, deep_embed_context, 4096,
           "RWKV-7b: tokens a sequence may have. Each costs a slot 260 bytes a layer; longer sequences are refused.");
-ABSL_FLAG(std::string, device, "auto",
-          "What computes: auto (a GPU, else the fastest CPU), cuda:0, cpu, cpu/avx512vnni, cpu/avx512, cpu/avx2, "
-          "cpu/portable, or reference (slow and plain).");
+ABSL_FLAG(
+    std::string, device, "auto",
+    "What computes: auto (a GPU, else the fastest CPU), cuda:0, cpu, cpu/amx, cpu/avx512vnni, cpu/avx512, "
+          "cpu/avx2, cpu/neon, cpu/portable, or reference (slow and plain).");
 ABSL_FLAG(int32_t, threads, 0,
           "Threads that a CPU computes on, 1 to 1024; 0: as many as this process may use processors (affinity and the "
           "quota of its control group). Stages that share a machine do not divide them. They change no token.");
