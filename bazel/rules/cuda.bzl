@@ -9,13 +9,16 @@ def _cuda_archive_impl(ctx):
     """One archive of the objects that nvcc makes of `srcs`, against the headers of `deps`."""
     context = cc_common.merge_cc_infos(cc_infos = [dep[CcInfo] for dep in ctx.attr.deps]).compilation_context
     objects = []
+    resources = []
     for source in ctx.files.srcs:
         output = ctx.actions.declare_file("%s_objects/%s.o" % (ctx.label.name, source.basename))
+        resource = ctx.actions.declare_file("%s_objects/%s.ptxas.txt" % (ctx.label.name, source.basename))
         arguments = ctx.actions.args()
         arguments.add_all(["-ccbin", "/usr/bin/g++", "-std=c++17", "-O3", "-lineinfo", "-Xcompiler", "-fPIC,-Wall,-fno-omit-frame-pointer"])
         for architecture in _ARCHITECTURES:
             arguments.add("-gencode=arch=compute_%s,code=sm_%s" % (architecture, architecture))
         arguments.add("-gencode=arch=compute_%s,code=compute_%s" % (_ARCHITECTURES[-1], _ARCHITECTURES[-1]))
+        arguments.add("-Xptxas=-v")  # Registers, shared memory and spills of every kernel, on standard error.
         arguments.add_all(ctx.attr.copts)
         arguments.add_all(depset(transitive = [context.defines, context.local_defines]), format_each = "-D%s")
         arguments.add_all([".", ctx.bin_dir.path], format_each = "-I%s")
@@ -23,16 +26,17 @@ def _cuda_archive_impl(ctx):
         arguments.add_all(context.includes, format_each = "-I%s")
         arguments.add_all(context.system_includes, format_each = "-isystem=%s")
         arguments.add_all(["-c", source, "-o", output])
-        ctx.actions.run(
-            executable = NVCC,
-            arguments = [arguments],
+        ctx.actions.run_shell(
+            command = 'log=$1; shift; "$@" 2> "$log" || { cat "$log" >&2; exit 1; }',
+            arguments = [resource.path, NVCC, arguments],
             inputs = depset(ctx.files.srcs + ctx.files.hdrs, transitive = [context.headers]),
-            outputs = [output],
+            outputs = [output, resource],
             mnemonic = "Nvcc",
             progress_message = "Compiling %s with nvcc" % source.short_path,
             env = {"PATH": "/usr/bin:/bin"},  # nvcc's own helpers.
         )
         objects.append(output)
+        resources.append(resource)
     archive = ctx.actions.declare_file("lib%s.a" % ctx.label.name)
     ctx.actions.run(
         executable = "/usr/bin/ar",
@@ -41,7 +45,7 @@ def _cuda_archive_impl(ctx):
         outputs = [archive],
         mnemonic = "CudaArchive",
     )
-    return [DefaultInfo(files = depset([archive]))]
+    return [DefaultInfo(files = depset([archive])), OutputGroupInfo(resources = depset(resources))]
 
 _cuda_archive = rule(
     implementation = _cuda_archive_impl,

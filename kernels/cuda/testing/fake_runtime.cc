@@ -37,6 +37,7 @@ namespace {
 constexpr int64_t kArenaBytes = int64_t{1} << 38;  // Of addresses; memory only where it is touched.
 constexpr int64_t kPageBytes = 4096;
 constexpr int64_t kAlignment = 256;  // CUDA's own.
+constexpr size_t kKeptLaunches = 100'000;
 constexpr absl::Duration kPatience = absl::Seconds(60);
 
 int64_t RoundUp(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
@@ -46,6 +47,7 @@ struct Fake {
   absl::Mutex mu;
   FakeFaults faults;
   FakeCounts counts;
+  std::deque<FakeLaunch> launches;
   std::vector<std::string> violations;
   bool eager = false;
   bool out_of_reach = false;
@@ -292,6 +294,8 @@ int LaunchOnFake(StreamHandle stream, emulation::Kernel kernel) {
     return cudaErrorInvalidConfiguration;
   }
   const int64_t launch = fake.counts.launches++;
+  fake.launches.push_back({kernel.name, kernel.shape});
+  if (fake.launches.size() > kKeptLaunches) fake.launches.pop_front();
   const bool faults = launch == fake.faults.fail_launch;
   const bool hangs = launch == fake.faults.hang_launch;
   return Enqueue(fake, stream, [kernel = std::move(kernel), faults, hangs] {
@@ -433,6 +437,7 @@ void ResetFake(const FakeFaults& faults) {
   fake.faults = faults;
   fake.fault = cudaSuccess;
   fake.violations.clear();
+  fake.launches.clear();
   const int64_t allocated = fake.counts.allocated_bytes;
   fake.counts = {};
   fake.counts.allocated_bytes = allocated;
@@ -468,6 +473,14 @@ FakeCounts CountsOfFake() {
   Fake& fake = TheFake();
   absl::MutexLock lock(&fake.mu);
   return fake.counts;
+}
+
+std::vector<FakeLaunch> TakeLaunchesOfFake() {
+  Fake& fake = TheFake();
+  absl::MutexLock lock(&fake.mu);
+  std::vector<FakeLaunch> launches(fake.launches.begin(), fake.launches.end());
+  fake.launches.clear();
+  return launches;
 }
 
 std::vector<std::string> ViolationsOfFake() {

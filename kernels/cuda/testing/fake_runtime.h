@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/cuda/launch_shape.h"
 #include "kernels/cuda/runtime.h"
 
 namespace rwkv::kernels::cuda {
@@ -44,6 +45,13 @@ void SetEager(bool eager);
 void SetOutOfReach(bool out_of_reach);
 
 FakeCounts CountsOfFake();
+
+struct FakeLaunch {
+  std::string name;
+  LaunchShape shape;
+};
+// Those that were enqueued since the last call of this, or of ResetFake(); the newest 100,000.
+std::vector<FakeLaunch> TakeLaunchesOfFake();
 
 // What was done that must not be, in words: default or blocking stream, pageable memory in an asynchronous copy, memory
 // that is nobody's, allocations and waits in a step, kernels that do what CUDA forbids.

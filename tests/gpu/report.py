@@ -1,0 +1,229 @@
+#!/usr/bin/env python3
+"""What can be said of the CUDA kernels' speed without a GPU: static_report.json, static_report.md.
+
+report.py --resources PTXAS_LOG... --launches FILE --out FOLDER      writes the two files
+report.py --resources PTXAS_LOG... --launches FILE --check FOLDER    fails if they say better than what is the case
+
+Resources are what `nvcc -Xptxas=-v` prints, launches what tests/gpu/launches prints. Nothing here was measured on a
+GPU; the predicted times are bounds and sums, to be held against a run.
+"""
+import argparse
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+# Nominal: HBM bandwidth in bytes/s, fp32 FMA rate in flop/s (no kernel uses tensor cores yet).
+GPUS = {"H100": (3.35e12, 66.9e12), "H200": (4.8e12, 66.9e12)}
+ACHIEVABLE = 0.9  # Of the nominal bandwidth: what copies reach on these cards.
+GAP = 2.6e-6  # Seconds lost at a kernel's boundary: what published decode times of others come to.
+MODELS = {  # width, layers, ranks of decay, iclr, value residual and gate
+    "0.4B": (1024, 24, (64, 64, 32, 128)),
+    "1.5B": (2048, 24, (96, 96, 64, 256)),
+    "2.9B": (2560, 32, (96, 96, 64, 320)),
+    "7.2B": (4096, 32, (128, 128, 96, 480)),
+}
+VOCABULARY = 65536
+HEAD = 64
+ROWS = (1, 8, 32, 256)
+
+# The names of launches, and the kernels behind them.
+KERNELS = {
+    "embed": "EmbedKernel",
+    "layer_norm": "LayerNormKernel",
+    "mix_input": "MixInputKernel",
+    "mix_state": "MixStateKernel",
+    "products": "ProductsKernel",
+    "fixed_products": "FixedProductsKernel",
+    "wkv4": "Wkv4Kernel",
+    "wkv6": "Wkv6Kernel",
+    "wkv7": "Wkv7Kernel",
+    "deep_embed": "DeepEmbedKernel",
+}
+SM = {"registers": 65536, "warps": 64, "blocks": 32, "shared": {"sm_80": 164 << 10, "sm_90": 228 << 10}}
+
+
+def demangle(name):
+    text = subprocess.run(["c++filt", "-p", name], capture_output=True, text=True, check=True).stdout.strip()
+    return re.sub(r"\w+::|\((?:\w+)\)", "", text).replace(" ", "")
+
+
+def read_resources(paths):
+    """{(kernel, architecture): {registers, spills, stack, shared}}"""
+    kernels = {}
+    for path in paths:
+        key = None
+        for line in pathlib.Path(path).read_text().splitlines():
+            entry = re.search(r"Compiling entry function '(\w+)' for '(\w+)'", line)
+            if entry:
+                key = (demangle(entry[1]), entry[2])
+                kernels[key] = {"registers": 0, "spills": 0, "stack": 0, "shared": 0}
+            if key is None:
+                continue
+            frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line)
+            if frame:
+                kernels[key]["stack"] = int(frame[1])
+                kernels[key]["spills"] = int(frame[2]) + int(frame[3])
+            used = re.search(r"Used (\d+) registers", line)
+            if used:
+                kernels[key]["registers"] = int(used[1])
+                shared = re.search(r"(\d+) bytes smem", line)
+                kernels[key]["shared"] = int(shared[1]) if shared else 0
+    return kernels
+
+
+def threads_of(kernel):
+    """As the launch bounds say: products 128, rows 256 at most, wkv 16 * quads * 4 of a head."""
+    name = kernel.split("<")[0]
+    if name == "Wkv4Kernel":
+        return 64
+    if name.startswith("Wkv"):
+        return 64 * int(re.search(r"<(\d+)", kernel)[1])
+    return 128 if "Products" in name else 256
+
+
+def warps_per_sm(used, threads, architecture):
+    warps = threads // 32
+    granted = -(-used["registers"] * 32 // 256) * 256  # Registers come in 256 a warp.
+    blocks = min(SM["blocks"], SM["warps"] // warps, SM["registers"] // granted // warps if granted else SM["blocks"])
+    if used["shared"]:
+        blocks = min(blocks, SM["shared"][architecture] // (used["shared"] + 1024))
+    return blocks * warps
+
+
+def read_launches(path):
+    """{rows: {"layer": {kernel: count}, "step": count}}, step without layers."""
+    counts = {}
+    for line in pathlib.Path(path).read_text().splitlines():
+        launch = json.loads(line)
+        of_step = counts.setdefault((launch["rows"], launch["layers"]), {})
+        of_step[launch["kernel"]] = of_step.get(launch["kernel"], 0) + 1
+    result = {}
+    for rows in sorted({rows for rows, _ in counts}):
+        two, three = counts[(rows, 2)], counts[(rows, 3)]
+        layer = {kernel: three[kernel] - two.get(kernel, 0) for kernel in three}
+        layer = {kernel: count for kernel, count in sorted(layer.items()) if count}
+        result[str(rows)] = {"layer": layer, "per_layer": sum(layer.values()),
+                             "per_step": sum(two.values()) - 2 * sum(layer.values())}
+    return result
+
+
+def weight_bytes(width, layers, ranks):
+    per_layer = 12 * width * width + 2 * width * sum(ranks)
+    return 2 * (layers * per_layer + VOCABULARY * width)
+
+
+def state_bytes(width, layers):
+    """Read and written by a sequence's step."""
+    return 2 * 4 * layers * (width * HEAD + 2 * width)
+
+
+def predict(launches):
+    steps = []
+    for model, (width, layers, ranks) in MODELS.items():
+        for rows in ROWS:
+            shape = launches["1" if rows == 1 else "16"]
+            kernels = shape["per_layer"] * layers + shape["per_step"]
+            floor = weight_bytes(width, layers, ranks) + rows * state_bytes(width, layers)
+            flops = rows * weight_bytes(width, layers, ranks)  # 2 a weight of 2 bytes
+            step = {"model": model, "rows": rows, "kernels": kernels, "floor_bytes": floor}
+            for gpu, (bandwidth, rate) in GPUS.items():
+                work = max(floor / (ACHIEVABLE * bandwidth), flops / rate)
+                step[gpu] = {"floor_us": round(floor / bandwidth * 1e6, 1),
+                             "predicted_us": round((work + kernels * GAP) * 1e6, 1),
+                             "tokens_per_s": round(rows / (work + kernels * GAP)),
+                             "bound": "bytes" if floor / (ACHIEVABLE * bandwidth) >= flops / rate else "fp32 rate"}
+            steps.append(step)
+    return steps
+
+
+def make(resources, launches):
+    kernels = {}
+    for (kernel, architecture), used in sorted(resources.items()):
+        threads = threads_of(kernel)
+        kernels[f"{kernel} {architecture}"] = dict(
+            used, threads=threads, warps_per_sm=warps_per_sm(used, threads, architecture))
+    return {"kernels": kernels, "launches": launches, "steps": predict(launches)}
+
+
+def markdown(report):
+    out = ["# Static report of the CUDA kernels", "",
+           "Written by `tests/gpu/report.sh`; a test fails when the tree gets worse than this. **Nothing here was",
+           "measured on a GPU.** Occupancy follows from registers, launch bounds and static shared memory. A predicted",
+           f"time is max(bytes / {ACHIEVABLE} of nominal bandwidth, flop / fp32 rate) + kernels x {GAP * 1e6} us: a",
+           "guess to be held against a run. Not reported yet: widths of accesses, sectors, bank conflicts, bytes of",
+           "activations.", "",
+           "## Kernels of a decode step, RWKV-7", "",
+           "| rows | a layer | of them | a step besides |", "|---|---:|---|---:|"]
+    for rows, shape in report["launches"].items():
+        of_them = ", ".join(f"{count} {kernel}" for kernel, count in shape["layer"].items())
+        out.append(f"| {rows} | {shape['per_layer']} | {of_them} | {shape['per_step']} |")
+    out += ["", "## Predicted steps, 16-bit weights, fp32 state", "",
+            "MB: of weights and states, which no step can do without.", "",
+            "| model | rows | kernels | MB | H100 floor us | predicted | tok/s | H200 floor us | predicted | tok/s |",
+            "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"]
+    for step in report["steps"]:
+        cells = [step["model"], step["rows"], step["kernels"], round(step["floor_bytes"] / 1e6)]
+        for gpu in GPUS:
+            cells += [step[gpu]["floor_us"], step[gpu]["predicted_us"], step[gpu]["tokens_per_s"]]
+        out.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    out += ["", "## Kernels", "", "| kernel | registers | spills | stack | shared | threads | warps an SM |",
+            "|---|---:|---:|---:|---:|---:|---:|"]
+    for name, used in report["kernels"].items():
+        out.append(f"| `{name}` | {used['registers']} | {used['spills']} | {used['stack']} | {used['shared']} | "
+                   f"{used['threads']} | {used['warps_per_sm']} |")
+    return "\n".join(out) + "\n"
+
+
+def worse(now, before):
+    """What got worse, in words."""
+    problems = []
+    for name, used in now["kernels"].items():
+        if used["spills"] or used["stack"]:
+            problems.append(f"{name}: {used['spills']} bytes of spills, {used['stack']} of stack")
+        old = before["kernels"].get(name)
+        if old is None:
+            problems.append(f"{name}: not in the report")
+        elif used["warps_per_sm"] < old["warps_per_sm"]:
+            problems.append(f"{name}: {used['warps_per_sm']} warps an SM, {old['warps_per_sm']} in the report "
+                            f"({used['registers']} registers, {old['registers']})")
+    for rows, shape in now["launches"].items():
+        old = before["launches"][rows]
+        for key in ("per_layer", "per_step"):
+            if shape[key] > old[key]:
+                problems.append(f"{rows} rows: {shape[key]} kernels {key}, {old[key]} in the report: {shape['layer']}")
+    for step, old in zip(now["steps"], before["steps"]):
+        for gpu in GPUS:
+            if step[gpu]["predicted_us"] > old[gpu]["predicted_us"]:
+                problems.append(f"{step['model']} at {step['rows']} rows on {gpu}: {step[gpu]['predicted_us']} us, "
+                                f"{old[gpu]['predicted_us']} in the report")
+    return problems
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--resources", nargs="+", required=True)
+    parser.add_argument("--launches", required=True)
+    parser.add_argument("--out")
+    parser.add_argument("--check")
+    arguments = parser.parse_args()
+    resources = read_resources(arguments.resources)
+    if not resources:
+        sys.exit("report.py: no kernel in " + " ".join(arguments.resources))
+    report = make(resources, read_launches(arguments.launches))
+    if arguments.out:
+        folder = pathlib.Path(arguments.out)
+        (folder / "static_report.json").write_text(json.dumps(report, indent=1) + "\n")
+        (folder / "static_report.md").write_text(markdown(report))
+    if arguments.check:
+        before = json.loads((pathlib.Path(arguments.check) / "static_report.json").read_text())
+        problems = worse(report, before)
+        if problems:
+            sys.exit("worse than tests/gpu/static_report.json (tests/gpu/report.sh writes it anew):\n  "
+                     + "\n  ".join(problems))
+        print(f"{len(report['kernels'])} kernels, none worse than reported")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+#!/bin/bash
+# The kernels as they are against the committed report; and that what got worse is seen.
+set -euo pipefail
+readonly here=tests/gpu
+"$here/launches" "$TEST_TMPDIR" > "$TEST_TMPDIR/launches.jsonl"
+mapfile -t resources < <(find -L kernels/cuda -name '*.ptxas.txt' | sort)
+check() { python3 "$here/report.py" --resources "${@:2}" --launches "$1" --check "$here"; }
+check "$TEST_TMPDIR/launches.jsonl" "${resources[@]}"
+
+expect_worse() {
+  if check "$2" "${@:3}" > "$TEST_TMPDIR/out" 2>&1; then
+    echo "not seen: $1" >&2
+    exit 1
+  fi
+  grep -q "$1" "$TEST_TMPDIR/out" || { cat "$TEST_TMPDIR/out" >&2; exit 1; }
+}
+mkdir -p "$TEST_TMPDIR/worse"
+cat "${resources[@]}" > "$TEST_TMPDIR/all.txt"
+sed 's/0 bytes spill stores/8 bytes spill stores/' "$TEST_TMPDIR/all.txt" > "$TEST_TMPDIR/worse/spills.txt"
+expect_worse '8 bytes of spills' "$TEST_TMPDIR/launches.jsonl" "$TEST_TMPDIR/worse/spills.txt"
+sed 's/Used [0-9]* registers/Used 200 registers/' "$TEST_TMPDIR/all.txt" > "$TEST_TMPDIR/worse/registers.txt"
+expect_worse 'warps an SM' "$TEST_TMPDIR/launches.jsonl" "$TEST_TMPDIR/worse/registers.txt"
+{
+  cat "$TEST_TMPDIR/launches.jsonl"
+  grep '"layers": 3' "$TEST_TMPDIR/launches.jsonl" | grep wkv7 | sort -u
+} > "$TEST_TMPDIR/more.jsonl"
+expect_worse 'kernels per_layer' "$TEST_TMPDIR/more.jsonl" "${resources[@]}"
