@@ -39,6 +39,23 @@ def run(command):
     return done.stdout
 
 
+def command(arguments):
+    """What was asked for, without where things lie on this machine."""
+    words = ["tests/bench/run.sh"]
+    paths = {"--llama_cpp": "DIR", "--models": None, "--results": None, "--binaries": None}
+    given = iter(arguments)
+    for argument in given:
+        name, has_value, _ = argument.partition("=")
+        if name in paths:
+            if not has_value:
+                next(given, None)
+            if paths[name]:
+                words += [name, paths[name]]
+        else:
+            words.append("OUT" if "/" in argument else argument)
+    return shlex.join(words)
+
+
 def machine():
     """What a number depends on beside the code."""
     with open("/proc/cpuinfo") as file:
@@ -60,7 +77,7 @@ def machine():
         "memory_gib": round(memory / (1 << 20)),
         "kernel": os.uname().release,
         "load_average": round(os.getloadavg()[0], 2),
-        "command": shlex.join([os.path.basename(sys.argv[0])] + sys.argv[1:]),
+        "command": command(sys.argv[1:]),
     }
 
 

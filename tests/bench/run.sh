@@ -9,6 +9,9 @@
 set -euo pipefail
 readonly root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.." && pwd)
 caller=$PWD
+for argument in "$@"; do
+  [[ $argument != -h && $argument != --help ]] || exec python3 "$root/tests/bench/bench.py" --binaries . --help
+done
 cd "$root"
 deploy/local/setup.sh >&2
 bazel build --show_progress --show_progress_rate_limit=10 --curses=no \
