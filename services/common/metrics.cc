@@ -1,5 +1,6 @@
 #include "services/common/metrics.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <exception>
 #include <utility>
@@ -7,6 +8,7 @@
 #include "kernels/base/status_macros.h"
 #include "prometheus/text_serializer.h"
 #include "services/common/logging.h"
+#include "services/common/process_metrics.h"
 
 namespace rwkv::common {
 namespace {
@@ -30,6 +32,7 @@ Metrics::Metrics(const Labels& constant_labels)
 absl::StatusOr<std::unique_ptr<Metrics>> Metrics::Create(absl::string_view listen_address,
                                                          const Labels& constant_labels) {
   std::unique_ptr<Metrics> metrics(new Metrics(constant_labels));
+  metrics->Add(std::make_shared<ProcessMetrics>());
   if (listen_address.empty()) return metrics;
   RWKV_ASSIGN_OR_RETURN(metrics->server_,
                         HttpServer::Start(listen_address, [all = metrics.get()](absl::string_view path) {
@@ -47,6 +50,13 @@ absl::StatusOr<std::unique_ptr<Metrics>> Metrics::Create(absl::string_view liste
 void Metrics::Add(std::shared_ptr<const prometheus::Collectable> source) {
   absl::MutexLock lock(&mu_);
   sources_.push_back(std::move(source));
+}
+
+void Metrics::Remove(const prometheus::Collectable* source) {
+  absl::MutexLock lock(&mu_);
+  sources_.erase(
+      std::remove_if(sources_.begin(), sources_.end(), [source](const auto& other) { return other.get() == source; }),
+      sources_.end());
 }
 
 std::vector<prometheus::MetricFamily> Metrics::Collect() const {

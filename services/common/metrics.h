@@ -45,6 +45,9 @@ class Metrics {
   // Families that are made at every scrape; the constant labels are added to them. `source` is asked on the endpoint's thread, and must not block.
   void Add(std::shared_ptr<const prometheus::Collectable> source) ABSL_LOCKS_EXCLUDED(mu_);
 
+  // It is not asked any more when this returns.
+  void Remove(const prometheus::Collectable* source) ABSL_LOCKS_EXCLUDED(mu_);
+
   // Everything, as at a scrape.
   std::vector<prometheus::MetricFamily> Collect() const ABSL_LOCKS_EXCLUDED(mu_);
 

@@ -22,6 +22,7 @@
 #include "kernels/base/status_macros.h"
 #include "services/common/address.h"
 #include "services/common/logging.h"
+#include "services/common/metrics.h"
 
 namespace rwkv::common {
 namespace {
@@ -78,7 +79,11 @@ absl::Status WritePortFile(const std::string& path, const std::string& content) 
 
 }  // namespace
 
-RpcServer::RpcServer(const Options& options) : options_(options) {}
+RpcServer::RpcServer(const Options& options) : options_(options) {
+  if (options.metrics == nullptr) return;
+  ready_ = &options.metrics->Gauge("rwkv_server_ready", "1: takes work, as the health of the process says.");
+  draining_gauge_ = &options.metrics->Gauge("rwkv_server_draining", "1: has been told to end.");
+}
 
 absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(const Options& options,
                                                             const std::vector<grpc::Service*>& services) {
@@ -175,6 +180,7 @@ void RpcServer::SetLive(bool live) {
 void RpcServer::BeginDrain() {
   absl::MutexLock lock(&mu_);
   draining_ = true;
+  if (draining_gauge_ != nullptr) draining_gauge_->Set(1);
   SetHealth(false);
 }
 
@@ -185,6 +191,7 @@ std::vector<grpc::HealthCheckServiceInterface*> RpcServer::Healths() const {
 }
 
 void RpcServer::SetHealth(bool serving) {
+  if (ready_ != nullptr) ready_->Set(serving ? 1 : 0);
   for (grpc::HealthCheckServiceInterface* const health : Healths()) {
     health->SetServingStatus("", serving);
     for (const std::string& name : service_names_) health->SetServingStatus(name, serving);

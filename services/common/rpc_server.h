@@ -25,6 +25,7 @@
 #include "grpcpp/impl/service_type.h"
 #include "grpcpp/security/server_credentials.h"
 #include "grpcpp/server.h"
+#include "services/common/metrics.h"
 
 namespace rwkv::common {
 
@@ -36,8 +37,9 @@ class RpcServer {
     std::string listen_address = "127.0.0.1:0";  // Port 0: a free one, see address().
     std::string health_address;                  // Health alone, never encrypted; port 0: a free one. Empty: none.
     std::shared_ptr<grpc::ServerCredentials> credentials;  // Null: not encrypted. security/security.h
-    std::string metrics_address;                           // Only written to the port file: Metrics::address().
-    std::string port_file;                                 // Empty: none. Any old file there is removed first.
+    Metrics* metrics = nullptr;         // Gets rwkv_server_ready and rwkv_server_draining. Outlives it.
+    std::string metrics_address;        // Only written to the port file: Metrics::address().
+    std::string port_file;              // Empty: none. Any old file there is removed first.
     int max_receive_bytes = 4 << 20;    // A larger message is RESOURCE_EXHAUSTED, a compressed one never read.
     int max_concurrent_streams = 1024;  // Per connection; more wait in the client.
     int max_threads = 1024;             // Of the synchronous API (one a call); more is RESOURCE_EXHAUSTED.
@@ -95,7 +97,9 @@ class RpcServer {
   std::unique_ptr<grpc::Server> server_;
   grpc::CallbackGenericService nothing_;         // Answers UNIMPLEMENTED: a server without any service does not start.
   std::unique_ptr<grpc::Server> health_server_;  // Null: none.
-  absl::Mutex shutdown_mu_;                      // Held during Shutdown(), so that a second call waits.
+  prometheus::Gauge* ready_ = nullptr;           // Null: no metrics. As the next.
+  prometheus::Gauge* draining_gauge_ = nullptr;
+  absl::Mutex shutdown_mu_;  // Held during Shutdown(), so that a second call waits.
   absl::Mutex mu_;
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
 };

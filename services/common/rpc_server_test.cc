@@ -20,12 +20,14 @@
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/server_callback.h"
 #include "gtest/gtest.h"
+#include "prometheus/gauge.h"
 #include "rwkv/v1/cluster.grpc.pb.h"
 #include "services/common/address.h"
 #include "services/common/channel.h"
 #include "services/common/grpc_status.h"
 #include "services/common/health.h"
 #include "services/common/main_loop.h"
+#include "services/common/metrics.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/test_limit.h"
 
@@ -130,6 +132,23 @@ TEST(RpcServerTest, WhoDoesNotServeIsAliveUntilItSaysOtherwise) {
   server->SetLive(false);
   EXPECT_THAT(CheckHealth(channel, Limit(), RpcServer::kLive), IsOkAndHolds(false));
   EXPECT_THAT(CheckHealth(channel, Limit()), IsOkAndHolds(true));
+}
+
+TEST(RpcServerTest, MetricsSayWhetherItTakesWork) {
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Metrics> metrics, Metrics::Create(""));
+  prometheus::Gauge& ready = metrics->Gauge("rwkv_server_ready", "1: takes work, as the health of the process says.");
+  prometheus::Gauge& draining = metrics->Gauge("rwkv_server_draining", "1: has been told to end.");
+  SlowService service;
+  RpcServer::Options options;
+  options.metrics = metrics.get();
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<RpcServer> server, RpcServer::Start(options, {&service}));
+  EXPECT_EQ(ready.Value(), 0);
+  server->SetServing(true);
+  EXPECT_EQ(ready.Value(), 1);
+  EXPECT_EQ(draining.Value(), 0);
+  server->Shutdown(absl::Now());
+  EXPECT_EQ(ready.Value(), 0);
+  EXPECT_EQ(draining.Value(), 1);
 }
 
 TEST(RpcServerTest, HealthOfNobodyEndsAtTheDeadline) {

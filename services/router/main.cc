@@ -36,7 +36,9 @@
 #include "services/router/rpc/generation_service.h"
 #include "services/router/rpc/sessions_service.h"
 #include "services/router/turns/router_metrics.h"
+#include "services/router/turns/serving_model.h"
 #include "services/router/turns/turn_manager.h"
+#include "services/router/vllm_metrics.h"
 #include "services/state_store/client/state_store_client.h"
 #include "services/tokenizer/tokenizer.h"
 #include "services/worker/client/worker_client.h"
@@ -44,6 +46,8 @@
 ABSL_FLAG(std::string, name, "router-0", "Name of this process, unique among routers: the holder of its leases.");
 ABSL_FLAG(std::string, listen, "127.0.0.1:0", "HOST:PORT to serve on; port 0 picks a free one.");
 ABSL_FLAG(std::string, metrics_listen, "127.0.0.1:0", "HOST:PORT of /metrics; empty: none.");
+ABSL_FLAG(bool, vllm_metrics, true,
+          "Give the metrics under vLLM's names too, for dashboards and autoscalers made for it.");
 ABSL_FLAG(std::string, port_file, "", "File to write the addresses to once listening; empty: none.");
 ABSL_FLAG(
     std::vector<std::string>, workers, {},
@@ -221,17 +225,24 @@ absl::Status Run() {
   server_options.listen_address = absl::GetFlag(FLAGS_listen);
   server_options.health_address = common::HealthAddressFromFlags();
   server_options.credentials = security->ForServer();
+  server_options.metrics = metrics.get();
   server_options.metrics_address = metrics->address();
   server_options.port_file = absl::GetFlag(FLAGS_port_file);
   server_options.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);
   RWKV_ASSIGN_OR_RETURN(server, common::RpcServer::Start(server_options, {&generation, &sessions, &cluster}));
   cluster.SetAddresses(server->address(), metrics->address());
   own_address->Set(server->address());
+  const auto aliases = std::make_shared<const VllmMetrics>(&metrics->registry(), [&turns] {
+    const std::shared_ptr<const ServingModel> model = turns.model();
+    return model == nullptr ? std::string() : model->info.name();
+  });
+  if (absl::GetFlag(FLAGS_vllm_metrics)) metrics->Add(aliases);
   turns.Start();  // Health is SERVING while a pipeline is.
   auto watchdog = std::make_unique<common::Watchdog>(
       absl::Seconds(1), [&turns] { return turns.MakesProgress(); }, [&server](bool live) { server->SetLive(live); });
   const absl::Status status = server->ServeUntilSignal([&turns](absl::Time deadline) { turns.Drain(deadline); });
   watchdog = nullptr;
+  metrics->Remove(aliases.get());
   turns.Stop();
   server = nullptr;  // Before the services; every call has ended.
   return status;

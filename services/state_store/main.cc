@@ -108,6 +108,7 @@ absl::Status Run() {
   server_options.listen_address = absl::GetFlag(FLAGS_listen);
   server_options.health_address = common::HealthAddressFromFlags();
   server_options.credentials = security->ForServer();
+  server_options.metrics = metrics.get();
   server_options.metrics_address = metrics->address();
   server_options.port_file = absl::GetFlag(FLAGS_port_file);
   server_options.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);

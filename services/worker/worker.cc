@@ -98,7 +98,7 @@ absl::Status CheckOptions(const Worker::Options& options) {
 
 absl::StatusOr<LayerRange> ChooseLayers(const Worker::Options& options, int layer_count) {
   if (!options.layers.empty()) return ParseLayerRange(options.layers, layer_count);
-  if (!options.stage.empty()) return ParseStage(options.stage, layer_count);
+  if (!options.stage.empty()) return ParseStageOf(options.name, options.stage, layer_count);
   return LayerRange{0, layer_count};
 }
 
@@ -260,8 +260,8 @@ absl::Status WorkerImpl::Init(const Options& options, const Platform& platform) 
   to_store.credentials = security_->ForChannelTo(common::Role::kStore);
   RWKV_ASSIGN_OR_RETURN(LinkChoice choice, ChooseLinks(options, platform));
   links_ = std::make_unique<GrpcLinkTransport>(
-      engine_->link_shape(), [to_worker](const std::string& address) { return common::MakeChannel(address, to_worker); },
-      std::move(choice));
+      engine_->link_shape(),
+      [to_worker](const std::string& address) { return common::MakeChannel(address, to_worker); }, std::move(choice));
   SnapshotTransfer::Options transfer_options;
   transfer_options.max_save_bytes = options.max_snapshot_bytes_in_flight;
   transfer_ = std::make_unique<SnapshotTransfer>(transfer_options, worker_metrics_.get());
@@ -281,6 +281,7 @@ absl::Status WorkerImpl::Init(const Options& options, const Platform& platform) 
   server_options.listen_address = options.listen;
   server_options.health_address = options.health_listen;
   server_options.credentials = security_->ForServer();
+  server_options.metrics = metrics_.get();
   server_options.metrics_address = metrics_->address();
   server_options.port_file = options.port_file;
   server_options.max_receive_bytes = static_cast<int>(

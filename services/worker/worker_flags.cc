@@ -22,7 +22,9 @@ ABSL_FLAG(
     std::vector<std::string>, initial_states, {},
     "NAME=FILE,...: tuned states that sessions may begin with. A file holds blocks.N.att.time_state of every layer, "
     "of which this stage keeps its own: H * N * N * 4 bytes a layer and state. At most 64; none for RWKV-4.");
-ABSL_FLAG(std::string, stage, "", "I/S: this is stage I of S and takes its even share of the layers.");
+ABSL_FLAG(std::string, stage, "",
+          "I/S: this is stage I of S and takes its even share of the layers. ordinal/S: I is the number at the end of "
+          "--name, modulo S, so that the pods of one StatefulSet make whole pipelines.");
 ABSL_FLAG(std::string, layers, "", "BEGIN:END: the layers of this stage, instead of --stage. Neither: all layers.");
 ABSL_FLAG(int32_t, slots, 64, "Sequences whose state is kept in memory. More cost memory, fewer cost reloads.");
 ABSL_FLAG(int32_t, max_batch_tokens, 128, "Rows a step may have. More speed prefill and slow the decodes beside it.");

@@ -133,6 +133,7 @@ class TurnManager::Engine final : public Fleet::Listener {
   void UpdateGauges();
 
   // --- engine_messages.cc
+  void ObserveCall(const Turn& turn);  // One that ended well.
   void Pump(Turn& turn);
   // Whether `limit` messages are in the turn's stream; then the loop hears when there are fewer. Fails the turn of a
   // client that takes nothing for too long.

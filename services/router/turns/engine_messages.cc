@@ -47,6 +47,16 @@ bool TurnManager::Engine::IsFull(Turn& turn, size_t limit) {
   return true;
 }
 
+void TurnManager::Engine::ObserveCall(const Turn& turn) {
+  const auto seconds = [](absl::Time from, absl::Time to) { return std::max(0.0, absl::ToDoubleSeconds(to - from)); };
+  metrics_->call_seconds.Observe(seconds(turn.arrival, Now()));
+  metrics_->call_prompt_tokens.Observe(static_cast<double>(turn.prompt.size()));
+  metrics_->call_generated_tokens.Observe(static_cast<double>(turn.answer->size()));
+  if (!turn.first_token.has_value()) return;  // Another router drew them, or there are none.
+  if (turn.first_rows.has_value()) metrics_->prefill_seconds.Observe(seconds(*turn.first_rows, *turn.first_token));
+  metrics_->decode_seconds.Observe(seconds(*turn.first_token, *turn.last_token));
+}
+
 void TurnManager::Engine::Pump(Turn& turn) {
   if (turn.stream == nullptr || !turn.answer.has_value()) return;
   const uint64_t ready = turn.HasLog() ? turn.durable : turn.answer->size();
@@ -70,6 +80,7 @@ void TurnManager::Engine::Pump(Turn& turn) {
     return EndCall(turn, turn.error);
   }
   turn.stream->Send(FinishMessage(turn));
+  ObserveCall(turn);
   EndCall(turn, absl::OkStatus());
 }
 

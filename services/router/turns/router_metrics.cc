@@ -6,6 +6,7 @@ namespace rwkv::router {
 namespace {
 
 using common::Metrics;
+using prometheus::Histogram;
 
 // Every code has one word, so that the label's values are a closed set.
 std::string Cause(absl::StatusCode code) {
@@ -86,6 +87,14 @@ prometheus::Counter& Snapshots(Metrics* metrics, const std::string& result) {
                           {{"result", result}});
 }
 
+// A long answer takes hours: 10 ms to 7,680 s.
+Histogram::BucketBoundaries CallBuckets() {
+  return {0.01, 0.03, 0.1, 0.3, 1, 2.5, 5, 10, 20, 40, 60, 120, 240, 480, 960, 1920, 7680};
+}
+
+// 1 to 524,288, the most that --max_generated_tokens allows by itself.
+Histogram::BucketBoundaries TokenBuckets() { return {1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 524288}; }
+
 }  // namespace
 
 RouterMetrics::RouterMetrics(Metrics* metrics)
@@ -97,6 +106,16 @@ RouterMetrics::RouterMetrics(Metrics* metrics)
       queue_seconds(metrics->Histogram("rwkv_router_queue_seconds",
                                        "Arrival of a request to its first rows leaving for the pipeline.",
                                        Metrics::LatencyBuckets())),
+      call_seconds(metrics->Histogram("rwkv_router_call_seconds", "Arrival of a request to the end of its answer.",
+                                      CallBuckets())),
+      prefill_seconds(metrics->Histogram("rwkv_router_prefill_seconds",
+                                         "First rows of a request leaving to its first token coming.", CallBuckets())),
+      decode_seconds(
+          metrics->Histogram("rwkv_router_decode_seconds", "First token of a request to its last.", CallBuckets())),
+      call_prompt_tokens(
+          metrics->Histogram("rwkv_router_call_prompt_tokens", "Input tokens of a request.", TokenBuckets())),
+      call_generated_tokens(
+          metrics->Histogram("rwkv_router_call_generated_tokens", "Tokens of an answer.", TokenBuckets())),
       batch_rows(metrics->Histogram("rwkv_router_batch_rows", "Rows of a step.", Metrics::CountBuckets())),
       store_commit_seconds(metrics->Histogram("rwkv_router_store_commit_seconds",
                                               "One group commit of tokens to the state store, retries included.",

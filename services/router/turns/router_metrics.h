@@ -26,6 +26,12 @@ class RouterMetrics {
   prometheus::Histogram& ttft_seconds;
   prometheus::Histogram& inter_token_seconds;
   prometheus::Histogram& queue_seconds;
+  // Of calls with an answer that ended well.
+  prometheus::Histogram& call_seconds;
+  prometheus::Histogram& prefill_seconds;
+  prometheus::Histogram& decode_seconds;
+  prometheus::Histogram& call_prompt_tokens;
+  prometheus::Histogram& call_generated_tokens;
   prometheus::Histogram& batch_rows;
   prometheus::Histogram& store_commit_seconds;
   prometheus::Gauge& waiting_turns;

@@ -8,6 +8,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "absl/types/optional.h"
 
 namespace rwkv::worker {
@@ -53,6 +54,23 @@ absl::StatusOr<LayerRange> ParseStage(absl::string_view text, int layer_count) {
     return absl::InvalidArgumentError(absl::StrCat("stage \"", text, "\" is not of the form INDEX/COUNT"));
   }
   return LayersOfStage(stage->first, stage->second, layer_count);
+}
+
+absl::StatusOr<LayerRange> ParseStageOf(absl::string_view name, absl::string_view text, int layer_count) {
+  absl::string_view count_text = text;
+  if (!absl::ConsumePrefix(&count_text, "ordinal/")) return ParseStage(text, layer_count);
+  const size_t dash = name.rfind('-');
+  const absl::optional<int> ordinal =
+      dash == absl::string_view::npos ? absl::nullopt : ParseNumber(name.substr(dash + 1));
+  if (!ordinal.has_value()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("stage \"", text, "\": the name \"", name, "\" does not end with -NUMBER"));
+  }
+  const absl::optional<int> count = ParseNumber(count_text);
+  if (!count.has_value() || *count < 1) {
+    return absl::InvalidArgumentError(absl::StrCat("stage \"", text, "\" is not of the form ordinal/COUNT"));
+  }
+  return LayersOfStage(*ordinal % *count, *count, layer_count);
 }
 
 absl::StatusOr<LayerRange> LayersOfStage(int stage_index, int stage_count, int layer_count) {

@@ -26,6 +26,8 @@ absl::StatusOr<LayerRange> ParseLayerRange(absl::string_view text, int layer_cou
 // "I/S": stage I of S, 0 <= I < S <= layer_count. The split is by layers alone and as even as it can be: the first
 // layer_count % S stages have one layer more, which leaves the last stage, with its head, the smaller share.
 absl::StatusOr<LayerRange> ParseStage(absl::string_view text, int layer_count);
+// The same, and "ordinal/COUNT": the index is the number at the end of `name` ("worker-5"), modulo COUNT.
+absl::StatusOr<LayerRange> ParseStageOf(absl::string_view name, absl::string_view text, int layer_count);
 absl::StatusOr<LayerRange> LayersOfStage(int stage_index, int stage_count, int layer_count);
 
 }  // namespace rwkv::worker

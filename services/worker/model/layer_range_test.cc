@@ -55,5 +55,20 @@ TEST(LayerRangeTest, ParsesStages) {
   }
 }
 
+TEST(LayerRangeTest, TheOrdinalOfANameIsItsStage) {
+  EXPECT_THAT(ParseStageOf("worker-0", "ordinal/2", 12), IsOkAndHolds(LayerRange{0, 6}));
+  EXPECT_THAT(ParseStageOf("worker-1", "ordinal/2", 12), IsOkAndHolds(LayerRange{6, 12}));
+  EXPECT_THAT(ParseStageOf("big-model-worker-4", "ordinal/2", 12), IsOkAndHolds(LayerRange{0, 6})) << "pipeline 2";
+  EXPECT_THAT(ParseStageOf("worker", "1/2", 12), IsOkAndHolds(LayerRange{6, 12})) << "said outright";
+  for (const char* name : {"", "worker", "worker-", "worker-x", "worker-1x", "4", "worker-+1"}) {
+    EXPECT_THAT(ParseStageOf(name, "ordinal/2", 12),
+                StatusIs(absl::StatusCode::kInvalidArgument, testing::HasSubstr("-NUMBER")))
+        << name;
+  }
+  for (const char* text : {"ordinal", "ordinal/", "ordinal/0", "ordinal/-2", "ordinal/x", "ordinal/2/3"}) {
+    EXPECT_THAT(ParseStageOf("worker-0", text, 12), StatusIs(absl::StatusCode::kInvalidArgument)) << text;
+  }
+}
+
 }  // namespace
 }  // namespace rwkv::worker

@@ -1,0 +1,150 @@
+#!/usr/bin/env python3
+"""Renders every overlay and checks it; then breaks it in twelve and more ways, of which each has its check."""
+import copy
+import os
+import pwd
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+HOME = os.environ.get("HOME") if os.path.isdir(os.environ.get("HOME", "")) else None
+HOME = pwd.getpwuid(os.getuid()).pw_dir if HOME is None else HOME
+TOOLS = next((path for path in (os.path.join(home, ".cache/rwkv-serving/python")
+                                for home in (HOME, pwd.getpwuid(os.getuid()).pw_dir)) if os.path.isdir(path)), None)
+if TOOLS is None:
+    sys.exit("the checkers of manifests are not installed; deploy/local/setup.sh does it")
+sys.path[:0] = [HERE, TOOLS]
+import checks  # noqa: E402
+import yaml  # noqa: E402
+
+BINARIES = {"router": "services/router/router", "worker": "services/worker/worker",
+            "state_store": "services/state_store/state_store"}
+OVERLAYS = ["local", "cpu", "gpu", "scale-out"]
+
+
+def render(folder, overlay):
+    kustomize = subprocess.run([os.path.join(TOOLS, "bin/kubectl"), "kustomize", f"{folder}/overlays/{overlay}"],
+                               capture_output=True, text=True, timeout=60)
+    if kustomize.returncode != 0:
+        raise AssertionError(f"{overlay} does not render: {kustomize.stderr}")
+    return list(yaml.safe_load_all(kustomize.stdout))
+
+
+def known_flags():
+    known = {}
+    for name, path in BINARIES.items():
+        help_text = subprocess.run([path, "--help"], capture_output=True, text=True, timeout=60, check=True).stdout
+        known[name] = set(re.findall(r"^\s+--(\w+) \(", help_text, re.MULTILINE))
+        if "name" not in known[name]:
+            raise AssertionError(f"{path} --help lists no flags: {help_text[:300]}")
+    return known
+
+
+def workload(documents, name):
+    return next(d for d in documents if d["kind"] in ("Deployment", "StatefulSet") and d["metadata"]["name"] == name)
+
+
+def pod(documents, name):
+    return workload(documents, name)["spec"]["template"]["spec"]
+
+
+def container(documents, name):
+    return pod(documents, name)["containers"][0]
+
+
+def of_kind(documents, kind, name):
+    return next(d for d in documents if d["kind"] == kind and d["metadata"]["name"] == name)
+
+
+def replace_argument(documents, name, before, after):
+    arguments = container(documents, name)["args"]
+    index = next(i for i, argument in enumerate(arguments) if argument.startswith(before))
+    arguments[index:index + 1] = after
+
+
+# What is broken, the check that has to say so, and how.
+MUTATIONS = [
+    ("an unknown field", "schema", lambda d: pod(d, "worker").update(restartPolicyy="Always")),
+    ("a wrong type", "schema", lambda d: workload(d, "router")["spec"].update(replicas="two")),
+    ("a missing field", "schema", lambda d: workload(d, "worker")["spec"].pop("selector")),
+    ("an unknown field of a custom resource", "custom_resources",
+     lambda d: of_kind(d, "ScaledObject", "worker")["spec"].update(minReplicas=1)),
+    ("a custom resource without what it needs", "custom_resources",
+     lambda d: of_kind(d, "PodMonitor", "rwkv-serving")["spec"].pop("selector")),
+    ("a selector that misses its template", "selectors",
+     lambda d: workload(d, "worker")["spec"]["selector"]["matchLabels"].update({"app.kubernetes.io/name": "work"})),
+    ("a budget for nobody", "selectors",
+     lambda d: of_kind(d, "PodDisruptionBudget", "router")["spec"]["selector"]["matchLabels"].update(a="b")),
+    ("a Service that is not there", "references",
+     lambda d: replace_argument(d, "router", "--state_store=", ["--state_store=store:50053"])),
+    ("a volume that is not there", "references", lambda d: pod(d, "worker").update(volumes=[])),
+    ("no startup probe", "probes", lambda d: container(d, "worker").pop("startupProbe")),
+    ("readiness as liveness", "probes", lambda d: container(d, "router")["livenessProbe"]["grpc"].pop("service")),
+    ("too little grace", "grace", lambda d: pod(d, "router").update(terminationGracePeriodSeconds=15)),
+    ("a budget that blocks drains", "budgets",
+     lambda d: of_kind(d, "PodDisruptionBudget", "state-store").update(
+         spec={"minAvailable": 1, "selector": of_kind(d, "PodDisruptionBudget", "state-store")["spec"]["selector"]})),
+    ("a pod that nobody closes", "network", lambda d: d.remove(of_kind(d, "NetworkPolicy", "worker"))),
+    ("a store for everybody", "network",
+     lambda d: of_kind(d, "NetworkPolicy", "state-store")["spec"]["ingress"].append({"ports": [{"port": 50053}]})),
+    ("root", "hardening", lambda d: pod(d, "worker")["securityContext"].update(runAsNonRoot=False)),
+    ("a writable root", "hardening",
+     lambda d: container(d, "state-store")["securityContext"].update(readOnlyRootFilesystem=False)),
+    ("a writable model", "hardening",
+     lambda d: next(m for m in container(d, "worker")["volumeMounts"] if m["name"] == "model").update(readOnly=False)),
+    ("no limit of memory", "resources", lambda d: container(d, "router")["resources"].pop("limits")),
+    ("a GPU that is not asked for", "resources",
+     lambda d: container(d, "worker")["args"].append("--device=cuda:0")),
+    ("a tag", "images", lambda d: container(d, "worker").update(image="registry.example.org/rwkv-serving-cpu:latest")),
+    ("no key", "security_flags", lambda d: replace_argument(d, "worker", "--tls_key=", [])),
+    ("a flag that there is not", "flags", lambda d: container(d, "worker")["args"].append("--slotz=3")),
+    ("a flag twice", "flags", lambda d: container(d, "worker")["args"].append("--slots=3")),
+    ("one router", "replicas", lambda d: workload(d, "router")["spec"].update(replicas=1)),
+    ("half a pipeline", "replicas", lambda d: workload(d, "worker")["spec"].update(replicas=3)),
+]
+
+
+class KubernetesTest(unittest.TestCase):
+    maxDiff = None
+
+    @classmethod
+    def setUpClass(cls):
+        cls.known = known_flags()
+        # Copied, since kustomize takes no symbolic links, which is what a sandbox has for files.
+        with tempfile.TemporaryDirectory() as folder:
+            for part in ("base", "components", "overlays"):
+                shutil.copytree(f"{HERE}/{part}", f"{folder}/{part}")
+            cls.rendered = {overlay: render(folder, overlay) for overlay in OVERLAYS}
+
+    def test_every_overlay_passes(self):
+        for overlay, documents in self.rendered.items():
+            with self.subTest(overlay):
+                self.assertEqual(checks.check_all(documents, self.known), [])
+
+    def test_each_mutation_is_refused_by_its_check(self):
+        for what, check, mutate in MUTATIONS:
+            with self.subTest(what):
+                documents = copy.deepcopy(self.rendered["scale-out"])
+                mutate(documents)
+                run = (lambda d: checks.flags(d, self.known)) if check == "flags" else getattr(checks, check)
+                self.assertTrue(list(run(documents)), f"{check} lets it pass")
+
+    def test_overlays_are_what_they_say(self):
+        args = container(self.rendered["gpu"], "worker")["args"]
+        self.assertIn("--device=cuda:0", args)
+        self.assertEqual(container(self.rendered["gpu"], "worker")["resources"]["limits"]["nvidia.com/gpu"], "1")
+        self.assertEqual(workload(self.rendered["scale-out"], "worker")["spec"]["replicas"], 4)
+        kinds = {d["kind"] for d in self.rendered["local"]}
+        self.assertFalse(kinds & {"PodMonitor", "PrometheusRule", "ScaledObject", "Certificate"}, "needs an operator")
+
+    def test_secrets_are_not_in_the_tree(self):
+        for overlay, documents in self.rendered.items():
+            self.assertNotIn("Secret", {d["kind"] for d in documents}, overlay)
+
+
+if __name__ == "__main__":
+    unittest.main()
