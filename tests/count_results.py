@@ -50,7 +50,7 @@ def main(events_path, bazel_status):
             broken.append(ident["targetCompleted"]["label"])
         elif "testResult" in ident:
             key = ident["testResult"]
-            result = event["testResult"]
+            result = event.get("testResult", {})  # None of a test that was interrupted.
             slot = (key["label"], key.get("run", 1), key.get("shard", 1))
             path = None
             for output in result.get("testActionOutput", []):
@@ -59,7 +59,8 @@ def main(events_path, bazel_status):
             attempt = (key.get("attempt", 1), result.get("status") == "PASSED", path)
             attempts[slot] = max(attempts.get(slot, attempt), attempt, key=lambda a: a[0])
         elif "testSummary" in ident:
-            tests[ident["testSummary"]["label"]] = event["testSummary"].get("overallStatus") in ("PASSED", "FLAKY")
+            tests[ident["testSummary"]["label"]] = (
+                event.get("testSummary", {}).get("overallStatus") in ("PASSED", "FLAKY"))
 
     total = collections.Counter()
     failed_labels = []
