@@ -118,7 +118,16 @@ void RunCase(const Case& test, int stages, const std::string& device, size_t chu
   run->records = *records;
 }
 
-void RunAll(const std::vector<Case>& cases, const std::vector<std::string>& devices = kernels::AvailableDevices()) {
+std::vector<std::string> DevicesOf(bool gpus) {
+  std::vector<std::string> devices;
+  for (const std::string& device : kernels::AvailableDevices()) {
+    if (absl::StartsWith(device, "cuda:") == gpus) devices.push_back(device);
+  }
+  if (gpus && kernels::cuda::HasEmulatedDevice()) devices.emplace_back(kernels::cuda::kEmulatedDevice);
+  return devices;
+}
+
+void RunAll(const std::vector<Case>& cases, const std::vector<std::string>& devices = DevicesOf(/*gpus=*/false)) {
   for (const Case& test : cases) {
     for (const std::string& device : devices) {
       Run first;
@@ -156,9 +165,9 @@ TEST(GoldenTest, OwnModelsMatchTheOracle) {
           {root + "rwkv7b-bf16.safetensors", root + "rwkv7b-bf16", 3}});
 }
 
-// Without a GPU. It shows that the engine orders its copies and waits as CUDA wants it, too: this device does nothing
-// before somebody waits for it. RWKV-7b has no kernel there.
-TEST(GoldenTest, EmulatedCudaDeviceMatchesTheOracle) {
+// Emulated, and every GPU of this machine. The emulated one shows that the engine orders its copies and waits as CUDA
+// wants it, too: it does nothing before somebody waits for it. RWKV-7b has no kernel there.
+TEST(GoldenTest, CudaDevicesMatchTheOracle) {
   if (!kernels::cuda::HasEmulatedDevice()) GTEST_SKIP() << "this build has no CUDA headers: nvcc was not found";
   const std::string root = GoldenFolder();
   RunAll({{root + "rwkv4-fp16.pth", root + "rwkv4-fp16", 3},
@@ -169,7 +178,7 @@ TEST(GoldenTest, EmulatedCudaDeviceMatchesTheOracle) {
           {root + "rwkv7a-bf16.safetensors", root + "rwkv7a-bf16", 2},
           {root + "rwkv7-quantized.gguf", root + "rwkv7-quantized", 3, 64e-5f, "", kFixedPointTolerance},
           {root + "rwkv7-int4.safetensors", root + "rwkv7-int4", 2, 64e-5f, "", kFixedPointTolerance}},
-         {std::string(kernels::cuda::kEmulatedDevice)});
+         DevicesOf(/*gpus=*/true));
   EXPECT_THAT(kernels::cuda::ViolationsOfEmulatedDevice(), ::testing::IsEmpty());
 }
 

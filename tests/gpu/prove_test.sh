@@ -1,0 +1,57 @@
+#!/bin/bash
+# What prove.sh makes of programs that do well, fail, hang, or have nothing for the device: stand-ins for the real ones.
+set -euo pipefail
+readonly tree=$TEST_TMPDIR/tree
+mkdir -p "$tree/tests/gpu"
+cp tests/gpu/prove.sh "$tree/tests/gpu/"
+program() {  # PATH BODY
+  mkdir -p "$tree/$(dirname "$1")"
+  printf '#!/bin/bash\n%s\n' "$2" > "$tree/$1"
+  chmod +x "$tree/$1"
+}
+for op in block deep_embed mix_input norm products wkv4 wkv6 wkv7; do program "kernels/conformance/${op}_test" true; done
+program services/worker/engine/golden_test true
+program services/worker/engine/stage_laws_test 'echo "[==========] 0 tests from 0 test suites ran. (0 ms total)"'
+program tests/bench/make_model true
+program tests/bench/engine_bench 'echo "{\"tokens_per_s\": 1}"'
+program tests/integration/emulated_gpu_test true
+
+out=$TEST_TMPDIR/out
+fail() {
+  echo "prove_test: $1" >&2
+  cat "$out/summary.txt" >&2
+  exit 1
+}
+expect() { grep -q "$1" "$out/summary.txt" || fail "the summary does not say: $1"; }
+
+"$tree/tests/gpu/prove.sh" "$out" cuda/emulated > /dev/null || fail 'it does not end well'
+expect '^failed: 0'
+expect ' 3  conformance of wkv7$'
+expect 'stage_laws_test has no case for cuda/emulated'
+grep -q tokens_per_s "$out/speed.jsonl" || fail 'no speed was kept'
+python3 - "$out/prove.jsonl" << 'PYTHON' || fail 'prove.jsonl is not as it should be'
+import json
+import sys
+lines = [json.loads(line) for line in open(sys.argv[1])]
+assert {line["line"] for line in lines} == set(range(1, 11)), "a line of the list is missing"
+assert all(line["why"] for line in lines if line["result"] != "proved"), "a reason is missing"
+PYTHON
+
+# A failure behind a pipe is one; behind line 5 the others are still run.
+program tests/bench/engine_bench 'exit 3'
+out=$TEST_TMPDIR/late
+if "$tree/tests/gpu/prove.sh" "$out" cuda/emulated > /dev/null; then fail 'a failure was not told'; fi
+expect 'decode steps of tiny: status 3'
+expect ' 9  two workers and NCCL: tokens, kill -9, silence$'
+
+# One of lines 1 to 5 stops the rest.
+program kernels/conformance/norm_test 'echo "rows differ"; exit 1'
+out=$TEST_TMPDIR/early
+if "$tree/tests/gpu/prove.sh" "$out" cuda/emulated > /dev/null; then fail 'a failure was not told'; fi
+expect 'conformance of norm: status 1: rows differ'
+expect 'prefill of tiny: line 3 failed'
+
+# Without a GPU nothing is proved of one.
+out=$TEST_TMPDIR/none
+if PATH=/usr/bin:/bin "$tree/tests/gpu/prove.sh" "$out" cuda:99 > /dev/null; then fail 'no GPU, and no failure'; fi
+expect '^proved: 0'
