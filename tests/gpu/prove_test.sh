@@ -9,7 +9,9 @@ program() {  # PATH BODY
   printf '#!/bin/bash\n%s\n' "$2" > "$tree/$1"
   chmod +x "$tree/$1"
 }
-for op in block deep_embed mix_input norm products wkv4 wkv6 wkv7; do program "kernels/conformance/${op}_test" true; done
+for op in block deep_embed mix_input norm products wkv4 wkv6 wkv7; do
+  program "kernels/conformance/${op}_test" true
+done
 program services/worker/engine/golden_test true
 program services/worker/engine/stage_laws_test 'echo "[==========] 0 tests from 0 test suites ran. (0 ms total)"'
 program tests/bench/make_model true
