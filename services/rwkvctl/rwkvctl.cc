@@ -21,6 +21,7 @@
 #include "services/rwkvctl/sessions_command.h"
 #include "services/rwkvctl/state_command.h"
 #include "services/rwkvctl/status_command.h"
+#include "services/rwkvctl/store_command.h"
 #include "services/rwkvctl/tokenize_command.h"
 
 namespace rwkv::rwkvctl {
@@ -42,6 +43,7 @@ std::vector<std::unique_ptr<Command>> MakeCommands() {
   commands.push_back(MakeLoadCommand());
   commands.push_back(MakeLogitsCommand());
   commands.push_back(MakeStateCommand());
+  commands.push_back(MakeStoreCommand());
   commands.push_back(MakeInspectCommand());
   commands.push_back(MakeConvertCommand());
   return commands;

@@ -1,11 +1,13 @@
 #include <unistd.h>
 
+#include <cstdio>
 #include <memory>
 #include <string>
 
 #include "absl/flags/flag.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "kernels/base/status_macros.h"
 #include "services/common/clock.h"
@@ -16,6 +18,7 @@
 #include "services/common/security/security.h"
 #include "services/common/security/server_flags.h"
 #include "services/state_store/embedded_state_store.h"
+#include "services/state_store/offline/repair.h"
 #include "services/state_store/rpc/state_catalog_service.h"
 #include "services/state_store/rpc/state_records_service.h"
 #include "services/state_store/session_limits.h"
@@ -37,6 +40,9 @@ ABSL_FLAG(std::string, records, "", "s3://BUCKET[/PREFIX]: the state records in 
 ABSL_FLAG(std::string, s3_endpoint, "", "http://HOST:PORT or https://HOST of the S3 server; addresses are path-style.");
 ABSL_FLAG(std::string, s3_region, "us-east-1", "Region that S3 requests are signed for.");
 ABSL_FLAG(std::string, s3_credentials_file, "", "File with two lines: access key, secret key.");
+ABSL_FLAG(std::string, offline, "",
+          "check, repair or move a stopped embedded store in --data_dir, and end (`rwkvctl store`). move: to --catalog "
+          "and --records.");
 ABSL_FLAG(int, snapshots_per_branch, 8, "Newest snapshots kept of each branch of a log, besides those forks need.");
 ABSL_FLAG(absl::Duration, orphan_age, absl::Hours(1), "State records that no snapshot has named are deleted after it.");
 ABSL_FLAG(absl::Duration, sweep_interval, absl::Minutes(10), "Time between two searches for such records.");
@@ -52,13 +58,13 @@ ABSL_FLAG(absl::Duration, drain_timeout, absl::Seconds(10), "Time that calls hav
 namespace rwkv::state_store {
 namespace {
 
-absl::StatusOr<std::unique_ptr<SharedStateStore>> OpenShared(const EmbeddedStateStore::Options& common,
-                                                             common::Clock* clock, common::Metrics* metrics) {
+absl::StatusOr<SharedStateStore::Options> SharedOptions(const EmbeddedStateStore::Options& common) {
   if (absl::GetFlag(FLAGS_catalog).empty() || absl::GetFlag(FLAGS_records).empty()) {
     return absl::InvalidArgumentError("--catalog and --records: one without the other");
   }
-  if (!absl::GetFlag(FLAGS_data_dir).empty())
+  if (absl::GetFlag(FLAGS_offline).empty() && !absl::GetFlag(FLAGS_data_dir).empty()) {
     return absl::InvalidArgumentError("--data_dir and --catalog: one of them");
+  }
   SharedStateStore::Options options;
   options.catalog.url = absl::GetFlag(FLAGS_catalog);
   if (const std::string path = absl::GetFlag(FLAGS_catalog_password_file); !path.empty()) {
@@ -71,12 +77,24 @@ absl::StatusOr<std::unique_ptr<SharedStateStore>> OpenShared(const EmbeddedState
   options.rules = common.catalog;
   options.store = common.store;
   options.sweep_interval = common.sweep_interval;
-  return SharedStateStore::Create(options, clock, metrics);
+  return options;
+}
+
+absl::Status RunOffline(const std::string& what) {
+  const std::string data_dir = absl::GetFlag(FLAGS_data_dir);
+  const auto say = [](const std::string& line) { std::printf("%s\n", line.c_str()); };
+  if (data_dir.empty()) return absl::InvalidArgumentError("--offline wants --data_dir");
+  if (what == "check") return CheckStore(data_dir, say);
+  if (what == "repair") return RepairStore(data_dir, say);
+  if (what != "move") return absl::InvalidArgumentError(absl::StrCat("--offline='", what, "': check, repair or move"));
+  RWKV_ASSIGN_OR_RETURN(const SharedStateStore::Options to, SharedOptions({}));
+  return MoveStore(data_dir, to, say);
 }
 
 absl::Status Run() {
   const std::string name = absl::GetFlag(FLAGS_name);
   common::InitLogging(name);
+  if (const std::string what = absl::GetFlag(FLAGS_offline); !what.empty()) return RunOffline(what);
   RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<common::Metrics> metrics,
                         common::Metrics::Create(absl::GetFlag(FLAGS_metrics_listen), {{"process", name}}));
   RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<common::Security> security,
@@ -95,7 +113,8 @@ absl::Status Run() {
   std::unique_ptr<SharedStateStore> shared;
   std::unique_ptr<EmbeddedStateStore> embedded;
   if (!absl::GetFlag(FLAGS_catalog).empty() || !absl::GetFlag(FLAGS_records).empty()) {
-    RWKV_ASSIGN_OR_RETURN(shared, OpenShared(options, &clock, metrics.get()));
+    RWKV_ASSIGN_OR_RETURN(const SharedStateStore::Options shared_options, SharedOptions(options));
+    RWKV_ASSIGN_OR_RETURN(shared, SharedStateStore::Create(shared_options, &clock, metrics.get()));
   } else {
     RWKV_ASSIGN_OR_RETURN(embedded, EmbeddedStateStore::Create(options, &clock, metrics.get()));
   }

@@ -49,6 +49,8 @@ class SharedStateStore {
 
   StateStore& store() { return *store_; }
   RowStore& rows() { return *tenant_rows_; }
+  // PostgresRowStore::RaiseNextId.
+  absl::Status RaiseNextId(uint64_t at_least) { return rows_->RaiseNextId(at_least); }
 
  private:
   SharedStateStore() = default;

@@ -84,6 +84,12 @@ absl::Status CheckLease(const v1::Lease& lease, const SessionRow& row) {
       "LEASE_LOST");
 }
 
+absl::Status CheckLoss(const std::string& session_id, const SessionRow& row) {
+  if (row.loss().empty()) return absl::OkStatus();
+  return absl::DataLossError(absl::StrCat("session ", session_id, " was damaged: ", row.loss(), "; it has ",
+                                          row.length(), " tokens: rewind it to go on from there, or delete it"));
+}
+
 absl::Status CheckModel(const std::string& session_id, const SessionRow& row, absl::string_view model_fingerprint) {
   if (row.model_fingerprint().empty() || row.model_fingerprint() == model_fingerprint) return absl::OkStatus();
   return common::WithErrorInfo(

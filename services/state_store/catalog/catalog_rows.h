@@ -46,6 +46,8 @@ std::string LogBranch(const SessionRow& row);
 
 // kAborted: the lease is not the session's.
 absl::Status CheckLease(const v1::Lease& lease, const SessionRow& row);
+// kDataLoss: a repair found the session to be older than what was acknowledged, and nobody has rewound it since.
+absl::Status CheckLoss(const std::string& session_id, const SessionRow& row);
 // kFailedPrecondition: the session is another model's.
 absl::Status CheckModel(const std::string& session_id, const SessionRow& row, absl::string_view model_fingerprint);
 // kOutOfRange: the session cannot be forked at, or rewound to, the position; `verb` says which.

@@ -279,7 +279,16 @@ absl::StatusOr<v1::Session> RowCatalog::RewindSession(const v1::Lease& lease, ui
     return status;
   }
   RWKV_RETURN_IF_ERROR(CheckPosition(session_id, row, position, "rewound to"));
-  if (position == row.length()) return ToSessionWithSnapshots(view, session_id, row);
+  if (position == row.length()) {
+    if (!row.loss().empty()) {
+      row.clear_loss();
+      Edit edit(rows.get());
+      PutSession(edit, session_id, row);
+      RWKV_RETURN_IF_ERROR(rows->Commit());
+      return ToSession(session_id, row);
+    }
+    return ToSessionWithSnapshots(view, session_id, row);
+  }
   RWKV_RETURN_IF_ERROR(rows->Extend({FamilyLock(row.family())}));
   RWKV_ASSIGN_OR_RETURN(const std::vector<Link> chain, view.Chain(row));
   Edit edit(rows.get());
@@ -289,6 +298,7 @@ absl::StatusOr<v1::Session> RowCatalog::RewindSession(const v1::Lease& lease, ui
   RWKV_RETURN_IF_ERROR(ForEachTurn(view, session_id, [&](absl::string_view key, const TurnRow& turn) {
     if (TurnEnd(turn, row) > position) edit.Delete(key);
   }));
+  row.clear_loss();
   row.clear_open_turn();  // An open turn ends at the log's end, which is beyond the position.
   row.set_branch(branch);
   row.set_length(position);

@@ -21,6 +21,7 @@ absl::StatusOr<TurnStart> RowCatalog::BeginTurn(const v1::Lease& lease, const Ne
     fenced_total_.Increment();
     return status;
   }
+  RWKV_RETURN_IF_ERROR(CheckLoss(session_id, row));
   RWKV_RETURN_IF_ERROR(CheckModel(session_id, row, turn.model_fingerprint));
 
   absl::optional<TurnRow> existing;
@@ -99,6 +100,7 @@ std::vector<absl::Status> RowCatalog::AppendTokens(absl::Span<const v1::AppendIt
       fenced_total_.Increment();
       return status;
     }
+    RWKV_RETURN_IF_ERROR(CheckLoss(session_id, row));
     if (!row.has_open_turn() || row.open_turn().request_id() != item.request_id()) {
       return common::WithErrorInfo(
           absl::AbortedError(absl::StrCat("session ", session_id, ": turn ", item.request_id(), " is not open",
@@ -140,6 +142,7 @@ absl::StatusOr<absl::optional<v1::Turn>> RowCatalog::FindTurn(const std::string&
   RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowReader> rows, rows_->Read());
   const View view(rows.get());
   RWKV_ASSIGN_OR_RETURN(const SessionRow row, Find(view, session_id));
+  RWKV_RETURN_IF_ERROR(CheckLoss(session_id, row));
   absl::optional<TurnRow> found;
   RWKV_RETURN_IF_ERROR(ForEachTurn(view, session_id, [&](absl::string_view key, const TurnRow& stored) {
     if (request_id.empty() || stored.request_id() == request_id) found = stored;

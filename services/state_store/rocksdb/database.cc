@@ -24,7 +24,6 @@ constexpr char kFormatKey[] = "format_version";
 constexpr char kFormatVersion[] = "2";
 constexpr char kFormerFormatVersion[] = "1";
 constexpr char kProbeKey[] = "probe";  // Written for the sake of writing; holds nothing.
-constexpr uint64_t kMaxJournalBytes = uint64_t{8} << 20;
 constexpr char kFailuresName[] = "rwkv_state_store_write_failures_total";
 constexpr char kFailuresHelp[] = "Writes that failed, by cause.";
 
@@ -93,7 +92,9 @@ absl::StatusOr<std::unique_ptr<Database>> Database::Open(const Options& options,
   std::unique_ptr<Database> database(new Database(options, metrics));
   RWKV_RETURN_IF_ERROR(MakeDirectories(*database->env_, options.data_dir, database->name_));
   RWKV_RETURN_IF_ERROR(CheckWritable(*database->env_, options.data_dir, database->name_));
-  RWKV_RETURN_IF_ERROR(AckJournal(database->env_, options.data_dir).CheckFiles(database->name_));
+  if (!options.salvage) {
+    RWKV_RETURN_IF_ERROR(AckJournal(database->env_, options.data_dir).CheckFiles(database->name_));
+  }
   {
     absl::MutexLock lock(&database->db_mu_);
     RWKV_RETURN_IF_ERROR(database->OpenDb());
@@ -109,9 +110,10 @@ absl::Status Database::OpenDb() {
   options.env = env_;
   options.create_if_missing = true;
   options.create_missing_column_families = true;
-  options.paranoid_checks = true;
+  options.paranoid_checks = !options_.salvage;
   // What was fsynced is whole, so damage before the tail is damage, and must not pass for the end of the log.
-  options.wal_recovery_mode = rocksdb::WALRecoveryMode::kTolerateCorruptedTailRecords;
+  options.wal_recovery_mode = options_.salvage ? rocksdb::WALRecoveryMode::kSkipAnyCorruptedRecords
+                                               : rocksdb::WALRecoveryMode::kTolerateCorruptedTailRecords;
   options.max_total_wal_size = uint64_t{256} << 20;
   // Records go through the log too. Written out as they come, they do not pile up in front of the next fsync, which
   // some token waits for.
@@ -174,7 +176,12 @@ absl::Status Database::CheckFormat() {
     rocksdb::WriteBatch batch;
     RWKV_ASSIGN_OR_RETURN(Access access, Read());
     batch.Put(access.family(Family::kMeta), kFormatKey, kFormatVersion).PermitUncheckedError();
-    return Write(std::move(access), batch, Durability::kSynced);
+    // A family that has a table can be told from it if the list of files is ever lost.
+    batch.Put(access.family(Family::kCatalog), "!", SealValue("!", "")).PermitUncheckedError();
+    RWKV_RETURN_IF_ERROR(Write(std::move(access), batch, Durability::kSynced));
+    RWKV_ASSIGN_OR_RETURN(access, Read());
+    return FromRocksdbStatus(access.db().Flush({}, {access.family(Family::kMeta), access.family(Family::kCatalog)}),
+                             name_);
   }
   RWKV_RETURN_IF_ERROR(FromRocksdbStatus(status, name_));
   if (version != kFormatVersion && version != kFormerFormatVersion) {
@@ -223,25 +230,6 @@ absl::Status Database::CheckJournal() {
     }
   }
   return lost_rows_.empty() ? AcceptLoss() : absl::OkStatus();
-}
-
-absl::Status Database::AcceptLoss() {
-  lost_rows_.clear();
-  if (journal_ == nullptr) return absl::OkStatus();
-  RWKV_RETURN_IF_ERROR(journal_->Rotate());
-  journal_->DropOlder();
-  return absl::OkStatus();
-}
-
-absl::Status Database::TrimJournal() {
-  if (journal_ == nullptr || journal_->bytes() < kMaxJournalBytes) return absl::OkStatus();
-  RWKV_ASSIGN_OR_RETURN(const Access access, Read());
-  RWKV_RETURN_IF_ERROR(journal_->Rotate());
-  const std::vector<rocksdb::ColumnFamilyHandle*> rows = {access.family(Family::kMeta),
-                                                          access.family(Family::kCatalog)};
-  RWKV_RETURN_IF_ERROR(FromRocksdbStatus(access.db().Flush({}, rows), name_));
-  journal_->DropOlder();
-  return absl::OkStatus();
 }
 
 absl::optional<Database::Access> Database::TryRead() {

@@ -56,6 +56,8 @@ class Database {
     absl::Duration resume_interval = absl::Milliseconds(250);
     // Whether it notes what it acknowledges of Family::kCatalog, see ack_journal.h.
     bool journal = true;
+    // To read what is left of a damaged one: takes what its log has before and behind damage.
+    bool salvage = false;
     common::Metrics::Labels metrics_labels;  // Of its gauges, where a process has two databases.
   };
 
@@ -64,6 +66,8 @@ class Database {
   // full. kDataLoss: what is in it is corrupt. `metrics` outlives the database.
   static absl::StatusOr<std::unique_ptr<Database>> Open(const Options& options, common::Metrics* metrics);
   ~Database();
+  // Makes a new list of files of those tables that can be read, and of the log. For copies: it moves what it cannot read.
+  static absl::Status Rebuild(const Options& options);
 
   // The right to read, and then to write what the reading led to. While it lives the database is not reopened, so it is
   // held for one operation, never across another call of this class (they would wait for each other) or over the

@@ -1,5 +1,7 @@
 #include "services/state_store/rocksdb/layout.h"
 
+#include <vector>
+
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "kernels/base/status_macros.h"
@@ -15,6 +17,7 @@ namespace {
 
 constexpr size_t kProbeBytes = 1 << 20;  // A disk with less than that to spare is full.
 constexpr size_t kBatchBytes = 4 << 20;
+constexpr uint64_t kMaxJournalBytes = uint64_t{8} << 20;
 
 }  // namespace
 
@@ -80,6 +83,38 @@ absl::Status CheckWritable(rocksdb::Env& env, const std::string& data_dir, const
   file.reset();
   env.DeleteFile(path).PermitUncheckedError();
   return FromRocksdbStatus(status, absl::StrCat(name, ": not writable"));
+}
+
+absl::Status Database::Rebuild(const Options& options) {
+  std::vector<rocksdb::ColumnFamilyDescriptor> families;
+  const std::shared_ptr<rocksdb::Cache> cache = rocksdb::NewLRUCache(8 << 20);
+  for (int i = 0; i < kFamilyCount; ++i) {
+    const Family family = static_cast<Family>(i);
+    families.emplace_back(FamilyName(family), FamilyOptions(family, cache));
+  }
+  rocksdb::DBOptions db_options;
+  if (options.env != nullptr) db_options.env = options.env;
+  return FromRocksdbStatus(rocksdb::RepairDB(options.data_dir, db_options, families, families[0].options),
+                           absl::StrCat("cannot rebuild ", options.data_dir));
+}
+
+absl::Status Database::AcceptLoss() {
+  lost_rows_.clear();
+  if (journal_ == nullptr) return absl::OkStatus();
+  RWKV_RETURN_IF_ERROR(journal_->Rotate());
+  journal_->DropOlder();
+  return absl::OkStatus();
+}
+
+absl::Status Database::TrimJournal() {
+  if (journal_ == nullptr || journal_->bytes() < kMaxJournalBytes) return absl::OkStatus();
+  RWKV_ASSIGN_OR_RETURN(const Access access, Read());
+  RWKV_RETURN_IF_ERROR(journal_->Rotate());
+  const std::vector<rocksdb::ColumnFamilyHandle*> rows = {access.family(Family::kMeta),
+                                                          access.family(Family::kCatalog)};
+  RWKV_RETURN_IF_ERROR(FromRocksdbStatus(access.db().Flush({}, rows), name_));
+  journal_->DropOlder();
+  return absl::OkStatus();
 }
 
 absl::StatusOr<int64_t> CopyFormerRows(rocksdb::DB& db, rocksdb::ColumnFamilyHandle* former,

@@ -1,0 +1,74 @@
+#include "services/state_store/offline/scratch.h"
+
+#include <filesystem>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/base/status_macros.h"
+#include "rocksdb/env.h"
+#include "services/state_store/rocksdb/rocksdb_status.h"
+
+namespace rwkv::state_store {
+namespace {
+
+namespace fs = std::filesystem;
+
+absl::Status CopyFiles(const fs::path& from, const fs::path& to) {
+  std::error_code failed;
+  fs::create_directories(to, failed);
+  for (const auto& entry : fs::directory_iterator(from, failed)) {
+    const std::string name = entry.path().filename().string();
+    if (!entry.is_regular_file() || name == "LOCK") continue;
+    const bool link = absl::EndsWith(name, ".sst") || absl::EndsWith(name, ".blob");
+    if (link) fs::create_hard_link(entry.path(), to / name, failed);
+    if (!link || failed) fs::copy_file(entry.path(), to / name, failed);
+    if (failed)
+      return absl::UnavailableError(absl::StrCat("cannot copy ", entry.path().string(), ": ", failed.message()));
+  }
+  if (failed) return absl::UnavailableError(absl::StrCat("cannot read ", from.string(), ": ", failed.message()));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> CopyToScratch(const std::string& data_dir) {
+  if (!fs::is_directory(data_dir) || fs::is_empty(data_dir)) {
+    return absl::NotFoundError(absl::StrCat("there is no state store in ", data_dir));
+  }
+  rocksdb::Env* const env = rocksdb::Env::Default();
+  rocksdb::FileLock* lock = nullptr;
+  if (const rocksdb::Status status = env->LockFile(data_dir + "/LOCK", &lock); !status.ok()) {
+    return absl::UnavailableError(
+        absl::StrCat("state store in ", data_dir, ": stop it first (", status.ToString(), ")"));
+  }
+  const std::string scratch = data_dir + "/.survey";
+  std::error_code failed;
+  fs::remove_all(scratch, failed);
+  absl::Status copied = CopyFiles(data_dir, scratch);
+  if (copied.ok() && fs::is_directory(data_dir + "/records")) {
+    copied = CopyFiles(data_dir + "/records", scratch + "/records");
+  }
+  env->UnlockFile(lock).PermitUncheckedError();
+  RWKV_RETURN_IF_ERROR(copied);
+  return scratch;
+}
+
+absl::StatusOr<std::unique_ptr<Database>> OpenScratch(const std::string& scratch, common::Metrics* metrics,
+                                                      std::string* why) {
+  Database::Options options;
+  options.data_dir = scratch;
+  absl::StatusOr<std::unique_ptr<Database>> database = Database::Open(options, metrics);
+  if (database.ok()) return database;
+  *why = std::string(database.status().message());
+  // What the log has before and behind the damage.
+  const bool files_are_known = AckJournal(rocksdb::Env::Default(), scratch).CheckFiles(scratch).ok();
+  options.journal = false;
+  options.salvage = true;
+  if (files_are_known) database = Database::Open(options, metrics);
+  if (database.ok()) return database;
+  // The tables that are there, whatever the list of files says.
+  RWKV_RETURN_IF_ERROR(Database::Rebuild(options));
+  return Database::Open(options, metrics);
+}
+
+}  // namespace rwkv::state_store

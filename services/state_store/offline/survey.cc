@@ -1,0 +1,273 @@
+#include "services/state_store/offline/survey.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <memory>
+#include <utility>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/status/status.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/types/optional.h"
+#include "kernels/base/status_macros.h"
+#include "rocksdb/db.h"
+#include "rocksdb/iterator.h"
+#include "services/common/clock.h"
+#include "services/common/metrics.h"
+#include "services/state_store/catalog/keys.h"
+#include "services/state_store/catalog/lost_rows.h"
+#include "services/state_store/catalog/rows.pb.h"
+#include "services/state_store/offline/scratch.h"
+#include "services/state_store/records/rocksdb/rocksdb_record_store.h"
+#include "services/state_store/rocksdb/ack_journal.h"
+#include "services/state_store/rocksdb/database.h"
+#include "services/state_store/rows/sealed_value.h"
+
+namespace rwkv::state_store {
+namespace {
+
+// Takes a row, or notes that it cannot be read.
+void Take(const std::string& key, const std::string& sealed, Survey& survey, std::map<std::string, uint32_t>& seals) {
+  const absl::optional<absl::string_view> value = OpenValue(key, sealed);
+  if (value.has_value()) {
+    survey.rows[key] = std::string(*value);
+    seals[key] = SealOf(sealed);
+    return;
+  }
+  ++survey.unreadable_rows;
+  for (const std::string& session : LostSessions({key})) {
+    survey.sessions.insert(session);
+    survey.damaged[session] = absl::StrCat("row ", PrintableKey(key), " is damaged");
+  }
+}
+
+// From both ends, so that a block that cannot be read costs what is in it and no more.
+absl::Status ReadRows(Database& database, Survey& survey, std::map<std::string, uint32_t>& seals) {
+  RWKV_ASSIGN_OR_RETURN(const Database::Access access, database.Read());
+  rocksdb::ReadOptions options;
+  options.verify_checksums = false;  // Each row has its own.
+  const std::unique_ptr<rocksdb::Iterator> it(access.db().NewIterator(options, access.family(Family::kCatalog)));
+  std::string last;
+  for (it->SeekToFirst(); it->Valid(); it->Next()) {
+    last = it->key().ToString();
+    Take(last, it->value().ToString(), survey, seals);
+  }
+  if (it->status().ok()) return absl::OkStatus();
+  ++survey.unreadable_rows;
+  for (it->SeekToLast(); it->Valid() && it->key().compare(last) > 0; it->Prev()) {
+    Take(it->key().ToString(), it->value().ToString(), survey, seals);
+  }
+  return absl::OkStatus();
+}
+
+struct Part {
+  uint64_t branch = 0, begin = 0, end = 0;
+};
+
+// The parts of a session's log, newest first. An error: what is missing.
+absl::StatusOr<std::vector<Part>> Chain(const Survey& survey, const SessionRow& session) {
+  std::vector<Part> chain;
+  uint64_t end = session.length();
+  for (uint64_t branch = session.branch(); branch != 0;) {
+    const auto row = survey.rows.find(BranchKey(branch));
+    BranchRow parsed;
+    if (row == survey.rows.end() || !parsed.ParseFromString(row->second)) {
+      return absl::DataLossError(absl::StrCat("branch ", branch, " of its log is gone"));
+    }
+    if (parsed.parent() >= branch || parsed.fork_position() > end) {
+      return absl::DataLossError(absl::StrCat("branch ", branch, " of its log contradicts itself"));
+    }
+    chain.push_back({branch, parsed.fork_position(), end});
+    end = parsed.fork_position();
+    branch = parsed.parent();
+  }
+  return chain;
+}
+
+// Rows of one kind whose first number is `branch`.
+template <typename Visit>
+void ForBranch(const std::map<std::string, std::string>& rows, char kind, uint64_t branch, Visit visit) {
+  const std::string end = NumberKey(kind, branch + 1);
+  for (auto row = rows.lower_bound(NumberKey(kind, branch)); row != rows.end() && row->first < end; ++row) {
+    visit(row->first, row->second);
+  }
+}
+
+absl::Status CheckSession(const Survey& survey, const std::string& id, const SessionRow& session) {
+  RWKV_ASSIGN_OR_RETURN(const std::vector<Part> chain, Chain(survey, session));
+  for (const Part& part : chain) {
+    uint64_t position = part.begin;
+    ForBranch(survey.rows, 'l', part.branch, [&](const std::string& key, const std::string& value) {
+      const absl::optional<LogChunk> chunk = DecodeChunk(value);
+      if (chunk.has_value() && SecondNumber(key) == position) position += chunk->token_ids.size();
+    });
+    if (position < part.end) {
+      return absl::DataLossError(absl::StrCat("tokens from ", position, " on are gone, of ", session.length()));
+    }
+  }
+  if (session.has_base_position() && survey.rows.count(BaseKey(chain.back().branch)) == 0) {
+    return absl::DataLossError("the state that it was imported with is gone");
+  }
+  if (session.has_open_turn() && survey.rows.count(TurnKey(id, session.open_turn().sequence())) == 0) {
+    return absl::DataLossError("its open turn is gone");
+  }
+  return absl::OkStatus();
+}
+
+// Sessions, tokens, branches; and what the journal says must be there.
+void CheckCatalog(const AcknowledgedRows& acknowledged, const std::map<std::string, uint32_t>& seals, Survey& survey) {
+  std::map<std::string, SessionRow> sessions;
+  for (const auto& [key, value] : survey.rows) {
+    if (key[0] == 's') sessions[key.substr(1)].ParseFromString(value);
+    // A place among the idle, or a turn, tells of a session whose own row is gone.
+    if (key[0] == 'u') survey.sessions.insert(std::string(IdleSessionId(key)));
+    for (const std::string& session : LostSessions({key})) survey.sessions.insert(session);
+    if (key[0] == 'b') survey.next_id = std::max(survey.next_id, FirstNumber(key) + 1);
+    if (key[0] == 'i') ++survey.snapshots;
+    if (key == "next_id" && value.size() == 8) survey.next_id = std::max(survey.next_id, NumberAt(value, 0));
+    if (key[0] == 'l') {
+      const absl::optional<LogChunk> chunk = DecodeChunk(value);
+      if (chunk.has_value()) survey.tokens += static_cast<int64_t>(chunk->token_ids.size());
+    }
+  }
+  std::vector<std::string> lost;
+  for (const auto& [key, row] : acknowledged.rows) {
+    const auto seal = seals.find(key);
+    absl::optional<uint32_t> stored;
+    if (seal != seals.end()) stored = seal->second;
+    if (!acknowledged.Agrees(key, stored)) lost.push_back(key);
+  }
+  for (const std::string& id : LostSessions(lost)) {
+    survey.sessions.insert(id);
+    survey.regressed[id] = "acknowledged changes of it are gone";
+  }
+  for (const std::string& id : survey.sessions) {
+    const auto session = sessions.find(id);
+    if (session == sessions.end()) {
+      survey.damaged[id] = "its row is gone";
+    } else {
+      survey.next_id = std::max(survey.next_id, session->second.lease().fencing_token() + 1);
+      const absl::Status status = CheckSession(survey, id, session->second);
+      if (!status.ok()) survey.damaged[id] = std::string(status.message());
+    }
+    if (survey.damaged.count(id) > 0) survey.regressed.erase(id);
+  }
+  // Reserved in blocks: what was reserved and not written may have been given out.
+  survey.next_id += 4096;
+}
+
+absl::Status CheckRecords(const std::string& data_dir, Survey& survey) {
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<common::Metrics> metrics, common::Metrics::Create(""));
+  common::SystemClock clock;
+  Database::Options options;
+  options.data_dir = data_dir;
+  options.journal = false;
+  absl::StatusOr<std::unique_ptr<Database>> database = absl::NotFoundError("no records");
+  if (std::filesystem::exists(data_dir + "/CURRENT")) database = Database::Open(options, metrics.get());
+  absl::StatusOr<std::unique_ptr<RocksdbRecordStore>> records = absl::NotFoundError("no records");
+  if (database.ok()) records = RocksdbRecordStore::Create(database->get(), &clock, metrics.get());
+  for (const auto& [key, value] : survey.rows) {
+    if (key[0] != 'p' && key[0] != 'm') continue;
+    v1::SnapshotManifest manifest;
+    if (!manifest.ParseFromString(value)) continue;
+    for (const v1::RecordInfo& info : manifest.records()) {
+      ++survey.records;
+      const absl::Status status = records.ok() ? (*records)->Get(info).status() : records.status();
+      if (status.ok()) continue;
+      ++survey.bad_records;
+      if (key[0] == 'm') {
+        survey.damaged[manifest.session_id()] = "the state that it was imported with is gone";
+      } else {
+        survey.stateless[manifest.session_id()] = absl::StrCat("the state at ", manifest.position(), " is damaged");
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<Survey> SurveyStore(const std::string& data_dir) {
+  RWKV_ASSIGN_OR_RETURN(const std::string scratch, CopyToScratch(data_dir));
+  const auto remove = absl::MakeCleanup([&] {
+    std::error_code ignored;
+    std::filesystem::remove_all(scratch, ignored);
+  });
+  Survey survey;
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<common::Metrics> metrics, common::Metrics::Create(""));
+  const AcknowledgedRows acknowledged = AckJournal(rocksdb::Env::Default(), data_dir).Read();
+  std::map<std::string, uint32_t> seals;
+  {
+    RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<Database> database,
+                          OpenScratch(scratch, metrics.get(), &survey.opening));
+    if (survey.opening.empty() && !database->lost_rows().empty()) {
+      survey.opening = absl::StrCat(database->lost_rows().size(), " acknowledged rows are missing or old");
+    }
+    RWKV_RETURN_IF_ERROR(ReadRows(*database, survey, seals));
+  }
+  CheckCatalog(acknowledged, seals, survey);
+  RWKV_RETURN_IF_ERROR(CheckRecords(scratch + "/records", survey));
+  return survey;
+}
+
+std::map<std::string, std::string> SurvivingRows(const Survey& survey) {
+  struct Use {
+    uint64_t begin = 0, end = 0;
+    bool head = false;
+  };
+  std::map<uint64_t, Use> branches;
+  std::map<std::string, std::string> rows;
+  std::map<std::string, SessionRow> kept;
+  for (const std::string& id : survey.sessions) {
+    SessionRow session;
+    if (survey.damaged.count(id) > 0 || !session.ParseFromString(survey.rows.at(SessionKey(id)))) continue;
+    const absl::StatusOr<std::vector<Part>> chain = Chain(survey, session);
+    if (!chain.ok()) continue;
+    for (const Part& part : *chain) {
+      Use& use = branches[part.branch];
+      use.begin = part.begin;
+      use.end = std::max(use.end, part.end);
+    }
+    branches[session.branch()].head = true;
+    const auto loss = survey.regressed.find(id);
+    if (loss != survey.regressed.end()) session.set_loss(loss->second);
+    if (session.idle_minute() != 0) rows[IdleKey(session.idle_minute(), id)] = "";
+    rows[SessionKey(id)] = session.SerializeAsString();
+    const std::string turns_end = TurnKey(id, UINT64_MAX);
+    for (auto turn = survey.rows.lower_bound(TurnKey(id, 0)); turn != survey.rows.end() && turn->first < turns_end;
+         ++turn) {
+      rows.insert(*turn);
+    }
+  }
+  for (const auto& [branch, use] : branches) {
+    BranchRow row;
+    row.ParseFromString(survey.rows.at(BranchKey(branch)));
+    row.set_is_head(use.head);
+    rows[BranchKey(branch)] = row.SerializeAsString();
+    if (row.parent() != 0) rows[EdgeKey(row.parent(), row.fork_position(), branch)] = "";
+    const uint64_t end = use.end;
+    const uint64_t id = branch;
+    const auto keep_snapshot = [&](const std::string& key, const std::string& value) {
+      v1::SnapshotManifest manifest;
+      if (!manifest.ParseFromString(value) || (key[0] == 'p' && SecondNumber(key) > end)) return;
+      rows[key] = value;
+      std::string at;
+      AppendNumber(at, id);
+      AppendNumber(at, manifest.position());
+      rows[SnapshotIdKey(manifest.snapshot_id())] = at;
+    };
+    ForBranch(survey.rows, 'p', branch, keep_snapshot);
+    ForBranch(survey.rows, 'm', branch, keep_snapshot);
+    ForBranch(survey.rows, 'l', branch, [&](const std::string& key, const std::string& value) {
+      const absl::optional<LogChunk> chunk = DecodeChunk(value);
+      if (!chunk.has_value() || SecondNumber(key) >= end) return;
+      const size_t tokens = std::min<uint64_t>(chunk->token_ids.size(), end - SecondNumber(key));
+      rows[key] = EncodeChunk(absl::MakeConstSpan(chunk->token_ids).first(tokens),
+                              absl::MakeConstSpan(chunk->logprobs).first(std::min(tokens, chunk->logprobs.size())));
+    });
+  }
+  return rows;
+}
+
+}  // namespace rwkv::state_store
