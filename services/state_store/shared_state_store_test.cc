@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -16,6 +17,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "services/common/metrics.h"
+#include "services/state_store/offline/repair.h"
 #include "services/state_store/records/s3/s3_client.h"
 #include "services/state_store/records/s3/s3_record_store.h"
 #include "services/state_store/rows/postgres/connection.h"
@@ -181,9 +183,9 @@ TEST_F(SharedStateStoreTest, ARowThatWasChangedIsDataLossAndNotOtherTokens) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease other, store.Create("t"));
   ASSERT_OK(store.AddTurn(other, "r", {7}, {8}));
   // Logs begin with their branch; that of "s" is the older one.
-  ASSERT_OK(Execute(
-      "UPDATE rwkv.rows SET value = set_byte(value, 1, get_byte(value, 1) # 1) WHERE key = (SELECT key FROM "
-      "rwkv.rows WHERE position('\\x4064616d616765006c'::bytea in key) = 1 ORDER BY key LIMIT 1)"));
+  ASSERT_OK(
+      Execute("UPDATE rwkv.rows SET value = set_byte(value, 1, get_byte(value, 1) # 1) WHERE key = (SELECT key FROM "
+              "rwkv.rows WHERE position('\\x4064616d616765006c'::bytea in key) = 1 ORDER BY key LIMIT 1)"));
   EXPECT_THAT(store.Tokens("s"), StatusIs(StatusCode::kDataLoss, HasSubstr("checksum")));
   EXPECT_THAT(store.Tokens("t"), IsOkAndHolds(ElementsAre(7, 8)));
 }
@@ -205,6 +207,56 @@ TEST_F(SharedStateStoreTest, WhatIsWrongWithTheDatabaseIsSaid) {
   EXPECT_THAT(PostgresRowStore::Open(Postgres()),
               StatusIs(StatusCode::kFailedPrecondition, HasSubstr("version 999, while this build knows")));
   ASSERT_OK(Execute("DELETE FROM rwkv.migrations WHERE version = 999"));
+}
+
+// --- From a folder ---------------------------------------------------------------------------------------------------
+
+TEST_F(SharedStateStoreTest, AMovedFolderIsServedAsItWas) {
+  std::string folder;
+  uint64_t fencing_token = 0;
+  {
+    TestStore from;
+    folder = from.data_dir();
+    ASSERT_OK_AND_ASSIGN(const v1::Lease lease, from.Create("s"));
+    fencing_token = lease.fencing_token();
+    ASSERT_OK(from.AddTurn(lease, "r", {1, 2, 3}, {4}));
+    ASSERT_OK(from.AddSnapshot(lease, "moved-x", 4));
+    ASSERT_OK(from.catalog().ForkSession("s", 2, "f"));
+    ASSERT_OK(from.Import("i", "moved-y", 3, {7, 8, 9}, true).status());
+  }
+  SharedStateStore::Options to;
+  to.catalog = Postgres();
+  to.records = S3();
+  to.tenant = "moved";
+  std::vector<std::string> said;
+  const auto say = [&](const std::string& line) { said.push_back(line); };
+  ASSERT_OK(MoveStore(folder, to, say));
+  EXPECT_THAT(said, ElementsAre(HasSubstr("3 sessions moved")));
+
+  TestStore store(Options("moved"));
+  EXPECT_OK(CheckCatalogRows(store.rows(), 8));
+  EXPECT_THAT(store.Tokens("s"), IsOkAndHolds(ElementsAre(1, 2, 3, 4)));
+  EXPECT_THAT(store.Tokens("f"), IsOkAndHolds(ElementsAre(1, 2)));
+  EXPECT_THAT(store.Tokens("i"), IsOkAndHolds(ElementsAre(7, 8, 9)));
+  for (const auto& [session, position] : {std::pair<const char*, uint64_t>{"s", 4}, {"i", 3}}) {
+    ASSERT_OK_AND_ASSIGN(const auto manifest, store.catalog().FindSnapshot(session, position, kTestModel));
+    ASSERT_TRUE(manifest.has_value()) << session;
+    EXPECT_EQ(manifest->position(), position);
+    EXPECT_GT(manifest->records_size(), 0);
+    for (const v1::RecordInfo& info : manifest->records()) EXPECT_OK(store.records().Get(info));
+  }
+  store.clock().Advance(absl::Hours(1));
+  // It goes on: numbers that were given are not given again.
+  ASSERT_OK_AND_ASSIGN(const LeaseGrant grant, store.catalog().AcquireLease("s", "router-1", "2", absl::Minutes(1)));
+  EXPECT_GT(grant.lease.fencing_token(), fencing_token);
+  ASSERT_OK(store.AddTurn(grant.lease, "q", {5}, {6}));
+  ASSERT_OK(store.catalog().ForkSession("s", 5, "g"));
+  EXPECT_THAT(store.Tokens("g"), IsOkAndHolds(ElementsAre(1, 2, 3, 4, 5)));
+  EXPECT_THAT(store.Tokens("f"), IsOkAndHolds(ElementsAre(1, 2)));
+  EXPECT_OK(CheckCatalogRows(store.rows(), 8));
+
+  EXPECT_THAT(MoveStore(folder, to, say), StatusIs(StatusCode::kFailedPrecondition, HasSubstr("sessions already")));
+  EXPECT_THAT(store.Tokens("g"), IsOkAndHolds(ElementsAre(1, 2, 3, 4, 5)));
 }
 
 // --- Records in S3 ----------------------------------------------------------------------------------------------------
