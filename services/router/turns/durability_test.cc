@@ -87,6 +87,26 @@ TEST(DurabilityTest, ALostAnswerOfTheStoreDoublesNoToken) {
   EXPECT_EQ(cluster.Log("s"), Concat(Prompt(1), answer.tokens));
 }
 
+// Whether the lost answer was a yes is asked again, too, when the store does not answer that.
+TEST(DurabilityTest, ALostAnswerAndALostLookupDoubleNoTokenAndEndNoTurn) {
+  FakeCluster cluster;
+  cluster.CreateSession("s");
+  cluster.pipeline().PauseSteps();
+  const FakeCluster::Call call = cluster.Start(SessionRequest("s", "a", Prompt(1), 40));
+  cluster.pipeline().AllowSteps(5);
+  ASSERT_TRUE(call.stream->WaitReceived(2));
+  cluster.store().LoseAnswersWith(absl::UnavailableError("connection reset"));
+  cluster.pipeline().AllowSteps(10);
+  ASSERT_TRUE(WaitUntil([&] { return cluster.Log("s").size() > 10 + call.stream->received().size(); }));
+  cluster.store().FailFindTurns(3, absl::UnavailableError("connection reset"));
+  cluster.store().LoseAnswersWith(absl::OkStatus());
+  cluster.pipeline().ResumeSteps();
+  const FakeCluster::Answer answer = cluster.Finish(call);
+  ASSERT_THAT(answer.status, IsOk());
+  EXPECT_THAT(answer.tokens, ElementsAreArray(FakeModel::Greedy(Prompt(1), 40, kVocabulary)));
+  EXPECT_EQ(cluster.Log("s"), Concat(Prompt(1), answer.tokens));
+}
+
 TEST(DurabilityTest, AStoreThatStaysAwayEndsTheTurnAndItCanBeResumed) {
   TurnManager::Options options;
   options.store_timeout = absl::Milliseconds(200);

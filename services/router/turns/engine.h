@@ -159,7 +159,7 @@ class TurnManager::Engine final : public Fleet::Listener {
   void SweepCommits();
   // On the committer's thread.
   std::vector<absl::Status> Commit(const v1::AppendTokensRequest& request, const std::vector<uint64_t>& turn_tokens);
-  bool WasAppended(const v1::AppendItem& item, uint64_t turn_tokens);
+  absl::StatusOr<bool> WasAppended(const v1::AppendItem& item, uint64_t turn_tokens, absl::Time deadline);
   void OnCommitted(const std::vector<CommitResult>& results, absl::Duration took);
   void SweepSessions();
   void SweepLeases();

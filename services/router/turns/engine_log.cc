@@ -261,9 +261,10 @@ std::vector<absl::Status> TurnManager::Engine::Commit(const v1::AppendTokensRequ
       for (int i = 0; i < request.items_size(); ++i) {
         statuses[i] = common::FromStatusProto(response->statuses(i));
         // The first attempt may have gone through although its answer was lost.
-        if (retried && !statuses[i].ok() && WasAppended(request.items(i), turn_tokens[i])) {
-          statuses[i] = absl::OkStatus();
-        }
+        if (!retried || statuses[i].ok()) continue;
+        const absl::StatusOr<bool> appended = WasAppended(request.items(i), turn_tokens[i], deadline);
+        if (!appended.ok()) statuses[i] = appended.status();  // Nobody knows; the store's refusal would be a guess.
+        if (appended.ok() && *appended) statuses[i] = absl::OkStatus();
       }
       return statuses;
     }
@@ -279,11 +280,19 @@ std::vector<absl::Status> TurnManager::Engine::Commit(const v1::AppendTokensRequ
   }
 }
 
-bool TurnManager::Engine::WasAppended(const v1::AppendItem& item, uint64_t turn_tokens) {
+absl::StatusOr<bool> TurnManager::Engine::WasAppended(const v1::AppendItem& item, uint64_t turn_tokens,
+                                                      absl::Time deadline) {
   v1::FindTurnRequest find;
   find.set_session_id(item.lease().session_id());
   find.set_request_id(item.request_id());
-  const absl::StatusOr<v1::FindTurnResponse> found = catalog_->FindTurn(find, StoreDeadline());
+  absl::Duration backoff = kMinCommitBackoff;
+  absl::StatusOr<v1::FindTurnResponse> found = catalog_->FindTurn(find, std::min(deadline, StoreDeadline()));
+  while (!found.ok() && MayHaveHappened(found.status())) {
+    if (absl::Now() + backoff >= deadline || stopping_) return found.status();
+    absl::SleepFor(backoff);
+    backoff = std::min(2 * backoff, kMaxCommitBackoff);
+    found = catalog_->FindTurn(find, std::min(deadline, StoreDeadline()));
+  }
   if (!found.ok() || !found->has_turn()) return false;
   const bool ended = found->turn().state() == v1::TURN_STATE_FINISHED;
   const bool wants_end = item.finish_reason() != v1::FINISH_REASON_UNSPECIFIED;

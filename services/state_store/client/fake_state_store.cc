@@ -95,6 +95,12 @@ void FakeStateStore::FailGetRecords(int count, absl::Status status) {
   fail_get_records_with_ = std::move(status);
 }
 
+void FakeStateStore::FailFindTurns(int count, absl::Status status) {
+  absl::MutexLock lock(&mu_);
+  failing_find_turns_ = count;
+  fail_find_turns_with_ = std::move(status);
+}
+
 std::shared_ptr<grpc::Channel> FakeStateStore::channel() const { return server_->channel; }
 
 template <typename Result, typename Call>
@@ -187,6 +193,13 @@ absl::StatusOr<v1::AppendTokensResponse> FakeStateStore::AppendTokens(const v1::
 }
 
 absl::StatusOr<v1::FindTurnResponse> FakeStateStore::FindTurn(const v1::FindTurnRequest& request, absl::Time deadline) {
+  {
+    absl::MutexLock lock(&mu_);
+    if (failing_find_turns_ > 0) {
+      --failing_find_turns_;
+      return fail_find_turns_with_;
+    }
+  }
   return Run<absl::StatusOr<v1::FindTurnResponse>>([&] { return catalog_->FindTurn(request, deadline); });
 }
 

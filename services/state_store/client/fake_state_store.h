@@ -42,6 +42,9 @@ class FakeStateStore final : public CatalogClient, public RecordsClient {
   // The next `count` calls of GetRecord fail with `status`.
   void FailGetRecords(int count, absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
 
+  // The next `count` calls of FindTurn fail with `status`.
+  void FailFindTurns(int count, absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
+
   // FailWith() for ImportSession alone.
   void FailImportsWith(absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
 
@@ -107,6 +110,8 @@ class FakeStateStore final : public CatalogClient, public RecordsClient {
   absl::Status lose_import_answers_with_ ABSL_GUARDED_BY(mu_);
   absl::Status fail_appends_with_ ABSL_GUARDED_BY(mu_);
   absl::Status fail_drops_with_ ABSL_GUARDED_BY(mu_);
+  int failing_find_turns_ ABSL_GUARDED_BY(mu_) = 0;
+  absl::Status fail_find_turns_with_ ABSL_GUARDED_BY(mu_);
   int failing_get_records_ ABSL_GUARDED_BY(mu_) = 0;
   absl::Status fail_get_records_with_ ABSL_GUARDED_BY(mu_);
 };
