@@ -298,7 +298,10 @@ until state=$("$data_dir/bin/rwkvctl" --router "$router" status --json 2>/dev/nu
   for name in $(process_names); do
     is_running "$name" || fail_start "$name" "died"
   done
-  if ((SECONDS >= deadline)); then die "the pipeline does not serve after $start_seconds s: ${state:-no answer}"; fi
+  if ((SECONDS >= deadline)); then
+    "$data_dir/bin/rwkvctl" --router "$router" status >/dev/null || true  # It says why.
+    die "the pipeline does not serve after $start_seconds s: ${state:-no answer}"
+  fi
   sleep 0.05
 done
 trap - INT TERM

@@ -163,6 +163,8 @@ TEST_F(RwkvctlTest, WrongUsageIsOneLineAndStatus2) {
       {{"generate", "--prompt", "a", "--stop", "\xFF"}, "UTF-8"},
       {{"generate", "--tokens", "1,,2"}, "--tokens"},
       {{"generate", "--router", "nowhere", "--prompt", "a"}, "--router"},
+      {{"status", "--router", "h:1,nowhere"}, "\"nowhere\""},
+      {{"status", "--router", "h:1,"}, "--router"},
       {{"logits", "--tokens", "1"}, "--out"},
       {{"logits", "--out", "f"}, "--tokens"},
       {{"state", "--out", "f"}, "--session"},
@@ -267,6 +269,7 @@ TEST_F(RwkvctlTest, TheClusterThatRunsIsTheDefault) {
   EXPECT_EQ(Call({"status"}), 1);
   EXPECT_THAT(err_, AllOf(HasSubstr("run.sh"), HasSubstr("--router")));
   EXPECT_EQ(Call({"status", "--router", "10.0.0.1:5"}), 0);
+  EXPECT_EQ(Call({"status", "--router", "10.0.0.1:5,[::1]:6"}), 0);
 }
 
 TEST_F(RwkvctlTest, GenerateStreamsTextAsItIs) {
