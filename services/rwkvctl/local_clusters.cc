@@ -16,6 +16,13 @@
 
 namespace rwkv::rwkvctl {
 
+absl::Status CheckRouters(absl::string_view routers) {
+  for (const absl::string_view address : absl::StrSplit(routers, ',')) {
+    if (absl::Status status = common::ParseHostPort(address).status(); !status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
 uint64_t StartTicks(int64_t pid) {
   std::ifstream file(absl::StrCat("/proc/", pid, "/stat"));
   const std::string stat{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
@@ -44,7 +51,7 @@ std::vector<LocalCluster> RunningClusters(const std::string& folder) {
     }
     int64_t pid = 0;
     uint64_t started = 0;
-    if (!common::ParseHostPort(values["router"]).ok() || !absl::SimpleAtoi(values["pid"], &pid) || pid < 1 ||
+    if (!CheckRouters(values["router"]).ok() || !absl::SimpleAtoi(values["pid"], &pid) || pid < 1 ||
         !absl::SimpleAtoi(values["started"], &started) || started == 0 || StartTicks(pid) != started) {
       continue;
     }

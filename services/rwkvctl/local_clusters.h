@@ -1,7 +1,7 @@
 // Which clusters run on this machine. deploy/local/run.sh writes a file for each into one folder and stop.sh removes
 // it; lines KEY=VALUE:
-//   router      HOST:PORT
-//   pid         of the router
+//   router      HOST:PORT, several by commas
+//   pid         of the first router
 //   started     when that process began, in clock ticks since boot (/proc/PID/stat, field 22); with the pid it names a
 //               process for good, so that the file of a cluster that crashed is recognised
 //   data_dir    the cluster's folder
@@ -12,7 +12,9 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 
 namespace rwkv::rwkvctl {
@@ -23,11 +25,14 @@ struct LocalCluster {
   std::string model;
 };
 
+// kInvalidArgument: not addresses by commas.
+absl::Status CheckRouters(absl::string_view routers);
+
 // Those whose router's process is alive, by address. A file that says something else than the above is passed over, and
 // a folder that is not there holds none.
 std::vector<LocalCluster> RunningClusters(const std::string& folder);
 
-// The router of the only one. kNotFound: none runs. kFailedPrecondition: several do; lists them.
+// The router, or routers, of the only one. kNotFound: none runs. kFailedPrecondition: several do; lists them.
 absl::StatusOr<std::string> OnlyRouter(absl::Span<const LocalCluster> clusters);
 
 // When a process began, as above; 0: there is none of that number, or a dead one that nobody has waited for.

@@ -45,9 +45,11 @@ TEST_F(LocalClustersTest, TheOnlyOneThatRunsIsTaken) {
   // Another was started later and has stopped: its file is gone; or it crashed, and its file stays.
   Write("b", "127.0.0.1:2", getpid(), StartTicks(getpid()) + 1);
   EXPECT_THAT(Router(), IsOkAndHolds("127.0.0.1:1"));
+  Write("a", "127.0.0.1:1,127.0.0.1:4", getpid(), StartTicks(getpid()));
+  EXPECT_THAT(Router(), IsOkAndHolds("127.0.0.1:1,127.0.0.1:4"));
   Write("c", "127.0.0.1:3", getppid(), StartTicks(getppid()));
   EXPECT_THAT(Router(), StatusIs(absl::StatusCode::kFailedPrecondition,
-                                 AllOf(HasSubstr("--router 127.0.0.1:1 (/m=1/a.pth, in /data/a)"),
+                                 AllOf(HasSubstr("--router 127.0.0.1:1,127.0.0.1:4 (/m=1/a.pth, in /data/a)"),
                                        HasSubstr("--router 127.0.0.1:3"), ::testing::Not(HasSubstr("127.0.0.1:2")))));
 }
 

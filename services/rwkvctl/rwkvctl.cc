@@ -5,10 +5,8 @@
 #include "absl/status/status.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
 #include "absl/strings/str_replace.h"
 #include "absl/types/optional.h"
-#include "services/common/address.h"
 #include "services/common/grpc_status.h"
 #include "services/rwkvctl/chat_command.h"
 #include "services/rwkvctl/convert_command.h"
@@ -108,10 +106,7 @@ int Run(const std::vector<std::string>& arguments, const Environment& environmen
                   "where the router listens, or several of one cluster (default: the local cluster that runs)",
                   [&router](const std::string& value) {
                     router = value;
-                    for (const absl::string_view one : absl::StrSplit(value, ',')) {
-                      if (absl::Status status = common::ParseHostPort(one).status(); !status.ok()) return status;
-                    }
-                    return absl::OkStatus();
+                    return CheckRouters(value);
                   });
     set.AddString("tls-authorities", "FILE",
                   "PEM: whose certificates are believed; with it the connection is encrypted", &security.authorities);
