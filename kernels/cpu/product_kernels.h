@@ -33,8 +33,13 @@ constexpr int kManyTileRows = 2;
 constexpr int kStreams = 2;
 #endif
 
-// Up to so many rows are one tile, and the weights are widened as they are read from memory.
-constexpr int kFewRows = kAccumulators / 2;
+// Up to so many rows the weights are widened as they are read, from memory by the first tile of rows.
+constexpr int kFewTileRows = kAccumulators / 2;
+#if defined(__AVX512F__)
+constexpr int kFewRows = kFewTileRows;
+#else
+constexpr int kFewRows = 2 * kFewTileRows;
+#endif
 
 // Outputs of a tile.
 constexpr int TileOutputs(int64_t rows) {
@@ -56,7 +61,8 @@ constexpr int64_t kPanelsOfPart = 2;
 struct RowTiles {
   explicit RowTiles(const MatmulArgs& args)
       : rows(args.rows),
-        tiles(args.rows <= kFewRows ? 1 : (args.rows + kManyTileRows - 1) / kManyTileRows),
+        tiles(args.rows <= kFewRows ? (args.rows + kFewTileRows - 1) / kFewTileRows
+                                    : (args.rows + kManyTileRows - 1) / kManyTileRows),
         inputs(args.weight.cols),
         padded((inputs + kLanes - 1) / kLanes * kLanes) {}
 
@@ -193,7 +199,8 @@ RWKV_INLINE void ComputeTileOfRows(const MatmulArgs& args, int64_t rows, const T
 struct FewRows {
   explicit FewRows(const MatmulArgs& args) {
     outputs = args.weight.rows;
-    streams = TileOutputs(args.rows);
+    const int64_t tiles = RowTiles(args).tiles;
+    streams = TileOutputs((args.rows + tiles - 1) / tiles);  // Of all tiles alike, though one may be a row smaller.
     step = outputs / streams;
     const int64_t size = kPartBytes / (streams * RowBytes(args.weight));
     part = size < 1 ? 1 : size;
@@ -209,15 +216,21 @@ struct FewRows {
 template <typename Weights>
 void MatmulFewRows(const MatmulArgs& args, int64_t part) {
   const FewRows cut(args);
-  const float* const x = RowTiles(args).Tile(args, 0);
+  const RowTiles rows(args);
   const int64_t begin = part * cut.part;
   const int64_t end = begin + cut.part < cut.step ? begin + cut.part : cut.step;
   for (int64_t o = begin; o < end; ++o) {
-    ComputeTileOfRows<Weights, kFewRows>(args, args.rows, {x, 0, o, cut.step, args.weight, o});
+    for (int64_t i = 0; i < rows.tiles; ++i) {
+      const Tile tile = {rows.Tile(args, i), rows.Begin(i), o, cut.step, args.weight, o};
+      ComputeTileOfRows<Weights, kFewTileRows>(args, rows.Begin(i + 1) - rows.Begin(i), tile);
+    }
   }
   if (part != cut.parts - 1) return;
   for (int64_t o = cut.step * cut.streams; o < cut.outputs; ++o) {
-    ComputeTileOfRows<Weights, kFewRows, 1>(args, args.rows, {x, 0, o, 1, args.weight, o});
+    for (int64_t i = 0; i < rows.tiles; ++i) {
+      const Tile tile = {rows.Tile(args, i), rows.Begin(i), o, 1, args.weight, o};
+      ComputeTileOfRows<Weights, kFewTileRows, 1>(args, rows.Begin(i + 1) - rows.Begin(i), tile);
+    }
   }
 }
 
