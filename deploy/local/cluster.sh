@@ -3,6 +3,7 @@
 #
 # A cluster's folder (--data-dir) holds
 #   state/          the state store's data: sessions, token logs, snapshots
+#   tls/            with --tls: certificates and an API key, as make_certificates.sh writes them
 #   logs/           one file a process
 #   bin/            the programs it runs, copied at the start so that a later build changes nothing under it
 #   run/            port files
@@ -32,9 +33,10 @@ declare -A cluster=()
 
 # What a call asks for, by setting; unset: it does not say.
 #   model; routers, pipelines, and the stages of each; tokenizer (unset: run.sh looks for it); lora and lora_alpha;
-#   group_norm_eps; device; threads; initial_state: NAME=FILE,...
+#   group_norm_eps; device; threads; initial_state: NAME=FILE,...; tls: on
 declare -A given=()
-readonly settings=(model tokenizer routers pipelines stages lora lora_alpha group_norm_eps device threads initial_state)
+readonly settings=(model tokenizer routers pipelines stages lora lora_alpha group_norm_eps device threads initial_state
+  tls)
 
 # differing_settings: what the cluster has otherwise than `given` asks; empty: nothing.
 differing_settings() {
@@ -47,10 +49,11 @@ differing_settings() {
   echo "$text"
 }
 
-# inherit_settings: what `given` leaves open is as the cluster had it; with another model only how many processes.
+# inherit_settings: what `given` leaves open is as the cluster had it; with another model only how many processes, and
+# whether with TLS.
 inherit_settings() {
   local key keys=("${settings[@]}")
-  if [[ -n ${given[model]:-} && ${given[model]} != "${cluster[model]}" ]]; then keys=(routers pipelines stages); fi
+  if [[ -n ${given[model]:-} && ${given[model]} != "${cluster[model]}" ]]; then keys=(routers pipelines stages tls); fi
   for key in "${keys[@]}"; do
     if [[ -z ${given[$key]:-} && -n ${cluster[$key]:-} ]]; then given[$key]=${cluster[$key]}; fi
   done
@@ -64,6 +67,14 @@ worker_flags() {
   if [[ -n ${cluster[device]:-} ]]; then echo "--device=${cluster[device]}"; fi
   if [[ -n ${cluster[threads]:-} ]]; then echo "--threads=${cluster[threads]}"; fi
   if [[ -n ${cluster[initial_state]:-} ]]; then echo "--initial_states=${cluster[initial_state]}"; fi
+}
+
+# tls_flags DIR ROLE: what a process needs for TLS, a flag a line; nothing without TLS. The role is as in
+# make_certificates.sh.
+tls_flags() {
+  [[ -n ${cluster[tls]:-} ]] || return 0
+  printf '%s\n' "--tls_certificate=$1/tls/$2/tls.crt" "--tls_key=$1/tls/$2/tls.key" "--tls_authorities=$1/tls/$2/ca.crt"
+  [[ $2 != router ]] || echo "--api_keys=$1/tls/api_keys"
 }
 
 # load_cluster DIR: fills `cluster`; false if there is no cluster.env.
@@ -107,8 +118,11 @@ announce_cluster() {
   file=$clusters/$(cluster_id "$1")
   mkdir -p "$clusters"
   printf '%s\n' "router=$(routers)" "pid=${cluster[router-0.pid]}" \
-    "started=${cluster[router-0.started]}" "data_dir=$1" "model=${cluster[model]}" >"$file.new" &&
-    mv "$file.new" "$file"
+    "started=${cluster[router-0.started]}" "data_dir=$1" "model=${cluster[model]}" >"$file.new"
+  if [[ -n ${cluster[tls]:-} ]]; then
+    printf '%s\n' "tls_authorities=$1/tls/client/ca.crt" "api_key_file=$1/tls/api_key" >>"$file.new"
+  fi
+  mv "$file.new" "$file"
 }
 withdraw_cluster() { rm -f "$clusters/$(cluster_id "$1")"; }
 cluster_id() { sha1sum <<<"$1" | cut -c 1-16; }

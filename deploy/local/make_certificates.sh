@@ -6,6 +6,8 @@
 #   DIR      gets ROLE/tls.crt, ROLE/tls.key and ROLE/ca.crt for router, worker, state-store, operator and client, and
 #            authority/, whose key signs them: keep that one elsewhere. Called again it signs new ones, valid for 90
 #            days, by the same authority; processes read them again while they run.
+#            And api_key, an API key with the role operator, which rwkvctl shows by --api-key-file, beside api_keys with
+#            its hash, for the router's --api_keys. Both stay as they are when called again.
 #   NAME...  what clients call the routers, besides localhost, 127.0.0.1, router and routers
 #
 # For Kubernetes, of each ROLE:
@@ -64,3 +66,11 @@ issue worker worker ""
 issue state-store store ""
 issue operator operator ""
 issue client client ""
+
+if [[ ! -f $directory/api_key || ! -f $directory/api_keys ]]; then
+  openssl rand -hex 32 >"$directory/.api_key.new"
+  hash=$(tr -d '\n' <"$directory/.api_key.new" | sha256sum | cut -d ' ' -f 1)
+  echo "sha256:$hash name=operator role=operator" >"$directory/.api_keys.new"
+  mv "$directory/.api_keys.new" "$directory/api_keys"
+  mv "$directory/.api_key.new" "$directory/api_key"
+fi

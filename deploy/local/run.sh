@@ -4,8 +4,8 @@
 #
 #   deploy/local/run.sh [--model PATH] [--tokenizer FILE] [--routers R] [--pipelines P] [--stages S]
 #                       [--data-dir DIR] [--lora FILE --lora-alpha A]
-#                       [--initial-state NAME=FILE]... [--group-norm-eps X] [--device NAME] [--threads N]
-#                       [PROMPT]
+#                       [--initial-state NAME=FILE]... [--group-norm-eps X] [--device NAME] [--threads N] [--tls]
+#                       [--programs DIR] [PROMPT]
 #
 #   --model PATH    an RWKV checkpoint: .pth, .safetensors, GGUF or .bin of rwkv.cpp; of one in several files the
 #                   folder, the index or a part. Default: the small model in deploy/demo_model
@@ -25,6 +25,9 @@
 #                   epsilon of the group norm behind the recurrence; 1e-5 for what rwkv.cpp computes of an RWKV-5
 #   --device NAME   what the workers compute on, as their own --device (default: auto, the fastest here)
 #   --threads N     threads of each worker's CPU device (1 to 1024; default: the processors that it may use)
+#   --tls           every connection encrypted, with certificates on both sides, and an API key for clients, all made by
+#                   make_certificates.sh in DIR/tls; rwkvctl finds them
+#   --programs DIR  installs and builds nothing: DIR has state_store, worker, router and rwkvctl
 #   --data-dir DIR  where sessions and logs live (default: ~/.local/share/rwkv-serving/default)
 #   PROMPT          streams the model's answer on standard output; everything else goes to standard error
 #
@@ -40,7 +43,7 @@ readonly start_seconds=300 # For one process to come up; a large model takes lon
 exec 3>&1 1>&2 # Standard output is for the answer alone.
 
 # ---- Arguments. -----------------------------------------------------------------------------------------------------
-data_dir=$default_data_dir prompt='' has_prompt=false
+data_dir=$default_data_dir prompt='' has_prompt=false programs=''
 set_prompt() {
   $has_prompt && usage_error "more than one prompt: '$1'; quote it"
   prompt=$1 has_prompt=true
@@ -92,6 +95,10 @@ set_flag() {
       [[ ${given[initial_state]} != *,* ]] || usage_error "$1 '$2' has a comma in its path"
       given[initial_state]=${others:+$others,}${2%%=*}=${given[initial_state]}
       ;;
+    --programs)
+      [[ -x $2/router ]] || usage_error "$1 '$2' has no program 'router'"
+      programs=$(cd "$2" && pwd -P)
+      ;;
     --data-dir)
       [[ -n $2 && $2 != *$'\n'* ]] || usage_error "$1 '$2' is no path"
       data_dir=$2
@@ -110,6 +117,7 @@ while [[ $# -gt 0 ]]; do
       for argument in "$@"; do set_prompt "$argument"; done
       break
       ;;
+    --tls) given[tls]=on ;;
     --*=*) set_flag "${1%%=*}" "${1#*=}" ;;
     -*)
       set_flag "$1" "${2:-}"
@@ -123,15 +131,18 @@ done
 if $has_prompt && [[ -z $prompt ]]; then usage_error "the prompt is empty"; fi
 
 # ---- Install and build. ---------------------------------------------------------------------------------------------
-"$here/setup.sh"
-say "building (minutes the first time, seconds afterwards)"
 readonly binaries=(state_store worker router rwkvctl)
-cd "$root"
-# Bazel's server stays behind: with descriptor 3 it would keep whoever reads the answer waiting for its end.
-bazel build --show_progress --show_progress_rate_limit=10 --curses=no \
-  //services/state_store //services/worker //services/router //services/rwkvctl 3>&- ||
-  die "the build failed"
-readonly built=$root/.bazel/bin
+if [[ -z $programs ]]; then
+  "$here/setup.sh"
+  say "building (minutes the first time, seconds afterwards)"
+  cd "$root"
+  # Bazel's server stays behind: with descriptor 3 it would keep whoever reads the answer waiting for its end.
+  bazel build --show_progress --show_progress_rate_limit=10 --curses=no \
+    //services/state_store //services/worker //services/router //services/rwkvctl 3>&- ||
+    die "the build failed"
+fi
+# built NAME: where the program is.
+built() { if [[ -n $programs ]]; then echo "$programs/$1"; else echo "$root/.bazel/bin/services/$1/$1"; fi; }
 
 mkdir -p "$data_dir" || die "cannot create $data_dir"
 data_dir=$(cd "$data_dir" && pwd -P)
@@ -194,13 +205,26 @@ trap 'trap "" INT TERM; say "interrupted"; undo_start; exit 130' INT TERM
 # address KIND NAME: where NAME listened before, or any free port.
 address() { echo "${cluster[$2.$1]:-127.0.0.1:0}"; }
 
+# make_certificates: what DIR/tls lacks, or what expires within a month; running processes take it up.
+make_certificates() {
+  [[ -n ${cluster[tls]:-} ]] || return 0
+  if [[ -f $data_dir/tls/api_key ]] &&
+    openssl x509 -checkend 2592000 -noout -in "$data_dir/tls/client/tls.crt" >/dev/null 2>&1; then
+    return
+  fi
+  say "making certificates and an API key in $data_dir/tls"
+  "$here/make_certificates.sh" "$data_dir/tls" || die "cannot make certificates"
+}
+
 start_state_store() {
+  local tls
+  mapfile -t tls < <(tls_flags "$data_dir" state-store)
   start state_store-0 --listen="$(address grpc state_store-0)" --metrics_listen="$(address metrics state_store-0)" \
-    --data_dir="$data_dir/state"
+    --data_dir="$data_dir/state" "${tls[@]}"
 }
 start_worker() {
   local flags
-  mapfile -t flags < <(worker_flags)
+  mapfile -t flags < <(worker_flags; tls_flags "$data_dir" worker)
   start "worker-$1" --listen="$(address grpc "worker-$1")" --metrics_listen="$(address metrics "worker-$1")" \
     --stage="$(($1 % cluster[stages]))/${cluster[stages]}" \
     --state_store="${cluster[state_store-0.grpc]}" "${flags[@]}"
@@ -224,11 +248,13 @@ tokenizers_of() {
   (IFS=,; echo "${files[*]}")
 }
 start_router() {
-  local workers=() i
+  local workers=() tls i
+  mapfile -t tls < <(tls_flags "$data_dir" router)
   for ((i = 0; i < cluster[pipelines] * cluster[stages]; ++i)); do workers+=("${cluster[worker-$i.grpc]}"); done
   start "router-$1" --listen="$(address grpc "router-$1")" --metrics_listen="$(address metrics "router-$1")" \
     --workers="$(IFS=,; echo "${workers[*]}")" --state_store="${cluster[state_store-0.grpc]}" \
-    --tokenizer="${cluster[tokenizer]:-$(tokenizers_of "${cluster[model]}")}" --allow_logits
+    --tokenizer="${cluster[tokenizer]:-$(tokenizers_of "${cluster[model]}")}" --allow_logits \
+    "${tls[@]}"
 }
 start_by_name() {
   case $1 in
@@ -253,9 +279,10 @@ if ((running > 0)); then
   [[ -z $differs ]] ||
     die "a cluster with $differs runs in $data_dir; stop it first: $here/stop.sh --data-dir $data_dir"
   for binary in "${binaries[@]}"; do
-    cmp -s "$built/services/$binary/$binary" "$data_dir/bin/$binary" ||
+    cmp -s "$(built "$binary")" "$data_dir/bin/$binary" ||
       { say "note: the running cluster was built from other sources; stop and start it to run these"; break; }
   done
+  make_certificates
   all=$(process_names | wc -l)
   if ((running == all)); then
     say "the cluster is running already: model ${cluster[model]}, ${cluster[stages]} stages"
@@ -271,9 +298,10 @@ else
   cluster=([model]=$default_model [stages]=$default_stages [pipelines]=$default_pipelines [routers]=$default_routers)
   for key in "${!given[@]}"; do cluster[$key]=${given[$key]}; done
   for binary in "${binaries[@]}"; do
-    install -m 755 "$built/services/$binary/$binary" "$data_dir/bin/$binary.new" || die "cannot copy to $data_dir/bin"
+    install -m 755 "$(built "$binary")" "$data_dir/bin/$binary.new" || die "cannot copy to $data_dir/bin"
     mv "$data_dir/bin/$binary.new" "$data_dir/bin/$binary"
   done
+  make_certificates
   say "starting ${cluster[pipelines]} x ${cluster[stages]} stages of ${cluster[model]}; logs in $data_dir/logs"
   for name in $(process_names); do start_by_name "$name"; done
 fi
@@ -282,7 +310,10 @@ fi
 
 # ---- Until the pipelines serve. -------------------------------------------------------------------------------------
 router=$(routers)
-readonly router
+call=("$data_dir/bin/rwkvctl" --router "$router")
+[[ -z ${cluster[tls]:-} ]] ||
+  call+=(--tls-authorities "$data_dir/tls/client/ca.crt" --api-key-file "$data_dir/tls/api_key")
+readonly router call
 # "serving" when some router serves and each pipeline is driven, else what the first router says.
 readonly read_state='
 import json, sys
@@ -292,14 +323,14 @@ lanes = len(status["lanes"])
 missing = f"{lanes} of {sys.argv[1]} pipelines are driven"
 print(status["pipeline_state"] if not serving else "serving" if lanes == int(sys.argv[1]) else missing)'
 deadline=$((SECONDS + start_seconds))
-until state=$("$data_dir/bin/rwkvctl" --router "$router" status --json 2>/dev/null |
+until state=$("${call[@]}" status --json 2>/dev/null |
   python3 -c "$read_state" "${cluster[pipelines]}" 2>/dev/null) &&
   [[ $state == serving ]]; do
   for name in $(process_names); do
     is_running "$name" || fail_start "$name" "died"
   done
   if ((SECONDS >= deadline)); then
-    "$data_dir/bin/rwkvctl" --router "$router" status >/dev/null || true  # It says why.
+    "${call[@]}" status >/dev/null || true  # It says why.
     die "the pipeline does not serve after $start_seconds s: ${state:-no answer}"
   fi
   sleep 0.05
@@ -314,5 +345,5 @@ if $has_prompt; then
   # Drawn greedily, what so small a model says goes round in circles. The seed: the same answer each time.
   [[ ${cluster[model]} != "$default_model" ]] ||
     how=(--temperature 0.9 --top-p 0.6 --presence-penalty 0.4 --frequency-penalty 0.4 --seed 15)
-  exec "$data_dir/bin/rwkvctl" --router "$router" generate --prompt "$prompt" "${how[@]}" >&3 3>&-
+  exec "${call[@]}" generate --prompt "$prompt" "${how[@]}" >&3 3>&-
 fi

@@ -55,24 +55,38 @@ std::vector<LocalCluster> RunningClusters(const std::string& folder) {
         !absl::SimpleAtoi(values["started"], &started) || started == 0 || StartTicks(pid) != started) {
       continue;
     }
-    clusters.push_back({values["router"], values["data_dir"], values["model"]});
+    clusters.push_back(
+        {values["router"], values["data_dir"], values["model"], values["tls_authorities"], values["api_key_file"]});
   }
   std::sort(clusters.begin(), clusters.end(),
             [](const LocalCluster& a, const LocalCluster& b) { return a.router < b.router; });
   return clusters;
 }
 
-absl::StatusOr<std::string> OnlyRouter(absl::Span<const LocalCluster> clusters) {
+absl::StatusOr<LocalCluster> OnlyCluster(absl::Span<const LocalCluster> clusters) {
   if (clusters.empty()) {
     return absl::NotFoundError("no cluster runs here: start one with deploy/local/run.sh, or give --router HOST:PORT");
   }
-  if (clusters.size() == 1) return clusters[0].router;
+  if (clusters.size() == 1) return clusters[0];
   std::string list;
   for (const LocalCluster& cluster : clusters) {
     absl::StrAppend(&list, list.empty() ? "" : "; ", "--router ", cluster.router, " (", cluster.model, ", in ",
                     cluster.data_dir, ")");
   }
   return absl::FailedPreconditionError(absl::StrCat(clusters.size(), " clusters run here, name one: ", list));
+}
+
+const LocalCluster* ClusterOf(absl::string_view routers, absl::Span<const LocalCluster> clusters) {
+  for (const LocalCluster& cluster : clusters) {
+    const std::vector<absl::string_view> known = absl::StrSplit(cluster.router, ',');
+    const std::vector<absl::string_view> asked = absl::StrSplit(routers, ',');
+    if (std::all_of(asked.begin(), asked.end(), [&known](absl::string_view address) {
+          return std::find(known.begin(), known.end(), address) != known.end();
+        })) {
+      return &cluster;
+    }
+  }
+  return nullptr;
 }
 
 }  // namespace rwkv::rwkvctl

@@ -6,6 +6,8 @@
 //               process for good, so that the file of a cluster that crashed is recognised
 //   data_dir    the cluster's folder
 //   model       the file it serves
+//   tls_authorities, api_key_file
+//               with TLS: whose certificates are believed, and the file of the API key to show
 #pragma once
 
 #include <cstdint>
@@ -23,6 +25,8 @@ struct LocalCluster {
   std::string router;
   std::string data_dir;
   std::string model;
+  std::string tls_authorities;  // Empty: without TLS; api_key_file too then.
+  std::string api_key_file;
 };
 
 // kInvalidArgument: not addresses by commas.
@@ -32,8 +36,11 @@ absl::Status CheckRouters(absl::string_view routers);
 // a folder that is not there holds none.
 std::vector<LocalCluster> RunningClusters(const std::string& folder);
 
-// The router, or routers, of the only one. kNotFound: none runs. kFailedPrecondition: several do; lists them.
-absl::StatusOr<std::string> OnlyRouter(absl::Span<const LocalCluster> clusters);
+// The only one. kNotFound: none runs. kFailedPrecondition: several do; lists them.
+absl::StatusOr<LocalCluster> OnlyCluster(absl::Span<const LocalCluster> clusters);
+
+// The one that every router of `routers`, addresses by commas, is of; null: there is none.
+const LocalCluster* ClusterOf(absl::string_view routers, absl::Span<const LocalCluster> clusters);
 
 // When a process began, as above; 0: there is none of that number, or a dead one that nobody has waited for.
 uint64_t StartTicks(int64_t pid);

@@ -7,8 +7,10 @@
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -33,7 +35,11 @@ class LocalClustersTest : public ::testing::Test {
     std::ofstream(folder_ + "/" + name) << "router=" << router << "\npid=" << pid << "\nstarted=" << started
                                         << "\ndata_dir=/data/" << name << "\nmodel=/m=1/" << name << ".pth\n";
   }
-  absl::StatusOr<std::string> Router() { return OnlyRouter(RunningClusters(folder_)); }
+  absl::StatusOr<std::string> Router() {
+    const absl::StatusOr<LocalCluster> only = OnlyCluster(RunningClusters(folder_));
+    if (!only.ok()) return only.status();
+    return only->router;
+  }
 
   const std::string folder_;
 };
@@ -51,6 +57,24 @@ TEST_F(LocalClustersTest, TheOnlyOneThatRunsIsTaken) {
   EXPECT_THAT(Router(), StatusIs(absl::StatusCode::kFailedPrecondition,
                                  AllOf(HasSubstr("--router 127.0.0.1:1,127.0.0.1:4 (/m=1/a.pth, in /data/a)"),
                                        HasSubstr("--router 127.0.0.1:3"), ::testing::Not(HasSubstr("127.0.0.1:2")))));
+}
+
+TEST_F(LocalClustersTest, TheClusterOfAnAddressIsFound) {
+  Write("a", "127.0.0.1:1,127.0.0.1:4", getpid(), StartTicks(getpid()));
+  Write("b", "127.0.0.1:3", getpid(), StartTicks(getpid()));
+  std::ofstream(folder_ + "/b", std::ios::app) << "tls_authorities=/b/ca.crt\napi_key_file=/b/api_key\n";
+  const std::vector<LocalCluster> clusters = RunningClusters(folder_);
+  const LocalCluster* const a = ClusterOf("127.0.0.1:4", clusters);
+  ASSERT_NE(a, nullptr);
+  EXPECT_EQ(a->data_dir, "/data/a");
+  EXPECT_EQ(a->tls_authorities, "");
+  const LocalCluster* const b = ClusterOf("127.0.0.1:3", clusters);
+  ASSERT_NE(b, nullptr);
+  EXPECT_EQ(b->tls_authorities, "/b/ca.crt");
+  EXPECT_EQ(b->api_key_file, "/b/api_key");
+  EXPECT_NE(ClusterOf("127.0.0.1:4,127.0.0.1:1", clusters), nullptr);
+  EXPECT_EQ(ClusterOf("127.0.0.1:1,127.0.0.1:3", clusters), nullptr);
+  EXPECT_EQ(ClusterOf("127.0.0.1:2", clusters), nullptr);
 }
 
 TEST_F(LocalClustersTest, FilesThatSaySomethingElseArePassedOver) {

@@ -178,13 +178,24 @@ int Run(const std::vector<std::string>& arguments, const Environment& environmen
 
   std::unique_ptr<router::RouterClient> client;
   if (command.needs_router()) {
-    if (!router.has_value()) {
-      absl::StatusOr<std::string> only = OnlyRouter(RunningClusters(environment.clusters_folder));
+    const bool plain = security.authorities.empty();
+    const bool no_tls_flag = plain && security.certificate.empty() && security.key.empty() &&
+                             security.api_key_file.empty() && security.server_name.empty();
+    const std::vector<LocalCluster> clusters = RunningClusters(environment.clusters_folder);
+    const LocalCluster* local = nullptr;
+    absl::StatusOr<LocalCluster> only;
+    if (router.has_value()) {
+      local = ClusterOf(*router, clusters);
+    } else {
+      only = OnlyCluster(clusters);
       if (!only.ok()) return fail(kFailed, OneLine(only.status().message()));
-      router = *std::move(only);
+      router = only->router;
+      local = &*only;
     }
-    if (security.authorities.empty() && !(security.certificate.empty() && security.key.empty() &&
-                                          security.api_key_file.empty() && security.server_name.empty())) {
+    if (no_tls_flag && local != nullptr) {
+      security.authorities = local->tls_authorities;
+      security.api_key_file = local->api_key_file;
+    } else if (plain && !no_tls_flag) {
       return wrong_usage(absl::InvalidArgumentError(
           "--tls-certificate, --tls-key, --tls-server-name and --api-key-file want --tls-authorities"));
     }

@@ -249,6 +249,24 @@ TEST_F(RwkvctlTest, FlagsOfTlsReachTheConnection) {
   EXPECT_EQ(connected_, "");
 }
 
+TEST_F(RwkvctlTest, ALocalClusterWithTlsIsCalledAsItWants) {
+  std::ofstream(Clusters() + "/one", std::ios::app) << "tls_authorities=/d/ca.crt\napi_key_file=/d/api_key\n";
+  for (const std::vector<std::string>& call :
+       {std::vector<std::string>{"status"}, {"status", "--router=127.0.0.1:4711"}}) {
+    security_ = {};
+    EXPECT_EQ(Call(call), 0) << err_;
+    EXPECT_EQ(security_.authorities, "/d/ca.crt");
+    EXPECT_EQ(security_.api_key_file, "/d/api_key");
+  }
+  // Another cluster gets nothing of it, and flags are the caller's word.
+  EXPECT_EQ(Call({"status", "--router=127.0.0.1:4712"}), 0);
+  EXPECT_EQ(security_.authorities, "");
+  EXPECT_EQ(security_.api_key_file, "");
+  EXPECT_EQ(Call({"status", "--tls-authorities=mine"}), 0);
+  EXPECT_EQ(security_.authorities, "mine");
+  EXPECT_EQ(security_.api_key_file, "");
+}
+
 TEST_F(RwkvctlTest, FlagsMayStandAnywhere) {
   EXPECT_EQ(Call({"--max-tokens", "2", "--json=true", "generate", "--prompt=Hi"}), 0);
   EXPECT_EQ(request().max_tokens(), 2);

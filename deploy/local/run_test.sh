@@ -1,0 +1,68 @@
+#!/bin/bash
+# run.sh --tls: the cluster comes up encrypted, rwkvctl finds it and its key by itself, who has neither is kept out, a
+# process that died comes back as it was, and no log holds the key.
+#
+#   run_test.sh PROGRAM...   state_store, worker, router and rwkvctl
+set -euo pipefail
+readonly folder=$(mktemp -d)
+export HOME=$folder/home # Nothing of the user's is touched.
+readonly data=$folder/data local_scripts=$folder/tree/deploy/local
+mkdir -p "$HOME" "$folder/programs" "$local_scripts"
+for program in "$@"; do cp -L "$program" "$folder/programs/"; done
+cp -L deploy/local/*.sh "$local_scripts/"
+cp -L deploy/demo_model/rwkv7_demo.* "$folder/"
+
+finish() {
+  "$local_scripts/stop.sh" --data-dir "$data" >"$folder/stop" 2>&1 || cat "$folder/stop"
+  rm -rf "$folder"
+}
+trap finish EXIT
+fail() {
+  echo "FAILED: $*"
+  tail -n 20 "$data"/logs/* "$folder"/says 2>/dev/null || true
+  exit 1
+}
+run() {
+  "$local_scripts/run.sh" --programs "$folder/programs" --data-dir "$data" "$@" 2>"$folder/says" ||
+    fail "run.sh $*: $(tail -n 5 "$folder/says")"
+}
+rwkvctl() { timeout 60 "$folder/programs/rwkvctl" "$@" 2>"$folder/says"; }
+
+run --model "$folder/rwkv7_demo.safetensors" --tls --threads 1
+session=$(rwkvctl sessions create) || fail "rwkvctl does not find the cluster: $(<"$folder/says")"
+rwkvctl status >/dev/null || fail "an operator's call is refused: $(<"$folder/says")"
+readonly turn=(generate --session "$session" --request-id first --prompt "The harbor was" --max-tokens 8)
+first=$(rwkvctl "${turn[@]}") || fail "no answer: $(<"$folder/says")"
+[[ -n $first ]] || fail "an empty answer"
+
+# Others: without TLS, with TLS and no key, with another key.
+address=$(sed -n 's/^router=//p' "$HOME"/.cache/rwkv-serving/clusters/*)
+if HOME=$folder rwkvctl --router "$address" status >/dev/null; then fail "a caller without TLS is let in"; fi
+authorities=$data/tls/client/ca.crt
+if rwkvctl --router "$address" --tls-authorities "$authorities" sessions list >/dev/null; then
+  fail "a caller without key and certificate is let in"
+fi
+grep -q UNAUTHENTICATED "$folder/says" || fail "refused otherwise: $(<"$folder/says")"
+openssl rand -hex 32 >"$folder/wrong"
+if rwkvctl --router "$address" --tls-authorities "$authorities" --api-key-file "$folder/wrong" sessions list; then
+  fail "a wrong key is let in"
+fi
+
+# A worker dies and is started again with its certificate; the session goes on.
+kill -KILL "$(sed -n 's/^worker-1.pid=//p' "$data/cluster.env")"
+run
+[[ $(rwkvctl "${turn[@]}") == "$first" ]] ||
+  fail "the answer is another one after a worker died: $(<"$folder/says")"
+rwkvctl generate --session "$session" --max-tokens 4 >/dev/null || fail "the session does not go on: $(<"$folder/says")"
+
+# Stopped and started again: the key of before is good, and the session is there.
+before=$(<"$data/tls/api_key")
+"$local_scripts/stop.sh" --data-dir "$data" 2>"$folder/stop"
+run --model "$folder/rwkv7_demo.safetensors" --tls --threads 1
+[[ $(<"$data/tls/api_key") == "$before" ]] || fail "a restart changes the key"
+rwkvctl sessions show "$session" >/dev/null ||
+  fail "the session is gone: $(<"$folder/says")"
+
+[[ $(stat -c %a "$data/tls/api_key") == 600 ]] || fail "others may read the key"
+if grep -rqF "$before" "$data/logs" "$data/cluster.env" "$HOME"; then fail "the key stands in a log or an open file"; fi
+echo "all passed"
