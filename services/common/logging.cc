@@ -1,5 +1,6 @@
 #include "services/common/logging.h"
 
+#include <atomic>
 #include <memory>
 
 #include "absl/base/thread_annotations.h"
@@ -14,6 +15,8 @@ namespace rwkv::common {
 namespace {
 
 constexpr size_t kMaxLineBytes = 8192;
+
+std::atomic<bool> is_muted{false};
 
 struct Logger {
   Logger() : spdlog("rwkv", std::make_shared<spdlog::sinks::stderr_sink_mt>()) {
@@ -116,7 +119,10 @@ void InitLogging(absl::string_view process) {
   logger.process = LogValue(process).text();
 }
 
+void MuteLog(bool muted) { is_muted = muted; }
+
 void Log(Severity severity, absl::string_view event, LogFields fields) {
+  if (is_muted) return;
   Logger& logger = GetLogger();
   const std::string line = FormatLogLine(severity, logger.process_name(), event, fields);
   logger.spdlog.log(SpdlogLevel(severity), spdlog::string_view_t(line.data(), line.size()));

@@ -51,6 +51,9 @@ inline void LogInfo(absl::string_view event, LogFields fields = {}) { Log(Severi
 inline void LogWarning(absl::string_view event, LogFields fields = {}) { Log(Severity::kWarning, event, fields); }
 inline void LogError(absl::string_view event, LogFields fields = {}) { Log(Severity::kError, event, fields); }
 
+// Nothing is written while muted: for a process that plays many others (tests/simulator). Thread-safe.
+void MuteLog(bool muted);
+
 // The line without its time, as Log() writes it: "INFO worker-0 stage_ready layers=0:6".
 std::string FormatLogLine(Severity severity, absl::string_view process, absl::string_view event, LogFields fields);
 

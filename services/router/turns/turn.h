@@ -1,4 +1,4 @@
-// What the engine knows of one call and of one session. Plain data, owned by the engine's thread.
+// What the core knows of one call and of one session. Plain data, owned by the core.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@
 #include "services/router/turns/patience.h"
 #include "services/router/turns/response_stream.h"
 #include "services/router/turns/serving_model.h"
-#include "services/router/turns/turn_manager.h"
+#include "services/router/turns/turn_options.h"
 
 namespace rwkv::router {
 
@@ -80,7 +80,7 @@ struct Turn {
   std::shared_ptr<ResponseStream<v1::ScoreDocumentResponse>> document_stream;
   std::function<void(absl::StatusOr<v1::ScoreResponse>)> score_done;
   std::function<void(absl::StatusOr<v1::EmbedResponse>)> embed_done;
-  std::function<void(absl::StatusOr<TurnManager::ExportedState>)> export_done;
+  std::function<void(absl::StatusOr<ExportedState>)> export_done;
   std::function<absl::Status(const v1::Lease&)> exclusive_job;
   std::function<void(absl::Status)> exclusive_done;
   bool deletes = false;

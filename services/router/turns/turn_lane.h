@@ -1,5 +1,5 @@
-// What the engine knows of a lane, and of the lanes that are as good as each other. Plain data, owned by the engine's
-// thread.
+// What the core knows of a lane, and of the lanes that are as good as each other. Plain data, the
+// core's.
 #pragma once
 
 #include <cstdint>

@@ -8,7 +8,7 @@
 #include "absl/time/clock.h"
 #include "kernels/base/status_macros.h"
 #include "services/common/grpc_status.h"
-#include "services/router/turns/engine.h"
+#include "services/router/turns/driver.h"
 #include "services/router/turns/turn.h"
 
 namespace rwkv::router {
@@ -16,27 +16,27 @@ namespace rwkv::router {
 TurnManager::TurnManager(const Options& options, Fleet::Options fleet_options, std::unique_ptr<WorkerSource> workers,
                          state_store::CatalogClient* catalog, std::vector<const tokenizer::Tokenizer*> tokenizers,
                          RouterMetrics* metrics, common::Clock* clock, std::function<uint64_t()> random)
-    : engine_(std::make_unique<Engine>(options, std::move(fleet_options), std::move(workers), catalog,
+    : driver_(std::make_unique<Driver>(options, std::move(fleet_options), std::move(workers), catalog,
                                        std::move(tokenizers), metrics, clock, std::move(random))) {}
 
 TurnManager::~TurnManager() = default;
 
-void TurnManager::Start() { engine_->Start(); }
-void TurnManager::Drain(absl::Time deadline) { engine_->Drain(deadline); }
-void TurnManager::Stop() { engine_->Stop(); }
-void TurnManager::Cancel(CallId call) { engine_->Cancel(call); }
-std::shared_ptr<const ServingModel> TurnManager::model() const { return engine_->model(); }
-const InputLimits& TurnManager::limits() const { return engine_->options().limits; }
-TurnManager::Models TurnManager::models() const { return engine_->models(); }
-Fleet& TurnManager::fleet() { return engine_->fleet(); }
-std::vector<TurnManager::LaneState> TurnManager::Lanes(absl::Time deadline) { return engine_->Lanes(deadline); }
-TurnManager::Counts TurnManager::counts() const { return engine_->counts(); }
-bool TurnManager::draining() const { return engine_->draining(); }
-bool TurnManager::MakesProgress() const { return absl::Now() - engine_->last_round() < absl::Seconds(10); }
+void TurnManager::Start() { driver_->Start(); }
+void TurnManager::Drain(absl::Time deadline) { driver_->Drain(deadline); }
+void TurnManager::Stop() { driver_->Stop(); }
+void TurnManager::Cancel(CallId call) { driver_->Cancel(call); }
+std::shared_ptr<const ServingModel> TurnManager::model() const { return driver_->model(); }
+const InputLimits& TurnManager::limits() const { return driver_->options().limits; }
+TurnManager::Models TurnManager::models() const { return driver_->models(); }
+Fleet& TurnManager::fleet() { return driver_->fleet(); }
+std::vector<TurnManager::LaneState> TurnManager::Lanes(absl::Time deadline) { return driver_->Lanes(deadline); }
+TurnManager::Counts TurnManager::counts() const { return driver_->core().counts(); }
+bool TurnManager::draining() const { return driver_->core().draining(); }
+bool TurnManager::MakesProgress() const { return absl::Now() - driver_->last_round() < absl::Seconds(10); }
 
 absl::StatusOr<std::shared_ptr<const ServingModel>> TurnManager::ModelOrWhyNot(absl::string_view name) const {
-  if (engine_->draining()) return engine_->DrainingStatus();
-  const Models models = engine_->models();
+  if (driver_->core().draining()) return driver_->core().DrainingStatus();
+  const Models models = driver_->models();
   if (name.empty() && models.served.size() == 1) return models.served.begin()->second;
   for (const auto& [fingerprint, model] : models.served) {
     if (!name.empty() && CheckModel(name, *model).ok()) return model;
@@ -53,7 +53,7 @@ absl::StatusOr<std::shared_ptr<const ServingModel>> TurnManager::ModelOrWhyNot(a
         absl::Seconds(1));
   }
   if (!models.served.empty()) return CheckModel(name, *models.served.begin()->second);
-  absl::Status why = engine_->fleet().state().status;
+  absl::Status why = driver_->fleet().state().status;
   if (why.ok()) why = absl::UnavailableError("the pipeline is just coming up");
   if (absl::IsUnavailable(why)) why = common::WithRetryInfo(why, absl::Seconds(1));
   return why;
@@ -68,8 +68,8 @@ absl::Status TurnManager::ChooseModel(absl::string_view model, absl::string_view
 
 void TurnManager::SubmitFed(absl::string_view input_field, std::shared_ptr<Turn> turn) {
   const absl::Status fits = CheckContext(input_field, 0, turn->prompt.size(), 0, turn->model->info);
-  if (!fits.ok()) return engine_->Reject(*turn, fits);
-  engine_->Submit(std::move(turn));
+  if (!fits.ok()) return driver_->Reject(*turn, fits);
+  driver_->Submit(std::move(turn));
 }
 
 void TurnManager::Generate(CallId call, const v1::GenerateRequest& request,
@@ -78,21 +78,21 @@ void TurnManager::Generate(CallId call, const v1::GenerateRequest& request,
   turn->kind = Turn::Kind::kGenerate;
   turn->call = call;
   turn->stream = std::move(stream);
-  if (const absl::Status status = CheckRequest(request); !status.ok()) return engine_->Reject(*turn, status);
+  if (const absl::Status status = CheckRequest(request); !status.ok()) return driver_->Reject(*turn, status);
   const absl::StatusOr<std::shared_ptr<const ServingModel>> model = ModelOrWhyNot(request.model());
-  if (!model.ok()) return engine_->Reject(*turn, model.status());
-  absl::StatusOr<TurnInput> input = MakeTurnInput(request, **model, engine_->options().limits, engine_->Random());
-  if (!input.ok()) return engine_->Reject(*turn, input.status());
+  if (!model.ok()) return driver_->Reject(*turn, model.status());
+  absl::StatusOr<TurnInput> input = MakeTurnInput(request, **model, driver_->options().limits, driver_->Random());
+  if (!input.ok()) return driver_->Reject(*turn, input.status());
   turn->model = *model;
   turn->session_id = std::move(input->session_id);
   turn->named = !input->request_id.empty();
-  turn->request_id = turn->named ? std::move(input->request_id) : absl::StrFormat("auto-%016x", engine_->Random());
+  turn->request_id = turn->named ? std::move(input->request_id) : absl::StrFormat("auto-%016x", driver_->Random());
   turn->prompt = std::move(input->tokens);
   turn->input_field = std::move(input->input_field);
   turn->spec = std::move(input->spec);
   turn->resume_from = input->resume_from;
   turn->initial_state = std::move(input->initial_state);
-  engine_->Submit(std::move(turn));
+  driver_->Submit(std::move(turn));
 }
 
 void TurnManager::Score(CallId call, const v1::ScoreRequest& request,
@@ -102,12 +102,12 @@ void TurnManager::Score(CallId call, const v1::ScoreRequest& request,
   turn->call = call;
   turn->score_done = std::move(done);
   if (const absl::Status status = ChooseModel(request.model(), request.initial_state(), turn.get()); !status.ok()) {
-    return engine_->Reject(*turn, status);
+    return driver_->Reject(*turn, status);
   }
   absl::StatusOr<std::vector<uint32_t>> tokens =
       MakeTokens(request.has_text() ? &request.text() : nullptr, request.has_tokens() ? &request.tokens() : nullptr,
-                 *turn->model, engine_->options().limits);
-  if (!tokens.ok()) return engine_->Reject(*turn, tokens.status());
+                 *turn->model, driver_->options().limits);
+  if (!tokens.ok()) return driver_->Reject(*turn, tokens.status());
   if (tokens->size() == 1) {  // Nothing comes before it.
     v1::ScoreResponse response;
     response.add_token_ids(tokens->front());
@@ -126,11 +126,11 @@ void TurnManager::ScoreDocument(CallId call, const Document& document,
   turn->call = call;
   turn->document_stream = std::move(stream);
   const absl::StatusOr<std::shared_ptr<const ServingModel>> model = ModelOrWhyNot(document.model);
-  if (!model.ok()) return engine_->Reject(*turn, model.status());
+  if (!model.ok()) return driver_->Reject(*turn, model.status());
   absl::StatusOr<std::string> initial_state = FindInitialState(document.initial_state, (*model)->info);
-  if (!initial_state.ok()) return engine_->Reject(*turn, initial_state.status());
-  absl::StatusOr<std::vector<uint32_t>> tokens = MakeDocumentTokens(document, **model, engine_->options().limits);
-  if (!tokens.ok()) return engine_->Reject(*turn, tokens.status());
+  if (!initial_state.ok()) return driver_->Reject(*turn, initial_state.status());
+  absl::StatusOr<std::vector<uint32_t>> tokens = MakeDocumentTokens(document, **model, driver_->options().limits);
+  if (!tokens.ok()) return driver_->Reject(*turn, tokens.status());
   if (tokens->size() == 1) {  // Nothing comes before it.
     v1::ScoreDocumentResponse response;
     response.set_token_count(1);
@@ -152,15 +152,15 @@ void TurnManager::Logits(CallId call, const v1::LogitsRequest& request,
   turn->kind = Turn::Kind::kLogits;
   turn->call = call;
   turn->logits_stream = std::move(stream);
-  if (!engine_->options().allow_logits) {
-    return engine_->Reject(*turn, absl::PermissionDeniedError("this router runs without --allow_logits"));
+  if (!driver_->options().allow_logits) {
+    return driver_->Reject(*turn, absl::PermissionDeniedError("this router runs without --allow_logits"));
   }
   if (const absl::Status status = ChooseModel(request.model(), request.initial_state(), turn.get()); !status.ok()) {
-    return engine_->Reject(*turn, status);
+    return driver_->Reject(*turn, status);
   }
   absl::StatusOr<std::vector<uint32_t>> tokens =
-      MakeTokens(nullptr, &request.tokens(), *turn->model, engine_->options().limits);
-  if (!tokens.ok()) return engine_->Reject(*turn, tokens.status());
+      MakeTokens(nullptr, &request.tokens(), *turn->model, driver_->options().limits);
+  if (!tokens.ok()) return driver_->Reject(*turn, tokens.status());
   turn->prompt = *std::move(tokens);
   SubmitFed("tokens.ids", std::move(turn));
 }
@@ -172,15 +172,15 @@ void TurnManager::Embed(CallId call, const v1::EmbedRequest& request,
   turn->call = call;
   turn->embed_done = std::move(done);
   if (!v1::EmbedSource_IsValid(request.source())) {
-    return engine_->Reject(*turn, common::InvalidFieldError("source", absl::StrCat("there is no ", request.source())));
+    return driver_->Reject(*turn, common::InvalidFieldError("source", absl::StrCat("there is no ", request.source())));
   }
   if (const absl::Status status = ChooseModel(request.model(), request.initial_state(), turn.get()); !status.ok()) {
-    return engine_->Reject(*turn, status);
+    return driver_->Reject(*turn, status);
   }
   absl::StatusOr<std::vector<uint32_t>> tokens =
       MakeTokens(request.has_text() ? &request.text() : nullptr, request.has_tokens() ? &request.tokens() : nullptr,
-                 *turn->model, engine_->options().limits);
-  if (!tokens.ok()) return engine_->Reject(*turn, tokens.status());
+                 *turn->model, driver_->options().limits);
+  if (!tokens.ok()) return driver_->Reject(*turn, tokens.status());
   turn->embed.set_source(request.source());
   turn->embed.set_normalize(request.normalize());
   turn->prompt = *std::move(tokens);
@@ -195,14 +195,14 @@ void TurnManager::Export(CallId call, const std::string& session_id,
   turn->export_done = std::move(done);
   turn->session_id = session_id;
   if (const absl::Status status = CheckSessionId("session_id", session_id); !status.ok()) {
-    return engine_->Reject(*turn, status);
+    return driver_->Reject(*turn, status);
   }
   absl::StatusOr<std::shared_ptr<const ServingModel>> model = ModelOrWhyNot();
   // The session says which, once it is opened.
-  if (absl::IsInvalidArgument(model.status())) model = engine_->model();
-  if (!model.ok()) return engine_->Reject(*turn, model.status());
+  if (absl::IsInvalidArgument(model.status())) model = driver_->model();
+  if (!model.ok()) return driver_->Reject(*turn, model.status());
   turn->model = *model;
-  engine_->Submit(std::move(turn));
+  driver_->Submit(std::move(turn));
 }
 
 void TurnManager::Exclusive(CallId call, const std::string& session_id, bool deletes,
@@ -215,9 +215,9 @@ void TurnManager::Exclusive(CallId call, const std::string& session_id, bool del
   turn->exclusive_done = std::move(done);
   turn->session_id = session_id;
   if (const absl::Status status = CheckSessionId("session_id", session_id); !status.ok()) {
-    return engine_->Reject(*turn, status);
+    return driver_->Reject(*turn, status);
   }
-  engine_->Submit(std::move(turn));
+  driver_->Submit(std::move(turn));
 }
 
 }  // namespace rwkv::router

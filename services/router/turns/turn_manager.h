@@ -34,6 +34,7 @@
 #include "services/router/turns/router_metrics.h"
 #include "services/router/turns/serving_model.h"
 #include "services/router/turns/turn_input.h"
+#include "services/router/turns/turn_options.h"
 #include "services/state_store/client/state_store_client.h"
 #include "services/tokenizer/tokenizer.h"
 
@@ -41,67 +42,19 @@ namespace rwkv::router {
 
 struct Turn;
 
-// Names a call from NewCall() on.
-using CallId = uint64_t;
-
 // Thread-safe. No public method waits for anything, but Drain() and Stop(). Generate(), Score(), ScoreDocument() and
 // Embed() tokenize a text that they are given, which takes its time: not for gRPC's threads.
 class TurnManager {
  public:
-  struct Options {
-    std::string router;                              // --name: the leases' holder.
-    std::string incarnation;                         // Unique per start of this router.
-    int max_running = 64;                            // Calls that hold or are about to take a slot.
-    int max_waiting = 256;                           // Calls that wait to be started, or to go on.
-    absl::Duration max_wait = absl::Seconds(60);     // A call that waits to be started for longer is refused.
-    absl::Duration slot_quantum = absl::Seconds(5);  // Who has had a slot for so long gives it to one that waits. > 0.
-    InputLimits limits;
-    std::vector<std::string> unusable_tokenizers;  // Why each is; said to who sends text when no other fits.
-    bool allow_logits = false;
-    int64_t snapshot_interval_tokens = 1024;  // A running turn is saved about this often. > 0.
-    int64_t max_uncommitted_tokens = 256;     // A turn decodes at most this far ahead of its commits.
-    size_t max_stream_messages = 64;          // Waiting in a client's stream; beyond it the turn pauses.
-    absl::Duration lease_ttl = absl::Seconds(15);
-    absl::Duration store_timeout = absl::Seconds(15);        // Of any store call of a turn, retries included.
-    absl::Duration progress_timeout = absl::Seconds(30);     // Steps in flight and none comes back: the epoch ends.
-    absl::Duration attach_timeout = absl::Seconds(60);       // The same for a slot's attach.
-    absl::Duration save_timeout = absl::Seconds(60);         // A snapshot that is not there by then is given up.
-    absl::Duration outage_timeout = absl::Seconds(60);       // A started turn waits this long for a pipeline,
-    absl::Duration handover_after = absl::Seconds(1);        // but only so long if another router has one for it.
-    absl::Duration slow_client_timeout = absl::Seconds(30);  // A client that takes nothing for this long is dropped.
-    absl::Duration retry_delay = absl::Milliseconds(200);    // Between two attempts to attach; also told to clients.
-    int executor_threads = 8;
-    absl::Duration tick = absl::Milliseconds(20);
-    // Called when the first pipeline has come up, and when the last one is lost. May be empty.
-    std::function<void(bool serving)> on_serving;
-  };
-
-  struct Counts {
-    int running = 0;
-    int waiting = 0;
-    double tokens_per_second = 0;  // Drawn, lately.
-  };
-
-  struct ExportedState {
-    v1::SnapshotManifest manifest;  // At the end of the session's log.
-    std::vector<v1::StateTensor> layout;
-  };
+  using Options = TurnOptions;
+  using Counts = TurnCounts;
+  using ExportedState = router::ExportedState;
+  using LaneState = router::LaneState;
 
   // The models there are, by fingerprint.
   struct Models {
     std::map<std::string, std::shared_ptr<const ServingModel>> served;  // Some pipeline of this router has one, or had.
     std::map<std::string, std::shared_ptr<const ServingModel>> seen;    // Some worker holds it.
-  };
-
-  // One pipeline that this router drives.
-  struct LaneState {
-    uint64_t epoch = 0;
-    StagePlan plan;
-    bool closing = false;
-    int turns = 0;
-    int slots_used = 0;
-    int slots_warm = 0;
-    int64_t rows_waiting = 0;
   };
 
   // All pointers are borrowed and outlive it. `tokenizers`: the first that fits the model is used. `random` draws seeds
@@ -161,7 +114,7 @@ class TurnManager {
   bool MakesProgress() const;
 
  private:
-  class Engine;
+  class Driver;
 
   // Sets model and initial state of a call without a session, as its request names them.
   absl::Status ChooseModel(absl::string_view model, absl::string_view initial_state, Turn* turn) const;
@@ -169,7 +122,7 @@ class TurnManager {
   void SubmitFed(absl::string_view input_field, std::shared_ptr<Turn> turn);
 
   std::atomic<CallId> next_call_{1};
-  const std::unique_ptr<Engine> engine_;
+  const std::unique_ptr<Driver> driver_;
 };
 
 }  // namespace rwkv::router

@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <map>
 #include <memory>
-#include <set>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -10,11 +9,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "absl/synchronization/notification.h"
 #include "services/common/grpc_status.h"
 #include "services/common/logging.h"
 #include "services/router/turns/embedding.h"
-#include "services/router/turns/engine.h"
+#include "services/router/turns/turn_core.h"
 #include "services/router/turns/turn_input.h"
 
 namespace rwkv::router {
@@ -25,56 +23,20 @@ using Phase = Turn::Phase;
 
 }  // namespace
 
-void TurnManager::Engine::OnEpochUp(uint64_t epoch, const StagePlan& plan) {
-  auto model = std::make_shared<ServingModel>(MakeServingModel(plan.model, tokenizers_, options_.unusable_tokenizers));
-  model->state_layout = plan.state_layout;
-  {
-    absl::MutexLock lock(&mu_);
-    model_ = model;
-    models_.served[plan.model.fingerprint()] = std::move(model);
-  }
-  loop_->Post([this, epoch, plan] { EpochUp(epoch, plan); });
+void TurnCore::EpochClosing(uint64_t epoch) {
+  const auto it = lanes_.find(epoch);
+  if (it == lanes_.end()) return;
+  common::LogInfo("lane_closes", {{"epoch", epoch}, {"turns", it->second->scheduler.sequences()}});
+  it->second->closing = true;
+  CountSlots();
 }
 
-void TurnManager::Engine::OnResponse(uint64_t epoch, int stage, v1::ExecuteResponse response) {
-  auto shared = std::make_shared<const v1::ExecuteResponse>(std::move(response));
-  loop_->Post([this, epoch, stage, shared] { Handle(epoch, stage, *shared); });
+void TurnCore::PoolsSeen(const std::vector<std::string>& pools) {
+  seen_pools_ = pools;
+  DropPools();
 }
 
-void TurnManager::Engine::OnEpochDown(uint64_t epoch, const absl::Status& why) {
-  loop_->Post([this, epoch, why] { EpochDown(epoch, why); });
-}
-
-void TurnManager::Engine::OnEpochClosing(uint64_t epoch) {
-  loop_->Post([this, epoch] {
-    const auto it = lanes_.find(epoch);
-    if (it == lanes_.end()) return;
-    common::LogInfo("lane_closes", {{"epoch", epoch}, {"turns", it->second->scheduler.sequences()}});
-    it->second->closing = true;
-    CountSlots();
-  });
-}
-
-void TurnManager::Engine::OnModelsSeen(const std::vector<Fleet::SeenModel>& models) {
-  std::vector<std::string> pools;
-  std::map<std::string, std::shared_ptr<const ServingModel>> seen;
-  for (const Fleet::SeenModel& one : models) {
-    pools.push_back(PoolName(one.model.fingerprint(), one.numeric_family));
-    auto model = std::make_shared<ServingModel>(MakeServingModel(one.model, tokenizers_, options_.unusable_tokenizers));
-    model->state_layout = one.state_layout;
-    seen[one.model.fingerprint()] = std::move(model);
-  }
-  {
-    absl::MutexLock lock(&mu_);
-    models_.seen = std::move(seen);
-  }
-  loop_->Post([this, pools] {
-    seen_pools_ = pools;
-    DropPools();
-  });
-}
-
-void TurnManager::Engine::EpochUp(uint64_t epoch, const StagePlan& plan) {
+void TurnCore::EpochUp(uint64_t epoch, const StagePlan& plan) {
   Scheduler::Options options;
   options.stages = static_cast<int>(plan.stages.size());
   options.slots = plan.slots;
@@ -92,10 +54,10 @@ void TurnManager::Engine::EpochUp(uint64_t epoch, const StagePlan& plan) {
   CountSlots();
   DropPools();
   metrics_->epochs.Increment();
-  if (!serving_.exchange(true) && options_.on_serving) options_.on_serving(true);
+  if (!serving_.exchange(true)) world_->SetServing(true);
 }
 
-void TurnManager::Engine::EpochDown(uint64_t epoch, const absl::Status& why) {
+void TurnCore::EpochDown(uint64_t epoch, const absl::Status& why) {
   const auto it = lanes_.find(epoch);
   if (it == lanes_.end()) return;
   const std::unique_ptr<TurnLane> lane = std::move(it->second);
@@ -113,10 +75,10 @@ void TurnManager::Engine::EpochDown(uint64_t epoch, const absl::Status& why) {
   DropPools();
   if (!lanes_.empty()) return;
   serving_ = false;
-  if (options_.on_serving) options_.on_serving(false);
+  world_->SetServing(false);
 }
 
-void TurnManager::Engine::Unseat(Turn& turn, const absl::Status& why) {
+void TurnCore::Unseat(Turn& turn, const absl::Status& why) {
   const bool computing = turn.phase == Phase::kRunning ? turn.planned_end > turn.attach_position
                                                        : turn.attach_since != absl::InfiniteFuture();
   by_sequence_.erase(turn.sequence);
@@ -140,7 +102,7 @@ void TurnManager::Engine::Unseat(Turn& turn, const absl::Status& why) {
                                    absl::Seconds(1)));
 }
 
-void TurnManager::Engine::CountSlots() {
+void TurnCore::CountSlots() {
   for (auto& [name, pool] : pools_) {
     int slots = 0;
     pool.lanes = 0;
@@ -153,24 +115,19 @@ void TurnManager::Engine::CountSlots() {
   }
 }
 
-void TurnManager::Engine::DropPools() {
+void TurnCore::DropPools() {
   if (seen_pools_.empty()) return;  // Nobody is seen at all: they may all come back.
-  std::set<std::string> fingerprints;
+  const size_t before = pools_.size();
   for (auto it = pools_.begin(); it != pools_.end();) {
     const bool has_lane =
         std::any_of(lanes_.begin(), lanes_.end(), [&it](const auto& lane) { return lane.second->pool == it->first; });
     const bool is_seen = std::find(seen_pools_.begin(), seen_pools_.end(), it->first) != seen_pools_.end();
-    if (has_lane || is_seen) fingerprints.insert(it->second.model.fingerprint());
     it = has_lane || is_seen ? std::next(it) : pools_.erase(it);
   }
-  absl::MutexLock lock(&mu_);
-  for (auto it = models_.served.begin(); it != models_.served.end();) {
-    const bool is_over = models_.served.size() > 1 && fingerprints.count(it->first) == 0 && it->second != model_;
-    it = is_over ? models_.served.erase(it) : std::next(it);
-  }
+  if (pools_.size() != before) world_->PoolsDropped();
 }
 
-PoolUse TurnManager::Engine::ActiveByPool() const {
+PoolUse TurnCore::ActiveByPool() const {
   PoolUse active;
   for (const auto& [id, turn] : running_) {
     if (turn->Active() && turn->kind != Kind::kExclusive) ++active[turn->pool];
@@ -178,13 +135,12 @@ PoolUse TurnManager::Engine::ActiveByPool() const {
   return active;
 }
 
-bool TurnManager::Engine::KnowsModel(const Turn& turn) const {
-  return std::any_of(pools_.begin(), pools_.end(), [&turn](const auto& pool) {
-    return pool.second.model.fingerprint() == turn.model->info.fingerprint();
-  });
+bool TurnCore::KnowsModel(const std::string& fingerprint) const {
+  return std::any_of(pools_.begin(), pools_.end(),
+                     [&fingerprint](const auto& pool) { return pool.second.model.fingerprint() == fingerprint; });
 }
 
-const Pool* TurnManager::Engine::ChoosePool(const Turn& turn, const PoolUse& active) const {
+const Pool* TurnCore::ChoosePool(const Turn& turn, const PoolUse& active) const {
   const Pool* best = nullptr;
   int best_spare = 0;
   for (const auto& [name, pool] : pools_) {
@@ -198,10 +154,10 @@ const Pool* TurnManager::Engine::ChoosePool(const Turn& turn, const PoolUse& act
   return best;
 }
 
-absl::Status TurnManager::Engine::CheckServed(const Turn& turn) const {
+absl::Status TurnCore::CheckServed(const Turn& turn) const {
   const auto pool = pools_.find(turn.pool);
   if (pool == pools_.end()) {
-    if (KnowsModel(turn)) {
+    if (KnowsModel(turn.model->info.fingerprint())) {
       return common::WithRetryInfo(
           absl::UnavailableError(absl::StrCat("the turn began with kernels of the numeric family ",
                                               turn.spec.numeric_family(), ", and no pipeline here has them")),
@@ -224,24 +180,24 @@ absl::Status TurnManager::Engine::CheckServed(const Turn& turn) const {
   return first;
 }
 
-absl::Status TurnManager::Engine::CheckLane(const Turn& turn, const TurnLane& lane) const {
+absl::Status TurnCore::CheckLane(const Turn& turn, const TurnLane& lane) const {
   if (const absl::Status status = CheckOffered(turn.initial_state, lane.plan.model); !status.ok()) {
     return common::Annotate(status, "the tuned states have changed");
   }
   return turn.kind == Kind::kEmbed ? CheckEmbedSource(turn.embed.source(), lane.plan.state_layout) : absl::OkStatus();
 }
 
-bool TurnManager::Engine::IsOpenTo(const Turn& turn, const TurnLane& lane) const {
+bool TurnCore::IsOpenTo(const Turn& turn, const TurnLane& lane) const {
   return !lane.closing && lane.pool == turn.pool && CheckLane(turn, lane).ok();
 }
 
-bool TurnManager::Engine::HasLane(const Turn& turn) const {
+bool TurnCore::HasLane(const Turn& turn) const {
   return std::any_of(lanes_.begin(), lanes_.end(), [&turn](const auto& lane) {
     return lane.second->plan.model.fingerprint() == turn.model->info.fingerprint();
   });
 }
 
-TurnLane* TurnManager::Engine::ChooseLane(const Turn& turn) const {
+TurnLane* TurnCore::ChooseLane(const Turn& turn) const {
   TurnLane* best = nullptr;
   std::tuple<int, int64_t, int> least;
   for (const auto& [epoch, lane] : lanes_) {
@@ -257,17 +213,17 @@ TurnLane* TurnManager::Engine::ChooseLane(const Turn& turn) const {
   return best;
 }
 
-void TurnManager::Engine::DropWarm(absl::string_view session_id) {
+void TurnCore::DropWarm(absl::string_view session_id) {
   for (const auto& [epoch, lane] : lanes_) lane->scheduler.DropWarm(session_id);
 }
 
-int TurnManager::Engine::TotalSlots() const {
+int TurnCore::TotalSlots() const {
   int slots = 0;
   for (const auto& [name, pool] : pools_) slots += pool.slots;
   return slots;
 }
 
-void TurnManager::Engine::SweepClosing() {
+void TurnCore::SweepClosing() {
   for (const auto& [epoch, lane] : lanes_) {
     if (!lane->closing) continue;
     bool is_used = false;
@@ -277,26 +233,18 @@ void TurnManager::Engine::SweepClosing() {
       if (turn->phase == Phase::kRunning && !turn->yielding && CanYield(*turn)) BeginYield(*turn);
     }
     for (const auto& [id, save] : saves_) is_used |= save.epoch == epoch && save.answers_left > 0;
-    if (!is_used) fleet_.EndEpoch(epoch, absl::UnavailableError("given to another router"));
+    if (!is_used) world_->EndEpoch(epoch, absl::UnavailableError("given to another router"));
   }
 }
 
-std::vector<TurnManager::LaneState> TurnManager::Engine::Lanes(absl::Time deadline) {
-  struct Answer {
-    std::vector<LaneState> lanes;
-    absl::Notification come;
-  };
-  const auto answer = std::make_shared<Answer>();
-  loop_->Post([this, answer] {
-    for (const auto& [epoch, lane] : lanes_) {
-      const Scheduler& scheduler = lane->scheduler;
-      answer->lanes.push_back({epoch, lane->plan, lane->closing, scheduler.sequences(), scheduler.slots_in_use(),
-                               scheduler.slots_warm(), scheduler.rows_waiting()});
-    }
-    answer->come.Notify();
-  });
-  if (!answer->come.WaitForNotificationWithDeadline(deadline)) return {};
-  return answer->lanes;
+std::vector<LaneState> TurnCore::Lanes() const {
+  std::vector<LaneState> lanes;
+  for (const auto& [epoch, lane] : lanes_) {
+    const Scheduler& scheduler = lane->scheduler;
+    lanes.push_back({epoch, lane->plan, lane->closing, scheduler.sequences(), scheduler.slots_in_use(),
+                     scheduler.slots_warm(), scheduler.rows_waiting()});
+  }
+  return lanes;
 }
 
 }  // namespace rwkv::router

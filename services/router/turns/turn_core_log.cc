@@ -1,12 +1,11 @@
-// Leases, turns in the log, group commit: what the engine asks of the catalog.
+// Leases, and turns in the log.
 #include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "services/common/grpc_status.h"
 #include "services/common/logging.h"
-#include "services/router/turns/engine.h"
+#include "services/router/turns/turn_core.h"
 #include "services/router/turns/turn_input.h"
 
 namespace rwkv::router {
@@ -15,23 +14,14 @@ namespace {
 using Kind = Turn::Kind;
 using Phase = Turn::Phase;
 
-constexpr size_t kMaxItemsPerCommit = 1024;
-constexpr absl::Duration kMinCommitBackoff = absl::Milliseconds(10);
-constexpr absl::Duration kMaxCommitBackoff = absl::Milliseconds(500);
-constexpr absl::Duration kCommitAttempt = absl::Seconds(5);
-
 void ToProto(absl::Duration duration, google::protobuf::Duration* proto) {
   proto->set_seconds(absl::IDivDuration(duration, absl::Seconds(1), &duration));
   proto->set_nanos(static_cast<int32_t>(absl::ToInt64Nanoseconds(duration)));
 }
 
-bool MayHaveHappened(const absl::Status& status) {
-  return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) || absl::IsUnknown(status);
-}
-
 }  // namespace
 
-absl::Status TurnManager::Engine::StoreError(const absl::Status& status) const {
+absl::Status TurnCore::StoreError(const absl::Status& status) const {
   if (absl::IsAborted(status) && !common::GetRetryDelay(status).has_value()) {
     return common::WithRetryInfo(status, options_.retry_delay);  // Read again, then go on.
   }
@@ -40,7 +30,7 @@ absl::Status TurnManager::Engine::StoreError(const absl::Status& status) const {
       absl::UnavailableError(absl::StrCat("the state store cannot be reached: ", status.message())), absl::Seconds(1));
 }
 
-void TurnManager::Engine::OpenTurn(const TurnPtr& turn) {
+void TurnCore::OpenTurn(const TurnPtr& turn) {
   turn->phase = Phase::kOpening;
   const Session& session = *turn->session;
   OpeningRequest request;
@@ -70,14 +60,14 @@ void TurnManager::Engine::OpenTurn(const TurnPtr& turn) {
 
   const auto work = [this, request = std::move(request)] { return Open(request, StoreDeadline(), catalog_); };
   const auto then = [this, turn](Opened opened) { OnOpened(turn, opened); };
-  if (!RunJob<Opened>(executor_, work, then)) {
+  if (!RunJob<Opened>(work, then)) {
     turn->phase = Phase::kComputed;
     Fail(*turn, common::WithRetryInfo(absl::ResourceExhaustedError("too many calls to the state store wait"),
                                       absl::Seconds(1)));
   }
 }
 
-void TurnManager::Engine::OnOpened(const TurnPtr& turn, const Opened& opened) {
+void TurnCore::OnOpened(const TurnPtr& turn, const Opened& opened) {
   Session& session = *turn->session;
   turn->phase = Phase::kComputed;  // Unless there is something to compute.
   if (opened.lease.has_value()) {
@@ -115,19 +105,18 @@ void TurnManager::Engine::OnOpened(const TurnPtr& turn, const Opened& opened) {
 }
 
 // A call that names no model means the session's.
-void TurnManager::Engine::ChooseModelOf(const Session& session, Turn& turn) {
+void TurnCore::ChooseModelOf(const Session& session, Turn& turn) {
   if (session.model_fingerprint.empty() || session.model_fingerprint == turn.model->info.fingerprint()) return;
-  const TurnManager::Models models = this->models();
-  const auto model = models.served.find(session.model_fingerprint);
-  if (model == models.served.end()) return;
-  turn.model = model->second;
+  const std::shared_ptr<const ServingModel> model = world_->FindModel(session.model_fingerprint);
+  if (model == nullptr) return;
+  turn.model = model;
   for (const auto& [name, pool] : pools_) {
     if (pool.model.fingerprint() == session.model_fingerprint) turn.pool = name;
   }
 }
 
 // Takes over what the log says of the turn.
-absl::Status TurnManager::Engine::TakeUp(Turn& turn, const Opened& opened) {
+absl::Status TurnCore::TakeUp(Turn& turn, const Opened& opened) {
   const v1::Turn& known = opened.begun.turn();
   turn.begin = known.begin();
   if (opened.begun.existed()) {
@@ -168,7 +157,7 @@ absl::Status TurnManager::Engine::TakeUp(Turn& turn, const Opened& opened) {
   return absl::OkStatus();
 }
 
-void TurnManager::Engine::RunExclusive(const TurnPtr& turn) {
+void TurnCore::RunExclusive(const TurnPtr& turn) {
   turn->phase = Phase::kOpening;
   v1::AcquireLeaseRequest acquire;
   acquire.set_session_id(turn->session_id);
@@ -199,140 +188,14 @@ void TurnManager::Engine::RunExclusive(const TurnPtr& turn) {
     EndCall(*turn, opened.status.ok() ? opened.status : StoreError(opened.status));
     turn->stopped = true;
   };
-  if (!RunJob<Opened>(executor_, work, then)) {
+  if (!RunJob<Opened>(work, then)) {
     turn->phase = Phase::kComputed;
     Fail(*turn, common::WithRetryInfo(absl::ResourceExhaustedError("too many calls to the state store wait"),
                                       absl::Seconds(1)));
   }
 }
 
-void TurnManager::Engine::SweepCommits() {
-  if (commit_running_) return;
-  v1::AppendTokensRequest request;
-  std::vector<CommitResult> results;
-  std::vector<uint64_t> turn_tokens;
-  for (auto& [id, turn] : running_) {
-    if (request.items_size() >= kMaxItemsPerCommit) break;
-    if (!turn->HasLog() || turn->session == nullptr || !turn->session->leased || CommitClean(*turn)) continue;
-    const Answer& answer = *turn->answer;
-    v1::AppendItem& item = *request.add_items();
-    *item.mutable_lease() = turn->session->lease;
-    item.set_request_id(turn->request_id);
-    item.set_expected_length(turn->begin + turn->prompt.size() + turn->durable);
-    item.mutable_token_ids()->Add(answer.ids().begin() + turn->durable, answer.ids().end());
-    item.mutable_logprobs()->Add(answer.logprobs().begin() + turn->durable, answer.logprobs().end());
-    if (answer.finished()) {
-      item.set_finish_reason(answer.reason());
-      if (answer.stop_token_id().has_value()) item.set_stop_token_id(*answer.stop_token_id());
-      item.set_stop_string(answer.stop_string());
-      if (!turn->error.ok()) *item.mutable_error() = common::ToStatusProto(turn->error);
-    }
-    CommitResult& result = results.emplace_back();
-    result.turn_id = id;
-    result.tokens = answer.size() - turn->durable;
-    result.finish = answer.finished();
-    turn_tokens.push_back(turn->durable);
-    turn->committing = true;
-  }
-  if (results.empty()) return;
-  commit_running_ = true;
-  using Committed = std::pair<std::vector<CommitResult>, absl::Duration>;
-  const auto work = [this, request = std::move(request), results = std::move(results),
-                     turn_tokens = std::move(turn_tokens)]() mutable {
-    const absl::Time begin = absl::Now();
-    const std::vector<absl::Status> statuses = Commit(request, turn_tokens);
-    for (size_t i = 0; i < results.size(); ++i) results[i].status = statuses[i];
-    return Committed(results, absl::Now() - begin);
-  };
-  // The committer is idle, so its queue has room.
-  RunJob<Committed>(committer_, work, [this](Committed committed) { OnCommitted(committed.first, committed.second); });
-}
-
-std::vector<absl::Status> TurnManager::Engine::Commit(const v1::AppendTokensRequest& request,
-                                                      const std::vector<uint64_t>& turn_tokens) {
-  const absl::Time deadline = StoreDeadline();
-  absl::Duration backoff = kMinCommitBackoff;
-  std::vector<absl::Status> statuses(request.items_size(), absl::UnknownError("not tried"));
-  bool retried = false;
-  while (true) {
-    const absl::StatusOr<v1::AppendTokensResponse> response =
-        catalog_->AppendTokens(request, std::min(deadline, absl::Now() + kCommitAttempt));
-    if (response.ok() && response->statuses_size() == request.items_size()) {
-      for (int i = 0; i < request.items_size(); ++i) {
-        statuses[i] = common::FromStatusProto(response->statuses(i));
-        // The first attempt may have gone through although its answer was lost.
-        if (!retried || statuses[i].ok()) continue;
-        const absl::StatusOr<bool> appended = WasAppended(request.items(i), turn_tokens[i], deadline);
-        if (!appended.ok()) statuses[i] = appended.status();  // Nobody knows; the store's refusal would be a guess.
-        if (appended.ok() && *appended) statuses[i] = absl::OkStatus();
-      }
-      return statuses;
-    }
-    const absl::Status status =
-        response.ok() ? absl::InternalError("AppendTokens: as many statuses as items expected") : response.status();
-    if (!MayHaveHappened(status) || absl::Now() + backoff >= deadline || stopping_) {
-      std::fill(statuses.begin(), statuses.end(), status);
-      return statuses;
-    }
-    retried = true;
-    absl::SleepFor(backoff);
-    backoff = std::min(2 * backoff, kMaxCommitBackoff);
-  }
-}
-
-absl::StatusOr<bool> TurnManager::Engine::WasAppended(const v1::AppendItem& item, uint64_t turn_tokens,
-                                                      absl::Time deadline) {
-  v1::FindTurnRequest find;
-  find.set_session_id(item.lease().session_id());
-  find.set_request_id(item.request_id());
-  absl::Duration backoff = kMinCommitBackoff;
-  absl::StatusOr<v1::FindTurnResponse> found = catalog_->FindTurn(find, std::min(deadline, StoreDeadline()));
-  while (!found.ok() && MayHaveHappened(found.status())) {
-    if (absl::Now() + backoff >= deadline || stopping_) return found.status();
-    absl::SleepFor(backoff);
-    backoff = std::min(2 * backoff, kMaxCommitBackoff);
-    found = catalog_->FindTurn(find, std::min(deadline, StoreDeadline()));
-  }
-  if (!found.ok() || !found->has_turn()) return false;
-  const bool ended = found->turn().state() == v1::TURN_STATE_FINISHED;
-  const bool wants_end = item.finish_reason() != v1::FINISH_REASON_UNSPECIFIED;
-  return found->turn().token_count() == turn_tokens + item.token_ids_size() && ended == wants_end;
-}
-
-void TurnManager::Engine::OnCommitted(const std::vector<CommitResult>& results, absl::Duration took) {
-  commit_running_ = false;
-  metrics_->store_commit_seconds.Observe(absl::ToDoubleSeconds(took));
-  for (const CommitResult& result : results) {
-    const auto it = running_.find(result.turn_id);
-    if (it == running_.end()) continue;
-    const TurnPtr turn = it->second;
-    turn->committing = false;
-    Session& session = *turn->session;  // Kept while its turn is committing.
-    if (result.status.ok()) {
-      turn->durable += result.tokens;
-      if (result.finish) {
-        turn->finish_durable = true;
-        metrics_->CountFinish(turn->answer->reason());
-      }
-      session.durable_length = turn->begin + turn->prompt.size() + turn->durable;
-      continue;
-    }
-    common::LogWarning("commit_failed", {{"status", result.status}});
-    // What is not in the log has never been: neither slot nor snapshot may hold it.
-    turn->abandoned = true;
-    session.stale = true;
-    Fail(*turn, StoreError(result.status));
-    if (turn->sequence != 0) RemoveSequence(*turn);
-    DropWarm(session.id);
-    std::vector<std::string> beyond;
-    for (const auto& [id, save] : saves_) {
-      if (save.session_id == session.id && save.position > session.durable_length) beyond.push_back(id);
-    }
-    for (const std::string& id : beyond) EndSave(id, absl::AbortedError("its tokens are not in the log"));
-  }
-}
-
-void TurnManager::Engine::SweepSessions() {
+void TurnCore::SweepSessions() {
   for (auto it = sessions_.begin(); it != sessions_.end();) {
     Session& session = it->second;
     if (session.turn != nullptr || session.next != nullptr || session.saves > 0 || session.releasing) {
@@ -346,7 +209,6 @@ void TurnManager::Engine::SweepSessions() {
     v1::ReleaseLeaseRequest request;
     *request.mutable_lease() = session.lease;
     session.releasing = RunJob<absl::Status>(
-        executor_,
         [this, request = std::move(request)] { return catalog_->ReleaseLease(request, StoreDeadline()).status(); },
         [this, id = session.id](absl::Status) {
           // Whether or not the store heard of it: the lease ends by itself.
@@ -359,7 +221,7 @@ void TurnManager::Engine::SweepSessions() {
   }
 }
 
-void TurnManager::Engine::SweepLeases() {
+void TurnCore::SweepLeases() {
   if (renew_running_ || Now() < next_renewal_) return;
   next_renewal_ = Now() + options_.lease_ttl / 3;
   v1::RenewLeasesRequest request;
@@ -370,7 +232,7 @@ void TurnManager::Engine::SweepLeases() {
   if (request.leases().empty()) return;
   using Renewed = absl::StatusOr<v1::RenewLeasesResponse>;
   renew_running_ = RunJob<Renewed>(
-      executor_, [this, request = std::move(request)] { return catalog_->RenewLeases(request, StoreDeadline()); },
+      [this, request = std::move(request)] { return catalog_->RenewLeases(request, StoreDeadline()); },
       [this](Renewed renewed) {
         renew_running_ = false;
         if (!renewed.ok()) return;  // Tried again soon; until then writes say whether the lease still holds.

@@ -3,7 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "services/router/turns/engine.h"
+#include "services/router/turns/turn_core.h"
 
 namespace rwkv::router {
 namespace {
@@ -19,7 +19,7 @@ void SetDuration(absl::Duration duration, google::protobuf::Duration* proto) {
 
 }  // namespace
 
-bool TurnManager::Engine::IsFull(Turn& turn, size_t limit) {
+bool TurnCore::IsFull(Turn& turn, size_t limit) {
   const absl::Time now = Now();
   const size_t queued = turn.stream->queued();
   if (queued < limit) {
@@ -38,7 +38,7 @@ bool TurnManager::Engine::IsFull(Turn& turn, size_t limit) {
     turn.waits_for_room = true;
     const CallId call = turn.call;
     turn.stream->OnRoom([this, call] {
-      loop_->Post([this, call] {
+      world_->Post([this, call] {
         const auto it = by_call_.find(call);
         if (it != by_call_.end()) it->second->waits_for_room = false;
       });
@@ -47,7 +47,7 @@ bool TurnManager::Engine::IsFull(Turn& turn, size_t limit) {
   return true;
 }
 
-void TurnManager::Engine::ObserveCall(const Turn& turn) {
+void TurnCore::ObserveCall(const Turn& turn) {
   const auto seconds = [](absl::Time from, absl::Time to) { return std::max(0.0, absl::ToDoubleSeconds(to - from)); };
   metrics_->call_seconds.Observe(seconds(turn.arrival, Now()));
   metrics_->call_prompt_tokens.Observe(static_cast<double>(turn.prompt.size()));
@@ -57,7 +57,7 @@ void TurnManager::Engine::ObserveCall(const Turn& turn) {
   metrics_->decode_seconds.Observe(seconds(*turn.first_token, *turn.last_token));
 }
 
-void TurnManager::Engine::Pump(Turn& turn) {
+void TurnCore::Pump(Turn& turn) {
   if (turn.stream == nullptr || !turn.answer.has_value()) return;
   const uint64_t ready = turn.HasLog() ? turn.durable : turn.answer->size();
   while (turn.sent < ready) {
@@ -84,7 +84,7 @@ void TurnManager::Engine::Pump(Turn& turn) {
   EndCall(turn, absl::OkStatus());
 }
 
-v1::GenerateResponse TurnManager::Engine::FinishMessage(const Turn& turn) const {
+v1::GenerateResponse TurnCore::FinishMessage(const Turn& turn) const {
   v1::GenerateResponse message;
   message.set_index(turn.answer->size());
   message.set_text(turn.answer->last_text());
@@ -103,7 +103,7 @@ v1::GenerateResponse TurnManager::Engine::FinishMessage(const Turn& turn) const 
   finish.set_stop_string(turn.answer->stop_string());
   // A turn that is told again from the log has no times.
   if (turn.first_rows.has_value()) {
-    const absl::Time prefilled = turn.first_token.value_or(clock_->Now());
+    const absl::Time prefilled = turn.first_token.value_or(Now());
     SetDuration(*turn.first_rows - turn.arrival, finish.mutable_queue_time());
     SetDuration(prefilled - *turn.first_rows, finish.mutable_prefill_time());
     SetDuration(turn.last_token.value_or(prefilled) - prefilled, finish.mutable_decode_time());
@@ -111,7 +111,7 @@ v1::GenerateResponse TurnManager::Engine::FinishMessage(const Turn& turn) const 
   return message;
 }
 
-bool TurnManager::Engine::HasRoom(Turn& turn, size_t queued) {
+bool TurnCore::HasRoom(Turn& turn, size_t queued) {
   if (queued < kQueuedMessages) {
     turn.stalled_since = absl::InfiniteFuture();
     return true;
@@ -125,7 +125,7 @@ bool TurnManager::Engine::HasRoom(Turn& turn, size_t queued) {
   return false;
 }
 
-void TurnManager::Engine::SendScores(Turn& turn) {
+void TurnCore::SendScores(Turn& turn) {
   v1::ScoreDocumentResponse response;
   response.set_token_count(turn.prompt.size() + 1);
   response.set_first(turn.scores_sent + 1);

@@ -5,7 +5,7 @@
 #include "absl/strings/str_format.h"
 #include "services/common/grpc_status.h"
 #include "services/common/logging.h"
-#include "services/router/turns/engine.h"
+#include "services/router/turns/turn_core.h"
 
 namespace rwkv::router {
 namespace {
@@ -15,11 +15,11 @@ using Phase = Turn::Phase;
 
 }  // namespace
 
-bool TurnManager::Engine::Save(Turn& turn) {
+bool TurnCore::Save(Turn& turn) {
   const absl::optional<uint64_t> position = turn.lane->scheduler.Save(turn.sequence);
   if (!position.has_value()) return false;
   PendingSave save;
-  save.snapshot_id = absl::StrFormat("%016x%016x", random_(), random_());
+  save.snapshot_id = absl::StrFormat("%016x%016x", world_->Random(), world_->Random());
   save.session_id = turn.session_id;
   save.model_fingerprint = turn.model->info.fingerprint();
   save.turn_id = turn.id;
@@ -36,7 +36,7 @@ bool TurnManager::Engine::Save(Turn& turn) {
   return true;
 }
 
-void TurnManager::Engine::OnSaved(const v1::SnapshotSaved& saved) {
+void TurnCore::OnSaved(const v1::SnapshotSaved& saved) {
   const auto it = saves_.find(saved.snapshot_id());
   if (it == saves_.end()) return;
   PendingSave& save = it->second;
@@ -46,7 +46,7 @@ void TurnManager::Engine::OnSaved(const v1::SnapshotSaved& saved) {
   --save.answers_left;
 }
 
-v1::SnapshotManifest TurnManager::Engine::ManifestOf(const PendingSave& save) {
+v1::SnapshotManifest TurnCore::ManifestOf(const PendingSave& save) {
   v1::SnapshotManifest manifest;
   manifest.set_snapshot_id(save.snapshot_id);
   manifest.set_session_id(save.session_id);
@@ -59,7 +59,7 @@ v1::SnapshotManifest TurnManager::Engine::ManifestOf(const PendingSave& save) {
   return manifest;
 }
 
-void TurnManager::Engine::SweepSaves() {
+void TurnCore::SweepSaves() {
   const absl::Time now = Now();
   std::vector<std::pair<std::string, absl::Status>> over;
   for (auto& [id, save] : saves_) {
@@ -92,7 +92,6 @@ void TurnManager::Engine::SweepSaves() {
     request.set_log_branch(session.log_branch);
     *request.mutable_manifest() = ManifestOf(save);
     save.committing = RunJob<absl::Status>(
-        executor_,
         [this, request = std::move(request)] { return catalog_->CommitSnapshot(request, StoreDeadline()).status(); },
         [this, id = id](absl::Status status) { OnManifest(id, status); });
   }
@@ -105,7 +104,7 @@ void TurnManager::Engine::SweepSaves() {
   }
 }
 
-void TurnManager::Engine::OnManifest(const std::string& snapshot_id, const absl::Status& status) {
+void TurnCore::OnManifest(const std::string& snapshot_id, const absl::Status& status) {
   const auto it = saves_.find(snapshot_id);
   if (it == saves_.end()) return;
   const auto turn = running_.find(it->second.turn_id);
@@ -113,13 +112,13 @@ void TurnManager::Engine::OnManifest(const std::string& snapshot_id, const absl:
     // The records are there whether or not the manifest could be committed (of an empty session, for instance).
     const TurnPtr exporting = turn->second;
     if (auto done = std::exchange(exporting->export_done, nullptr)) {
-      done(TurnManager::ExportedState{ManifestOf(it->second), exporting->model->state_layout});
+      done(ExportedState{ManifestOf(it->second), exporting->model->state_layout});
     }
   }
   EndSave(snapshot_id, status);
 }
 
-void TurnManager::Engine::EndSave(const std::string& snapshot_id, const absl::Status& status) {
+void TurnCore::EndSave(const std::string& snapshot_id, const absl::Status& status) {
   const auto it = saves_.find(snapshot_id);
   if (it == saves_.end()) return;
   const PendingSave save = it->second;
@@ -147,17 +146,18 @@ void TurnManager::Engine::EndSave(const std::string& snapshot_id, const absl::St
   if (owner->phase == Phase::kRunning) SaveAndRetire(*owner);
 }
 
-void TurnManager::Engine::DropOwn(Turn& turn) {
+void TurnCore::DropOwn(Turn& turn) {
   if (turn.own_snapshot.snapshot_id().empty()) return;
   v1::DropSnapshotRequest drop;
   drop.set_snapshot_id(turn.own_snapshot.snapshot_id());
   turn.own_snapshot.Clear();
   // If it stays, it is swept as an orphan.
-  executor_.TryRun([this, drop = std::move(drop)] { (void)catalog_->DropSnapshot(drop, StoreDeadline()); });
+  world_->Run(World::Queue::kStore,
+              [this, drop = std::move(drop)] { (void)catalog_->DropSnapshot(drop, StoreDeadline()); });
   DropWarm(WarmSession(turn));
 }
 
-void TurnManager::Engine::SaveAndRetire(Turn& turn) {
+void TurnCore::SaveAndRetire(Turn& turn) {
   if (turn.planned_end > turn.saved_position) Save(turn);
   turn.lane->scheduler.Retire(turn.sequence, turn.session_id, turn.session->log_branch);
   by_sequence_.erase(turn.sequence);
@@ -168,7 +168,7 @@ void TurnManager::Engine::SaveAndRetire(Turn& turn) {
   turn.phase = Phase::kComputed;
 }
 
-void TurnManager::Engine::Yield(const TurnPtr& turn) {
+void TurnCore::Yield(const TurnPtr& turn) {
   if (turn->planned_end > turn->saved_position) Save(*turn);
   turn->lane->scheduler.Retire(turn->sequence, WarmSession(*turn), WarmBranch(*turn));
   by_sequence_.erase(turn->sequence);

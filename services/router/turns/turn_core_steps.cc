@@ -8,7 +8,7 @@
 #include "services/common/logging.h"
 #include "services/common/sampling/sampling_params.h"
 #include "services/router/turns/embedding.h"
-#include "services/router/turns/engine.h"
+#include "services/router/turns/turn_core.h"
 
 namespace rwkv::router {
 namespace {
@@ -20,7 +20,7 @@ constexpr size_t kMaxErrorBytes = 2048;
 
 }  // namespace
 
-void TurnManager::Engine::FeedKnown(Turn& turn) {
+void TurnCore::FeedKnown(Turn& turn) {
   uint64_t end = turn.FeedEnd();
   // After a loss: what the client has is fed, and not returned again.
   if (turn.kind == Kind::kLogits) end = turn.logits_received;
@@ -30,7 +30,7 @@ void TurnManager::Engine::FeedKnown(Turn& turn) {
   turn.fed_end = end;
 }
 
-void TurnManager::Engine::OnStep(TurnLane& lane, const v1::StepResult& result) {
+void TurnCore::OnStep(TurnLane& lane, const v1::StepResult& result) {
   lane.scheduler.OnStepDone(result.step_id());
   lane.last_progress = Now();
   for (const v1::EntryResult& entry : result.entries()) {
@@ -41,7 +41,7 @@ void TurnManager::Engine::OnStep(TurnLane& lane, const v1::StepResult& result) {
   }
 }
 
-void TurnManager::Engine::OnEntry(Turn& turn, const v1::EntryResult& result) {
+void TurnCore::OnEntry(Turn& turn, const v1::EntryResult& result) {
   const absl::Status status = common::FromStatusProto(result.status());
   if (!status.ok()) return OnEntryFailed(turn, status);
   turn.done_end = result.position();
@@ -67,7 +67,7 @@ void TurnManager::Engine::OnEntry(Turn& turn, const v1::EntryResult& result) {
   if (turn.answer->finished() && !turn.HasLog()) metrics_->CountFinish(turn.answer->reason());
 }
 
-void TurnManager::Engine::OnEntryFailed(Turn& turn, const absl::Status& status) {
+void TurnCore::OnEntryFailed(Turn& turn, const absl::Status& status) {
   common::LogWarning("step_entry_failed", {{"position", turn.done_end}, {"status", status}});
   RemoveSequence(turn);
   turn.no_warm = true;
@@ -83,7 +83,7 @@ void TurnManager::Engine::OnEntryFailed(Turn& turn, const absl::Status& status) 
   }
 }
 
-void TurnManager::Engine::OnLogits(const v1::LogitsRows& rows) {
+void TurnCore::OnLogits(const v1::LogitsRows& rows) {
   const auto it = by_sequence_.find(rows.sequence());
   if (it == by_sequence_.end()) return;
   Turn& turn = *it->second;
@@ -97,7 +97,7 @@ void TurnManager::Engine::OnLogits(const v1::LogitsRows& rows) {
   turn.logits_stream->Send(std::move(response));
 }
 
-void TurnManager::Engine::FillAttach(const AttachCommand& command, v1::AttachSequence* attach) {
+void TurnCore::FillAttach(const AttachCommand& command, v1::AttachSequence* attach) {
   attach->set_slot(command.slot);
   attach->set_sequence(command.sequence);
   attach->set_position(command.position);
@@ -130,7 +130,7 @@ void TurnManager::Engine::FillAttach(const AttachCommand& command, v1::AttachSeq
   attach->mutable_banned_token_ids()->Add(turn.model->banned_token_ids.begin(), turn.model->banned_token_ids.end());
 }
 
-void TurnManager::Engine::FillStep(const StepCommand& command, v1::Step* step) {
+void TurnCore::FillStep(const StepCommand& command, v1::Step* step) {
   step->set_step_id(command.step_id);
   int rows = 0;
   for (const StepCommand::Entry& planned : command.entries) {
@@ -160,7 +160,7 @@ void TurnManager::Engine::FillStep(const StepCommand& command, v1::Step* step) {
   metrics_->batch_rows.Observe(rows);
 }
 
-void TurnManager::Engine::SendCommands(TurnLane& lane) {
+void TurnCore::SendCommands(TurnLane& lane) {
   if (lane.scheduler.steps_in_flight() == 0) lane.last_progress = Now();
   for (const Command& planned : lane.scheduler.Plan()) {
     auto command = std::make_shared<v1::ExecuteRequest>();
@@ -181,7 +181,7 @@ void TurnManager::Engine::SendCommands(TurnLane& lane) {
       command->mutable_release()->set_sequence(release->sequence);
     }
     // Not sent: the epoch is over, and EpochDown is on its way.
-    if (!fleet_.Send(lane.epoch, std::move(command))) return;
+    if (!world_->Send(lane.epoch, std::move(command))) return;
   }
 }
 

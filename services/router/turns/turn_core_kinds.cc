@@ -3,7 +3,7 @@
 #include <utility>
 
 #include "services/router/turns/embedding.h"
-#include "services/router/turns/engine.h"
+#include "services/router/turns/turn_core.h"
 
 namespace rwkv::router {
 namespace {
@@ -17,7 +17,7 @@ constexpr uint64_t kDocumentWindow = 16384;
 
 }  // namespace
 
-void TurnManager::Engine::Advance(Turn& turn) {
+void TurnCore::Advance(Turn& turn) {
   const bool idle = turn.done_end == turn.fed_end && !turn.tail_pending;  // Everything fed has come back.
   if (turn.yielding && !turn.decided()) {
     // What came back is with the client, or can be sent at any time.
@@ -43,13 +43,13 @@ void TurnManager::Engine::Advance(Turn& turn) {
   }
 }
 
-bool TurnManager::Engine::Lagging(const Turn& turn) const {
+bool TurnCore::Lagging(const Turn& turn) const {
   const uint64_t size = turn.answer->size();
   if (turn.HasLog() && size - turn.durable >= static_cast<uint64_t>(options_.max_uncommitted_tokens)) return true;
   return (turn.HasLog() ? turn.durable : size) >= turn.sent + options_.max_stream_messages;
 }
 
-void TurnManager::Engine::AdvanceGenerate(Turn& turn, bool idle) {
+void TurnCore::AdvanceGenerate(Turn& turn, bool idle) {
   if (turn.spec.max_tokens() == 0 && idle && turn.fed_end == turn.FeedEnd() && !turn.decided()) {
     turn.answer->Finish(v1::FINISH_REASON_LENGTH, absl::nullopt, "");
     if (!turn.HasLog()) metrics_->CountFinish(v1::FINISH_REASON_LENGTH);
@@ -71,7 +71,7 @@ void TurnManager::Engine::AdvanceGenerate(Turn& turn, bool idle) {
   }
 }
 
-void TurnManager::Engine::AdvanceScore(Turn& turn) {
+void TurnCore::AdvanceScore(Turn& turn) {
   if (turn.done_end < turn.KnownEnd()) return;
   if (auto done = std::exchange(turn.score_done, nullptr)) {
     v1::ScoreResponse response;
@@ -84,7 +84,7 @@ void TurnManager::Engine::AdvanceScore(Turn& turn) {
   RemoveSequence(turn);
 }
 
-void TurnManager::Engine::AdvanceDocument(Turn& turn) {
+void TurnCore::AdvanceDocument(Turn& turn) {
   if (turn.document_stream == nullptr) return;
   if (!turn.scores.empty() && HasRoom(turn, turn.document_stream->queued())) SendScores(turn);
   if (turn.stopped) return;
@@ -100,7 +100,7 @@ void TurnManager::Engine::AdvanceDocument(Turn& turn) {
   turn.fed_end += tokens;
 }
 
-void TurnManager::Engine::AdvanceLogits(Turn& turn) {
+void TurnCore::AdvanceLogits(Turn& turn) {
   if (turn.logits_received < turn.fed_end || turn.logits_stream == nullptr) return;
   if (turn.fed_end == turn.KnownEnd()) {
     EndCall(turn, absl::OkStatus());
@@ -114,7 +114,7 @@ void TurnManager::Engine::AdvanceLogits(Turn& turn) {
   turn.fed_end += rows;
 }
 
-void TurnManager::Engine::AdvanceEmbed(Turn& turn) {
+void TurnCore::AdvanceEmbed(Turn& turn) {
   if (turn.done_end < turn.KnownEnd() || turn.embed_done == nullptr) return;
   absl::StatusOr<v1::EmbedResponse> response =
       MakeEmbedding(turn.embed, turn.embedding, static_cast<uint32_t>(turn.prompt.size()));
@@ -124,7 +124,7 @@ void TurnManager::Engine::AdvanceEmbed(Turn& turn) {
   RemoveSequence(turn);
 }
 
-void TurnManager::Engine::AdvanceExport(Turn& turn) {
+void TurnCore::AdvanceExport(Turn& turn) {
   if (turn.fed_end < turn.KnownEnd() || !turn.export_snapshot.empty()) return;
   if (!Save(turn)) Fail(turn, absl::InternalError("the state could not be saved"));
 }

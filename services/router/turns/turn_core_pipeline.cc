@@ -6,7 +6,7 @@
 #include "absl/strings/string_view.h"
 #include "services/common/grpc_status.h"
 #include "services/common/logging.h"
-#include "services/router/turns/engine.h"
+#include "services/router/turns/turn_core.h"
 
 namespace rwkv::router {
 namespace {
@@ -22,7 +22,7 @@ absl::Status BaseLost(const std::string& session_id, uint64_t position, absl::st
 
 }  // namespace
 
-void TurnManager::Engine::Handle(uint64_t epoch, int stage, const v1::ExecuteResponse& response) {
+void TurnCore::Handle(uint64_t epoch, int stage, const v1::ExecuteResponse& response) {
   const auto it = lanes_.find(epoch);
   if (it == lanes_.end()) return;
   TurnLane& lane = *it->second;
@@ -37,17 +37,17 @@ void TurnManager::Engine::Handle(uint64_t epoch, int stage, const v1::ExecuteRes
       return OnSaved(response.saved());
     case v1::ExecuteResponse::kOpened:
     case v1::ExecuteResponse::RESULT_NOT_SET:
-      fleet_.EndEpoch(epoch, absl::InternalError(absl::StrCat("stage ", stage, " sent an answer to nothing")));
+      world_->EndEpoch(epoch, absl::InternalError(absl::StrCat("stage ", stage, " sent an answer to nothing")));
       return;
   }
 }
 
-void TurnManager::Engine::Park(Turn& turn) {
+void TurnCore::Park(Turn& turn) {
   if (turn.parked_since == absl::InfiniteFuture()) turn.parked_since = Now();
   turn.phase = Phase::kParked;
 }
 
-void TurnManager::Engine::Locate(const TurnPtr& turn) {
+void TurnCore::Locate(const TurnPtr& turn) {
   turn->snapshot.Clear();
   turn->warm_source = absl::nullopt;
   turn->tail.clear();
@@ -89,13 +89,13 @@ void TurnManager::Engine::Locate(const TurnPtr& turn) {
     if (tail.ok()) located.tail = *std::move(tail);
     return located;
   };
-  if (!RunJob<Located>(executor_, work, [this, turn](Located located) { OnLocated(turn, std::move(located)); })) {
+  if (!RunJob<Located>(work, [this, turn](Located located) { OnLocated(turn, std::move(located)); })) {
     Park(*turn);
     turn->not_before = Now() + options_.retry_delay;
   }
 }
 
-bool TurnManager::Engine::LocateWarm(const TurnPtr& turn, uint64_t at_least, uint64_t at_most) {
+bool TurnCore::LocateWarm(const TurnPtr& turn, uint64_t at_least, uint64_t at_most) {
   if (turn->no_warm) return false;
   absl::optional<Scheduler::WarmSlot> warm;
   TurnLane* lane = nullptr;
@@ -131,9 +131,8 @@ bool TurnManager::Engine::LocateWarm(const TurnPtr& turn, uint64_t at_least, uin
     turn->tail = *std::move(tail);
     FeedKnown(*turn);
   };
-  if (!RunJob<Tail>(
-          executor_, [this, read = std::move(read)] { return Tail(catalog_->ReadTokens(read, StoreDeadline())); },
-          then)) {
+  if (!RunJob<Tail>([this, read = std::move(read)] { return Tail(catalog_->ReadTokens(read, StoreDeadline())); },
+                    then)) {
     RemoveSequence(*turn);
     Park(*turn);
     turn->not_before = Now() + options_.retry_delay;
@@ -141,15 +140,15 @@ bool TurnManager::Engine::LocateWarm(const TurnPtr& turn, uint64_t at_least, uin
   return true;
 }
 
-std::string TurnManager::Engine::WarmSession(const Turn& turn) {
+std::string TurnCore::WarmSession(const Turn& turn) {
   return turn.session != nullptr ? turn.session_id : absl::StrCat("turn/", turn.id);  // No session's id has a slash.
 }
 
-std::string TurnManager::Engine::WarmBranch(const Turn& turn) {
+std::string TurnCore::WarmBranch(const Turn& turn) {
   return turn.session != nullptr ? turn.session->log_branch : std::string();
 }
 
-void TurnManager::Engine::OnLocated(const TurnPtr& turn, Located located) {
+void TurnCore::OnLocated(const TurnPtr& turn, Located located) {
   if (turn->stopped) {
     turn->phase = Phase::kComputed;
     return;
@@ -172,7 +171,7 @@ void TurnManager::Engine::OnLocated(const TurnPtr& turn, Located located) {
   Admit(turn, turn->snapshot.position());
 }
 
-void TurnManager::Engine::Admit(const TurnPtr& turn, uint64_t position) {
+void TurnCore::Admit(const TurnPtr& turn, uint64_t position) {
   TurnLane* const lane = ChooseLane(*turn);
   if (lane == nullptr) return Park(*turn);
   const SequenceId sequence = next_sequence_++;
@@ -184,7 +183,7 @@ void TurnManager::Engine::Admit(const TurnPtr& turn, uint64_t position) {
   FeedKnown(*turn);
 }
 
-void TurnManager::Engine::BeginAttach(const TurnPtr& turn, TurnLane& lane, SequenceId sequence, uint64_t position) {
+void TurnCore::BeginAttach(const TurnPtr& turn, TurnLane& lane, SequenceId sequence, uint64_t position) {
   by_sequence_[sequence] = turn;
   turn->sequence = sequence;
   turn->lane = &lane;
@@ -200,7 +199,7 @@ void TurnManager::Engine::BeginAttach(const TurnPtr& turn, TurnLane& lane, Seque
   turn->scores.clear();
 }
 
-void TurnManager::Engine::OnAttachAnswer(const v1::SequenceAttached& attached) {
+void TurnCore::OnAttachAnswer(const v1::SequenceAttached& attached) {
   const auto it = by_sequence_.find(attached.sequence());
   if (it == by_sequence_.end()) return;  // Cancelled meanwhile.
   const TurnPtr turn = it->second;
@@ -218,7 +217,7 @@ void TurnManager::Engine::OnAttachAnswer(const v1::SequenceAttached& attached) {
   metrics_->reused_tokens.Increment(static_cast<double>(turn->reused_tokens));
 }
 
-void TurnManager::Engine::OnAttachFailed(Turn& turn, const absl::Status& status) {
+void TurnCore::OnAttachFailed(Turn& turn, const absl::Status& status) {
   common::LogWarning("attach_failed", {{"position", turn.attach_position},
                                        {"warm", turn.warm_source.has_value()},
                                        {"snapshot", turn.snapshot.snapshot_id()},
@@ -247,7 +246,8 @@ void TurnManager::Engine::OnAttachFailed(Turn& turn, const absl::Status& status)
     drop.set_snapshot_id(turn.snapshot.snapshot_id());
     drop.set_reason(status.ToString());
     // If it stays, the next one who needs it drops it.
-    executor_.TryRun([this, drop = std::move(drop)] { (void)catalog_->DropSnapshot(drop, StoreDeadline()); });
+    world_->Run(World::Queue::kStore,
+                [this, drop = std::move(drop)] { (void)catalog_->DropSnapshot(drop, StoreDeadline()); });
     return;
   }
   const Patience::Verdict verdict = turn.patience.AttachFailed();
@@ -256,7 +256,7 @@ void TurnManager::Engine::OnAttachFailed(Turn& turn, const absl::Status& status)
   if (verdict != Patience::Verdict::kTryAgain) Fail(turn, common::Annotate(status, "no slot could be made ready"));
 }
 
-void TurnManager::Engine::RemoveSequence(Turn& turn) {
+void TurnCore::RemoveSequence(Turn& turn) {
   if (turn.lane != nullptr) turn.lane->scheduler.Cancel(turn.sequence);
   by_sequence_.erase(turn.sequence);
   turn.sequence = 0;

@@ -1,10 +1,9 @@
-#include "services/router/turns/engine.h"
+#include "services/router/turns/turn_core.h"
 
 #include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "services/common/grpc_status.h"
 #include "services/common/logging.h"
 #include "services/router/turns/turn_input.h"
@@ -15,123 +14,58 @@ namespace {
 using Kind = Turn::Kind;
 using Phase = Turn::Phase;
 
-// A part of the time a drain has for running turns; the rest is for their snapshots.
-constexpr double kDrainRunningShare = 0.7;
-
 bool SameTurn(const Turn& a, const Turn& b) {
   return a.kind == Kind::kGenerate && b.kind == Kind::kGenerate && a.named && b.named && a.request_id == b.request_id;
 }
 
 }  // namespace
 
-TurnManager::Engine::Engine(const Options& options, Fleet::Options fleet_options, std::unique_ptr<WorkerSource> workers,
-                            state_store::CatalogClient* catalog, std::vector<const tokenizer::Tokenizer*> tokenizers,
-                            RouterMetrics* metrics, common::Clock* clock, std::function<uint64_t()> random)
+TurnCore::TurnCore(const Options& options, World* world, state_store::CatalogClient* catalog, RouterMetrics* metrics)
     : options_(options),
+      world_(world),
       catalog_(catalog),
-      tokenizers_(std::move(tokenizers)),
       metrics_(metrics),
-      clock_(clock),
-      random_(std::move(random)),
-      next_renewal_(clock->Now()),
-      counted_at_(clock->Now()),
-      fleet_(WithAnnouncement(std::move(fleet_options)), std::move(workers), this),
-      committer_(1, 4),
-      // Every started turn has at most one job at a time, and each of its snapshots one.
-      executor_(options.executor_threads, 4 * options.max_running + 64) {
-  EventLoop::Options loop_options;
-  loop_options.max_requests = options.max_running + options.max_waiting + 64;
-  loop_options.tick = options.tick;
-  loop_ = std::make_unique<EventLoop>(loop_options, [this] { Sweep(); });
+      next_renewal_(world->Now()),
+      counted_at_(world->Now()) {}
+
+void TurnCore::Stop() {
+  const absl::Status status = DrainingStatus();
+  while (!waiting_.empty()) Fail(*waiting_.front(), status);
+  for (auto& [id, turn] : running_) Fail(*turn, status);
 }
 
-TurnManager::Engine::~Engine() { Stop(); }
-
-Fleet::Options TurnManager::Engine::WithAnnouncement(Fleet::Options options) {
-  options.announce = [this, also = std::move(options.announce)](v1::RouterAnnouncement* router) {
-    router->set_draining(draining());
-    router->set_serving(serving_);
-    router->set_running_turns(static_cast<uint32_t>(running_count_));
-    router->set_waiting_turns(static_cast<uint32_t>(waiting_count_));
-    router->set_tokens_per_second(tokens_per_second_);
-    if (also) also(router);
-  };
-  return options;
+void TurnCore::BeginDrain(absl::Time pause_at) {
+  pause_at_ = pause_at;
+  common::LogInfo("drain_begins", {{"running", running_.size()}, {"waiting", waiting_.size()}});
+  for (const TurnPtr& turn : std::deque<TurnPtr>(waiting_)) {
+    if (turn->phase == Phase::kWaiting) Fail(*turn, DrainingStatus());
+  }
 }
 
-void TurnManager::Engine::Stop() {
-  if (stopping_.exchange(true)) return;
-  draining_ = true;
-  loop_->Post([this] {
-    const absl::Status status = DrainingStatus();
-    while (!waiting_.empty()) Fail(*waiting_.front(), status);
-    for (auto& [id, turn] : running_) Fail(*turn, status);
-  });
-  executor_.Stop();
-  committer_.Stop();
-  fleet_.Stop();
-  loop_->Stop();
-}
-
-void TurnManager::Engine::Drain(absl::Time deadline) {
-  const absl::Time pause_at = Now() + (deadline - absl::Now()) * kDrainRunningShare;
-  draining_ = true;
-  loop_->Post([this, pause_at] {
-    pause_at_ = pause_at;
-    common::LogInfo("drain_begins", {{"running", running_.size()}, {"waiting", waiting_.size()}});
-    for (const TurnPtr& turn : std::deque<TurnPtr>(waiting_)) {
-      if (turn->phase == Phase::kWaiting) Fail(*turn, DrainingStatus());
-    }
-  });
-  absl::MutexLock lock(&mu_);
-  const bool idle = mu_.AwaitWithDeadline(absl::Condition(&idle_), deadline);
-  common::LogInfo("drain_ended", {{"complete", idle}});
-}
-
-absl::Status TurnManager::Engine::DrainingStatus() const {
+absl::Status TurnCore::DrainingStatus() const {
   return common::WithRetryInfo(
       absl::UnavailableError("the router is going away; a named turn can be resumed with its request_id"),
       absl::Seconds(1));
 }
 
-std::shared_ptr<const ServingModel> TurnManager::Engine::model() const {
-  absl::MutexLock lock(&mu_);
-  return model_;
+void TurnCore::Cancel(CallId call) {
+  const auto it = by_call_.find(call);
+  if (it == by_call_.end()) return;
+  const TurnPtr turn = it->second;
+  EndCall(*turn, absl::CancelledError("the client is gone"));
+  // What has its end is brought to it; all else waits in the log for the client to come back.
+  if (!turn->decided()) Abandon(*turn);
 }
 
-TurnManager::Models TurnManager::Engine::models() const {
-  absl::MutexLock lock(&mu_);
-  return models_;
-}
+void TurnCore::Reject(Turn& turn, const absl::Status& status) { CloseStreams(turn, status); }
 
-void TurnManager::Engine::Submit(TurnPtr turn) {
-  turn->arrival = Now();
-  if (draining()) return Reject(*turn, DrainingStatus());
-  if (loop_->TryPost([this, turn] { Arrive(turn); })) return;
-  Reject(*turn,
-         common::WithRetryInfo(absl::ResourceExhaustedError("too many requests arrive at once"), options_.retry_delay));
-}
-
-void TurnManager::Engine::Cancel(CallId call) {
-  loop_->Post([this, call] {
-    const auto it = by_call_.find(call);
-    if (it == by_call_.end()) return;
-    const TurnPtr turn = it->second;
-    EndCall(*turn, absl::CancelledError("the client is gone"));
-    // What has its end is brought to it; all else waits in the log for the client to come back.
-    if (!turn->decided()) Abandon(*turn);
-  });
-}
-
-void TurnManager::Engine::Reject(Turn& turn, const absl::Status& status) { CloseStreams(turn, status); }
-
-Session& TurnManager::Engine::SessionOf(const std::string& id) {
+Session& TurnCore::SessionOf(const std::string& id) {
   Session& session = sessions_[id];
   session.id = id;
   return session;
 }
 
-void TurnManager::Engine::Arrive(const TurnPtr& turn) {
+void TurnCore::Arrive(const TurnPtr& turn) {
   if (draining()) return Reject(*turn, DrainingStatus());
   turn->id = next_turn_++;
   const auto busy = [this, &turn] {
@@ -152,7 +86,7 @@ void TurnManager::Engine::Arrive(const TurnPtr& turn) {
     }
   }
   if (turn->kind != Kind::kExclusive && !HasLane(*turn)) {
-    absl::Status why = fleet_.state().status;
+    absl::Status why = world_->WhyNoLane();
     if (why.ok()) {
       why = absl::UnavailableError(lanes_.empty() ? "the pipeline is just coming up"
                                                   : absl::StrCat("no pipeline of the model ", turn->model->info.name(),
@@ -174,7 +108,7 @@ void TurnManager::Engine::Arrive(const TurnPtr& turn) {
   if (!turn->session_id.empty()) SessionOf(turn->session_id).next = turn;
 }
 
-void TurnManager::Engine::Join(const TurnPtr& live, Turn& call) {
+void TurnCore::Join(const TurnPtr& live, Turn& call) {
   if (live->prompt != call.prompt) {
     return Reject(call, common::InvalidFieldError("request_id", "names a turn with another input"));
   }
@@ -201,13 +135,14 @@ void TurnManager::Engine::Join(const TurnPtr& live, Turn& call) {
   by_call_[live->call] = live;
 }
 
-bool TurnManager::Engine::Fits(const Turn& turn, const PoolUse& active) const {
+bool TurnCore::Fits(const Turn& turn, const PoolUse& active) const {
   if (running_.size() - yielded_ >= static_cast<size_t>(options_.max_running)) return false;
   // One whose model is gone may start, too: that is its end.
-  return turn.kind == Kind::kExclusive || !KnowsModel(turn) || ChoosePool(turn, active) != nullptr;
+  return turn.kind == Kind::kExclusive || !KnowsModel(turn.model->info.fingerprint()) ||
+         ChoosePool(turn, active) != nullptr;
 }
 
-bool TurnManager::Engine::SessionFree(const Turn& turn) const {
+bool TurnCore::SessionFree(const Turn& turn) const {
   if (turn.phase == Phase::kYielded || turn.session_id.empty()) return true;
   const auto it = sessions_.find(turn.session_id);
   if (it == sessions_.end()) return true;
@@ -219,7 +154,7 @@ bool TurnManager::Engine::SessionFree(const Turn& turn) const {
   return true;
 }
 
-void TurnManager::Engine::StartWaiting() {
+void TurnCore::StartWaiting() {
   if (waiting_.empty()) return;
   PoolUse active = ActiveByPool();
   for (size_t i = 0; i < waiting_.size();) {
@@ -234,7 +169,7 @@ void TurnManager::Engine::StartWaiting() {
   }
 }
 
-void TurnManager::Engine::StartTurn(const TurnPtr& turn) {
+void TurnCore::StartTurn(const TurnPtr& turn) {
   if (turn->phase == Phase::kYielded) {
     --yielded_;
     return Park(*turn);
@@ -271,12 +206,12 @@ void TurnManager::Engine::StartTurn(const TurnPtr& turn) {
   }
 }
 
-void TurnManager::Engine::EndCall(Turn& turn, const absl::Status& status) {
+void TurnCore::EndCall(Turn& turn, const absl::Status& status) {
   by_call_.erase(turn.call);
   CloseStreams(turn, status);
 }
 
-void TurnManager::Engine::CloseStreams(Turn& turn, const absl::Status& status) {
+void TurnCore::CloseStreams(Turn& turn, const absl::Status& status) {
   if (!turn.Streaming()) return;
   metrics_->CountError(status);
   if (absl::IsInternal(status) || absl::IsDataLoss(status) || absl::IsUnknown(status)) {
@@ -293,19 +228,19 @@ void TurnManager::Engine::CloseStreams(Turn& turn, const absl::Status& status) {
   if (auto done = std::exchange(turn.exclusive_done, nullptr)) done(status);
 }
 
-void TurnManager::Engine::Fail(Turn& turn, const absl::Status& status) {
+void TurnCore::Fail(Turn& turn, const absl::Status& status) {
   EndCall(turn, status);
   Abandon(turn);
 }
 
-void TurnManager::Engine::Refuse(Turn& turn, const absl::Status& status) {
+void TurnCore::Refuse(Turn& turn, const absl::Status& status) {
   if (!turn.HasLog()) return Fail(turn, status);
   turn.phase = Phase::kComputed;
   turn.error = status;
   turn.answer->Finish(v1::FINISH_REASON_ERROR, absl::nullopt, "");
 }
 
-void TurnManager::Engine::Abandon(Turn& turn) {
+void TurnCore::Abandon(Turn& turn) {
   if (turn.stopped) return;
   turn.stopped = true;
   switch (turn.phase) {

@@ -7,8 +7,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "services/common/grpc_status.h"
-#include "services/router/turns/engine.h"
 #include "services/router/turns/slot_sharing.h"
+#include "services/router/turns/turn_core.h"
 
 namespace rwkv::router {
 namespace {
@@ -21,13 +21,13 @@ constexpr absl::Duration kRateInterval = absl::Seconds(2);
 
 }  // namespace
 
-bool TurnManager::Engine::CommitClean(const Turn& turn) const {
+bool TurnCore::CommitClean(const Turn& turn) const {
   if (turn.committing) return false;
   if (!turn.HasLog() || turn.abandoned || !turn.answer.has_value()) return true;
   return turn.durable == turn.answer->size() && (!turn.answer->finished() || turn.finish_durable);
 }
 
-void TurnManager::Engine::SweepTurn(Turn& turn) {
+void TurnCore::SweepTurn(Turn& turn) {
   const absl::Time now = Now();
   // What it left behind when it gave its slot away is on its way to where it is looked for.
   const bool saving = turn.progress_at_slot > 0 && turn.saves > 0;
@@ -40,16 +40,16 @@ void TurnManager::Engine::SweepTurn(Turn& turn) {
   }
   if (turn.phase == Phase::kParked && turn.named && turn.HasLog() &&
       now - turn.parked_since > options_.handover_after && ChooseLane(turn) == nullptr &&
-      fleet_.OthersDrive(turn.pool)) {
+      world_->OthersDrive(turn.pool)) {
     Fail(turn, common::WithRetryInfo(
                    absl::UnavailableError("this router has lost its pipeline; another goes on with the turn"),
                    options_.retry_delay));
   }
   if (turn.phase == Phase::kParked && now - turn.parked_since > options_.outage_timeout) {
-    Fail(turn, common::WithRetryInfo(
-                   absl::UnavailableError(absl::StrCat(
-                       "no pipeline for ", absl::FormatDuration(options_.outage_timeout), ": ", fleet_.state().text)),
-                   absl::Seconds(1)));
+    Fail(turn, common::WithRetryInfo(absl::UnavailableError(absl::StrCat("no pipeline for ",
+                                                                         absl::FormatDuration(options_.outage_timeout),
+                                                                         ": ", world_->WhyNoLane().message())),
+                                     absl::Seconds(1)));
   }
   if (turn.phase == Phase::kRunning) Advance(turn);
   Pump(turn);
@@ -60,7 +60,7 @@ void TurnManager::Engine::SweepTurn(Turn& turn) {
   }
 }
 
-void TurnManager::Engine::Sweep() {
+void TurnCore::Sweep() {
   StartWaiting();
   for (auto it = running_.begin(); it != running_.end();) {
     const TurnPtr turn = it->second;
@@ -84,7 +84,7 @@ void TurnManager::Engine::Sweep() {
   UpdateGauges();
 }
 
-void TurnManager::Engine::SweepWaiting() {
+void TurnCore::SweepWaiting() {
   const absl::Time now = Now();
   for (size_t i = 0; i < waiting_.size();) {
     const TurnPtr turn = waiting_[i];
@@ -100,7 +100,7 @@ void TurnManager::Engine::SweepWaiting() {
   }
 }
 
-void TurnManager::Engine::SweepYields() {
+void TurnCore::SweepYields() {
   if (waiting_.empty() || lanes_.empty()) return;
   const absl::Time now = Now();
   std::map<std::string, std::vector<SlotHolder>> holders;  // By pool.
@@ -142,18 +142,18 @@ void TurnManager::Engine::SweepYields() {
   }
 }
 
-bool TurnManager::Engine::CanYield(const Turn& turn) {
+bool TurnCore::CanYield(const Turn& turn) {
   const bool streams = turn.kind == Kind::kGenerate || turn.kind == Kind::kDocument || turn.kind == Kind::kLogits;
   return streams && !turn.stopped && !turn.decided();
 }
 
-void TurnManager::Engine::BeginYield(Turn& turn) {
+void TurnCore::BeginYield(Turn& turn) {
   turn.yielding = true;
   turn.lane->scheduler.Unfeed(turn.sequence);
   turn.fed_end = turn.planned_end;
 }
 
-void TurnManager::Engine::SweepDrain() {
+void TurnCore::SweepDrain() {
   if (!draining()) return;
   if (Now() >= pause_at_) {
     for (auto& [id, turn] : running_) {
@@ -161,17 +161,16 @@ void TurnManager::Engine::SweepDrain() {
     }
   }
   if (!running_.empty() || !saves_.empty() || !sessions_.empty()) return;
-  absl::MutexLock lock(&mu_);
-  idle_ = true;
+  world_->Drained();
 }
 
-void TurnManager::Engine::Watch() {
+void TurnCore::Watch() {
   const absl::Time now = Now();
   for (auto& [epoch, lane] : lanes_) {
     if (lane->scheduler.steps_in_flight() == 0 || now - lane->last_progress <= options_.progress_timeout) continue;
-    fleet_.EndEpoch(epoch, absl::UnavailableError(absl::StrCat("no step came back for ",
-                                                               absl::FormatDuration(options_.progress_timeout), "; ",
-                                                               lane->scheduler.steps_in_flight(), " are in flight")));
+    world_->EndEpoch(epoch, absl::UnavailableError(absl::StrCat("no step came back for ",
+                                                                absl::FormatDuration(options_.progress_timeout), "; ",
+                                                                lane->scheduler.steps_in_flight(), " are in flight")));
     lane->last_progress = now;
   }
   for (const auto& [sequence, turn] : by_sequence_) {
@@ -183,12 +182,12 @@ void TurnManager::Engine::Watch() {
     if (waiting->patience.AttachTimedOut() == Patience::Verdict::kGiveUp) {
       Fail(*waiting, common::WithRetryInfo(late, absl::Seconds(1)));
     }
-    fleet_.EndEpoch(epoch, late);
+    world_->EndEpoch(epoch, late);
     return;
   }
 }
 
-void TurnManager::Engine::UpdateGauges() {
+void TurnCore::UpdateGauges() {
   running_count_ = static_cast<int>(running_.size());
   waiting_count_ = static_cast<int>(waiting_.size());
   if (const absl::Duration since = Now() - counted_at_; since >= kRateInterval) {
@@ -205,7 +204,7 @@ void TurnManager::Engine::UpdateGauges() {
     warm += lane->scheduler.slots_warm();
     steps += lane->scheduler.steps_in_flight();
     if (const int turns = lane->scheduler.sequences(); std::exchange(lane->told_turns, turns) != turns) {
-      fleet_.SetTurns(epoch, turns);
+      world_->SetTurns(epoch, turns);
     }
   }
   metrics_->slots_used.Set(used);

@@ -1,0 +1,317 @@
+// A client: turns one after the other, resumed at whichever router is there, and every message checked.
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/types/optional.h"
+#include "services/common/grpc_status.h"
+#include "services/common/sampling/sampling_params.h"
+#include "services/worker/client/fake_worker.h"
+#include "tests/simulator/world.h"
+
+namespace rwkv::simulator {
+namespace {
+
+// A connection over which nothing comes for so long is taken for lost.
+constexpr absl::Duration kPatience = absl::Seconds(3);
+
+}  // namespace
+
+// Messages on their way from a router to a client; none while the client takes nothing.
+class SimStream final : public router::ResponseStream<v1::GenerateResponse>,
+                        public std::enable_shared_from_this<SimStream> {
+ public:
+  SimStream(Cluster* cluster, SimClient* client, std::shared_ptr<SimClient::Attempt> attempt)
+      : cluster_(cluster), client_(client), attempt_(std::move(attempt)) {}
+
+  void Send(v1::GenerateResponse response) override {
+    client_->CheckShown(*attempt_, response);
+    sent_.push_back(std::move(response));
+    Flow();
+  }
+  size_t queued() const override { return sent_.size(); }
+  void OnRoom(std::function<void()> on_room) override {
+    if (sent_.empty()) return on_room();
+    on_room_ = std::move(on_room);
+  }
+  void Close(absl::Status status) override {
+    if (!status.ok()) sent_.clear();  // An error drops what waits.
+    closed_ = std::move(status);
+    Flow();
+  }
+
+ private:
+  static constexpr absl::Duration kDelay = absl::Microseconds(400);
+
+  void Flow() {
+    if (client_->held_) {
+      client_->when_let_go_.push_back([self = shared_from_this()] { self->Flow(); });
+      return;
+    }
+    for (v1::GenerateResponse& response : sent_) {
+      cluster_->time.After(kDelay, [client = client_, attempt = attempt_, response = std::move(response)] {
+        client->Heard(attempt, response);
+      });
+    }
+    sent_.clear();
+    if (auto on_room = std::exchange(on_room_, nullptr)) on_room();
+    if (!closed_.has_value()) return;
+    cluster_->time.After(
+        kDelay, [client = client_, attempt = attempt_, status = *closed_] { client->Closed(attempt, status); });
+    closed_.reset();
+  }
+
+  Cluster* const cluster_;
+  SimClient* const client_;
+  const std::shared_ptr<SimClient::Attempt> attempt_;
+  std::vector<v1::GenerateResponse> sent_;
+  std::function<void()> on_room_;
+  absl::optional<absl::Status> closed_;
+};
+
+SimClient::SimClient(Cluster* cluster, int index, int turns, int tokens)
+    : cluster_(cluster), index_(index), turns_(turns), tokens_(tokens), session_(absl::StrCat("s", index)) {}
+
+std::vector<uint32_t> SimClient::Prompt(int turn) const {
+  std::vector<uint32_t> prompt;
+  for (int i = 0; i < 3 + (index_ + turn) % 9; ++i) {
+    prompt.push_back((index_ * 101 + turn * 13 + i * 7) % kVocabulary);
+  }
+  return prompt;
+}
+
+v1::Sampling SimClient::TurnSampling() const {
+  v1::Sampling sampling;
+  sampling.set_temperature(1);
+  return common::CompleteSampling(sampling, 1000 + index_);
+}
+
+std::vector<std::vector<uint32_t>> SimClient::Undisturbed(std::vector<uint32_t> log,
+                                                          const std::vector<uint32_t>& prompt) const {
+  log.insert(log.end(), prompt.begin(), prompt.end());
+  std::vector<std::vector<uint32_t>> answers;
+  for (int family = 0; family < cluster_->families; ++family) {
+    answers.push_back(worker::FakeModel::Generate(log, tokens_, OfFamily(TurnSampling(), family), kVocabulary));
+  }
+  return answers;
+}
+
+bool SimClient::IsExpected(uint64_t index, uint32_t token) {
+  if (expected_.empty()) {
+    // What the log had before: whether a turn that was given up is in it is the log's to say, and CheckLog() checks it.
+    const ModelStore::SessionRow& session = cluster_->store.session(session_);
+    const uint64_t begin = session.turns.at(RequestId()).begin();
+    expected_ = Undisturbed({session.log.begin(), session.log.begin() + begin}, Prompt(turn_));
+  }
+  bool is_expected = false;
+  for (std::vector<uint32_t>& one : expected_) {
+    if (index >= one.size()) continue;
+    if (one[index] == token) {
+      is_expected = true;
+    } else {
+      one.clear();  // A turn stays in one family.
+    }
+  }
+  return is_expected;
+}
+
+void SimClient::NextAttempt(absl::Duration pause) {
+  cluster_->time.After(pause, [this, turn = turn_] {
+    if (turn != turn_ || done()) return;
+    std::vector<int> there;
+    for (size_t i = 0; i < cluster_->routers.size(); ++i) {
+      if (cluster_->routers[i]->serving() && !cluster_->routers[i]->paused()) there.push_back(static_cast<int>(i));
+    }
+    const int router = there.empty() ? static_cast<int>(cluster_->Draw() % cluster_->routers.size())
+                                     : there[cluster_->Draw() % there.size()];
+    attempt_ = Call(router, received_.size());
+    heard_at_ = cluster_->time.Now();
+    Watch(attempt_);
+  });
+}
+
+std::shared_ptr<SimClient::Attempt> SimClient::Call(int index, uint64_t resume_from) {
+  auto attempt = std::make_shared<Attempt>();
+  SimRouter& router = *cluster_->routers[index];
+  attempt->router = index;
+  attempt->router_life = router.life();
+  attempt->call = cluster_->next_call++;
+  attempt->number = turn_;
+  attempt->first = resume_from;
+  auto turn = std::make_shared<router::Turn>();
+  turn->kind = router::Turn::Kind::kGenerate;
+  turn->call = attempt->call;
+  turn->stream = std::make_shared<SimStream>(cluster_, this, attempt);
+  turn->model = cluster_->model;
+  turn->session_id = session_;
+  turn->named = true;
+  turn->request_id = RequestId();
+  turn->prompt = Prompt(turn_);
+  turn->input_field = "tokens.ids";
+  turn->spec.set_max_tokens(tokens_);
+  *turn->spec.mutable_sampling() = TurnSampling();
+  turn->resume_from = resume_from;
+  const absl::Duration delay = cluster_->NetworkDelay();
+  if (!router.alive()) {
+    cluster_->time.After(delay, [this, attempt] { Closed(attempt, absl::UnavailableError("nobody is there")); });
+    return attempt;
+  }
+  router.Deliver(delay, [&router, turn] {
+    turn->arrival = router.Now();
+    router.core->Arrive(turn);
+  });
+  return attempt;
+}
+
+void SimClient::Watch(const std::shared_ptr<Attempt>& attempt) {
+  cluster_->time.After(absl::Milliseconds(200), [this, attempt] {
+    if (attempt->over || attempt != attempt_) return;
+    SimRouter& router = *cluster_->routers[attempt->router];
+    const bool is_lost = !router.alive() || router.life() != attempt->router_life;
+    if (!is_lost && (held_ || cluster_->time.Now() - heard_at_ < kPatience)) return Watch(attempt);
+    if (!is_lost) {
+      router.Deliver(absl::Milliseconds(1), [&router, call = attempt->call] { router.core->Cancel(call); });
+    }
+    if (cluster_->Chance(0.2)) GiveUp();
+    Closed(attempt, absl::UnavailableError("the connection is lost"));
+  });
+}
+
+void SimClient::CheckShown(const Attempt& attempt, const v1::GenerateResponse& message) {
+  if (static_cast<int>(attempt.number) != turn_) return;  // A call of an earlier turn that nobody waits for.
+  const ModelStore::SessionRow& session = cluster_->store.session(session_);
+  const auto turn = session.turns.find(RequestId());
+  if (turn == session.turns.end()) return cluster_->Violated("T1: a token of a turn that is not in the log");
+  if (message.has_finish()) {
+    if (turn->second.state() != v1::TURN_STATE_FINISHED) cluster_->Violated("T1: an end that is not in the log");
+    return;
+  }
+  const uint64_t position = turn->second.begin() + turn->second.prompt_count() + message.index();
+  if (message.index() >= turn->second.token_count() || position >= session.log.size() ||
+      session.log[position] != message.token_id()) {
+    cluster_->Violated(absl::StrCat("T1: token ", message.index(), " of ", session_, " is shown and not in the log"));
+  }
+}
+
+void SimClient::Heard(const std::shared_ptr<Attempt>& attempt, const v1::GenerateResponse& message) {
+  if (static_cast<int>(attempt->number) != turn_ || attempt->over) return;
+  heard_at_ = cluster_->time.Now();
+  cluster_->time.Mix(message.index() * 7919 + message.token_id());
+  if (!message.has_finish()) {
+    if (!IsExpected(message.index(), message.token_id())) {
+      return cluster_->Violated(absl::StrCat("T3: token ", message.index(), " of ", session_, " ", RequestId(),
+                                             " is not that of an undisturbed run"));
+    }
+    if (attempt != attempt_) return;  // The second of two calls.
+    if (message.index() != received_.size()) {
+      return cluster_->Violated(absl::StrCat("T1: index ", message.index(), " where ", received_.size(), " is next"));
+    }
+    received_.push_back(message.token_id());
+    ++cluster_->tokens;
+    return;
+  }
+  if (attempt != attempt_) return;
+  attempt->over = true;
+  if (message.finish().reason() != v1::FINISH_REASON_LENGTH || static_cast<int>(received_.size()) != tokens_) {
+    return cluster_->Violated(
+        absl::StrCat("T3: ", session_, " ", RequestId(), " ended after ", received_.size(), " tokens"));
+  }
+  told_[turn_] = std::move(received_);
+  received_.clear();
+  expected_.clear();
+  ++turn_;
+  CheckLog();
+  NextAttempt(cluster_->Between(absl::Milliseconds(1), absl::Milliseconds(200)));
+}
+
+void SimClient::Closed(const std::shared_ptr<Attempt>& attempt, const absl::Status& status) {
+  if (attempt->over || attempt != attempt_ || static_cast<int>(attempt->number) != turn_) return;
+  if (status.ok()) return;  // The last message is behind it.
+  attempt->over = true;
+  // What a client may do something about by waiting; a turn that is sound ends with nothing else.
+  if (!absl::IsUnavailable(status) && !absl::IsAborted(status) && !absl::IsResourceExhausted(status) &&
+      !absl::IsCancelled(status)) {
+    return cluster_->Violated(absl::StrCat("T3: ", session_, " ", RequestId(), " ended with ", status.ToString()));
+  }
+  NextAttempt(std::max(common::GetRetryDelay(status).value_or(absl::ZeroDuration()), absl::Milliseconds(20)));
+}
+
+void SimClient::HangUp() {
+  SimRouter& router = *cluster_->routers[attempt_->router];
+  if (router.alive() && router.life() == attempt_->router_life) {
+    router.Deliver(absl::Milliseconds(1), [&router, call = attempt_->call] { router.core->Cancel(call); });
+  }
+  attempt_->over = true;
+}
+
+void SimClient::CancelCall() {
+  if (attempt_ == nullptr || attempt_->over || done()) return;
+  HangUp();
+  NextAttempt(cluster_->Between(absl::Milliseconds(1), absl::Seconds(1)));
+}
+
+void SimClient::GiveUp() {
+  // The last turn is what the run waits for.
+  if (turn_ + 1 >= turns_ || attempt_ == nullptr || static_cast<int>(attempt_->number) != turn_) return;
+  if (!attempt_->over && cluster_->Chance(0.5)) HangUp();  // Else the router does not hear of it.
+  attempt_->over = true;
+  received_.clear();
+  expected_.clear();
+  ++turn_;
+  NextAttempt(cluster_->Between(absl::Milliseconds(1), absl::Milliseconds(100)));
+}
+
+void SimClient::CheckLog() {
+  const ModelStore::SessionRow& session = cluster_->store.session(session_);
+  std::map<uint64_t, int> turns;  // Number, by where it begins.
+  for (int turn = 0; turn < turns_; ++turn) {
+    const auto row = session.turns.find(RequestIdOf(turn));
+    if (row == session.turns.end()) {
+      if (told_.count(turn) > 0) cluster_->Violated(absl::StrCat("T1: ", RequestIdOf(turn), " is not in the log"));
+      continue;
+    }
+    if (!turns.emplace(row->second.begin(), turn).second) {
+      return cluster_->Violated(absl::StrCat("T2: two turns of ", session_, " begin at the same position"));
+    }
+  }
+  std::vector<uint32_t> log;
+  for (const auto& [begin, turn] : turns) {
+    const v1::Turn& row = session.turns.at(RequestIdOf(turn));
+    const std::string name = absl::StrCat(session_, " ", RequestIdOf(turn));
+    const std::vector<uint32_t> prompt = Prompt(turn);
+    const uint64_t end = begin + prompt.size() + row.token_count();
+    if (begin != log.size() || end > session.log.size() ||
+        !std::equal(prompt.begin(), prompt.end(), session.log.begin() + begin)) {
+      return cluster_->Violated(absl::StrCat("T2: ", name, " does not follow the turn before it"));
+    }
+    const std::vector<uint32_t> answer(session.log.begin() + begin + prompt.size(), session.log.begin() + end);
+    bool is_undisturbed = false;
+    for (const std::vector<uint32_t>& one : Undisturbed(log, prompt)) {
+      is_undisturbed |= answer.size() <= one.size() && std::equal(answer.begin(), answer.end(), one.begin());
+    }
+    if (!is_undisturbed) return cluster_->Violated(absl::StrCat("T3: ", name, " is not as an undisturbed run"));
+    const auto told = told_.find(turn);
+    if (told != told_.end() && told->second != answer) {
+      return cluster_->Violated(absl::StrCat("T1: the log of ", name, " is not what its client was told"));
+    }
+    log.assign(session.log.begin(), session.log.begin() + end);
+  }
+  if (log.size() != session.log.size()) {
+    cluster_->Violated(absl::StrCat("T2: the log of ", session_, " has more than its turns"));
+  }
+}
+
+void SimClient::CallTwice() {
+  if (!done()) Call(static_cast<int>(cluster_->Draw() % cluster_->routers.size()), received_.size());
+}
+
+void SimClient::Hold(bool held) {
+  held_ = held;
+  if (held) return;
+  heard_at_ = cluster_->time.Now();
+  std::vector<std::function<void()>> waiting;
+  waiting.swap(when_let_go_);
+  for (const std::function<void()>& flow : waiting) flow();
+}
+
+}  // namespace rwkv::simulator

@@ -1,0 +1,76 @@
+// A cluster in virtual time: routers (the real core and assembly), workers, store, network and clients (models), and
+// faults, all out of one seed. The same seed is the same run, on any machine.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+
+namespace rwkv::simulator {
+
+struct Fault {
+  enum class Kind {
+    kKillWorker,
+    kFreezeWorker,
+    kKillRouter,
+    kPauseRouter,
+    kStoreAway,    // No call comes.
+    kLoseAnswers,  // Calls change the store, and some answers are lost.
+    kLoseStates,   // Some state records are gone.
+    kCancelCall,   // A client hangs up and comes back.
+    kTwoCalls,     // A client makes its call at two routers.
+    kSlowClient,   // A client takes nothing.
+    kJumpClock,    // A router's clock jumps.
+    kDrainWorker,
+    kStickCall,   // A router's next call to the store comes late; whoever makes it waits, all else goes on.
+    kGiveUp,      // A client leaves its turn, and goes on with the next.
+    kLoseChunks,  // Lanes say that they computed a part of a prompt, and did not.
+  };
+  Kind kind = Kind::kKillWorker;
+  int target = 0;
+  absl::Duration at;     // From the start.
+  absl::Duration lasts;  // Then it is undone.
+
+  std::string ToString() const;
+};
+
+// What is wrong on purpose, to see that the check of a law can fail.
+struct Broken {
+  bool store_forgets_appends = false;   // T1: says durable, and it is not.
+  bool store_forgets_requests = false;  // T2: a request id begins again.
+  bool store_fences_nobody = false;     // T2: a lease that was lost still writes.
+  bool worker_keeps_states = false;     // S4: computes on whatever is in the slot.
+  bool worker_clears_nothing = false;   // S4: a slot is given out with what was in it.
+  bool worker_saves_late = false;       // S1: a snapshot of another position.
+  bool family_is_hidden = false;        // N1: lanes of two families look like one.
+  bool worker_has_two_drivers = false;  // A worker takes whoever comes.
+};
+
+struct Options {
+  uint64_t seed = 0;
+  // Of the faults that the seed gives, only these (by number); all: every one.
+  bool all_faults = true;
+  std::vector<int> faults;
+  Broken broken;
+};
+
+struct Result {
+  std::string violation;      // Of which law, when and where; empty: of none.
+  std::vector<Fault> faults;  // All that the seed gives.
+  uint64_t digest = 0;        // Of the whole run.
+  uint64_t events = 0;
+  uint64_t tokens = 0;
+  absl::Duration time;  // Virtual.
+};
+
+Result Simulate(const Options& options);
+
+// Leaves out faults for as long as the run fails: the ones that are needed.
+std::vector<int> Shrink(const Options& options);
+
+// The command that runs it again.
+std::string ReplayCommand(const Options& options);
+
+}  // namespace rwkv::simulator

@@ -1,0 +1,262 @@
+// The pieces of a simulation: virtual time, and what stands in it. Used by simulation.cc and its parts alone.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "rwkv/v1/worker.pb.h"
+#include "services/common/clock.h"
+#include "services/common/metrics.h"
+#include "services/router/pipeline/assembly.h"
+#include "services/router/pipeline/stage_plan.h"
+#include "services/router/turns/router_metrics.h"
+#include "services/router/turns/serving_model.h"
+#include "services/router/turns/turn_core.h"
+#include "services/router/turns/world.h"
+#include "tests/simulator/model_lane.h"
+#include "tests/simulator/model_store.h"
+#include "tests/simulator/simulation.h"
+
+namespace rwkv::simulator {
+
+// Events in order of time, those of one time in the order in which they were made.
+class Timeline : public common::Clock {
+ public:
+  absl::Time Now() override { return now_; }
+  void At(absl::Time when, std::function<void()> event) {
+    events_.emplace(std::make_pair(std::max(when, now_), next_++), std::move(event));
+  }
+  void After(absl::Duration delay, std::function<void()> event) { At(now_ + delay, std::move(event)); }
+  // Runs the next event. False: there is none.
+  bool Step();
+  uint64_t digest() const { return digest_; }
+  uint64_t steps() const { return steps_; }
+  // What an event did is part of the run's digest, too.
+  void Mix(uint64_t value);
+
+ private:
+  absl::Time now_ = absl::FromUnixSeconds(1767225600);
+  uint64_t next_ = 0;
+  uint64_t steps_ = 0;
+  uint64_t digest_ = 0xcbf29ce484222325;
+  std::map<std::pair<absl::Time, uint64_t>, std::function<void()>> events_;
+};
+
+struct SimWorker {
+  v1::DescribeResponse said;
+  int family = 0;
+  bool dead = false;
+  bool frozen = false;
+  bool draining = false;
+  std::string driver;  // A router's name.
+  std::string epoch;
+  std::map<std::string, absl::Time> heard;  // When a router announced itself last.
+};
+
+class Cluster;
+
+// A lane as its router holds it.
+struct SimLane {
+  std::string name;  // Of the epoch.
+  std::vector<int> workers;
+  std::string kind;
+  std::unique_ptr<ModelLane> model;
+  bool up = false;
+  bool over = false;
+  absl::Time close_by = absl::InfiniteFuture();
+  int turns = 0;
+  absl::Time busy_until;
+  std::deque<std::shared_ptr<const v1::ExecuteRequest>> stuck;  // Commands while a worker is frozen.
+};
+
+// One router process; lives through several lives.
+class SimRouter final : public router::World {
+ public:
+  SimRouter(Cluster* cluster, int index);
+
+  void Boot();
+  void Die();
+  void Pause(bool paused);
+  // Looks at the workers, opens and gives away lanes.
+  void Poll();
+  // Runs `event` on the router, unless it is dead or in another life by then; later, if it is paused.
+  void Deliver(absl::Duration delay, std::function<void()> event);
+  void LaneLost(uint64_t epoch, const absl::Status& why);
+  void Thawed(const std::string& epoch_name);
+
+  bool alive() const { return core != nullptr; }
+  bool paused() const { return paused_; }
+  const std::string& name() const { return name_; }
+  bool serving() const { return alive() && core->serving(); }
+  uint64_t life() const { return life_; }
+  void JumpClock(absl::Duration by) { clock_offset_ += by; }
+  // Its next call to the store, or one soon after, takes so long.
+  void StickCall(absl::Duration lasts) { sticks_for_ = lasts; }
+  absl::Duration TakeStuck() { return std::exchange(sticks_for_, absl::ZeroDuration()); }
+  bool call_sticks() const { return sticks_for_ > absl::ZeroDuration(); }
+
+  std::unique_ptr<router::TurnCore> core;
+  std::map<uint64_t, SimLane> lanes;
+
+  // World.
+  absl::Time Now() override;
+  absl::Time CallClock() override { return Now(); }
+  uint64_t Random() override;
+  void Post(std::function<void()> event) override;
+  bool Run(Queue queue, std::function<void()> work) override;
+  bool Send(uint64_t epoch, const std::shared_ptr<const v1::ExecuteRequest>& command) override;
+  void EndEpoch(uint64_t epoch, const absl::Status& why) override;
+  void SetTurns(uint64_t epoch, int turns) override;
+  absl::Status WhyNoLane() override;
+  bool OthersDrive(const std::string& pool) override;
+  std::shared_ptr<const router::ServingModel> FindModel(const std::string& fingerprint) override;
+  void SetServing(bool) override {}
+  void Drained() override {}
+  void PoolsDropped() override {}
+
+ private:
+  void Tick();
+  void PollOn();
+  void Open(const std::vector<int>& chain, const std::string& kind);
+  void Compute(uint64_t epoch, const std::shared_ptr<const v1::ExecuteRequest>& command);
+  bool IsStuck(const SimLane& lane) const;
+
+  Cluster* const cluster_;
+  const std::string name_;
+  uint64_t life_ = 0;
+  bool paused_ = false;
+  std::deque<std::function<void()>> inbox_;  // While paused.
+  absl::Duration clock_offset_;
+  uint64_t last_epoch_ = 0;
+  std::unique_ptr<router::Assembly> assembly_;
+  std::map<int, absl::Time> unheard_;  // Workers that did not answer, since when.
+  absl::Duration sticks_for_;
+  std::map<uint64_t, int> jobs_;                                   // By life: store jobs on the stack.
+  std::map<uint64_t, std::unique_ptr<router::TurnCore>> zombies_;  // Dead, and their jobs not yet.
+};
+
+// A session's client: turns one after the other, each until it is told whole.
+class SimClient {
+ public:
+  SimClient(Cluster* cluster, int index, int turns, int tokens);
+  void Start() { NextAttempt(absl::ZeroDuration()); }
+  bool done() const { return turn_ == turns_; }
+  const std::string& session() const { return session_; }
+  // T2, T3: the session's log is that of turns one after the other, each with the tokens of an undisturbed run; those
+  // that were told whole are whole.
+  void CheckLog();
+  void CancelCall();
+  void CallTwice();
+  void GiveUp();
+  void Hold(bool held);
+
+ private:
+  friend class SimStream;
+  struct Attempt {
+    uint64_t number = 0;
+    int router = 0;
+    uint64_t router_life = 0;
+    router::CallId call = 0;
+    uint64_t first = 0;
+    bool over = false;
+  };
+
+  void NextAttempt(absl::Duration pause);
+  void HangUp();
+  std::shared_ptr<Attempt> Call(int router, uint64_t resume_from);
+  // A message of an attempt is on its way, as its router sends it: what is durable by now may be shown.
+  void CheckShown(const Attempt& attempt, const v1::GenerateResponse& message);
+  void Heard(const std::shared_ptr<Attempt>& attempt, const v1::GenerateResponse& message);
+  void Closed(const std::shared_ptr<Attempt>& attempt, const absl::Status& status);
+  void Watch(const std::shared_ptr<Attempt>& attempt);
+  std::vector<uint32_t> Prompt(int turn) const;
+  v1::Sampling TurnSampling() const;
+  // Whether some numeric family that is still possible draws this token here.
+  bool IsExpected(uint64_t index, uint32_t token);
+  // The answer to `prompt` after `log`, by family.
+  std::vector<std::vector<uint32_t>> Undisturbed(std::vector<uint32_t> log, const std::vector<uint32_t>& prompt) const;
+  std::string RequestId() const { return RequestIdOf(turn_); }
+  static std::string RequestIdOf(int turn) { return absl::StrCat("turn-", turn); }
+
+  Cluster* const cluster_;
+  const int index_;
+  const int turns_;
+  const int tokens_;
+  const std::string session_;
+  int turn_ = 0;
+  std::vector<uint32_t> received_;
+  std::map<int, std::vector<uint32_t>> told_;    // Turns that ended, and what they answered.
+  std::vector<std::vector<uint32_t>> expected_;  // By family; empty: ruled out.
+  std::shared_ptr<Attempt> attempt_;
+  absl::Time heard_at_;
+  bool held_ = false;
+  std::vector<std::function<void()>> when_let_go_;
+};
+
+class Cluster {
+ public:
+  explicit Cluster(const Options& options);
+
+  Result Run();
+
+  uint64_t Draw() { return random_(); }
+  bool Chance(double p) { return static_cast<double>(random_() >> 11) * 0x1p-53 < p; }
+  absl::Duration Between(absl::Duration least, absl::Duration most);
+  absl::Duration NetworkDelay() { return Between(absl::Microseconds(100), absl::Milliseconds(2)); }
+  absl::Duration StoreDelay() { return Between(absl::Microseconds(500), absl::Milliseconds(6)); }
+  // The first one counts.
+  void Violated(const std::string& what);
+  void CheckSnapshots();
+  // Of an entry, now.
+  bool LosesChunk() { return chunks_lost_ > 0 && Chance(0.3); }
+  // Ends the lanes that a worker is in.
+  void LoseWorker(int worker, const std::string& why);
+
+  const Options options;
+  Timeline time;
+  ModelStore store{&time};
+  std::vector<SimWorker> workers;
+  std::vector<std::unique_ptr<SimRouter>> routers;
+  std::vector<std::unique_ptr<SimClient>> clients;
+  std::map<std::string, absl::Time> announced;  // Routers, by name.
+  router::TurnOptions turn_options;
+  std::shared_ptr<const router::ServingModel> model;
+  router::RouterMetrics* metrics;
+  int stages = 1;
+  int families = 1;
+  uint64_t tokens = 0;
+  router::CallId next_call = 1;
+  SimRouter* caller = nullptr;  // Whose store job runs, and in which life of it.
+  uint64_t caller_life = 0;
+
+ private:
+  void DrawFaults();
+  void Inject(const Fault& fault);
+  void Undo(const Fault& fault);
+  // The next event, and the checks. False: all is done, or a law is broken.
+  bool Step();
+  // The call that is being made may wait, while all else goes on.
+  void HoldCall();
+
+  std::mt19937_64 random_;
+  std::vector<Fault> faults_;
+  std::string violation_;
+  int stores_away_ = 0;
+  int answers_lost_ = 0;
+  int chunks_lost_ = 0;
+  bool holds_call_ = false;
+  uint64_t checked_ = 0;  // Of the timeline's steps, when the snapshots were looked at last.
+  absl::Time begin_;
+};
+
+}  // namespace rwkv::simulator
