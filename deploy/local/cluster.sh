@@ -28,15 +28,18 @@ usage_error() {
 print_help() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; }
 
 # Everything known about the cluster, as in cluster.env. Keys: the settings, and for every process NAME (router-0,
-# worker-I, state_store-0): NAME.pid, NAME.started, NAME.grpc, NAME.metrics.
+# worker-I, state_store-K): NAME.pid, NAME.started, NAME.grpc, NAME.metrics.
 declare -A cluster=()
 
 # What a call asks for, by setting; unset: it does not say.
-#   model; routers, pipelines, and the stages of each; tokenizer (unset: run.sh looks for it); lora and lora_alpha;
+#   model; stores, routers, pipelines, and the stages of each; postgres (no password in it), s3 and s3_credentials: where
+#   the stores keep things (unset: in the folder); tokenizer (unset: run.sh looks for it); lora and lora_alpha;
 #   group_norm_eps; device; threads; initial_state: NAME=FILE,...; tls: on
 declare -A given=()
-readonly settings=(model tokenizer routers pipelines stages lora lora_alpha group_norm_eps device threads initial_state
-  tls)
+readonly settings=(model tokenizer stores routers pipelines stages postgres s3 s3_credentials
+  lora lora_alpha group_norm_eps device threads initial_state tls)
+# What stays when another model is served: how many processes, where the sessions are, and TLS.
+readonly settings_of_any_model=(stores routers pipelines stages postgres s3 s3_credentials tls)
 
 # differing_settings: what the cluster has otherwise than `given` asks; empty: nothing.
 differing_settings() {
@@ -49,11 +52,10 @@ differing_settings() {
   echo "$text"
 }
 
-# inherit_settings: what `given` leaves open is as the cluster had it; with another model only how many processes, and
-# whether with TLS.
+# inherit_settings: what `given` leaves open is as the cluster had it; with another model only what fits any.
 inherit_settings() {
   local key keys=("${settings[@]}")
-  if [[ -n ${given[model]:-} && ${given[model]} != "${cluster[model]}" ]]; then keys=(routers pipelines stages tls); fi
+  if [[ -n ${given[model]:-} && ${given[model]} != "${cluster[model]}" ]]; then keys=("${settings_of_any_model[@]}"); fi
   for key in "${keys[@]}"; do
     if [[ -z ${given[$key]:-} && -n ${cluster[$key]:-} ]]; then given[$key]=${cluster[$key]}; fi
   done
@@ -85,7 +87,7 @@ load_cluster() {
   while IFS='=' read -r key value; do
     [[ -z $key || $key == \#* ]] || cluster[$key]=$value
   done <"$1/cluster.env"
-  : "${cluster[routers]:=1}" "${cluster[pipelines]:=1}"
+  : "${cluster[stores]:=1}" "${cluster[routers]:=1}" "${cluster[pipelines]:=1}"
 }
 
 # save_cluster DIR: writes `cluster` so that a reader sees the old file or the new one.
@@ -100,16 +102,54 @@ save_cluster() {
 # process_names: the processes of `cluster` in the order in which they start. Of S stages, worker-I is stage I % S.
 process_names() {
   local i
-  echo state_store-0
+  for ((i = 0; i < ${cluster[stores]:-1}; ++i)); do echo "state_store-$i"; done
   for ((i = 0; i < ${cluster[pipelines]:-1} * cluster[stages]; ++i)); do echo "worker-$i"; done
   for ((i = 0; i < ${cluster[routers]:-1}; ++i)); do echo "router-$i"; done
 }
 
-# routers: where they listen, by commas.
-routers() {
+# addresses KIND COUNT: where KIND-0 to KIND-COUNT-1 listen, by commas.
+addresses() {
   local i list=
-  for ((i = 0; i < ${cluster[routers]:-1}; ++i)); do list+=${list:+,}${cluster[router-$i.grpc]}; done
+  for ((i = 0; i < $2; ++i)); do list+=${list:+,}${cluster[$1-$i.grpc]}; done
   echo "$list"
+}
+routers() { addresses router "${cluster[routers]:-1}"; }
+stores() { addresses state_store "${cluster[stores]:-1}"; }
+
+# missing_of_stores: what `given` leaves out that its stores need; empty: nothing.
+missing_of_stores() {
+  local key missing=
+  for key in postgres s3 s3_credentials; do
+    if [[ -z ${given[$key]:-} ]]; then missing+="${missing:+, }--${key//_/-}"; fi
+  done
+  if [[ -z $missing || ( ${given[stores]:-1} == 1 && $missing == "--postgres, --s3, --s3-credentials" ) ]]; then return; fi
+  if ((${given[stores]:-1} > 1)); then
+    echo "--stores ${given[stores]} needs $missing: several stores share one PostgreSQL and one S3, a folder has one"
+  else
+    echo "--postgres, --s3 and --s3-credentials go together; missing: $missing"
+  fi
+}
+
+# split_password URL: sets url_without and url_password (decoded; empty: none) of postgres://USER[:PASSWORD]@HOST...
+split_password() {
+  url_without=$1 url_password=
+  if [[ $1 =~ ^(postgres(ql)?://[^/@:]+):([^@]*)(@.*)$ ]]; then
+    url_without=${BASH_REMATCH[1]}${BASH_REMATCH[4]}
+    url_password=${BASH_REMATCH[3]//\\/\\\\}
+    url_password=$(printf '%b' "${url_password//%/\\x}")
+  fi
+}
+
+# store_flags DIR: what the settings are for a store, a flag a line. DIR is the cluster's.
+store_flags() {
+  if [[ -z ${cluster[postgres]:-} ]]; then
+    echo "--data_dir=$1/state"
+    return
+  fi
+  local bucket=${cluster[s3]#*://*/}
+  printf '%s\n' "--catalog=${cluster[postgres]}" "--records=s3://$bucket" "--s3_endpoint=${cluster[s3]%"/$bucket"}" \
+    "--s3_credentials_file=${cluster[s3_credentials]}"
+  if [[ -s $1/run/postgres_password ]]; then echo "--catalog_password_file=$1/run/postgres_password"; fi
 }
 
 # announce_cluster DIR, withdraw_cluster DIR: lets rwkvctl find it without --router, and no longer.

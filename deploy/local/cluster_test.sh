@@ -42,6 +42,34 @@ cluster[routers]=2 cluster[pipelines]=2 cluster[router-1.grpc]=127.0.0.1:4712
 expect "more of each" "$(process_names | tr '\n' ' ')" \
   "state_store-0 worker-0 worker-1 worker-2 worker-3 router-0 router-1 "
 expect "all routers" "$(routers)" 127.0.0.1:4711,127.0.0.1:4712
+cluster[stores]=2 cluster[state_store-0.grpc]=127.0.0.1:5001 cluster[state_store-1.grpc]=127.0.0.1:5002
+expect "two stores" "$(process_names | head -n 3 | tr '\n' ' ')" "state_store-0 state_store-1 worker-0 "
+expect "all stores" "$(stores)" 127.0.0.1:5001,127.0.0.1:5002
+
+# Where the stores keep things.
+cluster=([stores]=1)
+expect "a folder" "$(store_flags /d)" "--data_dir=/d/state"
+cluster=([stores]=2 [postgres]=postgres://u@h:5/db [s3]=http://h:9/bucket/a/b [s3_credentials]=/c)
+expect "PostgreSQL and S3" "$(store_flags "$dir" | tr '\n' ' ')" \
+  "--catalog=postgres://u@h:5/db --records=s3://bucket/a/b --s3_endpoint=http://h:9 --s3_credentials_file=/c "
+mkdir -p "$dir/run"
+echo secret >"$dir/run/postgres_password"
+expect "with a password" "$(store_flags "$dir" | tail -n 1)" "--catalog_password_file=$dir/run/postgres_password"
+split_password 'postgresql://test:p%40ss\n%25@127.0.0.1:5/db?sslmode=disable'
+expect "the URL without password" "$url_without" "postgresql://test@127.0.0.1:5/db?sslmode=disable"
+expect "the password" "$url_password" 'p@ss\n%'
+split_password postgres://test@h:5/db
+expect "no password" "$url_without $url_password" "postgres://test@h:5/db "
+given=()
+expect "one store needs nothing" "$(missing_of_stores)" ""
+given=([stores]=2)
+expect "several stores" "$(missing_of_stores)" \
+  "--stores 2 needs --postgres, --s3, --s3-credentials: several stores share one PostgreSQL and one S3, a folder has one"
+given=([postgres]=postgres://u@h/db [s3]=http://h/b)
+expect "a part of it" "$(missing_of_stores)" \
+  "--postgres, --s3 and --s3-credentials go together; missing: --s3-credentials"
+given[s3_credentials]=/c given[stores]=3
+expect "all of it" "$(missing_of_stores)" ""
 
 # What a call may ask of a cluster: a setting that it has otherwise is named, one that is left open is as it was.
 cluster=([model]=/m.pth [stages]=2 [lora]=/a.pth [lora_alpha]=32 [initial_state]=poet=/p.pth,judge=/j.pth)
@@ -60,7 +88,10 @@ expect "left open" \
 expect "a device asked for" "$(differing_settings)" "no --group-norm-eps and no --device"
 expect "never set" "${given[tokenizer]-unset}" unset
 given=([model]=/other.pth)
+cluster[postgres]=postgres://u@h/db
 inherit_settings
+expect "and where the sessions are" "${given[postgres]}" postgres://u@h/db
+unset 'given[postgres]' 'cluster[postgres]'
 expect "another model takes the stages" "${given[model]} ${given[stages]} ${#given[@]}" "/other.pth 2 2"
 expect "flags of a worker" "$(worker_flags | tr '\n' ' ')" \
   "--model=/m.pth --lora=/a.pth --lora_alpha=32 --initial_states=poet=/p.pth,judge=/j.pth "

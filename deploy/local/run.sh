@@ -1,8 +1,9 @@
 #!/bin/bash
-# Starts a cluster on this machine (a state store, workers, routers; each its own process) and streams an answer.
+# Starts a cluster on this machine (state stores, workers, routers; each its own process) and streams an answer.
 # Installs what is missing and builds first. Called again, it finds the running cluster and restarts what died.
 #
 #   deploy/local/run.sh [--model PATH] [--tokenizer FILE] [--routers R] [--pipelines P] [--stages S]
+#                       [--stores K --postgres URL --s3 URL --s3-credentials FILE]
 #                       [--data-dir DIR] [--lora FILE --lora-alpha A]
 #                       [--initial-state NAME=FILE]... [--group-norm-eps X] [--device NAME] [--threads N] [--tls]
 #                       [--programs DIR] [PROMPT]
@@ -16,6 +17,11 @@
 #   --stages S      worker processes of a pipeline, each with a share of the layers (1 to 64, default 2)
 #   --pipelines P   pipelines, each with S workers of its own (1 to 64, default 1)
 #   --routers R     routers that share the pipelines (1 to 16, default 1); one more than pipelines stands by
+#   --stores K      state stores (1 to 16, default 1). Several share what is in PostgreSQL and S3, so they need:
+#   --postgres URL  postgres://USER[:PASSWORD]@HOST:PORT/DATABASE: sessions and token logs are there, not in DIR
+#   --s3 URL        http://HOST:PORT/BUCKET[/PREFIX] (or https): states are there; a bucket that exists
+#   --s3-credentials FILE
+#                   two lines: access key, secret key
 #   --lora FILE --lora-alpha A
 #                   a LoRA adapter to merge into the model, and the alpha that it was trained with
 #   --initial-state NAME=FILE
@@ -36,14 +42,14 @@ set -euo pipefail
 readonly here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 readonly root=$(cd "$here/../.." && pwd)
 source "$here/cluster.sh"
-readonly default_stages=2 default_pipelines=1 default_routers=1
+readonly default_stages=2 default_pipelines=1 default_routers=1 default_stores=1
 readonly default_model=$root/deploy/demo_model/rwkv7_demo.safetensors
 readonly start_seconds=300 # For one process to come up; a large model takes long to map and check.
 
 exec 3>&1 1>&2 # Standard output is for the answer alone.
 
 # ---- Arguments. -----------------------------------------------------------------------------------------------------
-data_dir=$default_data_dir prompt='' has_prompt=false programs=''
+data_dir=$default_data_dir prompt='' has_prompt=false programs='' postgres_password=''
 set_prompt() {
   $has_prompt && usage_error "more than one prompt: '$1'; quote it"
   prompt=$1 has_prompt=true
@@ -68,12 +74,23 @@ set_flag() {
       set_file tokenizer "$1" "$2"
       [[ ${given[tokenizer]} != *,* ]] || usage_error "$1 '$2' has a comma in its path"
       ;;
-    --stages | --pipelines | --routers)
+    --stages | --pipelines | --routers | --stores)
       local most=64
-      [[ $1 != --routers ]] || most=16
+      [[ $1 != --routers && $1 != --stores ]] || most=16
       [[ $2 =~ ^[1-9][0-9]?$ && $2 -le $most ]] || usage_error "$1 '$2' is not in 1 .. $most"
       given[${1#--}]=$2
       ;;
+    --postgres)
+      [[ $2 =~ ^postgres(ql)?://[^/@]+@[^/@]+/.+$ && $2 != *$'\n'* ]] ||
+        usage_error "$1: want postgres://USER[:PASSWORD]@HOST:PORT/DATABASE"
+      split_password "$2"
+      given[postgres]=$url_without postgres_password=$url_password
+      ;;
+    --s3)
+      [[ $2 =~ ^https?://[^/]+/[^/].*$ && $2 != *$'\n'* ]] || usage_error "$1 '$2' is not http://HOST:PORT/BUCKET"
+      given[s3]=${2%/}
+      ;;
+    --s3-credentials) set_file s3_credentials "$1" "$2" ;;
     --lora) set_file lora "$1" "$2" ;;
     --lora-alpha | --group-norm-eps)
       [[ $2 =~ ^[0-9.]+([eE][-+]?[0-9]+)?$ ]] || usage_error "$1 '$2' is no positive number"
@@ -129,6 +146,12 @@ while [[ $# -gt 0 ]]; do
 done
 [[ ${given[lora]:+set} == "${given[lora_alpha]:+set}" ]] || usage_error "--lora and --lora-alpha: one without the other"
 if $has_prompt && [[ -z $prompt ]]; then usage_error "the prompt is empty"; fi
+check_stores() {
+  local missing
+  missing=$(missing_of_stores)
+  [[ -z $missing ]] || usage_error "$missing"
+}
+[[ -f $data_dir/cluster.env ]] || check_stores # Before the build; what an earlier cluster had is not known yet.
 
 # ---- Install and build. ---------------------------------------------------------------------------------------------
 readonly binaries=(state_store worker router rwkvctl)
@@ -149,6 +172,9 @@ data_dir=$(cd "$data_dir" && pwd -P)
 readonly data_dir
 mkdir -p "$data_dir"/{state,logs,bin,run} || die "cannot write to $data_dir"
 lock_cluster "$data_dir"
+if [[ -n $postgres_password ]]; then
+  (umask 077 && printf '%s\n' "$postgres_password" >"$data_dir/run/postgres_password") || die "cannot write to $data_dir"
+fi
 
 # ---- Starting one process. ------------------------------------------------------------------------------------------
 started=() # By this call, so that it can clean up behind itself.
@@ -217,17 +243,17 @@ make_certificates() {
 }
 
 start_state_store() {
-  local tls
-  mapfile -t tls < <(tls_flags "$data_dir" state-store)
-  start state_store-0 --listen="$(address grpc state_store-0)" --metrics_listen="$(address metrics state_store-0)" \
-    --data_dir="$data_dir/state" "${tls[@]}"
+  local flags
+  mapfile -t flags < <(store_flags "$data_dir"; tls_flags "$data_dir" state-store)
+  start "state_store-$1" --listen="$(address grpc "state_store-$1")" \
+    --metrics_listen="$(address metrics "state_store-$1")" "${flags[@]}"
 }
 start_worker() {
   local flags
   mapfile -t flags < <(worker_flags; tls_flags "$data_dir" worker)
   start "worker-$1" --listen="$(address grpc "worker-$1")" --metrics_listen="$(address metrics "worker-$1")" \
     --stage="$(($1 % cluster[stages]))/${cluster[stages]}" \
-    --state_store="${cluster[state_store-0.grpc]}" "${flags[@]}"
+    --state_store="$(stores)" "${flags[@]}"
 }
 
 # tokenizers_of MODEL: the files that may be its tokenizer, by commas, the likeliest first.
@@ -252,13 +278,13 @@ start_router() {
   mapfile -t tls < <(tls_flags "$data_dir" router)
   for ((i = 0; i < cluster[pipelines] * cluster[stages]; ++i)); do workers+=("${cluster[worker-$i.grpc]}"); done
   start "router-$1" --listen="$(address grpc "router-$1")" --metrics_listen="$(address metrics "router-$1")" \
-    --workers="$(IFS=,; echo "${workers[*]}")" --state_store="${cluster[state_store-0.grpc]}" \
+    --workers="$(IFS=,; echo "${workers[*]}")" --state_store="$(stores)" \
     --tokenizer="${cluster[tokenizer]:-$(tokenizers_of "${cluster[model]}")}" --allow_logits \
     "${tls[@]}"
 }
 start_by_name() {
   case $1 in
-    state_store-0) start_state_store ;;
+    state_store-*) start_state_store "${1#state_store-}" ;;
     worker-*) start_worker "${1#worker-}" ;;
     router-*) start_router "${1#router-}" ;;
   esac
@@ -294,9 +320,14 @@ else
   if $crashed; then
     say "the last cluster here died without being stopped; starting it again"
     inherit_settings
+    check_stores
   fi
-  cluster=([model]=$default_model [stages]=$default_stages [pipelines]=$default_pipelines [routers]=$default_routers)
+  cluster=([model]=$default_model [stages]=$default_stages [pipelines]=$default_pipelines [routers]=$default_routers
+    [stores]=$default_stores)
   for key in "${!given[@]}"; do cluster[$key]=${given[$key]}; done
+  if [[ -n ${cluster[postgres]:-} && -n $(ls -A "$data_dir/state") ]]; then
+    say "note: sessions in $data_dir/state are not those in PostgreSQL; to take them along: rwkvctl store move"
+  fi
   for binary in "${binaries[@]}"; do
     install -m 755 "$(built "$binary")" "$data_dir/bin/$binary.new" || die "cannot copy to $data_dir/bin"
     mv "$data_dir/bin/$binary.new" "$data_dir/bin/$binary"

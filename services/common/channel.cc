@@ -72,4 +72,11 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, const Cha
   return channel;
 }
 
+std::vector<std::shared_ptr<grpc::Channel>> MakeChannels(const std::vector<std::string>& addresses,
+                                                         const ChannelOptions& options) {
+  std::vector<std::shared_ptr<grpc::Channel>> channels;
+  for (const std::string& address : addresses) channels.push_back(MakeChannel(address, options));
+  return channels;
+}
+
 }  // namespace rwkv::common

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "grpcpp/channel.h"
 #include "grpcpp/security/credentials.h"
@@ -20,5 +21,9 @@ struct ChannelOptions {
 // within 15 s by keepalive pings while calls run, and ignores proxy settings.
 // A bad address shows as UNAVAILABLE on the first call.
 std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, const ChannelOptions& options = {});
+
+// One to each.
+std::vector<std::shared_ptr<grpc::Channel>> MakeChannels(const std::vector<std::string>& addresses,
+                                                         const ChannelOptions& options = {});
 
 }  // namespace rwkv::common

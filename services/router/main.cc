@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "kernels/base/status_macros.h"
@@ -54,7 +55,9 @@ ABSL_FLAG(
     "Where workers are, in any order: HOST:PORT, file:PATH (a HOST:PORT a line) or dns:NAME:PORT; the last two are "
     "looked "
     "at again and again. Those that fit make pipelines; several routers with the same workers share these. Required.");
-ABSL_FLAG(std::string, state_store, "", "HOST:PORT of the state store. Required.");
+ABSL_FLAG(std::vector<std::string>, state_store, {},
+          "HOST:PORT of the state store; of several over one --catalog and --records all, by commas: calls go to any, "
+          "and to another when one is lost. Required.");
 ABSL_FLAG(
     std::vector<std::string>, tokenizer, {},
     "Tokenizer files: vocabularies in World format, 20B_tokenizer.json. The first that fits the model is used; none: "
@@ -121,8 +124,10 @@ class OwnAddress {
 
 absl::Status CheckFlags() {
   if (absl::GetFlag(FLAGS_workers).empty()) return absl::InvalidArgumentError("--workers is required");
-  RWKV_RETURN_IF_ERROR(
-      common::Annotate(common::ParseHostPort(absl::GetFlag(FLAGS_state_store)).status(), "--state_store"));
+  if (absl::GetFlag(FLAGS_state_store).empty()) return absl::InvalidArgumentError("--state_store is required");
+  for (const std::string& address : absl::GetFlag(FLAGS_state_store)) {
+    RWKV_RETURN_IF_ERROR(common::Annotate(common::ParseHostPort(address).status(), "--state_store"));
+  }
   if (absl::GetFlag(FLAGS_max_running) < 1 || absl::GetFlag(FLAGS_max_waiting) < 0) {
     return absl::InvalidArgumentError("--max_running has to be positive, --max_waiting not negative");
   }
@@ -167,15 +172,15 @@ absl::Status Run() {
     owned_tokenizers.push_back(std::move(opened.tokenizer));
   }
 
-  const std::string store_address = absl::GetFlag(FLAGS_state_store);
+  const std::vector<std::string> store_addresses = absl::GetFlag(FLAGS_state_store);
   common::ChannelOptions to_store, to_workers;
   to_store.credentials = security->ForChannelTo(common::Role::kStore);
   to_workers.credentials = security->ForChannelTo(common::Role::kWorker);
   // Exports are bulk: they have a channel of their own.
   const std::unique_ptr<state_store::CatalogClient> catalog =
-      state_store::NewCatalogClient(common::MakeChannel(store_address, to_store));
+      state_store::NewCatalogClient(common::MakeChannels(store_addresses, to_store));
   const std::unique_ptr<state_store::RecordsClient> records =
-      state_store::NewRecordsClient(common::MakeChannel(store_address, to_store));
+      state_store::NewRecordsClient(common::MakeChannels(store_addresses, to_store));
   RWKV_ASSIGN_OR_RETURN(std::unique_ptr<WorkerSource> workers,
                         FindWorkers(absl::GetFlag(FLAGS_workers), [to_workers](const std::string& address) {
                           return worker::MakeWorkerClient(address, common::MakeChannel(address, to_workers));
@@ -204,7 +209,7 @@ absl::Status Run() {
   Fleet::Options fleet_options;
   fleet_options.lane.router = options.router;
   fleet_options.lane.incarnation = options.incarnation;
-  fleet_options.lane.state_store_address = store_address;
+  fleet_options.lane.state_store_address = absl::StrJoin(store_addresses, ",");
   const auto own_address = std::make_shared<OwnAddress>();
   fleet_options.announce = [own_address, metrics_address = metrics->address()](v1::RouterAnnouncement* router) {
     router->set_pid(getpid());
@@ -219,7 +224,10 @@ absl::Status Run() {
   const UploadLimits uploads = {absl::GetFlag(FLAGS_upload_piece_timeout), absl::GetFlag(FLAGS_upload_timeout)};
   GenerationService generation(&turns, &texts, uploads);
   SessionsService sessions(&turns, catalog.get(), records.get(), &executor, Random, uploads);
-  ClusterService cluster(name, store_address, &turns, catalog.get(), &executor);
+  const auto describe_stores = [channels = common::MakeChannels(store_addresses, to_store)](absl::Time deadline) {
+    return state_store::DescribeStores(channels, deadline);
+  };
+  ClusterService cluster(name, store_addresses, describe_stores, &turns, &executor);
   common::RpcServer::Options server_options;
   server_options.name = name;
   server_options.listen_address = absl::GetFlag(FLAGS_listen);

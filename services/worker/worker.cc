@@ -61,8 +61,8 @@ absl::Status CheckOptions(const Worker::Options& options) {
   if (!options.stage.empty() && !options.layers.empty()) {
     return absl::InvalidArgumentError("--stage and --layers: only one of them");
   }
-  if (!options.state_store.empty()) {
-    RWKV_RETURN_IF_ERROR(common::Annotate(common::ParseHostPort(options.state_store).status(), "--state_store"));
+  for (const std::string& address : options.state_store) {
+    RWKV_RETURN_IF_ERROR(common::Annotate(common::ParseHostPort(address).status(), "--state_store"));
   }
   if (options.slots < 1 || options.slots > kMaxSlots) {
     return absl::InvalidArgumentError(absl::StrCat("--slots: ", options.slots, " is not in 1 .. ", kMaxSlots));
@@ -269,9 +269,9 @@ absl::Status WorkerImpl::Init(const Options& options, const Platform& platform) 
   runner_options.link_timeout = options.link_timeout;
   runner_ = std::make_unique<StageRunner>(
       engine_.get(), links_.get(), transfer_.get(),
-      [address = options.state_store, to_store]() -> std::shared_ptr<state_store::RecordsClient> {
-        if (address.empty()) return nullptr;
-        return state_store::NewRecordsClient(common::MakeChannel(address, to_store));
+      [addresses = options.state_store, to_store]() -> std::shared_ptr<state_store::RecordsClient> {
+        if (addresses.empty()) return nullptr;
+        return state_store::NewRecordsClient(common::MakeChannels(addresses, to_store));
       },
       worker_metrics_.get(), &routers_, runner_options);
   service_ = std::make_unique<WorkerService>(description_, runner_.get(), &routers_);

@@ -26,7 +26,7 @@ class Worker {
     std::string port_file;                       // Empty: none.
     std::string health_listen;                   // Empty: none. services/common/rpc_server.h
     common::Security::Options security;          // No files: no encryption.
-    std::string state_store;                     // "HOST:PORT"; empty: no states are loaded or saved.
+    std::vector<std::string> state_store;        // "HOST:PORT"; none: no states are loaded or saved.
     std::string model;                           // Path of the checkpoint. Required.
     std::string lora;                            // A LoRA adapter to merge into it; empty: none.
     double lora_alpha = 0;                       // What it was trained with, > 0; with lora only, and then required.

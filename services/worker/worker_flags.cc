@@ -13,8 +13,9 @@ ABSL_FLAG(std::string, listen, "127.0.0.1:0", "HOST:PORT of the gRPC services; p
 ABSL_FLAG(std::string, metrics_listen, "127.0.0.1:0",
           "HOST:PORT of the Prometheus endpoint; port 0 picks a free one, empty: none.");
 ABSL_FLAG(std::string, port_file, "", "File that gets the addresses once the worker answers; empty: none.");
-ABSL_FLAG(std::string, state_store, "",
-          "HOST:PORT of the state store. Empty: nothing is loaded or saved, and a call that asks for it fails.");
+ABSL_FLAG(std::vector<std::string>, state_store, {},
+          "HOST:PORT of the state store; of several all, by commas, as for the router. Empty: nothing is loaded or "
+          "saved, and a call that asks for it fails.");
 ABSL_FLAG(std::string, model, "", "Checkpoint: .pth, .safetensors, GGUF or rwkv.cpp's .bin. Required.");
 ABSL_FLAG(std::string, lora, "", "LoRA adapter (.pth or .safetensors) to merge into the model; empty: none.");
 ABSL_FLAG(double, lora_alpha, 0, "The alpha that --lora was trained with, which is not in its file.");

@@ -133,10 +133,14 @@ absl::Status LocalCluster::Prepare() {
   }
   RWKV_RETURN_IF_ERROR(MakeDirectory(options_.directory));
   RWKV_RETURN_IF_ERROR(MakeDirectory(options_.directory + "/state"));
-  Process& store = processes_["state_store-0"];
-  store.binary = "services/state_store/state_store";
-  store.flags = options_.state_store_flags;
-  store.flags.push_back(absl::StrCat("--data_dir=", options_.directory, "/state"));
+  bool has_folder = true;
+  for (const std::string& flag : options_.state_store_flags) has_folder &= !absl::StartsWith(flag, "--catalog=");
+  for (int i = 0; i < options_.stores; ++i) {
+    Process& store = processes_[absl::StrCat("state_store-", i)];
+    store.binary = "services/state_store/state_store";
+    store.flags = options_.state_store_flags;
+    if (has_folder) store.flags.push_back(absl::StrCat("--data_dir=", options_.directory, "/state"));
+  }
   for (int i = 0; i < workers(); ++i) {
     const int spare = i - options_.pipelines * options_.stages;
     const int stage = spare < 0 ? i % options_.stages : options_.spares[spare];
@@ -169,23 +173,30 @@ absl::Status LocalCluster::StartAll() {
   for (const std::string& name : process_names()) {
     if (absl::StartsWith(name, "router-")) {
       // Only now are the addresses known.
-      std::vector<std::string> addresses;
-      for (int i = 0; i < workers(); ++i) addresses.push_back(address(absl::StrCat("worker-", i)));
       Process& router = processes_[name];
-      router.flags = {absl::StrCat("--workers=", absl::StrJoin(addresses, ",")),
-                      absl::StrCat("--state_store=", address("state_store-0")), "--allow_logits"};
+      router.flags = {absl::StrCat("--workers=", absl::StrJoin(Addresses("worker", workers()), ",")),
+                      absl::StrCat("--state_store=", absl::StrJoin(Addresses("state_store", options_.stores), ",")),
+                      "--allow_logits"};
       router.flags.insert(router.flags.end(), options_.router_flags.begin(), options_.router_flags.end());
     }
     if (absl::StartsWith(name, "worker-")) {
-      processes_[name].flags.push_back(absl::StrCat("--state_store=", address("state_store-0")));
+      processes_[name].flags.push_back(
+          absl::StrCat("--state_store=", absl::StrJoin(Addresses("state_store", options_.stores), ",")));
     }
     RWKV_RETURN_IF_ERROR(Restart(name));
   }
   return absl::OkStatus();
 }
 
+std::vector<std::string> LocalCluster::Addresses(const std::string& kind, int count) const {
+  std::vector<std::string> addresses;
+  for (int i = 0; i < count; ++i) addresses.push_back(address(absl::StrCat(kind, "-", i)));
+  return addresses;
+}
+
 std::vector<std::string> LocalCluster::process_names() const {
-  std::vector<std::string> names = {"state_store-0"};
+  std::vector<std::string> names;
+  for (int i = 0; i < options_.stores; ++i) names.push_back(absl::StrCat("state_store-", i));
   for (int i = 0; i < workers(); ++i) names.push_back(absl::StrCat("worker-", i));
   for (int i = 0; i < options_.routers; ++i) names.push_back(absl::StrCat("router-", i));
   return names;

@@ -32,12 +32,14 @@ class LocalCluster {
     int pipelines = 1;
     std::vector<int> spares;  // A worker more for each of these stages.
     int routers = 1;
+    // Several share what their flags name (--catalog, --records, ...).
+    int stores = 1;
     // Holds the store's data, logs and port files; a second cluster on the same one finds the sessions of the first.
     // Empty: a fresh folder in the test's own.
     std::string directory;
     // In the runfiles. Another one must be among the test's data.
     std::string worker_binary = "services/worker/worker";
-    // Flags besides those every start needs, for example "--slots=4".
+    // Flags besides those every start needs, for example "--slots=4". A store with a --catalog has no folder.
     std::vector<std::string> state_store_flags;
     std::vector<std::string> worker_flags;
     std::vector<std::string> router_flags;
@@ -113,6 +115,7 @@ class LocalCluster {
 
   explicit LocalCluster(const Options& options) : options_(options) {}
 
+  std::vector<std::string> Addresses(const std::string& kind, int count) const;
   int workers() const { return options_.pipelines * options_.stages + static_cast<int>(options_.spares.size()); }
   absl::Status Prepare();
   absl::Status StartAll();

@@ -96,12 +96,12 @@ void FillRouter(const v1::RouterAnnouncement& router, v1::ProcessStatus* process
 
 }  // namespace
 
-ClusterService::ClusterService(std::string router, std::string state_store_address, TurnManager* turns,
-                               state_store::CatalogClient* catalog, common::Executor* executor)
+ClusterService::ClusterService(std::string router, std::vector<std::string> state_stores,
+                               DescribeStores describe_stores, TurnManager* turns, common::Executor* executor)
     : router_(std::move(router)),
-      state_store_address_(std::move(state_store_address)),
+      state_stores_(std::move(state_stores)),
+      describe_stores_(std::move(describe_stores)),
       turns_(turns),
-      catalog_(catalog),
       executor_(executor) {}
 
 void ClusterService::SetAddresses(const std::string& address, const std::string& metrics_address) {
@@ -154,6 +154,24 @@ void ClusterService::FillWorkers(absl::Time deadline, v1::GetStatusResponse* res
   }
 }
 
+void ClusterService::FillStores(absl::Time deadline, v1::GetStatusResponse* response) {
+  const std::vector<absl::StatusOr<v1::StateCatalogDescribeResponse>> answers = describe_stores_(deadline);
+  for (size_t i = 0; i < state_stores_.size(); ++i) {
+    v1::ProcessStatus& store = *response->add_processes();
+    store.set_role("state_store");
+    store.set_address(state_stores_[i]);
+    if (answers[i].ok()) {
+      store.set_name(answers[i]->name());
+      store.set_pid(answers[i]->pid());
+      store.set_metrics_address(answers[i]->metrics_address());
+      store.set_health(kServing);
+    } else {
+      store.set_health(kUnreachable);
+      store.set_message(common::ToStatusProto(answers[i].status()).message());
+    }
+  }
+}
+
 void ClusterService::FillNow(v1::GetStatusResponse* response) {
   const absl::Time deadline = absl::Now() + kProbeTimeout;
   const Fleet::State state = turns_->fleet().state();
@@ -180,20 +198,7 @@ void ClusterService::FillNow(v1::GetStatusResponse* response) {
   router->set_tokens_per_second(counts.tokens_per_second);
   FillWorkers(deadline, response);
 
-  v1::ProcessStatus* const store = response->add_processes();
-  store->set_role("state_store");
-  store->set_address(state_store_address_);
-  const absl::StatusOr<v1::StateCatalogDescribeResponse> described =
-      catalog_->Describe(v1::StateCatalogDescribeRequest(), absl::Now() + kProbeTimeout);
-  if (described.ok()) {
-    store->set_name(described->name());
-    store->set_pid(described->pid());
-    store->set_metrics_address(described->metrics_address());
-    store->set_health(kServing);
-  } else {
-    store->set_health(kUnreachable);
-    store->set_message(common::ToStatusProto(described.status()).message());
-  }
+  FillStores(absl::Now() + kProbeTimeout, response);
 
   response->set_pipeline_state(state.text);
   if (const std::shared_ptr<const ServingModel> model = turns_->model()) *response->mutable_model() = model->info;

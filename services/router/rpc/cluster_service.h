@@ -1,23 +1,30 @@
 // rwkv.v1.Cluster: who is there, and how they are.
 #pragma once
 
+#include <functional>
 #include <string>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "rwkv/v1/cluster.grpc.pb.h"
+#include "rwkv/v1/state_store.pb.h"
 #include "services/common/executor.h"
 #include "services/router/turns/turn_manager.h"
-#include "services/state_store/client/state_store_client.h"
 
 namespace rwkv::router {
 
 class ClusterService final : public v1::Cluster::CallbackService {
  public:
-  // All borrowed.
-  ClusterService(std::string router, std::string state_store_address, TurnManager* turns,
-                 state_store::CatalogClient* catalog, common::Executor* executor);
+  // What each store says of itself, or why it does not answer, in the order of their addresses.
+  using DescribeStores =
+      std::function<std::vector<absl::StatusOr<v1::StateCatalogDescribeResponse>>(absl::Time deadline)>;
+
+  // Pointers are borrowed. `describe_stores` may block until its deadline.
+  ClusterService(std::string router, std::vector<std::string> state_stores, DescribeStores describe_stores,
+                 TurnManager* turns, common::Executor* executor);
 
   // Where this process answers, known only after it listens.
   void SetAddresses(const std::string& address, const std::string& metrics_address) ABSL_LOCKS_EXCLUDED(mu_);
@@ -28,12 +35,13 @@ class ClusterService final : public v1::Cluster::CallbackService {
  private:
   // Routers, workers and lanes.
   void FillWorkers(absl::Time deadline, v1::GetStatusResponse* response);
+  void FillStores(absl::Time deadline, v1::GetStatusResponse* response);
   void FillNow(v1::GetStatusResponse* response) ABSL_LOCKS_EXCLUDED(mu_);
 
   const std::string router_;
-  const std::string state_store_address_;
+  const std::vector<std::string> state_stores_;
+  const DescribeStores describe_stores_;
   TurnManager* const turns_;
-  state_store::CatalogClient* const catalog_;
   common::Executor* const executor_;
   absl::Mutex mu_;
   std::string address_ ABSL_GUARDED_BY(mu_);

@@ -24,7 +24,7 @@ TEST_F(ClusterServiceTest, StatusNamesEveryProcess) {
   StartServer();
   v1::GetStatusResponse status;
   ASSERT_THAT(Call(*cluster_stub_, &v1::Cluster::Stub::GetStatus, v1::GetStatusRequest(), &status), IsOk());
-  ASSERT_EQ(status.processes_size(), 4);
+  ASSERT_EQ(status.processes_size(), 5);
   EXPECT_EQ(status.processes(0).role(), "router");
   EXPECT_EQ(status.processes(0).address(), "router:1");
   EXPECT_EQ(status.processes(0).health(), "serving");
@@ -34,7 +34,12 @@ TEST_F(ClusterServiceTest, StatusNamesEveryProcess) {
   EXPECT_EQ(status.processes(2).stage_index(), 1);
   EXPECT_EQ(status.processes(2).end_layer(), 4);
   EXPECT_EQ(status.processes(3).role(), "state_store");
+  EXPECT_EQ(status.processes(3).address(), "store:1");
   EXPECT_EQ(status.processes(3).health(), "serving");
+  EXPECT_EQ(status.processes(4).role(), "state_store");
+  EXPECT_EQ(status.processes(4).address(), "store:2");
+  EXPECT_EQ(status.processes(4).health(), "unreachable");
+  EXPECT_EQ(status.processes(4).message(), "store:2 is away");
   EXPECT_EQ(status.pipeline_state(), "serving");
   EXPECT_EQ(status.model().name(), "fake");
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "gmock/gmock.h"
@@ -43,8 +44,13 @@ class ServicesTest : public ::testing::Test {
     generation_service_ = std::make_unique<GenerationService>(&cluster_->router(), executor_.get(), upload_limits_);
     sessions_service_ = std::make_unique<SessionsService>(&cluster_->router(), &cluster_->store(), &cluster_->store(),
                                                           executor_.get(), random, upload_limits_);
-    cluster_service_ = std::make_unique<ClusterService>("router-0", "store:1", &cluster_->router(), &cluster_->store(),
-                                                        executor_.get());
+    cluster_service_ = std::make_unique<ClusterService>(
+        "router-0", std::vector<std::string>{"store:1", "store:2"},
+        [this](absl::Time deadline) {
+          return std::vector<absl::StatusOr<v1::StateCatalogDescribeResponse>>{
+              cluster_->store().Describe({}, deadline), absl::UnavailableError("store:2 is away")};
+        },
+        &cluster_->router(), executor_.get());
     cluster_service_->SetAddresses("router:1", "router:2");
     grpc::ServerBuilder builder;
     builder.RegisterService(generation_service_.get());

@@ -4,12 +4,15 @@
 #include <utility>
 
 #include "absl/random/random.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/blocking_counter.h"
 #include "absl/time/clock.h"
 #include "grpcpp/client_context.h"
 #include "rwkv/v1/state_store.grpc.pb.h"
 #include "services/common/grpc_status.h"
 #include "services/state_store/client/crc32c.h"
+#include "services/state_store/client/store_choice.h"
 
 namespace rwkv::state_store {
 namespace {
@@ -17,6 +20,12 @@ namespace {
 // A store that restarts is away for about a second. Whoever must outlast that has its own loop; this only hides a
 // connection that broke between two calls.
 constexpr int kMaxAttempts = 4;
+// Of several stores: two more for each, the first at once.
+constexpr int kMaxAttemptsPerStore = 2;
+// One of several stores that says nothing for so long is left for another. A record has a second more per 10 MB.
+constexpr absl::Duration kAttemptLimit = absl::Seconds(5);
+constexpr absl::Duration kLastBackoffOfSeveral = absl::Milliseconds(500);
+constexpr double kRecordBytesPerSecond = 10e6;
 constexpr absl::Duration kFirstBackoff = absl::Milliseconds(20);  // Then 4x more each time: 20, 80, 320 ms.
 constexpr size_t kMaxPieceBytes = size_t{1} << 20;
 constexpr uint64_t kMaxRecordBytes = uint64_t{256} << 20;
@@ -31,121 +40,184 @@ const absl::Status& StatusOf(const absl::StatusOr<T>& result) {
   return result.status();
 }
 
-// `attempt` makes one whole call and returns absl::Status or StatusOr.
+// How long a call at one of the stores may take.
+absl::Time AttemptDeadline(const StoreChoice& stores, absl::Time deadline, uint64_t bytes = 0) {
+  if (stores.size() == 1) return deadline;
+  return std::min(deadline, absl::Now() + kAttemptLimit + absl::Seconds(bytes / kRecordBytesPerSecond));
+}
+
+// Makes one whole call, attempt(store, deadline), and learns from what came of it.
 template <typename Attempt>
-auto Retried(absl::Time deadline, Attempt attempt) {
+auto Tried(StoreChoice& stores, absl::Time deadline, absl::Time attempt_deadline, Attempt attempt) {
+  const size_t store = stores.Choose(deadline);
+  auto result = attempt(store, attempt_deadline);
+  // Nobody cancels here: it is a store that ends with calls under way, done or not.
+  if (absl::IsCancelled(StatusOf(result))) {
+    result = absl::UnavailableError(absl::StrCat("the store ended the call: ", StatusOf(result).message()));
+  }
+  const absl::Status& status = StatusOf(result);
+  if (absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status)) {
+    stores.Failed(store);
+  } else {
+    stores.Answered(store);
+  }
+  return result;
+}
+
+// `bytes`: of the record, if it is one.
+template <typename Attempt>
+auto Retried(StoreChoice& stores, absl::Time deadline, Attempt attempt, uint64_t bytes = 0) {
   absl::BitGen random;
+  const int others = static_cast<int>(stores.size()) - 1;
   absl::Duration backoff = kFirstBackoff;
   for (int i = 1;; ++i) {
-    auto result = attempt();
-    const absl::Duration wait = backoff * absl::Uniform(random, 0.5, 1.0);
-    if (!absl::IsUnavailable(StatusOf(result)) || i == kMaxAttempts || absl::Now() + wait >= deadline) return result;
+    const absl::Time attempt_deadline = AttemptDeadline(stores, deadline, bytes);
+    auto result = Tried(stores, deadline, attempt_deadline, attempt);
+    const absl::Status& status = StatusOf(result);
+    const bool again = absl::IsUnavailable(status) || (absl::IsDeadlineExceeded(status) && attempt_deadline < deadline);
+    const absl::Duration wait = i <= others ? absl::ZeroDuration() : backoff * absl::Uniform(random, 0.5, 1.0);
+    if (!again || i == kMaxAttempts + kMaxAttemptsPerStore * others || absl::Now() + wait >= deadline) return result;
+    if (i <= others) continue;
     absl::SleepFor(wait);
     backoff *= 4;
+    if (others > 0) backoff = std::min(backoff, kLastBackoffOfSeveral);
   }
 }
 
-template <typename Stub, typename Request, typename Response>
-absl::StatusOr<Response> Call(Stub& stub, grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Response*),
-                              const Request& request, absl::Time deadline) {
-  grpc::ClientContext context;
-  SetDeadline(context, deadline);
-  Response response;
-  const grpc::Status status = (stub.*method)(&context, request, &response);
-  if (!status.ok()) return common::FromGrpcStatus(status);
-  return response;
+// gRPC had no connection to send it on (1.51: pick_first.cc), though there was one a moment ago.
+bool WasNeverSent(const absl::Status& status) {
+  return absl::IsUnavailable(status) && absl::StartsWith(status.message(), "failed to connect to all addresses");
 }
 
-template <typename Stub, typename Request, typename Response>
-absl::StatusOr<Response> RetriedCall(Stub& stub,
-                                     grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Response*),
-                                     const Request& request, absl::Time deadline) {
-  return Retried(deadline, [&] { return Call(stub, method, request, deadline); });
+template <typename Stub>
+std::vector<std::unique_ptr<Stub>> StubsOf(const std::vector<std::shared_ptr<grpc::Channel>>& channels) {
+  std::vector<std::unique_ptr<Stub>> stubs;
+  for (const std::shared_ptr<grpc::Channel>& channel : channels) stubs.push_back(std::make_unique<Stub>(channel));
+  return stubs;
+}
+
+size_t AnyHome(size_t stores) {
+  absl::BitGen random;
+  return absl::Uniform<size_t>(random, 0, stores);
 }
 
 class GrpcCatalogClient final : public CatalogClient {
  public:
-  explicit GrpcCatalogClient(std::shared_ptr<grpc::Channel> channel) : stub_(std::move(channel)) {}
+  GrpcCatalogClient(std::vector<std::shared_ptr<grpc::Channel>> channels, size_t home)
+      : stubs_(StubsOf<Stub>(channels)), stores_(std::move(channels), home) {}
 
   absl::StatusOr<v1::StateCatalogDescribeResponse> Describe(const v1::StateCatalogDescribeRequest& request,
                                                             absl::Time deadline) override {
-    return RetriedCall(stub_, &Stub::Describe, request, deadline);
+    return RetriedCall(&Stub::Describe, request, deadline);
   }
   absl::StatusOr<v1::CreateSessionResponse> CreateSession(const v1::CreateSessionRequest& request,
                                                           absl::Time deadline) override {
-    return Call(stub_, &Stub::CreateSession, request, deadline);
+    return CallOnce(&Stub::CreateSession, request, deadline);
   }
   absl::StatusOr<v1::ImportSessionResponse> ImportSession(const v1::ImportSessionRequest& request,
                                                           absl::Time deadline) override {
-    return Call(stub_, &Stub::ImportSession, request, deadline);
+    return CallOnce(&Stub::ImportSession, request, deadline);
   }
   absl::StatusOr<v1::GetSessionResponse> GetSession(const v1::GetSessionRequest& request,
                                                     absl::Time deadline) override {
-    return RetriedCall(stub_, &Stub::GetSession, request, deadline);
+    return RetriedCall(&Stub::GetSession, request, deadline);
   }
   absl::StatusOr<v1::ListSessionsResponse> ListSessions(const v1::ListSessionsRequest& request,
                                                         absl::Time deadline) override {
-    return RetriedCall(stub_, &Stub::ListSessions, request, deadline);
+    return RetriedCall(&Stub::ListSessions, request, deadline);
   }
   absl::StatusOr<v1::ForkSessionResponse> ForkSession(const v1::ForkSessionRequest& request,
                                                       absl::Time deadline) override {
-    return Call(stub_, &Stub::ForkSession, request, deadline);
+    return CallOnce(&Stub::ForkSession, request, deadline);
   }
   absl::StatusOr<v1::RewindSessionResponse> RewindSession(const v1::RewindSessionRequest& request,
                                                           absl::Time deadline) override {
-    return RetriedCall(stub_, &Stub::RewindSession, request, deadline);
+    return RetriedCall(&Stub::RewindSession, request, deadline);
   }
   absl::StatusOr<v1::DeleteSessionResponse> DeleteSession(const v1::DeleteSessionRequest& request,
                                                           absl::Time deadline) override {
-    return Call(stub_, &Stub::DeleteSession, request, deadline);
+    return CallOnce(&Stub::DeleteSession, request, deadline);
   }
   absl::StatusOr<v1::AcquireLeaseResponse> AcquireLease(const v1::AcquireLeaseRequest& request,
                                                         absl::Time deadline) override {
-    return RetriedCall(stub_, &Stub::AcquireLease, request, deadline);
+    return RetriedCall(&Stub::AcquireLease, request, deadline);
   }
   absl::StatusOr<v1::RenewLeasesResponse> RenewLeases(const v1::RenewLeasesRequest& request,
                                                       absl::Time deadline) override {
-    return RetriedCall(stub_, &Stub::RenewLeases, request, deadline);
+    return RetriedCall(&Stub::RenewLeases, request, deadline);
   }
   absl::StatusOr<v1::ReleaseLeaseResponse> ReleaseLease(const v1::ReleaseLeaseRequest& request,
                                                         absl::Time deadline) override {
-    return RetriedCall(stub_, &Stub::ReleaseLease, request, deadline);
+    return RetriedCall(&Stub::ReleaseLease, request, deadline);
   }
   absl::StatusOr<v1::BeginTurnResponse> BeginTurn(const v1::BeginTurnRequest& request, absl::Time deadline) override {
-    return RetriedCall(stub_, &Stub::BeginTurn, request, deadline);
+    return RetriedCall(&Stub::BeginTurn, request, deadline);
   }
   absl::StatusOr<v1::AppendTokensResponse> AppendTokens(const v1::AppendTokensRequest& request,
                                                         absl::Time deadline) override {
-    return Call(stub_, &Stub::AppendTokens, request, deadline);
+    return CallOnce(&Stub::AppendTokens, request, deadline);
   }
   absl::StatusOr<v1::FindTurnResponse> FindTurn(const v1::FindTurnRequest& request, absl::Time deadline) override {
-    return RetriedCall(stub_, &Stub::FindTurn, request, deadline);
+    return RetriedCall(&Stub::FindTurn, request, deadline);
   }
   absl::StatusOr<std::vector<uint32_t>> ReadTokens(const v1::ReadTokensRequest& request, absl::Time deadline) override {
-    return Retried(deadline, [&] { return ReadTokensOnce(request, deadline); });
+    return Retried(stores_, deadline,
+                   [&](size_t store, absl::Time limit) { return ReadTokensOnce(*stubs_[store], request, limit); });
   }
   absl::StatusOr<v1::CommitSnapshotResponse> CommitSnapshot(const v1::CommitSnapshotRequest& request,
                                                             absl::Time deadline) override {
-    return RetriedCall(stub_, &Stub::CommitSnapshot, request, deadline);
+    return RetriedCall(&Stub::CommitSnapshot, request, deadline);
   }
   absl::StatusOr<v1::FindSnapshotResponse> FindSnapshot(const v1::FindSnapshotRequest& request,
                                                         absl::Time deadline) override {
-    return RetriedCall(stub_, &Stub::FindSnapshot, request, deadline);
+    return RetriedCall(&Stub::FindSnapshot, request, deadline);
   }
   absl::StatusOr<v1::DropSnapshotResponse> DropSnapshot(const v1::DropSnapshotRequest& request,
                                                         absl::Time deadline) override {
-    return RetriedCall(stub_, &Stub::DropSnapshot, request, deadline);
+    return RetriedCall(&Stub::DropSnapshot, request, deadline);
   }
 
  private:
   using Stub = v1::StateCatalog::Stub;
 
-  absl::StatusOr<std::vector<uint32_t>> ReadTokensOnce(const v1::ReadTokensRequest& request, absl::Time deadline) {
+  template <typename Request, typename Response>
+  using Method = grpc::Status (Stub::*)(grpc::ClientContext*, const Request&, Response*);
+
+  template <typename Request, typename Response>
+  static absl::StatusOr<Response> Call(Stub& stub, Method<Request, Response> method, const Request& request,
+                                       absl::Time deadline) {
+    grpc::ClientContext context;
+    SetDeadline(context, deadline);
+    Response response;
+    const grpc::Status status = (stub.*method)(&context, request, &response);
+    if (!status.ok()) return common::FromGrpcStatus(status);
+    return response;
+  }
+
+  template <typename Request, typename Response>
+  absl::StatusOr<Response> CallOnce(Method<Request, Response> method, const Request& request, absl::Time deadline) {
+    for (size_t tries = 1;; ++tries) {
+      auto result = Tried(stores_, deadline, deadline, [&](size_t store, absl::Time limit) {
+        return Call<Request, Response>(*stubs_[store], method, request, limit);
+      });
+      if (!WasNeverSent(result.status()) || tries >= stores_.size()) return result;
+    }
+  }
+
+  template <typename Request, typename Response>
+  absl::StatusOr<Response> RetriedCall(Method<Request, Response> method, const Request& request, absl::Time deadline) {
+    return Retried(stores_, deadline, [&](size_t store, absl::Time limit) {
+      return Call<Request, Response>(*stubs_[store], method, request, limit);
+    });
+  }
+
+  static absl::StatusOr<std::vector<uint32_t>> ReadTokensOnce(Stub& stub, const v1::ReadTokensRequest& request,
+                                                              absl::Time deadline) {
     grpc::ClientContext context;
     SetDeadline(context, deadline);
     std::vector<uint32_t> tokens;
     v1::ReadTokensResponse response;
-    const auto reader = stub_.ReadTokens(&context, request);
+    const auto reader = stub.ReadTokens(&context, request);
     while (reader->Read(&response)) {
       tokens.insert(tokens.end(), response.token_ids().begin(), response.token_ids().end());
     }
@@ -157,34 +229,43 @@ class GrpcCatalogClient final : public CatalogClient {
     return tokens;
   }
 
-  Stub stub_;
+  const std::vector<std::unique_ptr<Stub>> stubs_;
+  StoreChoice stores_;
 };
 
 class GrpcRecordsClient final : public RecordsClient {
  public:
-  explicit GrpcRecordsClient(std::shared_ptr<grpc::Channel> channel) : stub_(std::move(channel)) {}
+  GrpcRecordsClient(std::vector<std::shared_ptr<grpc::Channel>> channels, size_t home)
+      : stubs_(StubsOf<Stub>(channels)), stores_(std::move(channels), home) {}
 
   absl::Status PutRecord(const v1::RecordInfo& info, absl::Span<const char> data, absl::Time deadline) override {
     if (data.size() != info.bytes()) {
       return absl::DataLossError(absl::StrCat("record ", info.snapshot_id(), "/", info.layer(), ": ", data.size(),
                                               " bytes given, its info says ", info.bytes()));
     }
-    return Retried(deadline, [&] { return PutRecordOnce(info, data, deadline); });
+    return Retried(
+        stores_, deadline,
+        [&](size_t store, absl::Time limit) { return PutRecordOnce(*stubs_[store], info, data, limit); }, info.bytes());
   }
 
   absl::StatusOr<std::string> GetRecord(const v1::RecordInfo& info, absl::Time deadline) override {
     if (info.bytes() > kMaxRecordBytes) {
       return common::InvalidFieldError("info.bytes", absl::StrCat(info.bytes(), " is over ", kMaxRecordBytes));
     }
-    return Retried(deadline, [&] { return GetRecordOnce(info, deadline); });
+    return Retried(
+        stores_, deadline, [&](size_t store, absl::Time limit) { return GetRecordOnce(*stubs_[store], info, limit); },
+        info.bytes());
   }
 
  private:
-  absl::Status PutRecordOnce(const v1::RecordInfo& info, absl::Span<const char> data, absl::Time deadline) {
+  using Stub = v1::StateRecords::Stub;
+
+  static absl::Status PutRecordOnce(Stub& stub, const v1::RecordInfo& info, absl::Span<const char> data,
+                                    absl::Time deadline) {
     grpc::ClientContext context;
     SetDeadline(context, deadline);
     v1::PutRecordResponse response;
-    const auto writer = stub_.PutRecord(&context, &response);
+    const auto writer = stub.PutRecord(&context, &response);
     v1::PutRecordRequest request;
     *request.mutable_info() = info;
     // A failed Write means that the store has answered already: Finish has the reason.
@@ -199,7 +280,7 @@ class GrpcRecordsClient final : public RecordsClient {
     return common::FromGrpcStatus(writer->Finish());
   }
 
-  absl::StatusOr<std::string> GetRecordOnce(const v1::RecordInfo& info, absl::Time deadline) {
+  static absl::StatusOr<std::string> GetRecordOnce(Stub& stub, const v1::RecordInfo& info, absl::Time deadline) {
     grpc::ClientContext context;
     SetDeadline(context, deadline);
     v1::GetRecordRequest request;
@@ -207,7 +288,7 @@ class GrpcRecordsClient final : public RecordsClient {
     std::string data;
     data.reserve(info.bytes());
     v1::GetRecordResponse response;
-    const auto reader = stub_.GetRecord(&context, request);
+    const auto reader = stub.GetRecord(&context, request);
     bool too_long = false;
     while (reader->Read(&response)) {
       too_long |= data.size() + response.data().size() > info.bytes();
@@ -231,17 +312,58 @@ class GrpcRecordsClient final : public RecordsClient {
     return data;
   }
 
-  v1::StateRecords::Stub stub_;
+  const std::vector<std::unique_ptr<Stub>> stubs_;
+  StoreChoice stores_;
 };
 
 }  // namespace
 
 std::unique_ptr<CatalogClient> NewCatalogClient(std::shared_ptr<grpc::Channel> channel) {
-  return std::make_unique<GrpcCatalogClient>(std::move(channel));
+  return NewCatalogClient(Channels{std::move(channel)}, 0);
+}
+std::unique_ptr<CatalogClient> NewCatalogClient(Channels channels, absl::optional<size_t> home) {
+  const size_t first = home.has_value() ? *home : AnyHome(channels.size());
+  return std::make_unique<GrpcCatalogClient>(std::move(channels), first);
 }
 
 std::unique_ptr<RecordsClient> NewRecordsClient(std::shared_ptr<grpc::Channel> channel) {
-  return std::make_unique<GrpcRecordsClient>(std::move(channel));
+  return NewRecordsClient(Channels{std::move(channel)}, 0);
+}
+std::unique_ptr<RecordsClient> NewRecordsClient(Channels channels, absl::optional<size_t> home) {
+  const size_t first = home.has_value() ? *home : AnyHome(channels.size());
+  return std::make_unique<GrpcRecordsClient>(std::move(channels), first);
+}
+
+std::vector<absl::StatusOr<v1::StateCatalogDescribeResponse>> DescribeStores(const Channels& channels,
+                                                                             absl::Time deadline) {
+  struct Call {
+    explicit Call(const std::shared_ptr<grpc::Channel>& channel) : stub(channel) {}
+    v1::StateCatalog::Stub stub;
+    grpc::ClientContext context;
+    v1::StateCatalogDescribeRequest request;
+    v1::StateCatalogDescribeResponse response;
+    grpc::Status status;
+  };
+  absl::BlockingCounter left(static_cast<int>(channels.size()));
+  std::vector<std::unique_ptr<Call>> calls;
+  for (const std::shared_ptr<grpc::Channel>& channel : channels) {
+    Call* const call = calls.emplace_back(std::make_unique<Call>(channel)).get();
+    SetDeadline(call->context, deadline);
+    call->stub.async()->Describe(&call->context, &call->request, &call->response, [call, &left](grpc::Status status) {
+      call->status = std::move(status);
+      left.DecrementCount();
+    });
+  }
+  left.Wait();
+  std::vector<absl::StatusOr<v1::StateCatalogDescribeResponse>> answers;
+  for (const std::unique_ptr<Call>& call : calls) {
+    if (call->status.ok()) {
+      answers.emplace_back(std::move(call->response));
+    } else {
+      answers.emplace_back(common::FromGrpcStatus(call->status));
+    }
+  }
+  return answers;
 }
 
 }  // namespace rwkv::state_store

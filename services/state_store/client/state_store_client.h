@@ -5,6 +5,7 @@
 // own (see proto/rwkv/v1/state_store.proto and rpc/), plus kUnavailable when it cannot be reached.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -13,6 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "absl/types/optional.h"
 #include "absl/types/span.h"
 #include "grpcpp/channel.h"
 #include "rwkv/v1/state_store.pb.h"
@@ -96,5 +98,17 @@ class RecordsClient {
 // Over gRPC. The channel (services/common/channel.h) may be shared; it connects on first use and again by itself.
 std::unique_ptr<CatalogClient> NewCatalogClient(std::shared_ptr<grpc::Channel> channel);
 std::unique_ptr<RecordsClient> NewRecordsClient(std::shared_ptr<grpc::Channel> channel);
+
+// Of several stores that serve the same sessions (at least one). A client begins with `home` (unset: any), goes to
+// another when that one cannot be reached or says nothing for 5 s, and comes back when it answers again. What is
+// "Retried" above is retried at others within the same deadline, each attempt at most 5 s. What is not is sent once, to
+// a store with a connection; when it fails, the caller's next call goes to another store.
+using Channels = std::vector<std::shared_ptr<grpc::Channel>>;
+std::unique_ptr<CatalogClient> NewCatalogClient(Channels channels, absl::optional<size_t> home = absl::nullopt);
+std::unique_ptr<RecordsClient> NewRecordsClient(Channels channels, absl::optional<size_t> home = absl::nullopt);
+
+// What each says of itself, all asked at once.
+std::vector<absl::StatusOr<v1::StateCatalogDescribeResponse>> DescribeStores(const Channels& channels,
+                                                                             absl::Time deadline);
 
 }  // namespace rwkv::state_store

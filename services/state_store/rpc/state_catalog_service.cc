@@ -52,9 +52,18 @@ StateCatalogService::StateCatalogService(const Identity& identity, StateStore* s
       append_items_(metrics->Histogram("rwkv_state_store_append_items", "Turns in one AppendTokens, so in one commit.",
                                        common::Metrics::CountBuckets())) {}
 
+grpc::Status StateCatalogService::Answer(const grpc::ServerContext& context, size_t method,
+                                         absl::FunctionRef<absl::Status()> handle) const {
+  return metrics_.Answer(method, [&]() -> absl::Status {
+    // A process that was stopped finds calls that were given up long ago, and have perhaps been made at another store.
+    if (context.IsCancelled()) return absl::CancelledError("the caller has gone");
+    return handle();
+  });
+}
+
 grpc::Status StateCatalogService::Describe(grpc::ServerContext* context, const v1::StateCatalogDescribeRequest* request,
                                            v1::StateCatalogDescribeResponse* response) {
-  return metrics_.Answer(kDescribe, [&]() -> absl::Status {
+  return Answer(*context, kDescribe, [&]() -> absl::Status {
     response->set_name(identity_.name);
     response->set_pid(identity_.pid);
     response->set_metrics_address(identity_.metrics_address);
@@ -64,7 +73,7 @@ grpc::Status StateCatalogService::Describe(grpc::ServerContext* context, const v
 
 grpc::Status StateCatalogService::CreateSession(grpc::ServerContext* context, const v1::CreateSessionRequest* request,
                                                 v1::CreateSessionResponse* response) {
-  return metrics_.Answer(kCreateSession, [&]() -> absl::Status {
+  return Answer(*context, kCreateSession, [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     RWKV_ASSIGN_OR_RETURN(*response->mutable_session(),
                           store_->CreateSession(request->session_id(), request->initial_state()));
@@ -74,7 +83,7 @@ grpc::Status StateCatalogService::CreateSession(grpc::ServerContext* context, co
 
 grpc::Status StateCatalogService::ImportSession(grpc::ServerContext* context, const v1::ImportSessionRequest* request,
                                                 v1::ImportSessionResponse* response) {
-  return metrics_.Answer(kImportSession, [&]() -> absl::Status {
+  return Answer(*context, kImportSession, [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     NewImport import;
     import.initial_state = request->initial_state();
@@ -88,7 +97,7 @@ grpc::Status StateCatalogService::ImportSession(grpc::ServerContext* context, co
 
 grpc::Status StateCatalogService::GetSession(grpc::ServerContext* context, const v1::GetSessionRequest* request,
                                              v1::GetSessionResponse* response) {
-  return metrics_.Answer(kGetSession, [&]() -> absl::Status {
+  return Answer(*context, kGetSession, [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     RWKV_ASSIGN_OR_RETURN(*response->mutable_session(), store_->catalog().GetSession(request->session_id()));
     return absl::OkStatus();
@@ -97,7 +106,7 @@ grpc::Status StateCatalogService::GetSession(grpc::ServerContext* context, const
 
 grpc::Status StateCatalogService::ListSessions(grpc::ServerContext* context, const v1::ListSessionsRequest* request,
                                                v1::ListSessionsResponse* response) {
-  return metrics_.Answer(kListSessions, [&]() -> absl::Status {
+  return Answer(*context, kListSessions, [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     const int page_size = request->page_size() == 0 ? kDefaultPageSize : static_cast<int>(request->page_size());
     RWKV_ASSIGN_OR_RETURN(SessionPage page, store_->catalog().ListSessions(page_size, request->page_token()));
@@ -109,7 +118,7 @@ grpc::Status StateCatalogService::ListSessions(grpc::ServerContext* context, con
 
 grpc::Status StateCatalogService::ForkSession(grpc::ServerContext* context, const v1::ForkSessionRequest* request,
                                               v1::ForkSessionResponse* response) {
-  return metrics_.Answer(kForkSession, [&]() -> absl::Status {
+  return Answer(*context, kForkSession, [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     const absl::optional<uint64_t> position =
         request->has_position() ? absl::make_optional(request->position()) : absl::nullopt;
@@ -121,7 +130,7 @@ grpc::Status StateCatalogService::ForkSession(grpc::ServerContext* context, cons
 
 grpc::Status StateCatalogService::RewindSession(grpc::ServerContext* context, const v1::RewindSessionRequest* request,
                                                 v1::RewindSessionResponse* response) {
-  return metrics_.Answer(kRewindSession, [&]() -> absl::Status {
+  return Answer(*context, kRewindSession, [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     RWKV_ASSIGN_OR_RETURN(*response->mutable_session(), store_->RewindSession(request->lease(), request->position()));
     return absl::OkStatus();
@@ -130,7 +139,7 @@ grpc::Status StateCatalogService::RewindSession(grpc::ServerContext* context, co
 
 grpc::Status StateCatalogService::DeleteSession(grpc::ServerContext* context, const v1::DeleteSessionRequest* request,
                                                 v1::DeleteSessionResponse* response) {
-  return metrics_.Answer(kDeleteSession, [&]() -> absl::Status {
+  return Answer(*context, kDeleteSession, [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     return store_->DeleteSession(request->lease());
   });
@@ -138,7 +147,7 @@ grpc::Status StateCatalogService::DeleteSession(grpc::ServerContext* context, co
 
 grpc::Status StateCatalogService::AcquireLease(grpc::ServerContext* context, const v1::AcquireLeaseRequest* request,
                                                v1::AcquireLeaseResponse* response) {
-  return metrics_.Answer(kAcquireLease, [&]() -> absl::Status {
+  return Answer(*context, kAcquireLease, [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     RWKV_ASSIGN_OR_RETURN(const absl::Duration ttl, ValidateTtl("ttl", request->has_ttl(), request->ttl()));
     RWKV_ASSIGN_OR_RETURN(LeaseGrant grant, store_->catalog().AcquireLease(request->session_id(), request->holder(),
@@ -152,7 +161,7 @@ grpc::Status StateCatalogService::AcquireLease(grpc::ServerContext* context, con
 
 grpc::Status StateCatalogService::RenewLeases(grpc::ServerContext* context, const v1::RenewLeasesRequest* request,
                                               v1::RenewLeasesResponse* response) {
-  return metrics_.Answer(kRenewLeases, [&]() -> absl::Status {
+  return Answer(*context, kRenewLeases, [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     RWKV_ASSIGN_OR_RETURN(const absl::Duration ttl, ValidateTtl("ttl", request->has_ttl(), request->ttl()));
     const std::vector<v1::Lease> leases(request->leases().begin(), request->leases().end());
@@ -164,7 +173,7 @@ grpc::Status StateCatalogService::RenewLeases(grpc::ServerContext* context, cons
 
 grpc::Status StateCatalogService::ReleaseLease(grpc::ServerContext* context, const v1::ReleaseLeaseRequest* request,
                                                v1::ReleaseLeaseResponse* response) {
-  return metrics_.Answer(kReleaseLease, [&]() -> absl::Status {
+  return Answer(*context, kReleaseLease, [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     return store_->catalog().ReleaseLease(request->lease());
   });
@@ -172,7 +181,7 @@ grpc::Status StateCatalogService::ReleaseLease(grpc::ServerContext* context, con
 
 grpc::Status StateCatalogService::BeginTurn(grpc::ServerContext* context, const v1::BeginTurnRequest* request,
                                             v1::BeginTurnResponse* response) {
-  return metrics_.Answer(kBeginTurn, [&]() -> absl::Status {
+  return Answer(*context, kBeginTurn, [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     NewTurn turn;
     turn.request_id = request->request_id();
@@ -189,7 +198,7 @@ grpc::Status StateCatalogService::BeginTurn(grpc::ServerContext* context, const 
 
 grpc::Status StateCatalogService::AppendTokens(grpc::ServerContext* context, const v1::AppendTokensRequest* request,
                                                v1::AppendTokensResponse* response) {
-  return metrics_.Answer(kAppendTokens, [&]() -> absl::Status {
+  return Answer(*context, kAppendTokens, [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     std::vector<absl::Status> statuses;
     std::vector<const v1::AppendItem*> items;
@@ -215,7 +224,7 @@ grpc::Status StateCatalogService::AppendTokens(grpc::ServerContext* context, con
 
 grpc::Status StateCatalogService::FindTurn(grpc::ServerContext* context, const v1::FindTurnRequest* request,
                                            v1::FindTurnResponse* response) {
-  return metrics_.Answer(kFindTurn, [&]() -> absl::Status {
+  return Answer(*context, kFindTurn, [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     RWKV_ASSIGN_OR_RETURN(absl::optional<v1::Turn> turn,
                           store_->catalog().FindTurn(request->session_id(), request->request_id()));
@@ -226,7 +235,7 @@ grpc::Status StateCatalogService::FindTurn(grpc::ServerContext* context, const v
 
 grpc::Status StateCatalogService::ReadTokens(grpc::ServerContext* context, const v1::ReadTokensRequest* request,
                                              grpc::ServerWriter<v1::ReadTokensResponse>* writer) {
-  return metrics_.Answer(kReadTokens, [&]() -> absl::Status {
+  return Answer(*context, kReadTokens, [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     // At least one page, so that an empty range of no session, or beyond the log, is an error too.
     std::string log_branch;
@@ -255,7 +264,7 @@ grpc::Status StateCatalogService::ReadTokens(grpc::ServerContext* context, const
 
 grpc::Status StateCatalogService::CommitSnapshot(grpc::ServerContext* context, const v1::CommitSnapshotRequest* request,
                                                  v1::CommitSnapshotResponse* response) {
-  return metrics_.Answer(kCommitSnapshot, [&]() -> absl::Status {
+  return Answer(*context, kCommitSnapshot, [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     return store_->CommitSnapshot(request->lease(), request->log_branch(), request->manifest());
   });
@@ -263,7 +272,7 @@ grpc::Status StateCatalogService::CommitSnapshot(grpc::ServerContext* context, c
 
 grpc::Status StateCatalogService::FindSnapshot(grpc::ServerContext* context, const v1::FindSnapshotRequest* request,
                                                v1::FindSnapshotResponse* response) {
-  return metrics_.Answer(kFindSnapshot, [&]() -> absl::Status {
+  return Answer(*context, kFindSnapshot, [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     RWKV_ASSIGN_OR_RETURN(
         absl::optional<v1::SnapshotManifest> manifest,
@@ -275,7 +284,7 @@ grpc::Status StateCatalogService::FindSnapshot(grpc::ServerContext* context, con
 
 grpc::Status StateCatalogService::DropSnapshot(grpc::ServerContext* context, const v1::DropSnapshotRequest* request,
                                                v1::DropSnapshotResponse* response) {
-  return metrics_.Answer(kDropSnapshot, [&]() -> absl::Status {
+  return Answer(*context, kDropSnapshot, [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     if (request->session_id().empty()) return store_->DropUncommitted(request->snapshot_id());
     return store_->DropSnapshot(request->session_id(), request->snapshot_id(), request->reason()).status();

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 
+#include "absl/functional/function_ref.h"
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/status.h"
 #include "grpcpp/support/sync_stream.h"
@@ -65,6 +66,10 @@ class StateCatalogService final : public v1::StateCatalog::Service {
                             v1::DropSnapshotResponse* response) override;
 
  private:
+  // Nothing is done for a caller that has gone.
+  grpc::Status Answer(const grpc::ServerContext& context, size_t method,
+                      absl::FunctionRef<absl::Status()> handle) const;
+
   const Identity identity_;
   StateStore* const store_;
   const RpcMetrics metrics_;
