@@ -154,6 +154,16 @@ class Bench:
                 size = line["batch"] if line["case"] == "decode" else line["length"]
                 self.add("engine", shape, form, line["case"], size, threads, line["tokens_per_s"], steps=line["steps"])
 
+    def timelines(self, shape, form, model):
+        """A drawn step for the fewest and the most sequences."""
+        threads = max(self.options.threads)
+        for batch in sorted({min(self.options.batches), max(self.options.batches)}):
+            step = json.loads(run([self.binary("tests/bench/step_timeline"), model, self.options.device, str(threads),
+                                   str(self.options.seconds), str(batch)]))
+            title = f"A decode step: {shape} {form}, sequences: {batch}, threads: {threads}; {step['step_us']:.0f} us"
+            with open(os.path.join(self.options.out, f"timeline-{shape}-{form}-{batch}.svg"), "w") as file:
+                file.write(chart.timeline(title, step["step_us"], step["ops"]))
+
     def cluster(self, shape, form, model):
         threads = max(self.options.threads)
         duration = f"{self.options.cluster_seconds}s"
@@ -277,6 +287,7 @@ class Bench:
                 self.say(f"measuring {shape} {form}")
                 self.limits(shape, form, gguf.weight_bytes(model))
                 self.engine(shape, form, model)
+                self.timelines(shape, form, model)
                 if self.options.cluster_seconds > 0:
                     self.cluster(shape, form, model)
                 if self.options.llama_cpp:

@@ -1,4 +1,4 @@
-"""Line charts as SVG, both axes logarithmic: what a cost does when something doubles is its slope."""
+"""Charts as SVG: lines on logarithmic axes (what a cost does when something doubles is its slope), and timelines."""
 import math
 from xml.sax.saxutils import escape
 
@@ -60,4 +60,45 @@ def line_chart(title, x_label, y_label, series):
         at = TOP + 10 + 18 * index
         out.append(f'<path d="M{right + 12} {at}h22" stroke="{color}" stroke-width="2"{dash}/>')
         out.append(text(right + 40, at + 4, name))
+    return "\n".join(out + ["</svg>"]) + "\n"
+
+
+def timeline(title, step_us, ops):
+    """One step: a lane a kind of operation, from left to right in microseconds; what each took, and how fast it read.
+
+    `ops`: of step_timeline, in order. What lies between them is a lane of its own, "between".
+    """
+    lanes, at = {}, 0.0
+    for op in ops + [{"kind": "between", "begin_us": step_us, "end_us": step_us, "bytes": 0}]:
+        if op["begin_us"] > at:
+            lanes.setdefault("between", []).append((at, op["begin_us"], 0))
+        name = " ".join(filter(None, (op["kind"], op.get("detail", ""))))
+        if op["end_us"] > op["begin_us"]:
+            lanes.setdefault(name, []).append((op["begin_us"], op["end_us"], op["bytes"]))
+        at = op["end_us"]
+    between = lanes.pop("between", [])
+    lanes["between"] = between
+    left, width, row, top = 330, 640, 26, 60
+    height = top + row * len(lanes) + 50
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 250}" height="{height}" '
+        'font-family="sans-serif" font-size="12">',
+        f'<rect width="{left + width + 250}" height="{height}" fill="white"/>',
+        f'<text x="10" y="24" font-size="15">{escape(title)}</text>'
+    ]
+    for tick in range(11):
+        x, bottom = left + width * tick / 10, top + row * len(lanes)
+        out.append(f'<path d="M{x:.1f} {top - 6}V{bottom}" stroke="#ddd"/>')
+        out.append(f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{step_us * tick / 10:.0f}</text>')
+    out.append(f'<text x="{left + width / 2}" y="{top + row * len(lanes) + 38}" text-anchor="middle">us</text>')
+    for index, (name, spans) in enumerate(lanes.items()):
+        y, color = top + row * index, COLORS[index % len(COLORS)]
+        total, moved = sum(end - begin for begin, end, _ in spans), sum(span[2] for span in spans)
+        shown = name if len(name) <= 52 else name[:51] + "…"
+        out.append(f'<text x="{left - 10}" y="{y + 15}" text-anchor="end">{escape(shown)}</text>')
+        for begin, end, _ in spans:
+            x, w = left + width * begin / step_us, max(0.3, width * (end - begin) / step_us)
+            out.append(f'<rect x="{x:.2f}" y="{y}" width="{w:.2f}" height="{row - 6}" fill="{color}"/>')
+        told = f"{total:.0f} us, {total / step_us:.1%}" + (f", {moved / total / 1e3:.1f} GB/s" if moved and total else "")
+        out.append(f'<text x="{left + width + 12}" y="{y + 15}">{told}</text>')
     return "\n".join(out + ["</svg>"]) + "\n"

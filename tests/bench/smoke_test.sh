@@ -61,6 +61,24 @@ for chart in ("batch", "length", "threads", "size"):
             assert 80 <= x <= 550 and 40 <= y <= 400, (chart, point)
 EOF
 
+# A timeline for the fewest and the most sequences: every operation of the model's two kinds of products and of the state
+# is a lane, the lanes lie in the picture and their shares are no more than all of it.
+python3 - "$out" <<'EOF'
+import re, sys, xml.etree.ElementTree as tree
+for batch in (1, 2):
+    root = tree.parse(f"{sys.argv[1]}/timeline-tiny-int8-{batch}.svg").getroot()
+    texts = [text.text for text in root.findall("{http://www.w3.org/2000/svg}text")]
+    for lane in ("embed", "mix_input", "wkv7", "layer_norm", "between"):
+        assert lane in texts, (lane, texts)
+    assert any(text.startswith("products ") and " x 3" in text for text in texts), texts
+    shares = [float(share) for text in texts for share in re.findall(r" us, ([0-9.]+)%", text)]
+    assert 98 < sum(shares) < 102, shares
+    assert any("GB/s" in text for text in texts), texts
+    for rect in root.findall("{http://www.w3.org/2000/svg}rect")[1:]:
+        x, width = float(rect.get("x")), float(rect.get("width"))
+        assert 330 <= x and x + width <= 330 + 640 + 0.5, (x, width)
+EOF
+
 # What llama.cpp is given is the same model: our own reader finds every tensor of it, with the same numbers.
 tail -n 1 "$llama/asked" | grep -q -- '-p 16 -n 4 -r 2 -o json' || fail "llama-bench was asked: $(cat "$llama/asked")"
 readonly rwkvctl=$PWD/services/rwkvctl/rwkvctl

@@ -37,6 +37,7 @@ absl::StatusOr<std::unique_ptr<kernels::Device>> OpenTestDevice(const std::strin
 absl::StatusOr<std::unique_ptr<StageEngine>> MakeTestEngine(const std::string& path, int stage, int stages,
                                                             const TestEngineOptions& options) {
   RWKV_ASSIGN_OR_RETURN(std::unique_ptr<kernels::Device> device, OpenTestDevice(options.device, options.threads));
+  if (options.wrap != nullptr) device = options.wrap(std::move(device));
   RWKV_ASSIGN_OR_RETURN(std::shared_ptr<const checkpoint::Checkpoint> checkpoint, checkpoint::Checkpoint::Open(path));
   RWKV_ASSIGN_OR_RETURN(const checkpoint::ModelConfig config, checkpoint::ModelConfig::FromCheckpoint(*checkpoint));
   RWKV_ASSIGN_OR_RETURN(const LayerRange layers, LayersOfStage(stage, stages, config.layer_count));

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -9,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "kernels/base/device.h"
 #include "rwkv/v1/worker.pb.h"
 #include "services/worker/engine/stage_engine.h"
 #include "services/worker/link/link.h"
@@ -29,6 +31,8 @@ struct TestEngineOptions {
   std::string device = "auto";
   int threads = 0;                          // As OpenDevice() takes it.
   std::vector<std::string> initial_states;  // "NAME=FILE"
+  // What the opened device is put into, as the last thing; null: nothing.
+  std::function<std::unique_ptr<kernels::Device>(std::unique_ptr<kernels::Device>)> wrap;
 };
 
 // The fingerprint of every test engine.
