@@ -1,8 +1,10 @@
+#include <signal.h>
 #include <unistd.h>
 
 #include <cstdio>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/flags/flag.h"
 #include "absl/status/status.h"
@@ -80,6 +82,12 @@ absl::StatusOr<SharedStateStore::Options> SharedOptions(const EmbeddedStateStore
   return options;
 }
 
+// SIGTERM or SIGINT waits to be taken; no thread takes it before the server does.
+bool ToldToEnd() {
+  sigset_t pending;
+  return sigpending(&pending) == 0 && (sigismember(&pending, SIGTERM) == 1 || sigismember(&pending, SIGINT) == 1);
+}
+
 absl::Status RunOffline(const std::string& what) {
   const std::string data_dir = absl::GetFlag(FLAGS_data_dir);
   const auto say = [](const std::string& line) { std::printf("%s\n", line.c_str()); };
@@ -114,7 +122,10 @@ absl::Status Run() {
   std::unique_ptr<EmbeddedStateStore> embedded;
   if (!absl::GetFlag(FLAGS_catalog).empty() || !absl::GetFlag(FLAGS_records).empty()) {
     RWKV_ASSIGN_OR_RETURN(const SharedStateStore::Options shared_options, SharedOptions(options));
-    RWKV_ASSIGN_OR_RETURN(shared, SharedStateStore::Create(shared_options, &clock, metrics.get()));
+    absl::StatusOr<std::unique_ptr<SharedStateStore>> reached =
+        SharedStateStore::CreateWhenReachable(shared_options, &clock, metrics.get(), ToldToEnd);
+    if (absl::IsCancelled(reached.status())) return absl::OkStatus();
+    RWKV_ASSIGN_OR_RETURN(shared, std::move(reached));
   } else {
     RWKV_ASSIGN_OR_RETURN(embedded, EmbeddedStateStore::Create(options, &clock, metrics.get()));
   }

@@ -1,5 +1,6 @@
 #include "services/state_store/shared_state_store.h"
 
+#include <algorithm>
 #include <fstream>
 #include <utility>
 #include <vector>
@@ -9,11 +10,15 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
+#include "absl/time/clock.h"
 #include "kernels/base/status_macros.h"
 #include "services/common/logging.h"
 
 namespace rwkv::state_store {
 namespace {
+
+constexpr absl::Duration kLastPause = absl::Seconds(1);
+constexpr absl::Duration kSayInterval = absl::Seconds(30);
 
 // The lines of a file of secrets, without blanks around; empty ones are left out.
 absl::StatusOr<std::vector<std::string>> Lines(const std::string& path) {
@@ -98,6 +103,24 @@ absl::StatusOr<std::unique_ptr<SharedStateStore>> SharedStateStore::Create(const
        {"snapshots", counts.snapshots},
        {"leases", counts.leases}});
   return shared;
+}
+
+absl::StatusOr<std::unique_ptr<SharedStateStore>> SharedStateStore::CreateWhenReachable(
+    const Options& options, common::Clock* clock, common::Metrics* metrics, absl::FunctionRef<bool()> stopped) {
+  absl::Duration pause = absl::Milliseconds(50);
+  absl::Time say_at = absl::InfinitePast();
+  for (;;) {
+    absl::StatusOr<std::unique_ptr<SharedStateStore>> shared = Create(options, clock, metrics);
+    if (!absl::IsUnavailable(shared.status())) return shared;
+    if (absl::Now() >= say_at) {
+      common::LogWarning("waiting", {{"why", shared.status()}});
+      say_at = absl::Now() + kSayInterval;
+    }
+    for (const absl::Time until = absl::Now() + pause; absl::Now() < until; absl::SleepFor(absl::Milliseconds(10))) {
+      if (stopped()) return absl::CancelledError("stopped before PostgreSQL and S3 could be reached");
+    }
+    pause = std::min(2 * pause, kLastPause);
+  }
 }
 
 }  // namespace rwkv::state_store

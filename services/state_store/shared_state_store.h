@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
@@ -46,6 +47,13 @@ class SharedStateStore {
   // Errors as PostgresRowStore::Open, S3RecordStore::Create. Clock and metrics outlive it.
   static absl::StatusOr<std::unique_ptr<SharedStateStore>> Create(const Options& options, common::Clock* clock,
                                                                   common::Metrics* metrics);
+
+  // The same, but waits, for as long as it takes, while PostgreSQL or S3 is away (kUnavailable). kCancelled: `stopped`
+  // said true, which is asked often.
+  static absl::StatusOr<std::unique_ptr<SharedStateStore>> CreateWhenReachable(const Options& options,
+                                                                               common::Clock* clock,
+                                                                               common::Metrics* metrics,
+                                                                               absl::FunctionRef<bool()> stopped);
 
   StateStore& store() { return *store_; }
   RowStore& rows() { return *tenant_rows_; }

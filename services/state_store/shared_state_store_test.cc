@@ -176,6 +176,37 @@ TEST_F(SharedStateStoreTest, KillingPostgresLosesNothingThatWasAcknowledged) {
   EXPECT_OK(CheckCatalogRows(a.rows(), 8));
 }
 
+TEST_F(SharedStateStoreTest, AStoreThatStartsWhilePostgresOrS3IsAwayWaits) {
+  const std::unique_ptr<common::Metrics> metrics = *common::Metrics::Create("");
+  common::SystemClock clock;
+  SharedStateStore::Options options;
+  options.catalog = Postgres();
+  options.records = S3();
+  options.tenant = "waits";
+  std::vector<rwkv::testing::TestServer*> servers = {&SharedPostgres(), &SharedS3()};
+  for (rwkv::testing::TestServer* const server : servers) {
+    server->Kill();
+    const auto stop = [] { return true; };
+    EXPECT_THAT(SharedStateStore::CreateWhenReachable(options, &clock, metrics.get(), stop).status(),
+                StatusIs(StatusCode::kCancelled));
+    std::atomic<int> asked{0};
+    absl::Status status = absl::UnknownError("still waiting");
+    std::thread starting([&] {
+      status = SharedStateStore::CreateWhenReachable(options, &clock, metrics.get(), [&] {
+                 return ++asked, false;
+               }).status();
+    });
+    EXPECT_TRUE(Eventually([&] { return asked > 5; }));
+    EXPECT_OK(server->Restart());
+    starting.join();
+    EXPECT_OK(status);
+  }
+  // What will not pass is not waited for.
+  options.records.secret_key = "wrong";
+  EXPECT_THAT(SharedStateStore::CreateWhenReachable(options, &clock, metrics.get(), [] { return false; }).status(),
+              StatusIs(StatusCode::kFailedPrecondition));
+}
+
 TEST_F(SharedStateStoreTest, ARowThatWasChangedIsDataLossAndNotOtherTokens) {
   TestStore store(Options("damage"));
   ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store.Create("s"));

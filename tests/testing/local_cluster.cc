@@ -174,31 +174,37 @@ absl::Status LocalCluster::StartAll() {
     if (absl::StartsWith(name, "router-")) {
       // Only now are the addresses known.
       Process& router = processes_[name];
-      router.flags = {absl::StrCat("--workers=", absl::StrJoin(Addresses("worker", workers()), ",")),
-                      absl::StrCat("--state_store=", absl::StrJoin(Addresses("state_store", options_.stores), ",")),
-                      "--allow_logits"};
+      router.flags = {absl::StrCat("--workers=", Addresses("worker")),
+                      absl::StrCat("--state_store=", Addresses("state_store")), "--allow_logits"};
       router.flags.insert(router.flags.end(), options_.router_flags.begin(), options_.router_flags.end());
     }
     if (absl::StartsWith(name, "worker-")) {
-      processes_[name].flags.push_back(
-          absl::StrCat("--state_store=", absl::StrJoin(Addresses("state_store", options_.stores), ",")));
+      processes_[name].flags.push_back(absl::StrCat("--state_store=", Addresses("state_store")));
     }
     RWKV_RETURN_IF_ERROR(Restart(name));
   }
   return absl::OkStatus();
 }
 
-std::vector<std::string> LocalCluster::Addresses(const std::string& kind, int count) const {
+std::vector<std::string> LocalCluster::Names(const std::string& kind) const {
+  const int count = kind == "router" ? options_.routers : kind == "worker" ? workers() : options_.stores;
+  std::vector<std::string> names;
+  for (int i = 0; i < count; ++i) names.push_back(absl::StrCat(kind, "-", i));
+  return names;
+}
+
+std::string LocalCluster::Addresses(const std::string& kind) const {
   std::vector<std::string> addresses;
-  for (int i = 0; i < count; ++i) addresses.push_back(address(absl::StrCat(kind, "-", i)));
-  return addresses;
+  for (const std::string& name : Names(kind)) addresses.push_back(address(name));
+  return absl::StrJoin(addresses, ",");
 }
 
 std::vector<std::string> LocalCluster::process_names() const {
   std::vector<std::string> names;
-  for (int i = 0; i < options_.stores; ++i) names.push_back(absl::StrCat("state_store-", i));
-  for (int i = 0; i < workers(); ++i) names.push_back(absl::StrCat("worker-", i));
-  for (int i = 0; i < options_.routers; ++i) names.push_back(absl::StrCat("router-", i));
+  for (const char* const kind : {"state_store", "worker", "router"}) {
+    const std::vector<std::string> its = Names(kind);
+    names.insert(names.end(), its.begin(), its.end());
+  }
   return names;
 }
 
@@ -301,6 +307,11 @@ absl::Status LocalCluster::KillAll() {
   absl::Status first;
   for (const auto& [name, process] : processes_) first.Update(Kill(name));
   return first;
+}
+
+absl::Status LocalCluster::BeginTerminate(const std::string& name) {
+  if (kill(processes_.at(name).pid, SIGTERM) != 0) return absl::ErrnoToStatus(errno, name);
+  return absl::OkStatus();
 }
 
 absl::Status LocalCluster::Terminate(const std::string& name) {

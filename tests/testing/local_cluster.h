@@ -68,6 +68,8 @@ class LocalCluster {
   std::string router_address() const { return address("router-0"); }
   pid_t pid(const std::string& name) const { return processes_.at(name).pid; }
   const std::string& directory() const { return options_.directory; }
+  // "router-0", "router-1", ...: all of a kind ("router", "worker", "state_store").
+  std::vector<std::string> Names(const std::string& kind) const;
   // All names, in the order in which they start.
   std::vector<std::string> process_names() const;
 
@@ -85,6 +87,8 @@ class LocalCluster {
   // SIGTERM, and waits for its end. kInternal: it did not end well (status not 0, as when a sanitizer found something),
   // with the end of its log. kDeadlineExceeded: it did not drain in time, and was killed.
   absl::Status Terminate(const std::string& name);
+  // Only the SIGTERM; Terminate() waits for what follows.
+  absl::Status BeginTerminate(const std::string& name);
   // Terminates router, workers, store in this order. Reports the first error.
   absl::Status Stop();
   // Starts a process that is gone again, on the same port, and waits until it listens.
@@ -115,7 +119,8 @@ class LocalCluster {
 
   explicit LocalCluster(const Options& options) : options_(options) {}
 
-  std::vector<std::string> Addresses(const std::string& kind, int count) const;
+  // Of all of a kind, as --workers and --state_store want them.
+  std::string Addresses(const std::string& kind) const;
   int workers() const { return options_.pipelines * options_.stages + static_cast<int>(options_.spares.size()); }
   absl::Status Prepare();
   absl::Status StartAll();

@@ -12,14 +12,18 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <sstream>
 #include <thread>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "kernels/base/status_macros.h"
@@ -138,6 +142,9 @@ void TestServer::Freeze() { kill(pid_, SIGSTOP); }
 void TestServer::Thaw() { kill(pid_, SIGCONT); }
 
 absl::StatusOr<std::unique_ptr<PostgresServer>> PostgresServer::Launch() {
+  if (access(absl::StrCat(kPostgres, "postgres").c_str(), X_OK) != 0) {
+    return absl::FailedPreconditionError(absl::StrCat("no ", kPostgres, "postgres: install postgresql-15"));
+  }
   std::unique_ptr<PostgresServer> server(new PostgresServer());
   RWKV_ASSIGN_OR_RETURN(server->folder_, NewFolder("postgres"));
   server->port_ = FreePort();
@@ -175,6 +182,13 @@ PostgresServer::~PostgresServer() {
   std::filesystem::remove_all(folder_, ignored);
 }
 
+void PostgresServer::Shutdown(int signal) {
+  if (pid_ <= 0) return;
+  kill(pid_, signal);
+  waitpid(pid_, nullptr, 0);
+  pid_ = -1;
+}
+
 std::string PostgresServer::url() const {
   return absl::StrCat("postgres://test@127.0.0.1:", port_, "/postgres?sslmode=disable");
 }
@@ -206,5 +220,97 @@ S3Server::~S3Server() {
 }
 
 std::string S3Server::endpoint() const { return absl::StrCat("http://127.0.0.1:", port_); }
+
+namespace {
+
+// Ceph's object gateway, started by the script tools/s3-server: `start DIR PORT`, `restart DIR`, `stop DIR`; process ids
+// in DIR/pid.
+class GatewayServer final : public AnyS3Server {
+ public:
+  static absl::StatusOr<std::unique_ptr<AnyS3Server>> Launch(const std::string& script) {
+    std::unique_ptr<GatewayServer> server(new GatewayServer(script));
+    RWKV_ASSIGN_OR_RETURN(server->folder_, NewFolder("gateway"));
+    server->StopWithThisProcess();
+    RWKV_RETURN_IF_ERROR(server->Start());
+    return server;
+  }
+  ~GatewayServer() override {
+    Thaw();
+    if (keeper_ != nullptr) pclose(keeper_);  // It stops the server.
+    std::error_code ignored;
+    std::filesystem::remove_all(folder_, ignored);
+  }
+
+  std::string endpoint() const override { return endpoint_; }
+  std::string bucket() const override { return bucket_; }
+  std::string credentials_file() const override { return folder_ + "/credentials"; }
+  void Kill() override {
+    Signal(SIGKILL);
+    const absl::Time deadline = absl::Now() + kLimit;
+    while (kill(Pid(), 0) == 0 && absl::Now() < deadline) absl::SleepFor(absl::Milliseconds(5));
+  }
+  absl::Status Restart() override { return RunScript("restart"); }
+  void Freeze() override { Signal(SIGSTOP); }
+  void Thaw() override { Signal(SIGCONT); }
+
+ private:
+  explicit GatewayServer(std::string script) : script_(std::move(script)) {}
+
+  absl::Status Start() override { return RunScript("start"); }
+
+  absl::Status RunScript(const std::string& verb) {
+    const std::string command = absl::StrCat("'", script_, "' ", verb, " '", folder_, "/server' ",
+                                             verb == "start" ? "0" : "", " 2>>'", folder_, "/log' </dev/null");
+    std::FILE* const pipe = popen(command.c_str(), "re");
+    if (pipe == nullptr) return absl::ErrnoToStatus(errno, command);
+    std::string said;
+    for (int c = 0; (c = std::fgetc(pipe)) != EOF;) said.push_back(static_cast<char>(c));
+    if (pclose(pipe) != 0) return absl::UnavailableError(absl::StrCat(command, " failed:\n", LogTail()));
+    std::map<std::string, std::string> exported;  // "export NAME=VALUE NAME=VALUE ..."
+    for (const absl::string_view word : absl::StrSplit(said, absl::ByAnyChar(" \n"))) {
+      const std::pair<std::string, std::string> pair = absl::StrSplit(word, absl::MaxSplits('=', 1));
+      exported[pair.first] = pair.second;
+    }
+    endpoint_ = exported["S3_ENDPOINT"];
+    bucket_ = exported["S3_BUCKET"];
+    std::ofstream(credentials_file()) << exported["S3_ACCESS_KEY"] << "\n" << exported["S3_SECRET_KEY"] << "\n";
+    if (endpoint_.empty()) return absl::UnavailableError(absl::StrCat(command, " names no endpoint: ", said));
+    return absl::OkStatus();
+  }
+
+  // Its processes are no children of ours: a shell that waits for our end stops them, however we end.
+  void StopWithThisProcess() {
+    keeper_ = popen(
+        absl::StrCat("trap '' INT TERM HUP; cat >/dev/null; '", script_, "' stop '", folder_, "/server' 2>/dev/null")
+            .c_str(),
+        "we");
+  }
+
+  pid_t Pid() const {
+    std::ifstream in(folder_ + "/server/pid/rgw");
+    pid_t pid = -1;
+    in >> pid;
+    return pid;
+  }
+  // To the gateway: objects and their index stay.
+  void Signal(int signal) const {
+    if (const pid_t pid = Pid(); pid > 1) kill(pid, signal);
+  }
+
+  const std::string script_;
+  std::FILE* keeper_ = nullptr;
+  std::string endpoint_, bucket_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<AnyS3Server>> LaunchS3() {
+  const char* const shared = std::getenv("RWKV_SHARED");
+  const std::string script = absl::StrCat(shared == nullptr ? "" : shared, "/tools/s3-server");
+  if (shared != nullptr && access(script.c_str(), X_OK) == 0) return GatewayServer::Launch(script);
+  std::fprintf(stderr, "RWKV_SHARED names no folder with tools/s3-server: S3 is tests/testing/s3_server.py\n");
+  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<S3Server> server, S3Server::Launch());
+  return std::unique_ptr<AnyS3Server>(std::move(server));
+}
 
 }  // namespace rwkv::testing

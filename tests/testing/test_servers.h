@@ -1,4 +1,5 @@
-// Servers that tests of shared stores start for themselves: a PostgreSQL of Debian's package, and an S3 (s3_server.py).
+// Servers that tests of shared stores start for themselves: a PostgreSQL of Debian's package, and an S3 (s3_server.py, or
+// a real one where RWKV_SHARED names a folder with tools/s3-server).
 // Each is a process on a free port with a folder of its own; a test may kill, freeze and restart it.
 #pragma once
 
@@ -21,12 +22,12 @@ class TestServer {
   TestServer& operator=(const TestServer&) = delete;
 
   // SIGKILL, and waits until it is gone.
-  void Kill();
+  virtual void Kill();
   // Starts it again over the same data, on the same port, and waits until it answers.
-  absl::Status Restart();
+  virtual absl::Status Restart();
   // SIGSTOP and SIGCONT: alive, but silent.
-  void Freeze();
-  void Thaw();
+  virtual void Freeze();
+  virtual void Thaw();
 
  protected:
   TestServer() = default;
@@ -49,13 +50,27 @@ class PostgresServer final : public TestServer {
   std::string url() const;
   std::string password() const { return "secret"; }
   std::string password_file() const { return folder_ + "/password"; }
+  // SIGINT (a fast shutdown: connections are ended) or SIGQUIT (an immediate one: as a crash); waits until it is gone.
+  void Shutdown(int signal);
 
  private:
   PostgresServer() = default;
   absl::Status Start() override;
 };
 
-class S3Server final : public TestServer {
+// What a store is told of an S3.
+class AnyS3Server : public TestServer {
+ public:
+  virtual std::string endpoint() const = 0;
+  virtual std::string bucket() const = 0;
+  // As --s3_credentials_file wants it.
+  virtual std::string credentials_file() const = 0;
+};
+
+// The real one if there is one, else s3_server.py.
+absl::StatusOr<std::unique_ptr<AnyS3Server>> LaunchS3();
+
+class S3Server final : public AnyS3Server {
  public:
   static constexpr char kAccessKey[] = "test-access";
   static constexpr char kSecretKey[] = "test-secret";
@@ -63,9 +78,9 @@ class S3Server final : public TestServer {
 
   static absl::StatusOr<std::unique_ptr<S3Server>> Launch();
   ~S3Server() override;
-  std::string endpoint() const;
-  // As --s3_credentials_file wants it.
-  std::string credentials_file() const { return folder_ + "/credentials"; }
+  std::string endpoint() const override;
+  std::string bucket() const override { return kBucket; }
+  std::string credentials_file() const override { return folder_ + "/credentials"; }
   // Where the objects of the bucket lie, for tests that damage them.
   std::string bucket_folder() const { return folder_ + "/data/" + kBucket; }
 

@@ -20,7 +20,7 @@ namespace {
 // A store that restarts is away for about a second. Whoever must outlast that has its own loop; this only hides a
 // connection that broke between two calls.
 constexpr int kMaxAttempts = 4;
-// Of several stores: two more for each, the first at once.
+// Of several stores at least so many for each; the first at each comes at once.
 constexpr int kMaxAttemptsPerStore = 2;
 // One of several stores that says nothing for so long is left for another. A record has a second more per 10 MB.
 constexpr absl::Duration kAttemptLimit = absl::Seconds(5);
@@ -69,6 +69,7 @@ template <typename Attempt>
 auto Retried(StoreChoice& stores, absl::Time deadline, Attempt attempt, uint64_t bytes = 0) {
   absl::BitGen random;
   const int others = static_cast<int>(stores.size()) - 1;
+  const int most = std::max(kMaxAttempts, kMaxAttemptsPerStore * (others + 1));
   absl::Duration backoff = kFirstBackoff;
   for (int i = 1;; ++i) {
     const absl::Time attempt_deadline = AttemptDeadline(stores, deadline, bytes);
@@ -76,7 +77,7 @@ auto Retried(StoreChoice& stores, absl::Time deadline, Attempt attempt, uint64_t
     const absl::Status& status = StatusOf(result);
     const bool again = absl::IsUnavailable(status) || (absl::IsDeadlineExceeded(status) && attempt_deadline < deadline);
     const absl::Duration wait = i <= others ? absl::ZeroDuration() : backoff * absl::Uniform(random, 0.5, 1.0);
-    if (!again || i == kMaxAttempts + kMaxAttemptsPerStore * others || absl::Now() + wait >= deadline) return result;
+    if (!again || i == most || absl::Now() + wait >= deadline) return result;
     if (i <= others) continue;
     absl::SleepFor(wait);
     backoff *= 4;

@@ -28,7 +28,7 @@ class S3Client {
     std::string bucket;
     std::string access_key;
     std::string secret_key;
-    int attempts = 4;                            // Of one request, with growing pauses between.
+    int attempts = 2;  // Of one request. One more hides a connection that broke; callers have retries of their own.
     absl::Duration timeout = absl::Seconds(60);  // Of one attempt that makes progress.
     absl::Duration silence = absl::Seconds(10);  // Without progress.
     absl::Duration connect = absl::Seconds(3);

@@ -1,0 +1,180 @@
+#include "tests/testing/conversations.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "gtest/gtest.h"
+#include "rwkv/v1/generation.pb.h"
+#include "rwkv/v1/sessions.pb.h"
+
+namespace rwkv::testing {
+
+std::unique_ptr<router::RouterClient> PatientClient(const LocalCluster& cluster, int first) {
+  std::vector<std::shared_ptr<grpc::Channel>> channels;
+  const std::vector<std::string> routers = cluster.Names("router");
+  for (size_t i = 0; i < routers.size(); ++i)
+    channels.push_back(cluster.Channel(routers[(first + i) % routers.size()]));
+  router::RouterClientOptions options;
+  options.max_resumes = 200;
+  options.last_pause = absl::Milliseconds(200);
+  return router::MakeRouterClient(channels, options);
+}
+
+Conversations::~Conversations() { Stop(); }
+
+absl::Status Conversations::CreateSession(router::RouterClient& client, const std::string& id) const {
+  v1::SessionsCreateRequest create;
+  create.set_session_id(id);
+  const absl::Time limit = absl::Now() + options_.limit;
+  absl::Status status;
+  do {
+    status = client.CreateSession(create).status();
+    if (!absl::IsUnavailable(status)) break;
+    absl::SleepFor(absl::Milliseconds(20));
+  } while (absl::Now() < limit);
+  return status;
+}
+
+absl::StatusOr<Conversations::Tokens> Conversations::Turn(router::RouterClient& client, const std::string& session,
+                                                          int story, int number) {
+  v1::GenerateRequest request;
+  request.set_session_id(session);
+  request.set_request_id(absl::StrCat("turn-", number));
+  for (uint32_t i = 0; i < 5; ++i) {
+    request.mutable_tokens()->add_ids((31 * story + 7 * number + 3 * i + 1) % kVocabulary);
+  }
+  request.mutable_sampling()->set_temperature(1);
+  request.mutable_sampling()->set_seed(17 + story);
+  request.set_max_tokens(options_.tokens_per_turn);
+  Tokens tokens;
+  absl::Status status;
+  const absl::Time limit = absl::Now() + options_.limit;
+  absl::Time last = absl::Now();
+  do {
+    status = client.Generate(request, [&](const v1::GenerateResponse& response) {
+      const absl::Time now = absl::Now();
+      const int64_t pause = absl::ToInt64Nanoseconds(now - last);
+      last = now;
+      for (int64_t longest = longest_pause_; pause > longest;) {
+        if (longest_pause_.compare_exchange_weak(longest, pause)) break;
+      }
+      if (response.has_finish()) return absl::OkStatus();
+      if (response.index() != tokens.size()) {
+        return absl::InternalError(absl::StrCat("index ", response.index(), " came after ", tokens.size(), " tokens"));
+      }
+      tokens.push_back(response.token_id());
+      return absl::OkStatus();
+    });
+    request.set_resume_from(tokens.size());
+    // Between two turns, too, the session may be with a router that was lost; and one that is there may be without a
+    // pipeline or a store for a moment, or full.
+    if (!absl::IsAborted(status) && !absl::IsUnavailable(status) && !absl::IsResourceExhausted(status)) break;
+    absl::SleepFor(absl::Milliseconds(20));
+  } while (absl::Now() < limit);
+  if (!status.ok()) return status;
+  return tokens;
+}
+
+void Conversations::Run(Conversation& conversation) {
+  while (!stop_) {
+    absl::StatusOr<Tokens> tokens =
+        Turn(*conversation.client, conversation.session, conversation.story, conversation.done);
+    conversation.status = tokens.status();
+    if (!tokens.ok()) {
+      conversation.failed = true;
+      return;
+    }
+    conversation.turns.push_back(*std::move(tokens));
+    ++conversation.done;
+  }
+}
+
+void Conversations::Start() {
+  for (int i = 0; i < options_.count; ++i) {
+    auto conversation = std::make_unique<Conversation>();
+    conversation->session = absl::StrCat("s", i);
+    conversation->story = i % options_.stories;
+    conversation->client = PatientClient(*cluster_, i);
+    const absl::Status created = CreateSession(*conversation->client, conversation->session);
+    ASSERT_TRUE(created.ok()) << created;
+    Conversation& its = *conversations_.emplace_back(std::move(conversation));
+    its.thread = std::thread([this, &its] { Run(its); });
+  }
+  ExpectProgress();
+}
+
+void Conversations::ExpectProgress() {
+  std::vector<int> before;
+  for (const auto& conversation : conversations_) before.push_back(conversation->done);
+  const absl::Time limit = absl::Now() + options_.limit;
+  size_t further = 0;
+  while (absl::Now() < limit && NoneFailed()) {
+    further = 0;
+    for (size_t i = 0; i < before.size(); ++i) further += conversations_[i]->done > before[i];
+    if (further == before.size()) return;
+    absl::SleepFor(absl::Milliseconds(5));
+  }
+  FAIL() << "only " << further << " of " << before.size() << " conversations get further";
+}
+
+bool Conversations::NoneFailed() {
+  for (const auto& conversation : conversations_) {
+    if (!conversation->failed) continue;
+    ADD_FAILURE() << conversation->session << ", turn " << conversation->done << ": " << conversation->status;
+    return false;
+  }
+  return true;
+}
+
+void Conversations::Stop() {
+  stop_ = true;
+  for (const auto& conversation : conversations_) {
+    if (!conversation->thread.joinable()) continue;
+    conversation->thread.join();
+    EXPECT_TRUE(conversation->status.ok())
+        << conversation->session << ", turn " << conversation->done << ": " << conversation->status;
+  }
+}
+
+void Conversations::Compare() {
+  Stop();
+  std::vector<Story> stories(options_.stories);
+  for (const auto& conversation : conversations_) {
+    Story& story = stories[conversation->story];
+    story.length = std::max(story.length, conversation->turns.size());
+  }
+  std::vector<std::thread> threads;
+  for (int i = 0; i < options_.stories; ++i) {
+    threads.emplace_back([this, i, &story = stories[i]] { Tell(i, story); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const Story& story : stories) ASSERT_TRUE(story.status.ok()) << story.status;
+  for (const auto& conversation : conversations_) {
+    for (size_t turn = 0; turn < conversation->turns.size(); ++turn) {
+      const Tokens& undisturbed = stories[conversation->story].turns[turn];
+      ASSERT_EQ(undisturbed.size(), static_cast<size_t>(options_.tokens_per_turn));
+      ASSERT_EQ(conversation->turns[turn], undisturbed) << conversation->session << ", turn " << turn;
+    }
+  }
+}
+
+void Conversations::Tell(int number, Story& story) {
+  const std::unique_ptr<router::RouterClient> client = PatientClient(*cluster_);
+  const std::string session = absl::StrCat("story-", number);
+  story.status = CreateSession(*client, session);
+  while (story.status.ok() && story.turns.size() < story.length) {
+    absl::StatusOr<Tokens> tokens = Turn(*client, session, number, static_cast<int>(story.turns.size()));
+    story.status = tokens.status();
+    if (tokens.ok()) story.turns.push_back(*std::move(tokens));
+  }
+}
+
+int Conversations::turns() const {
+  int turns = 0;
+  for (const auto& conversation : conversations_) turns += conversation->done;
+  return turns;
+}
+
+}  // namespace rwkv::testing

@@ -1,0 +1,88 @@
+// Conversations that stream while a test kills, stops and restarts things; in the end each has said, token by token, what
+// it says undisturbed.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "services/router/client/router_client.h"
+#include "tests/testing/local_cluster.h"
+
+namespace rwkv::testing {
+
+// A client of all routers that begins with `first` and is patient.
+std::unique_ptr<router::RouterClient> PatientClient(const LocalCluster& cluster, int first = 0);
+
+// Use it from the thread of the cluster.
+class Conversations {
+ public:
+  struct Options {
+    int count = 6;
+    int stories = 2;  // Conversation I tells story I % stories.
+    int tokens_per_turn = 300;
+    // Of a whole turn, with every pause that faults cause; and of ExpectProgress().
+    absl::Duration limit = absl::Seconds(60);
+  };
+  using Tokens = std::vector<uint32_t>;
+
+  // The model must have kVocabulary tokens. `cluster` outlives it.
+  static constexpr uint32_t kVocabulary = 101;
+  Conversations(LocalCluster* cluster, const Options& options) : options_(options), cluster_(cluster) {}
+  ~Conversations();
+
+  // Makes the sessions and begins; the test has failed if it cannot.
+  void Start();
+  // Each conversation ends a turn that was not ended at the call; else the test fails.
+  void ExpectProgress();
+  // Fails the test if a conversation has ended by an error; true if none has.
+  bool NoneFailed();
+  // Ends the conversations, each after its turn.
+  void Stop();
+  // Stop(); then tells each story once more, undisturbed: every turn of every conversation must be the same. The cluster
+  // has to be whole and serving.
+  void Compare();
+
+  int turns() const;
+  // The longest time between two tokens of a turn, or before its first: what clients saw of the faults.
+  absl::Duration longest_pause() const { return absl::Nanoseconds(longest_pause_.load()); }
+
+ private:
+  struct Conversation {
+    std::string session;
+    int story = 0;
+    std::unique_ptr<router::RouterClient> client;
+    std::thread thread;
+    std::vector<Tokens> turns;
+    absl::Status status;
+    std::atomic<int> done{0};
+    std::atomic<bool> failed{false};
+  };
+
+  // Told undisturbed.
+  struct Story {
+    size_t length = 0;  // In turns.
+    std::vector<Tokens> turns;
+    absl::Status status;
+  };
+
+  void Run(Conversation& conversation);
+  void Tell(int number, Story& story);
+  // One turn, however often it takes to be let in.
+  absl::StatusOr<Tokens> Turn(router::RouterClient& client, const std::string& session, int story, int number);
+  absl::Status CreateSession(router::RouterClient& client, const std::string& id) const;
+
+  const Options options_;
+  LocalCluster* const cluster_;
+  std::atomic<bool> stop_{false};
+  std::atomic<int64_t> longest_pause_{0};  // Nanoseconds.
+  std::vector<std::unique_ptr<Conversation>> conversations_;
+};
+
+}  // namespace rwkv::testing
