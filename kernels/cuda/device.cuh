@@ -20,6 +20,7 @@
 
 #define RWKV_CUDA_BUILD device
 #define RWKV_CUDA_KERNEL_SET kDeviceKernels
+#define RWKV_CUDA_PROBE_SET kDeviceProbes
 #define RWKV_DEVICE __device__ __forceinline__
 #define RWKV_KERNEL(threads) __global__ void __launch_bounds__(threads)
 
@@ -31,6 +32,7 @@
 #ifndef RWKV_CUDA_BUILD
 #define RWKV_CUDA_BUILD emulated
 #define RWKV_CUDA_KERNEL_SET kEmulatedKernels
+#define RWKV_CUDA_PROBE_SET kEmulatedProbes
 #endif
 #define RWKV_DEVICE inline
 #define RWKV_KERNEL(threads) void
@@ -93,6 +95,24 @@ RWKV_DEVICE float HalfToFloat(uint32_t bits) {
   return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
 }
 
+// On tensor cores, kSteps times one after the other: c += a b, of 16 x 16 and 16 x 8 bfloat16 values and fp32 sums, whose
+// order within a step is the hardware's. A lane's part, with g = lane / 4 and t = lane % 4, two values to 32 bits, the
+// first in the low half:
+//   a: rows g and g + 8 at inputs 2t, 2t + 1, then the same rows at inputs 2t + 8, 2t + 9
+//   b: inputs 2t, 2t + 1, then 2t + 8, 2t + 9, of column g
+//   c: columns 2t and 2t + 1 of row g, then those of row g + 8
+// (PTX ISA, mma.m16n8k16.)
+template <int kSteps>
+RWKV_DEVICE void MmaBf16(float (&c)[4], const uint32_t (&a)[kSteps][4], const uint32_t (&b)[kSteps][2]) {
+#pragma unroll
+  for (int s = 0; s < kSteps; ++s) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[s][0]), "r"(a[s][1]), "r"(a[s][2]), "r"(a[s][3]), "r"(b[s][0]), "r"(b[s][1]));
+  }
+}
+
 // Enqueues a kernel; arguments are copied. The runtime's error code, 0 if there is none. Never the default stream.
 template <typename... Parameters, typename... Arguments>
 int Launch(StreamHandle stream, const LaunchShape& shape, const char*, void (*kernel)(Parameters...),
@@ -153,6 +173,12 @@ inline float HalfToFloat(uint32_t bits) {
   const float scaled = AsFloat((bits & 0x7fffu) << 13) * 0x1p112f;  // Exact; infinity and NaN come out finite.
   const uint32_t special = (bits & 0x7c00u) == 0x7c00u ? 0x7f800000u : 0u;
   return AsFloat(AsBits(scaled) | special | (bits & 0x8000u) << 16);
+}
+
+template <int kSteps>
+void MmaBf16(float (&c)[4], const uint32_t (&a)[kSteps][4], const uint32_t (&b)[kSteps][2],
+             emulation::Site site = emulation::Site::Here()) {
+  emulation::MmaBf16(c, a[0], b[0], kSteps, site);
 }
 
 template <typename... Parameters, typename... Arguments>

@@ -9,6 +9,7 @@ const Runtime kCudaRuntime = {
     cudaGetDeviceProperties,
     cudaSetDevice,
     cudaMalloc,
+    cudaMemGetInfo,
     cudaHostAlloc,
     cudaMemcpyAsync,
     cudaMemsetAsync,

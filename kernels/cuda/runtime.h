@@ -16,6 +16,7 @@ struct Runtime {
   cudaError_t (*get_device_properties)(cudaDeviceProp* properties, int device);
   cudaError_t (*set_device)(int device);  // Of the calling thread.
   cudaError_t (*malloc)(void** memory, size_t bytes);
+  cudaError_t (*mem_get_info)(size_t* free, size_t* total);  // bytes, of the thread's device
   cudaError_t (*host_alloc)(void** memory, size_t bytes, unsigned int flags);
   cudaError_t (*memcpy_async)(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream);
   cudaError_t (*memset_async)(void* memory, int value, size_t bytes, cudaStream_t stream);

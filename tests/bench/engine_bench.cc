@@ -2,7 +2,8 @@
 // a case:
 //   {"case": "decode", "batch": B, "threads": N, "tokens_per_s": {"best": X, "median": X}, ...}  B sequences, greedy
 //   {"case": "prefill", "length": T, ...}  T tokens of one sequence in one step, of the last one logits
-// BATCHES and LENGTHS are numbers by commas, or "-". Each case runs for SECONDS, and three times at least.
+// BATCHES and LENGTHS are numbers by commas, or "-"; a length may be "BxT": B sequences in one step, told with
+// "sequences": B. Each case runs for SECONDS, and three times at least.
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -52,12 +53,11 @@ absl::StatusOr<Times> Measure(double seconds, absl::FunctionRef<absl::Status()> 
   return Times{times.front(), times[times.size() / 2], times.size()};
 }
 
-void Print(absl::string_view name, absl::string_view size_name, int size, int threads, double tokens,
-           const Times& times) {
+void Print(absl::string_view name, absl::string_view size, int threads, double tokens, const Times& times) {
   std::cout << absl::StrFormat(
-                   "{\"case\": \"%s\", \"%s\": %d, \"threads\": %d, \"tokens_per_s\": {\"best\": %.6g, \"median\": "
+                   "{\"case\": \"%s\", %s, \"threads\": %d, \"tokens_per_s\": {\"best\": %.6g, \"median\": "
                    "%.6g}, \"steps\": %d}",
-                   name, size_name, size, threads, tokens / times.best, tokens / times.median, times.count)
+                   name, size, threads, tokens / times.best, tokens / times.median, times.count)
             << std::endl;
 }
 
@@ -83,43 +83,67 @@ absl::Status Decode(EnginePipeline& pipeline, int batch, int threads, double sec
                           for (int s = 0; s < batch; ++s) next[s] = output.result.entries(s).token_id();
                           return EntriesAreOk(output);
                         }));
-  Print("decode", "batch", batch, threads, batch, times);
+  Print("decode", absl::StrCat("\"batch\": ", batch), threads, batch, times);
   return absl::OkStatus();
 }
 
-absl::Status Prefill(EnginePipeline& pipeline, int length, int threads, double seconds) {
+struct Prompts {
+  int sequences = 1;
+  int length = 0;
+};
+
+absl::Status Prefill(EnginePipeline& pipeline, const Prompts& prompts, int threads, double seconds) {
+  const auto [sequences, length] = prompts;
   std::vector<uint32_t> tokens(length);
   for (int t = 0; t < length; ++t) tokens[t] = 1 + (t * 7) % 100;
-  RWKV_RETURN_IF_ERROR(pipeline.AttachFresh(0, 1));
+  for (int s = 0; s < sequences; ++s) RWKV_RETURN_IF_ERROR(pipeline.AttachFresh(s, s + 1));
   uint64_t position = 0;
   RWKV_ASSIGN_OR_RETURN(const Times times, Measure(seconds, [&] {
                           v1::Step step;
-                          *step.add_entries() = worker::Entry(0, 1, position, tokens, false, true);
-                          position += length;
+                          for (int s = 0; s < prompts.sequences; ++s) {
+                            *step.add_entries() = worker::Entry(s, s + 1, position, tokens, false, true);
+                          }
+                          position += prompts.length;
                           RWKV_ASSIGN_OR_RETURN(const StepOutput output, pipeline.Step(std::move(step)));
                           return EntriesAreOk(output);
                         }));
-  Print("prefill", "length", length, threads, length, times);
+  std::string size = absl::StrCat("\"length\": ", length);
+  if (sequences > 1) absl::StrAppend(&size, ", \"sequences\": ", sequences);
+  Print("prefill", size, threads, static_cast<double>(sequences) * length, times);
   return absl::OkStatus();
 }
 
 // False: a number is missing, or not in 1 .. 8192.
-bool ParseSizes(absl::string_view text, std::vector<int>* sizes) {
+bool ParseSize(absl::string_view text, int* size) {
+  return absl::SimpleAtoi(text, size) && *size >= 1 && *size <= 8192;
+}
+
+bool ParseBatches(absl::string_view text, std::vector<int>* batches) {
   if (text == "-") return true;
   for (const absl::string_view part : absl::StrSplit(text, ',')) {
-    int size = 0;
-    if (!absl::SimpleAtoi(part, &size) || size < 1 || size > 8192) return false;
-    sizes->push_back(size);
+    if (!ParseSize(part, &batches->emplace_back())) return false;
+  }
+  return true;
+}
+
+bool ParseLengths(absl::string_view text, std::vector<Prompts>* lengths) {
+  if (text == "-") return true;
+  for (const absl::string_view part : absl::StrSplit(text, ',')) {
+    const std::vector<absl::string_view> sizes = absl::StrSplit(part, 'x');
+    Prompts& prompts = lengths->emplace_back();
+    if (sizes.size() > 2 || !ParseSize(sizes.back(), &prompts.length)) return false;
+    if (sizes.size() == 2 && !ParseSize(sizes.front(), &prompts.sequences)) return false;
   }
   return true;
 }
 
 int Main(int argc, char** argv) {
-  std::vector<int> batches, lengths;
+  std::vector<int> batches;
+  std::vector<Prompts> lengths;
   worker::TestEngineOptions options;
   double seconds = 0;
   if (argc != 7 || !absl::SimpleAtoi(argv[3], &options.threads) || !absl::SimpleAtod(argv[4], &seconds) ||
-      !ParseSizes(argv[5], &batches) || !ParseSizes(argv[6], &lengths)) {
+      !ParseBatches(argv[5], &batches) || !ParseLengths(argv[6], &lengths)) {
     std::cerr << "usage: engine_bench MODEL DEVICE THREADS SECONDS BATCHES LENGTHS" << std::endl;
     return 2;
   }
@@ -127,11 +151,14 @@ int Main(int argc, char** argv) {
   options.slots = 1;
   for (const int batch : batches) options.slots = std::max(options.slots, batch);
   options.max_batch_tokens = options.slots;
-  for (const int length : lengths) options.max_batch_tokens = std::max(options.max_batch_tokens, length);
+  for (const Prompts& prompts : lengths) {
+    options.slots = std::max(options.slots, prompts.sequences);
+    options.max_batch_tokens = std::max(options.max_batch_tokens, prompts.sequences * prompts.length);
+  }
   EnginePipeline pipeline(argv[1], 1, options);
   absl::Status status;
   for (const int batch : batches) status.Update(Decode(pipeline, batch, options.threads, seconds));
-  for (const int length : lengths) status.Update(Prefill(pipeline, length, options.threads, seconds));
+  for (const Prompts& prompts : lengths) status.Update(Prefill(pipeline, prompts, options.threads, seconds));
   if (!status.ok()) std::cerr << "engine_bench: " << status << std::endl;
   return status.ok() ? 0 : 1;
 }

@@ -4,9 +4,11 @@
 #   tests/gpu/prove.sh OUT_DIR [DEVICE]
 #
 # DEVICE is what --device takes: cuda:0, or for the rehearsal without a GPU cuda/emulated. OUT_DIR gets a log for each
-# step, prove.jsonl (a line a step: line, what, result, seconds, why) and summary.txt: every line of the list as proved,
-# failed or not run, and why. After a failure of lines 1 to 5 nothing more is run. Ends with 0 if nothing failed.
-# Programs are those beside this tree (a test's runfiles, or a folder of that form); else Bazel builds them.
+# step, prove.jsonl (a line a step: line, what, result, seconds, why), rates.jsonl, ops.jsonl and speed.jsonl with what
+# was measured, and summary.txt: every line of the list as proved, failed or not run, and why. After a failure of lines
+# 1 to 5 nothing more is run. Ends with 0 if nothing failed.
+# Programs are those beside this tree (what bundle.sh makes, for a machine that has only a driver); else Bazel builds
+# them.
 set -uo pipefail
 if [[ $# -lt 1 || $# -gt 2 || $1 == -* ]]; then
   sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"
@@ -16,9 +18,7 @@ mkdir -p "$1" || exit 2
 out=$(cd "$1" && pwd)
 device=${2:-cuda:0}
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-programs=(kernels/conformance/{block,deep_embed,mix_input,norm,products,wkv4,wkv6,wkv7}_test
-  services/worker/engine/{golden,stage_laws}_test tests/bench/{engine_bench,make_model}
-  tests/integration/emulated_gpu_test)
+programs=(tests/gpu/device_tests tests/gpu/prover/prover tests/bench/{engine_bench,make_model})
 readonly out device here programs
 if [[ -x $here/tests/bench/engine_bench ]]; then
   bin=$here
@@ -29,6 +29,7 @@ fi
 readonly bin name=${device//[^a-zA-Z0-9]/_}
 emulated=false
 [[ $device != cuda/emulated ]] || emulated=true
+rm -f "$out"/{prove,rates,ops,speed}.jsonl
 : > "$out/prove.jsonl"
 export TEST_TMPDIR=$out/tmp TEST_SRCDIR=${TEST_SRCDIR:-$here/..} TEST_WORKSPACE=${TEST_WORKSPACE:-$(basename "$here")}
 mkdir -p "$TEST_TMPDIR"
@@ -43,17 +44,18 @@ print(json.dumps({"line": int(line), "what": what, "result": result, "seconds": 
 PYTHON
   printf '%2d  %-8s %6.1f s  %s%s\n' "$1" "$3" "$4" "$2" "${5:+: $5}"
 }
-not_run() { record "$1" "$2" 'not run' 0 "$3"; }
 
-# LINE WHAT LIMIT COMMAND...: proved if it ends well in time. A command that says "NOT RUN: why" is not run.
+# LINE WHAT LIMIT COMMAND...: proved if it ends well in time. A command that says "NOT RUN: why" is not run, and what it
+# says behind "SAYS: " is kept.
 step() {
   local line=$1 what=$2 limit=$3 begin log result='proved' why=''
   shift 3
   log=$out/$line-${what//[^a-zA-Z0-9]/_}.log
-  [[ -z $stopped ]] || { not_run "$line" "$what" "line $stopped failed"; return; }
+  [[ -z $stopped ]] || { record "$line" "$what" 'not run' 0 "line $stopped failed"; return; }
   begin=$(date +%s.%N)
   timeout "$limit" bash -o pipefail -c '"$@"' step "$@" > "$log" 2>&1
   local status=$?
+  why=$(sed -n 's/^SAYS: //p' "$log" | head -n 1)
   if [[ $status -ne 0 ]]; then
     result=failed
     why="status $status: $(tail -n 1 "$log" | cut -c1-200)"
@@ -67,15 +69,14 @@ step() {
   record "$line" "$what" "$result" "$(python3 -c "import time; print(round(time.time() - $begin, 1))")" "$why"
 }
 
-# A test's cases of this device. None is not a success.
+# Cases of this device. None is not a success.
 cases() {
-  local test=$1 filter=$2
-  "$bin/$test" --gtest_filter="$filter" --gtest_brief=1 > "$out/tmp/cases" 2>&1
+  "$bin/tests/gpu/device_tests" --gtest_filter="$1" --gtest_brief=1 > "$out/tmp/cases" 2>&1
   local status=$?
   cat "$out/tmp/cases"
   [[ $status -eq 0 ]] || return "$status"
   ! grep -q '0 tests from 0 test suites ran' "$out/tmp/cases" && return
-  echo "NOT RUN: $test has no case for $device"
+  echo "NOT RUN: no case is called $1"
   $emulated  # Of a GPU there must be some.
 }
 
@@ -86,66 +87,86 @@ machine() {
   fi
   nvidia-smi -q && nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,memory.total --format=csv
 }
+proof() {  # PROOF ARGUMENT...
+  "$bin/tests/gpu/prover/prover" "$1" "$device" "${@:2}"
+}
+rates() {
+  proof rates | tee "$out/rates.jsonl"
+}
 bench() {  # SHAPE BATCHES LENGTHS
-  "$bin/tests/bench/make_model" "$1" "$TEST_TMPDIR/$1.safetensors" &&
-    "$bin/tests/bench/engine_bench" "$TEST_TMPDIR/$1.safetensors" "$device" 1 "$seconds" "$2" "$3" |
-    tee -a "$out/speed.jsonl"
+  local model=$TEST_TMPDIR/$1.safetensors
+  [[ -f $model ]] || "$bin/tests/bench/make_model" "$1" "$model" || return
+  "$bin/tests/bench/engine_bench" "$model" "$device" 1 "$seconds" "$2" "$3" |
+    sed "s/^{/{\"model\": \"$1\", /" | tee -a "$out/speed.jsonl"
 }
 sanitize() {  # TOOL
   if $emulated || ! command -v compute-sanitizer > /dev/null; then
     echo "NOT RUN: $($emulated && echo 'no GPU' || echo 'compute-sanitizer is not in $PATH')"
     return
   fi
-  for op in norm mix_input products wkv4 wkv6 wkv7; do
-    compute-sanitizer --tool "$1" --error-exitcode 9 "$bin/kernels/conformance/${op}_test" \
-      --gtest_filter="*/$name:*/${name}_*" --gtest_brief=1 || return
-  done
+  compute-sanitizer --tool "$1" --error-exitcode 9 "$bin/tests/gpu/device_tests" --gtest_brief=1 \
+    --gtest_filter="*EqualsTheFormula/${name}_base:*EqualsTheFormula/${name}_one_row:*BlockTest*/$name"
 }
-two_workers() {
-  if ! $emulated; then
-    echo 'NOT RUN: no program yet that gives each worker a GPU of its own'
+op_times() {  # WIDTH ROWS
+  proof op_times "$1" "$2" "$seconds" | tee -a "$out/ops.jsonl"
+}
+goals() {
+  python3 "$here/tests/gpu/goals.py" "$out" "$($emulated && echo emulated || nvidia-smi --query-gpu=name \
+    --format=csv,noheader | head -n 1)" "$1"
+}
+cluster() {
+  if ! $emulated || [[ ! -x $bin/tests/integration/emulated_gpu_test ]]; then
+    echo 'NOT RUN: whole clusters are tested by tests/integration/emulated_gpu_test; none on GPUs yet'
     return
-  fi
-  local runfiles=$bin/tests/integration/emulated_gpu_test.runfiles  # If Bazel built it, and not runs it.
-  if [[ -d $runfiles/rwkv_serving ]]; then
-    export TEST_SRCDIR=$runfiles TEST_WORKSPACE=rwkv_serving
   fi
   "$bin/tests/integration/emulated_gpu_test" --gtest_filter='DisturbedTest.WorkersAreKilledInEveryPhase' \
     --gtest_brief=1
 }
 
-seconds=2
-shapes=(0.4b 1.5b)
+seconds=2 epochs=1000 widths=(1024 2048 4096) rows=(1 32 256)
+shapes=(0.4b 1.5b 7.2b)
 batches=1,8,32,64,256
-lengths=128,1024,4096
+lengths=128,1024,4096,8x1024
+laws="*LawTest*/$name*"
 if $emulated; then
-  seconds=0.01 shapes=(tiny) batches=1,2 lengths=16
+  seconds=0.01 epochs=12 widths=(128) rows=(3)
+  shapes=(tiny) batches=1,2 lengths=16,2x8
+  laws="*LawTest.AnyNumberOfStages*/$name*:*LawTest.SaveRestore*/$name*"  # The others take long.
 fi
 
-export bin name device out emulated seconds
-export -f cases machine bench sanitize two_workers
+export bin name device out here emulated seconds
+export -f cases machine proof rates bench sanitize op_times goals cluster
 
 step 1 'driver, clocks and card' 30 machine
-not_run 1 'copy bandwidth and matrix rate' 'no program for it yet'
-not_run 2 'primitives of device.cuh one by one' 'no program for it yet; line 3 uses them all'
-for op in block deep_embed mix_input norm products wkv4 wkv6 wkv7; do
-  step 3 "conformance of $op" 300 cases "kernels/conformance/${op}_test" "*/$name:*/${name}_*"
+step 1 'copy bandwidth and matrix rate' 60 rates
+step 2 'primitives of device.cuh one by one, against the emulation' 60 proof probes
+step 3 'bits of small models against those of the emulation' 120 proof bits "$TEST_TMPDIR" "$here/tests/gpu/bits.txt"
+for op in Block Embed MixInput Norm Products Wkv4 Wkv6 Wkv7; do
+  # CI has held the emulated device to every case.
+  step 3 "conformance of $op" 300 cases "*$op*/$name:*$op*/${name}_$($emulated && echo base || echo '*')"
 done
-not_run 3 'bit hashes against the emulation' 'no hashes are kept yet'
-step 4 'small models: logits and states of the oracle' 180 cases services/worker/engine/golden_test \
-  'GoldenTest.CudaDevicesMatchTheOracle'
+step 4 'small models: logits and states of the oracle' 180 cases 'GoldenTest.CudaDevicesMatchTheOracle'
 for tool in memcheck racecheck synccheck initcheck; do
   step 5 "compute-sanitizer $tool" 120 sanitize "$tool"
 done
-step 6 'the same bits in every company, cut and chunk' 120 cases services/worker/engine/stage_laws_test "*$name*"
-not_run 7 'graphs' 'there are none yet'
+step 6 'the same bits in every company, cut and chunk' 120 cases "$laws"
 for shape in "${shapes[@]}"; do
-  step 7 "decode steps of $shape" 120 bench "$shape" "$batches" -
-  step 8 "prefill of $shape" 60 bench "$shape" - "$lengths"
+  step 7 "decode steps of $shape" 400 bench "$shape" "$batches" -
+  step 8 "prefill of $shape" 120 bench "$shape" - "$lengths"
+  rm -f "$TEST_TMPDIR/$shape.safetensors"
 done
-not_run 7 'time of each kernel against static_report.json' 'no program for it yet'
-step 9 'two workers and NCCL: tokens, kill -9, silence' 240 two_workers
-not_run 10 'saves beside a running batch, memory after 1,000 epochs' 'no program for it yet'
+for width in "${widths[@]}"; do
+  for count in "${rows[@]}"; do
+    step 7 "time of each kernel at width $width, $count rows" 60 op_times "$width" "$count"
+  done
+done
+step 7 'kernels against what bytes and operations need' 10 goals kernels
+for goal in decode_1.5b_1 decode_1.5b_32 decode_7.2b_1 prefill_1.5b; do
+  step 7 "goal $goal" 10 goals "$goal"
+done
+step 9 'rows by NCCL: right, and after kill -9 and silence' 300 proof pair
+step 9 'a cluster of workers: tokens, kill -9' 240 cluster
+step 10 'saves beside a running batch, memory after many epochs' 120 proof epochs "$TEST_TMPDIR" "$epochs"
 
 rm -rf "$TEST_TMPDIR"
 python3 - "$out" "$device" << 'PYTHON'

@@ -36,6 +36,8 @@ void SyncBlock(Site site);
 void SyncWarp(Site site);
 float ShuffleXor(float value, int mask, Site site);
 float WarpSum(float value, int width, Site site);
+// The lane's parts of `steps` products, [steps][4] and [steps][2]. Sums are float, by input.
+void MmaBf16(float* c, const uint32_t* a, const uint32_t* b, int steps, Site site);
 void* BlockShared(size_t bytes);
 void Read16(const void* from, void* to, const void* caller);
 void Write16(void* to, const void* from, const void* caller);

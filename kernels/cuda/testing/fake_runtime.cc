@@ -224,6 +224,13 @@ cudaError_t Malloc(void** memory, size_t size) {
   return cudaSuccess;
 }
 
+cudaError_t MemGetInfo(size_t* free, size_t* total) {
+  RWKV_FAKE_CALL;
+  *total = static_cast<size_t>(fake.faults.memory_bytes);
+  *free = static_cast<size_t>(fake.faults.memory_bytes - fake.counts.allocated_bytes);
+  return cudaSuccess;
+}
+
 // CUDA waits for the device.
 void Free(void* memory, int64_t) {
   Fake& fake = TheFake();
@@ -414,6 +421,7 @@ const Runtime kFakeRuntime = {
     GetDeviceProperties,
     SetDevice,
     Malloc,
+    MemGetInfo,
     HostAlloc,
     MemcpyAsync,
     MemsetAsync,

@@ -15,6 +15,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/base/dtype.h"
+#include "kernels/cuda/testing/emulated_cuda.h"
 #include "kernels/dispatch/open_device.h"
 #include "rwkv/v1/worker.pb.h"
 #include "services/checkpoint/model_tensors.h"
@@ -275,10 +276,16 @@ std::string LawName(const ::testing::TestParamInfo<std::tuple<std::string, Model
   return name;
 }
 
+std::vector<std::string> DevicesOfThisMachine() {
+  std::vector<std::string> devices = kernels::AvailableDevices();
+  if (kernels::cuda::HasEmulatedDevice()) devices.emplace_back(kernels::cuda::kEmulatedDevice);
+  return devices;
+}
+
 // One version on every device, and every version on the best of them: kernels/conformance holds each operation to the
 // same laws on each device.
 INSTANTIATE_TEST_SUITE_P(Devices, LawTest,
-                         ::testing::Combine(::testing::ValuesIn(kernels::AvailableDevices()),
+                         ::testing::Combine(::testing::ValuesIn(DevicesOfThisMachine()),
                                             ::testing::Values(ModelVersion::k7)),
                          LawName);
 INSTANTIATE_TEST_SUITE_P(DevicesThatTellTales, LawTest,

@@ -1,0 +1,60 @@
+#!/bin/bash
+# The bundle is small and needs nothing of this machine; prove.sh out of it, on the emulated GPU, proves what can be
+# proved there and says of the rest why it is not run; and a wrong bit fails.
+set -euo pipefail
+readonly here=$PWD
+cd "$TEST_TMPDIR"
+"$here/tests/gpu/bundle.sh" bundle.tar.gz
+bytes=$(stat -c %s bundle.tar.gz)
+[[ $bytes -lt 64000000 ]] || { echo "the bundle has $bytes bytes, 64 MB and more" >&2; exit 1; }
+tar xzf bundle.tar.gz
+
+readonly tree=$TEST_TMPDIR/rwkv_proof out=$TEST_TMPDIR/out
+prove() { env -i PATH=/usr/bin:/bin HOME=/nonexistent "$tree/tests/gpu/prove.sh" "$out" cuda/emulated; }
+prove || { cat "$out"/*.log | tail -50 >&2; exit 1; }
+python3 - "$out" << 'PYTHON'
+import json
+import pathlib
+import sys
+out = pathlib.Path(sys.argv[1])
+lines = [json.loads(line) for line in (out / "prove.jsonl").read_text().splitlines()]
+assert {line["line"] for line in lines} == set(range(1, 11)), "a line of the list is missing"
+not_run = {line["what"]: line["why"] for line in lines if line["result"] == "not run"}
+assert all(not_run.values()), not_run
+# What a rehearsal cannot do, and nothing else.
+wanted = {"driver, clocks and card", "a cluster of workers: tokens, kill -9", "goal decode_1.5b_1",
+          "goal decode_1.5b_32", "goal decode_7.2b_1", "goal prefill_1.5b"}
+wanted |= {f"compute-sanitizer {tool}" for tool in ("memcheck", "racecheck", "synccheck", "initcheck")}
+assert set(not_run) == wanted, set(not_run) ^ wanted
+assert len(lines) - len(wanted) >= 19, f"{len(lines)} lines"
+for name in ("rates", "ops", "speed"):
+    assert (out / f"{name}.jsonl").read_text().count("\n") > 0, name
+PYTHON
+
+# One other hash is told, and ends it.
+sed -i '1s/.$/x/' "$tree/tests/gpu/bits.txt"
+if prove > said; then
+  echo 'a wrong bit was not seen' >&2
+  exit 1
+fi
+grep -q 'bits of small models.*other bits: v4, than in' "$out/summary.txt" || { cat "$out/summary.txt" >&2; exit 1; }
+
+# Goals are judged by what was measured.
+goals() { python3 "$here/tests/gpu/goals.py" "$@"; }
+mkdir -p measured
+echo '{"copy_gb_per_s": 4300.0, "matrix_tflop_per_s": 600.0}' > measured/rates.jsonl
+cat > measured/speed.jsonl << 'LINES'
+{"model": "1.5b", "case": "decode", "batch": 1, "tokens_per_s": {"best": 1100, "median": 1000}}
+{"model": "1.5b", "case": "decode", "batch": 32, "tokens_per_s": {"best": 9000, "median": 9000}}
+{"model": "7.2b", "case": "decode", "batch": 1, "tokens_per_s": {"best": 280, "median": 270}}
+{"model": "1.5b", "case": "prefill", "length": 1024, "sequences": 8, "tokens_per_s": {"best": 100000, "median": 1}}
+LINES
+goals measured 'NVIDIA H200' decode_1.5b_1 | grep -q '^SAYS: 1100 tokens/s of 1070$'
+goals measured 'NVIDIA H200' decode_7.2b_1 | grep -q '91% of the copies'
+goals measured 'NVIDIA L4' decode_1.5b_1 | grep -q '^NOT RUN: no goal for NVIDIA L4$'
+for missed in decode_1.5b_32 prefill_1.5b; do
+  if goals measured 'NVIDIA H200' "$missed"; then
+    echo "$missed is not missed" >&2
+    exit 1
+  fi
+done
