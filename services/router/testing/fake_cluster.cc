@@ -126,7 +126,7 @@ std::unique_ptr<TurnManager> FakeCluster::MakeRouter(TurnManager::Options router
 void FakeCluster::RestartRouter() {
   StopRouter();
   router_ = MakeRouter(router_options_);
-  EXPECT_TRUE(WaitUntil([this] { return router_->fleet().state().serving; }));
+  EXPECT_TRUE(WaitUntil([this] { return router_->fleet().state().serving && router_->model() != nullptr; }));
 }
 
 FakeCluster::Call FakeCluster::Start(TurnManager& router, const v1::GenerateRequest& request) {

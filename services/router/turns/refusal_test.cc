@@ -123,10 +123,8 @@ TEST(RefusalTest, TheTokensComeBeforeTheError) {
   cluster.pipeline().FailBeyond(25, kOverflow);
   cluster.pipeline().PauseSteps();
   const FakeCluster::Call call = cluster.Start(SessionRequest("s", "a", Prompt(1), 100));
-  ASSERT_TRUE(WaitUntil([&] {
-    cluster.pipeline().AllowSteps(1);
-    return call.stream->received().size() >= 10;
-  }));
+  cluster.pipeline().AllowSteps(12);  // One for the prompt.
+  ASSERT_TRUE(call.stream->WaitReceived(10));
   call.stream->Hold();  // The client has not taken what comes from here on.
   cluster.pipeline().ResumeSteps();
   ASSERT_TRUE(call.stream->WaitReceived(16));

@@ -25,8 +25,11 @@ TurnCore::TurnCore(const Options& options, World* world, state_store::CatalogCli
       world_(world),
       catalog_(catalog),
       metrics_(metrics),
+      log_writer_(world, catalog,
+                  [this](const std::vector<LogWriter::Item>& items, absl::Duration took) { OnCommitted(items, took); }),
       next_renewal_(world->Now()),
-      counted_at_(world->Now()) {}
+      counted_at_(world->Now()),
+      placement_(options.max_running) {}
 
 void TurnCore::Stop() {
   const absl::Status status = DrainingStatus();
@@ -85,12 +88,13 @@ void TurnCore::Arrive(const TurnPtr& turn) {
       return Reject(*turn, busy());
     }
   }
-  if (turn->kind != Kind::kExclusive && !HasLane(*turn)) {
+  if (turn->kind != Kind::kExclusive && !placement_.HasLane(*turn)) {
     absl::Status why = world_->WhyNoLane();
     if (why.ok()) {
-      why = absl::UnavailableError(lanes_.empty() ? "the pipeline is just coming up"
-                                                  : absl::StrCat("no pipeline of the model ", turn->model->info.name(),
-                                                                 " serves at this router just now"));
+      why = absl::UnavailableError(
+          placement_.lanes().empty()
+              ? "the pipeline is just coming up"
+              : absl::StrCat("no pipeline of the model ", turn->model->info.name(), " serves at this router just now"));
     }
     if (absl::IsUnavailable(why)) why = common::WithRetryInfo(why, absl::Seconds(1));
     return Reject(*turn, why);
@@ -138,8 +142,8 @@ void TurnCore::Join(const TurnPtr& live, Turn& call) {
 bool TurnCore::Fits(const Turn& turn, const PoolUse& active) const {
   if (running_.size() - yielded_ >= static_cast<size_t>(options_.max_running)) return false;
   // One whose model is gone may start, too: that is its end.
-  return turn.kind == Kind::kExclusive || !KnowsModel(turn.model->info.fingerprint()) ||
-         ChoosePool(turn, active) != nullptr;
+  return turn.kind == Kind::kExclusive || !placement_.KnowsModel(turn.model->info.fingerprint()) ||
+         placement_.ChoosePool(turn, active) != nullptr;
 }
 
 bool TurnCore::SessionFree(const Turn& turn) const {
@@ -182,8 +186,8 @@ void TurnCore::StartTurn(const TurnPtr& turn) {
     turn->session = &session;
   }
   if (turn->kind != Kind::kExclusive) {
-    if (const Pool* pool = ChoosePool(*turn, ActiveByPool()); pool != nullptr) turn->pool = pool->name;
-    if (const absl::Status status = CheckServed(*turn); !status.ok()) {
+    if (const Pool* pool = placement_.ChoosePool(*turn, ActiveByPool()); pool != nullptr) turn->pool = pool->name;
+    if (const absl::Status status = placement_.CheckServed(*turn); !status.ok()) {
       turn->phase = Phase::kComputed;
       return Fail(*turn, status);
     }

@@ -4,12 +4,13 @@
 //   turn_core_sweep.cc      what is done after each batch of events
 //   turn_core_messages.cc   what goes to clients
 //   turn_core_log.cc        leases, turns in the log
-//   turn_core_commit.cc     group commit
 //   turn_core_saves.cc      snapshots, yielding
-//   turn_core_lanes.cc      lanes come and go; which of them a turn runs on
+//   turn_core_lanes.cc      lanes come and go
 //   turn_core_pipeline.cc   giving a turn its slot
 //   turn_core_steps.cc      feeding, results
 //   turn_core_kinds.cc      what each kind of call does next
+// What can be told apart has its own type: log_writer (group commit), placement (lanes, and which of them a turn runs
+// on), ../scheduler (what runs in a lane's next steps), turn_opening, patience, slot_sharing.
 #pragma once
 
 #include <algorithm>
@@ -30,6 +31,8 @@
 #include "rwkv/v1/worker.pb.h"
 #include "services/router/pipeline/stage_plan.h"
 #include "services/router/scheduler/scheduler.h"
+#include "services/router/turns/log_writer.h"
+#include "services/router/turns/placement.h"
 #include "services/router/turns/router_metrics.h"
 #include "services/router/turns/turn.h"
 #include "services/router/turns/turn_lane.h"
@@ -78,7 +81,7 @@ class TurnCore {
   void Sweep();
   std::vector<LaneState> Lanes() const;
   // Whether a model's fingerprint is of a pool that is there or may come back.
-  bool KnowsModel(const std::string& fingerprint) const;
+  bool KnowsModel(const std::string& fingerprint) const { return placement_.KnowsModel(fingerprint); }
 
  private:
   absl::Time Now() const { return world_->Now(); }
@@ -131,15 +134,13 @@ class TurnCore {
   void SendScores(Turn& turn);
 
   // --- turn_core_log.cc
-  // A call that was not answered in time, or not at all.
-  static bool MayHaveHappened(const absl::Status& status) {
-    return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) || absl::IsUnknown(status);
-  }
   void OpenTurn(const TurnPtr& turn);
   void OnOpened(const TurnPtr& turn, const Opened& opened);
   void ChooseModelOf(const Session& session, Turn& turn);
   absl::Status TakeUp(Turn& turn, const Opened& opened);
   void RunExclusive(const TurnPtr& turn);
+  void SweepCommits();
+  void OnCommitted(const std::vector<LogWriter::Item>& items, absl::Duration took);
   void SweepSessions();
   void SweepLeases();
   absl::Status StoreError(const absl::Status& status) const;
@@ -148,33 +149,6 @@ class TurnCore {
     return world_->CallClock() +
            (draining() ? std::min(options_.store_timeout, absl::Seconds(2)) : options_.store_timeout);
   }
-
-  // --- turn_core_commit.cc
-  struct CommitResult {
-    uint64_t turn_id = 0;
-    size_t tokens = 0;
-    bool finish = false;
-    absl::Status status;
-  };
-  void SweepCommits();
-  // A group commit, until it is known what became of it.
-  struct Commit {
-    v1::AppendTokensRequest request;
-    std::vector<CommitResult> results;
-    std::vector<uint64_t> turn_tokens;  // By item: those that were durable before.
-    absl::Time begin;
-    absl::Time deadline;
-    int attempts = 0;  // That may have happened or not.
-    bool running = false;
-    absl::Time not_before;
-    absl::Status status;  // Of the last attempt as a whole.
-  };
-  void TryCommit();
-  // Where it may wait.
-  void AttemptCommit(Commit& commit);
-  void OnCommitAttempt(const std::shared_ptr<Commit>& commit);
-  absl::StatusOr<bool> WasAppended(const v1::AppendItem& item, uint64_t turn_tokens);
-  void OnCommitted(const std::vector<CommitResult>& results, absl::Duration took);
 
   // --- turn_core_saves.cc
   bool Save(Turn& turn);
@@ -192,22 +166,8 @@ class TurnCore {
   // --- turn_core_lanes.cc
   // A turn that lost its slot with the lane is parked, or at its end.
   void Unseat(Turn& turn, const absl::Status& why);
-  void CountSlots();
-  // Forgets pools that have no lane and of which no worker is seen.
-  void DropPools();
+  // Turns that have a part of the slots.
   PoolUse ActiveByPool() const;
-  // The pool with the most slots to spare that the turn may run in, if any has one.
-  const Pool* ChoosePool(const Turn& turn, const PoolUse& active) const;
-  // Whether what is served now is what the turn began with, or is about to begin with.
-  absl::Status CheckServed(const Turn& turn) const;
-  absl::Status CheckLane(const Turn& turn, const TurnLane& lane) const;
-  // Whether the turn may be attached there now.
-  bool IsOpenTo(const Turn& turn, const TurnLane& lane) const;
-  bool HasLane(const Turn& turn) const;
-  // Where the turn waits least; null: nowhere.
-  TurnLane* ChooseLane(const Turn& turn) const;
-  void DropWarm(absl::string_view session_id);
-  int TotalSlots() const;
   void SweepClosing();
 
   // --- turn_core_pipeline.cc
@@ -269,7 +229,7 @@ class TurnCore {
   std::map<uint64_t, TurnPtr> running_;  // By Turn::id, from its start to its last message.
   std::map<CallId, TurnPtr> by_call_;
   std::map<std::string, Session> sessions_;
-  std::shared_ptr<Commit> commit_;  // The one that is on its way, or tried again soon.
+  LogWriter log_writer_;
   bool renew_running_ = false;
   absl::Time next_renewal_;
   uint64_t tokens_drawn_ = 0;
@@ -277,9 +237,7 @@ class TurnCore {
   absl::Time counted_at_;
   absl::Time pause_at_ = absl::InfiniteFuture();  // Draining: who still runs then is paused.
 
-  std::map<uint64_t, std::unique_ptr<TurnLane>> lanes_;  // By epoch.
-  std::map<std::string, Pool> pools_;
-  std::vector<std::string> seen_pools_;
+  Placement placement_;
   std::map<SequenceId, TurnPtr> by_sequence_;
   SequenceId next_sequence_ = 1;
   std::map<std::string, PendingSave> saves_;

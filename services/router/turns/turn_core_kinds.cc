@@ -66,7 +66,7 @@ void TurnCore::AdvanceGenerate(Turn& turn, bool idle) {
     return;
   }
   if (turn.HasLog() && turn.saves == 0 && turn.planned_end >= turn.saved_position + options_.snapshot_interval_tokens &&
-      saves_.size() < kSavesPerSlot * TotalSlots()) {
+      saves_.size() < kSavesPerSlot * placement_.TotalSlots()) {
     Save(turn);
   }
 }

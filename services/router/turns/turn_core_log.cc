@@ -1,4 +1,4 @@
-// Leases, and turns in the log.
+// Leases, and turns in the log: what is asked of the catalog.
 #include <algorithm>
 #include <utility>
 
@@ -54,7 +54,7 @@ void TurnCore::OpenTurn(const TurnPtr& turn) {
   request.resume_from = turn->resume_from;
   request.named_state = turn->initial_state;
   request.input_field = turn->input_field;
-  const Pool& pool = pools_.at(turn->pool);
+  const Pool& pool = placement_.pools().at(turn->pool);
   request.model = pool.model;
   request.spec.set_numeric_family(pool.numeric_family);
 
@@ -110,7 +110,7 @@ void TurnCore::ChooseModelOf(const Session& session, Turn& turn) {
   const std::shared_ptr<const ServingModel> model = world_->FindModel(session.model_fingerprint);
   if (model == nullptr) return;
   turn.model = model;
-  for (const auto& [name, pool] : pools_) {
+  for (const auto& [name, pool] : placement_.pools()) {
     if (pool.model.fingerprint() == session.model_fingerprint) turn.pool = name;
   }
 }
@@ -182,7 +182,7 @@ void TurnCore::RunExclusive(const TurnPtr& turn) {
     // What was refused has changed nothing; after anything else the log is read again.
     const bool changed = opened.lease.has_value() && (opened.status.ok() || MayHaveHappened(opened.status));
     session.stale = changed || !opened.status.ok();
-    if (changed) DropWarm(session.id);
+    if (changed) placement_.DropWarm(session.id);
     if (turn->deletes && opened.status.ok()) session.leased = false;  // It went with the session.
     turn->phase = Phase::kComputed;
     EndCall(*turn, opened.status.ok() ? opened.status : StoreError(opened.status));
@@ -192,6 +192,51 @@ void TurnCore::RunExclusive(const TurnPtr& turn) {
     turn->phase = Phase::kComputed;
     Fail(*turn, common::WithRetryInfo(absl::ResourceExhaustedError("too many calls to the state store wait"),
                                       absl::Seconds(1)));
+  }
+}
+
+void TurnCore::SweepCommits() {
+  log_writer_.Sweep(stopping_);
+  if (log_writer_.busy()) return;
+  LogWriter::Batch batch;
+  for (auto& [id, turn] : running_) {
+    if (batch.full()) break;
+    if (!turn->HasLog() || turn->session == nullptr || !turn->session->leased || CommitClean(*turn)) continue;
+    batch.Add(*turn);
+    turn->committing = true;
+  }
+  if (!batch.items.empty()) log_writer_.Begin(std::move(batch), StoreDeadline());
+}
+
+void TurnCore::OnCommitted(const std::vector<LogWriter::Item>& items, absl::Duration took) {
+  metrics_->store_commit_seconds.Observe(absl::ToDoubleSeconds(took));
+  for (const LogWriter::Item& result : items) {
+    const auto it = running_.find(result.turn_id);
+    if (it == running_.end()) continue;
+    const TurnPtr turn = it->second;
+    turn->committing = false;
+    Session& session = *turn->session;  // Kept while its turn is committing.
+    if (result.status.ok()) {
+      turn->durable += result.tokens;
+      if (result.finish) {
+        turn->finish_durable = true;
+        metrics_->CountFinish(turn->answer->reason());
+      }
+      session.durable_length = turn->begin + turn->prompt.size() + turn->durable;
+      continue;
+    }
+    common::LogWarning("commit_failed", {{"status", result.status}});
+    // What is not in the log has never been: neither slot nor snapshot may hold it.
+    turn->abandoned = true;
+    session.stale = true;
+    Fail(*turn, StoreError(result.status));
+    if (turn->sequence != 0) RemoveSequence(*turn);
+    placement_.DropWarm(session.id);
+    std::vector<std::string> beyond;
+    for (const auto& [id, save] : saves_) {
+      if (save.session_id == session.id && save.position > session.durable_length) beyond.push_back(id);
+    }
+    for (const std::string& id : beyond) EndSave(id, absl::AbortedError("its tokens are not in the log"));
   }
 }
 
@@ -242,7 +287,7 @@ void TurnCore::SweepLeases() {
           if (it->second.releasing || !it->second.leased) continue;
           common::LogWarning("lease_lost", {{"session", lost.session_id()}});
           it->second.leased = false;
-          DropWarm(lost.session_id());
+          placement_.DropWarm(lost.session_id());
           if (it->second.turn == nullptr) continue;
           const TurnPtr turn = it->second.turn;
           turn->abandoned = true;

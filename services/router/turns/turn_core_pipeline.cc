@@ -23,9 +23,9 @@ absl::Status BaseLost(const std::string& session_id, uint64_t position, absl::st
 }  // namespace
 
 void TurnCore::Handle(uint64_t epoch, int stage, const v1::ExecuteResponse& response) {
-  const auto it = lanes_.find(epoch);
-  if (it == lanes_.end()) return;
-  TurnLane& lane = *it->second;
+  TurnLane* const of_epoch = placement_.Find(epoch);
+  if (of_epoch == nullptr) return;
+  TurnLane& lane = *of_epoch;
   switch (response.result_case()) {
     case v1::ExecuteResponse::kAttached:
       return OnAttachAnswer(response.attached());
@@ -99,8 +99,8 @@ bool TurnCore::LocateWarm(const TurnPtr& turn, uint64_t at_least, uint64_t at_mo
   if (turn->no_warm) return false;
   absl::optional<Scheduler::WarmSlot> warm;
   TurnLane* lane = nullptr;
-  for (const auto& [epoch, other] : lanes_) {
-    if (!IsOpenTo(*turn, *other)) continue;
+  for (const auto& [epoch, other] : placement_.lanes()) {
+    if (!placement_.IsOpenTo(*turn, *other)) continue;
     const absl::optional<Scheduler::WarmSlot> found =
         other->scheduler.FindWarm(WarmSession(*turn), WarmBranch(*turn), at_most);
     if (!found.has_value() || (warm.has_value() && warm->position >= found->position)) continue;
@@ -172,7 +172,7 @@ void TurnCore::OnLocated(const TurnPtr& turn, Located located) {
 }
 
 void TurnCore::Admit(const TurnPtr& turn, uint64_t position) {
-  TurnLane* const lane = ChooseLane(*turn);
+  TurnLane* const lane = placement_.ChooseLane(*turn);
   if (lane == nullptr) return Park(*turn);
   const SequenceId sequence = next_sequence_++;
   if (!lane->scheduler.Admit(sequence, position)) {

@@ -154,7 +154,7 @@ void TurnCore::DropOwn(Turn& turn) {
   // If it stays, it is swept as an orphan.
   world_->Run(World::Queue::kStore,
               [this, drop = std::move(drop)] { (void)catalog_->DropSnapshot(drop, StoreDeadline()); });
-  DropWarm(WarmSession(turn));
+  placement_.DropWarm(WarmSession(turn));
 }
 
 void TurnCore::SaveAndRetire(Turn& turn) {

@@ -32,14 +32,14 @@ void TurnCore::SweepTurn(Turn& turn) {
   // What it left behind when it gave its slot away is on its way to where it is looked for.
   const bool saving = turn.progress_at_slot > 0 && turn.saves > 0;
   if (turn.phase == Phase::kParked) {
-    if (const absl::Status status = CheckServed(turn); !status.ok()) {
+    if (const absl::Status status = placement_.CheckServed(turn); !status.ok()) {
       Fail(turn, status);
-    } else if (now >= turn.not_before && !saving && ChooseLane(turn) != nullptr) {
+    } else if (now >= turn.not_before && !saving && placement_.ChooseLane(turn) != nullptr) {
       Locate(running_.at(turn.id));
     }
   }
   if (turn.phase == Phase::kParked && turn.named && turn.HasLog() &&
-      now - turn.parked_since > options_.handover_after && ChooseLane(turn) == nullptr &&
+      now - turn.parked_since > options_.handover_after && placement_.ChooseLane(turn) == nullptr &&
       world_->OthersDrive(turn.pool)) {
     Fail(turn, common::WithRetryInfo(
                    absl::UnavailableError("this router has lost its pipeline; another goes on with the turn"),
@@ -79,7 +79,7 @@ void TurnCore::Sweep() {
   SweepLeases();
   SweepDrain();
   StartWaiting();
-  for (auto& [epoch, lane] : lanes_) SendCommands(*lane);
+  for (auto& [epoch, lane] : placement_.lanes()) SendCommands(*lane);
   Watch();
   UpdateGauges();
 }
@@ -101,7 +101,7 @@ void TurnCore::SweepWaiting() {
 }
 
 void TurnCore::SweepYields() {
-  if (waiting_.empty() || lanes_.empty()) return;
+  if (waiting_.empty() || placement_.lanes().empty()) return;
   const absl::Time now = Now();
   std::map<std::string, std::vector<SlotHolder>> holders;  // By pool.
   std::map<std::string, int> wanted;
@@ -116,7 +116,7 @@ void TurnCore::SweepYields() {
   }
   if (holders.empty()) return;
   const PoolUse active = ActiveByPool();
-  for (const auto& [name, pool] : pools_) {
+  for (const auto& [name, pool] : placement_.pools()) {
     const auto used = active.find(name);
     wanted[name] -= std::max(0, pool.slots - (used == active.end() ? 0 : used->second));
   }
@@ -124,15 +124,15 @@ void TurnCore::SweepYields() {
     if (turn->kind == Kind::kExclusive || !SessionFree(*turn)) continue;
     // Whoever has no pool yet takes a slot wherever one comes free.
     for (auto& [pool, of_pool] : holders) {
-      if (turn->pool.empty()
-              ? pools_.count(pool) > 0 && pools_.at(pool).model.fingerprint() == turn->model->info.fingerprint()
-              : turn->pool == pool) {
+      if (turn->pool.empty() ? placement_.pools().count(pool) > 0 &&
+                                   placement_.pools().at(pool).model.fingerprint() == turn->model->info.fingerprint()
+                             : turn->pool == pool) {
         ++wanted[pool];
         break;
       }
     }
   }
-  int saves = static_cast<int>(kSavesPerSlot * TotalSlots()) - static_cast<int>(saves_.size()) - yielding;
+  int saves = static_cast<int>(kSavesPerSlot * placement_.TotalSlots()) - static_cast<int>(saves_.size()) - yielding;
   for (auto& [pool, of_pool] : holders) {
     for (const uint64_t id :
          ChooseYields(std::move(of_pool), std::min(wanted[pool], saves), options_.slot_quantum, now)) {
@@ -166,7 +166,7 @@ void TurnCore::SweepDrain() {
 
 void TurnCore::Watch() {
   const absl::Time now = Now();
-  for (auto& [epoch, lane] : lanes_) {
+  for (auto& [epoch, lane] : placement_.lanes()) {
     if (lane->scheduler.steps_in_flight() == 0 || now - lane->last_progress <= options_.progress_timeout) continue;
     world_->EndEpoch(epoch, absl::UnavailableError(absl::StrCat("no step came back for ",
                                                                 absl::FormatDuration(options_.progress_timeout), "; ",
@@ -198,7 +198,7 @@ void TurnCore::UpdateGauges() {
   metrics_->running_turns.Set(static_cast<double>(running_.size()));
   metrics_->waiting_turns.Set(static_cast<double>(waiting_.size()));
   int slots = 0, used = 0, warm = 0, steps = 0;
-  for (auto& [epoch, lane] : lanes_) {
+  for (auto& [epoch, lane] : placement_.lanes()) {
     slots += lane->plan.slots;
     used += lane->scheduler.slots_in_use();
     warm += lane->scheduler.slots_warm();
