@@ -42,8 +42,8 @@ Device& OpenedDevice(const std::string& name) {
   if (device != nullptr) return *device;
   if (name == "protected") {
     device = ProtectDevice(*OpenDevice("cpu"));
-  } else if (name == cpu::kEmulatedAmxDevice) {
-    device = *cpu::OpenEmulatedAmx();
+  } else if (name == cpu::kEmulatedAmxDevice || name == cpu::kEmulatedAmxBf16Device) {
+    device = *cpu::OpenEmulatedAmx(name);
   } else {
     device = name == cuda::kEmulatedDevice ? *cuda::OpenEmulatedDevice() : *OpenDevice(name);
   }

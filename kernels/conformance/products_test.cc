@@ -3,10 +3,15 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
+#include <cstring>
 #include <deque>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
 #include "gtest/gtest.h"
 #include "kernels/base/dtype.h"
@@ -16,6 +21,7 @@
 #include "kernels/conformance/conformance.h"
 #include "kernels/conformance/device_memory.h"
 #include "kernels/conformance/op_suite.h"
+#include "kernels/cpu/emulated_amx.h"
 #include "tests/testing/status_matchers.h"
 
 namespace rwkv::kernels::conformance {
@@ -32,7 +38,22 @@ struct Case {
   bool gate = false;
   bool in_place = false;  // y is the gate
   bool accumulate = false;
+  bool bf16_inputs = false;  // Inputs that are numbers of bf16.
 };
+
+// The nearest of bf16, ties to even.
+float RoundToBFloat16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+Floats RoundToBFloat16(Floats x) {
+  for (float& value : x) value = RoundToBFloat16(value);
+  return x;
+}
 
 enum Input { kX, kGate, kStart };  // The last is what accumulate adds to.
 
@@ -63,12 +84,13 @@ OpCase Make(const Case& c) {
   OpCase op;
   op.y_width = c.outputs;
   op.packing = {{0}, 1, 0};
-  op.sequences.push_back(
-      {c.rows,
-       {random.Uniforms(c.rows * c.inputs, -2.0f, 2.0f), random.Uniforms(c.rows * c.outputs, -2.0f, 2.0f),
-        random.Uniforms(c.rows * c.outputs, -3.0f, 3.0f)},
-       {},
-       {}});
+  Floats x = random.Uniforms(c.rows * c.inputs, -2.0f, 2.0f);
+  if (c.bf16_inputs) x = RoundToBFloat16(std::move(x));
+  op.sequences.push_back({c.rows,
+                          {std::move(x), random.Uniforms(c.rows * c.outputs, -2.0f, 2.0f),
+                           random.Uniforms(c.rows * c.outputs, -3.0f, 3.0f)},
+                          {},
+                          {}});
   op.run = [=](DeviceMemory& memory, const OpCall& call) {
     const int64_t y_bytes = call.step.rows * c.outputs * 4;
     RWKV_RETURN_IF_ERROR(memory.stream().Copy(call.y, call.inputs[kStart], y_bytes));
@@ -153,6 +175,12 @@ std::vector<std::shared_ptr<const OpCase>> Cases() {
   table.Add("accumulate_tanh", [](Case& c) { c.accumulate = true, c.activation = Activation::kTanh; });
   // More outputs than the panel of widened weights holds, and not a whole number of panels.
   table.Add("several_panels", [](Case& c) { c.inputs = 3000, c.outputs = 45, c.rows = 8; });
+  // For tiles of 16 outputs and 16 rows: full and broken, few and many rows, steps of a panel's inputs, several panels.
+  for (int64_t rows : {16, 17, 32, 34, 49}) {
+    table.Add("tiles_rows_" + std::to_string(rows),
+              [=](Case& c) { c.rows = rows, c.inputs = 1100, c.outputs = 300, c.bias = true; });
+  }
+  table.Add("tiles_many_rows", [](Case& c) { c.rows = 530, c.inputs = 70, c.outputs = 20; });
   // One tile of outputs is more than the panel.
   table.Add("inputs_beyond_panel", [](Case& c) { c.inputs = 17000, c.outputs = 5, c.rows = 7; });
   return table.Build(Make);
@@ -160,10 +188,35 @@ std::vector<std::shared_ptr<const OpCase>> Cases() {
 
 RWKV_TEST_OPERATION(Products, Cases());
 
-class ProductsTest : public ::testing::TestWithParam<std::string> {
- protected:
-  ProductsTest() : memory_(OpenedDevice(GetParam())) {}
+// Of a device that rounds its inputs to bf16: those that need no rounding give the formula.
+std::vector<std::string> RoundingBackends() {
+  if (!cpu::HasEmulatedAmx()) return {};
+  return {std::string(cpu::kEmulatedAmxBf16Device)};
+}
 
+std::vector<std::shared_ptr<const OpCase>> RoundedCases() {
+  Table<Case> table;
+  for (int64_t rows : {1, 8, 17, 33, 70}) {
+    for (int64_t inputs : {1, 31, 33, 768}) {
+      for (int64_t outputs : {1, 150, 300}) {
+        table.Add(absl::StrCat("rows_", rows, "_inputs_", inputs, "_outputs_", outputs), [=](Case& c) {
+          c.rows = rows, c.inputs = inputs, c.outputs = outputs, c.bf16_inputs = true;
+          c.bias = rows % 2 == 1, c.accumulate = outputs == 150;
+        });
+      }
+    }
+  }
+  return table.Build(Make);
+}
+
+INSTANTIATE_TEST_SUITE_P(RoundingProducts, OpTest,
+                         ::testing::Combine(::testing::ValuesIn(RoundingBackends()),
+                                            ::testing::ValuesIn(RoundedCases())),
+                         OpTestName);
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(OpTest);
+
+class ProductsTest : public ::testing::TestWithParam<std::string> {
+ public:
   static Floats Multiply(DeviceMemory& memory, const Weight* weight, int64_t rows, const Floats& x,
                          Activation activation = Activation::kNone) {
     Product product;
@@ -174,6 +227,10 @@ class ProductsTest : public ::testing::TestWithParam<std::string> {
     EXPECT_OK(memory.device().ops().products({rows, &product, 1}, memory.stream()));
     return memory.Get(product.y, rows * weight->matrix.rows);
   }
+
+ protected:
+  ProductsTest() : memory_(OpenedDevice(GetParam())) {}
+
   Floats Multiply(const Weight* weight, int64_t rows, const Floats& x, Activation activation = Activation::kNone) {
     return Multiply(memory_, weight, rows, x, activation);
   }
@@ -182,9 +239,11 @@ class ProductsTest : public ::testing::TestWithParam<std::string> {
 };
 
 // All 65536 values of each 16-bit type, infinities and NaN too, times one and times what makes subnormals normal: the
-// widening is exact. A subnormal result may be zero.
+// widening is exact. A subnormal result may be zero. On AMX, whose bf16 has no subnormal numbers and adds parts of an
+// input, such weights are zero and infinite ones give NaN.
 TEST_P(ProductsTest, WidensEveryWeightExactly) {
   for (DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+    const bool has_parts = dtype == DType::kBFloat16 && absl::StartsWith(GetParam(), "cpu/amx");
     std::vector<uint16_t> weight(1 << 16);
     for (size_t i = 0; i < weight.size(); ++i) weight[i] = static_cast<uint16_t>(i);
     std::vector<float> expected(weight.size());
@@ -198,10 +257,37 @@ TEST_P(ProductsTest, WidensEveryWeightExactly) {
         size_t wrong = 0;
         for (size_t i = 0; i < y.size(); ++i) {
           const float want = expected[i % expected.size()] * factor;
-          const bool gone = y[i] == 0.0f && std::fpclassify(want) == FP_SUBNORMAL;
-          if (!(y[i] == want || gone || (std::isnan(y[i]) && std::isnan(want)))) ++wrong;
+          const float smallest = has_parts ? expected[i % expected.size()] : want;
+          const bool gone = y[i] == 0.0f && std::fpclassify(smallest) == FP_SUBNORMAL;
+          const bool not_a_number = std::isnan(want) || (has_parts && std::isinf(want));
+          if (!(y[i] == want || gone || (std::isnan(y[i]) && not_a_number))) ++wrong;
         }
         EXPECT_EQ(wrong, 0u) << Name(dtype) << ", " << rows << " rows, times " << factor;
+      }
+    }
+  }
+}
+
+// What such a device makes of any inputs is what it makes of the nearest numbers of bf16, and only where weights are
+// such numbers: other weights are multiplied as everywhere.
+TEST(RoundingProductsTest, InputsBecomeTheNearestBf16) {
+  Random random(19);
+  for (const std::string& backend : RoundingBackends()) {
+    for (const int64_t rows : {1, 20, 40}) {
+      for (const Storage& storage : Storages()) {
+        const bool rounds = storage.quantization == Quantization::kNone && storage.dtype == DType::kBFloat16;
+        const int64_t inputs = 100, outputs = 50;
+        const StoredMatrix weight(storage, outputs, inputs, random.Uniforms(outputs * inputs, -1.0f, 1.0f));
+        const Floats x = random.Uniforms(rows * inputs, -2.0f, 2.0f);
+        const auto multiply = [&](const std::string& device, const Floats& of) {
+          DeviceMemory memory(OpenedDevice(device));
+          return ProductsTest::Multiply(memory, memory.Load(weight.view()), rows, of);
+        };
+        const Floats y = multiply(backend, x);
+        EXPECT_TRUE(SameBits(y, multiply(rounds ? backend : "cpu/avx512vnni", rounds ? RoundToBFloat16(x) : x)))
+            << storage.name << ", " << rows << " rows";
+        EXPECT_EQ(SameBits(y, multiply(std::string(cpu::kEmulatedAmxDevice), x)), !rounds)
+            << storage.name << ", " << rows << " rows";
       }
     }
   }

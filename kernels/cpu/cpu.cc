@@ -27,9 +27,11 @@ constexpr int64_t kTogether = 8;
 
 class CpuStream final : public HostStream {
  public:
-  CpuStream(const KernelSet& kernels, std::unique_ptr<ThreadTeam> team) : kernels_(kernels), team_(std::move(team)) {}
+  CpuStream(const Backend& backend, std::unique_ptr<ThreadTeam> team)
+      : kernels_(*backend.kernels), rounds_inputs_(backend.rounds_inputs), team_(std::move(team)) {}
 
   const KernelSet& kernels() const { return kernels_; }
+  bool rounds_inputs() const { return rounds_inputs_; }
   int threads() const { return team_->threads(); }
 
   // As ThreadTeam::Run.
@@ -47,6 +49,7 @@ class CpuStream final : public HostStream {
 
  private:
   const KernelSet& kernels_;
+  const bool rounds_inputs_;
   const std::unique_ptr<ThreadTeam> team_;
 };
 
@@ -119,8 +122,8 @@ absl::Status ProductsTogether(int64_t rows, const Product* products, int64_t cou
   int64_t prepared_bytes = 0;
   for (int64_t i = 0; i < count; ++i) {
     const Product& product = products[i];
-    matmuls[i] = {rows,         product.weight->matrix, product.x, product.bias, product.activation,
-                  product.gate, product.accumulate,     product.y, nullptr};
+    matmuls[i] = {rows,         product.weight->matrix, product.x, product.bias,           product.activation,
+                  product.gate, product.accumulate,     product.y, stream.rounds_inputs(), nullptr};
     prepared_bytes += kernels.matmul_prepared_bytes(matmuls[i]);
     parts += kernels.matmul_parts(matmuls[i]);
     ends[i] = parts;
@@ -216,7 +219,7 @@ class CpuDevice final : public HostDevice {
   int threads() const override { return threads_; }
   absl::StatusOr<std::unique_ptr<Stream>> NewStream() override {
     RWKV_ASSIGN_OR_RETURN(std::unique_ptr<ThreadTeam> team, ThreadTeam::Create(threads_));
-    return std::make_unique<CpuStream>(*backend_.kernels, std::move(team));
+    return std::make_unique<CpuStream>(backend_, std::move(team));
   }
   const OpTable& ops() const override {
     static constexpr OpTable kOps = {Embed, LayerNorm, MixInput,  Products,          Wkv4,

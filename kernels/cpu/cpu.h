@@ -16,11 +16,13 @@ struct Backend {
   absl::string_view numeric_family;
   const KernelSet* kernels;  // Lives as long as the process.
   bool runs_here;            // This processor and operating system have the instructions.
+  // What products with bf16 weights read is rounded to bf16 first, for whoever asks for that by name.
+  bool rounds_inputs = false;
 };
 
-// From slow to fast, those of this architecture: "cpu/portable" (always runs); on x86-64 "cpu/avx2", "cpu/avx512",
-// "cpu/avx512vnni" and "cpu/amx", which give the same bits; on aarch64 "cpu/neon", whose bits are others where numbers
-// are subnormal.
+// From slow to fast, those of this architecture: "cpu/portable" (always runs); on x86-64 "cpu/avx2", "cpu/avx512" and
+// "cpu/avx512vnni", which give the same bits, "cpu/amx/bf16", which rounds inputs, and "cpu/amx"; on aarch64
+// "cpu/neon", whose bits are others where numbers are subnormal.
 std::vector<Backend> Backends();
 
 // The device of a backend that runs here: host memory and its operations. Every stream has a team of `threads` threads,

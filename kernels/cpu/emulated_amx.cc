@@ -14,14 +14,15 @@ bool HasEmulatedAmx() {
   return false;
 }
 
-absl::StatusOr<std::unique_ptr<Device>> OpenEmulatedAmx() {
+absl::StatusOr<std::unique_ptr<Device>> OpenEmulatedAmx(absl::string_view name) {
   if (!HasEmulatedAmx()) return absl::UnimplementedError("this processor has no AVX-512 VNNI");
-  return OpenDevice({kEmulatedAmxDevice, "cpu/fma", &kEmulatedAmxKernels, true}, 0);
+  if (name == kEmulatedAmxDevice) return OpenDevice({kEmulatedAmxDevice, "cpu/amx", &kEmulatedAmxKernels, true}, 0);
+  return OpenDevice({kEmulatedAmxBf16Device, "cpu/amx/bf16", &kEmulatedAmxKernels, true, true}, 0);
 }
 #else
 bool HasEmulatedAmx() { return false; }
 
-absl::StatusOr<std::unique_ptr<Device>> OpenEmulatedAmx() {
+absl::StatusOr<std::unique_ptr<Device>> OpenEmulatedAmx(absl::string_view) {
   return absl::UnimplementedError("AMX is not of this architecture");
 }
 #endif

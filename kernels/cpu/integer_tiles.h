@@ -109,22 +109,6 @@ RWKV_INLINE void FillCodeTile(const IntegerTile& tile, const IntegerMatrix& matr
   }
 }
 
-// v[i][j] becomes v[j][i].
-RWKV_INLINE void Transpose(F32* v) {
-#pragma clang loop unroll(full)
-  for (int stage = 0; stage < 4; ++stage) {
-    F32 next[kLanes];
-#pragma clang loop unroll(full)
-    for (int i = 0; i < kLanes / 2; ++i) {
-      const F32 a = v[i], b = v[i + kLanes / 2];
-      next[2 * i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-      next[2 * i + 1] = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-    }
-#pragma clang loop unroll(full)
-    for (int i = 0; i < kLanes; ++i) v[i] = next[i];
-  }
-}
-
 // Products of high and of low bytes, as a tile leaves them: [output][row].
 struct alignas(64) TileProducts {
   I32 high[kLanes];

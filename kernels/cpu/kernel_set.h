@@ -31,7 +31,7 @@ struct KernelSet {
   void (*mix_input_state)(const MixInputArgs& args, const SequenceSpan& span);
 
   // Memory for a product's rows as it wants to read them, 0 if that is how they are; and what puts rows [begin, end)
-  // there, for all rows before any part.
+  // there, for all rows before any part; `begin` is a multiple of 8.
   int64_t (*matmul_prepared_bytes)(const MatmulArgs& args);
   void (*prepare_rows)(const MatmulArgs& args, int64_t begin, int64_t end);
   // Parts of a product, and what a part needs.
@@ -62,8 +62,8 @@ extern const KernelSet kNeonKernels;        // aarch64
 extern const KernelSet kAvx2Kernels;        // needs AVX2, FMA, F16C
 extern const KernelSet kAvx512Kernels;      // needs AVX-512 F, BW, DQ, VL, and the above
 extern const KernelSet kAvx512VnniKernels;  // needs AVX-512 VNNI, and the above
-extern const KernelSet kAmxKernels;         // needs AMX's tiles of bytes, and the above
-// As kAmxKernels, the tiles in plain code: for tests, needs AVX-512 VNNI.
+extern const KernelSet kAmxKernels;         // needs AMX's tiles of bytes and of bf16, and the above
+// As kAmxKernels, the tiles in plain code: the plain twin, for tests. Needs AVX-512 VNNI.
 extern const KernelSet kEmulatedAmxKernels;
 
 }  // namespace rwkv::kernels::cpu

@@ -17,6 +17,7 @@ struct MatmulArgs {
   const float* gate = nullptr;  // [rows, out], or null
   bool accumulate = false;      // Add to y what else would be stored there.
   float* y = nullptr;           // [rows, out], out
+  bool round_inputs = false;    // To bf16, where kernels can and the weights are bf16 (bf16_tiles.h).
   void* prepared = nullptr;     // x as the product wants to read it (prepare_rows)
 };
 

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "kernels/base/matrix.h"
+#include "kernels/cpu/bf16_tiles.h"
 #include "kernels/cpu/epilogue.h"
 #include "kernels/cpu/integer_kernels.h"
 #include "kernels/cpu/matmul.h"
@@ -302,6 +303,9 @@ RWKV_INLINE bool IsInteger(const MatrixView& matrix) {
 
 int64_t MatmulParts(const MatmulArgs& args) {
   if (IsInteger(args.weight)) return IntegerMatmulParts(args);
+#if defined(RWKV_HAS_TILES)
+  if (AreBf16Tiles(args)) return Bf16TilesParts(args);
+#endif
   if (args.rows <= kFewRows) return FewRows(args).parts;
   const int64_t outputs = kPanelsOfPart * PanelOutputs(args.weight.cols);
   return (args.weight.rows + outputs - 1) / outputs;
@@ -309,22 +313,35 @@ int64_t MatmulParts(const MatmulArgs& args) {
 
 int64_t MatmulWorkspaceBytes(const MatmulArgs& args) {
   if (IsInteger(args.weight)) return IntegerMatmulWorkspaceBytes(args);
+#if defined(RWKV_HAS_TILES)
+  if (AreBf16Tiles(args)) return Bf16TilesWorkspaceBytes(args);
+#endif
   if (args.rows <= kFewRows) return 0;
   return PanelOutputs(args.weight.cols) * RoundUpToLanes(args.weight.cols) * static_cast<int64_t>(sizeof(float));
 }
 
 // What the product reads instead of args.x.
 int64_t MatmulPreparedBytes(const MatmulArgs& args) {
-  return IsInteger(args.weight) ? FixedRowsBytes(args) : RowTiles(args).Bytes();
+  if (IsInteger(args.weight)) return FixedRowsBytes(args);
+#if defined(RWKV_HAS_TILES)
+  if (AreBf16Tiles(args)) return ColumnTiles(args).Bytes();
+#endif
+  return RowTiles(args).Bytes();
 }
 
 void PrepareRows(const MatmulArgs& args, int64_t begin, int64_t end) {
   if (IsInteger(args.weight)) return FixRows(args, begin, end);
+#if defined(RWKV_HAS_TILES)
+  if (AreBf16Tiles(args)) return FillColumnTiles(args, begin, end);
+#endif
   RowTiles(args).Fill(args, begin, end);
 }
 
 void Matmul(const MatmulArgs& args, int64_t part, void* workspace) {
   if (IsInteger(args.weight)) return IntegerMatmul(args, part, workspace);
+#if defined(RWKV_HAS_TILES)
+  if (AreBf16Tiles(args)) return MatmulBf16Tiles(args, part, workspace);
+#endif
   VisitWeights(args.weight, [&](auto weights) {
     using Weights = decltype(weights);
     if (args.rows <= kFewRows) {

@@ -16,7 +16,7 @@ namespace {
 std::string FastestCpu() {
   std::string name;
   for (const cpu::Backend& backend : cpu::Backends()) {
-    if (backend.runs_here) name = std::string(backend.name);
+    if (backend.runs_here && !backend.rounds_inputs) name = std::string(backend.name);
   }
   return name;
 }
@@ -49,7 +49,7 @@ std::string WhyNoGpu() {
 std::vector<std::string> AvailableDevices() {
   std::vector<std::string> names = {"reference"};
   for (const cpu::Backend& backend : cpu::Backends()) {
-    if (backend.runs_here) names.emplace_back(backend.name);
+    if (backend.runs_here && !backend.rounds_inputs) names.emplace_back(backend.name);
   }
   for (int ordinal = 0; ordinal < cuda::CountDevices(); ++ordinal) names.push_back(absl::StrCat("cuda:", ordinal));
   return names;

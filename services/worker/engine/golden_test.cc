@@ -16,6 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/cpu/emulated_amx.h"
 #include "kernels/cuda/testing/emulated_cuda.h"
 #include "kernels/dispatch/open_device.h"
 #include "services/checkpoint/checkpoint.h"
@@ -123,6 +124,7 @@ std::vector<std::string> DevicesOf(bool gpus) {
   for (const std::string& device : kernels::AvailableDevices()) {
     if (absl::StartsWith(device, "cuda:") == gpus) devices.push_back(device);
   }
+  if (!gpus && kernels::cpu::HasEmulatedAmx()) devices.emplace_back(kernels::cpu::kEmulatedAmxDevice);
   if (gpus && kernels::cuda::HasEmulatedDevice()) devices.emplace_back(kernels::cuda::kEmulatedDevice);
   return devices;
 }

@@ -9,6 +9,7 @@
 #include "kernels/base/device.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/conformance/protected_device.h"
+#include "kernels/cpu/emulated_amx.h"
 #include "kernels/cuda/testing/emulated_cuda.h"
 #include "kernels/dispatch/open_device.h"
 #include "services/checkpoint/checkpoint.h"
@@ -24,6 +25,7 @@ namespace {
 
 absl::StatusOr<std::unique_ptr<kernels::Device>> OpenTestDevice(const std::string& name, int threads) {
   if (name == kernels::cuda::kEmulatedDevice) return kernels::cuda::OpenEmulatedDevice();
+  if (name == kernels::cpu::kEmulatedAmxDevice) return kernels::cpu::OpenEmulatedAmx(name);
   const bool is_plain = name != kLazyDevice && name != kProtectedDevice;
   RWKV_ASSIGN_OR_RETURN(std::unique_ptr<kernels::Device> device,
                         kernels::OpenDevice(is_plain ? name : "auto", threads));
