@@ -12,6 +12,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import time
 
 import chart
 import cluster
@@ -21,11 +22,15 @@ LLAMA_TYPES = {"bf16": None, "int8": "q8_0", "int4": "q4_0"}  # The nearest; Non
 LIMIT_ROUNDS = 5  # A round takes milliseconds: more of them than of what takes seconds.
 
 
-def numbers(text):
+def numbers(text, most=8192):
     values = [int(part) for part in text.split(",")]
-    if not all(1 <= value <= 8192 for value in values):
-        raise argparse.ArgumentTypeError(f"{text}: not in 1 .. 8192")
+    if not all(1 <= value <= most for value in values):
+        raise argparse.ArgumentTypeError(f"{text}: not in 1 .. {most}")
     return values
+
+
+def positions(text):
+    return numbers(text, 10000000)
 
 
 def names(text):
@@ -87,6 +92,7 @@ class Bench:
         self.options = options
         self.machine = machine()
         self.rows = []
+        self.facts = []
 
     def binary(self, path):
         return os.path.join(self.options.binaries, path)
@@ -100,6 +106,12 @@ class Bench:
         self.rows.append(row)
         with open(os.path.join(self.options.out, "results.jsonl"), "a") as file:
             file.write(json.dumps({**self.machine, **row}) + "\n")
+
+    def tell(self, shape, form, what, **facts):
+        """A number that is no row of the table."""
+        self.facts.append((f"{shape} {form}, {what}", facts))
+        with open(os.path.join(self.options.out, "results.jsonl"), "a") as file:
+            file.write(json.dumps({**self.machine, "what": what, "shape": shape, "format": form, **facts}) + "\n")
 
     # ---- models ----
 
@@ -154,6 +166,14 @@ class Bench:
                 size = line["batch"] if line["case"] == "decode" else line["length"]
                 self.add("engine", shape, form, line["case"], size, threads, line["tokens_per_s"], steps=line["steps"])
 
+    def positions(self, shape, form, model):
+        threads = max(self.options.threads)
+        out = run([self.binary("tests/bench/engine_bench"), model, self.options.device, str(threads),
+                   str(self.options.seconds), "-", "-", ",".join(map(str, self.options.positions))])
+        for line in map(json.loads, out.splitlines()):
+            self.add("engine", shape, form, "position", line["position"], threads, line["tokens_per_s"],
+                     steps=line["steps"])
+
     def timelines(self, shape, form, model):
         """A drawn step for the fewest and the most sequences."""
         threads = max(self.options.threads)
@@ -181,6 +201,25 @@ class Bench:
                 times = report["ttft_seconds"]
                 self.add("cluster", shape, form, "prefill", length, threads,
                          {"best": length / times["p50"], "median": length / times["p50"]}, load=report)
+            most, allowed = running.worker_memory()
+            self.tell(shape, form, "start", seconds_to_first_token=running.seconds_to_first_token)
+            self.tell(shape, form, "memory", bytes=most, allowed_bytes=allowed, of_allowed=most / allowed)
+
+    def beside_a_busy_process(self, shape, form, model):
+        """What a step keeps of its speed where another process wants one of the processors for itself."""
+        threads, batch = max(self.options.threads), min(self.options.batches)
+        alone = self.find("engine", shape, form, "decode", batch, threads)["tokens_per_s"]["median"]
+        processor = max(os.sched_getaffinity(0))
+        busy = subprocess.Popen([sys.executable, "-c", f"import os\nos.sched_setaffinity(0, [{processor}])\n"
+                                 "while True: pass"])
+        try:
+            line = json.loads(run([self.binary("tests/bench/engine_bench"), model, self.options.device, str(threads),
+                                   str(self.options.seconds), str(batch), "-"]))
+        finally:
+            busy.kill()
+            busy.wait()
+        beside = line["tokens_per_s"]["median"]
+        self.tell(shape, form, "beside a busy process", threads=threads, tokens_per_s=beside, of_alone=beside / alone)
 
     def llama_cpp(self, shape, form):
         model = self.gguf(shape, form)
@@ -198,6 +237,9 @@ class Bench:
                          {"best": max(samples), "median": statistics.median(samples)},
                          build=line.get("build_commit", ""))
             self.llama_cpp_batches(shape, form, model, threads)
+        began = time.monotonic()  # Of the same: a process that loads the model and computes a token.
+        run([bench, "-m", model, "-t", str(max(self.options.threads)), "-p", "1", "-n", "0", "-r", "1", "-o", "json"])
+        self.tell(shape, form, "llama.cpp's start", seconds_to_first_token=time.monotonic() - began)
 
     def llama_cpp_batches(self, shape, form, model, threads):
         program = os.path.join(self.options.llama_cpp, "llama-batched-bench")
@@ -227,11 +269,12 @@ class Bench:
                  "llama.cpp best (median)", "engine : llama.cpp"]]
         cases = [("decode", batch) for batch in self.options.batches]
         cases += [("prefill", length) for length in self.options.lengths]
+        cases += [("position", position) for position in self.options.positions]
         both = lambda row: f"{row['tokens_per_s']['best']:.4g} ({row['tokens_per_s']['median']:.4g})" if row else "-"
         for shape in self.options.shapes:
             for form in self.options.formats:
                 for case, size in cases:
-                    for threads in self.options.threads:
+                    for threads in self.options.threads if case != "position" else [max(self.options.threads)]:
                         at = (shape, form, case, size, threads)
                         engine, served, other = (self.find(what, *at) for what in ("engine", "cluster", "llama.cpp"))
                         limit = self.find("limit", shape, form, "decode", 1, threads)
@@ -262,11 +305,14 @@ class Bench:
         weights = {(row["shape"], row["format"]): row["weight_bytes"] for row in self.rows if row["what"] == "limit"}
         first = min(self.options.batches)
         decodes = lambda row: row["case"] == "decode"
+        of_case = lambda case: lambda row: row["case"] == case and row["threads"] == most
         charts = {
             "batch": ("Decode, by sequences at once", "sequences",
                       by(model, lambda row: decodes(row) and row["threads"] == most, lambda row: row["size"])),
             "length": ("Prefill, by length of the prompt", "tokens",
-                       by(model, lambda row: not decodes(row) and row["threads"] == most, lambda row: row["size"])),
+                       by(model, of_case("prefill"), lambda row: row["size"])),
+            "position": ("Decode of one, by how much it has read", "tokens read before",
+                         by(model, of_case("position"), lambda row: row["size"])),
             "threads": (f"Decode of {first}, by threads", "threads",
                         by(model, lambda row: decodes(row) and row["size"] == first, lambda row: row["threads"])),
             "size": (f"Decode of {first}, by what a token reads", "MB of weights",
@@ -288,6 +334,9 @@ class Bench:
                 self.limits(shape, form, gguf.weight_bytes(model))
                 self.engine(shape, form, model)
                 self.timelines(shape, form, model)
+                if self.options.positions:
+                    self.positions(shape, form, model)
+                self.beside_a_busy_process(shape, form, model)
                 if self.options.cluster_seconds > 0:
                     self.cluster(shape, form, model)
                 if self.options.llama_cpp:
@@ -295,6 +344,8 @@ class Bench:
         rows = self.table()
         widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
         text = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+        for what, facts in self.facts:
+            text += f"\n{what}: " + ", ".join(f"{name} {value:.4g}" for name, value in facts.items())
         head = "tokens/s on {cpu}, {processors} processors, {date}, commit {commit}\n".format(**self.machine)
         with open(os.path.join(self.options.out, "table.txt"), "w") as file:
             file.write(head + text + "\n")
@@ -313,6 +364,8 @@ def main():
     parser.add_argument("--formats", type=names, default=["bf16", "int8", "int4"], help="of bf16,int8,int4")
     parser.add_argument("--batches", type=numbers, default=[1, 8, 32], help="sequences decoded at once")
     parser.add_argument("--lengths", type=numbers, default=[32, 128, 512], help="of prompts, each in one step")
+    parser.add_argument("--positions", type=positions, default=[],
+                        help="decode of one sequence that has read so many tokens, e.g. 1,1000,10000,100000")
     parser.add_argument("--threads", type=numbers, default=sorted({1, every}))
     parser.add_argument("--device", default="auto", help="of the engine: auto, cpu/avx512, ...")
     parser.add_argument("--seconds", type=float, default=3, help="of each of the engine's cases")

@@ -99,6 +99,8 @@ def timeline(title, step_us, ops):
         for begin, end, _ in spans:
             x, w = left + width * begin / step_us, max(0.3, width * (end - begin) / step_us)
             out.append(f'<rect x="{x:.2f}" y="{y}" width="{w:.2f}" height="{row - 6}" fill="{color}"/>')
-        told = f"{total:.0f} us, {total / step_us:.1%}" + (f", {moved / total / 1e3:.1f} GB/s" if moved and total else "")
+        told = f"{total:.0f} us, {total / step_us:.1%}"
+        if moved and total:
+            told += f", {moved / total / 1e3:.1f} GB/s"
         out.append(f'<text x="{left + width + 12}" y="{y + 15}">{told}</text>')
     return "\n".join(out + ["</svg>"]) + "\n"

@@ -1,6 +1,7 @@
 """A cluster of one stage on this machine, for as long as a `with` lasts."""
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -17,6 +18,7 @@ class Cluster:
         self._slots, self._max_batch_tokens = slots, max_batch_tokens
 
     def __enter__(self):
+        began = time.monotonic()
         os.makedirs(self._folder, exist_ok=True)
         try:
             store = self._start("state_store", f"--data_dir={self._folder}/state")
@@ -25,6 +27,8 @@ class Cluster:
             self.router = self._start("router", f"--workers={worker}", f"--state_store={store}",
                                       f"--max_running={self._slots}")
             self._wait_until_serving()
+            self.load("--streams", "1", "--requests", "1", "--prompt-tokens", "1", "--max-tokens", "1")
+            self.seconds_to_first_token = time.monotonic() - began  # From no process at all.
         except BaseException:
             self.__exit__()
             raise
@@ -38,6 +42,15 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+    def worker_memory(self):
+        """The most that the worker has had in memory, and what it may have had, in bytes: its file, its states and
+        64 MiB, and a tenth of that."""
+        with open(f"/proc/{self._processes[1].pid}/status") as file:
+            most = int(re.search(r"VmHWM:\s*(\d+) kB", file.read()).group(1)) * 1024
+        with open(f"{self._folder}/worker.log", errors="replace") as file:
+            states = int(re.search(r" state_bytes=(\d+)", file.read()).group(1))
+        return most, int((os.path.getsize(self._model) + states + (64 << 20)) * 1.1)
 
     def load(self, *arguments):
         """The report of `rwkvctl load`."""

@@ -1,9 +1,10 @@
-// engine_bench MODEL DEVICE THREADS SECONDS BATCHES LENGTHS: the worker's engine alone, one stage, no RPC. A JSON line
-// a case:
+// engine_bench MODEL DEVICE THREADS SECONDS BATCHES LENGTHS [POSITIONS]: the worker's engine alone, one stage, no RPC.
+// A JSON line a case:
 //   {"case": "decode", "batch": B, "threads": N, "tokens_per_s": {"best": X, "median": X}, ...}  B sequences, greedy
 //   {"case": "prefill", "length": T, ...}  T tokens of one sequence in one step, of the last one logits
-// BATCHES and LENGTHS are numbers by commas, or "-"; a length may be "BxT": B sequences in one step, told with
-// "sequences": B. Each case runs for SECONDS, and three times at least.
+//   {"case": "position", "position": P, ...}  decode of one sequence that has read P tokens
+// BATCHES, LENGTHS and POSITIONS are numbers by commas, or "-"; a length may be "BxT": B sequences in one step, told
+// with "sequences": B. Each case runs for SECONDS, and three times at least.
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -113,15 +114,41 @@ absl::Status Prefill(EnginePipeline& pipeline, const Prompts& prompts, int threa
   return absl::OkStatus();
 }
 
-// False: a number is missing, or not in 1 .. 8192.
-bool ParseSize(absl::string_view text, int* size) {
-  return absl::SimpleAtoi(text, size) && *size >= 1 && *size <= 8192;
+constexpr int kChunk = 512;  // Tokens that a sequence reads at once on its way.
+
+// One sequence, which reads on to each position in turn.
+absl::Status Positions(EnginePipeline& pipeline, const std::vector<int>& positions, int threads, double seconds) {
+  RWKV_RETURN_IF_ERROR(pipeline.AttachFresh(0, 1));
+  uint64_t position = 0;
+  const auto read = [&](int count) -> absl::Status {
+    std::vector<uint32_t> tokens(count);
+    for (int t = 0; t < count; ++t) tokens[t] = 1 + (position + t) * 7 % 100;
+    v1::Step step;
+    *step.add_entries() = worker::Entry(0, 1, position, tokens, false, true);
+    position += count;
+    RWKV_ASSIGN_OR_RETURN(const StepOutput output, pipeline.Step(std::move(step)));
+    return EntriesAreOk(output);
+  };
+  for (const uint64_t until : positions) {
+    while (position < until) RWKV_RETURN_IF_ERROR(read(static_cast<int>(std::min<uint64_t>(kChunk, until - position))));
+    RWKV_ASSIGN_OR_RETURN(const Times times, Measure(seconds, [&] { return read(1); }));
+    Print("position", absl::StrCat("\"position\": ", until), threads, 1, times);
+  }
+  return absl::OkStatus();
 }
 
-bool ParseBatches(absl::string_view text, std::vector<int>* batches) {
+constexpr int kMostRows = 8192;
+constexpr int kMostTokens = 10000000;
+
+// False: a number is missing, or not in 1 .. most.
+bool ParseSize(absl::string_view text, int most, int* size) {
+  return absl::SimpleAtoi(text, size) && *size >= 1 && *size <= most;
+}
+
+bool ParseSizes(absl::string_view text, int most, std::vector<int>* sizes) {
   if (text == "-") return true;
   for (const absl::string_view part : absl::StrSplit(text, ',')) {
-    if (!ParseSize(part, &batches->emplace_back())) return false;
+    if (!ParseSize(part, most, &sizes->emplace_back())) return false;
   }
   return true;
 }
@@ -131,20 +158,21 @@ bool ParseLengths(absl::string_view text, std::vector<Prompts>* lengths) {
   for (const absl::string_view part : absl::StrSplit(text, ',')) {
     const std::vector<absl::string_view> sizes = absl::StrSplit(part, 'x');
     Prompts& prompts = lengths->emplace_back();
-    if (sizes.size() > 2 || !ParseSize(sizes.back(), &prompts.length)) return false;
-    if (sizes.size() == 2 && !ParseSize(sizes.front(), &prompts.sequences)) return false;
+    if (sizes.size() > 2 || !ParseSize(sizes.back(), kMostRows, &prompts.length)) return false;
+    if (sizes.size() == 2 && !ParseSize(sizes.front(), kMostRows, &prompts.sequences)) return false;
   }
   return true;
 }
 
 int Main(int argc, char** argv) {
-  std::vector<int> batches;
+  std::vector<int> batches, positions;
   std::vector<Prompts> lengths;
   worker::TestEngineOptions options;
   double seconds = 0;
-  if (argc != 7 || !absl::SimpleAtoi(argv[3], &options.threads) || !absl::SimpleAtod(argv[4], &seconds) ||
-      !ParseBatches(argv[5], &batches) || !ParseLengths(argv[6], &lengths)) {
-    std::cerr << "usage: engine_bench MODEL DEVICE THREADS SECONDS BATCHES LENGTHS" << std::endl;
+  if (argc < 7 || argc > 8 || !absl::SimpleAtoi(argv[3], &options.threads) || !absl::SimpleAtod(argv[4], &seconds) ||
+      !ParseSizes(argv[5], kMostRows, &batches) || !ParseLengths(argv[6], &lengths) ||
+      (argc == 8 && !ParseSizes(argv[7], kMostTokens, &positions))) {
+    std::cerr << "usage: engine_bench MODEL DEVICE THREADS SECONDS BATCHES LENGTHS [POSITIONS]" << std::endl;
     return 2;
   }
   options.device = argv[2];
@@ -155,10 +183,13 @@ int Main(int argc, char** argv) {
     options.slots = std::max(options.slots, prompts.sequences);
     options.max_batch_tokens = std::max(options.max_batch_tokens, prompts.sequences * prompts.length);
   }
+  if (!positions.empty()) options.max_batch_tokens = std::max(options.max_batch_tokens, kChunk);
+  std::sort(positions.begin(), positions.end());
   EnginePipeline pipeline(argv[1], 1, options);
   absl::Status status;
   for (const int batch : batches) status.Update(Decode(pipeline, batch, options.threads, seconds));
   for (const Prompts& prompts : lengths) status.Update(Prefill(pipeline, prompts, options.threads, seconds));
+  if (!positions.empty()) status.Update(Positions(pipeline, positions, options.threads, seconds));
   if (!status.ok()) std::cerr << "engine_bench: " << status << std::endl;
   return status.ok() ? 0 : 1;
 }
