@@ -11,6 +11,10 @@
 namespace rwkv::common {
 namespace {
 
+constexpr int kBulkFrameBytes = 1 << 20;
+constexpr int kBulkWindowBytes = 8 << 20;
+constexpr int kBulkReadBytes = 256 << 10;
+
 // gRPC reads from a connection while some call of its channel waits. A caller that tries again after a pause waits for
 // nothing in between, and a TLS handshake, which takes several turns, starves until its time is over (a TCP connection
 // needs no reading). So a thread of its own waits for every channel with TLS, from the first on.
@@ -56,6 +60,14 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, const Cha
   arguments.SetInt(GRPC_COMPRESSION_CHANNEL_ENABLED_ALGORITHMS_BITSET, 1 << GRPC_COMPRESS_NONE);
   arguments.SetInt(GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, 0);
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  if (options.bulk) {
+    arguments.SetInt(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, kBulkFrameBytes);
+    arguments.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, kBulkWindowBytes);
+    arguments.SetInt(GRPC_ARG_HTTP2_WRITE_BUFFER_SIZE, kBulkFrameBytes);
+    arguments.SetInt(GRPC_ARG_TCP_READ_CHUNK_SIZE, kBulkReadBytes);
+    arguments.SetInt(GRPC_ARG_TCP_MIN_READ_CHUNK_SIZE, kBulkReadBytes);
+    arguments.SetInt(GRPC_ARG_TCP_MAX_READ_CHUNK_SIZE, kBulkReadBytes);
+  }
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 1000);  // Also how long one attempt to connect may take.

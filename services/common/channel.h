@@ -13,6 +13,7 @@ namespace rwkv::common {
 struct ChannelOptions {
   std::shared_ptr<grpc::ChannelCredentials> credentials;  // Null: not encrypted. security/security.h
   std::string server_name;  // That a certificate must be for, instead of the host in the address. Empty: that host.
+  bool bulk = false;        // For messages of a megabyte: large frames, windows and reads.
   int max_receive_bytes = 4 << 20;  // A larger answer is RESOURCE_EXHAUSTED; a compressed one is UNIMPLEMENTED.
 };
 

@@ -40,6 +40,7 @@ class RpcServer {
     Metrics* metrics = nullptr;         // Gets rwkv_server_ready and rwkv_server_draining. Outlives it.
     std::string metrics_address;        // Only written to the port file: Metrics::address().
     std::string port_file;              // Empty: none. Any old file there is removed first.
+    bool bulk = false;                  // As ChannelOptions has it.
     int max_receive_bytes = 4 << 20;    // A larger message is RESOURCE_EXHAUSTED, a compressed one never read.
     int max_concurrent_streams = 1024;  // Per connection; more wait in the client.
     int max_threads = 1024;             // Of the synchronous API (one a call); more is RESOURCE_EXHAUSTED.

@@ -173,14 +173,15 @@ absl::Status Run() {
   }
 
   const std::vector<std::string> store_addresses = absl::GetFlag(FLAGS_state_store);
-  common::ChannelOptions to_store, to_workers;
-  to_store.credentials = security->ForChannelTo(common::Role::kStore);
+  common::ChannelOptions to_store, to_records, to_workers;
+  to_store.credentials = to_records.credentials = security->ForChannelTo(common::Role::kStore);
+  to_records.bulk = true;
   to_workers.credentials = security->ForChannelTo(common::Role::kWorker);
   // Exports are bulk: they have a channel of their own.
   const std::unique_ptr<state_store::CatalogClient> catalog =
       state_store::NewCatalogClient(common::MakeChannels(store_addresses, to_store));
   const std::unique_ptr<state_store::RecordsClient> records =
-      state_store::NewRecordsClient(common::MakeChannels(store_addresses, to_store));
+      state_store::NewRecordsClient(common::MakeChannels(store_addresses, to_records));
   RWKV_ASSIGN_OR_RETURN(std::unique_ptr<WorkerSource> workers,
                         FindWorkers(absl::GetFlag(FLAGS_workers), [to_workers](const std::string& address) {
                           return worker::MakeWorkerClient(address, common::MakeChannel(address, to_workers));

@@ -15,6 +15,7 @@
 #include "services/common/clock.h"
 #include "services/common/logging.h"
 #include "services/common/main_loop.h"
+#include "services/common/memory.h"
 #include "services/common/metrics.h"
 #include "services/common/rpc_server.h"
 #include "services/common/security/security.h"
@@ -102,6 +103,7 @@ absl::Status RunOffline(const std::string& what) {
 absl::Status Run() {
   const std::string name = absl::GetFlag(FLAGS_name);
   common::InitLogging(name);
+  common::KeepFreedMemory();
   if (const std::string what = absl::GetFlag(FLAGS_offline); !what.empty()) return RunOffline(what);
   RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<common::Metrics> metrics,
                         common::Metrics::Create(absl::GetFlag(FLAGS_metrics_listen), {{"process", name}}));
@@ -141,6 +143,7 @@ absl::Status Run() {
   server_options.metrics = metrics.get();
   server_options.metrics_address = metrics->address();
   server_options.port_file = absl::GetFlag(FLAGS_port_file);
+  server_options.bulk = true;
   server_options.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);
   RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<common::RpcServer> server,
                         common::RpcServer::Start(server_options, {&catalog, &records}));

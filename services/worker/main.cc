@@ -5,6 +5,7 @@
 #include "kernels/base/status_macros.h"
 #include "services/common/logging.h"
 #include "services/common/main_loop.h"
+#include "services/common/memory.h"
 #include "services/worker/link/nccl.h"
 #include "services/worker/worker.h"
 #include "services/worker/worker_flags.h"
@@ -14,6 +15,7 @@ namespace {
 absl::Status Run() {
   const rwkv::worker::Worker::Options options = rwkv::worker::OptionsOfFlags();
   rwkv::common::InitLogging(options.name);
+  rwkv::common::KeepFreedMemory();
   rwkv::worker::nccl::SetEnvironment();
   RWKV_ASSIGN_OR_RETURN(std::unique_ptr<rwkv::worker::Worker> worker, rwkv::worker::Worker::Start(options));
   return worker->ServeUntilSignal();

@@ -258,6 +258,7 @@ absl::Status WorkerImpl::Init(const Options& options, const Platform& platform) 
   common::ChannelOptions to_worker, to_store;
   to_worker.credentials = security_->ForChannelTo(common::Role::kWorker);
   to_store.credentials = security_->ForChannelTo(common::Role::kStore);
+  to_store.bulk = true;
   RWKV_ASSIGN_OR_RETURN(LinkChoice choice, ChooseLinks(options, platform));
   links_ = std::make_unique<GrpcLinkTransport>(
       engine_->link_shape(),

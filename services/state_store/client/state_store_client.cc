@@ -287,7 +287,6 @@ class GrpcRecordsClient final : public RecordsClient {
     v1::GetRecordRequest request;
     *request.mutable_info() = info;
     std::string data;
-    data.reserve(info.bytes());
     v1::GetRecordResponse response;
     const auto reader = stub.GetRecord(&context, request);
     bool too_long = false;
@@ -295,6 +294,9 @@ class GrpcRecordsClient final : public RecordsClient {
       too_long |= data.size() + response.data().size() > info.bytes();
       if (too_long) {
         context.TryCancel();
+      } else if (data.empty()) {
+        data.swap(*response.mutable_data());  // Most records are one piece.
+        if (data.size() < info.bytes()) data.reserve(info.bytes());
       } else {
         data += response.data();
       }

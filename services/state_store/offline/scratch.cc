@@ -19,7 +19,7 @@ absl::Status CopyFiles(const fs::path& from, const fs::path& to) {
   for (const auto& entry : fs::directory_iterator(from, failed)) {
     const std::string name = entry.path().filename().string();
     if (!entry.is_regular_file() || name == "LOCK") continue;
-    const bool link = absl::EndsWith(name, ".sst") || absl::EndsWith(name, ".blob");
+    const bool link = absl::EndsWith(name, ".sst") || absl::EndsWith(name, ".blob") || absl::EndsWith(name, ".record");
     if (link) fs::create_hard_link(entry.path(), to / name, failed);
     if (!link || failed) fs::copy_file(entry.path(), to / name, failed);
     if (failed)
@@ -47,6 +47,9 @@ absl::StatusOr<std::string> CopyToScratch(const std::string& data_dir) {
   absl::Status copied = CopyFiles(data_dir, scratch);
   if (copied.ok() && fs::is_directory(data_dir + "/records")) {
     copied = CopyFiles(data_dir + "/records", scratch + "/records");
+  }
+  if (copied.ok() && fs::is_directory(data_dir + "/records/files")) {
+    copied = CopyFiles(data_dir + "/records/files", scratch + "/records/files");
   }
   env->UnlockFile(lock).PermitUncheckedError();
   RWKV_RETURN_IF_ERROR(copied);

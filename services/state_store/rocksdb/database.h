@@ -117,6 +117,9 @@ class Database {
   // Ends a Reclaim() soon, and lets no other begin: the database is about to go.
   void CancelReclaim() { closing_ = cancel_reclaim_ = true; }
 
+  rocksdb::Env* env() const { return env_; }
+  const std::string& data_dir() const { return options_.data_dir; }
+
   // "state store in DIR", to begin an error's message with.
   const std::string& name() const { return name_; }
 

@@ -29,6 +29,8 @@ using testing::IsOkAndHolds;
 using testing::StatusIs;
 
 constexpr uint64_t kMiB = 1 << 20;
+constexpr int kLayers = 21;
+constexpr size_t kRecordBytes = 100 << 10;
 
 // --- What is worth it -----------------------------------------------------------------------------------------------
 
@@ -77,7 +79,7 @@ class ReclaimTest : public ::testing::Test {
         absl::Seconds(30));
     return bytes;
   }
-  // A session with a snapshot of two records of 1 MiB.
+  // A session with a snapshot of some 2 MiB, in records that are too small for files of their own.
   void MakeSession(const std::string& id, uint32_t seed) {
     ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create(id));
     ASSERT_OK(store_.AddTurn(lease, "r", {1, 2, 3}, {4}));
@@ -86,8 +88,8 @@ class ReclaimTest : public ::testing::Test {
     manifest.set_session_id(id);
     manifest.set_position(4);
     manifest.set_model_fingerprint(kTestModel);
-    for (int layer = 0; layer < 2; ++layer) {
-      const std::string data = TestRecordData(seed * 2 + layer, kMiB);
+    for (int layer = 0; layer < kLayers; ++layer) {
+      const std::string data = TestRecordData(seed * kLayers + layer, kRecordBytes);
       *manifest.add_records() = TestRecordInfo(manifest.snapshot_id(), layer, data);
       ASSERT_OK(store_.records().Put(manifest.records(layer), data));
     }
@@ -103,8 +105,9 @@ class ReclaimTest : public ::testing::Test {
     EXPECT_THAT(store_.Tokens(id), IsOkAndHolds(testing::ElementsAre(1, 2, 3, 4)));
     ASSERT_OK_AND_ASSIGN(const auto manifest, store_.catalog().FindSnapshot(id, 4, kTestModel));
     ASSERT_TRUE(manifest.has_value());
-    for (int layer = 0; layer < 2; ++layer) {
-      EXPECT_THAT(store_.records().Get(manifest->records(layer)), IsOkAndHolds(TestRecordData(seed * 2 + layer, kMiB)));
+    for (int layer = 0; layer < kLayers; ++layer) {
+      EXPECT_THAT(store_.records().Get(manifest->records(layer)),
+                  IsOkAndHolds(TestRecordData(seed * kLayers + layer, kRecordBytes)));
     }
   }
   double Reclaimed() { return store_.metrics().Counter("rwkv_state_store_reclaimed_bytes_total", "").Value(); }

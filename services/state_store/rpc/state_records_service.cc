@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -42,7 +43,11 @@ grpc::Status StateRecordsService::PutRecord(grpc::ServerContext* context,
       if (data.size() + request.data().size() > info.bytes()) {
         return absl::DataLossError(absl::StrCat(name, ": more than the ", info.bytes(), " bytes of its info came"));
       }
-      data += request.data();
+      if (data.empty()) {
+        data.swap(*request.mutable_data());  // Most records are one piece.
+      } else {
+        data += request.data();
+      }
     }
     // Reading also ends when the caller is gone; then what came is a part at best.
     if (context->IsCancelled()) return absl::CancelledError(absl::StrCat(name, ": the caller has gone"));
@@ -57,8 +62,13 @@ grpc::Status StateRecordsService::GetRecord(grpc::ServerContext* context, const 
     RWKV_RETURN_IF_ERROR(ValidateRecordInfo("info", info));
     const std::string name = absl::StrCat("record ", info.snapshot_id(), "/", info.layer());
     RWKV_ASSIGN_OR_RETURN(const ByteBudget::Share share, budget_.Take(static_cast<int64_t>(info.bytes()), name));
-    RWKV_ASSIGN_OR_RETURN(const std::string data, records_->Get(info));
+    RWKV_ASSIGN_OR_RETURN(std::string data, records_->Get(info));
     v1::GetRecordResponse response;
+    if (data.size() <= kMaxPieceBytes) {
+      response.set_data(std::move(data));
+      if (!writer->Write(response)) return absl::CancelledError(absl::StrCat(name, ": the caller has gone"));
+      return absl::OkStatus();
+    }
     for (size_t begin = 0; begin < data.size(); begin += kMaxPieceBytes) {
       const size_t bytes = std::min(kMaxPieceBytes, data.size() - begin);
       response.set_data(data.data() + begin, bytes);

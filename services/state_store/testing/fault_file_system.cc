@@ -140,6 +140,25 @@ rocksdb::IOStatus FaultFileSystem::NewWritableFile(const std::string& path, cons
   return status;
 }
 
+rocksdb::IOStatus FaultFileSystem::ReopenWritableFile(const std::string& path, const rocksdb::FileOptions& options,
+                                                      std::unique_ptr<rocksdb::FSWritableFile>* file,
+                                                      rocksdb::IODebugContext* debug) {
+  if (rocksdb::IOStatus error = WriteError(); !error.ok()) return error;
+  std::unique_ptr<rocksdb::FSWritableFile> real;
+  rocksdb::IOStatus status = target()->ReopenWritableFile(path, options, &real, debug);
+  if (!status.ok()) return status;
+  Length before;
+  {
+    absl::MutexLock lock(&mu_);
+    const auto it = lengths_.find(path);
+    if (it != lengths_.end()) before = *it->second;
+  }
+  *file = Wrap(path, std::move(real));
+  absl::MutexLock lock(&mu_);
+  *lengths_[path] = before;
+  return status;
+}
+
 rocksdb::IOStatus FaultFileSystem::ReuseWritableFile(const std::string& path, const std::string& old_path,
                                                      const rocksdb::FileOptions& options,
                                                      std::unique_ptr<rocksdb::FSWritableFile>* file,

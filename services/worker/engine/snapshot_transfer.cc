@@ -1,5 +1,6 @@
 #include "services/worker/engine/snapshot_transfer.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -68,6 +69,7 @@ void SnapshotTransfer::LoadLoop() {
       absl::MutexLock lock(&mu_);
       mu_.Await(absl::Condition(this, &SnapshotTransfer::HasLoad));
       if (stopping_) return;
+      if (Help(loading_)) continue;
       load = std::move(loads_.front());
       loads_.pop_front();
     }
@@ -85,6 +87,7 @@ void SnapshotTransfer::SaveLoop() {
       absl::MutexLock lock(&mu_);
       mu_.Await(absl::Condition(this, &SnapshotTransfer::HasSave));
       if (stopping_) return;
+      if (Help(storing_)) continue;
       save = std::move(saves_.front());
       saves_.pop_front();
       ++saving_;
@@ -107,10 +110,48 @@ void SnapshotTransfer::SaveLoop() {
   }
 }
 
-absl::StatusOr<std::vector<std::string>> SnapshotTransfer::RunLoad(const LoadJob& job) const {
-  std::vector<std::string> records;
-  for (const v1::RecordInfo& info : job.records) {
+bool SnapshotTransfer::HasWork(const Batches& batches) {
+  return std::any_of(batches.begin(), batches.end(), [](const Batch* batch) { return batch->HasWork(); });
+}
+
+bool SnapshotTransfer::Help(Batches& batches) {
+  for (Batch* const batch : batches) {
+    if (!batch->HasWork()) continue;
+    WorkAt(*batch);
+    return true;
+  }
+  return false;
+}
+
+void SnapshotTransfer::WorkAt(Batch& batch) {
+  ++batch.working;  // It stays until this is 0.
+  while (batch.HasWork()) {
+    const size_t index = batch.next++;
+    mu_.Unlock();
+    const absl::Status status = batch.run(index);
+    mu_.Lock();
+    batch.status.Update(status);
+  }
+  --batch.working;
+}
+
+absl::Status SnapshotTransfer::RunAll(Batches SnapshotTransfer::*batches, size_t count,
+                                      absl::FunctionRef<absl::Status(size_t)> run) {
+  Batch batch{count, run, 0, 0, absl::OkStatus()};
+  const auto over = [&batch] { return batch.working == 0; };
+  absl::MutexLock lock(&mu_);
+  const auto it = (this->*batches).insert((this->*batches).end(), &batch);
+  WorkAt(batch);
+  (this->*batches).erase(it);
+  mu_.Await(absl::Condition(&over));
+  return batch.status;
+}
+
+absl::StatusOr<std::vector<std::string>> SnapshotTransfer::RunLoad(const LoadJob& job) {
+  std::vector<std::string> records(job.records.size());
+  RWKV_RETURN_IF_ERROR(RunAll(&SnapshotTransfer::loading_, records.size(), [&](size_t i) -> absl::Status {
     if (!job.wanted()) return absl::CancelledError("no longer wanted");
+    const v1::RecordInfo& info = job.records[i];
     absl::StatusOr<std::string> record = job.store->GetRecord(info, absl::Now() + options_.record_timeout);
     if (!record.ok()) {
       // To the router a record that is gone and one that is damaged are the same: the snapshot is of no use.
@@ -119,28 +160,27 @@ absl::StatusOr<std::vector<std::string>> SnapshotTransfer::RunLoad(const LoadJob
       return absl::Status(code, absl::StrCat("snapshot ", info.snapshot_id(), ", layer ", info.layer(), ": ",
                                              record.status().message()));
     }
-    records.push_back(*std::move(record));
-  }
+    records[i] = *std::move(record);
+    return absl::OkStatus();
+  }));
   return records;
 }
 
-absl::StatusOr<std::vector<v1::RecordInfo>> SnapshotTransfer::RunSave(const SaveJob& job) const {
+absl::StatusOr<std::vector<v1::RecordInfo>> SnapshotTransfer::RunSave(const SaveJob& job) {
   RWKV_ASSIGN_OR_RETURN(const std::vector<absl::Span<const char>> records, job.records());
-  std::vector<v1::RecordInfo> infos;
-  for (size_t i = 0; i < records.size(); ++i) {
+  std::vector<v1::RecordInfo> infos(records.size());
+  RWKV_RETURN_IF_ERROR(RunAll(&SnapshotTransfer::storing_, records.size(), [&](size_t i) -> absl::Status {
     if (!job.wanted()) return absl::CancelledError("no longer wanted");
-    v1::RecordInfo info;
+    v1::RecordInfo& info = infos[i];
     info.set_snapshot_id(job.snapshot_id);
     info.set_layer(job.first_layer + static_cast<int>(i));
     info.set_bytes(records[i].size());
     info.set_crc32c(state_store::Crc32c(records[i]));
     const absl::Status status = job.store->PutRecord(info, records[i], absl::Now() + options_.record_timeout);
-    if (!status.ok()) {
-      return absl::Status(status.code(),
-                          absl::StrCat("snapshot ", job.snapshot_id, ", layer ", info.layer(), ": ", status.message()));
-    }
-    infos.push_back(std::move(info));
-  }
+    if (status.ok()) return status;
+    return absl::Status(status.code(),
+                        absl::StrCat("snapshot ", job.snapshot_id, ", layer ", info.layer(), ": ", status.message()));
+  }));
   return infos;
 }
 

@@ -4,12 +4,14 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <list>
 #include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
@@ -21,13 +23,14 @@
 
 namespace rwkv::worker {
 
-// Thread-safe. Jobs of one kind start in order; answers come in any order. It outlives epochs: what an ended epoch left
-// behind is dropped before it starts (`wanted`), and finishes in its own time if it runs.
+// Thread-safe. Jobs of one kind start in order; answers come in any order. Each job has a thread, and who has none helps
+// with the records of those that run. It outlives epochs: what an ended epoch left behind is dropped before it starts
+// (`wanted`), and finishes in its own time if it runs.
 class SnapshotTransfer {
  public:
   struct Options {
     int load_threads = 4;
-    int save_threads = 2;
+    int save_threads = 4;
     int max_waiting_loads = 1024;
     int64_t max_save_bytes = int64_t{256} << 20;  // Copies that wait or travel. One snapshot always fits.
     absl::Duration record_timeout = absl::Seconds(10);
@@ -78,13 +81,31 @@ class SnapshotTransfer {
     absl::Time begin;
   };
 
+  // The records of a job that runs, on the stack of its thread.
+  struct Batch {
+    size_t count = 0;
+    absl::FunctionRef<absl::Status(size_t)> run;
+    size_t next = 0;  // The first that nobody has taken.
+    int working = 0;  // Threads at one of them.
+    absl::Status status;
+    bool HasWork() const { return status.ok() && next < count; }
+  };
+  using Batches = std::list<Batch*>;
+
   void LoadLoop();
   void SaveLoop();
-  absl::StatusOr<std::vector<std::string>> RunLoad(const LoadJob& job) const;
-  absl::StatusOr<std::vector<v1::RecordInfo>> RunSave(const SaveJob& job) const;
+  absl::StatusOr<std::vector<std::string>> RunLoad(const LoadJob& job);
+  absl::StatusOr<std::vector<v1::RecordInfo>> RunSave(const SaveJob& job);
+  // run(0) .. run(count - 1), with the help of others; the first error, after which none is begun.
+  absl::Status RunAll(Batches SnapshotTransfer::*batches, size_t count, absl::FunctionRef<absl::Status(size_t)> run)
+      ABSL_LOCKS_EXCLUDED(mu_);
+  // Works at what is left of the oldest batch. False: nothing is.
+  bool Help(Batches& batches) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void WorkAt(Batch& batch) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  static bool HasWork(const Batches& batches);
   absl::Status CheckRoomLocked(const std::string& snapshot_id, int64_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  bool HasLoad() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return stopping_ || !loads_.empty(); }
-  bool HasSave() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return stopping_ || !saves_.empty(); }
+  bool HasLoad() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return stopping_ || !loads_.empty() || HasWork(loading_); }
+  bool HasSave() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return stopping_ || !saves_.empty() || HasWork(storing_); }
   bool NothingToSave() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return saves_.empty() && saving_ == 0; }
 
   const Options options_;
@@ -93,6 +114,8 @@ class SnapshotTransfer {
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   std::deque<TimedLoad> loads_ ABSL_GUARDED_BY(mu_);
   std::deque<TimedSave> saves_ ABSL_GUARDED_BY(mu_);
+  Batches loading_ ABSL_GUARDED_BY(mu_);
+  Batches storing_ ABSL_GUARDED_BY(mu_);
   int saving_ ABSL_GUARDED_BY(mu_) = 0;
   int64_t save_bytes_ ABSL_GUARDED_BY(mu_) = 0;
   std::vector<std::thread> threads_;

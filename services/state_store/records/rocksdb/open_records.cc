@@ -14,6 +14,8 @@
 namespace rwkv::state_store {
 namespace {
 
+constexpr size_t kInfoBytesWithFile = 32;  // rocksdb_record_store.cc
+
 struct Copied {
   int64_t records = 0;
   int64_t lost = 0;
@@ -28,6 +30,13 @@ absl::StatusOr<Copied> CopyRecords(Database& from, Database& to, bool tolerant) 
   RWKV_ASSIGN_OR_RETURN(const Database::Access source, from.Read());
   const auto copy = [&](const std::string& key, const std::string& info) -> absl::Status {
     std::string data;
+    if (info.size() == kInfoBytesWithFile) {  // Its bytes are in a file of their own.
+      RWKV_ASSIGN_OR_RETURN(Database::Access access, to.Read());
+      rocksdb::WriteBatch batch;
+      batch.Put(access.family(Family::kRecordInfos), key, info);
+      ++copied.records;
+      return to.Write(std::move(access), batch, Durability::kBuffered);
+    }
     rocksdb::ReadOptions options;
     options.fill_cache = false;
     const rocksdb::Status status = source.db().Get(options, source.family(Family::kRecords), key, &data);
@@ -96,6 +105,10 @@ absl::StatusOr<std::unique_ptr<Database>> OpenRecords(const Database::Options& c
   RWKV_RETURN_IF_ERROR(
       FromRocksdbStatus(env->RenameFile(options.data_dir, aside), absl::StrCat("cannot move ", options.data_dir)));
   RWKV_ASSIGN_OR_RETURN(std::unique_ptr<Database> fresh, Database::Open(options, metrics));
+  if (const std::string files = aside + "/files"; env->FileExists(files).ok()) {
+    RWKV_RETURN_IF_ERROR(
+        FromRocksdbStatus(env->RenameFile(files, options.data_dir + "/files"), absl::StrCat("cannot move ", files)));
+  }
   options.data_dir = aside;
   Copied copied;
   if (const auto damaged = Database::Open(options, metrics); damaged.ok()) {

@@ -1,7 +1,9 @@
 #include "services/state_store/records/rocksdb/rocksdb_record_store.h"
 
 #include <algorithm>
+#include <set>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -18,11 +20,12 @@
 namespace rwkv::state_store {
 namespace {
 
-// A row of kRecordInfos: three numbers.
+// A row of kRecordInfos: three numbers, or four.
 struct InfoRow {
   uint64_t bytes = 0;
   uint64_t crc32c = 0;
   absl::Time put_time;
+  absl::optional<uint64_t> offset;  // In the snapshot's file; unset: the bytes are in kRecords.
 };
 
 std::string EncodeRow(const InfoRow& row) {
@@ -30,13 +33,16 @@ std::string EncodeRow(const InfoRow& row) {
   AppendNumber(bytes, row.bytes);
   AppendNumber(bytes, row.crc32c);
   AppendNumber(bytes, static_cast<uint64_t>(absl::ToUnixNanos(row.put_time)));
+  if (row.offset.has_value()) AppendNumber(bytes, *row.offset);
   return bytes;
 }
 
 absl::optional<InfoRow> DecodeRow(absl::string_view bytes) {
-  if (bytes.size() != 24) return absl::nullopt;
-  return InfoRow{NumberAt(bytes, 0), NumberAt(bytes, 8),
-                 absl::FromUnixNanos(static_cast<int64_t>(NumberAt(bytes, 16)))};
+  if (bytes.size() != 24 && bytes.size() != 32) return absl::nullopt;
+  InfoRow row{NumberAt(bytes, 0), NumberAt(bytes, 8), absl::FromUnixNanos(static_cast<int64_t>(NumberAt(bytes, 16))),
+              absl::nullopt};
+  if (bytes.size() == 32) row.offset = NumberAt(bytes, 24);
+  return row;
 }
 
 // Ids hold no zero byte, so no snapshot's records lie among another's.
@@ -87,9 +93,17 @@ RocksdbRecordStore::RocksdbRecordStore(Database* database, common::Clock* clock,
 absl::StatusOr<std::unique_ptr<RocksdbRecordStore>> RocksdbRecordStore::Create(Database* database, common::Clock* clock,
                                                                                common::Metrics* metrics) {
   std::unique_ptr<RocksdbRecordStore> store(new RocksdbRecordStore(database, clock, metrics));
+  RWKV_ASSIGN_OR_RETURN(store->files_, RecordFiles::Open(database->env(), database->data_dir() + "/files"));
+  RWKV_ASSIGN_OR_RETURN(const std::vector<std::string> with_files, store->files_->List());
+  // What a crash left of records that never were put, or that were deleted.
+  std::set<std::string> unknown(with_files.begin(), with_files.end());
   int64_t bytes = 0;
-  RWKV_RETURN_IF_ERROR(store->ForEach([&](const Stored& stored) { bytes += static_cast<int64_t>(stored.bytes); }));
+  RWKV_RETURN_IF_ERROR(store->ForEach([&](const Stored& stored) {
+    bytes += static_cast<int64_t>(stored.bytes);
+    unknown.erase(stored.snapshot_id);
+  }));
   store->CountBytes(bytes);
+  for (const std::string& snapshot_id : unknown) RWKV_RETURN_IF_ERROR(store->files_->Delete(snapshot_id));
   return store;
 }
 
@@ -118,41 +132,56 @@ absl::Status RocksdbRecordStore::Put(const v1::RecordInfo& info, absl::Span<cons
     return absl::AlreadyExistsError(
         absl::StrCat(Name(info), " exists already, ", Describe(existing->bytes, existing->crc32c)));
   }
+  InfoRow row{info.bytes(), crc32c, clock_->Now(), absl::nullopt};
   rocksdb::WriteBatch batch;
-  batch.Put(access.family(Family::kRecordInfos), Key(info), EncodeRow({info.bytes(), crc32c, clock_->Now()}));
-  batch.Put(access.family(Family::kRecords), Key(info), rocksdb::Slice(data.data(), data.size()));
+  if (data.size() >= kFileBytes) {
+    RWKV_ASSIGN_OR_RETURN(row.offset, files_->Append(info.snapshot_id(), data));
+  } else {
+    batch.Put(access.family(Family::kRecords), Key(info), rocksdb::Slice(data.data(), data.size()));
+  }
+  batch.Put(access.family(Family::kRecordInfos), Key(info), EncodeRow(row));
   RWKV_RETURN_IF_ERROR(database_->Write(std::move(access), batch, Durability::kBuffered));
   CountBytes(static_cast<int64_t>(data.size()));
   written_bytes_total_.Increment(static_cast<double>(data.size()));
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::string> RocksdbRecordStore::Get(const v1::RecordInfo& info) {
+absl::StatusOr<std::string> RocksdbRecordStore::Load(const v1::RecordInfo& info) {
   std::string data;
+  RWKV_ASSIGN_OR_RETURN(const Database::Access access, database_->Read());
+  RWKV_ASSIGN_OR_RETURN(const absl::optional<InfoRow> row, ReadInfo(access, info));
+  if (!row.has_value()) return absl::NotFoundError(absl::StrCat(Name(info), " does not exist"));
+  if (!Matches(*row, info)) {
+    return absl::DataLossError(absl::StrCat(Name(info), " is ", Describe(row->bytes, row->crc32c), ", not ",
+                                            Describe(info.bytes(), info.crc32c())));
+  }
+  absl::Status lost;
   rocksdb::Status status;
-  {
-    RWKV_ASSIGN_OR_RETURN(const Database::Access access, database_->Read());
-    RWKV_ASSIGN_OR_RETURN(const absl::optional<InfoRow> row, ReadInfo(access, info));
-    if (!row.has_value()) return absl::NotFoundError(absl::StrCat(Name(info), " does not exist"));
-    if (!Matches(*row, info)) {
-      return absl::DataLossError(absl::StrCat(Name(info), " is ", Describe(row->bytes, row->crc32c), ", not ",
-                                              Describe(info.bytes(), info.crc32c())));
-    }
+  if (row->offset.has_value()) {
+    data.resize(info.bytes());
+    lost = files_->Read(info.snapshot_id(), *row->offset, &data);
+  } else {
     rocksdb::ReadOptions options;
     options.fill_cache = false;
     status = access.db().Get(options, access.family(Family::kRecords), Key(info), &data);
-    if (status.IsNotFound()) {
-      // Deleted between the two reads, or lost.
-      RWKV_ASSIGN_OR_RETURN(const absl::optional<InfoRow> again, ReadInfo(access, info));
-      if (!again.has_value()) return absl::NotFoundError(absl::StrCat(Name(info), " does not exist"));
-      return Corrupt(info, "its bytes are gone");
-    }
+    if (status.IsNotFound()) lost = absl::DataLossError("its bytes are gone");
+  }
+  if (!lost.ok()) {
+    // Deleted between the two reads, or lost.
+    RWKV_ASSIGN_OR_RETURN(const absl::optional<InfoRow> again, ReadInfo(access, info));
+    if (!again.has_value()) return absl::NotFoundError(absl::StrCat(Name(info), " does not exist"));
+    return Corrupt(info, std::string(lost.message()));
   }
   // A file of records that is gone stays gone: waiting for it would not help.
   const bool gone =
       status.IsPathNotFound() || (status.IsIOError() && absl::StrContains(status.ToString(), "No such file"));
   if (status.IsCorruption() || gone) return Corrupt(info, status.ToString());
   RWKV_RETURN_IF_ERROR(FromRocksdbStatus(status, Name(info)));
+  return data;
+}
+
+absl::StatusOr<std::string> RocksdbRecordStore::Get(const v1::RecordInfo& info) {
+  RWKV_ASSIGN_OR_RETURN(std::string data, Load(info));
   if (const uint32_t crc32c = Crc32c(data); data.size() != info.bytes() || crc32c != info.crc32c()) {
     return Corrupt(info, absl::StrCat("stored are ", Describe(data.size(), crc32c), ", want ",
                                       Describe(info.bytes(), info.crc32c())));
@@ -172,7 +201,10 @@ absl::Status RocksdbRecordStore::Check(const v1::RecordInfo& info) {
   return absl::OkStatus();
 }
 
-absl::Status RocksdbRecordStore::MakeDurable() { return database_->Sync(); }
+absl::Status RocksdbRecordStore::MakeDurable() {
+  RWKV_RETURN_IF_ERROR(files_->Sync());
+  return database_->Sync();
+}
 
 absl::Status RocksdbRecordStore::Delete(const std::string& snapshot_id) {
   RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, snapshot_locks_.Lock({snapshot_id}));
@@ -195,7 +227,7 @@ absl::Status RocksdbRecordStore::Delete(const std::string& snapshot_id) {
   // If a crash undoes this, the records are orphans, which a sweep finds.
   RWKV_RETURN_IF_ERROR(database_->Write(std::move(access), batch, Durability::kBuffered));
   CountBytes(-bytes);
-  return absl::OkStatus();
+  return files_->Delete(snapshot_id);
 }
 
 absl::Status RocksdbRecordStore::ForEach(absl::FunctionRef<void(const Stored&)> visit) {

@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
@@ -12,6 +13,8 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "rocksdb/db.h"
+#include "services/state_store/records/rocksdb/record_files.h"
+#include "services/state_store/testing/fault_file_system.h"
 #include "services/state_store/testing/test_store.h"
 #include "tests/testing/status_matchers.h"
 
@@ -188,11 +191,11 @@ TEST_F(RocksdbRecordStoreTest, FlippedBitOnTheDiskIsDataLoss) {
 }
 
 TEST_F(RocksdbRecordStoreTest, DeletedRecordsGiveTheirSpaceBack) {
-  // 64 snapshots of 1 MiB, of which few live at any time.
-  for (uint32_t i = 0; i < 64; ++i) {
-    Put(absl::StrCat("x", i), 0, TestRecordData(i, 1 << 20));
-    if (i >= 4) ASSERT_OK(records().Delete(absl::StrCat("x", i - 4)));
-    if (i % 8 == 7) Flush();
+  // 640 snapshots of 100 KiB, of which few live at any time.
+  for (uint32_t i = 0; i < 640; ++i) {
+    Put(absl::StrCat("x", i), 0, TestRecordData(i, 100 << 10));
+    if (i >= 40) ASSERT_OK(records().Delete(absl::StrCat("x", i - 40)));
+    if (i % 80 == 79) Flush();
   }
   {
     ASSERT_OK_AND_ASSIGN(const Database::Access access, store_.records_database().Read());
@@ -206,7 +209,137 @@ TEST_F(RocksdbRecordStoreTest, DeletedRecordsGiveTheirSpaceBack) {
     if (entry.path().extension() == ".blob") bytes += entry.file_size();
   }
   EXPECT_LE(bytes, uintmax_t{12} << 20);
-  EXPECT_THAT(records().Get(TestRecordInfo("x63", 0, TestRecordData(63, 1 << 20))), IsOk());
+  EXPECT_THAT(records().Get(TestRecordInfo("x639", 0, TestRecordData(639, 100 << 10))), IsOk());
+}
+
+// --- Large records, in files ---------------------------------------------------------------------------------------
+
+constexpr size_t kLarge = RocksdbRecordStore::kFileBytes;
+
+class RecordFilesTest : public RocksdbRecordStoreTest {
+ protected:
+  std::string Path(const std::string& snapshot_id) {
+    return absl::StrCat(store_.data_dir(), "/records/files/", snapshot_id, ".record");
+  }
+};
+
+TEST_F(RecordFilesTest, LayersOfASnapshotShareAFileThatGoesWithThem) {
+  const std::string first = TestRecordData(1, kLarge), second = TestRecordData(2, 2 * kLarge + 1), small = "abc";
+  const v1::RecordInfo infos[] = {Put("x:1", 0, first), Put("x:1", 1, second), Put("x:1", 2, small)};
+  EXPECT_EQ(std::filesystem::file_size(Path("x:1")), first.size() + second.size());
+  for (int round = 0; round < 2; ++round) {
+    EXPECT_THAT(records().Get(infos[0]), IsOkAndHolds(first));
+    EXPECT_THAT(records().Get(infos[1]), IsOkAndHolds(second));
+    EXPECT_THAT(records().Get(infos[2]), IsOkAndHolds(small));
+    ASSERT_OK(records().MakeDurable());
+    ASSERT_OK(store_.Reopen());
+  }
+  // Again is nothing, other bytes are refused, and a layer may come later.
+  EXPECT_THAT(records().Put(infos[0], first), IsOk());
+  EXPECT_EQ(std::filesystem::file_size(Path("x:1")), first.size() + second.size());
+  EXPECT_THAT(records().Put(TestRecordInfo("x:1", 0, second), second), StatusIs(StatusCode::kAlreadyExists));
+  const v1::RecordInfo late = Put("x:1", 3, second);
+  EXPECT_THAT(records().Get(late), IsOkAndHolds(second));
+  EXPECT_THAT(records().Get(infos[1]), IsOkAndHolds(second));
+  EXPECT_EQ(records().bytes(), first.size() + 2 * second.size() + small.size());
+  ASSERT_OK(records().Delete("x:1"));
+  EXPECT_FALSE(std::filesystem::exists(Path("x:1")));
+  EXPECT_THAT(records().Get(infos[0]), StatusIs(StatusCode::kNotFound));
+  EXPECT_EQ(records().bytes(), 0);
+  ASSERT_OK(records().MakeDurable());
+  EXPECT_THAT(records().Get(Put("x:1", 0, second)), IsOkAndHolds(second));
+}
+
+TEST_F(RecordFilesTest, AFileThatWasChangedCutOrRemovedIsDataLoss) {
+  const std::string data = TestRecordData(1, kLarge);
+  const v1::RecordInfo infos[] = {Put("x", 0, data), Put("x", 1, data)};
+  ASSERT_OK(records().MakeDurable());
+  {
+    std::fstream out(Path("x"), std::ios::in | std::ios::out | std::ios::binary);
+    out.seekp(1000);
+    out.put(static_cast<char>(data[1000] ^ 1));
+  }
+  EXPECT_THAT(records().Get(infos[0]), StatusIs(StatusCode::kDataLoss, HasSubstr("CRC32C")));
+  EXPECT_THAT(records().Get(infos[1]), IsOkAndHolds(data));
+  std::filesystem::resize_file(Path("x"), 2 * kLarge - 1);
+  EXPECT_THAT(records().Get(infos[1]), StatusIs(StatusCode::kDataLoss, HasSubstr("only")));
+  std::filesystem::remove(Path("x"));
+  EXPECT_THAT(records().Get(infos[1]), StatusIs(StatusCode::kDataLoss, HasSubstr("gone")));
+  EXPECT_EQ(CorruptRecords(), 3);
+  ASSERT_OK(store_.Reopen());
+  EXPECT_THAT(records().Get(infos[1]), StatusIs(StatusCode::kDataLoss));
+  EXPECT_OK(records().Delete("x"));
+}
+
+TEST_F(RecordFilesTest, FilesThatBelongToNoRecordAreRemovedAtStart) {
+  const v1::RecordInfo info = Put("x", 0, TestRecordData(1, kLarge));
+  std::ofstream(Path("y")) << "what a crash left";
+  ASSERT_OK(store_.Reopen());
+  EXPECT_FALSE(std::filesystem::exists(Path("y")));
+  EXPECT_THAT(records().Get(info), IsOk());
+}
+
+TEST_F(RecordFilesTest, WhatWasMadeDurableOutlivesACrash) {
+  const auto file_system = std::make_shared<FaultFileSystem>();
+  const std::unique_ptr<rocksdb::Env> env = rocksdb::NewCompositeEnv(file_system);
+  TestStore::Options options;
+  options.env = env.get();
+  TestStore store(options);
+  const std::string data = TestRecordData(1, kLarge);
+  const v1::RecordInfo durable = TestRecordInfo("durable", 0, data), buffered = TestRecordInfo("buffered", 0, data);
+  ASSERT_OK(store.records().Put(durable, data));
+  ASSERT_OK(store.records().MakeDurable());
+  ASSERT_OK(store.records().Put(buffered, data));
+  const std::string copy = NewTestFolder();
+  file_system->CopyAsAfterCrash(store.data_dir(), copy);
+  TestStore::Options after;
+  after.data_dir = copy;
+  TestStore restarted(after);
+  EXPECT_THAT(restarted.records().Get(durable), IsOkAndHolds(data));
+  EXPECT_THAT(restarted.records().Get(buffered),
+              testing::AnyOf(StatusIs(StatusCode::kNotFound), StatusIs(StatusCode::kDataLoss)));
+}
+
+TEST_F(RecordFilesTest, AFullDiskIsToldAndWhatCameBeforeAndAfterIsWhole) {
+  const auto file_system = std::make_shared<FaultFileSystem>();
+  const std::unique_ptr<rocksdb::Env> env = rocksdb::NewCompositeEnv(file_system);
+  const std::string folder = NewTestFolder();
+  const auto files = RecordFiles::Open(env.get(), folder);
+  ASSERT_THAT(files, IsOk());
+  const std::string first = TestRecordData(1, 1000), second = TestRecordData(2, 2000);
+  ASSERT_OK_AND_ASSIGN(const uint64_t first_at, (*files)->Append("x", first));
+  file_system->FailWritesWith(rocksdb::IOStatus::NoSpace("full"));
+  EXPECT_THAT((*files)->Append("x", second), StatusIs(StatusCode::kResourceExhausted, HasSubstr("full")));
+  EXPECT_THAT((*files)->Append("y", second), StatusIs(StatusCode::kResourceExhausted));
+  file_system->FailWritesWith(rocksdb::IOStatus::OK());
+  ASSERT_OK_AND_ASSIGN(const uint64_t second_at, (*files)->Append("x", second));
+  EXPECT_GT(second_at, first_at + first.size()) << "behind the half that was written";
+  file_system->FailSyncsWith(rocksdb::IOStatus::IOError("broken"));
+  EXPECT_THAT((*files)->Sync(), StatusIs(StatusCode::kUnavailable, HasSubstr("broken")));
+  file_system->FailSyncsWith(rocksdb::IOStatus::OK());
+  EXPECT_OK((*files)->Sync());
+  std::string read(first.size(), ' ');
+  ASSERT_OK((*files)->Read("x", first_at, &read));
+  EXPECT_EQ(read, first);
+  read.resize(second.size());
+  ASSERT_OK((*files)->Read("x", second_at, &read));
+  EXPECT_EQ(read, second);
+}
+
+TEST_F(RecordFilesTest, ADamagedDatabaseOfRecordsKeepsTheFilesOfThoseItStillKnows) {
+  const std::string data = TestRecordData(1, kLarge);
+  const v1::RecordInfo info = Put("x", 0, data);
+  ASSERT_OK(records().MakeDurable());
+  Flush();
+  const v1::RecordInfo small = Put("y", 0, "abc");
+  Flush();
+  // A file of small records is gone, so that the database does not open.
+  for (const auto& entry : std::filesystem::directory_iterator(store_.data_dir() + "/records")) {
+    if (entry.path().filename().string().substr(0, 8) == "MANIFEST") std::filesystem::resize_file(entry.path(), 40);
+  }
+  ASSERT_OK(store_.Reopen());
+  EXPECT_THAT(records().Get(info), testing::AnyOf(IsOkAndHolds(data), StatusIs(StatusCode::kNotFound)));
+  EXPECT_THAT(records().Get(Put("z", 0, data)), IsOkAndHolds(data));
 }
 
 TEST_F(RocksdbRecordStoreTest, EqualRecordsPutAtOnceAreCountedOnce) {

@@ -1,0 +1,131 @@
+#include "services/state_store/records/rocksdb/record_files.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
+#include "kernels/base/status_macros.h"
+#include "services/state_store/rocksdb/rocksdb_status.h"
+
+namespace rwkv::state_store {
+namespace {
+
+constexpr size_t kMaxOpenFiles = 256;  // Of snapshots that nobody commits.
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<RecordFiles>> RecordFiles::Open(rocksdb::Env* env, const std::string& folder) {
+  RWKV_RETURN_IF_ERROR(FromRocksdbStatus(env->CreateDirIfMissing(folder), absl::StrCat("cannot make ", folder)));
+  return std::unique_ptr<RecordFiles>(new RecordFiles(env, folder));
+}
+
+absl::StatusOr<std::shared_ptr<RecordFiles::File>> RecordFiles::OpenFile(const std::string& snapshot_id) {
+  {
+    absl::MutexLock lock(&mu_);
+    const auto it = files_.find(snapshot_id);
+    if (it != files_.end()) return it->second;
+  }
+  const std::string path = Path(snapshot_id);
+  auto file = std::make_shared<File>();
+  absl::MutexLock lock(&file->mu);
+  rocksdb::EnvOptions options;
+  options.use_mmap_writes = false;
+  if (env_->GetFileSize(path, &file->bytes).ok()) {
+    RWKV_RETURN_IF_ERROR(FromRocksdbStatus(env_->ReopenWritableFile(path, &file->file, options), path));
+  } else {
+    file->bytes = 0;
+    RWKV_RETURN_IF_ERROR(FromRocksdbStatus(env_->NewWritableFile(path, &file->file, options), path));
+  }
+  return file;
+}
+
+absl::StatusOr<uint64_t> RecordFiles::Append(const std::string& snapshot_id, absl::Span<const char> data) {
+  size_t open = 0;
+  {
+    absl::MutexLock lock(&mu_);
+    open = files_.size();
+  }
+  if (open > kMaxOpenFiles) RWKV_RETURN_IF_ERROR(Sync());
+  RWKV_ASSIGN_OR_RETURN(const std::shared_ptr<File> file, OpenFile(snapshot_id));
+  uint64_t offset = 0;
+  rocksdb::Status status;
+  {
+    absl::MutexLock lock(&file->mu);
+    offset = file->bytes;
+    status = file->file->Append(rocksdb::Slice(data.data(), data.size()));
+    if (status.ok()) status = file->file->Flush();
+    file->bytes += data.size();
+    // The disk begins at once, not at the Sync() that somebody waits for.
+    if (status.ok()) file->file->RangeSync(offset, data.size()).PermitUncheckedError();
+  }
+  absl::MutexLock lock(&mu_);
+  if (status.ok()) {
+    files_[snapshot_id] = file;
+  } else {
+    files_.erase(snapshot_id);  // Where its end is now, only the file knows.
+  }
+  RWKV_RETURN_IF_ERROR(FromRocksdbStatus(status, Path(snapshot_id)));
+  return offset;
+}
+
+absl::Status RecordFiles::Read(const std::string& snapshot_id, uint64_t offset, std::string* data) const {
+  const std::string path = Path(snapshot_id);
+  std::unique_ptr<rocksdb::RandomAccessFile> file;
+  rocksdb::Status status = env_->NewRandomAccessFile(path, &file, rocksdb::EnvOptions());
+  if (status.IsPathNotFound() || status.IsNotFound()) return absl::DataLossError("its bytes are gone");
+  rocksdb::Slice found;
+  if (status.ok()) status = file->Read(offset, data->size(), &found, data->data());
+  if (!status.ok()) return absl::DataLossError(absl::StrCat("its bytes cannot be read: ", status.ToString()));
+  if (found.size() != data->size()) {
+    return absl::DataLossError(absl::StrCat("only ", found.size(), " of its ", data->size(), " bytes are there"));
+  }
+  if (found.data() != data->data()) data->assign(found.data(), found.size());
+  return absl::OkStatus();
+}
+
+absl::Status RecordFiles::Sync() {
+  absl::MutexLock one_at_a_time(&sync_mu_);
+  std::map<std::string, std::shared_ptr<File>> files;
+  {
+    absl::MutexLock lock(&mu_);
+    files.swap(files_);
+  }
+  if (files.empty()) return absl::OkStatus();
+  absl::Status first;
+  for (const auto& [snapshot_id, file] : files) {
+    absl::MutexLock lock(&file->mu);
+    first.Update(FromRocksdbStatus(file->file->Sync(), Path(snapshot_id)));
+  }
+  std::unique_ptr<rocksdb::Directory> directory;
+  rocksdb::Status status = env_->NewDirectory(folder_, &directory);
+  if (status.ok()) status = directory->Fsync();
+  first.Update(FromRocksdbStatus(status, folder_));
+  if (first.ok()) return first;
+  absl::MutexLock lock(&mu_);
+  files_.merge(files);  // The next one tries again.
+  return first;
+}
+
+absl::Status RecordFiles::Delete(const std::string& snapshot_id) {
+  {
+    absl::MutexLock lock(&mu_);
+    files_.erase(snapshot_id);
+  }
+  const rocksdb::Status status = env_->DeleteFile(Path(snapshot_id));
+  if (status.IsPathNotFound() || status.IsNotFound() || !env_->FileExists(Path(snapshot_id)).ok()) {
+    return absl::OkStatus();
+  }
+  return FromRocksdbStatus(status, Path(snapshot_id));
+}
+
+absl::StatusOr<std::vector<std::string>> RecordFiles::List() const {
+  std::vector<std::string> names, ids;
+  RWKV_RETURN_IF_ERROR(FromRocksdbStatus(env_->GetChildren(folder_, &names), folder_));
+  for (absl::string_view name : names) {
+    if (absl::ConsumeSuffix(&name, ".record")) ids.emplace_back(name);
+  }
+  return ids;
+}
+
+}  // namespace rwkv::state_store

@@ -1,0 +1,60 @@
+// The bytes of large records: a file a snapshot, to which its records are appended. RocksDB would write each of them
+// twice (log, then blob file) and check each with a slow CRC; a file takes them as fast as the disk does.
+//
+// It knows offsets, not records: which bytes are a record is in the database (rocksdb_record_store.h). A file may hold
+// more than that, after an append that failed.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/types/span.h"
+#include "rocksdb/env.h"
+
+namespace rwkv::state_store {
+
+// Thread-safe, except that Append and Delete of one snapshot are called one at a time.
+class RecordFiles {
+ public:
+  // kUnavailable: the folder cannot be made. `env` outlives it.
+  static absl::StatusOr<std::unique_ptr<RecordFiles>> Open(rocksdb::Env* env, const std::string& folder);
+
+  // Where in the snapshot's file `data` is now; durable after a Sync() that begins later.
+  absl::StatusOr<uint64_t> Append(const std::string& snapshot_id, absl::Span<const char> data);
+  // Fills `data`. kDataLoss: there is no such file, it is too short, or cannot be read there.
+  absl::Status Read(const std::string& snapshot_id, uint64_t offset, std::string* data) const;
+  // All that was appended before.
+  absl::Status Sync() ABSL_LOCKS_EXCLUDED(sync_mu_, mu_);
+  // Fine if there is none.
+  absl::Status Delete(const std::string& snapshot_id) ABSL_LOCKS_EXCLUDED(mu_);
+  // The snapshots that have a file.
+  absl::StatusOr<std::vector<std::string>> List() const;
+
+ private:
+  // Open for appending.
+  struct File {
+    absl::Mutex mu;  // Held to append and to sync.
+    std::unique_ptr<rocksdb::WritableFile> file ABSL_GUARDED_BY(mu);
+    uint64_t bytes ABSL_GUARDED_BY(mu) = 0;
+  };
+
+  RecordFiles(rocksdb::Env* env, std::string folder) : env_(env), folder_(std::move(folder)) {}
+
+  std::string Path(const std::string& snapshot_id) const { return folder_ + "/" + snapshot_id + ".record"; }
+  absl::StatusOr<std::shared_ptr<File>> OpenFile(const std::string& snapshot_id) ABSL_LOCKS_EXCLUDED(mu_);
+
+  rocksdb::Env* const env_;
+  const std::string folder_;
+  absl::Mutex sync_mu_;  // Whose bytes one Sync() has taken up, another waits for.
+  mutable absl::Mutex mu_;
+  std::map<std::string, std::shared_ptr<File>> files_ ABSL_GUARDED_BY(mu_);  // Since the last Sync().
+};
+
+}  // namespace rwkv::state_store
