@@ -70,6 +70,13 @@ TEST_F(FailoverTest, ATurnGoesOnAtTheOtherRouterOnceItHasTheSession) {
   EXPECT_EQ(generation_.requests().size(), 1);
 }
 
+TEST_F(FailoverTest, ARouterThatStopsAndEndsItsCallsIsLeft) {
+  generation_.Expect({{{0, 1}, false, absl::CancelledError("CANCELLED")}});
+  other_generation_.Expect({{{2}, true, absl::OkStatus()}});
+  EXPECT_OK(Generate(Resumable()));
+  EXPECT_THAT(seen_, ElementsAre(0, 1, 2, -1));
+}
+
 TEST_F(FailoverTest, ABusySessionIsSaidAtOnceByARouterThatIsThere) {
   generation_.Expect({{{}, false, kHeld}});
   EXPECT_THAT(Generate(Resumable()), StatusIs(absl::StatusCode::kAborted));

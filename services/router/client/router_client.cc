@@ -249,8 +249,12 @@ class GrpcRouterClient : public RouterClient {
       while (reader.Read(&response)) {
       }
     }
-    const grpc::Status end = reader.Finish();
-    return status.ok() ? common::FromGrpcStatus(end) : status;
+    const absl::Status end = common::FromGrpcStatus(reader.Finish());
+    if (!status.ok()) return status;
+    // Unless its caller did it, which Generate() looks at first: a router that stops ends the calls that are left.
+    if (absl::IsCancelled(end))
+      return absl::UnavailableError(absl::StrCat("the router ended the call: ", end.message()));
+    return end;
   }
 
   template <typename Response, typename Stub, typename Method, typename Request>

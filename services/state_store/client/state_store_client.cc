@@ -270,14 +270,18 @@ class GrpcRecordsClient final : public RecordsClient {
     v1::PutRecordRequest request;
     *request.mutable_info() = info;
     // A failed Write means that the store has answered already: Finish has the reason.
-    bool open = writer->Write(request);
+    bool open = writer->Write(request, grpc::WriteOptions().set_buffer_hint());
     while (open && !data.empty()) {
       const absl::Span<const char> piece = data.first(std::min(data.size(), kMaxPieceBytes));
-      request.set_data(piece.data(), piece.size());
-      open = writer->Write(request);
       data.remove_prefix(piece.size());
+      request.set_data(piece.data(), piece.size());
+      if (data.empty()) {
+        writer->WriteLast(request, grpc::WriteOptions());
+      } else {
+        open = writer->Write(request);
+      }
     }
-    if (open) writer->WritesDone();
+    if (open && info.bytes() == 0) writer->WritesDone();
     return common::FromGrpcStatus(writer->Finish());
   }
 
