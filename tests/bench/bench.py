@@ -44,9 +44,9 @@ def run(command):
     return done.stdout
 
 
-def command(arguments):
+def command(arguments, script="tests/bench/run.sh"):
     """What was asked for, without where things lie on this machine."""
-    words = ["tests/bench/run.sh"]
+    words = [script]
     paths = {"--llama_cpp": "DIR", "--models": None, "--results": None, "--binaries": None}
     given = iter(arguments)
     for argument in given:

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import time
+import urllib.request
 
 START_SECONDS = 300  # A large model on a slow disk.
 STOP_SECONDS = 60
@@ -12,8 +13,9 @@ STOP_SECONDS = 60
 
 class Cluster:
 
-    def __init__(self, binaries, model, folder, threads, slots, max_batch_tokens):
+    def __init__(self, binaries, model, folder, threads, slots, max_batch_tokens, router_flags=()):
         self._binaries, self._folder, self._processes = binaries, folder, []
+        self._router_flags = router_flags
         self._model, self._threads = model, threads
         self._slots, self._max_batch_tokens = slots, max_batch_tokens
 
@@ -21,11 +23,10 @@ class Cluster:
         began = time.monotonic()
         os.makedirs(self._folder, exist_ok=True)
         try:
-            store = self._start("state_store", f"--data_dir={self._folder}/state")
-            worker = self._start("worker", f"--model={self._model}", "--stage=0/1", f"--threads={self._threads}",
-                                 f"--slots={self._slots}", f"--max_batch_tokens={self._max_batch_tokens}")
-            self.router = self._start("router", f"--workers={worker}", f"--state_store={store}",
-                                      f"--max_running={self._slots}")
+            self._store = self._start("state_store", f"--data_dir={self._folder}/state")
+            worker = self._start_worker("127.0.0.1:0")
+            self.router = self._start("router", f"--workers={worker}", f"--state_store={self._store}",
+                                      f"--max_running={self._slots}", *self._router_flags)
             self._wait_until_serving()
             self.load("--streams", "1", "--requests", "1", "--prompt-tokens", "1", "--max-tokens", "1")
             self.seconds_to_first_token = time.monotonic() - began  # From no process at all.
@@ -59,6 +60,45 @@ class Cluster:
         if done.returncode != 0:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr}{self._ends_of_logs()}")
         return json.loads(done.stdout)
+
+    def _start_worker(self, listen):
+        return self._start("worker", f"--model={self._model}", "--stage=0/1", f"--threads={self._threads}",
+                           f"--slots={self._slots}", f"--max_batch_tokens={self._max_batch_tokens}",
+                           f"--state_store={self._store}", f"--listen={listen}", "--metrics_listen=127.0.0.1:0")
+
+    def restart_worker(self):
+        """Another process on the same port, which holds no state."""
+        worker = self._processes[1]
+        worker.send_signal(signal.SIGTERM)
+        worker.wait(STOP_SECONDS)
+        with open(f"{self._folder}/worker.ports") as file:
+            listen = dict(line.strip().split("=", 1) for line in file)["grpc"]
+        self._start_worker(listen)
+        self._processes[1] = self._processes.pop()
+        self._wait_until_serving()
+
+    def metric(self, process, name):
+        """The sum of a metric of "worker", "router" or "state_store"."""
+        with open(f"{self._folder}/{process}.ports") as file:
+            address = dict(line.strip().split("=", 1) for line in file)["metrics"]
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if re.match(re.escape(name) + r"[ {]", line))
+
+    def first_token(self, session, tokens):
+        """Seconds until a turn with this input has its first token, as a program that is started for it sees them."""
+        began = time.monotonic()
+        command = [f"{self._binaries}/services/rwkvctl/rwkvctl", "generate", "--router", self.router, "--json",
+                   "--session", session, "--max-tokens", "1", "--ignore-eos", "--temperature", "0",
+                   "--tokens", ",".join(map(str, tokens))]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"generate: {done.stderr}{self._ends_of_logs()}")
+        return time.monotonic() - began
+
+    def create_session(self, name):
+        subprocess.run([f"{self._binaries}/services/rwkvctl/rwkvctl", "sessions", "create", name, "--router",
+                        self.router], check=True, stdout=subprocess.DEVNULL)
 
     def _start(self, name, *flags):
         ports, log = f"{self._folder}/{name}.ports", open(f"{self._folder}/{name}.log", "w")
@@ -96,3 +136,17 @@ class Cluster:
                 with open(path, errors="replace") as file:
                     ends.append(f"\n{name}: ..." + file.read()[-1500:])
         return "".join(ends)
+
+
+class Store(Cluster):
+    """A state store alone; `with` gives its address."""
+
+    def __init__(self, binaries, folder):
+        super().__init__(binaries, "", folder, 1, 1, 1)
+
+    def __enter__(self):
+        try:
+            return self._start("state_store", f"--data_dir={self._folder}/state")
+        except BaseException:
+            self.__exit__()
+            raise

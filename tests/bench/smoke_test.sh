@@ -117,3 +117,22 @@ if "$PWD/tests/bench/make_model" huge "$TEST_TMPDIR/huge" 2>/dev/null; then fail
 if python3 "$here/bench.py" "$out" --binaries "$PWD" --llama_cpp "$TEST_TMPDIR" 2>/dev/null; then
   fail "no llama-bench"
 fi
+
+# States: each case once, and what came back is what was saved (state_bench compares).
+python3 "$here/states.py" "$TEST_TMPDIR/states" --binaries "$PWD" --models "$TEST_TMPDIR/models" --model tiny \
+  --shapes 0.1b --count 2 --rounds 1 --threads 1 --resume_tokens 200 --answer_tokens 32 \
+  --results "$TEST_TMPDIR/kept_states.jsonl"
+python3 - "$TEST_TMPDIR/kept_states.jsonl" "$TEST_TMPDIR/states/states.txt" <<'EOF'
+import json, sys
+lines = {line["case"]: line for line in map(json.loads, open(sys.argv[1]))}
+assert sorted(lines) == ["beside", "resume", "transfer"], sorted(lines)
+transfer = lines["transfer"]
+assert transfer["what"] == "states" and transfer["bytes"] == 12 * (12 * 64 * 64 + 2 * 768) * 4, transfer
+assert sorted(transfer["mb_per_s"]) == ["copy", "disk read", "disk write", "restore", "restore, warm", "save"], transfer
+assert all(rate > 0 for rate in transfer["mb_per_s"].values()) and all(transfer["of_slower"].values()), transfer
+assert len(lines["resume"]["resume_seconds"]) == 5 and lines["resume"]["read_seconds"] > 0, lines["resume"]
+assert lines["beside"]["saves"] > 0 and lines["beside"]["ratio_p99"] > 0, lines["beside"]
+assert transfer["command"].startswith("tests/bench/states.sh OUT"), transfer["command"]
+assert "0.1b" in open(sys.argv[2]).read()
+EOF
+if "$PWD/tests/bench/state_bench" save 127.0.0.1:1 huge 1 2>/dev/null; then fail "states of no shape"; fi

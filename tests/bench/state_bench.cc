@@ -1,0 +1,293 @@
+// state_bench: how fast states go to a store and come back, beside what the machine's memory and disk do. A JSON line a
+// case, times in seconds of each state:
+//   state_bench limits FOLDER SHAPE COUNT    {"case": "copy" | "disk write" | "disk read", ...}  FOLDER: on the store's disk
+//   state_bench save ADDRESS SHAPE COUNT     {"case": "save", ...}     COUNT snapshots, each of a session of its own
+//   state_bench restore ADDRESS SHAPE COUNT  {"case": "restore", ...}  of what `save` has saved; compared byte by byte
+// A save begins with the copy out of the slot and ends when the store has committed the manifest; a restore begins with
+// the question for the snapshot and ends with the copy into the slot. Between are the worker's own transfer and the
+// store's client. States are random, of the published RWKV-7 shapes 0.1b, 1.5b and 7.2b.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <future>
+#include <iostream>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "kernels/base/status_macros.h"
+#include "rwkv/v1/state_store.pb.h"
+#include "services/common/channel.h"
+#include "services/common/memory.h"
+#include "services/common/metrics.h"
+#include "services/state_store/client/state_store_client.h"
+#include "services/worker/engine/snapshot_transfer.h"
+#include "services/worker/engine/worker_metrics.h"
+
+namespace rwkv {
+namespace {
+
+constexpr absl::Duration kLimit = absl::Seconds(60);
+constexpr char kFingerprint[] = "00000000000000000000000000000bec";
+constexpr size_t kBlock = 1 << 20;  // Of reads and writes of the disk alone.
+
+double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+absl::Time Deadline() { return absl::Now() + kLimit; }
+
+struct Shape {
+  std::string name;
+  size_t layers = 0;
+  size_t heads = 0;
+  // Of a layer: a wkv state [H, 64, 64] and two shift states [H * 64], fp32.
+  size_t record_bytes() const { return (heads * 64 * 64 + 2 * heads * 64) * sizeof(float); }
+  size_t bytes() const { return layers * record_bytes(); }
+};
+
+absl::StatusOr<Shape> FindShape(const std::string& name) {
+  for (const Shape& shape : {Shape{"0.1b", 12, 12}, Shape{"1.5b", 24, 32}, Shape{"7.2b", 32, 64}}) {
+    if (shape.name == name) return shape;
+  }
+  return absl::InvalidArgumentError(absl::StrCat("no shape ", name, ": 0.1b, 1.5b or 7.2b"));
+}
+
+// Incompressible, the same for the same number.
+std::vector<char> State(const Shape& shape, uint64_t number) {
+  std::vector<char> state(shape.bytes());
+  uint64_t x = 0x9e3779b97f4a7c15u * (number + 1);
+  for (size_t i = 0; i + 8 <= state.size(); i += 8) {
+    x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+    std::memcpy(&state[i], &x, 8);
+  }
+  return state;
+}
+
+void Print(const char* name, const Shape& shape, std::vector<double> seconds) {
+  double sum = 0;
+  for (const double s : seconds) sum += s;
+  std::sort(seconds.begin(), seconds.end());
+  const auto rate = [&](double s) { return static_cast<double>(shape.bytes()) / s / 1e6; };
+  const double median = seconds[seconds.size() / 2];
+  std::cout
+      << absl::StrFormat(
+             "{\"case\": \"%s\", \"shape\": \"%s\", \"bytes\": %d, \"count\": %d, \"seconds\": {\"best\": %.6g, "
+             "\"median\": %.6g, \"p90\": %.6g}, \"mb_per_s\": {\"best\": %.5g, \"median\": %.5g, \"mean\": %.5g}}",
+             name, shape.name, shape.bytes(), seconds.size(), seconds.front(), median, seconds[seconds.size() * 9 / 10],
+             rate(seconds.front()), rate(median), rate(sum / static_cast<double>(seconds.size())))
+      << std::endl;
+}
+
+absl::Status Errno(const std::string& what) { return absl::ErrnoToStatus(errno, what); }
+
+absl::Status Limits(const std::string& folder, const Shape& shape, int count) {
+  std::vector<double> copies, writes, reads;
+  const std::vector<char> state = State(shape, 0);
+  // As many slots as fit into no cache.
+  std::vector<std::vector<char>> slots(std::max<size_t>(2, (size_t{256} << 20) / shape.bytes()), state);
+  for (int i = 0; i < std::max<int>(count, static_cast<int>(slots.size())); ++i) {
+    const double begin = Now();
+    std::memcpy(slots[i % slots.size()].data(), slots[(i + 1) % slots.size()].data(), shape.bytes());
+    copies.push_back(Now() - begin);
+  }
+  void* block = nullptr;
+  if (posix_memalign(&block, 4096, kBlock) != 0) return absl::ResourceExhaustedError("no memory");
+  const std::unique_ptr<void, decltype(&std::free)> owned(block, &std::free);
+  const std::string path = absl::StrCat(folder, "/state_bench.", getpid());
+  absl::Status status;
+  for (int i = 0; i < count && status.ok(); ++i) {
+    double begin = Now();
+    int fd = open(path.c_str(), O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC, 0600);
+    if (fd < 0) return Errno(path);
+    for (size_t at = 0; at < shape.bytes() && status.ok(); at += kBlock) {
+      const size_t bytes = std::min(kBlock, shape.bytes() - at);
+      if (write(fd, state.data() + at, bytes) != static_cast<ssize_t>(bytes)) status = Errno("write");
+    }
+    if (fdatasync(fd) != 0) status.Update(Errno("fdatasync"));
+    writes.push_back(Now() - begin);
+    close(fd);
+    begin = Now();
+    fd = open(path.c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC);
+    if (fd < 0) return Errno(path);
+    for (ssize_t got = 1; got > 0;) {
+      got = read(fd, block, kBlock);
+      if (got < 0) status.Update(Errno("read"));
+    }
+    reads.push_back(Now() - begin);
+    close(fd);
+  }
+  unlink(path.c_str());
+  RWKV_RETURN_IF_ERROR(status);
+  Print("copy", shape, copies);
+  Print("disk write", shape, writes);
+  Print("disk read", shape, reads);
+  return absl::OkStatus();
+}
+
+class Store {
+ public:
+  explicit Store(const std::string& address)
+      : catalog_(state_store::NewCatalogClient(common::MakeChannel(address))),
+        records_(state_store::NewRecordsClient(common::MakeChannel(address, Bulk()))),
+        metrics_(*common::Metrics::Create("")),
+        worker_metrics_(*metrics_),
+        transfer_(worker::SnapshotTransfer::Options(), &worker_metrics_) {}
+
+  absl::Status Save(const Shape& shape, int count) {
+    std::vector<double> seconds;
+    std::vector<char> aside(shape.bytes());
+    for (int i = 0; i < count; ++i) {
+      RWKV_ASSIGN_OR_RETURN(const v1::AcquireLeaseResponse grant, Begin(shape, i));
+      const std::vector<char> slot = State(shape, i);
+      const double begin = Now();
+      std::memcpy(aside.data(), slot.data(), slot.size());
+      v1::CommitSnapshotRequest commit;
+      *commit.mutable_lease() = grant.lease();
+      commit.set_log_branch(grant.log_branch());
+      v1::SnapshotManifest& manifest = *commit.mutable_manifest();
+      manifest.set_snapshot_id(absl::StrCat(Session(shape, i), "-", absl::ToUnixNanos(absl::Now())));
+      manifest.set_session_id(Session(shape, i));
+      manifest.set_position(1);
+      manifest.set_model_fingerprint(kFingerprint);
+      RWKV_ASSIGN_OR_RETURN(const std::vector<v1::RecordInfo> infos, Put(shape, manifest.snapshot_id(), aside));
+      *manifest.mutable_records() = {infos.begin(), infos.end()};
+      RWKV_RETURN_IF_ERROR(catalog_->CommitSnapshot(commit, Deadline()).status());
+      seconds.push_back(Now() - begin);
+      v1::ReleaseLeaseRequest release;
+      *release.mutable_lease() = grant.lease();
+      RWKV_RETURN_IF_ERROR(catalog_->ReleaseLease(release, Deadline()).status());
+    }
+    Print("save", shape, seconds);
+    return absl::OkStatus();
+  }
+
+  absl::Status Restore(const Shape& shape, int count) {
+    std::vector<double> seconds;
+    std::vector<char> slot(shape.bytes());
+    for (int i = 0; i < count; ++i) {
+      const double begin = Now();
+      v1::FindSnapshotRequest find;
+      find.set_session_id(Session(shape, i));
+      find.set_at_or_before(1);
+      find.set_model_fingerprint(kFingerprint);
+      RWKV_ASSIGN_OR_RETURN(const v1::FindSnapshotResponse found, catalog_->FindSnapshot(find, Deadline()));
+      if (!found.has_manifest()) return absl::NotFoundError(absl::StrCat(Session(shape, i), " has no snapshot"));
+      RWKV_RETURN_IF_ERROR(Get(found.manifest(), &slot));
+      seconds.push_back(Now() - begin);
+      if (slot != State(shape, i)) return absl::DataLossError(absl::StrCat(Session(shape, i), " came back otherwise"));
+    }
+    Print("restore", shape, seconds);
+    return absl::OkStatus();
+  }
+
+ private:
+  static common::ChannelOptions Bulk() {
+    common::ChannelOptions options;
+    options.bulk = true;
+    return options;
+  }
+  static std::string Session(const Shape& shape, int number) { return absl::StrCat("bench-", shape.name, "-", number); }
+
+  // A session of one token that is ours.
+  absl::StatusOr<v1::AcquireLeaseResponse> Begin(const Shape& shape, int number) {
+    v1::CreateSessionRequest create;
+    create.set_session_id(Session(shape, number));
+    RWKV_RETURN_IF_ERROR(catalog_->CreateSession(create, Deadline()).status());
+    v1::AcquireLeaseRequest acquire;
+    acquire.set_session_id(Session(shape, number));
+    acquire.set_holder("state_bench");
+    acquire.set_incarnation("1");
+    acquire.mutable_ttl()->set_seconds(60);
+    RWKV_ASSIGN_OR_RETURN(v1::AcquireLeaseResponse grant, catalog_->AcquireLease(acquire, Deadline()));
+    v1::BeginTurnRequest begin;
+    *begin.mutable_lease() = grant.lease();
+    begin.set_request_id("turn");
+    begin.add_token_ids(1);
+    begin.set_model_fingerprint(kFingerprint);
+    RWKV_RETURN_IF_ERROR(catalog_->BeginTurn(begin, Deadline()).status());
+    return grant;
+  }
+
+  absl::StatusOr<std::vector<v1::RecordInfo>> Put(const Shape& shape, const std::string& snapshot_id,
+                                                  const std::vector<char>& state) {
+    std::promise<absl::StatusOr<std::vector<v1::RecordInfo>>> done;
+    worker::SnapshotTransfer::SaveJob job;
+    job.store = records_;
+    job.snapshot_id = snapshot_id;
+    job.bytes = static_cast<int64_t>(state.size());
+    job.records = [&]() -> absl::StatusOr<std::vector<absl::Span<const char>>> {
+      std::vector<absl::Span<const char>> records;
+      for (size_t layer = 0; layer < shape.layers; ++layer) {
+        records.push_back(absl::MakeConstSpan(state).subspan(layer * shape.record_bytes(), shape.record_bytes()));
+      }
+      return records;
+    };
+    job.wanted = [] { return true; };
+    job.done = [&done](absl::StatusOr<std::vector<v1::RecordInfo>> infos) { done.set_value(std::move(infos)); };
+    RWKV_RETURN_IF_ERROR(transfer_.Save(std::move(job)));
+    return done.get_future().get();
+  }
+
+  absl::Status Get(const v1::SnapshotManifest& manifest, std::vector<char>* slot) {
+    std::promise<absl::Status> done;
+    worker::SnapshotTransfer::LoadJob job;
+    job.store = records_;
+    job.records = {manifest.records().begin(), manifest.records().end()};
+    job.wanted = [] { return true; };
+    job.done = [&](const absl::StatusOr<std::vector<std::string>>& records) {
+      size_t at = 0;
+      if (records.ok()) {
+        for (const std::string& record : *records) {
+          std::memcpy(slot->data() + at, record.data(), record.size());
+          at += record.size();
+        }
+      }
+      done.set_value(records.status());
+    };
+    RWKV_RETURN_IF_ERROR(transfer_.Load(std::move(job)));
+    return done.get_future().get();
+  }
+
+  const std::unique_ptr<state_store::CatalogClient> catalog_;
+  const std::shared_ptr<state_store::RecordsClient> records_;
+  const std::unique_ptr<common::Metrics> metrics_;
+  worker::WorkerMetrics worker_metrics_;
+  worker::SnapshotTransfer transfer_;
+};
+
+absl::Status Run(const std::string& what, const std::string& where, const std::string& shape_name, int count) {
+  RWKV_ASSIGN_OR_RETURN(const Shape shape, FindShape(shape_name));
+  if (what == "limits") return Limits(where, shape, count);
+  Store store(where);
+  if (what == "save") return store.Save(shape, count);
+  if (what == "restore") return store.Restore(shape, count);
+  return absl::InvalidArgumentError(absl::StrCat("'", what, "': limits, save or restore"));
+}
+
+}  // namespace
+}  // namespace rwkv
+
+int main(int argc, char** argv) {
+  int count = 0;
+  if (argc != 5 || !absl::SimpleAtoi(argv[4], &count) || count < 1) {
+    std::cerr << "usage: state_bench limits|save|restore FOLDER|ADDRESS SHAPE COUNT\n";
+    return 2;
+  }
+  rwkv::common::KeepFreedMemory();  // As the worker does.
+  const absl::Status status = rwkv::Run(argv[1], argv[2], argv[3], count);
+  if (!status.ok()) std::cerr << "state_bench: " << status << "\n";
+  return status.ok() ? 0 : 1;
+}
