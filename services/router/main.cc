@@ -36,6 +36,7 @@
 #include "services/router/rpc/cluster_service.h"
 #include "services/router/rpc/generation_service.h"
 #include "services/router/rpc/sessions_service.h"
+#include "services/router/tenants/tenancy.h"
 #include "services/router/turns/router_metrics.h"
 #include "services/router/turns/serving_model.h"
 #include "services/router/turns/turn_manager.h"
@@ -66,6 +67,9 @@ ABSL_FLAG(
     std::string, api_keys, "",
     "File of the hashes of the API keys that callers may show instead of a certificate; needs TLS. Read again when "
     "it changes. Empty: certificates only.");
+ABSL_FLAG(std::string, tenants, "",
+          "File of the tenants there are and what each may have (services/router/tenants/tenants_file.h); needs TLS. "
+          "Callers of no tenant in it are refused, but operators. Read again when it changes. Empty: no limits.");
 ABSL_FLAG(bool, allow_logits, false, "Serve Generation.Logits, a debugging call that sends whole rows of logits.");
 ABSL_FLAG(int, max_running, 64, "Calls that hold, or are about to take, a slot. More wait.");
 ABSL_FLAG(int, max_waiting, 256, "Calls that wait to be started. More are refused.");
@@ -217,18 +221,29 @@ absl::Status Run() {
     router->set_address(own_address->Get());
     router->set_metrics_address(metrics_address);
   };
+  Tenancy::Options tenancy_options;
+  if (security->enabled()) {
+    tenancy_options.identify = [&security](const grpc::ServerContextBase& context) {
+      return security->Identify(context);
+    };
+  }
+  tenancy_options.tenants_file = absl::GetFlag(FLAGS_tenants);
+  tenancy_options.source = absl::StrCat(name, ":", options.incarnation);
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<Tenancy> tenancy,
+                        Tenancy::Create(tenancy_options, catalog.get(), &clock, metrics.get()));
+  options.tenant_weight = [&tenancy](const std::string& tenant) { return tenancy->WeightOf(tenant); };
   TurnManager turns(options, fleet_options, std::move(workers), catalog.get(), std::move(tokenizers), &router_metrics,
                     &clock, Random);
 
   common::Executor executor(kRpcThreads, kMaxQueuedRpcs);
   common::Executor texts(kTextThreads, kMaxQueuedTexts);
   const UploadLimits uploads = {absl::GetFlag(FLAGS_upload_piece_timeout), absl::GetFlag(FLAGS_upload_timeout)};
-  GenerationService generation(&turns, &texts, uploads);
-  SessionsService sessions(&turns, catalog.get(), records.get(), &executor, Random, uploads);
+  GenerationService generation(&turns, &texts, uploads, tenancy.get());
+  SessionsService sessions(&turns, catalog.get(), records.get(), &executor, Random, uploads, tenancy.get());
   const auto describe_stores = [channels = common::MakeChannels(store_addresses, to_store)](absl::Time deadline) {
     return state_store::DescribeStores(channels, deadline);
   };
-  ClusterService cluster(name, store_addresses, describe_stores, &turns, &executor);
+  ClusterService cluster(name, store_addresses, describe_stores, &turns, &executor, tenancy.get());
   common::RpcServer::Options server_options;
   server_options.name = name;
   server_options.listen_address = absl::GetFlag(FLAGS_listen);

@@ -22,6 +22,7 @@
 #include "services/rwkvctl/status_command.h"
 #include "services/rwkvctl/store_command.h"
 #include "services/rwkvctl/tokenize_command.h"
+#include "services/rwkvctl/usage_command.h"
 
 namespace rwkv::rwkvctl {
 namespace {
@@ -37,6 +38,7 @@ std::vector<std::unique_ptr<Command>> MakeCommands() {
   commands.push_back(MakeTokenizeCommand());
   commands.push_back(MakeDetokenizeCommand());
   commands.push_back(MakeStatusCommand());
+  commands.push_back(MakeUsageCommand());
   commands.push_back(MakeEmbedCommand());
   commands.push_back(MakeEvalCommand());
   commands.push_back(MakeLoadCommand());

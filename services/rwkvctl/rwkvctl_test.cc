@@ -124,8 +124,8 @@ class RwkvctlTest : public ::testing::Test {
 
 TEST_F(RwkvctlTest, HelpIsOnStandardOutput) {
   EXPECT_EQ(Call({"--help"}), 0);
-  for (const char* command : {"generate", "chat", "sessions", "tokenize", "detokenize", "status", "eval", "load",
-                              "logits", "state", "--router"}) {
+  for (const char* command : {"generate", "chat", "sessions", "tokenize", "detokenize", "status", "usage", "eval",
+                              "load", "logits", "state", "--router"}) {
     EXPECT_THAT(out_, HasSubstr(command));
   }
   EXPECT_EQ(Call({"-h"}), 0);
@@ -265,6 +265,22 @@ TEST_F(RwkvctlTest, ALocalClusterWithTlsIsCalledAsItWants) {
   EXPECT_EQ(Call({"status", "--tls-authorities=mine"}), 0);
   EXPECT_EQ(security_.authorities, "mine");
   EXPECT_EQ(security_.api_key_file, "");
+}
+
+TEST_F(RwkvctlTest, UsageIsThatOfATenant) {
+  router_.usage.set_tenant("acme");
+  router_.usage.set_turns(3);
+  router_.usage.set_prompt_tokens(40);
+  router_.usage.set_generated_tokens(50);
+  router_.usage.set_stored_bytes(60);
+  EXPECT_EQ(Call({"usage"}), 0);
+  EXPECT_THAT(out_, AllOf(HasSubstr("acme"), HasSubstr("prompt tokens     40"), HasSubstr("generated tokens  50")));
+  EXPECT_EQ(Call({"usage", "--tenant", "zeta", "--json"}), 0);
+  const auto json = nlohmann::json::parse(out_);
+  EXPECT_EQ(json["tenant"], "zeta");
+  EXPECT_EQ(json["turns"], 3);
+  EXPECT_EQ(json["stored_bytes"], 60);
+  EXPECT_EQ(Call({"usage", "x"}), 2);
 }
 
 TEST_F(RwkvctlTest, FlagsMayStandAnywhere) {

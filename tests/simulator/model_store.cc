@@ -231,5 +231,11 @@ absl::StatusOr<v1::RewindSessionResponse> ModelStore::RewindSession(const v1::Re
 absl::StatusOr<v1::DeleteSessionResponse> ModelStore::DeleteSession(const v1::DeleteSessionRequest&, absl::Time) {
   return NotModelled();
 }
+absl::StatusOr<v1::GetUsageResponse> ModelStore::GetUsage(const v1::GetUsageRequest&, absl::Time) {
+  return NotModelled();
+}
+absl::StatusOr<v1::PutUsageResponse> ModelStore::PutUsage(const v1::PutUsageRequest&, absl::Time) {
+  return NotModelled();
+}
 
 }  // namespace rwkv::simulator

@@ -77,6 +77,8 @@ class ModelStore final : public state_store::CatalogClient {
   absl::StatusOr<v1::ForkSessionResponse> ForkSession(const v1::ForkSessionRequest&, absl::Time) override;
   absl::StatusOr<v1::RewindSessionResponse> RewindSession(const v1::RewindSessionRequest&, absl::Time) override;
   absl::StatusOr<v1::DeleteSessionResponse> DeleteSession(const v1::DeleteSessionRequest&, absl::Time) override;
+  absl::StatusOr<v1::GetUsageResponse> GetUsage(const v1::GetUsageRequest&, absl::Time) override;
+  absl::StatusOr<v1::PutUsageResponse> PutUsage(const v1::PutUsageRequest&, absl::Time) override;
 
  private:
   // Runs `change` unless the call never comes; its answer is lost if fate has it so.

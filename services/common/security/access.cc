@@ -4,6 +4,8 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "absl/types/optional.h"
+#include "services/common/tenant_ids.h"
 
 namespace rwkv::common {
 namespace {
@@ -39,6 +41,8 @@ const absl::flat_hash_map<absl::string_view, RoleSet>& Table() {
       {"/rwkv.v1.Sessions/Import", kPublic},
       // Addresses and process ids of the whole cluster.
       {"/rwkv.v1.Cluster/GetStatus", {Role::kOperator, Role::kGateway}},
+      // Its own, and an operator any.
+      {"/rwkv.v1.Cluster/GetTenantUsage", kPublic},
 
       {"/rwkv.v1.Worker/Describe", {Role::kRouter, Role::kOperator}},
       {"/rwkv.v1.Worker/Execute", {Role::kRouter}},
@@ -62,10 +66,35 @@ const absl::flat_hash_map<absl::string_view, RoleSet>& Table() {
       {"/rwkv.v1.StateCatalog/CommitSnapshot", {Role::kRouter}},
       {"/rwkv.v1.StateCatalog/FindSnapshot", {Role::kRouter}},
       {"/rwkv.v1.StateCatalog/DropSnapshot", {Role::kRouter}},
+      {"/rwkv.v1.StateCatalog/GetUsage", {Role::kRouter}},
+      {"/rwkv.v1.StateCatalog/PutUsage", {Role::kRouter}},
       {"/rwkv.v1.StateRecords/PutRecord", {Role::kRouter, Role::kWorker}},
       {"/rwkv.v1.StateRecords/GetRecord", {Role::kRouter, Role::kWorker}},
   };
   return *table;
+}
+
+struct UriIdentity {
+  Role role = Role::kClient;
+  absl::string_view tenant;
+};
+
+absl::optional<UriIdentity> ReadUri(absl::string_view uri) {
+  if (!absl::ConsumePrefix(&uri, "spiffe://")) return absl::nullopt;
+  const size_t slash = uri.find('/');
+  if (slash == 0 || slash == absl::string_view::npos) return absl::nullopt;
+  uri.remove_prefix(slash);
+  if (!absl::ConsumePrefix(&uri, "/rwkv/")) return absl::nullopt;
+  UriIdentity identity;
+  const size_t end_of_role = uri.find('/');
+  const absl::StatusOr<Role> role = ParseRole(uri.substr(0, end_of_role));
+  if (!role.ok()) return absl::nullopt;
+  identity.role = *role;
+  if (end_of_role == absl::string_view::npos) return identity;
+  identity.tenant = uri.substr(end_of_role + 1);
+  // The cluster's own processes are of no tenant.
+  if (!RoleSet({Role::kClient, Role::kGateway}).Has(*role) || !IsTenantName(identity.tenant)) return absl::nullopt;
+  return identity;
 }
 
 }  // namespace
@@ -108,12 +137,12 @@ absl::StatusOr<Role> ParseRole(absl::string_view name) {
 std::vector<Role> AllRoles() { return std::vector<Role>(std::begin(kRoles), std::end(kRoles)); }
 
 void AddRoleOfUri(absl::string_view uri, RoleSet* roles) {
-  if (!absl::ConsumePrefix(&uri, "spiffe://")) return;
-  const size_t slash = uri.find('/');
-  if (slash == 0 || slash == absl::string_view::npos) return;
-  uri.remove_prefix(slash);
-  if (!absl::ConsumePrefix(&uri, "/rwkv/")) return;
-  if (const absl::StatusOr<Role> role = ParseRole(uri); role.ok()) roles->Add(*role);
+  if (const absl::optional<UriIdentity> identity = ReadUri(uri); identity.has_value()) roles->Add(identity->role);
+}
+
+std::string TenantOfUri(absl::string_view uri) {
+  const absl::optional<UriIdentity> identity = ReadUri(uri);
+  return identity.has_value() ? std::string(identity->tenant) : std::string();
 }
 
 void AddRoleOfDnsName(absl::string_view name, RoleSet* roles) {

@@ -3,6 +3,7 @@
 //
 // A role comes from a certificate that our authority signed, by a subject alternative name that is exactly
 //   URI:spiffe://TRUST_DOMAIN/rwkv/ROLE      any trust domain: the authority is trusted, not the name
+//   URI:spiffe://TRUST_DOMAIN/rwkv/ROLE/TENANT   the same, for a tenant (client and gateway)
 //   DNS:ROLE.rwkv.internal                   for authorities that sign no URIs
 // or from an API key's line (api_keys.h). A certificate may carry several.
 #pragma once
@@ -49,6 +50,8 @@ std::vector<Role> AllRoles();
 
 // The roles of a certificate's subject alternative names.
 void AddRoleOfUri(absl::string_view uri, RoleSet* roles);
+// The tenant that a URI names besides a role; empty: none.
+std::string TenantOfUri(absl::string_view uri);
 void AddRoleOfDnsName(absl::string_view name, RoleSet* roles);
 
 // Who may call `method`, "/rwkv.v1.Generation/Generate". Unknown: nobody.

@@ -123,5 +123,22 @@ TEST(AccessTest, RolesHaveNames) {
   EXPECT_THAT(ParseRole("root"), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("router, worker, store")));
 }
 
+TEST(AccessTest, AUriMayNameTheTenantOfAClient) {
+  RoleSet roles;
+  AddRoleOfUri("spiffe://any/rwkv/client/acme", &roles);
+  EXPECT_TRUE(roles.Has(Role::kClient));
+  EXPECT_EQ(TenantOfUri("spiffe://any/rwkv/client/acme"), "acme");
+  EXPECT_EQ(TenantOfUri("spiffe://any/rwkv/gateway/acme.eu"), "acme.eu");
+  EXPECT_EQ(TenantOfUri("spiffe://any/rwkv/client"), "");
+  for (const char* uri :
+       {"spiffe://any/rwkv/router/acme", "spiffe://any/rwkv/operator/acme", "spiffe://any/rwkv/client/",
+        "spiffe://any/rwkv/client/a@b", "spiffe://any/rwkv/client/acme/more"}) {
+    RoleSet none;
+    AddRoleOfUri(uri, &none);
+    EXPECT_TRUE(none.empty()) << uri;
+    EXPECT_EQ(TenantOfUri(uri), "") << uri;
+  }
+}
+
 }  // namespace
 }  // namespace rwkv::common

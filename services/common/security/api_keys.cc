@@ -1,12 +1,8 @@
 #include "services/common/security/api_keys.h"
 
-#include <errno.h>
 #include <openssl/crypto.h>
 #include <openssl/sha.h>
-#include <sys/stat.h>
 
-#include <fstream>
-#include <sstream>
 #include <utility>
 
 #include "absl/container/flat_hash_set.h"
@@ -18,7 +14,7 @@
 #include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "kernels/base/status_macros.h"
-#include "services/common/logging.h"
+#include "services/common/tenant_ids.h"
 
 namespace rwkv::common {
 namespace {
@@ -57,7 +53,9 @@ absl::StatusOr<ApiKey> ParseLine(absl::string_view line) {
       }
       has_role = true;
     } else if (absl::ConsumePrefix(&word, "tenant=")) {
-      if (!key.tenant.empty() || !IsName(word)) return absl::InvalidArgumentError("tenant= wants one name");
+      if (!key.tenant.empty() || !IsTenantName(word)) {
+        return absl::InvalidArgumentError("tenant= wants one name of A-Za-z0-9-_., at most 64");
+      }
       key.tenant = std::string(word);
     } else {
       return absl::InvalidArgumentError("a word that is none of sha256:, name=, role=, tenant=");
@@ -87,54 +85,16 @@ absl::StatusOr<std::vector<ApiKey>> ParseApiKeys(absl::string_view text) {
   return keys;
 }
 
-absl::StatusOr<ApiKeys::FileMark> ApiKeys::Look(const std::string& path) {
-  struct stat file;
-  if (stat(path.c_str(), &file) != 0) return absl::ErrnoToStatus(errno, path);
-  FileMark mark;
-  mark.device = file.st_dev;
-  mark.inode = file.st_ino;
-  mark.size = file.st_size;
-  mark.changed_ns = int64_t{file.st_ctim.tv_sec} * 1'000'000'000 + file.st_ctim.tv_nsec;
-  return mark;
-}
-
-absl::Status ApiKeys::Read() {
-  RWKV_ASSIGN_OR_RETURN(const FileMark mark, Look(path_));
-  if (static_cast<size_t>(mark.size) > kMaxFileBytes) {
-    return absl::InvalidArgumentError(absl::StrCat(path_, ": larger than ", kMaxFileBytes, " bytes"));
-  }
-  std::ifstream file(path_, std::ios::binary);
-  std::stringstream text;
-  text << file.rdbuf();
-  if (text.str().size() != static_cast<size_t>(mark.size)) {  // No file, or somebody writes to it at this moment.
-    return absl::UnavailableError(absl::StrCat(path_, ": cannot be read whole"));
-  }
-  mark_ = mark;  // Also if it is wrong: it is not worth a line a second.
-  absl::StatusOr<std::vector<ApiKey>> keys = ParseApiKeys(text.str());
-  if (!keys.ok()) return absl::InvalidArgumentError(absl::StrCat(path_, ": ", keys.status().message()));
-  keys_ = std::make_shared<const std::vector<ApiKey>>(*std::move(keys));
-  return absl::OkStatus();
-}
-
-void ApiKeys::ReadIfChanged() {
-  const absl::Time now = absl::Now();
-  if (now < looked_at_ + reload_interval_) return;
-  looked_at_ = now;
-  const absl::StatusOr<FileMark> mark = Look(path_);
-  if (mark.ok() && *mark == mark_) return;
-  const absl::Status status = Read();
-  if (status.ok()) {
-    LogInfo("api_keys_read", {{"file", path_}, {"keys", keys_->size()}});
-  } else {
-    LogWarning("api_keys_unusable", {{"file", path_}, {"why", status.message()}});
-  }
-}
-
 absl::StatusOr<std::unique_ptr<ApiKeys>> ApiKeys::Open(const std::string& path, absl::Duration reload_interval) {
-  std::unique_ptr<ApiKeys> keys(new ApiKeys(path, reload_interval));
+  std::unique_ptr<ApiKeys> keys(new ApiKeys);
   absl::MutexLock lock(&keys->mu_);
-  RWKV_RETURN_IF_ERROR(keys->Read());
-  keys->looked_at_ = absl::Now();
+  const auto use = [keys = keys.get()](const std::string& text) ABSL_NO_THREAD_SAFETY_ANALYSIS {  // Under mu_.
+    absl::StatusOr<std::vector<ApiKey>> parsed = ParseApiKeys(text);
+    if (!parsed.ok()) return parsed.status();
+    keys->keys_ = std::make_shared<const std::vector<ApiKey>>(*std::move(parsed));
+    return absl::OkStatus();
+  };
+  RWKV_ASSIGN_OR_RETURN(keys->file_, ReloadedFile::Open(path, "api_keys", kMaxFileBytes, reload_interval, use));
   return keys;
 }
 
@@ -142,7 +102,7 @@ absl::optional<ApiKeys::Who> ApiKeys::Find(absl::string_view key) {
   std::shared_ptr<const std::vector<ApiKey>> keys;
   {
     absl::MutexLock lock(&mu_);
-    ReadIfChanged();
+    file_->Look(absl::Now());
     keys = keys_;
   }
   unsigned char hash[SHA256_DIGEST_LENGTH];

@@ -4,11 +4,10 @@
 //   # made by: key=$(openssl rand -hex 32); printf %s "$key" | sha256sum
 //   sha256:0f1e...64 hex digits name=alice role=client tenant=acme
 //
-// `name` (for logs) is required and unique; `role` is client unless it says gateway or operator; `tenant` is kept and
-// not used yet. Anything else is an error, so that a misspelt limit is never silently none.
+// `name` (for logs) is required and unique; `role` is client unless it says gateway or operator; `tenant` says whose
+// sessions the caller sees and whose limits it has (services/router/tenants). Anything else is an error, so that a
+// misspelt word is never silently none.
 #pragma once
-
-#include <sys/types.h>
 
 #include <memory>
 #include <string>
@@ -20,6 +19,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "absl/types/optional.h"
+#include "services/common/reloaded_file.h"
 #include "services/common/security/access.h"
 
 namespace rwkv::common {
@@ -51,27 +51,10 @@ class ApiKeys {
   absl::optional<Who> Find(absl::string_view key) ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
-  struct FileMark {  // What changes with the file, also when it is replaced within a second.
-    dev_t device = 0;
-    ino_t inode = 0;
-    off_t size = 0;
-    int64_t changed_ns = 0;
-    bool operator==(const FileMark& other) const {
-      return device == other.device && inode == other.inode && size == other.size && changed_ns == other.changed_ns;
-    }
-  };
+  ApiKeys() = default;
 
-  ApiKeys(std::string path, absl::Duration reload_interval)
-      : path_(std::move(path)), reload_interval_(reload_interval) {}
-  static absl::StatusOr<FileMark> Look(const std::string& path);
-  absl::Status Read() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void ReadIfChanged() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-
-  const std::string path_;
-  const absl::Duration reload_interval_;
   absl::Mutex mu_;
-  FileMark mark_ ABSL_GUARDED_BY(mu_);
-  absl::Time looked_at_ ABSL_GUARDED_BY(mu_) = absl::InfinitePast();
+  std::unique_ptr<ReloadedFile> file_ ABSL_GUARDED_BY(mu_);
   std::shared_ptr<const std::vector<ApiKey>> keys_ ABSL_GUARDED_BY(mu_);
 };
 

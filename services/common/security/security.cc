@@ -115,31 +115,10 @@ class Security::Processor final : public grpc::AuthMetadataProcessor {
                        OutputMetadata* /*response*/) override {
     const auto path = metadata.find(":path");
     const absl::string_view method = path == metadata.end() ? absl::string_view() : View(path->second);
-    RoleSet roles;
-    std::string key_name;
-    if (context->IsPeerAuthenticated()) {
-      for (const grpc::string_ref& uri : context->FindPropertyValues(GRPC_PEER_URI_PROPERTY_NAME)) {
-        AddRoleOfUri(View(uri), &roles);
-      }
-      for (const grpc::string_ref& name : context->FindPropertyValues(GRPC_PEER_DNS_PROPERTY_NAME)) {
-        AddRoleOfDnsName(View(name), &roles);
-      }
-    }
-    const auto authorization = metadata.find("authorization");
-    if (keys_ != nullptr && authorization != metadata.end()) {
-      absl::string_view value = View(authorization->second);
-      constexpr absl::string_view kScheme = "bearer ";
-      absl::optional<ApiKeys::Who> who;
-      if (absl::StartsWithIgnoreCase(value, kScheme)) who = keys_->Find(value.substr(kScheme.size()));
-      if (!who.has_value()) {
-        // Not "else as the certificate says": who shows a key means to be who it says.
-        return Refuse(absl::UnauthenticatedError("the API key is not known"), method, roles, "");
-      }
-      roles.Add(who->role);
-      key_name = who->name;
-    }
-    const absl::Status status = CheckAccess(roles, method);
-    return status.ok() ? grpc::Status::OK : Refuse(status, method, roles, key_name);
+    const absl::StatusOr<Identity> who = Identify(metadata, *context, keys_.get());
+    if (!who.ok()) return Refuse(who.status(), method, {}, "");
+    const absl::Status status = CheckAccess(who->roles, method);
+    return status.ok() ? grpc::Status::OK : Refuse(status, method, who->roles, who->key_name);
   }
 
  private:
@@ -171,6 +150,43 @@ class Security::Processor final : public grpc::AuthMetadataProcessor {
   absl::Mutex mu_;
   absl::Time next_line_ ABSL_GUARDED_BY(mu_) = absl::InfinitePast();
 };
+
+absl::StatusOr<Identity> Security::Identify(const CallMetadata& metadata, const grpc::AuthContext& context,
+                                            ApiKeys* keys) {
+  Identity identity;
+  if (context.IsPeerAuthenticated()) {
+    for (const grpc::string_ref& uri : context.FindPropertyValues(GRPC_PEER_URI_PROPERTY_NAME)) {
+      AddRoleOfUri(View(uri), &identity.roles);
+      std::string tenant = TenantOfUri(View(uri));
+      if (tenant.empty()) continue;
+      if (!identity.tenant.empty() && identity.tenant != tenant) {
+        return absl::UnauthenticatedError("the certificate names two tenants");
+      }
+      identity.tenant = std::move(tenant);
+    }
+    for (const grpc::string_ref& name : context.FindPropertyValues(GRPC_PEER_DNS_PROPERTY_NAME)) {
+      AddRoleOfDnsName(View(name), &identity.roles);
+    }
+  }
+  const auto authorization = metadata.find("authorization");
+  if (keys == nullptr || authorization == metadata.end()) return identity;
+  absl::string_view value = View(authorization->second);
+  constexpr absl::string_view kScheme = "bearer ";
+  absl::optional<ApiKeys::Who> who;
+  if (absl::StartsWithIgnoreCase(value, kScheme)) who = keys->Find(value.substr(kScheme.size()));
+  // Not "else as the certificate says": who shows a key means to be who it says.
+  if (!who.has_value()) return absl::UnauthenticatedError("the API key is not known");
+  identity.roles.Add(who->role);
+  identity.key_name = who->name;
+  identity.tenant = who->tenant;
+  return identity;
+}
+
+absl::StatusOr<Identity> Security::Identify(const grpc::ServerContextBase& context) const {
+  if (!enabled()) return Identity{};
+  const std::shared_ptr<const grpc::AuthContext> peer = context.auth_context();
+  return Identify(context.client_metadata(), *peer, keys_.get());
+}
 
 Security::Security(const Options& options, Metrics* metrics)
     : options_(options),

@@ -5,6 +5,7 @@
 // the caller expects, under whatever name it was found. Who calls is let through by access.h, call by call.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 
@@ -13,14 +14,23 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "grpcpp/security/auth_context.h"
 #include "grpcpp/security/credentials.h"
 #include "grpcpp/security/server_credentials.h"
 #include "grpcpp/security/tls_certificate_provider.h"
+#include "grpcpp/server_context.h"
 #include "services/common/metrics.h"
 #include "services/common/security/access.h"
 #include "services/common/security/api_keys.h"
 
 namespace rwkv::common {
+
+// Who calls, as certificate and API key say.
+struct Identity {
+  RoleSet roles;
+  std::string key_name;  // Of the API key; empty: none was shown.
+  std::string tenant;    // The key's, else the certificate's; empty: none.
+};
 
 // Thread-safe.
 class Security {
@@ -45,8 +55,17 @@ class Security {
   // Certificates are wanted of everybody, or, with API keys, asked for.
   std::shared_ptr<grpc::ServerCredentials> ForServer() const;
 
+  // Of a call that ForServer() has let in. Without TLS everybody is the same, of no tenant. kUnauthenticated: the key
+  // was taken out of the file a moment ago.
+  absl::StatusOr<Identity> Identify(const grpc::ServerContextBase& context) const;
+
  private:
   class Processor;
+  using CallMetadata = std::multimap<grpc::string_ref, grpc::string_ref>;
+
+  // `keys` may be null.
+  static absl::StatusOr<Identity> Identify(const CallMetadata& metadata, const grpc::AuthContext& context,
+                                           ApiKeys* keys);
 
   Security(const Options& options, Metrics* metrics);
 

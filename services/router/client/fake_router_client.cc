@@ -314,4 +314,10 @@ absl::StatusOr<v1::Session> FakeRouterClient::ImportSession(const std::string& s
 
 absl::StatusOr<v1::GetStatusResponse> FakeRouterClient::GetStatus() { return state_->status; }
 
+absl::StatusOr<v1::GetTenantUsageResponse> FakeRouterClient::GetTenantUsage(const v1::GetTenantUsageRequest& request) {
+  v1::GetTenantUsageResponse usage = state_->usage;
+  if (!request.tenant().empty()) usage.set_tenant(request.tenant());
+  return usage;
+}
+
 }  // namespace rwkv::router

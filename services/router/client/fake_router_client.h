@@ -50,6 +50,7 @@ class FakeRouterClient : public RouterClient {
     std::vector<v1::TokenizeRequest> tokenize_requests;
     std::vector<v1::ScoreDocumentRequest> documents;
     v1::GetStatusResponse status;
+    v1::GetTenantUsageResponse usage;  // Of whatever tenant is asked for.
     std::vector<v1::SessionsExportStateResponse> exported_state;
     std::function<void()> on_export;               // After the last message.
     std::vector<std::string> imported_files;       // As they came.
@@ -83,6 +84,7 @@ class FakeRouterClient : public RouterClient {
   absl::StatusOr<v1::Session> ImportSession(const std::string& session_id, absl::string_view file,
                                             ImportProgress progress) override;
   absl::StatusOr<v1::GetStatusResponse> GetStatus() override;
+  absl::StatusOr<v1::GetTenantUsageResponse> GetTenantUsage(const v1::GetTenantUsageRequest& request) override;
 
  private:
   absl::StatusOr<std::vector<uint32_t>*> Find(const std::string& id);

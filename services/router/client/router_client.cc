@@ -196,6 +196,9 @@ class GrpcRouterClient : public RouterClient {
   absl::StatusOr<v1::GetStatusResponse> GetStatus() override {
     return Read<v1::GetStatusResponse>(&Router::cluster, &v1::Cluster::Stub::GetStatus, v1::GetStatusRequest());
   }
+  absl::StatusOr<v1::GetTenantUsageResponse> GetTenantUsage(const v1::GetTenantUsageRequest& request) override {
+    return Read<v1::GetTenantUsageResponse>(&Router::cluster, &v1::Cluster::Stub::GetTenantUsage, request);
+  }
 
  private:
   struct Router {

@@ -65,6 +65,7 @@ class RouterClient {
                                                     ImportProgress progress) = 0;
 
   virtual absl::StatusOr<v1::GetStatusResponse> GetStatus() = 0;
+  virtual absl::StatusOr<v1::GetTenantUsageResponse> GetTenantUsage(const v1::GetTenantUsageRequest& request) = 0;
 };
 
 struct RouterClientOptions {

@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "kernels/base/status_macros.h"
 #include "services/common/grpc_status.h"
 #include "services/router/pipeline/fleet.h"
 #include "services/router/turns/serving_model.h"
@@ -22,6 +23,7 @@ namespace rwkv::router {
 namespace {
 
 constexpr absl::Duration kProbeTimeout = absl::Seconds(1);
+constexpr absl::Duration kUsageTimeout = absl::Seconds(15);
 constexpr char kServing[] = "serving";
 constexpr char kNotServing[] = "not serving";
 constexpr char kUnreachable[] = "unreachable";
@@ -97,12 +99,14 @@ void FillRouter(const v1::RouterAnnouncement& router, v1::ProcessStatus* process
 }  // namespace
 
 ClusterService::ClusterService(std::string router, std::vector<std::string> state_stores,
-                               DescribeStores describe_stores, TurnManager* turns, common::Executor* executor)
+                               DescribeStores describe_stores, TurnManager* turns, common::Executor* executor,
+                               Tenancy* tenancy)
     : router_(std::move(router)),
       state_stores_(std::move(state_stores)),
       describe_stores_(std::move(describe_stores)),
       turns_(turns),
-      executor_(executor) {}
+      executor_(executor),
+      tenancy_(tenancy) {}
 
 void ClusterService::SetAddresses(const std::string& address, const std::string& metrics_address) {
   absl::MutexLock lock(&mu_);
@@ -215,6 +219,30 @@ grpc::ServerUnaryReactor* ClusterService::GetStatus(grpc::CallbackServerContext*
         FillNow(response);
         reactor->Finish(grpc::Status::OK);
       })) {
+    reactor->Finish(common::ToGrpcStatus(
+        common::WithRetryInfo(absl::ResourceExhaustedError("too many calls wait"), absl::Milliseconds(200))));
+  }
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* ClusterService::GetTenantUsage(grpc::CallbackServerContext* context,
+                                                         const v1::GetTenantUsageRequest* request,
+                                                         v1::GetTenantUsageResponse* response) {
+  auto* const reactor = context->DefaultReactor();
+  const auto ask = [this, context, request, response]() -> absl::Status {
+    RWKV_ASSIGN_OR_RETURN(const Caller caller, tenancy_->CallerOf(*context));
+    RWKV_ASSIGN_OR_RETURN(const std::string tenant, tenancy_->WhoseUsage(caller, request->tenant()));
+    RWKV_ASSIGN_OR_RETURN(const v1::GetUsageResponse usage,
+                          tenancy_->GetUsage(tenant, absl::Now() + kUsageTimeout));
+    response->set_tenant(tenant);
+    response->set_turns(usage.usage().turns());
+    response->set_prompt_tokens(usage.usage().prompt_tokens());
+    response->set_generated_tokens(usage.usage().generated_tokens());
+    response->set_sessions(usage.sessions());
+    response->set_stored_bytes(usage.stored_bytes());
+    return absl::OkStatus();
+  };
+  if (!executor_->TryRun([reactor, ask] { reactor->Finish(common::ToGrpcStatus(ask())); })) {
     reactor->Finish(common::ToGrpcStatus(
         common::WithRetryInfo(absl::ResourceExhaustedError("too many calls wait"), absl::Milliseconds(200))));
   }

@@ -12,6 +12,7 @@
 #include "rwkv/v1/cluster.grpc.pb.h"
 #include "rwkv/v1/state_store.pb.h"
 #include "services/common/executor.h"
+#include "services/router/tenants/tenancy.h"
 #include "services/router/turns/turn_manager.h"
 
 namespace rwkv::router {
@@ -24,13 +25,16 @@ class ClusterService final : public v1::Cluster::CallbackService {
 
   // Pointers are borrowed. `describe_stores` may block until its deadline.
   ClusterService(std::string router, std::vector<std::string> state_stores, DescribeStores describe_stores,
-                 TurnManager* turns, common::Executor* executor);
+                 TurnManager* turns, common::Executor* executor, Tenancy* tenancy);
 
   // Where this process answers, known only after it listens.
   void SetAddresses(const std::string& address, const std::string& metrics_address) ABSL_LOCKS_EXCLUDED(mu_);
 
   grpc::ServerUnaryReactor* GetStatus(grpc::CallbackServerContext* context, const v1::GetStatusRequest* request,
                                       v1::GetStatusResponse* response) override;
+  grpc::ServerUnaryReactor* GetTenantUsage(grpc::CallbackServerContext* context,
+                                           const v1::GetTenantUsageRequest* request,
+                                           v1::GetTenantUsageResponse* response) override;
 
  private:
   // Routers, workers and lanes.
@@ -43,6 +47,7 @@ class ClusterService final : public v1::Cluster::CallbackService {
   const DescribeStores describe_stores_;
   TurnManager* const turns_;
   common::Executor* const executor_;
+  Tenancy* const tenancy_;
   absl::Mutex mu_;
   std::string address_ ABSL_GUARDED_BY(mu_);
   std::string metrics_address_ ABSL_GUARDED_BY(mu_);

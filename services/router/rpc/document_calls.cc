@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "kernels/base/status_macros.h"
 #include "services/common/grpc_status.h"
 #include "services/router/rpc/pending_call.h"
 #include "services/router/rpc/stream_reactor.h"
@@ -57,13 +58,38 @@ class Reading {
   bool first_ = true;
 };
 
+// Counts a document when all its answers have gone out; the end waits until that is on disk.
+class MeteredDocument final : public ResponseStream<v1::ScoreDocumentResponse> {
+ public:
+  MeteredDocument(std::shared_ptr<ResponseStream<v1::ScoreDocumentResponse>> inner, Tenancy* tenancy,
+                  std::shared_ptr<TenantBook::Ticket> ticket)
+      : inner_(std::move(inner)), tenancy_(tenancy), ticket_(std::move(ticket)) {}
+
+  void Send(v1::ScoreDocumentResponse response) override {
+    if (ticket_ != nullptr) ticket_->Fed(response.token_count());
+    inner_->Send(std::move(response));
+  }
+  size_t queued() const override { return inner_->queued(); }
+  void OnRoom(std::function<void()> on_room) override { inner_->OnRoom(std::move(on_room)); }
+  void Close(absl::Status status) override {
+    if (ticket_ != nullptr && !status.ok()) ticket_->Refund();
+    if (ticket_ == nullptr || !status.ok()) return inner_->Close(std::move(status));
+    tenancy_->Record(ticket_, [inner = inner_, status] { inner->Close(status); });
+  }
+
+ private:
+  const std::shared_ptr<ResponseStream<v1::ScoreDocumentResponse>> inner_;
+  Tenancy* const tenancy_;
+  const std::shared_ptr<TenantBook::Ticket> ticket_;
+};
+
 // The turn manager writes and closes.
 class ScoreDocumentReactor final
     : public StreamReactor<v1::ScoreDocumentResponse, v1::ScoreDocumentResponse,
                            grpc::ServerBidiReactor<v1::ScoreDocumentRequest, v1::ScoreDocumentResponse>> {
  public:
-  explicit ScoreDocumentReactor(const DocumentCalls& calls)
-      : ScoreDocumentReactor(calls, std::make_shared<PendingCall>(calls.turns)) {}
+  ScoreDocumentReactor(const DocumentCalls& calls, Tenancy* tenancy, const absl::StatusOr<Caller>& caller)
+      : ScoreDocumentReactor(calls, tenancy, caller, std::make_shared<PendingCall>(calls.turns)) {}
 
   void OnReadDone(bool ok) override {
     if (!reading_.upload().PieceCame()) return;
@@ -77,12 +103,19 @@ class ScoreDocumentReactor final
   }
 
  private:
-  ScoreDocumentReactor(const DocumentCalls& calls, std::shared_ptr<PendingCall> call)
+  ScoreDocumentReactor(const DocumentCalls& calls, Tenancy* tenancy, const absl::StatusOr<Caller>& caller,
+                       std::shared_ptr<PendingCall> call)
       : StreamReactor([](const v1::ScoreDocumentResponse& response) { return response; }, [call] { call->Cancel(); }),
         calls_(calls),
+        tenancy_(tenancy),
         call_(std::move(call)),
         reading_(calls, [stream = stream()](const absl::Status& late) { stream->Close(late); }) {
-    ReadNext();
+    if (caller.ok()) {
+      caller_ = *caller;
+      ReadNext();
+    } else {
+      stream()->Close(caller.status());
+    }
   }
 
   void ReadNext() {
@@ -93,15 +126,29 @@ class ScoreDocumentReactor final
   void Score() {
     if (const absl::Status begun = reading_.upload().BeginWork(); !begun.ok()) return stream()->Close(begun);
     auto document = std::make_shared<const Document>(std::move(reading_.document()));
-    const auto score = [call = call_, document, stream = stream()] {
-      call->turns().ScoreDocument(call->id(), *document, stream);
+    const absl::StatusOr<std::shared_ptr<TenantBook::Ticket>> ticket = Enter(*document);
+    if (!ticket.ok()) return stream()->Close(ticket.status());
+    const auto metered = std::make_shared<MeteredDocument>(stream(), tenancy_, *ticket);
+    const auto score = [call = call_, document, metered, tenant = caller_.tenant()] {
+      call->turns().ScoreDocument(call->id(), *document, metered, tenant);
       call->HandedOver();
     };
     if (calls_.executor->TryRun(score)) return;
-    stream()->Close(TooManyCalls());
+    metered->Close(TooManyCalls());
+  }
+
+  absl::StatusOr<std::shared_ptr<TenantBook::Ticket>> Enter(const Document& document) const {
+    if (caller_.has_models()) {
+      RWKV_ASSIGN_OR_RETURN(const std::shared_ptr<const ServingModel> model,
+                            calls_.turns->ModelOrWhyNot(document.model));
+      RWKV_RETURN_IF_ERROR(caller_.CheckModel(model->info));
+    }
+    return caller_.Admit(static_cast<double>(document.token_ids.size() + document.text.size() / 4));
   }
 
   const DocumentCalls calls_;
+  Tenancy* const tenancy_;
+  Caller caller_;
   const std::shared_ptr<PendingCall> call_;
   Reading<v1::ScoreDocumentRequest> reading_;
 };
@@ -110,9 +157,13 @@ class ScoreDocumentReactor final
 class TokenizeDocumentReactor final
     : public grpc::ServerBidiReactor<v1::TokenizeDocumentRequest, v1::TokenizeDocumentResponse> {
  public:
-  explicit TokenizeDocumentReactor(const DocumentCalls& calls)
+  TokenizeDocumentReactor(const DocumentCalls& calls, const absl::Status& known)
       : calls_(calls), reading_(calls, [this](const absl::Status& late) { End(late); }) {
-    ReadNext();
+    if (known.ok()) {
+      ReadNext();
+    } else {
+      End(known);
+    }
   }
 
   void OnReadDone(bool ok) override {
@@ -173,13 +224,13 @@ class TokenizeDocumentReactor final
 }  // namespace
 
 grpc::ServerBidiReactor<v1::ScoreDocumentRequest, v1::ScoreDocumentResponse>* NewScoreDocumentCall(
-    const DocumentCalls& calls) {
-  return new ScoreDocumentReactor(calls);
+    const DocumentCalls& calls, Tenancy* tenancy, const absl::StatusOr<Caller>& caller) {
+  return new ScoreDocumentReactor(calls, tenancy, caller);
 }
 
 grpc::ServerBidiReactor<v1::TokenizeDocumentRequest, v1::TokenizeDocumentResponse>* NewTokenizeDocumentCall(
-    const DocumentCalls& calls) {
-  return new TokenizeDocumentReactor(calls);
+    const DocumentCalls& calls, const absl::Status& known) {
+  return new TokenizeDocumentReactor(calls, known);
 }
 
 }  // namespace rwkv::router

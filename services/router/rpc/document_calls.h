@@ -2,9 +2,12 @@
 // call, which deletes itself when the call is over.
 #pragma once
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "rwkv/v1/generation.grpc.pb.h"
 #include "services/common/executor.h"
 #include "services/router/rpc/uploads.h"
+#include "services/router/tenants/tenancy.h"
 #include "services/router/turns/turn_manager.h"
 
 namespace rwkv::router {
@@ -17,9 +20,10 @@ struct DocumentCalls {
   UploadLimits limits;
 };
 
+// `tenancy` is borrowed. A caller that is not known is told so.
 grpc::ServerBidiReactor<v1::ScoreDocumentRequest, v1::ScoreDocumentResponse>* NewScoreDocumentCall(
-    const DocumentCalls& calls);
+    const DocumentCalls& calls, Tenancy* tenancy, const absl::StatusOr<Caller>& caller);
 grpc::ServerBidiReactor<v1::TokenizeDocumentRequest, v1::TokenizeDocumentResponse>* NewTokenizeDocumentCall(
-    const DocumentCalls& calls);
+    const DocumentCalls& calls, const absl::Status& known);
 
 }  // namespace rwkv::router

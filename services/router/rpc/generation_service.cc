@@ -4,6 +4,7 @@
 #include <grpcpp/support/slice.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -18,6 +19,7 @@
 #include "services/common/grpc_status.h"
 #include "services/router/rpc/pending_call.h"
 #include "services/router/rpc/stream_reactor.h"
+#include "services/router/tenants/metered_stream.h"
 #include "services/router/turns/serving_model.h"
 #include "services/router/turns/turn_input.h"
 
@@ -65,17 +67,60 @@ class UnaryReactor final : public grpc::ServerUnaryReactor {
   grpc::ByteBuffer* const response_;
 };
 
+// A token of text has some four bytes.
+uint64_t TokensOfText(size_t bytes) { return (bytes + 3) / 4; }
+template <typename Request>
+uint64_t TokensOf(const Request& request) {
+  return request.has_tokens() ? static_cast<uint64_t>(request.tokens().ids_size())
+                              : TokensOfText(request.text().size());
+}
+
+uint64_t FedBy(const v1::ScoreResponse& response) { return static_cast<uint64_t>(response.token_ids_size()); }
+uint64_t FedBy(const v1::EmbedResponse& response) { return response.prompt_tokens(); }
+
+// Ends a unary call of a tenant: its answer waits until what it used is on disk.
+template <typename Response>
+std::function<void(const absl::StatusOr<Response>&)> Metered(UnaryReactor<Response>* reactor, Tenancy* tenancy,
+                                                             std::shared_ptr<TenantBook::Ticket> ticket) {
+  return [reactor, tenancy, ticket = std::move(ticket)](const absl::StatusOr<Response>& result) {
+    if (ticket == nullptr) return reactor->Done(result);
+    if (!result.ok()) {
+      ticket->Refund();
+      return reactor->Done(result);
+    }
+    ticket->Fed(FedBy(*result));
+    tenancy->Record(ticket, [reactor, result] { reactor->Done(result); });
+  };
+}
+
 absl::Status TooManyCalls() {
   return common::WithRetryInfo(absl::ResourceExhaustedError("too many texts wait to be tokenized"), absl::Seconds(1));
 }
 
 }  // namespace
 
-GenerationService::GenerationService(TurnManager* turns, common::Executor* executor, const UploadLimits& uploads)
+GenerationService::GenerationService(TurnManager* turns, common::Executor* executor, const UploadLimits& uploads,
+                                     Tenancy* tenancy)
     : turns_(turns),
       executor_(executor),
+      tenancy_(tenancy),
       shares_(kMaxDocuments, kMaxDocuments * turns->limits().max_document_bytes),
       documents_{turns, executor, &shares_, uploads} {}
+
+absl::Status GenerationService::CheckModelOf(const Caller& caller, const std::string& model) const {
+  if (!caller.has_models()) return absl::OkStatus();
+  RWKV_ASSIGN_OR_RETURN(const std::shared_ptr<const ServingModel> serving, turns_->ModelOrWhyNot(model));
+  return caller.CheckModel(serving->info);
+}
+
+absl::Status GenerationService::Enter(const grpc::CallbackServerContext& context, const std::string& model,
+                                      double tokens, Caller* caller,
+                                      std::shared_ptr<TenantBook::Ticket>* ticket) const {
+  RWKV_ASSIGN_OR_RETURN(*caller, tenancy_->CallerOf(context));
+  RWKV_RETURN_IF_ERROR(CheckModelOf(*caller, model));
+  RWKV_ASSIGN_OR_RETURN(*ticket, caller->Admit(tokens));
+  return absl::OkStatus();
+}
 
 bool GenerationService::Run(bool has_text, std::function<void()> work) {
   if (has_text) return executor_->TryRun(std::move(work));
@@ -95,14 +140,38 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::Generate(grpc::Ca
     stream->Close(request.status());
     return reactor;
   }
+  Caller caller;
+  std::shared_ptr<TenantBook::Ticket> ticket;
+  const uint64_t tokens = TokensOf(*request);
+  if (const absl::Status entered = EnterGenerate(*context, tokens, &*request, &caller, &ticket); !entered.ok()) {
+    stream->Close(entered);
+    return reactor;
+  }
+  const auto metered = std::make_shared<MeteredStream>(stream, tenancy_, caller, std::move(ticket),
+                                                       !request->session_id().empty(), tokens);
   const bool has_text = request->has_text();
-  if (!Run(has_text, [call, stream, request = *std::move(request)] {
-        call->turns().Generate(call->id(), request, stream);
+  if (!Run(has_text, [call, metered, tenant = caller.tenant(), request = *std::move(request)] {
+        call->turns().Generate(call->id(), request, metered, tenant);
         call->HandedOver();
       })) {
-    stream->Close(TooManyCalls());
+    metered->Close(TooManyCalls());
   }
   return reactor;
+}
+
+absl::Status GenerationService::EnterGenerate(const grpc::CallbackServerContext& context, uint64_t tokens,
+                                              v1::GenerateRequest* request, Caller* caller,
+                                              std::shared_ptr<TenantBook::Ticket>* ticket) const {
+  RWKV_ASSIGN_OR_RETURN(*caller, tenancy_->CallerOf(context));
+  RWKV_RETURN_IF_ERROR(CheckModelOf(*caller, request->model()));
+  RWKV_RETURN_IF_ERROR(caller->CheckAnswer(request));
+  if (!request->session_id().empty()) {
+    RWKV_RETURN_IF_ERROR(Caller::CheckSessionId("session_id", request->session_id()));
+    RWKV_RETURN_IF_ERROR(caller->CheckStorageWithoutWaiting());
+    request->set_session_id(caller->In(request->session_id()));
+  }
+  RWKV_ASSIGN_OR_RETURN(*ticket, caller->Admit(static_cast<double>(tokens)));
+  return absl::OkStatus();
 }
 
 grpc::ServerUnaryReactor* GenerationService::Score(grpc::CallbackServerContext* context, const grpc::ByteBuffer* bytes,
@@ -114,13 +183,20 @@ grpc::ServerUnaryReactor* GenerationService::Score(grpc::CallbackServerContext* 
     reactor->Done(request.status());
     return reactor;
   }
+  Caller caller;
+  std::shared_ptr<TenantBook::Ticket> ticket;
+  const auto tokens = static_cast<double>(TokensOf(*request));
+  if (const absl::Status entered = Enter(*context, request->model(), tokens, &caller, &ticket); !entered.ok()) {
+    reactor->Done(entered);
+    return reactor;
+  }
+  const auto done = Metered(reactor, tenancy_, std::move(ticket));
   const bool has_text = request->has_text();
-  if (!Run(has_text, [call, reactor, request = *std::move(request)] {
-        call->turns().Score(call->id(), request,
-                            [reactor](const absl::StatusOr<v1::ScoreResponse>& result) { reactor->Done(result); });
+  if (!Run(has_text, [call, done, tenant = caller.tenant(), request = *std::move(request)] {
+        call->turns().Score(call->id(), request, done, tenant);
         call->HandedOver();
       })) {
-    reactor->Done(TooManyCalls());
+    done(TooManyCalls());
   }
   return reactor;
 }
@@ -135,29 +211,44 @@ grpc::ServerUnaryReactor* GenerationService::Embed(grpc::CallbackServerContext* 
     reactor->Done(request.status());
     return reactor;
   }
+  Caller caller;
+  std::shared_ptr<TenantBook::Ticket> ticket;
+  const auto tokens = static_cast<double>(TokensOf(*request));
+  if (const absl::Status entered = Enter(*context, request->model(), tokens, &caller, &ticket); !entered.ok()) {
+    reactor->Done(entered);
+    return reactor;
+  }
+  const auto done = Metered(reactor, tenancy_, std::move(ticket));
   const bool has_text = request->has_text();
-  if (!Run(has_text, [call, reactor, request = *std::move(request)] {
-        call->turns().Embed(call->id(), request,
-                            [reactor](const absl::StatusOr<v1::EmbedResponse>& result) { reactor->Done(result); });
+  if (!Run(has_text, [call, done, tenant = caller.tenant(), request = *std::move(request)] {
+        call->turns().Embed(call->id(), request, done, tenant);
         call->HandedOver();
       })) {
-    reactor->Done(TooManyCalls());
+    done(TooManyCalls());
   }
   return reactor;
 }
 
 grpc::ServerBidiReactor<v1::ScoreDocumentRequest, v1::ScoreDocumentResponse>* GenerationService::ScoreDocument(
     grpc::CallbackServerContext* context) {
-  return NewScoreDocumentCall(documents_);
+  const absl::StatusOr<Caller> caller = tenancy_->CallerOf(*context);
+  return NewScoreDocumentCall(documents_, tenancy_, caller);
 }
 
 grpc::ServerWriteReactor<v1::LogitsResponse>* GenerationService::Logits(grpc::CallbackServerContext* context,
                                                                         const v1::LogitsRequest* request) {
   using Reactor = StreamReactor<v1::LogitsResponse, v1::LogitsResponse>;
   const CallId call = turns_->NewCall();
+  Caller caller;
+  std::shared_ptr<TenantBook::Ticket> ticket;
+  const absl::Status entered = Enter(*context, request->model(), request->tokens().ids_size(), &caller, &ticket);
   auto* const reactor = new Reactor([](const v1::LogitsResponse& response) { return response; },
-                                    [turns = turns_, call] { turns->Cancel(call); });
-  turns_->Logits(call, *request, reactor->stream());
+                                    [turns = turns_, call, ticket] { turns->Cancel(call); });
+  if (!entered.ok()) {
+    reactor->stream()->Close(entered);
+    return reactor;
+  }
+  turns_->Logits(call, *request, reactor->stream(), caller.tenant());
   return reactor;
 }
 
@@ -178,6 +269,10 @@ grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContex
                                                       const v1::TokenizeRequest* request,
                                                       v1::TokenizeResponse* response) {
   auto* const reactor = context->DefaultReactor();
+  if (const absl::Status known = tenancy_->CallerOf(*context).status(); !known.ok()) {
+    reactor->Finish(common::ToGrpcStatus(known));
+    return reactor;
+  }
   if (!executor_->TryRun([this, reactor, request, response] {
         reactor->Finish(common::ToGrpcStatus(TokenizeNow(*request, response)));
       })) {
@@ -188,7 +283,7 @@ grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContex
 
 grpc::ServerBidiReactor<v1::TokenizeDocumentRequest, v1::TokenizeDocumentResponse>* GenerationService::TokenizeDocument(
     grpc::CallbackServerContext* context) {
-  return NewTokenizeDocumentCall(documents_);
+  return NewTokenizeDocumentCall(documents_, tenancy_->CallerOf(*context).status());
 }
 
 absl::Status GenerationService::DetokenizeNow(const v1::DetokenizeRequest& request,
@@ -221,20 +316,30 @@ grpc::ServerUnaryReactor* GenerationService::Detokenize(grpc::CallbackServerCont
                                                         const v1::DetokenizeRequest* request,
                                                         v1::DetokenizeResponse* response) {
   auto* const reactor = context->DefaultReactor();
-  reactor->Finish(common::ToGrpcStatus(DetokenizeNow(*request, response)));
+  absl::Status status = tenancy_->CallerOf(*context).status();
+  if (status.ok()) status = DetokenizeNow(*request, response);
+  reactor->Finish(common::ToGrpcStatus(status));
   return reactor;
 }
 
 grpc::ServerUnaryReactor* GenerationService::ListModels(grpc::CallbackServerContext* context,
                                                         const v1::ListModelsRequest* request,
                                                         v1::ListModelsResponse* response) {
+  auto* const reactor = context->DefaultReactor();
+  const absl::StatusOr<Caller> caller = tenancy_->CallerOf(*context);
+  if (!caller.ok()) {
+    reactor->Finish(common::ToGrpcStatus(caller.status()));
+    return reactor;
+  }
+  const auto add = [&](const ServingModel& model) {
+    if (caller->CheckModel(model.info).ok()) *response->add_models() = model.info;
+  };
   const TurnManager::Models models = turns_->models();
-  for (const auto& [fingerprint, model] : models.served) *response->add_models() = model->info;
+  for (const auto& [fingerprint, model] : models.served) add(*model);
   // Those that only other routers serve.
   for (const auto& [fingerprint, model] : models.seen) {
-    if (!models.served.empty() && models.served.count(fingerprint) == 0) *response->add_models() = model->info;
+    if (!models.served.empty() && models.served.count(fingerprint) == 0) add(*model);
   }
-  auto* const reactor = context->DefaultReactor();
   reactor->Finish(grpc::Status::OK);
   return reactor;
 }

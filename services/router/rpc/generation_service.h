@@ -2,11 +2,14 @@
 #pragma once
 
 #include <functional>
+#include <memory>
+#include <string>
 
 #include "rwkv/v1/generation.grpc.pb.h"
 #include "services/common/executor.h"
 #include "services/router/rpc/document_calls.h"
 #include "services/router/rpc/uploads.h"
+#include "services/router/tenants/tenancy.h"
 #include "services/router/turns/turn_manager.h"
 
 namespace rwkv::router {
@@ -30,8 +33,8 @@ class GenerationService final : public GenerationServiceBase {
   // --max_document_bytes may be here of all documents together, those included that are still coming.
   static constexpr int kMaxDocuments = 4;
 
-  // Neither is owned; texts are tokenized on the executor.
-  GenerationService(TurnManager* turns, common::Executor* executor, const UploadLimits& uploads);
+  // None is owned; texts are tokenized on the executor.
+  GenerationService(TurnManager* turns, common::Executor* executor, const UploadLimits& uploads, Tenancy* tenancy);
 
   grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context,
                                                        const grpc::ByteBuffer* request) override;
@@ -55,11 +58,19 @@ class GenerationService final : public GenerationServiceBase {
  private:
   // On the executor if there is a text to be tokenized. False: it is full.
   bool Run(bool has_text, std::function<void()> work);
+  // Who calls, whose model it asks for, and the right to feed it so many tokens.
+  absl::Status Enter(const grpc::CallbackServerContext& context, const std::string& model, double tokens,
+                     Caller* caller, std::shared_ptr<TenantBook::Ticket>* ticket) const;
+  // The same for a turn, whose session then has its name inside the cluster.
+  absl::Status EnterGenerate(const grpc::CallbackServerContext& context, uint64_t tokens, v1::GenerateRequest* request,
+                             Caller* caller, std::shared_ptr<TenantBook::Ticket>* ticket) const;
+  absl::Status CheckModelOf(const Caller& caller, const std::string& model) const;
   absl::Status TokenizeNow(const v1::TokenizeRequest& request, v1::TokenizeResponse* response) const;
   absl::Status DetokenizeNow(const v1::DetokenizeRequest& request, v1::DetokenizeResponse* response) const;
 
   TurnManager* const turns_;
   common::Executor* const executor_;
+  Tenancy* const tenancy_;
   UploadShares shares_;
   const DocumentCalls documents_;
 };

@@ -93,7 +93,11 @@ class ImportReactor final : public grpc::ServerReadReactor<v1::SessionsImportReq
         deadline_(deadline),
         response_(response),
         upload_(calls_.shares, calls_.limits, [this](const absl::Status& late) { End(late); }) {
-    ReadNext();
+    if (calls_.known.ok()) {
+      ReadNext();
+    } else {
+      End(calls_.known);
+    }
   }
 
   void OnReadDone(bool ok) override {
@@ -112,7 +116,7 @@ class ImportReactor final : public grpc::ServerReadReactor<v1::SessionsImportReq
   void OnDone() override { delete this; }
 
  private:
-  void End(const absl::Status& status) { Finish(common::ToGrpcStatus(status)); }
+  void End(const absl::Status& status) { Finish(common::ToGrpcStatus(calls_.caller.Out(status))); }
 
   void ReadNext() {
     if (const absl::Status late = upload_.ExpectPiece(); !late.ok()) return End(late);
@@ -122,8 +126,9 @@ class ImportReactor final : public grpc::ServerReadReactor<v1::SessionsImportReq
   absl::Status Take() {
     if (model_ == nullptr) {
       session_id_ = piece_.session_id();
-      if (!session_id_.empty()) RWKV_RETURN_IF_ERROR(CheckSessionId("session_id", session_id_));
+      if (!session_id_.empty()) RWKV_RETURN_IF_ERROR(Caller::CheckSessionId("session_id", session_id_));
       RWKV_ASSIGN_OR_RETURN(model_, calls_.turns->ModelOrWhyNot(piece_.model()));
+      RWKV_RETURN_IF_ERROR(calls_.caller.CheckModel(model_->info));
     }
     if (piece_.has_crc32c()) crc32c_ = piece_.crc32c();
     if (piece_.data().size() > kMaxPieceBytes) {
@@ -162,7 +167,7 @@ class ImportReactor final : public grpc::ServerReadReactor<v1::SessionsImportReq
           absl::StrCat("the state has seen ", state->position(), " tokens; the model takes ", max_tokens));
     }
     v1::ImportSessionRequest request;
-    request.set_session_id(session_id_.empty() ? calls_.new_session_id() : session_id_);
+    request.set_session_id(calls_.caller.In(session_id_.empty() ? calls_.new_session_id() : session_id_));
     request.mutable_token_ids()->Add(state->token_ids().begin(), state->token_ids().end());
     // With all of its log, and where that can be fed again, it is a session like others. Else nothing stands for it.
     const bool offered = CheckOffered(state->initial_state(), model_->info).ok();
@@ -170,6 +175,7 @@ class ImportReactor final : public grpc::ServerReadReactor<v1::SessionsImportReq
     if (!request.base()) request.set_initial_state(state->initial_state());
 
     const absl::Time deadline = StoreDeadline();
+    RWKV_RETURN_IF_ERROR(calls_.caller.CheckStorage(deadline));
     v1::GetSessionRequest get;
     get.set_session_id(request.session_id());
     const absl::StatusOr<v1::GetSessionResponse> taken = calls_.catalog->GetSession(get, deadline);
@@ -206,6 +212,7 @@ class ImportReactor final : public grpc::ServerReadReactor<v1::SessionsImportReq
     if (gone_) return absl::CancelledError("the client is gone");
     RWKV_ASSIGN_OR_RETURN(v1::ImportSessionResponse imported, calls_.catalog->ImportSession(*request, deadline));
     *response_->mutable_session() = std::move(*imported.mutable_session());
+    calls_.caller.Out(response_->mutable_session());
     return absl::OkStatus();
   }
 

@@ -4,10 +4,12 @@
 #include <functional>
 #include <string>
 
+#include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "rwkv/v1/sessions.grpc.pb.h"
 #include "services/common/executor.h"
 #include "services/router/rpc/uploads.h"
+#include "services/router/tenants/tenancy.h"
 #include "services/router/turns/turn_manager.h"
 #include "services/state_store/client/state_store_client.h"
 
@@ -21,6 +23,8 @@ struct ImportCalls {
   common::Executor* executor = nullptr;  // Checks and stores.
   UploadShares* shares = nullptr;
 
+  absl::Status known;  // Not OK: the caller is not known, and is told so.
+  Caller caller;
   UploadLimits limits;
   std::function<std::string()> new_session_id;
   std::function<std::string()> new_snapshot_id;

@@ -19,12 +19,17 @@
 #include "rwkv/v1/cluster.grpc.pb.h"
 #include "rwkv/v1/generation.grpc.pb.h"
 #include "rwkv/v1/sessions.grpc.pb.h"
+#include "services/common/clock.h"
 #include "services/common/executor.h"
 #include "services/common/grpc_status.h"
+#include "services/common/metrics.h"
+#include "services/common/security/access.h"
+#include "services/common/security/security.h"
 #include "services/router/rpc/cluster_service.h"
 #include "services/router/rpc/generation_service.h"
 #include "services/router/rpc/sessions_service.h"
 #include "services/router/rpc/uploads.h"
+#include "services/router/tenants/tenancy.h"
 #include "services/router/testing/fake_cluster.h"
 #include "services/worker/client/fake_worker.h"
 #include "tests/testing/status_matchers.h"
@@ -41,16 +46,39 @@ class ServicesTest : public ::testing::Test {
     cluster_ = std::make_unique<FakeCluster>(pipeline, options);
     executor_ = std::make_unique<common::Executor>(4, 64);
     const auto random = [this] { return ++random_; };
-    generation_service_ = std::make_unique<GenerationService>(&cluster_->router(), executor_.get(), upload_limits_);
+    // Who calls is what the call says; see As().
+    Tenancy::Options tenancy;
+    if (with_tenants_) {
+      tenancy.identify = [](const grpc::ServerContextBase& context) -> absl::StatusOr<common::Identity> {
+        common::Identity identity;
+        const auto tenant = context.client_metadata().find("test-tenant");
+        if (tenant != context.client_metadata().end()) {
+          identity.tenant.assign(tenant->second.data(), tenant->second.size());
+        }
+        identity.roles.Add(identity.tenant.empty() ? common::Role::kOperator : common::Role::kClient);
+        return identity;
+      };
+    }
+    tenancy.tenants_file = tenants_file_;
+    tenancy.reload_interval = absl::ZeroDuration();
+    tenancy.storage_age = absl::ZeroDuration();
+    tenancy.source = "router-0-1";
+    metrics_ = *common::Metrics::Create("");
+    absl::StatusOr<std::unique_ptr<Tenancy>> created =
+        Tenancy::Create(tenancy, &cluster_->store(), &clock_, metrics_.get());
+    ASSERT_THAT(created, ::rwkv::testing::IsOk());
+    tenancy_ = *std::move(created);
+    generation_service_ =
+        std::make_unique<GenerationService>(&cluster_->router(), executor_.get(), upload_limits_, tenancy_.get());
     sessions_service_ = std::make_unique<SessionsService>(&cluster_->router(), &cluster_->store(), &cluster_->store(),
-                                                          executor_.get(), random, upload_limits_);
+                                                          executor_.get(), random, upload_limits_, tenancy_.get());
     cluster_service_ = std::make_unique<ClusterService>(
         "router-0", std::vector<std::string>{"store:1", "store:2"},
         [this](absl::Time deadline) {
           return std::vector<absl::StatusOr<v1::StateCatalogDescribeResponse>>{
               cluster_->store().Describe({}, deadline), absl::UnavailableError("store:2 is away")};
         },
-        &cluster_->router(), executor_.get());
+        &cluster_->router(), executor_.get(), tenancy_.get());
     cluster_service_->SetAddresses("router:1", "router:2");
     grpc::ServerBuilder builder;
     builder.RegisterService(generation_service_.get());
@@ -78,9 +106,15 @@ class ServicesTest : public ::testing::Test {
     std::string text;
     v1::Finish finish;
   };
+  // From now on calls are of this tenant; empty: an operator's.
+  void As(const std::string& tenant) { as_ = tenant; }
+  void Begin(grpc::ClientContext& context, absl::Duration timeout = kTestLimit) const {
+    context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
+    if (!as_.empty()) context.AddMetadata("test-tenant", as_);
+  }
   Result Generate(const v1::GenerateRequest& request, absl::Duration timeout = kTestLimit) {
     grpc::ClientContext context;
-    context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
+    Begin(context, timeout);
     Result result;
     const auto reader = generation_->Generate(&context, request);
     v1::GenerateResponse message;
@@ -100,7 +134,7 @@ class ServicesTest : public ::testing::Test {
   absl::Status Call(Stub& stub, grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Response*),
                     const Request& request, Response* response) {
     grpc::ClientContext context;
-    context.set_deadline(absl::ToChronoTime(absl::Now() + kTestLimit));
+    Begin(context);
     return common::FromGrpcStatus((stub.*method)(&context, request, response));
   }
 
@@ -119,7 +153,7 @@ class ServicesTest : public ::testing::Test {
   };
   absl::Status Export(const std::string& id, std::map<std::string, Tensor>* tensors) {
     grpc::ClientContext context;
-    context.set_deadline(absl::ToChronoTime(absl::Now() + kTestLimit));
+    Begin(context);
     v1::SessionsExportStateRequest request;
     request.set_session_id(id);
     const auto reader = sessions_->ExportState(&context, request);
@@ -135,9 +169,15 @@ class ServicesTest : public ::testing::Test {
   }
 
   UploadLimits upload_limits_{kTestLimit, 2 * kTestLimit};  // Before StartServer().
+  bool with_tenants_ = false;                               // Likewise.
+  std::string tenants_file_;                                // Likewise.
+  std::string as_;
+  common::SystemClock clock_;
+  std::unique_ptr<common::Metrics> metrics_;
   std::atomic<uint64_t> random_{0};
   int vocabulary_ = 0;
   std::unique_ptr<FakeCluster> cluster_;
+  std::unique_ptr<Tenancy> tenancy_;
   std::unique_ptr<common::Executor> executor_;
   std::unique_ptr<GenerationService> generation_service_;
   std::unique_ptr<SessionsService> sessions_service_;

@@ -41,18 +41,20 @@ class StateExport : public std::enable_shared_from_this<StateExport> {
   using Stream = ResponseStream<v1::SessionsExportStateResponse>;
 
   StateExport(TurnManager* turns, state_store::CatalogClient* catalog, state_store::RecordsClient* records,
-              common::Executor* executor, std::string session_id, std::shared_ptr<Stream> stream)
+              common::Executor* executor, const Caller& caller, const std::string& session_id,
+              std::shared_ptr<Stream> stream)
       : turns_(turns),
         catalog_(catalog),
         records_(records),
         executor_(executor),
-        session_id_(std::move(session_id)),
+        caller_(caller),
+        session_id_(caller.In(session_id)),
         stream_(std::move(stream)) {}
 
   void Begin(CallId call) {
     call_ = call;
     turns_->Export(call, session_id_, [self = shared_from_this()](absl::StatusOr<TurnManager::ExportedState> state) {
-      if (!state.ok()) return self->stream_->Close(state.status());
+      if (!state.ok()) return self->Close(state.status());
       self->state_ = *std::move(state);
       self->ReadNext();
     });
@@ -61,8 +63,10 @@ class StateExport : public std::enable_shared_from_this<StateExport> {
  private:
   static constexpr int kAttempts = 3;
 
+  void Close(const absl::Status& status) { stream_->Close(caller_.Out(status)); }
+
   void ReadNext() {
-    if (!executor_->TryRun([self = shared_from_this()] { self->ReadNow(); })) stream_->Close(TooMuch());
+    if (!executor_->TryRun([self = shared_from_this()] { self->ReadNow(); })) Close(TooMuch());
   }
 
   void ReadNow() {
@@ -74,9 +78,9 @@ class StateExport : public std::enable_shared_from_this<StateExport> {
           absl::StrCat("a record of ", bytes->size(), " bytes where the model has ", LayoutBytes()));
     }
     if (absl::IsDataLoss(bytes.status()) || absl::IsNotFound(bytes.status())) return StartOver(bytes.status());
-    if (!bytes.ok()) return stream_->Close(bytes.status());
+    if (!bytes.ok()) return Close(bytes.status());
     SendLayer(record.layer(), *bytes);
-    if (++layer_ == state_.manifest.records_size()) return stream_->Close(absl::OkStatus());
+    if (++layer_ == state_.manifest.records_size()) return Close(absl::OkStatus());
     stream_->OnRoom([self = shared_from_this()] { self->ReadNext(); });
   }
 
@@ -89,9 +93,9 @@ class StateExport : public std::enable_shared_from_this<StateExport> {
     const absl::Status dropped = catalog_->DropSnapshot(drop, absl::Now() + kStoreTimeout).status();
     if (dropped.ok() && layer_ == 0 && ++attempts_ < kAttempts) return Begin(call_);
     if (absl::IsFailedPrecondition(dropped)) {
-      return stream_->Close(absl::DataLossError(absl::StrCat(dropped.message(), ": ", why.message())));
+      return Close(absl::DataLossError(absl::StrCat(dropped.message(), ": ", why.message())));
     }
-    stream_->Close(common::WithRetryInfo(
+    Close(common::WithRetryInfo(
         absl::AbortedError(absl::StrCat("the snapshot could not be read and is dropped: ", why.message())),
         absl::Milliseconds(200)));
   }
@@ -130,6 +134,7 @@ class StateExport : public std::enable_shared_from_this<StateExport> {
   state_store::CatalogClient* const catalog_;
   state_store::RecordsClient* const records_;
   common::Executor* const executor_;
+  const Caller caller_;
   const std::string session_id_;
   const std::shared_ptr<Stream> stream_;
   // One step at a time touches the rest, each started by the one before.
@@ -155,23 +160,29 @@ class ExclusiveReactor final : public grpc::ServerUnaryReactor {
 
 SessionsService::SessionsService(TurnManager* turns, state_store::CatalogClient* catalog,
                                  state_store::RecordsClient* records, common::Executor* executor,
-                                 std::function<uint64_t()> random, const UploadLimits& uploads)
+                                 std::function<uint64_t()> random, const UploadLimits& uploads, Tenancy* tenancy)
     : turns_(turns),
       catalog_(catalog),
       records_(records),
       executor_(executor),
       random_(std::move(random)),
+      tenancy_(tenancy),
       import_shares_(kMaxImports, kMaxImportBytes, "state"),
       upload_limits_(uploads) {}
 
 std::string SessionsService::NewSessionId() const { return absl::StrFormat("s-%016x%08x", random_(), random_() >> 32); }
 
-grpc::ServerUnaryReactor* SessionsService::Run(grpc::CallbackServerContext* context,
-                                               std::function<absl::Status(absl::Time)> work) {
+grpc::ServerUnaryReactor* SessionsService::Run(grpc::CallbackServerContext* context, Work work) {
   auto* const reactor = context->DefaultReactor();
   const absl::Time deadline = DeadlineOf(*context);
-  if (!executor_->TryRun(
-          [reactor, deadline, work = std::move(work)] { reactor->Finish(common::ToGrpcStatus(work(deadline))); })) {
+  const absl::StatusOr<Caller> caller = tenancy_->CallerOf(*context);
+  if (!caller.ok()) {
+    reactor->Finish(common::ToGrpcStatus(caller.status()));
+    return reactor;
+  }
+  if (!executor_->TryRun([reactor, deadline, caller = *caller, work = std::move(work)] {
+        reactor->Finish(common::ToGrpcStatus(caller.Out(work(caller, deadline))));
+      })) {
     reactor->Finish(common::ToGrpcStatus(TooMuch()));
   }
   return reactor;
@@ -180,31 +191,35 @@ grpc::ServerUnaryReactor* SessionsService::Run(grpc::CallbackServerContext* cont
 grpc::ServerUnaryReactor* SessionsService::Create(grpc::CallbackServerContext* context,
                                                   const v1::SessionsCreateRequest* request,
                                                   v1::SessionsCreateResponse* response) {
-  return Run(context, [this, request, response](absl::Time deadline) {
+  return Run(context, [this, request, response](const Caller& caller, absl::Time deadline) {
     v1::CreateSessionRequest create;
-    create.set_session_id(request->session_id().empty() ? NewSessionId() : request->session_id());
-    RWKV_RETURN_IF_ERROR(CheckSessionId("session_id", create.session_id()));
+    const std::string id = request->session_id().empty() ? NewSessionId() : request->session_id();
+    RWKV_RETURN_IF_ERROR(Caller::CheckSessionId("session_id", id));
+    RWKV_RETURN_IF_ERROR(caller.CheckStorage(deadline));
+    create.set_session_id(caller.In(id));
     if (!request->initial_state().empty()) {
       RWKV_ASSIGN_OR_RETURN(const std::shared_ptr<const ServingModel> model, turns_->ModelOrWhyNot(request->model()));
       RWKV_ASSIGN_OR_RETURN(*create.mutable_initial_state(), FindInitialState(request->initial_state(), model->info));
     }
     RWKV_ASSIGN_OR_RETURN(v1::CreateSessionResponse created, catalog_->CreateSession(create, deadline));
     *response->mutable_session() = std::move(*created.mutable_session());
+    caller.Out(response->mutable_session());
     return absl::OkStatus();
   });
 }
 
-absl::Status SessionsService::GetNow(const v1::SessionsGetRequest& request, absl::Time deadline,
+absl::Status SessionsService::GetNow(const v1::SessionsGetRequest& request, const Caller& caller, absl::Time deadline,
                                      v1::SessionsGetResponse* response) const {
-  RWKV_RETURN_IF_ERROR(CheckSessionId("session_id", request.session_id()));
+  RWKV_RETURN_IF_ERROR(Caller::CheckSessionId("session_id", request.session_id()));
   if (request.tokens_count() > kMaxTokensPerGet) {
     return common::InvalidFieldError("tokens_count",
                                      absl::StrCat(request.tokens_count(), "; at most ", kMaxTokensPerGet));
   }
   v1::GetSessionRequest get;
-  get.set_session_id(request.session_id());
+  get.set_session_id(caller.In(request.session_id()));
   RWKV_ASSIGN_OR_RETURN(v1::GetSessionResponse got, catalog_->GetSession(get, deadline));
   *response->mutable_session() = std::move(*got.mutable_session());
+  caller.Out(response->mutable_session());
   const uint64_t length = response->session().token_count();
   if (request.tokens_begin() > length) {
     return absl::OutOfRangeError(
@@ -214,7 +229,7 @@ absl::Status SessionsService::GetNow(const v1::SessionsGetRequest& request, absl
       request.tokens_begin() + std::min<uint64_t>(request.tokens_count(), length - request.tokens_begin());
   if (end == request.tokens_begin()) return absl::OkStatus();
   v1::ReadTokensRequest read;
-  read.set_session_id(request.session_id());
+  read.set_session_id(get.session_id());
   read.set_begin(request.tokens_begin());
   read.set_end(end);
   RWKV_ASSIGN_OR_RETURN(const std::vector<uint32_t> ids, catalog_->ReadTokens(read, deadline));
@@ -234,22 +249,27 @@ absl::Status SessionsService::GetNow(const v1::SessionsGetRequest& request, absl
 grpc::ServerUnaryReactor* SessionsService::Get(grpc::CallbackServerContext* context,
                                                const v1::SessionsGetRequest* request,
                                                v1::SessionsGetResponse* response) {
-  return Run(context, [this, request, response](absl::Time deadline) { return GetNow(*request, deadline, response); });
+  return Run(context, [this, request, response](const Caller& caller, absl::Time deadline) {
+    return GetNow(*request, caller, deadline, response);
+  });
 }
 
 grpc::ServerUnaryReactor* SessionsService::List(grpc::CallbackServerContext* context,
                                                 const v1::SessionsListRequest* request,
                                                 v1::SessionsListResponse* response) {
-  return Run(context, [this, request, response](absl::Time deadline) {
+  return Run(context, [this, request, response](const Caller& caller, absl::Time deadline) {
     if (request->page_size() > kMaxPageSize) {
       return common::InvalidFieldError("page_size", absl::StrCat(request->page_size(), "; at most ", kMaxPageSize));
     }
     v1::ListSessionsRequest list;
     list.set_page_size(request->page_size() == 0 ? kDefaultPageSize : request->page_size());
-    list.set_page_token(request->page_token());
+    if (!request->page_token().empty())
+      RWKV_RETURN_IF_ERROR(Caller::CheckSessionId("page_token", request->page_token()));
+    list.set_page_token(caller.In(request->page_token()));
     RWKV_ASSIGN_OR_RETURN(v1::ListSessionsResponse page, catalog_->ListSessions(list, deadline));
     *response->mutable_sessions() = std::move(*page.mutable_sessions());
-    response->set_next_page_token(page.next_page_token());
+    for (v1::Session& session : *response->mutable_sessions()) caller.Out(&session);
+    response->set_next_page_token(caller.Out(page.next_page_token()));
     return absl::OkStatus();
   });
 }
@@ -257,17 +277,26 @@ grpc::ServerUnaryReactor* SessionsService::List(grpc::CallbackServerContext* con
 grpc::ServerUnaryReactor* SessionsService::Fork(grpc::CallbackServerContext* context,
                                                 const v1::SessionsForkRequest* request,
                                                 v1::SessionsForkResponse* response) {
-  return Run(context, [this, request, response](absl::Time deadline) {
-    RWKV_RETURN_IF_ERROR(CheckSessionId("session_id", request->session_id()));
+  return Run(context, [this, request, response](const Caller& caller, absl::Time deadline) {
+    RWKV_RETURN_IF_ERROR(Caller::CheckSessionId("session_id", request->session_id()));
     v1::ForkSessionRequest fork;
-    fork.set_session_id(request->session_id());
+    fork.set_session_id(caller.In(request->session_id()));
     if (request->has_position()) fork.set_position(request->position());
-    fork.set_new_session_id(request->new_session_id().empty() ? NewSessionId() : request->new_session_id());
-    RWKV_RETURN_IF_ERROR(CheckSessionId("new_session_id", fork.new_session_id()));
+    const std::string new_id = request->new_session_id().empty() ? NewSessionId() : request->new_session_id();
+    RWKV_RETURN_IF_ERROR(Caller::CheckSessionId("new_session_id", new_id));
+    RWKV_RETURN_IF_ERROR(caller.CheckStorage(deadline));
+    fork.set_new_session_id(caller.In(new_id));
     RWKV_ASSIGN_OR_RETURN(v1::ForkSessionResponse forked, catalog_->ForkSession(fork, deadline));
     *response->mutable_session() = std::move(*forked.mutable_session());
+    caller.Out(response->mutable_session());
     return absl::OkStatus();
   });
+}
+
+absl::StatusOr<Caller> SessionsService::EnterSession(const grpc::CallbackServerContext& context,
+                                                     const std::string& session_id) const {
+  RWKV_RETURN_IF_ERROR(Caller::CheckSessionId("session_id", session_id));
+  return tenancy_->CallerOf(context);
 }
 
 grpc::ServerUnaryReactor* SessionsService::Rewind(grpc::CallbackServerContext* context,
@@ -275,9 +304,14 @@ grpc::ServerUnaryReactor* SessionsService::Rewind(grpc::CallbackServerContext* c
                                                   v1::SessionsRewindResponse* response) {
   const CallId call = turns_->NewCall();
   auto* const reactor = new ExclusiveReactor(turns_, call);
+  const absl::StatusOr<Caller> caller = EnterSession(*context, request->session_id());
+  if (!caller.ok()) {
+    reactor->Finish(common::ToGrpcStatus(caller.status()));
+    return reactor;
+  }
   auto session = std::make_shared<v1::Session>();
   turns_->Exclusive(
-      call, request->session_id(), /*deletes=*/false,
+      call, caller->In(request->session_id()), /*deletes=*/false,
       [catalog = catalog_, session, position = request->position(),
        deadline = DeadlineOf(*context)](const v1::Lease& lease) {
         v1::RewindSessionRequest rewind;
@@ -287,9 +321,10 @@ grpc::ServerUnaryReactor* SessionsService::Rewind(grpc::CallbackServerContext* c
         *session = std::move(*rewound.mutable_session());
         return absl::OkStatus();
       },
-      [reactor, session, response](const absl::Status& status) {
+      [reactor, session, response, caller = *caller](const absl::Status& status) {
         if (status.ok()) *response->mutable_session() = *session;
-        reactor->Finish(common::ToGrpcStatus(status));
+        if (status.ok()) caller.Out(response->mutable_session());
+        reactor->Finish(common::ToGrpcStatus(caller.Out(status)));
       });
   return reactor;
 }
@@ -299,14 +334,21 @@ grpc::ServerUnaryReactor* SessionsService::Delete(grpc::CallbackServerContext* c
                                                   v1::SessionsDeleteResponse* response) {
   const CallId call = turns_->NewCall();
   auto* const reactor = new ExclusiveReactor(turns_, call);
+  const absl::StatusOr<Caller> caller = EnterSession(*context, request->session_id());
+  if (!caller.ok()) {
+    reactor->Finish(common::ToGrpcStatus(caller.status()));
+    return reactor;
+  }
   turns_->Exclusive(
-      call, request->session_id(), /*deletes=*/true,
+      call, caller->In(request->session_id()), /*deletes=*/true,
       [catalog = catalog_, deadline = DeadlineOf(*context)](const v1::Lease& lease) {
         v1::DeleteSessionRequest erase;
         *erase.mutable_lease() = lease;
         return catalog->DeleteSession(erase, deadline).status();
       },
-      [reactor](const absl::Status& status) { reactor->Finish(common::ToGrpcStatus(status)); });
+      [reactor, caller = *caller](const absl::Status& status) {
+        reactor->Finish(common::ToGrpcStatus(caller.Out(status)));
+      });
   return reactor;
 }
 
@@ -316,7 +358,13 @@ grpc::ServerWriteReactor<v1::SessionsExportStateResponse>* SessionsService::Expo
   const CallId call = turns_->NewCall();
   auto* const reactor = new Reactor([](const v1::SessionsExportStateResponse& response) { return response; },
                                     [turns = turns_, call] { turns->Cancel(call); });
-  std::make_shared<StateExport>(turns_, catalog_, records_, executor_, request->session_id(), reactor->stream())
+  const absl::StatusOr<Caller> caller = EnterSession(*context, request->session_id());
+  if (!caller.ok()) {
+    reactor->stream()->Close(caller.status());
+    return reactor;
+  }
+  std::make_shared<StateExport>(turns_, catalog_, records_, executor_, *caller, request->session_id(),
+                                reactor->stream())
       ->Begin(call);
   return reactor;
 }
@@ -324,6 +372,9 @@ grpc::ServerWriteReactor<v1::SessionsExportStateResponse>* SessionsService::Expo
 grpc::ServerReadReactor<v1::SessionsImportRequest>* SessionsService::Import(grpc::CallbackServerContext* context,
                                                                             v1::SessionsImportResponse* response) {
   ImportCalls calls;
+  const absl::StatusOr<Caller> caller = tenancy_->CallerOf(*context);
+  calls.known = caller.status();
+  if (caller.ok()) calls.caller = *caller;
   calls.turns = turns_;
   calls.catalog = catalog_;
   calls.records = records_;

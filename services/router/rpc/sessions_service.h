@@ -5,9 +5,11 @@
 #include <functional>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "rwkv/v1/sessions.grpc.pb.h"
 #include "services/common/executor.h"
 #include "services/router/rpc/uploads.h"
+#include "services/router/tenants/tenancy.h"
 #include "services/router/turns/turn_manager.h"
 #include "services/state_store/client/state_store_client.h"
 
@@ -25,7 +27,8 @@ class SessionsService final : public v1::Sessions::CallbackService {
 
   // All borrowed. `random` makes ids.
   SessionsService(TurnManager* turns, state_store::CatalogClient* catalog, state_store::RecordsClient* records,
-                  common::Executor* executor, std::function<uint64_t()> random, const UploadLimits& uploads);
+                  common::Executor* executor, std::function<uint64_t()> random, const UploadLimits& uploads,
+                  Tenancy* tenancy);
 
   grpc::ServerUnaryReactor* Create(grpc::CallbackServerContext* context, const v1::SessionsCreateRequest* request,
                                    v1::SessionsCreateResponse* response) override;
@@ -45,10 +48,13 @@ class SessionsService final : public v1::Sessions::CallbackService {
                                                              v1::SessionsImportResponse* response) override;
 
  private:
-  // Answers the call with `work`, on the executor; `work` gets the call's deadline.
-  grpc::ServerUnaryReactor* Run(grpc::CallbackServerContext* context, std::function<absl::Status(absl::Time)> work);
-  absl::Status GetNow(const v1::SessionsGetRequest& request, absl::Time deadline,
+  // Answers the call with `work`, on the executor; `work` gets who calls and the call's deadline.
+  using Work = std::function<absl::Status(const Caller& caller, absl::Time deadline)>;
+  grpc::ServerUnaryReactor* Run(grpc::CallbackServerContext* context, Work work);
+  absl::Status GetNow(const v1::SessionsGetRequest& request, const Caller& caller, absl::Time deadline,
                       v1::SessionsGetResponse* response) const;
+  // Who calls for a session whose id has the right form.
+  absl::StatusOr<Caller> EnterSession(const grpc::CallbackServerContext& context, const std::string& session_id) const;
   std::string NewSessionId() const;
 
   TurnManager* const turns_;
@@ -56,6 +62,7 @@ class SessionsService final : public v1::Sessions::CallbackService {
   state_store::RecordsClient* const records_;
   common::Executor* const executor_;
   const std::function<uint64_t()> random_;
+  Tenancy* const tenancy_;
   UploadShares import_shares_;
   const UploadLimits upload_limits_;
 };

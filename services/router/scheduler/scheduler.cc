@@ -1,7 +1,8 @@
 #include "services/router/scheduler/scheduler.h"
 
 #include <algorithm>
-#include <tuple>
+#include <deque>
+#include <map>
 #include <utility>
 
 namespace rwkv::router {
@@ -24,9 +25,19 @@ bool Scheduler::CanAdmit(SequenceId id) const {
   return static_cast<int>(sequences_.size()) < options_.max_sequences && !sequences_.contains(id);
 }
 
-bool Scheduler::Admit(SequenceId id, uint64_t position) {
+template <typename Edit>
+void Scheduler::Change(Sequence& sequence, Edit edit) {
+  const bool had_work = sequence.has_work();
+  edit();
+  if (!had_work && sequence.has_work()) shares_.Begin(sequence.tenant, sequence.weight);
+  if (had_work && !sequence.has_work()) shares_.End(sequence.tenant);
+}
+
+bool Scheduler::Admit(SequenceId id, uint64_t position, absl::string_view tenant, double weight) {
   if (!CanAdmit(id)) return false;
   Sequence& sequence = sequences_[id];
+  sequence.tenant = std::string(tenant);
+  sequence.weight = weight;
   sequence.position = position;
   sequence.order = ++counter_;
   waiting_.push_back(id);
@@ -43,10 +54,12 @@ absl::optional<Scheduler::WarmSlot> Scheduler::FindWarm(absl::string_view sessio
   return best;
 }
 
-bool Scheduler::AdmitWarm(SequenceId id, SequenceId warm) {
+bool Scheduler::AdmitWarm(SequenceId id, SequenceId warm, absl::string_view tenant, double weight) {
   const auto it = warm_.find(warm);
   if (it == warm_.end() || !CanAdmit(id)) return false;
   Sequence& sequence = sequences_[id];
+  sequence.tenant = std::string(tenant);
+  sequence.weight = weight;
   sequence.slot = it->second.slot;
   sequence.position = it->second.position;
   sequence.order = ++counter_;
@@ -63,7 +76,7 @@ bool Scheduler::AdmitWarm(SequenceId id, SequenceId warm) {
 void Scheduler::OnAttached(SequenceId id) {
   const auto it = sequences_.find(id);
   if (it == sequences_.end() || it->second.slot < 0) return;
-  it->second.attached = true;
+  Change(it->second, [&] { it->second.attached = true; });
 }
 
 void Scheduler::Feed(SequenceId id, int64_t tokens, FeedKind kind) {
@@ -71,14 +84,14 @@ void Scheduler::Feed(SequenceId id, int64_t tokens, FeedKind kind) {
   if (it == sequences_.end() || tokens < 1) return;
   Sequence& sequence = it->second;
   sequence.decoding = kind == FeedKind::kDecode;
-  sequence.pending += tokens;
+  Change(sequence, [&] { sequence.pending += tokens; });
   sequence.chunk = std::max(kMinChunkRows, CeilDiv(sequence.pending, max_steps_in_flight()));
   sequence.ready = ++counter_;
 }
 
 void Scheduler::Unfeed(SequenceId id) {
   const auto it = sequences_.find(id);
-  if (it != sequences_.end()) it->second.pending = 0;
+  if (it != sequences_.end()) Change(it->second, [&] { it->second.pending = 0; });
 }
 
 absl::optional<uint64_t> Scheduler::Save(SequenceId id) {
@@ -101,6 +114,7 @@ absl::optional<uint64_t> Scheduler::Retire(SequenceId id, absl::string_view sess
   warm.session_id = std::string(session_id);
   warm.log_branch = std::string(log_branch);
   warm.last_used = ++counter_;
+  Unfeed(id);
   sequences_.erase(it);
   return warm.position;
 }
@@ -114,6 +128,7 @@ void Scheduler::Cancel(SequenceId id) {
     commands_.push_back(ReleaseCommand{it->second.slot, id});
     free_slots_.push_back(it->second.slot);
   }
+  Unfeed(id);
   sequences_.erase(it);
 }
 
@@ -207,37 +222,74 @@ void Scheduler::AddEntry(SequenceId id, Sequence& sequence, int tokens, StepComm
   entry.position = sequence.position;
   entry.tokens = tokens;
   sequence.position += tokens;
-  sequence.pending -= tokens;
+  shares_.Charge(sequence.tenant, tokens);
+  Change(sequence, [&] { sequence.pending -= tokens; });
   entry.last = sequence.pending == 0;
   step->entries.push_back(entry);
 }
 
-void Scheduler::TakeDecode(int max_entries, StepCommand* step) {
-  std::vector<std::pair<uint64_t, SequenceId>> ready;  // Longest waiting first.
-  for (const auto& [id, sequence] : sequences_) {
-    if (sequence.attached && sequence.decoding && sequence.pending > 0) ready.emplace_back(sequence.ready, id);
+namespace {
+
+// Sequences of each tenant, in the order in which they are to be served.
+template <typename Key>
+class Lines {
+ public:
+  void Add(const std::string& tenant, Key key, SequenceId id) { lines_[tenant].emplace_back(key, id); }
+  void Sort() {
+    for (auto& [tenant, line] : lines_) std::sort(line.begin(), line.end());
   }
-  std::sort(ready.begin(), ready.end());
-  for (const auto& [order, id] : ready) {
-    if (static_cast<int>(step->entries.size()) >= max_entries) return;
-    AddEntry(id, sequences_.at(id), 1, step);
+  // Takes the first of the tenant that is next, of equal ones of that whose first comes first. Unset: none is left.
+  absl::optional<SequenceId> Next(const FairShare& shares) {
+    auto next = lines_.begin();
+    for (auto line = lines_.begin(); line != lines_.end(); ++line) {
+      if (Place(shares, *line) < Place(shares, *next)) next = line;
+    }
+    if (next == lines_.end()) return absl::nullopt;
+    const SequenceId id = next->second.front().second;
+    next->second.pop_front();
+    if (next->second.empty()) lines_.erase(next);
+    return id;
+  }
+
+ private:
+  using Line = std::deque<std::pair<Key, SequenceId>>;
+  static std::pair<double, std::pair<Key, SequenceId>> Place(const FairShare& shares,
+                                                             const std::pair<const std::string, Line>& line) {
+    return {shares.counter(line.first), line.second.front()};
+  }
+  std::map<std::string, Line> lines_;
+};
+
+}  // namespace
+
+void Scheduler::TakeDecode(int max_entries, StepCommand* step) {
+  Lines<uint64_t> ready;  // Longest waiting first.
+  for (const auto& [id, sequence] : sequences_) {
+    if (sequence.has_work() && sequence.decoding) ready.Add(sequence.tenant, sequence.ready, id);
+  }
+  ready.Sort();
+  while (static_cast<int>(step->entries.size()) < max_entries) {
+    const absl::optional<SequenceId> id = ready.Next(shares_);
+    if (!id.has_value()) return;
+    AddEntry(*id, sequences_.at(*id), 1, step);
   }
 }
 
 void Scheduler::TakePrefill(int rows, StepCommand* step) {
   // (tokens left in steps that favour short prompts, admitted) -> sequence
-  std::vector<std::tuple<int64_t, uint64_t, SequenceId>> ready;
+  Lines<std::pair<int64_t, uint64_t>> ready;
   const bool shortest_first = step->step_id % 2 == 0;
   for (const auto& [id, sequence] : sequences_) {
-    if (!sequence.attached || sequence.decoding || sequence.pending == 0) continue;
-    ready.emplace_back(shortest_first ? sequence.pending : 0, sequence.order, id);
+    if (!sequence.has_work() || sequence.decoding) continue;
+    ready.Add(sequence.tenant, {shortest_first ? sequence.pending : 0, sequence.order}, id);
   }
-  std::sort(ready.begin(), ready.end());
-  for (const auto& [left, order, id] : ready) {
-    if (rows <= 0) return;
-    Sequence& sequence = sequences_.at(id);
+  ready.Sort();
+  while (rows > 0) {
+    const absl::optional<SequenceId> id = ready.Next(shares_);
+    if (!id.has_value()) return;
+    Sequence& sequence = sequences_.at(*id);
     const int tokens = static_cast<int>(std::min<int64_t>({sequence.pending, sequence.chunk, rows}));
-    AddEntry(id, sequence, tokens, step);
+    AddEntry(*id, sequence, tokens, step);
     rows -= tokens;
   }
 }

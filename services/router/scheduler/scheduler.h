@@ -15,6 +15,8 @@
 // - Prefill serves the sequence with the fewest tokens left in one step and the one admitted first in the next: a short
 //   prompt does not wait for a long one, and none waits for ever. Chunks of one sequence follow each other through the
 //   pipeline without waiting for results; a prompt is cut so that it can fill all stages.
+// - Rows are shared fairly between tenants (fair_share.h): whoever has had fewest tokens for its weight is next, and
+//   what is said above holds among the sequences of one tenant.
 // - A decoding sequence is in at most one microbatch by nature: its next token is known only when the last step is
 //   back.
 #pragma once
@@ -29,6 +31,7 @@
 #include "absl/container/btree_map.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/optional.h"
+#include "services/router/scheduler/fair_share.h"
 
 namespace rwkv::router {
 
@@ -96,14 +99,14 @@ class Scheduler {
   Scheduler& operator=(const Scheduler&) = delete;
 
   // Queues `id` for a slot (first come, first served); `position` tokens are in the state that it will be attached
-  // with. False, and nothing happens: max_sequences are there, or the id is.
-  bool Admit(SequenceId id, uint64_t position);
+  // with. False, and nothing happens: max_sequences are there, or the id is. `weight` > 0: the tenant's.
+  bool Admit(SequenceId id, uint64_t position, absl::string_view tenant = "", double weight = 1);
 
   // The warm slot of a session's log branch with the largest position that is at most `max_position`.
   absl::optional<WarmSlot> FindWarm(absl::string_view session_id, absl::string_view log_branch,
                                     uint64_t max_position) const;
   // Takes the warm slot `warm` at once, ahead of all that wait. False, and nothing happens: it is gone, or as Admit().
-  bool AdmitWarm(SequenceId id, SequenceId warm);
+  bool AdmitWarm(SequenceId id, SequenceId warm, absl::string_view tenant = "", double weight = 1);
 
   // Every stage has attached it: it may be fed.
   void OnAttached(SequenceId id);
@@ -138,8 +141,8 @@ class Scheduler {
 
   int steps_in_flight() const { return static_cast<int>(in_flight_.size()); }
   int sequences() const { return static_cast<int>(sequences_.size()); }  // With and without a slot.
-  int64_t rows_waiting() const;  // Fed and not planned yet.
-  int slots_in_use() const;      // Without warm ones.
+  int64_t rows_waiting() const;                                          // Fed and not planned yet.
+  int slots_in_use() const;                                              // Without warm ones.
   int slots_warm() const { return static_cast<int>(warm_.size()); }
 
  private:
@@ -152,6 +155,9 @@ class Scheduler {
     int64_t chunk = 0;      // Rows that an entry of this prefill may have.
     uint64_t order = 0;     // When it was admitted.
     uint64_t ready = 0;     // When its decode token came.
+    std::string tenant;
+    double weight = 1;
+    bool has_work() const { return attached && pending > 0; }
   };
   struct Warm {
     int slot = 0;
@@ -163,6 +169,9 @@ class Scheduler {
 
   int max_steps_in_flight() const { return options_.stages + 1; }
   void AssignSlots();
+  // Every change of what a sequence has to feed: its tenant's share hears of it.
+  template <typename Edit>
+  void Change(Sequence& sequence, Edit edit);
   // One more microbatch; false: nothing is ready.
   bool StartStep();
   void TakeDecode(int max_entries, StepCommand* step);
@@ -179,6 +188,7 @@ class Scheduler {
   absl::btree_map<SequenceId, Warm> warm_;
   std::set<uint64_t> in_flight_;  // Step ids.
   std::vector<Command> commands_;
+  FairShare shares_;
   uint64_t next_step_ = 1;
   uint64_t counter_ = 0;  // Of events, in place of a clock.
 };

@@ -361,5 +361,70 @@ TEST(SchedulerTest, AdmissionIsBounded) {
   EXPECT_TRUE(scheduler.Admit(4, 0));
 }
 
+// Tokens between two of the first tenant's, in steps, while the second has so many sequences: the 99th percentile.
+int TokenGap(int quiet, int flood, int rows, bool fair, int* flood_tokens = nullptr) {
+  constexpr int kStages = 2;
+  Scheduler scheduler(Options(kStages, quiet + flood, rows));
+  for (int id = 1; id <= quiet + flood; ++id) {
+    EXPECT_TRUE(scheduler.Admit(id, 0, !fair ? "" : id <= quiet ? "quiet" : "flood"));
+  }
+  scheduler.Plan();
+  std::vector<int> gaps, last(quiet + 1, -1);
+  std::vector<StepCommand> in_flight;
+  for (int id = 1; id <= quiet + flood; ++id) {
+    scheduler.OnAttached(id);
+    scheduler.Feed(id, 1, FeedKind::kDecode);
+  }
+  for (int now = 0; now < 4000; ++now) {
+    for (const StepCommand& step : Of<StepCommand>(scheduler.Plan())) in_flight.push_back(step);
+    const StepCommand done = in_flight.front();
+    in_flight.erase(in_flight.begin());
+    scheduler.OnStepDone(done.step_id);
+    for (const StepCommand::Entry& entry : done.entries) {
+      scheduler.Feed(entry.sequence, 1, FeedKind::kDecode);
+      if (static_cast<int>(entry.sequence) > quiet) {
+        if (flood_tokens != nullptr) ++*flood_tokens;
+        continue;
+      }
+      if (now > 1000 && last[entry.sequence] >= 0) gaps.push_back(now - last[entry.sequence]);
+      last[entry.sequence] = now;
+    }
+  }
+  std::sort(gaps.begin(), gaps.end());
+  return gaps[gaps.size() * 99 / 100];
+}
+
+TEST(SchedulerTest, AFloodDoesNotMoveTheTokensOfAnotherTenant) {
+  const int alone = TokenGap(4, 4, 4, true);
+  int tokens = 0;
+  EXPECT_LE(TokenGap(4, 200, 4, true, &tokens), alone * 1.1);
+  EXPECT_GT(tokens, 4000);                            // Nothing is left idle for it.
+  EXPECT_GT(TokenGap(4, 200, 4, false), alone * 10);  // As it would be in one line.
+}
+
+TEST(SchedulerTest, ALongPromptOfOneTenantDoesNotHoldUpAnothers) {
+  Scheduler scheduler(Options(1, 4, 64));
+  ASSERT_TRUE(scheduler.Admit(1, 0, "long"));
+  ASSERT_TRUE(scheduler.Admit(2, 0, "long"));
+  ASSERT_TRUE(scheduler.Admit(3, 0, "short"));
+  scheduler.Plan();
+  for (const SequenceId id : {1, 2, 3}) scheduler.OnAttached(id);
+  scheduler.Feed(1, 10000, FeedKind::kPrefill);
+  scheduler.Feed(2, 10000, FeedKind::kPrefill);
+  std::vector<StepCommand> in_flight = Of<StepCommand>(scheduler.Plan());
+  scheduler.Feed(3, 640, FeedKind::kPrefill);
+  int steps = 0;
+  for (int left = 640; left > 0; ++steps) {
+    scheduler.OnStepDone(in_flight.front().step_id);
+    in_flight.erase(in_flight.begin());
+    for (const StepCommand& step : Of<StepCommand>(scheduler.Plan())) {
+      in_flight.push_back(step);
+      EXPECT_EQ(Rows(step), 64);
+      for (const StepCommand::Entry& entry : step.entries) left -= entry.sequence == 3 ? entry.tokens : 0;
+    }
+    ASSERT_LT(steps, 25) << "half of the rows are its";
+  }
+}
+
 }  // namespace
 }  // namespace rwkv::router

@@ -57,7 +57,8 @@ struct Turn {
   Phase phase = Phase::kWaiting;
   absl::Time arrival;
   std::shared_ptr<const ServingModel> model;
-  std::string session_id;
+  std::string tenant;          // Whose call it is; empty: nobody's in particular.
+  std::string session_id;      // As the store knows it.
   Session* session = nullptr;  // From its start until it lets the session go.
 
   // What was asked for.

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "services/common/grpc_status.h"
 #include "services/common/logging.h"
+#include "services/router/scheduler/fair_slots.h"
 #include "services/router/turns/turn_input.h"
 
 namespace rwkv::router {
@@ -100,7 +101,7 @@ void TurnCore::Arrive(const TurnPtr& turn) {
     return Reject(*turn, why);
   }
   StartWaiting();
-  if (!CanStart(*turn) && static_cast<int>(waiting_.size()) >= options_.max_waiting) {
+  if (!CanStart(*turn) && static_cast<int>(waiting_.size()) >= options_.max_waiting && !MakeRoom(*turn)) {
     return Reject(
         *turn, common::WithRetryInfo(absl::ResourceExhaustedError(absl::StrCat("too many requests: ", running_.size(),
                                                                                " run and ", waiting_.size(), " wait")),
@@ -158,16 +159,57 @@ bool TurnCore::SessionFree(const Turn& turn) const {
   return true;
 }
 
+double TurnCore::WeightOf(absl::string_view tenant) const {
+  return options_.tenant_weight ? options_.tenant_weight(std::string(tenant)) : 1;
+}
+
+std::map<std::string, int> TurnCore::HeldByTenant(const std::string& pool) const {
+  std::map<std::string, int> held;
+  for (const auto& [id, turn] : running_) {
+    if (!turn->Active() || turn->kind == Kind::kExclusive || turn->yielding) continue;
+    if (pool.empty() || turn->pool == pool) ++held[turn->tenant];
+  }
+  return held;
+}
+
+bool TurnCore::MakeRoom(const Turn& turn) {
+  std::map<std::string, int> waiting;
+  for (const TurnPtr& other : waiting_) ++waiting[other->tenant];
+  const auto share = [this](const auto& line) { return line.second / WeightOf(line.first); };
+  const auto most = std::max_element(waiting.begin(), waiting.end(),
+                                     [&](const auto& a, const auto& b) { return share(a) < share(b); });
+  if (most == waiting.end() || (waiting[turn.tenant] + 1) / WeightOf(turn.tenant) >= share(*most)) return false;
+  for (auto last = waiting_.rbegin(); last != waiting_.rend(); ++last) {
+    if ((*last)->tenant != most->first || (*last)->phase != Phase::kWaiting) continue;
+    const TurnPtr other = *last;  // What follows takes it out.
+    Fail(*other, common::WithRetryInfo(
+                     absl::ResourceExhaustedError(absl::StrCat("too many requests of the tenant: ", most->second,
+                                                               " wait, and others want to, too")),
+                     absl::Seconds(1)));
+    return true;
+  }
+  return false;
+}
+
 void TurnCore::StartWaiting() {
   if (waiting_.empty()) return;
   PoolUse active = ActiveByPool();
-  for (size_t i = 0; i < waiting_.size();) {
-    if (!Fits(*waiting_[i], active) || !SessionFree(*waiting_[i])) {
-      ++i;  // Others need not wait for its session to close.
-      continue;
-    }
-    const TurnPtr turn = waiting_[i];
-    waiting_.erase(waiting_.begin() + i);
+  std::vector<TurnPtr> line(waiting_.begin(), waiting_.end());
+  const auto same = [&line](const TurnPtr& turn) { return turn->tenant == line.front()->tenant; };
+  if (!std::all_of(line.begin(), line.end(), same)) {
+    std::vector<std::string> tenants;
+    for (const TurnPtr& turn : line) tenants.push_back(turn->tenant);
+    const auto weight = [this](absl::string_view tenant) { return WeightOf(tenant); };
+    std::vector<TurnPtr> fair;
+    for (const size_t i : FairOrder(HeldByTenant(""), tenants, weight)) fair.push_back(line[i]);
+    line = std::move(fair);
+  }
+  for (const TurnPtr& turn : line) {
+    // Others need not wait for its session to close.
+    if (!Fits(*turn, active) || !SessionFree(*turn)) continue;
+    const auto at = std::find(waiting_.begin(), waiting_.end(), turn);
+    if (at == waiting_.end()) continue;
+    waiting_.erase(at);
     StartTurn(turn);
     if (turn->Active()) ++active[turn->pool];
   }

@@ -94,6 +94,11 @@ class TurnCore {
   bool Fits(const Turn& turn, const PoolUse& active) const;
   bool CanStart(const Turn& turn) const { return Fits(turn, ActiveByPool()) && SessionFree(turn); }
   void StartWaiting();
+  // A full line makes room for a tenant that has less of it than another, at the cost of that one's last.
+  bool MakeRoom(const Turn& turn);
+  double WeightOf(absl::string_view tenant) const;
+  // Slots that turns have a right to, by tenant; of one pool, or with an empty name of all.
+  std::map<std::string, int> HeldByTenant(const std::string& pool) const;
   void StartTurn(const TurnPtr& turn);
   // The call ends for its client; the turn may go on closing.
   void EndCall(Turn& turn, const absl::Status& status);

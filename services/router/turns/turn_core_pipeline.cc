@@ -109,7 +109,7 @@ bool TurnCore::LocateWarm(const TurnPtr& turn, uint64_t at_least, uint64_t at_mo
   }
   if (!warm.has_value() || warm->position < at_least) return false;
   const SequenceId sequence = next_sequence_;
-  if (!lane->scheduler.AdmitWarm(sequence, warm->sequence)) return false;
+  if (!lane->scheduler.AdmitWarm(sequence, warm->sequence, turn->tenant, WeightOf(turn->tenant))) return false;
   ++next_sequence_;
   turn->warm_source = warm->sequence;
   BeginAttach(turn, *lane, sequence, warm->position);
@@ -175,7 +175,7 @@ void TurnCore::Admit(const TurnPtr& turn, uint64_t position) {
   TurnLane* const lane = placement_.ChooseLane(*turn);
   if (lane == nullptr) return Park(*turn);
   const SequenceId sequence = next_sequence_++;
-  if (!lane->scheduler.Admit(sequence, position)) {
+  if (!lane->scheduler.Admit(sequence, position, turn->tenant, WeightOf(turn->tenant))) {
     turn->phase = Phase::kComputed;
     return Fail(*turn, common::WithRetryInfo(absl::ResourceExhaustedError("too many sequences"), absl::Seconds(1)));
   }

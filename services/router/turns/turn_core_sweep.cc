@@ -7,7 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "services/common/grpc_status.h"
-#include "services/router/turns/slot_sharing.h"
+#include "services/router/scheduler/fair_slots.h"
 #include "services/router/turns/turn_core.h"
 
 namespace rwkv::router {
@@ -103,7 +103,8 @@ void TurnCore::SweepWaiting() {
 void TurnCore::SweepYields() {
   if (waiting_.empty() || placement_.lanes().empty()) return;
   const absl::Time now = Now();
-  std::map<std::string, std::vector<SlotHolder>> holders;  // By pool.
+  std::map<std::string, std::vector<FairHolder>> holders;      // By pool.
+  std::map<std::string, std::vector<std::string>> candidates;  // By pool: the tenants of those that want a slot there.
   std::map<std::string, int> wanted;
   int yielding = 0;
   for (const auto& [id, turn] : running_) {
@@ -112,7 +113,7 @@ void TurnCore::SweepYields() {
     if (turn->phase != Phase::kRunning || turn->yielding || !CanYield(*turn)) continue;
     // Each time it has a slot it gets further than before, whatever became of its snapshots.
     if (turn->tail_pending || turn->patience.furthest() <= turn->progress_at_slot) continue;
-    holders[turn->pool].push_back({id, turn->slot_since});
+    holders[turn->pool].push_back({id, turn->slot_since, turn->tenant});
   }
   if (holders.empty()) return;
   const PoolUse active = ActiveByPool();
@@ -128,14 +129,22 @@ void TurnCore::SweepYields() {
                                    placement_.pools().at(pool).model.fingerprint() == turn->model->info.fingerprint()
                              : turn->pool == pool) {
         ++wanted[pool];
+        candidates[pool].push_back(turn->tenant);
         break;
       }
     }
   }
   int saves = static_cast<int>(kSavesPerSlot * placement_.TotalSlots()) - static_cast<int>(saves_.size()) - yielding;
+  const auto weight = [this](absl::string_view tenant) { return WeightOf(tenant); };
   for (auto& [pool, of_pool] : holders) {
-    for (const uint64_t id :
-         ChooseYields(std::move(of_pool), std::min(wanted[pool], saves), options_.slot_quantum, now)) {
+    const std::map<std::string, int> held = HeldByTenant(pool);
+    const std::vector<std::string>& line = candidates[pool];
+    std::vector<std::string> next;
+    for (const size_t i : FairOrder(held, line, weight)) {
+      if (static_cast<int>(next.size()) >= std::min(wanted[pool], saves)) break;
+      next.push_back(line[i]);
+    }
+    for (const uint64_t id : ChooseFairYields(of_pool, held, next, weight, options_.slot_quantum, now)) {
       BeginYield(*running_.at(id));
       --saves;
     }

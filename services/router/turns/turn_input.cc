@@ -12,6 +12,7 @@
 #include "kernels/base/status_macros.h"
 #include "services/common/grpc_status.h"
 #include "services/common/sampling/sampling_params.h"
+#include "services/common/tenant_ids.h"
 #include "services/tokenizer/stream_decoder.h"
 
 namespace rwkv::router {
@@ -75,6 +76,7 @@ absl::Status UnparsableRequest(absl::string_view message_name, absl::string_view
 }
 
 absl::Status CheckSessionId(absl::string_view field, absl::string_view id) {
+  if (const common::TenantAndId parts = common::SplitScopedId(id); common::IsTenantName(parts.tenant)) id = parts.id;
   if (id.empty() || id.size() > kMaxIdBytes) {
     return InvalidFieldError(field, absl::StrCat("has ", id.size(), " bytes; 1 to ", kMaxIdBytes, " are allowed"));
   }

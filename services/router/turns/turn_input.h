@@ -89,7 +89,7 @@ absl::StatusOr<std::string> FindInitialState(absl::string_view name, const v1::M
 // kFailedPrecondition: the model does not offer it.
 absl::Status CheckOffered(absl::string_view initial_state, const v1::ModelInfo& model);
 
-// kInvalidArgument unless 1 to 128 of A-Z a-z 0-9 . _ - :
+// kInvalidArgument unless 1 to 128 of A-Z a-z 0-9 . _ - : , maybe after a tenant (services/common/tenant_ids.h).
 absl::Status CheckSessionId(absl::string_view field, absl::string_view id);
 
 // Offset of the first byte that does not belong to a well-formed character; npos if all do.

@@ -8,6 +8,7 @@
 #include "absl/time/clock.h"
 #include "kernels/base/status_macros.h"
 #include "services/common/grpc_status.h"
+#include "services/common/tenant_ids.h"
 #include "services/router/turns/driver.h"
 #include "services/router/turns/turn.h"
 
@@ -73,10 +74,11 @@ void TurnManager::SubmitFed(absl::string_view input_field, std::shared_ptr<Turn>
 }
 
 void TurnManager::Generate(CallId call, const v1::GenerateRequest& request,
-                           std::shared_ptr<ResponseStream<v1::GenerateResponse>> stream) {
+                           std::shared_ptr<ResponseStream<v1::GenerateResponse>> stream, const std::string& tenant) {
   auto turn = std::make_shared<Turn>();
   turn->kind = Turn::Kind::kGenerate;
   turn->call = call;
+  turn->tenant = tenant;
   turn->stream = std::move(stream);
   if (const absl::Status status = CheckRequest(request); !status.ok()) return driver_->Reject(*turn, status);
   const absl::StatusOr<std::shared_ptr<const ServingModel>> model = ModelOrWhyNot(request.model());
@@ -96,10 +98,11 @@ void TurnManager::Generate(CallId call, const v1::GenerateRequest& request,
 }
 
 void TurnManager::Score(CallId call, const v1::ScoreRequest& request,
-                        std::function<void(absl::StatusOr<v1::ScoreResponse>)> done) {
+                        std::function<void(absl::StatusOr<v1::ScoreResponse>)> done, const std::string& tenant) {
   auto turn = std::make_shared<Turn>();
   turn->kind = Turn::Kind::kScore;
   turn->call = call;
+  turn->tenant = tenant;
   turn->score_done = std::move(done);
   if (const absl::Status status = ChooseModel(request.model(), request.initial_state(), turn.get()); !status.ok()) {
     return driver_->Reject(*turn, status);
@@ -120,10 +123,12 @@ void TurnManager::Score(CallId call, const v1::ScoreRequest& request,
 }
 
 void TurnManager::ScoreDocument(CallId call, const Document& document,
-                                std::shared_ptr<ResponseStream<v1::ScoreDocumentResponse>> stream) {
+                                std::shared_ptr<ResponseStream<v1::ScoreDocumentResponse>> stream,
+                                const std::string& tenant) {
   auto turn = std::make_shared<Turn>();
   turn->kind = Turn::Kind::kDocument;
   turn->call = call;
+  turn->tenant = tenant;
   turn->document_stream = std::move(stream);
   const absl::StatusOr<std::shared_ptr<const ServingModel>> model = ModelOrWhyNot(document.model);
   if (!model.ok()) return driver_->Reject(*turn, model.status());
@@ -147,10 +152,11 @@ void TurnManager::ScoreDocument(CallId call, const Document& document,
 }
 
 void TurnManager::Logits(CallId call, const v1::LogitsRequest& request,
-                         std::shared_ptr<ResponseStream<v1::LogitsResponse>> stream) {
+                         std::shared_ptr<ResponseStream<v1::LogitsResponse>> stream, const std::string& tenant) {
   auto turn = std::make_shared<Turn>();
   turn->kind = Turn::Kind::kLogits;
   turn->call = call;
+  turn->tenant = tenant;
   turn->logits_stream = std::move(stream);
   if (!driver_->options().allow_logits) {
     return driver_->Reject(*turn, absl::PermissionDeniedError("this router runs without --allow_logits"));
@@ -166,10 +172,11 @@ void TurnManager::Logits(CallId call, const v1::LogitsRequest& request,
 }
 
 void TurnManager::Embed(CallId call, const v1::EmbedRequest& request,
-                        std::function<void(absl::StatusOr<v1::EmbedResponse>)> done) {
+                        std::function<void(absl::StatusOr<v1::EmbedResponse>)> done, const std::string& tenant) {
   auto turn = std::make_shared<Turn>();
   turn->kind = Turn::Kind::kEmbed;
   turn->call = call;
+  turn->tenant = tenant;
   turn->embed_done = std::move(done);
   if (!v1::EmbedSource_IsValid(request.source())) {
     return driver_->Reject(*turn, common::InvalidFieldError("source", absl::StrCat("there is no ", request.source())));
@@ -192,6 +199,7 @@ void TurnManager::Export(CallId call, const std::string& session_id,
   auto turn = std::make_shared<Turn>();
   turn->kind = Turn::Kind::kExport;
   turn->call = call;
+  turn->tenant = std::string(common::SplitScopedId(session_id).tenant);
   turn->export_done = std::move(done);
   turn->session_id = session_id;
   if (const absl::Status status = CheckSessionId("session_id", session_id); !status.ok()) {
@@ -210,6 +218,7 @@ void TurnManager::Exclusive(CallId call, const std::string& session_id, bool del
   auto turn = std::make_shared<Turn>();
   turn->kind = Turn::Kind::kExclusive;
   turn->call = call;
+  turn->tenant = std::string(common::SplitScopedId(session_id).tenant);
   turn->deletes = deletes;
   turn->exclusive_job = std::move(job);
   turn->exclusive_done = std::move(done);

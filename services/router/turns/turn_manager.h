@@ -79,14 +79,17 @@ class TurnManager {
   CallId NewCall() { return next_call_.fetch_add(1); }
 
   // Each ends in stream->Close() or one call of `done`, on any thread, maybe before the method returns.
+  // `tenant`: whose call it is, for a fair share of slots and rows.
   void Generate(CallId call, const v1::GenerateRequest& request,
-                std::shared_ptr<ResponseStream<v1::GenerateResponse>> stream);
-  void Score(CallId call, const v1::ScoreRequest& request, std::function<void(absl::StatusOr<v1::ScoreResponse>)> done);
+                std::shared_ptr<ResponseStream<v1::GenerateResponse>> stream, const std::string& tenant = "");
+  void Score(CallId call, const v1::ScoreRequest& request, std::function<void(absl::StatusOr<v1::ScoreResponse>)> done,
+             const std::string& tenant = "");
   void ScoreDocument(CallId call, const Document& document,
-                     std::shared_ptr<ResponseStream<v1::ScoreDocumentResponse>> stream);
-  void Logits(CallId call, const v1::LogitsRequest& request,
-              std::shared_ptr<ResponseStream<v1::LogitsResponse>> stream);
-  void Embed(CallId call, const v1::EmbedRequest& request, std::function<void(absl::StatusOr<v1::EmbedResponse>)> done);
+                     std::shared_ptr<ResponseStream<v1::ScoreDocumentResponse>> stream, const std::string& tenant = "");
+  void Logits(CallId call, const v1::LogitsRequest& request, std::shared_ptr<ResponseStream<v1::LogitsResponse>> stream,
+              const std::string& tenant = "");
+  void Embed(CallId call, const v1::EmbedRequest& request, std::function<void(absl::StatusOr<v1::EmbedResponse>)> done,
+             const std::string& tenant = "");
   // Makes sure that there is a snapshot at the end of the session's log.
   void Export(CallId call, const std::string& session_id, std::function<void(absl::StatusOr<ExportedState>)> done);
   // Runs `job` on the executor while no turn of the session runs and this router holds its lease; afterwards the

@@ -44,6 +44,8 @@ struct TurnOptions {
   absl::Duration tick = absl::Milliseconds(20);
   // Called when the first pipeline has come up, and when the last one is lost. May be empty.
   std::function<void(bool serving)> on_serving;
+  // A tenant's share beside others where slots or rows are short, > 0. Never waits. Empty: all are alike.
+  std::function<double(const std::string& tenant)> tenant_weight;
 };
 
 struct TurnCounts {

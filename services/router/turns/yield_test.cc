@@ -343,5 +343,58 @@ TEST(YieldTest, WaitingHasABound) {
   EXPECT_THAT(cluster.Generate(SessionRequest("s", "a", Prompt(2), 5)).status, IsOk());
 }
 
+FakeCluster::Call StartAs(FakeCluster& cluster, const std::string& tenant, const v1::GenerateRequest& request) {
+  FakeCluster::Call call;
+  call.id = cluster.router().NewCall();
+  cluster.router().Generate(call.id, request, call.stream, tenant);
+  return call;
+}
+
+TEST(YieldTest, AFloodLeavesAnotherTenantItsShareAtOnce) {
+  FakeCluster cluster(Slots(2), Quantum(absl::Hours(1)));  // Nobody's time is up.
+  cluster.pipeline().PauseSteps();
+  std::vector<FakeCluster::Call> flood;
+  for (int i = 0; i < 6; ++i) flood.push_back(StartAs(cluster, "flood", Request(Prompt(1 + i), 2000)));
+  ASSERT_TRUE(WaitUntil([&] { return cluster.router().counts().waiting == 4; }));
+  const FakeCluster::Call quiet = StartAs(cluster, "quiet", Request(Prompt(9), 5));
+  ASSERT_TRUE(WaitUntil([&] {
+    cluster.pipeline().AllowSteps(1);
+    return quiet.stream->closed();
+  }));
+  for (const FakeCluster::Call& call : flood) EXPECT_FALSE(call.stream->closed());
+  EXPECT_EQ(cluster.metrics().yielded_turns.Value(), 1);  // One slot of two, and no more.
+  cluster.pipeline().ResumeSteps();
+  EXPECT_THAT(cluster.Finish(quiet).tokens, ElementsAreArray(FakeModel::Greedy(Prompt(9), 5, kVocabulary)));
+  for (int i = 1; i < 6; ++i) cluster.router().Cancel(flood[i].id);
+  EXPECT_THAT(cluster.Finish(flood[0]).tokens, ElementsAreArray(FakeModel::Greedy(Prompt(1), 2000, kVocabulary)));
+}
+
+TEST(YieldTest, AFloodTakesNobodyElsesPlaceInTheLine) {
+  TurnManager::Options options = Quantum(absl::Milliseconds(5));
+  options.max_running = 1;
+  options.max_waiting = 3;
+  FakeCluster cluster(Slots(1), options);
+  cluster.pipeline().PauseSteps();
+  std::vector<FakeCluster::Call> flood;
+  for (int i = 0; i < 4; ++i) flood.push_back(StartAs(cluster, "flood", Request(Prompt(1 + i), 2000)));
+  ASSERT_TRUE(WaitUntil([&] { return cluster.router().counts().waiting == 3; }));
+  const FakeCluster::Call one_more = StartAs(cluster, "flood", Request(Prompt(8), 5));
+  EXPECT_THAT(cluster.Finish(one_more).status, StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("3 wait")));
+  const FakeCluster::Call quiet = StartAs(cluster, "quiet", Request(Prompt(9), 5));
+  const absl::Status pushed_out = cluster.Finish(flood[3]).status;  // The last to come.
+  EXPECT_THAT(pushed_out, StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("of the tenant")));
+  EXPECT_TRUE(common::GetRetryDelay(pushed_out).has_value());
+  ASSERT_TRUE(WaitUntil([&] {
+    cluster.pipeline().AllowSteps(1);
+    return quiet.stream->closed();
+  }));
+  EXPECT_THAT(cluster.Finish(quiet).status, IsOk());
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_FALSE(flood[i].stream->closed());
+    cluster.router().Cancel(flood[i].id);
+  }
+  cluster.pipeline().ResumeSteps();
+}
+
 }  // namespace
 }  // namespace rwkv::router

@@ -86,6 +86,16 @@ struct IdleSession {
   bool turn_open = false;
 };
 
+// What a tenant has fed and drawn, ever, and what it keeps.
+struct TenantUsage {
+  uint64_t turns = 0;
+  uint64_t prompt_tokens = 0;
+  uint64_t generated_tokens = 0;
+  int64_t sessions = 0;
+  int64_t log_tokens = 0;      // Those that sessions share count once.
+  int64_t snapshot_bytes = 0;  // Likewise.
+};
+
 // For metrics and limits. A change that failed with kUnavailable and yet happened is missing until the next start.
 struct CatalogCounts {
   int64_t sessions = 0;
@@ -105,7 +115,8 @@ class Catalog {
   // or the snapshot.
   virtual absl::StatusOr<v1::Session> ImportSession(const std::string& session_id, const NewImport& import) = 0;
   virtual absl::StatusOr<v1::Session> GetSession(const std::string& session_id) = 0;
-  // At most `page_size` sessions whose ids come after `page_token`.
+  // At most `page_size` sessions whose ids come after `page_token`, of its tenant (services/common/tenant_ids.h) alone;
+  // "TENANT@" comes before all of that one's, and "" before all that are of none.
   virtual absl::StatusOr<SessionPage> ListSessions(int page_size, const std::string& page_token) = 0;
   // A new session with the first `position` tokens (unset: all). Turns are not shared. kAlreadyExists, kOutOfRange.
   virtual absl::StatusOr<v1::Session> ForkSession(const std::string& session_id, absl::optional<uint64_t> position,
@@ -167,6 +178,13 @@ class Catalog {
                                               std::vector<std::string>* freed) = 0;
   // Ends the open turn of such a session as CANCELLED, which counts as a use. False: there is none.
   virtual absl::StatusOr<bool> EndIdleTurn(const std::string& session_id, absl::Time idle_before) = 0;
+
+  // Turns of sessions are counted with the change that adds their tokens, so this is exact whatever process died when.
+  // Reads the rows of all of the tenant's sessions, branches and snapshots.
+  virtual absl::StatusOr<TenantUsage> GetUsage(const std::string& tenant) = 0;
+  // What `source` has counted for the tenant since it began, beside sessions. Never less than it has said before: a
+  // total that comes late changes nothing.
+  virtual absl::Status PutUsage(const std::string& tenant, const std::string& source, const TenantUsage& total) = 0;
 
   virtual CatalogCounts counts() const = 0;
 };

@@ -41,6 +41,9 @@ std::string SnapshotLock(absl::string_view snapshot_id);
 // kDataLoss: its records are being deleted.
 absl::Status CheckNotCondemned(const View& view, absl::string_view snapshot_id);
 
+// Adds what a session used, which is about to be deleted, to what its tenant's deleted ones did; takes a lock.
+absl::Status KeepUsage(RowTransaction& rows, Edit& edit, absl::string_view session_id, const SessionRow& row);
+
 // The name that clients know the session's branch by.
 std::string LogBranch(const SessionRow& row);
 

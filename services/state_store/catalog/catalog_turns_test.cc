@@ -46,6 +46,82 @@ TEST_P(CatalogTest, SessionsAreListedById) {
   EXPECT_EQ(second.next_page_token, "");
 }
 
+TEST_P(CatalogTest, TenantsAreListedApart) {
+  for (const char* id : {"b", "acme@b", "acme@a", "acme.eu@a", "c", "z@a", "a"}) {
+    ASSERT_OK(catalog().CreateSession(id, ""));
+  }
+  const auto ids = [this](int page_size, const std::string& after) {
+    std::vector<std::string> ids;
+    const absl::StatusOr<SessionPage> page = catalog().ListSessions(page_size, after);
+    EXPECT_THAT(page, IsOk());
+    if (!page.ok()) return ids;
+    for (const v1::Session& session : page->sessions) ids.push_back(session.id());
+    if (!page->next_page_token.empty()) ids.push_back("and on from " + page->next_page_token);
+    return ids;
+  };
+  EXPECT_THAT(ids(10, "acme@"), ElementsAre("acme@a", "acme@b"));
+  EXPECT_THAT(ids(1, "acme@"), ElementsAre("acme@a", "and on from acme@a"));
+  EXPECT_THAT(ids(1, "acme@a"), ElementsAre("acme@b"));
+  EXPECT_THAT(ids(10, "acme.eu@"), ElementsAre("acme.eu@a"));
+  EXPECT_THAT(ids(10, "acm@"), ElementsAre());
+  EXPECT_THAT(ids(10, ""), ElementsAre("a", "b", "c"));
+  EXPECT_THAT(ids(1, "a"), ElementsAre("b", "and on from b"));
+}
+
+TEST_P(CatalogTest, UsageIsWhatTurnsFedAndDrewWhateverBecameOfThem) {
+  const auto turn = [this](const std::string& id, const std::string& request_id, uint32_t prompt, uint32_t drawn) {
+    ASSERT_OK_AND_ASSIGN(const LeaseGrant grant, catalog().AcquireLease(id, "h", "i", absl::Seconds(9)));
+    ASSERT_OK(catalog().BeginTurn(grant.lease, Turn(request_id, Range(0, prompt))));
+    const uint64_t length = grant.session.token_count() + prompt;
+    for (uint32_t i = 0; i < drawn; ++i) {
+      ASSERT_OK(AppendOne(catalog(), TestAppend(grant.lease, request_id, length + i, {i})));
+    }
+  };
+  const auto expect = [this](uint64_t turns, uint64_t prompt, uint64_t generated, int64_t sessions, int64_t log) {
+    ASSERT_OK_AND_ASSIGN(const TenantUsage usage, catalog().GetUsage("acme"));
+    EXPECT_EQ(usage.turns, turns);
+    EXPECT_EQ(usage.prompt_tokens, prompt);
+    EXPECT_EQ(usage.generated_tokens, generated);
+    EXPECT_EQ(usage.sessions, sessions);
+    EXPECT_EQ(usage.log_tokens, log);
+  };
+  for (const char* id : {"acme@a", "acme@b", "acme.eu@a", "a"}) ASSERT_OK(catalog().CreateSession(id, ""));
+  expect(0, 0, 0, 2, 0);
+  turn("acme@a", "r", 5, 3);
+  turn("acme@b", "r", 2, 0);
+  turn("acme.eu@a", "r", 100, 1);
+  turn("a", "r", 1000, 1);
+  expect(2, 7, 3, 2, 10);
+  // A request that is known runs no second time.
+  ASSERT_OK_AND_ASSIGN(LeaseGrant grant, catalog().AcquireLease("acme@a", "h", "i", absl::Seconds(9)));
+  ASSERT_OK_AND_ASSIGN(const TurnStart again, catalog().BeginTurn(grant.lease, Turn("r", Range(0, 5))));
+  EXPECT_TRUE(again.existed);
+  expect(2, 7, 3, 2, 10);
+  // What is shared is kept once; what was rewound was used all the same.
+  ASSERT_OK(catalog().ForkSession("acme@a", 6, "acme@fork"));
+  expect(2, 7, 3, 3, 10);
+  std::vector<std::string> freed;
+  ASSERT_OK(catalog().RewindSession(grant.lease, 4, &freed));
+  expect(2, 7, 3, 3, 8);
+  // So was what is deleted.
+  ASSERT_OK(catalog().DeleteSession(grant.lease, &freed));
+  expect(2, 7, 3, 2, 8);
+  ASSERT_OK_AND_ASSIGN(grant, catalog().AcquireLease("acme@b", "h", "i", absl::Seconds(9)));
+  ASSERT_OK(catalog().DeleteSession(grant.lease, &freed));
+  expect(2, 7, 3, 1, 6);
+  // And what a router counts by itself: totals, of which the largest counts.
+  TenantUsage total;
+  total.turns = 1, total.prompt_tokens = 40, total.generated_tokens = 10;
+  ASSERT_OK(catalog().PutUsage("acme", "router-1", total));
+  ASSERT_OK(catalog().PutUsage("acme", "router-2", total));
+  ASSERT_OK(catalog().PutUsage("acme.eu", "router-1", total));
+  total.turns = 2, total.prompt_tokens = 50;
+  ASSERT_OK(catalog().PutUsage("acme", "router-1", total));
+  total.turns = 1, total.prompt_tokens = 40;
+  ASSERT_OK(catalog().PutUsage("acme", "router-1", total));
+  expect(5, 97, 23, 1, 6);
+}
+
 TEST_P(CatalogTest, TurnIsAppendedAndRemembered) {
   ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s"));
   const std::vector<uint32_t> prompt = {1, 2, 3};

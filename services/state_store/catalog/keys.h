@@ -11,6 +11,8 @@
 //   i SNAPSHOT                BRANCH POSITION: where a snapshot (or base) of that id is
 //   d SNAPSHOT                when it was condemned, 8 bytes: its records are being deleted, nobody may commit it
 //   u MINUTE SESSION          nothing: one for each session, by the minute of its last use (SessionRow.idle_minute)
+//   g TENANT                  UsageRow of the tenant's sessions that are no more
+//   g TENANT 0 SOURCE         UsageRow that somebody counts by himself: turns without a session
 //   "next_id"                 the first number that is not reserved for branches and fencing tokens (embedded only)
 //
 // A branch's chunks are gapless: they cover [fork position, end), where end is the session's length for a head, and for
@@ -55,6 +57,11 @@ inline std::string BaseKey(uint64_t branch) { return NumberKey('m', branch); }
 inline std::string SnapshotIdKey(absl::string_view snapshot_id) { return absl::StrCat("i", snapshot_id); }
 
 inline std::string CondemnedKey(absl::string_view snapshot_id) { return absl::StrCat("d", snapshot_id); }
+
+inline std::string UsageKey(absl::string_view tenant) { return absl::StrCat("g", tenant); }
+inline std::string UsageKey(absl::string_view tenant, absl::string_view source) {
+  return absl::StrCat("g", tenant, absl::string_view("\0", 1), source);
+}
 
 inline std::string IdleKey(uint64_t minute, absl::string_view session_id) {
   return absl::StrCat(NumberKey('u', minute), session_id);

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 #include "services/common/grpc_status.h"
+#include "services/common/tenant_ids.h"
 #include "services/state_store/catalog/branch_tree.h"
 #include "services/state_store/catalog/catalog_rows.h"
 #include "services/state_store/catalog/session_rows.h"
@@ -15,6 +16,13 @@ namespace rwkv::state_store {
 namespace {
 
 constexpr int kLoadPage = 4096;  // Sessions looked at in one transaction.
+
+// The first key behind all sessions of a tenant.
+std::string BehindTenant(absl::string_view tenant) {
+  std::string key = SessionKey(common::ScopedId(tenant, ""));
+  ++key.back();
+  return key;
+}
 
 }  // namespace
 
@@ -207,20 +215,31 @@ absl::StatusOr<SessionPage> RowCatalog::ListSessions(int page_size, const std::s
   RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowReader> rows, rows_->Read());
   const View view(rows.get());
   SessionPage page;
-  const std::string begin = page_token.empty() ? "s" : SessionKey(page_token) + '\0';
-  RWKV_RETURN_IF_ERROR(
-      view.Scan(begin, "t", [&](absl::string_view key, absl::string_view value) -> absl::StatusOr<bool> {
-        if (page.sessions.size() == static_cast<size_t>(page_size)) {
-          page.next_page_token = page.sessions.back().id();
-          return false;
-        }
-        SessionRow row;
-        if (!row.ParseFromArray(value.data(), static_cast<int>(value.size()))) {
-          return absl::DataLossError(absl::StrCat("catalog: the row of session ", key.substr(1), " is corrupt"));
-        }
-        page.sessions.push_back(ToSession(key.substr(1), row));
-        return true;
-      }));
+  const absl::string_view tenant = common::SplitScopedId(page_token).tenant;
+  std::string begin = page_token.empty() ? "s" : SessionKey(page_token) + '\0';
+  const std::string end = tenant.empty() ? "t" : BehindTenant(tenant);
+  for (bool more = true; more;) {
+    more = false;
+    RWKV_RETURN_IF_ERROR(
+        view.Scan(begin, end, [&](absl::string_view key, absl::string_view value) -> absl::StatusOr<bool> {
+          const absl::string_view other = common::SplitScopedId(key.substr(1)).tenant;
+          if (tenant.empty() && !other.empty()) {  // On behind that tenant's.
+            begin = BehindTenant(other);
+            more = true;
+            return false;
+          }
+          if (page.sessions.size() == static_cast<size_t>(page_size)) {
+            page.next_page_token = page.sessions.back().id();
+            return false;
+          }
+          SessionRow row;
+          if (!row.ParseFromArray(value.data(), static_cast<int>(value.size()))) {
+            return absl::DataLossError(absl::StrCat("catalog: the row of session ", key.substr(1), " is corrupt"));
+          }
+          page.sessions.push_back(ToSession(key.substr(1), row));
+          return true;
+        }));
+  }
   return page;
 }
 
@@ -334,6 +353,7 @@ absl::Status RowCatalog::Erase(RowTransaction& rows, const std::string& session_
   RWKV_RETURN_IF_ERROR(tree.Release(row.branch(), row.length()));
   edit.DeleteRange(TurnKey(session_id, 0), TurnKey(session_id, UINT64_MAX));
   state_store::DeleteSession(edit, session_id, row);
+  RWKV_RETURN_IF_ERROR(KeepUsage(rows, edit, session_id, row));
   RWKV_RETURN_IF_ERROR(rows.Commit());
   Count(-1, tree.snapshots_delta(), row.lease().holder().empty() ? 0 : -1, -tree.freed_tokens());
   freed->insert(freed->end(), tree.freed().begin(), tree.freed().end());

@@ -71,6 +71,8 @@ class RowCatalog final : public Catalog {
   absl::StatusOr<bool> EndIdleSession(const std::string& session_id, absl::Time idle_before,
                                       std::vector<std::string>* freed) override;
   absl::StatusOr<bool> EndIdleTurn(const std::string& session_id, absl::Time idle_before) override;
+  absl::StatusOr<TenantUsage> GetUsage(const std::string& tenant) override;
+  absl::Status PutUsage(const std::string& tenant, const std::string& source, const TenantUsage& total) override;
   CatalogCounts counts() const override;
 
  private:

@@ -62,6 +62,9 @@ absl::StatusOr<TurnStart> RowCatalog::BeginTurn(const v1::Lease& lease, const Ne
   PutTokens(edit, row.branch(), row.length(), turn.token_ids, {});
   row.set_length(row.length() + turn.token_ids.size());
   row.set_model_fingerprint(std::string(turn.model_fingerprint));
+  UsageRow& usage = *row.mutable_usage();
+  usage.set_turns(usage.turns() + 1);
+  usage.set_prompt_tokens(usage.prompt_tokens() + turn.token_ids.size());
   row.set_update_unix_nanos(absl::ToUnixNanos(clock_->Now()));
   PutSession(edit, session_id, row);
   RWKV_RETURN_IF_ERROR(rows->Commit());
@@ -119,6 +122,8 @@ std::vector<absl::Status> RowCatalog::AppendTokens(absl::Span<const v1::AppendIt
     if (item.token_ids().empty() && item.finish_reason() == v1::FINISH_REASON_UNSPECIFIED) return absl::OkStatus();
     const uint64_t begin = row.length();
     row.set_length(begin + item.token_ids_size());
+    UsageRow& usage = *row.mutable_usage();
+    usage.set_generated_tokens(usage.generated_tokens() + item.token_ids_size());
     row.set_update_unix_nanos(now);
     if (item.finish_reason() != v1::FINISH_REASON_UNSPECIFIED) {
       RWKV_RETURN_IF_ERROR(FinishOpenTurn(view, edit, session_id, row, item.finish_reason(), &item));

@@ -227,6 +227,14 @@ absl::StatusOr<v1::DropSnapshotResponse> FakeStateStore::DropSnapshot(const v1::
   return Run<absl::StatusOr<v1::DropSnapshotResponse>>([&] { return catalog_->DropSnapshot(request, deadline); });
 }
 
+absl::StatusOr<v1::GetUsageResponse> FakeStateStore::GetUsage(const v1::GetUsageRequest& request, absl::Time deadline) {
+  return Run<absl::StatusOr<v1::GetUsageResponse>>([&] { return catalog_->GetUsage(request, deadline); });
+}
+
+absl::StatusOr<v1::PutUsageResponse> FakeStateStore::PutUsage(const v1::PutUsageRequest& request, absl::Time deadline) {
+  return Run<absl::StatusOr<v1::PutUsageResponse>>([&] { return catalog_->PutUsage(request, deadline); });
+}
+
 absl::Status FakeStateStore::PutRecord(const v1::RecordInfo& info, absl::Span<const char> data, absl::Time deadline) {
   return Run<absl::Status>([&] { return records_->PutRecord(info, data, deadline); });
 }

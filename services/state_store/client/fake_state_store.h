@@ -87,6 +87,8 @@ class FakeStateStore final : public CatalogClient, public RecordsClient {
                                                         absl::Time deadline) override;
   absl::StatusOr<v1::DropSnapshotResponse> DropSnapshot(const v1::DropSnapshotRequest& request,
                                                         absl::Time deadline) override;
+  absl::StatusOr<v1::GetUsageResponse> GetUsage(const v1::GetUsageRequest& request, absl::Time deadline) override;
+  absl::StatusOr<v1::PutUsageResponse> PutUsage(const v1::PutUsageRequest& request, absl::Time deadline) override;
 
   // RecordsClient.
   absl::Status PutRecord(const v1::RecordInfo& info, absl::Span<const char> data, absl::Time deadline) override;

@@ -177,6 +177,12 @@ class GrpcCatalogClient final : public CatalogClient {
                                                         absl::Time deadline) override {
     return RetriedCall(&Stub::DropSnapshot, request, deadline);
   }
+  absl::StatusOr<v1::GetUsageResponse> GetUsage(const v1::GetUsageRequest& request, absl::Time deadline) override {
+    return RetriedCall(&Stub::GetUsage, request, deadline);
+  }
+  absl::StatusOr<v1::PutUsageResponse> PutUsage(const v1::PutUsageRequest& request, absl::Time deadline) override {
+    return RetriedCall(&Stub::PutUsage, request, deadline);
+  }
 
  private:
   using Stub = v1::StateCatalog::Stub;

@@ -79,6 +79,10 @@ class CatalogClient {
   // Retried: dropping what is gone is fine.
   virtual absl::StatusOr<v1::DropSnapshotResponse> DropSnapshot(const v1::DropSnapshotRequest& request,
                                                                 absl::Time deadline) = 0;
+  // Retried.
+  virtual absl::StatusOr<v1::GetUsageResponse> GetUsage(const v1::GetUsageRequest& request, absl::Time deadline) = 0;
+  // Retried: totals only grow.
+  virtual absl::StatusOr<v1::PutUsageResponse> PutUsage(const v1::PutUsageRequest& request, absl::Time deadline) = 0;
 };
 
 // rwkv.v1.StateRecords.

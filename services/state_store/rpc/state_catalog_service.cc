@@ -38,6 +38,8 @@ enum Method : size_t {
   kCommitSnapshot,
   kFindSnapshot,
   kDropSnapshot,
+  kGetUsage,
+  kPutUsage,
 };
 
 }  // namespace
@@ -45,10 +47,10 @@ enum Method : size_t {
 StateCatalogService::StateCatalogService(const Identity& identity, StateStore* store, common::Metrics* metrics)
     : identity_(identity),
       store_(store),
-      metrics_(metrics,
-               {"describe", "create_session", "import_session", "get_session", "list_sessions", "fork_session",
-                "rewind_session", "delete_session", "acquire_lease", "renew_leases", "release_lease", "begin_turn",
-                "append_tokens", "find_turn", "read_tokens", "commit_snapshot", "find_snapshot", "drop_snapshot"}),
+      metrics_(metrics, {"describe",        "create_session", "import_session", "get_session",   "list_sessions",
+                         "fork_session",    "rewind_session", "delete_session", "acquire_lease", "renew_leases",
+                         "release_lease",   "begin_turn",     "append_tokens",  "find_turn",     "read_tokens",
+                         "commit_snapshot", "find_snapshot",  "drop_snapshot",  "get_usage",     "put_usage"}),
       append_items_(metrics->Histogram("rwkv_state_store_append_items", "Turns in one AppendTokens, so in one commit.",
                                        common::Metrics::CountBuckets())) {}
 
@@ -288,6 +290,33 @@ grpc::Status StateCatalogService::DropSnapshot(grpc::ServerContext* context, con
     RWKV_RETURN_IF_ERROR(Validate(*request));
     if (request->session_id().empty()) return store_->DropUncommitted(request->snapshot_id());
     return store_->DropSnapshot(request->session_id(), request->snapshot_id(), request->reason()).status();
+  });
+}
+
+grpc::Status StateCatalogService::GetUsage(grpc::ServerContext* context, const v1::GetUsageRequest* request,
+                                           v1::GetUsageResponse* response) {
+  return metrics_.Answer(kGetUsage, [&]() -> absl::Status {
+    RWKV_RETURN_IF_ERROR(Validate(*request));
+    RWKV_ASSIGN_OR_RETURN(const TenantUsage usage, store_->catalog().GetUsage(request->tenant()));
+    response->mutable_usage()->set_turns(usage.turns);
+    response->mutable_usage()->set_prompt_tokens(usage.prompt_tokens);
+    response->mutable_usage()->set_generated_tokens(usage.generated_tokens);
+    response->set_sessions(static_cast<uint64_t>(usage.sessions));
+    response->set_stored_bytes(
+        static_cast<uint64_t>(usage.snapshot_bytes + SessionLimits::kBytesPerToken * usage.log_tokens));
+    return absl::OkStatus();
+  });
+}
+
+grpc::Status StateCatalogService::PutUsage(grpc::ServerContext* context, const v1::PutUsageRequest* request,
+                                           v1::PutUsageResponse* response) {
+  return metrics_.Answer(kPutUsage, [&]() -> absl::Status {
+    RWKV_RETURN_IF_ERROR(Validate(*request));
+    TenantUsage total;
+    total.turns = request->total().turns();
+    total.prompt_tokens = request->total().prompt_tokens();
+    total.generated_tokens = request->total().generated_tokens();
+    return store_->catalog().PutUsage(request->tenant(), request->source(), total);
   });
 }
 

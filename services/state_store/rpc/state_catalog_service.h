@@ -64,6 +64,10 @@ class StateCatalogService final : public v1::StateCatalog::Service {
                             v1::FindSnapshotResponse* response) override;
   grpc::Status DropSnapshot(grpc::ServerContext* context, const v1::DropSnapshotRequest* request,
                             v1::DropSnapshotResponse* response) override;
+  grpc::Status GetUsage(grpc::ServerContext* context, const v1::GetUsageRequest* request,
+                        v1::GetUsageResponse* response) override;
+  grpc::Status PutUsage(grpc::ServerContext* context, const v1::PutUsageRequest* request,
+                        v1::PutUsageResponse* response) override;
 
  private:
   // Nothing is done for a caller that has gone.

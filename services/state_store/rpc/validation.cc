@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 #include "services/common/grpc_status.h"
+#include "services/common/tenant_ids.h"
 
 namespace rwkv::state_store {
 namespace {
@@ -26,6 +27,12 @@ bool IsIdCharacter(char c) { return absl::ascii_isalnum(c) || c == '.' || c == '
 absl::Status ValidateText(absl::string_view field, absl::string_view text, size_t min_bytes, size_t max_bytes) {
   if (text.size() >= min_bytes && text.size() <= max_bytes) return absl::OkStatus();
   return InvalidFieldError(field, absl::StrCat("has ", text.size(), " bytes, want ", min_bytes, " to ", max_bytes));
+}
+
+absl::Status ValidateTenant(absl::string_view tenant) {
+  if (common::IsTenantName(tenant)) return absl::OkStatus();
+  return InvalidFieldError(
+      "tenant", absl::StrCat(Quoted(tenant), " is not 1 to ", common::kMaxTenantBytes, " of A-Z a-z 0-9 . _ -"));
 }
 
 absl::Status ValidateManifest(const v1::SnapshotManifest& manifest, absl::string_view session_id) {
@@ -64,8 +71,16 @@ absl::Status ValidateId(absl::string_view field, absl::string_view id) {
   return InvalidFieldError(field, absl::StrCat(Quoted(id), " is not 1 to ", kMaxIdBytes, " of A-Z a-z 0-9 . _ - :"));
 }
 
+absl::Status ValidateSessionId(absl::string_view field, absl::string_view id) {
+  const common::TenantAndId parts = common::SplitScopedId(id);
+  if (parts.id.size() == id.size()) return ValidateId(field, id);
+  if (common::IsTenantName(parts.tenant)) return ValidateId(field, parts.id);
+  return InvalidFieldError(field, absl::StrCat(Quoted(id), " is not TENANT@ID: 1 to ", common::kMaxTenantBytes,
+                                               " of A-Z a-z 0-9 . _ - before the mark"));
+}
+
 absl::Status ValidateLease(absl::string_view field, const v1::Lease& lease) {
-  RWKV_RETURN_IF_ERROR(ValidateId(absl::StrCat(field, ".session_id"), lease.session_id()));
+  RWKV_RETURN_IF_ERROR(ValidateSessionId(absl::StrCat(field, ".session_id"), lease.session_id()));
   if (lease.fencing_token() == 0) {
     return InvalidFieldError(absl::StrCat(field, ".fencing_token"), "0 is not a token that AcquireLease gives");
   }
@@ -95,12 +110,12 @@ absl::Status ValidateRecordInfo(absl::string_view field, const v1::RecordInfo& i
 }
 
 absl::Status Validate(const v1::CreateSessionRequest& request) {
-  RWKV_RETURN_IF_ERROR(ValidateId("session_id", request.session_id()));
+  RWKV_RETURN_IF_ERROR(ValidateSessionId("session_id", request.session_id()));
   return ValidateText("initial_state", request.initial_state(), 0, kMaxInitialStateBytes);
 }
 
 absl::Status Validate(const v1::ImportSessionRequest& request) {
-  RWKV_RETURN_IF_ERROR(ValidateId("session_id", request.session_id()));
+  RWKV_RETURN_IF_ERROR(ValidateSessionId("session_id", request.session_id()));
   RWKV_RETURN_IF_ERROR(ValidateText("initial_state", request.initial_state(), 0, kMaxInitialStateBytes));
   RWKV_RETURN_IF_ERROR(ValidateManifest(request.manifest(), request.session_id()));
   const uint64_t position = request.manifest().position();
@@ -118,18 +133,24 @@ absl::Status Validate(const v1::ImportSessionRequest& request) {
   return InvalidFieldError("manifest.position", "0, where a snapshot has to be the base");
 }
 
-absl::Status Validate(const v1::GetSessionRequest& request) { return ValidateId("session_id", request.session_id()); }
+absl::Status Validate(const v1::GetSessionRequest& request) {
+  return ValidateSessionId("session_id", request.session_id());
+}
 
 absl::Status Validate(const v1::ListSessionsRequest& request) {
   if (request.page_size() > kMaxPageSize) {
     return InvalidFieldError("page_size", absl::StrCat(request.page_size(), ", want at most ", kMaxPageSize));
   }
-  return request.page_token().empty() ? absl::OkStatus() : ValidateId("page_token", request.page_token());
+  const std::string& token = request.page_token();
+  const common::TenantAndId parts = common::SplitScopedId(token);
+  // Before a tenant's first session there is no id.
+  const bool first = parts.id.empty() && (token.empty() || common::IsTenantName(parts.tenant));
+  return first ? absl::OkStatus() : ValidateSessionId("page_token", token);
 }
 
 absl::Status Validate(const v1::ForkSessionRequest& request) {
-  RWKV_RETURN_IF_ERROR(ValidateId("session_id", request.session_id()));
-  return ValidateId("new_session_id", request.new_session_id());
+  RWKV_RETURN_IF_ERROR(ValidateSessionId("session_id", request.session_id()));
+  return ValidateSessionId("new_session_id", request.new_session_id());
 }
 
 absl::Status Validate(const v1::RewindSessionRequest& request) { return ValidateLease("lease", request.lease()); }
@@ -137,7 +158,7 @@ absl::Status Validate(const v1::RewindSessionRequest& request) { return Validate
 absl::Status Validate(const v1::DeleteSessionRequest& request) { return ValidateLease("lease", request.lease()); }
 
 absl::Status Validate(const v1::AcquireLeaseRequest& request) {
-  RWKV_RETURN_IF_ERROR(ValidateId("session_id", request.session_id()));
+  RWKV_RETURN_IF_ERROR(ValidateSessionId("session_id", request.session_id()));
   RWKV_RETURN_IF_ERROR(ValidateText("holder", request.holder(), 1, kMaxIdBytes));
   return ValidateText("incarnation", request.incarnation(), 1, kMaxIdBytes);
 }
@@ -207,12 +228,12 @@ absl::Status ValidateItem(const v1::AppendItem& item) {
 }
 
 absl::Status Validate(const v1::FindTurnRequest& request) {
-  RWKV_RETURN_IF_ERROR(ValidateId("session_id", request.session_id()));
+  RWKV_RETURN_IF_ERROR(ValidateSessionId("session_id", request.session_id()));
   return ValidateText("request_id", request.request_id(), 0, kMaxIdBytes);
 }
 
 absl::Status Validate(const v1::ReadTokensRequest& request) {
-  RWKV_RETURN_IF_ERROR(ValidateId("session_id", request.session_id()));
+  RWKV_RETURN_IF_ERROR(ValidateSessionId("session_id", request.session_id()));
   if (request.begin() > request.end()) {
     return InvalidFieldError("begin", absl::StrCat(request.begin(), " is beyond end, ", request.end()));
   }
@@ -228,14 +249,21 @@ absl::Status Validate(const v1::CommitSnapshotRequest& request) {
 }
 
 absl::Status Validate(const v1::FindSnapshotRequest& request) {
-  RWKV_RETURN_IF_ERROR(ValidateId("session_id", request.session_id()));
+  RWKV_RETURN_IF_ERROR(ValidateSessionId("session_id", request.session_id()));
   return ValidateId("model_fingerprint", request.model_fingerprint());
 }
 
 absl::Status Validate(const v1::DropSnapshotRequest& request) {
-  if (!request.session_id().empty()) RWKV_RETURN_IF_ERROR(ValidateId("session_id", request.session_id()));
+  if (!request.session_id().empty()) RWKV_RETURN_IF_ERROR(ValidateSessionId("session_id", request.session_id()));
   RWKV_RETURN_IF_ERROR(ValidateId("snapshot_id", request.snapshot_id()));
   return ValidateText("reason", request.reason(), 0, kMaxTextBytes);
+}
+
+absl::Status Validate(const v1::GetUsageRequest& request) { return ValidateTenant(request.tenant()); }
+
+absl::Status Validate(const v1::PutUsageRequest& request) {
+  RWKV_RETURN_IF_ERROR(ValidateTenant(request.tenant()));
+  return ValidateId("source", request.source());
 }
 
 }  // namespace rwkv::state_store

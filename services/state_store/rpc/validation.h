@@ -32,6 +32,8 @@ inline constexpr absl::Duration kMaxLeaseTtl = absl::Hours(1);
 
 // 1 to 128 of A-Z a-z 0-9 . _ - :
 absl::Status ValidateId(absl::string_view field, absl::string_view id);
+// The same, or TENANT@ID (services/common/tenant_ids.h).
+absl::Status ValidateSessionId(absl::string_view field, absl::string_view id);
 absl::Status ValidateLease(absl::string_view field, const v1::Lease& lease);
 // In (0, kMaxLeaseTtl].
 absl::StatusOr<absl::Duration> ValidateTtl(absl::string_view field, bool is_set, const google::protobuf::Duration& ttl);
@@ -56,5 +58,7 @@ absl::Status Validate(const v1::ReadTokensRequest& request);
 absl::Status Validate(const v1::CommitSnapshotRequest& request);
 absl::Status Validate(const v1::FindSnapshotRequest& request);
 absl::Status Validate(const v1::DropSnapshotRequest& request);
+absl::Status Validate(const v1::GetUsageRequest& request);
+absl::Status Validate(const v1::PutUsageRequest& request);
 
 }  // namespace rwkv::state_store

@@ -35,6 +35,29 @@ TEST(ValidationTest, IdsHaveAGrammar) {
   for (const char* id : {"a b", "a/b", "\n", "\xc3\xa4", "a%"}) ExpectInvalid(ValidateId("id", id), "id");
 }
 
+TEST(ValidationTest, SessionsMayBeOfATenant) {
+  for (const char* id : {"a", "acme@a:1", "a-.b_@x"}) EXPECT_THAT(ValidateSessionId("id", id), IsOk()) << id;
+  for (const char* id : {"", "@a", "acme@", "a@b@c", "a b@c", "a/b@c", "a:b@c", "a@b/c"}) {
+    ExpectInvalid(ValidateSessionId("id", id), "id");
+  }
+  ExpectInvalid(ValidateSessionId("id", std::string(65, 'x') + "@a"), "id");
+  v1::ListSessionsRequest list;
+  for (const char* token : {"", "acme@", "acme@a", "a"}) {
+    list.set_page_token(token);
+    EXPECT_THAT(Validate(list), IsOk()) << token;
+  }
+  for (const char* token : {"@", "a b@", "@a"}) {
+    list.set_page_token(token);
+    ExpectInvalid(Validate(list), "page_token");
+  }
+  v1::PutUsageRequest put;
+  ExpectInvalid(Validate(put), "tenant");
+  put.set_tenant("acme");
+  ExpectInvalid(Validate(put), "source");
+  put.set_source("router-0:1");
+  EXPECT_THAT(Validate(put), IsOk());
+}
+
 TEST(ValidationTest, TtlsAreBounded) {
   google::protobuf::Duration ttl;
   EXPECT_FALSE(ValidateTtl("ttl", false, ttl).ok());

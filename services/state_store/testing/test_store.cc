@@ -312,6 +312,11 @@ absl::Status CheckCatalogRows(RowStore& store, int snapshots_per_branch) {
       case 't':
         ++turns[key.substr(1, key.find('\0') - 1)];
         break;
+      case 'g': {
+        UsageRow usage;
+        if (!usage.ParseFromString(value)) return broken("usage unreadable");
+        break;
+      }
       default:
         return broken("a row of no known kind");
     }

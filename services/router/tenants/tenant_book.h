@@ -1,0 +1,110 @@
+// What each tenant may do now, and what it does: limits from the file, buckets, running calls, counts. Nothing here
+// waits; the clock is passed in.
+//
+// A call is let in while its tenant's buckets hold a request and the tokens of its input; tokens of the answer are taken
+// as they go out. So a tenant may run into debt by its concurrent answers, and waits until that is filled. What a call
+// did not feed or draw after all is given back. A tenant's limits may change under its calls.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "services/common/clock.h"
+#include "services/common/metrics.h"
+#include "services/router/tenants/tenants_file.h"
+#include "services/router/tenants/token_bucket.h"
+
+namespace rwkv::router {
+
+// Of a tenant, since this process began, beside turns of sessions: the store counts those.
+struct UsageTotals {
+  uint64_t turns = 0;
+  uint64_t prompt_tokens = 0;
+  uint64_t generated_tokens = 0;
+};
+
+// Thread-safe. Outlives its tickets.
+class TenantBook {
+ public:
+  // Both borrowed.
+  TenantBook(common::Clock* clock, common::Metrics* metrics) : clock_(clock), metrics_(metrics) {}
+
+  // From now on these are the tenants. One that is missing keeps its running calls and its counts.
+  void SetTenants(const std::vector<TenantLimits>& tenants) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // kPermissionDenied: not in the file.
+  absl::StatusOr<TenantLimits> Limits(const std::string& tenant) const ABSL_LOCKS_EXCLUDED(mu_);
+
+  // 1 of one that is not in the file.
+  double Weight(const std::string& tenant) const ABSL_LOCKS_EXCLUDED(mu_);
+
+  // One call. It runs until the ticket goes.
+  class Ticket {
+   public:
+    ~Ticket();
+    Ticket(const Ticket&) = delete;
+    Ticket& operator=(const Ticket&) = delete;
+
+    const std::string& tenant() const { return tenant_; }
+    // The input had so many tokens, whatever was thought.
+    void Fed(uint64_t prompt_tokens);
+    // So many more tokens went out.
+    void Drawn(uint64_t tokens);
+    // The call failed before anything came of it: as if it had not been.
+    void Refund();
+    // Counts what was fed and drawn, of a call without session; returns the tenant's totals with it.
+    UsageTotals Count();
+
+   private:
+    friend class TenantBook;
+    Ticket(TenantBook* book, std::string tenant, double taken)
+        : book_(book), tenant_(std::move(tenant)), taken_(taken) {}
+
+    TenantBook* const book_;
+    const std::string tenant_;
+    double taken_;  // For the input. Guarded by the book's lock, as are these:
+    uint64_t prompt_tokens_ = 0;
+    uint64_t generated_tokens_ = 0;
+  };
+
+  // `tokens`: of the input, as far as is known. kResourceExhausted with RetryInfo names the limit and its value.
+  // kPermissionDenied: not in the file.
+  absl::StatusOr<std::shared_ptr<Ticket>> Admit(const std::string& tenant, double tokens) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Counts a refusal by another limit of the file.
+  void CountRefusal(const std::string& tenant, const std::string& limit) ABSL_LOCKS_EXCLUDED(mu_);
+
+ private:
+  struct Account {
+    TenantLimits limits;
+    bool known = true;  // In the file.
+    TokenBucket requests;
+    TokenBucket tokens;
+    int64_t running = 0;
+    UsageTotals totals;
+    prometheus::Gauge* running_gauge = nullptr;
+    prometheus::Counter* requests_total = nullptr;
+    prometheus::Counter* prompt_tokens_total = nullptr;
+    prometheus::Counter* generated_tokens_total = nullptr;
+  };
+
+  const Account* Find(const std::string& tenant) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status Refuse(const Account& account, const std::string& limit, int64_t value, absl::Duration wait)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  common::Clock* const clock_;
+  common::Metrics* const metrics_;
+  mutable absl::Mutex mu_;
+  std::map<std::string, Account> accounts_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace rwkv::router
