@@ -35,6 +35,10 @@ BOARDS = {
             ("sum by (reason) (rate(rwkv_router_turns_finished_total[5m]))", "{{reason}}")]),
         ("Errors", "Calls that ended with an error, a second.", "short", [
             ("sum by (cause) (rate(rwkv_router_errors_total[5m]))", "{{cause}}")]),
+        ("Calls by code", "Answered by all processes, a second.", "short", [
+            ("sum by (grpc_code) (rate(grpc_server_handled_total[5m]))", "{{grpc_code}}")]),
+        ("What runs", "Processes by version.", "none", [
+            ("count by (version) (rwkv_build_info)", "{{version}}")]),
         ("Refused at the door", "Calls without a known identity, or without the right.", "short", [
             ("sum by (cause) (rate(rwkv_server_refused_calls_total[5m]))", "{{cause}}")]),
         ("Memory", "Resident memory of each process.", "bytes", [
@@ -56,6 +60,13 @@ BOARDS = {
         ("Waits for the link", "A stage waits for rows of the one before, or for room at the one behind.", "s", [
             ("rate(rwkv_worker_link_receive_wait_seconds_sum[5m])", "{{process}} receive"),
             ("rate(rwkv_worker_link_send_wait_seconds_sum[5m])", "{{process}} send")]),
+        ("Sent to the next stage", "Rows, bytes a second.", "Bps", [
+            ("rate(rwkv_worker_link_sent_bytes_total[5m])", "{{process}}")]),
+        ("Since the last step", "While steps are in flight it should not grow.", "s", [
+            ("time() - rwkv_router_last_step_timestamp_seconds", "{{process}}")]),
+        ("Recovery", "A lost pipeline to a slot again (p95), and tokens fed again a second.", "none", [
+            ("sum(rate(rwkv_router_recovery_seconds_sum[10m]))", "seconds lost a second"),
+            ("sum(rate(rwkv_router_replayed_tokens_total[10m]))", "tokens fed again")]),
         ("Epochs", "Pipelines opened and lost.", "none", [
             ("sum(increase(rwkv_router_epochs_total[10m]))", "opened"),
             ("sum(increase(rwkv_router_epochs_lost_total[10m]))", "lost")]),
@@ -73,6 +84,10 @@ BOARDS = {
             ("sum(rwkv_state_store_sessions)", "sessions"), ("sum(rwkv_state_store_snapshots)", "snapshots")]),
         ("Stored", "Bytes of states, and tokens of the logs.", "bytes", [
             ("sum(rwkv_state_store_records_bytes)", "states")]),
+        ("Disk", "Free on the file system of the store.", "bytes", [
+            ("rwkv_state_store_disk_free_bytes", "{{process}} free"), ("rwkv_state_store_disk_bytes", "{{process}}")]),
+        ("Since the last commit", "Of tokens, as the routers see it; idle routers commit none.", "s", [
+            ("time() - rwkv_router_last_commit_timestamp_seconds", "{{process}}")]),
         ("Writable", "0: the store has stopped to accept writes.", "none", [
             ("min by (process) (rwkv_state_store_writable)", "{{process}}")]),
         ("Commits of tokens", "As the routers see them, retries included.", "s",
@@ -91,6 +106,18 @@ BOARDS = {
         ("Damage", "Records that are not what was written, and refusals for want of room.", "none", [
             ("sum(increase(rwkv_state_store_corrupt_records_total[1h]))", "corrupt"),
             ("sum(increase(rwkv_state_store_full_refusals_total[1h]))", "full")]),
+    ]),
+    "tenants": ("RWKV serving: tenants", [
+        ("Tokens generated", "Tokens a second sent to each tenant.", "short", [
+            ('sum by (tenant) (rate(rwkv_router_tenant_tokens_total{kind="generated"}[1m]))', "{{tenant}}")]),
+        ("Tokens fed", "Tokens a second of each tenant's input.", "short", [
+            ('sum by (tenant) (rate(rwkv_router_tenant_tokens_total{kind="prompt"}[1m]))', "{{tenant}}")]),
+        ("Calls", "Let in, a second.", "short", [
+            ("sum by (tenant) (rate(rwkv_router_tenant_requests_total[5m]))", "{{tenant}}")]),
+        ("Running", "Calls that run or wait.", "none", [
+            ("sum by (tenant) (rwkv_router_tenant_running_calls)", "{{tenant}}")]),
+        ("Refused", "For a limit of the tenants file, a second.", "short", [
+            ("sum by (tenant, limit) (rate(rwkv_router_tenant_refused_total[5m]))", "{{tenant}} {{limit}}")]),
     ]),
 }
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Rules and boards: right by themselves, and drawn from a real cluster with TLS under load, scraped by Prometheus."""
 import glob
+import hashlib
 import importlib.util
 import json
 import os
@@ -133,8 +134,15 @@ class Cluster:
             self.start("worker", f"worker-{index}", "worker", store, f"--model={model}.safetensors",
                        "--stage=ordinal/2", "--threads=1", "--slots=4")
         workers = ",".join(self.ports[f"worker-{index}"]["grpc"] for index in range(2))
+        with open(f"{folder}/tenants", "w", encoding="utf-8") as file:
+            file.write("name=acme weight=2 requests_per_minute=1000\n")
+        with open(f"{folder}/acme", "w", encoding="utf-8") as file:
+            file.write("the-key-of-acme")
+        with open(f"{folder}/tls/api_keys", "a", encoding="utf-8") as file:
+            digest = hashlib.sha256(b"the-key-of-acme").hexdigest()
+            file.write(f"sha256:{digest} name=alice tenant=acme\n")
         self.start("router", "router-0", "router", store, f"--workers={workers}", f"--tokenizer={model}.vocab.txt",
-                   "--snapshot_interval_tokens=16")
+                   "--snapshot_interval_tokens=16", f"--api_keys={folder}/tls/api_keys", f"--tenants={folder}/tenants")
 
     def start(self, binary, name, role, *flags):
         ports = f"{self.folder}/{name}.ports"
@@ -160,6 +168,12 @@ class Cluster:
         return subprocess.run(
             ["services/rwkvctl/rwkvctl", "--router", self.ports["router-0"]["grpc"], f"--tls-authorities={tls}/ca.crt",
              f"--tls-certificate={tls}/tls.crt", f"--tls-key={tls}/tls.key", *arguments],
+            capture_output=True, text=True, timeout=PATIENCE)
+
+    def rwkvctl_of_tenant(self, *arguments):
+        return subprocess.run(
+            ["services/rwkvctl/rwkvctl", "--router", self.ports["router-0"]["grpc"],
+             f"--tls-authorities={self.folder}/tls/client/ca.crt", f"--api-key-file={self.folder}/acme", *arguments],
             capture_output=True, text=True, timeout=PATIENCE)
 
     def start_prometheus(self):
@@ -227,9 +241,13 @@ class LiveTest(unittest.TestCase):
             answer = cluster.rwkvctl("generate", "--session", session, "--prompt", "The harbor was",
                                      "--max-tokens", "40")
             self.assertEqual(answer.returncode, 0, answer.stderr)
-        # A client's certificate opens what is public, and nothing else.
-        answer = cluster.rwkvctl("generate", "--prompt", "The", "--max-tokens", "2", role="client")
+        # A tenant generates in its own sessions. A client's certificate without one opens nothing here.
+        own = cluster.rwkvctl_of_tenant("sessions", "create").stdout.strip()
+        answer = cluster.rwkvctl_of_tenant("generate", "--session", own, "--prompt", "The", "--max-tokens", "20")
         self.assertEqual(answer.returncode, 0, answer.stderr)
+        self.assertIn("NOT_FOUND", cluster.rwkvctl_of_tenant("sessions", "show", session).stderr)
+        answer = cluster.rwkvctl("generate", "--prompt", "The", "--max-tokens", "2", role="client")
+        self.assertIn("PERMISSION_DENIED", answer.stderr)
         self.assertIn("PERMISSION_DENIED", cluster.rwkvctl("status", role="client").stderr)
 
         empty = dict(expressions())
@@ -247,7 +265,9 @@ class LiveTest(unittest.TestCase):
             self.fail(f"empty on a cluster under load: {empty}")
         self.assertEqual(cluster.alerts(), set(), "a healthy cluster")
         for name in ("vllm:num_requests_running", "vllm:kv_cache_usage_perc", "vllm:generation_tokens_total",
-                     "vllm:time_to_first_token_seconds_count", "vllm:e2e_request_latency_seconds_count"):
+                     "vllm:time_to_first_token_seconds_count", "vllm:e2e_request_latency_seconds_count",
+                     "vllm:request_params_n_count", "vllm:request_inference_time_seconds_count",
+                     "vllm:request_time_per_output_token_seconds_count", "vllm:request_params_max_tokens_count"):
             self.assertTrue(cluster.value_of(f'{name}{{model_name!="",engine="0"}}'), name)
 
         for name, alerts in (("worker-1", {"RwkvProcessDown", "RwkvNoRouterReady"}),

@@ -21,8 +21,10 @@
 #include "grpcpp/server_builder.h"
 #include "kernels/base/status_macros.h"
 #include "services/common/address.h"
+#include "services/common/call_metrics.h"
 #include "services/common/logging.h"
 #include "services/common/metrics.h"
+#include "services/common/version.h"
 
 namespace rwkv::common {
 namespace {
@@ -83,6 +85,10 @@ RpcServer::RpcServer(const Options& options) : options_(options) {
   if (options.metrics == nullptr) return;
   ready_ = &options.metrics->Gauge("rwkv_server_ready", "1: takes work, as the health of the process says.");
   draining_gauge_ = &options.metrics->Gauge("rwkv_server_draining", "1: has been told to end.");
+  options.metrics
+      ->Gauge("rwkv_build_info", "1; what is running is in the labels.",
+              {{"version", kVersion}, {"compiler", __VERSION__}})
+      .Set(1);
 }
 
 absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(const Options& options,
@@ -129,6 +135,11 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(const Options& optio
   builder.SetResourceQuota(quota);
   builder.SetOption(std::make_unique<ServiceNames>(&server->service_names_));
   for (grpc::Service* service : services) builder.RegisterService(service);
+  if (options.metrics != nullptr) {
+    std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
+    interceptors.push_back(std::make_unique<CallMetrics>(options.metrics));
+    builder.experimental().SetInterceptorCreators(std::move(interceptors));
+  }
   server->server_ = builder.BuildAndStart();
   if (server->server_ == nullptr || port == 0) {
     return absl::UnavailableError(

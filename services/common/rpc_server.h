@@ -37,7 +37,8 @@ class RpcServer {
     std::string listen_address = "127.0.0.1:0";  // Port 0: a free one, see address().
     std::string health_address;                  // Health alone, never encrypted; port 0: a free one. Empty: none.
     std::shared_ptr<grpc::ServerCredentials> credentials;  // Null: not encrypted. security/security.h
-    Metrics* metrics = nullptr;         // Gets rwkv_server_ready and rwkv_server_draining. Outlives it.
+    // Gets rwkv_server_ready and rwkv_server_draining, rwkv_build_info and grpc_server_handled_total. Outlives it.
+    Metrics* metrics = nullptr;
     std::string metrics_address;        // Only written to the port file: Metrics::address().
     std::string port_file;              // Empty: none. Any old file there is removed first.
     bool bulk = false;                  // As ChannelOptions has it.

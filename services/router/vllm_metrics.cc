@@ -1,5 +1,7 @@
 #include "services/router/vllm_metrics.h"
 
+#include <cstdint>
+#include <limits>
 #include <map>
 #include <utility>
 
@@ -40,6 +42,22 @@ class View {
     if (found == families_.end() || found->second.metric.empty()) return;
     ClientMetric metric = Labelled({});
     metric.histogram = found->second.metric.front().histogram;
+    out_.push_back({name, "As vLLM's metric of that name.", MetricType::Histogram, {std::move(metric)}});
+  }
+
+  // A histogram of as many ones as `ours` has values.
+  void AddOnes(const std::string& name, const std::string& ours) {
+    const auto found = families_.find(ours);
+    if (found == families_.end() || found->second.metric.empty()) return;
+    ClientMetric metric = Labelled({});
+    const uint64_t count = found->second.metric.front().histogram.sample_count;
+    metric.histogram.sample_count = count;
+    metric.histogram.sample_sum = static_cast<double>(count);
+    ClientMetric::Bucket ones, all;
+    ones.upper_bound = 1;
+    all.upper_bound = std::numeric_limits<double>::infinity();
+    ones.cumulative_count = all.cumulative_count = count;
+    metric.histogram.bucket = {ones, all};
     out_.push_back({name, "As vLLM's metric of that name.", MetricType::Histogram, {std::move(metric)}});
   }
 
@@ -97,6 +115,12 @@ std::vector<MetricFamily> VllmMetrics::Collect() const {
   view.AddHistogram("vllm:request_decode_time_seconds", "rwkv_router_decode_seconds");
   view.AddHistogram("vllm:request_prompt_tokens", "rwkv_router_call_prompt_tokens");
   view.AddHistogram("vllm:request_generation_tokens", "rwkv_router_call_generated_tokens");
+  view.AddHistogram("vllm:request_max_num_generation_tokens",
+                    "rwkv_router_call_generated_tokens");  // One answer a call.
+  view.AddHistogram("vllm:request_params_max_tokens", "rwkv_router_call_max_tokens");
+  view.AddHistogram("vllm:request_time_per_output_token_seconds", "rwkv_router_call_token_seconds");
+  view.AddHistogram("vllm:request_inference_time_seconds", "rwkv_router_call_inference_seconds");
+  view.AddOnes("vllm:request_params_n", "rwkv_router_call_prompt_tokens");
   view.AddHistogram("vllm:iteration_tokens_total", "rwkv_router_batch_rows");
   return view.Take();
 }

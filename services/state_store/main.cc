@@ -13,6 +13,7 @@
 #include "absl/time/time.h"
 #include "kernels/base/status_macros.h"
 #include "services/common/clock.h"
+#include "services/common/disk_metrics.h"
 #include "services/common/logging.h"
 #include "services/common/main_loop.h"
 #include "services/common/memory.h"
@@ -130,6 +131,7 @@ absl::Status Run() {
     RWKV_ASSIGN_OR_RETURN(shared, std::move(reached));
   } else {
     RWKV_ASSIGN_OR_RETURN(embedded, EmbeddedStateStore::Create(options, &clock, metrics.get()));
+    metrics->Add(std::make_shared<common::DiskMetrics>("rwkv_state_store", options.database.data_dir));
   }
   StateStore& store = shared != nullptr ? shared->store() : embedded->store();
 

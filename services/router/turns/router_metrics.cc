@@ -116,6 +116,17 @@ RouterMetrics::RouterMetrics(Metrics* metrics)
           metrics->Histogram("rwkv_router_call_prompt_tokens", "Input tokens of a request.", TokenBuckets())),
       call_generated_tokens(
           metrics->Histogram("rwkv_router_call_generated_tokens", "Tokens of an answer.", TokenBuckets())),
+      call_max_tokens(
+          metrics->Histogram("rwkv_router_call_max_tokens", "Tokens that an answer might have had.", TokenBuckets())),
+      call_token_seconds(metrics->Histogram("rwkv_router_call_token_seconds",
+                                            "Time between two tokens, the mean of a request.",
+                                            Metrics::LatencyBuckets())),
+      call_inference_seconds(metrics->Histogram("rwkv_router_call_inference_seconds",
+                                                "First rows of a request leaving to its last token coming.",
+                                                CallBuckets())),
+      recovery_seconds(metrics->Histogram("rwkv_router_recovery_seconds",
+                                          "A turn losing its pipeline to its having a slot again.",
+                                          Metrics::LatencyBuckets())),
       batch_rows(metrics->Histogram("rwkv_router_batch_rows", "Rows of a step.", Metrics::CountBuckets())),
       store_commit_seconds(metrics->Histogram("rwkv_router_store_commit_seconds",
                                               "One group commit of tokens to the state store, retries included.",
@@ -126,11 +137,17 @@ RouterMetrics::RouterMetrics(Metrics* metrics)
       slots_used(Slots(metrics, "used")),
       slots_warm(Slots(metrics, "warm")),
       slots_free(Slots(metrics, "free")),
+      last_step_timestamp_seconds(
+          metrics->Gauge("rwkv_router_last_step_timestamp_seconds", "When a step came back last; 0: never.")),
+      last_commit_timestamp_seconds(metrics->Gauge("rwkv_router_last_commit_timestamp_seconds",
+                                                   "When tokens were durable in the store last; 0: never.")),
       prompt_tokens(Tokens(metrics, "prompt")),
       generated_tokens(Tokens(metrics, "generated")),
       reused_tokens(Tokens(metrics, "reused")),
       recovered_turns(metrics->Counter("rwkv_router_recovered_turns_total",
                                        "Turns that went on after the epoch they ran in was lost.")),
+      replayed_tokens(
+          metrics->Counter("rwkv_router_replayed_tokens_total", "Tokens that were fed again after an epoch was lost.")),
       yielded_turns(
           metrics->Counter("rwkv_router_yielded_turns_total", "Times that a turn gave its slot to one that waited.")),
       epochs(metrics->Counter("rwkv_router_epochs_total", "Epochs that opened.")),

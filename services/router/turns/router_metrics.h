@@ -32,6 +32,10 @@ class RouterMetrics {
   prometheus::Histogram& decode_seconds;
   prometheus::Histogram& call_prompt_tokens;
   prometheus::Histogram& call_generated_tokens;
+  prometheus::Histogram& call_max_tokens;
+  prometheus::Histogram& call_token_seconds;      // Mean time between two tokens of the call.
+  prometheus::Histogram& call_inference_seconds;  // First rows to last token.
+  prometheus::Histogram& recovery_seconds;        // A turn lost its pipeline, and has a slot again.
   prometheus::Histogram& batch_rows;
   prometheus::Histogram& store_commit_seconds;
   prometheus::Gauge& waiting_turns;
@@ -40,10 +44,13 @@ class RouterMetrics {
   prometheus::Gauge& slots_used;
   prometheus::Gauge& slots_warm;
   prometheus::Gauge& slots_free;
+  prometheus::Gauge& last_step_timestamp_seconds;
+  prometheus::Gauge& last_commit_timestamp_seconds;
   prometheus::Counter& prompt_tokens;
   prometheus::Counter& generated_tokens;
   prometheus::Counter& reused_tokens;
   prometheus::Counter& recovered_turns;
+  prometheus::Counter& replayed_tokens;  // Fed again after that.
   prometheus::Counter& yielded_turns;
   prometheus::Counter& epochs;
   prometheus::Counter& epochs_lost;

@@ -121,18 +121,20 @@ struct Turn {
   uint64_t snapshot_limit = UINT64_MAX;              // Snapshots beyond it turned out unusable.
   absl::Time parked_since = absl::InfiniteFuture();  // Without being attached since.
   absl::Time not_before = absl::InfinitePast();
-  std::vector<uint32_t> tail;         // The log's tokens [attach_position, begin), until they are fed.
-  bool tail_pending = false;          // Being read.
-  uint64_t fed_end = 0;               // The scheduler was given everything before this position.
-  uint64_t planned_end = 0;           // Everything before this position is in commands.
-  uint64_t done_end = 0;              // Everything before this position has come back.
-  uint64_t saved_position = 0;        // Of the last snapshot asked for, or attached from.
-  int saves = 0;                      // Snapshots asked for and not yet there, or failed.
-  bool attached_once = false;         // What was reused is known.
-  absl::Time slot_since;              // When it got the slot it has.
-  uint64_t progress_at_slot = 0;      // How far it had come by then.
-  bool yielding = false;              // Gives its slot away as soon as nothing of it is in flight.
-  v1::SnapshotManifest own_snapshot;  // Without a session: its last one. No catalog knows of it.
+  absl::Time lost_since = absl::InfiniteFuture();  // Its pipeline; until it has a slot again.
+  uint64_t lost_at = 0;                            // How far it had come by then.
+  std::vector<uint32_t> tail;                      // The log's tokens [attach_position, begin), until they are fed.
+  bool tail_pending = false;                       // Being read.
+  uint64_t fed_end = 0;                            // The scheduler was given everything before this position.
+  uint64_t planned_end = 0;                        // Everything before this position is in commands.
+  uint64_t done_end = 0;                           // Everything before this position has come back.
+  uint64_t saved_position = 0;                     // Of the last snapshot asked for, or attached from.
+  int saves = 0;                                   // Snapshots asked for and not yet there, or failed.
+  bool attached_once = false;                      // What was reused is known.
+  absl::Time slot_since;                           // When it got the slot it has.
+  uint64_t progress_at_slot = 0;                   // How far it had come by then.
+  bool yielding = false;                           // Gives its slot away as soon as nothing of it is in flight.
+  v1::SnapshotManifest own_snapshot;               // Without a session: its last one. No catalog knows of it.
 
   // Results.
   std::vector<float> scores;     // kDocument: those that are not sent yet.

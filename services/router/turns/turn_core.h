@@ -10,7 +10,7 @@
 //   turn_core_steps.cc      feeding, results
 //   turn_core_kinds.cc      what each kind of call does next
 // What can be told apart has its own type: log_writer (group commit), placement (lanes, and which of them a turn runs
-// on), ../scheduler (what runs in a lane's next steps), turn_opening, patience, slot_sharing.
+// on), ../scheduler (what runs in a lane's next steps), turn_opening, patience, fair_slots.
 #pragma once
 
 #include <algorithm>

@@ -69,6 +69,10 @@ void TurnCore::Unseat(Turn& turn, const absl::Status& why) {
     turn.phase = Phase::kComputed;  // Its state is not in a slot any more; the log has it all.
     return;
   }
+  if (turn.lost_since == absl::InfiniteFuture()) {
+    turn.lost_since = Now();
+    turn.lost_at = turn.done_end;
+  }
   Park(turn);
   metrics_->recovered_turns.Increment();
   if (!computing || turn.patience.EpochLost() != Patience::Verdict::kGiveUp) return;

@@ -210,6 +210,9 @@ void TurnCore::SweepCommits() {
 
 void TurnCore::OnCommitted(const std::vector<LogWriter::Item>& items, absl::Duration took) {
   metrics_->store_commit_seconds.Observe(absl::ToDoubleSeconds(took));
+  if (std::any_of(items.begin(), items.end(), [](const LogWriter::Item& item) { return item.status.ok(); })) {
+    metrics_->last_commit_timestamp_seconds.Set(absl::ToDoubleSeconds(Now() - absl::UnixEpoch()));
+  }
   for (const LogWriter::Item& result : items) {
     const auto it = running_.find(result.turn_id);
     if (it == running_.end()) continue;

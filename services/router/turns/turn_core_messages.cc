@@ -52,7 +52,15 @@ void TurnCore::ObserveCall(const Turn& turn) {
   metrics_->call_seconds.Observe(seconds(turn.arrival, Now()));
   metrics_->call_prompt_tokens.Observe(static_cast<double>(turn.prompt.size()));
   metrics_->call_generated_tokens.Observe(static_cast<double>(turn.answer->size()));
+  metrics_->call_max_tokens.Observe(static_cast<double>(turn.spec.max_tokens()));
   if (!turn.first_token.has_value()) return;  // Another router drew them, or there are none.
+  if (turn.first_rows.has_value()) {
+    metrics_->call_inference_seconds.Observe(seconds(*turn.first_rows, *turn.last_token));
+  }
+  if (turn.answer->size() > 1) {
+    metrics_->call_token_seconds.Observe(seconds(*turn.first_token, *turn.last_token) /
+                                         static_cast<double>(turn.answer->size() - 1));
+  }
   if (turn.first_rows.has_value()) metrics_->prefill_seconds.Observe(seconds(*turn.first_rows, *turn.first_token));
   metrics_->decode_seconds.Observe(seconds(*turn.first_token, *turn.last_token));
 }

@@ -211,6 +211,13 @@ void TurnCore::OnAttachAnswer(const v1::SequenceAttached& attached) {
   turn->attach_since = absl::InfiniteFuture();
   turn->slot_since = Now();
   turn->progress_at_slot = turn->patience.furthest();
+  if (turn->lost_since != absl::InfiniteFuture()) {
+    metrics_->recovery_seconds.Observe(std::max(0.0, absl::ToDoubleSeconds(Now() - turn->lost_since)));
+    if (turn->lost_at > turn->attach_position) {
+      metrics_->replayed_tokens.Increment(static_cast<double>(turn->lost_at - turn->attach_position));
+    }
+    turn->lost_since = absl::InfiniteFuture();
+  }
   if (turn->attached_once) return;
   turn->attached_once = true;
   turn->reused_tokens = std::min(turn->attach_position, turn->begin);

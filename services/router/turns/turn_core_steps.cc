@@ -33,6 +33,7 @@ void TurnCore::FeedKnown(Turn& turn) {
 void TurnCore::OnStep(TurnLane& lane, const v1::StepResult& result) {
   lane.scheduler.OnStepDone(result.step_id());
   lane.last_progress = Now();
+  metrics_->last_step_timestamp_seconds.Set(absl::ToDoubleSeconds(lane.last_progress - absl::UnixEpoch()));
   for (const v1::EntryResult& entry : result.entries()) {
     const auto it = by_sequence_.find(entry.sequence());
     if (it == by_sequence_.end()) continue;  // Cancelled meanwhile.

@@ -390,6 +390,11 @@ void StageRunner::FinishStep(const std::shared_ptr<Epoch>& epoch) {
   for (RefusalCause cause : output->refused_here) {
     metrics_->refused_entries[static_cast<int>(cause)]->Increment();
   }
+  if (epoch->output_rows() != nullptr || epoch->sender_ != nullptr) {
+    const LinkShape shape = engine_->link_shape();
+    metrics_->link_sent_bytes.Increment(static_cast<double>(output->rows) *
+                                        static_cast<double>(shape.width + shape.v_first_width) * sizeof(float));
+  }
   if (epoch->output_rows() != nullptr) return;  // They have left.
   if (epoch->sender_ != nullptr) {
     const absl::Time send_begin = absl::Now();

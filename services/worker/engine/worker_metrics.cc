@@ -25,6 +25,8 @@ WorkerMetrics::WorkerMetrics(common::Metrics& metrics)
       send_wait_seconds(metrics.Histogram("rwkv_worker_link_send_wait_seconds",
                                           "Handing a step to the link to the next stage.",
                                           common::Metrics::LatencyBuckets())),
+      link_sent_bytes(
+          metrics.Counter("rwkv_worker_link_sent_bytes_total", "Rows handed to the link to the next stage.")),
       batch_rows(metrics.Histogram("rwkv_worker_batch_rows", "Rows of a step.", common::Metrics::CountBuckets())),
       tokens(metrics.Counter("rwkv_worker_tokens_total", "Rows computed.")),
       slots(metrics.Gauge("rwkv_worker_slots", "Slots of the state pool.")),

@@ -19,6 +19,7 @@ struct WorkerMetrics {
   prometheus::Histogram& decode_step_seconds;
   prometheus::Histogram& receive_wait_seconds;  // For the stage before.
   prometheus::Histogram& send_wait_seconds;     // For the link to take a frame.
+  prometheus::Counter& link_sent_bytes;         // Rows, by whatever link.
   prometheus::Histogram& batch_rows;
   prometheus::Counter& tokens;
   prometheus::Gauge& slots;
