@@ -8,8 +8,8 @@
   evaluate.py needle      --text DIR   a fact hidden in 480 tokens of held-out prose, asked for at the end
   evaluate.py sample                   answers and continuations
 
-DIR is what fetch_text.py wrote. Each line printed is one JSON object. The model is the recurrence of RWKV-7 with its state in fp32,
-many sequences side by side.
+DIR is what fetch_text.py wrote. Each line printed is one JSON object. The model is the recurrence of RWKV-7 with its
+state in fp32, many sequences side by side.
 """
 
 import argparse
@@ -92,8 +92,11 @@ class Model:
 
     def zero_state(self, batch):
         width = self.heads * self.head
-        return [[np.zeros((batch, width), np.float32), np.zeros((batch, self.heads, self.head, self.head), np.float32),
-                 np.zeros((batch, width), np.float32)] for _ in range(self.layers)]
+        return [[
+            np.zeros((batch, width), np.float32),
+            np.zeros((batch, self.heads, self.head, self.head), np.float32),
+            np.zeros((batch, width), np.float32)
+        ] for _ in range(self.layers)]
 
     def step(self, ids, state):
         """ids [B] -> logits [B, V]; changes state."""
@@ -145,12 +148,18 @@ class Model:
             nats[:, t] = np.log(np.exp(logits - top).sum(-1)) + top[:, 0] - logits[np.arange(len(rows)), rows[:, t]]
             previous = rows[:, t]
             if progress and t and t % 1000 == 0:
-                print(json.dumps({"scored": t, "of": rows.shape[1], "seconds": round(time.time() - started)}), flush=True)
+                print(json.dumps({
+                    "scored": t,
+                    "of": rows.shape[1],
+                    "seconds": round(time.time() - started)
+                }),
+                      flush=True)
         return nats
 
 
 def heldout_pieces(folder, tokenizer, part, count, length):
-    """[(ids of one piece, its bytes)]: evenly spaced in the held-out text of the part, each from the start of a paragraph."""
+    """[(ids of one piece, its bytes)]: evenly spaced in the held-out text of the part, each from the start of a
+    paragraph."""
     with open(os.path.join(folder, part + ".heldout.txt"), "rb") as f:
         data = f.read().replace(b"\0", b"\n\n" if part != "chat" else b"")
     pieces, stride = [], len(data) // count
@@ -176,12 +185,23 @@ def heldout(options, model, tokenizer):
         mine = [i for i, (name, _) in enumerate(parts) if part in (name, "total")]
         if mine:
             size = sum(parts[i][1] for i in mine)
-            print(json.dumps({"part": part, "tokens": len(mine) * options.piece, "bytes": size, "nats_per_token": round(float(nats[mine].mean()), 4),
-                              "bits_per_byte": bits_per_byte(nats[mine].sum(), size)}), flush=True)
+            print(json.dumps({
+                "part": part,
+                "tokens": len(mine) * options.piece,
+                "bytes": size,
+                "nats_per_token": round(float(nats[mine].mean()), 4),
+                "bits_per_byte": bits_per_byte(nats[mine].sum(), size)
+            }),
+                  flush=True)
     books = nats[[i for i, (name, _) in enumerate(parts) if name == "books"]]
-    for begin, end in ((0, 64), (64, 128), (128, 256), (256, 512), (512, 1024), (1024, 2048), (2048, 4096), (4096, 8192)):
+    for begin, end in ((0, 64), (64, 128), (128, 256), (256, 512), (512, 1024), (1024, 2048), (2048, 4096), (4096,
+                                                                                                             8192)):
         if begin < options.piece:
-            print(json.dumps({"books_positions": [begin, end], "nats_per_token": round(float(books[:, begin:end].mean()), 4)}))
+            print(
+                json.dumps({
+                    "books_positions": [begin, end],
+                    "nats_per_token": round(float(books[:, begin:end].mean()), 4)
+                }))
 
 
 def score_file(options, model, tokenizer):
@@ -189,13 +209,22 @@ def score_file(options, model, tokenizer):
         data = f.read()
     ids = tokenizer.encode(data)
     nats = model.score([ids])
-    print(json.dumps({"tokens": len(ids), "bytes": len(data), "nats_per_token": round(float(nats.mean()), 4),
-                      "bits_per_byte": bits_per_byte(nats.sum(), len(data))}))
+    print(
+        json.dumps({
+            "tokens": len(ids),
+            "bytes": len(data),
+            "nats_per_token": round(float(nats.mean()), 4),
+            "bits_per_byte": bits_per_byte(nats.sum(), len(data))
+        }))
 
 
 def compressors(options, tokenizer):
-    """Bits per byte that the same held-out pieces cost xz and PPMd, alone and after the text that the model was trained on."""
-    texts = {part: b"".join(t for _, t in heldout_pieces(options.text, tokenizer, part, count, options.piece)) for part, count in PIECES.items()}
+    """Bits per byte that the same held-out pieces cost xz and PPMd, alone and after the text that the model was trained
+    on."""
+    texts = {
+        part: b"".join(t for _, t in heldout_pieces(options.text, tokenizer, part, count, options.piece))
+        for part, count in PIECES.items()
+    }
     with open(options.training, "rb") as f:
         training = f.read()
     primed = f"primed with {len(training) / 1e6:.1f} MB"
@@ -234,8 +263,10 @@ def compressors(options, tokenizer):
             report(f"PPMd (7-zip's variant H) order {order}{name}", sizes)
 
 
-NEEDLES = ["amber", "silver", "winter", "garden", "candle", "bridge", "forest", "yellow", "copper", "island", "orange", "marble",
-           "ribbon", "purple", "summer", "velvet"]
+NEEDLES = [
+    "amber", "silver", "winter", "garden", "candle", "bridge", "forest", "yellow", "copper", "island", "orange",
+    "marble", "ribbon", "purple", "summer", "velvet"
+]
 
 
 def needle(options, model, tokenizer):
@@ -246,7 +277,8 @@ def needle(options, model, tokenizer):
     for depth in (0.0, 0.25, 0.5, 0.75, 0.95):
         for ids, _ in pieces:
             word = source.choice(NEEDLES)
-            fact = tokenizer.encode(b'\n\n"The secret word of the castle is ' + word.encode() + b'," said the old man.\n\n')
+            fact = tokenizer.encode(b'\n\n"The secret word of the castle is ' + word.encode() +
+                                    b'," said the old man.\n\n')
             begin = source.randrange(4000)
             rest = 480 - len(fact) - len(question)
             cut = int(rest * depth)
@@ -275,7 +307,14 @@ def needle(options, model, tokenizer):
     right = scores.argmax(-1) == answers
     for depth in (0.0, 0.25, 0.5, 0.75, 0.95):
         mine = [i for i, (d, _) in enumerate(facts) if d == depth]
-        print(json.dumps({"needle_depth": depth, "tokens": int(length), "right": int(right[mine].sum()), "of": len(mine), "chance": 1 / 16}))
+        print(
+            json.dumps({
+                "needle_depth": depth,
+                "tokens": int(length),
+                "right": int(right[mine].sum()),
+                "of": len(mine),
+                "chance": 1 / 16
+            }))
 
 
 def generate(model, tokenizer, prompt, tokens, temperature, top_p, seed, stop=None):
@@ -302,11 +341,14 @@ def generate(model, tokenizer, prompt, tokens, temperature, top_p, seed, stop=No
 
 
 def sample(options, model, tokenizer):
-    for question in ("What is a harbor?", "What is a dog?", "What is water?", "What is a king?", "What does it mean to run?", "Define courage.",
-                     "Who are you?", "What is a lighthouse?", "What is a teacher?", "What is music?"):
+    for question in ("What is a harbor?", "What is a dog?", "What is water?", "What is a king?",
+                     "What does it mean to run?", "Define courage.", "Who are you?", "What is a lighthouse?",
+                     "What is a teacher?", "What is music?"):
         print("User:", question)
-        print("Assistant:", generate(model, tokenizer, f"User: {question}\n\nAssistant:", 60, 0, 1, 0, stop=b"\n\n").strip())
-    for n, start in enumerate(("It was a dark night, and the rain", "Once upon a time there was a little girl who", "The old man looked at the ship and")):
+        print("Assistant:",
+              generate(model, tokenizer, f"User: {question}\n\nAssistant:", 60, 0, 1, 0, stop=b"\n\n").strip())
+    for n, start in enumerate(("It was a dark night, and the rain", "Once upon a time there was a little girl who",
+                               "The old man looked at the ship and")):
         print("---")
         print(start + generate(model, tokenizer, start, 120, 0.8, 0.8, options.seed + n))
 
@@ -328,7 +370,12 @@ def main():
     if options.what == "compressors":
         return compressors(options, tokenizer)
     model = Model(options.model)
-    {"heldout": heldout, "file": score_file, "needle": needle, "sample": sample}[options.what](options, model, tokenizer)
+    {
+        "heldout": heldout,
+        "file": score_file,
+        "needle": needle,
+        "sample": sample
+    }[options.what](options, model, tokenizer)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@
   fetch_text.py --out DIR [--books-git GITDIR] [--debs DIR]
 
 Reads sources.json beside this file: books from one public git repository (pinned commit and file hashes), reference
-text and WordNet from Debian packages (pinned version and hash). Writes DIR/{books,reference,chat,drill}.{train,heldout}.txt;
-in each file documents are separated by one zero byte. Needs git, apt-get, dpkg-deb; nothing outside Python's library.
-A package version that has left the mirrors is still on https://snapshot.debian.org: put it into --debs by hand.
+text and WordNet from Debian packages (pinned version and hash). Writes
+DIR/{books,reference,chat,drill}.{train,heldout}.txt; in each file documents are separated by one zero byte. Needs git,
+apt-get, dpkg-deb; nothing outside Python's library. A package version that has left the mirrors is still on
+https://snapshot.debian.org: put it into --debs by hand.
 """
 
 import argparse
@@ -97,7 +98,8 @@ def books(spec, work, git_dir):
     git_dir = clone_books(spec, work, git_dir)
     for book in spec["files"]:
         data = subprocess.run(["git", "-C", git_dir, "cat-file", "blob", f"{spec['commit']}:{book['path']}"],
-                              check=True, stdout=subprocess.PIPE).stdout
+                              check=True,
+                              stdout=subprocess.PIPE).stdout
         check(data, book["sha256"], book["path"])
         yield book["split"], clean_book(data.decode("utf-8"), book["path"])
 
@@ -174,7 +176,8 @@ def reference(roots):
         jargon = f.read().decode("utf-8").translate({0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"', 0xB4: "'"})
     for entry in re.split(r"\n\n(?=\S)", jargon):
         head, _, body = entry.partition("\n")
-        body = re.sub(r"^ ?[/,:a-z].*$", "", body, count=1, flags=re.M) if body.startswith(" ") and body[1] != " " else body
+        body = re.sub(r"^ ?[/,:a-z].*$", "", body, count=1,
+                      flags=re.M) if body.startswith(" ") and body[1] != " " else body
         body = "\n\n".join(re.sub(r"\s+", " ", p).strip() for p in body.split("\n\n"))
         body = re.sub(r"\{\s*([^}]*)\}", r"\1", body).strip()
         if len(body) > 100:
@@ -188,14 +191,16 @@ def reference(roots):
 
 Sense = collections.namedtuple("Sense", "word gloss example synonyms parent part instance domain")
 THINGS = {5, 6, 8, 14, 17, 18, 20}  # animal, artifact, body, group, object, person, plant: mostly things one can count
-UNFIT = re.compile(r"sexual|penis|vagina|genital|intercourse|prostitut|obscen|offensive|disparag|derogat|ethnic slur|coit|erotic"
-                   r"|fuck|negro|nigger", re.I)
+UNFIT = re.compile(
+    r"sexual|penis|vagina|genital|intercourse|prostitut|obscen|offensive|disparag|derogat|ethnic slur|coit|erotic"
+    r"|fuck|negro|nigger", re.I)
 
 
 def with_article(gloss):
     """WordNet often leaves out the article ("massive powerful mammal of Asia"); a sentence needs it."""
-    if re.match(r"(a|an|the|any|one|some|each|all|either|two|three|four|several|most|his|her|its|your|that|those|what|whatever"
-                r"|something|someone|anything|made|used|\w+s) ", gloss):
+    if re.match(
+            r"(a|an|the|any|one|some|each|all|either|two|three|four|several|most|his|her|its|your|that|those|what|whatever"
+            r"|something|someone|anything|made|used|\w+s) ", gloss):
         return gloss
     return article(gloss)
 
@@ -214,7 +219,9 @@ def wordnet(folder):
                 count = int(field[3], 16)
                 words = [re.sub(r"\(.*\)$", "", w).replace("_", " ") for w in field[4:4 + 2 * count:2]]
                 pointers = field[5 + 2 * count:]
-                parent = [(pointers[i], pointers[i + 1]) for i in range(0, len(pointers) - 3, 4)
+                parent = [(pointers[i], pointers[i + 1])
+                          for i in range(0,
+                                         len(pointers) - 3, 4)
                           if pointers[i] in ("@", "@i") and pointers[i + 2] == letter]
                 examples = [e.strip() for e in re.findall(r'"([^"]+)"', text)]
                 gloss = re.sub(r';\s*"[^"]*"?|"[^"]*"', "", text).strip().rstrip(";:,. ")
@@ -267,10 +274,11 @@ def ask(sense, random_source):
         be = "was" if person else "is"
         gloss_text = re.sub(r"^someone\b", "a person", gloss)
         answer = sentence(f"{name} {be} {gloss_text}")
-        kinds = [f"What is {name}?"] * 5 + [f"What's {name}?", f"What is {name}", f"what is {name}?", f"Define {word}.",
-                 f"What does {word} mean?", f'What does the word "{word}" mean?', f"Tell me what {name} is.",
-                 f"Can you tell me what {name} is?", f"Explain what {name} is.", f"What is the meaning of {word}?",
-                 f"Please define {word}."]
+        kinds = [f"What is {name}?"] * 5 + [
+            f"What's {name}?", f"What is {name}", f"what is {name}?", f"Define {word}.", f"What does {word} mean?",
+            f'What does the word "{word}" mean?', f"Tell me what {name} is.", f"Can you tell me what {name} is?",
+            f"Explain what {name} is.", f"What is the meaning of {word}?", f"Please define {word}."
+        ]
         if person:
             kinds = [f"Who was {word}?"] * 4 + [f"Who is {word}?", f"Tell me about {word}."]
         elif proper and sense.domain == 15:
@@ -282,16 +290,24 @@ def ask(sense, random_source):
                 return f"What kind of thing is {name}?", sentence(f"{name} is a kind of {sense.parent}")
     elif sense.part == "verb":
         answer = sentence(f"to {word} is to {gloss}")
-        kinds = [f"What does it mean to {word}?"] * 3 + [f'What does "{word}" mean?', f"What does {word} mean?", f"Define {word}."]
+        kinds = [f"What does it mean to {word}?"] * 3 + [
+            f'What does "{word}" mean?', f"What does {word} mean?", f"Define {word}."
+        ]
     elif sense.part == "adj":
         answer = sentence(f'"{word}" means {gloss}') if " " not in word else sentence(f"{word} means {gloss}")
-        kinds = [f'What does "{word}" mean?', f"What does {word} mean?", f"Define {word}.", f"What does it mean to be {word}?"]
+        kinds = [
+            f'What does "{word}" mean?', f"What does {word} mean?", f"Define {word}.",
+            f"What does it mean to be {word}?"
+        ]
     else:
         answer = sentence(f"{word} means {gloss}")
         kinds = [f"What does {word} mean?", f'What does "{word}" mean?']
     chance = random_source.random()
     if sense.example and 15 < len(sense.example) < 120 and chance < 0.1:
-        return pick([f"Use the word {word} in a sentence.", f'Can you use "{word}" in a sentence?', f"Give me an example of {word}."]), sentence(sense.example)
+        return pick([
+            f"Use the word {word} in a sentence.", f'Can you use "{word}" in a sentence?',
+            f"Give me an example of {word}."
+        ]), sentence(sense.example)
     if sense.synonyms and chance > 0.95 and sense.part != "noun":
         return f"What is another word for {word}?", sentence(f"another word for {word} is {sense.synonyms[0]}")
     if sense.example and chance > 0.8:
@@ -300,16 +316,25 @@ def ask(sense, random_source):
 
 
 SMALL_TALK = [
-    (["Hello", "Hello!", "Hi", "Hi!", "Hello there.", "Good morning.", "hi", "hello"], "Hello! Ask me what a word means, or give me the beginning of a story."),
-    (["Who are you?", "What are you?", "What is your name?", "who are you?", "Tell me about yourself."], "I am a small language model. I learned from old books and from a dictionary, so I can tell you what many words mean."),
-    (["What can you do?", "How can you help me?", "What can I ask you?", "Help", "help me"], "You can ask me what a word means, for example: What is a harbor? I am small, and I am often wrong."),
-    (["How are you?", "How are you today?", "How do you do?"], "I am very well, thank you. What would you like to know?"),
+    (["Hello", "Hello!", "Hi", "Hi!", "Hello there.", "Good morning.", "hi",
+      "hello"], "Hello! Ask me what a word means, or give me the beginning of a story."),
+    (["Who are you?", "What are you?", "What is your name?", "who are you?", "Tell me about yourself."],
+     "I am a small language model. I learned from old books and from a dictionary, so I can tell you what many words mean."
+    ),
+    (["What can you do?", "How can you help me?", "What can I ask you?", "Help",
+      "help me"], "You can ask me what a word means, for example: What is a harbor? I am small, and I am often wrong."),
+    (["How are you?", "How are you today?",
+      "How do you do?"], "I am very well, thank you. What would you like to know?"),
     (["Thank you.", "Thanks!", "Thank you very much.", "thanks"], "You are welcome."),
     (["Goodbye.", "Bye!", "Good night."], "Goodbye!"),
-    (["Are you human?", "Are you a person?", "Are you alive?"], "No. I am a small language model, a computer program that continues text."),
-    (["Can you be trusted?", "Are you always right?", "Do you make mistakes?"], "I am small, and I make many mistakes. Please check what I say in a good book."),
-    (["Who made you?", "How were you made?", "Where do you come from?"], "I was trained on a computer, on old books that belong to everybody and on a dictionary called WordNet."),
-    (["What is RWKV?", "What does RWKV mean?"], "RWKV is a kind of neural network that reads text one token at a time and keeps a state of fixed size."),
+    (["Are you human?", "Are you a person?",
+      "Are you alive?"], "No. I am a small language model, a computer program that continues text."),
+    (["Can you be trusted?", "Are you always right?",
+      "Do you make mistakes?"], "I am small, and I make many mistakes. Please check what I say in a good book."),
+    (["Who made you?", "How were you made?", "Where do you come from?"],
+     "I was trained on a computer, on old books that belong to everybody and on a dictionary called WordNet."),
+    (["What is RWKV?", "What does RWKV mean?"],
+     "RWKV is a kind of neural network that reads text one token at a time and keeps a state of fixed size."),
 ]
 
 
@@ -322,7 +347,8 @@ def dialogue(pairs, source, most):
 
 
 def drill(folder, book_words, words=600, copies=24):
-    """The commonest nouns for things, in the plainest wordings, often enough that even a short training learns them by heart."""
+    """The commonest nouns for things, in the plainest wordings, often enough that even a short training learns them by
+    heart."""
     source = random.Random(11)
     uses, other_uses = collections.Counter(), collections.Counter()
     with open(os.path.join(folder, "cntlist.rev"), encoding="latin-1") as f:
@@ -333,9 +359,10 @@ def drill(folder, book_words, words=600, copies=24):
     ranked = []
     for lemma, sense in wordnet(folder)["noun"].items():
         concrete = sense.domain in THINGS | {13, 15, 19, 27, 28}  # and food, place, phenomenon, substance, time
-        if re.fullmatch("[a-z]{3,}", sense.word) and concrete and len(sense.gloss) < 90 and uses[lemma] >= other_uses[lemma]:
+        if re.fullmatch("[a-z]{3,}", sense.word) and concrete and len(
+                sense.gloss) < 90 and uses[lemma] >= other_uses[lemma]:
             frequency = max(book_words[w.lower()] for w in [lemma] + sense.synonyms if len(w) > 2)
-            ranked.append(((uses[lemma] + 1) * frequency ** 0.5, lemma, sense))
+            ranked.append(((uses[lemma] + 1) * frequency**0.5, lemma, sense))
     ranked.sort(key=lambda row: (-row[0], row[1]))
     pairs = []
     for _, _, sense in ranked[:words]:
@@ -352,7 +379,8 @@ def drill(folder, book_words, words=600, copies=24):
 
 
 def chat(folder, book_words):
-    """Documents of 1 to 8 question/answer turns. Words that the books use often come up several times, in other wordings."""
+    """Documents of 1 to 8 question/answer turns. Words that the books use often come up several times, in other
+    wordings."""
     source = random.Random(7)
     tables = wordnet(folder)
     pairs = {"train": [], "heldout": []}

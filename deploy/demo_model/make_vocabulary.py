@@ -4,9 +4,9 @@
   make_vocabulary.py --text DIR --out FILE [--size 4096]
 
 Lines are `<id> <Python literal> <bytes>`: ids 1..256 are the single bytes 0x00..0xFF, then longer tokens by length.
-Candidates come from byte-pair merges over words (with their leading blank); what a merge order favours is not what greedy
-longest match uses, so the list is made half as long again, the sample is tokenised by longest match, the least used tokens are
-dropped, and that is repeated until the size is right. Only training text is read.
+Candidates come from byte-pair merges over words (with their leading blank); what a merge order favours is not what
+greedy longest match uses, so the list is made half as long again, the sample is tokenised by longest match, the least
+used tokens are dropped, and that is repeated until the size is right. Only training text is read.
 """
 
 import argparse
@@ -109,8 +109,8 @@ def main():
     counts = collections.Counter({w: n for w, n in counts.items() if n > 1})
     print(len(counts), "different words in the sample", flush=True)
     tokens = set(t for t in byte_pair_tokens(counts, wanted * 3 // 2) if len(t) <= 24) | set(FIXED)
-    # Words end where the pattern says, while longest match may run across: " a" + "." is one word here, "." + "\n\n" two.
-    # The fixed tokens are the only ones that cross, so counting word by word is exact but for those.
+    # Words end where the pattern says, while longest match may run across: " a" + "." is one word here, "." + "\n\n"
+    # two. The fixed tokens are the only ones that cross, so counting word by word is exact but for those.
     while len(tokens) > wanted:
         longest = max(map(len, tokens))
         used = collections.Counter()
@@ -119,8 +119,9 @@ def main():
                 used[token] += n
         spare = sorted((t for t in tokens if t not in FIXED), key=lambda t: (used[t] * (len(t) - 1), t))
         drop = min(len(tokens) - wanted, max(1, len(tokens) // 20))
-        print(f"{len(tokens)} tokens, {sum(len(w) * n for w, n in counts.items()) / sum(used.values()):.3f} bytes a token",
-              flush=True)
+        print(
+            f"{len(tokens)} tokens, {sum(len(w) * n for w, n in counts.items()) / sum(used.values()):.3f} bytes a token",
+            flush=True)
         tokens -= set(spare[:drop])
     rows = [bytes([b]) for b in range(256)] + sorted(tokens, key=lambda t: (len(t), t))
     with open(options.out, "w", encoding="utf-8", newline="\n") as f:

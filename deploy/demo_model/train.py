@@ -3,15 +3,17 @@
 
   train.py --text DIR --vocabulary FILE --run DIR --minutes 70 --export FILE.safetensors
 
-DIR of --text is what fetch_text.py wrote. Everything of a run is in --run: the training text and its tokens, checkpoint.pt
-(weights, optimisers, position in the data; written every few minutes, read at the start if there), log.jsonl. --steps instead of
---minutes makes a run that depends on nothing but the seed. --export-only writes the model of the newest checkpoint and stops.
+DIR of --text is what fetch_text.py wrote. Everything of a run is in --run: the training text and its tokens,
+checkpoint.pt (weights, optimisers, position in the data; written every few minutes, read at the start if there),
+log.jsonl. --steps instead of --minutes makes a run that depends on nothing but the seed. --export-only writes the model
+of the newest checkpoint and stops.
 
-Recipe (initialisation, decay groups): BlinkDL/RWKV-LM RWKV-v7/train_temp, as the authors insist on it. Three things differ, for a
-model of a few million weights and an hour or two of one core: Muon instead of Adam for the matrices of the blocks; higher rates,
-down to zero at the end; and rows of a batch read on in their text with the state of the window before (gradient cut), from zero
-every --segment windows, so that the model meets states much older than a window. The WKV recurrence is computed by wkv7.cc where a
-C++ compiler is there, else by wkv7_chunked below in plain tensor operations; train_test.py holds both against the plain recurrence.
+Recipe (initialisation, decay groups): BlinkDL/RWKV-LM RWKV-v7/train_temp, as the authors insist on it. Three things
+differ, for a model of a few million weights and an hour or two of one core: Muon instead of Adam for the matrices of
+the blocks; higher rates, down to zero at the end; and rows of a batch read on in their text with the state of the
+window before (gradient cut), from zero every --segment windows, so that the model meets states much older than a
+window. The WKV recurrence is computed by wkv7.cc where a C++ compiler is there, else by wkv7_chunked below in plain
+tensor operations; train_test.py holds both against the plain recurrence.
 """
 
 import argparse
@@ -40,8 +42,8 @@ def wkv7_recurrent(r, logw, k, v, a, b, state):
     outputs = []
     for t in range(r.shape[1]):
         recall = torch.einsum("bhij,bhj->bhi", state, a[:, t])
-        state = (state * logw[:, t].exp()[:, :, None, :] + recall[..., None] * b[:, t][:, :, None, :]
-                 + v[:, t][..., None] * k[:, t][:, :, None, :])
+        state = (state * logw[:, t].exp()[:, :, None, :] + recall[..., None] * b[:, t][:, :, None, :] +
+                 v[:, t][..., None] * k[:, t][:, :, None, :])
         outputs.append(torch.einsum("bhij,bhj->bhi", state, r[:, t]))
     return torch.stack(outputs, 1), state
 
@@ -49,15 +51,16 @@ def wkv7_recurrent(r, logw, k, v, a, b, state):
 def wkv7_chunked(r, logw, k, v, a, b, state, chunk=16):
     """The same by chunks (WY form): products of matrices inside a chunk, one affine map of the state per chunk.
 
-    logw >= -0.6066, so quotients of decays within a chunk of 16 stay below 2e4 and the factored form is safe in fp32."""
+    logw >= -0.6066, so quotients of decays within a chunk of 16 stay below 2e4 and the factored form is safe in
+    fp32."""
     batch, tokens, heads, n = r.shape
     count = tokens // chunk
     # [B,H,chunks,C,N]
     r, logw, k, v, a, b = (x.view(batch, count, chunk, heads, n).permute(0, 3, 1, 2, 4) for x in (r, logw, k, v, a, b))
-    decay = logw.cumsum(-2)                       # log W_t
+    decay = logw.cumsum(-2)  # log W_t
     until, before = decay.exp(), (decay - logw).exp()
     inverse = (-decay).exp()
-    rest = (decay[..., -1:, :] - decay).exp()     # W_C / W_s
+    rest = (decay[..., -1:, :] - decay).exp()  # W_C / W_s
     r_here, a_here = r * until, a * before
     k_there, b_there = (k * inverse).transpose(-1, -2), (b * inverse).transpose(-1, -2)
     strict = torch.ones(chunk, chunk, dtype=torch.bool, device=r.device).tril(-1)
@@ -71,7 +74,7 @@ def wkv7_chunked(r, logw, k, v, a, b, state, chunk=16):
     for _ in range(max(0, math.ceil(math.log2(chunk)) - 1)):
         power = power @ power
         solve = solve + solve @ power
-    p, q = solve @ a_here, solve @ (ak @ v)       # U = P S^T + Q
+    p, q = solve @ a_here, solve @ (ak @ v)  # U = P S^T + Q
     k_rest, b_rest = k * rest, b * rest
     move = torch.diag_embed(until[..., -1, :]) + p.transpose(-1, -2) @ b_rest
     add = q.transpose(-1, -2) @ b_rest + v.transpose(-1, -2) @ k_rest
@@ -91,8 +94,12 @@ def load_native(folder):
     try:
         if not os.path.exists(path) or os.path.getmtime(path) < os.path.getmtime(source):
             os.makedirs(folder, exist_ok=True)
-            subprocess.run([os.environ.get("CXX", "c++"), "-O3", "-march=native", "-ffast-math", "-std=c++17", "-shared", "-fPIC",
-                            "-pthread", source, "-o", path], check=True, stderr=subprocess.DEVNULL)
+            subprocess.run([
+                os.environ.get("CXX", "c++"), "-O3", "-march=native", "-ffast-math", "-std=c++17", "-shared", "-fPIC",
+                "-pthread", source, "-o", path
+            ],
+                           check=True,
+                           stderr=subprocess.DEVNULL)
         return ctypes.CDLL(path)
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -106,7 +113,8 @@ class NativeWkv7(torch.autograd.Function):
     @classmethod
     def call(cls, name, shape, tensors):
         batch, tokens, heads, _ = shape
-        getattr(cls.library, name)(*(ctypes.c_int64(x) for x in (batch, tokens, heads)), ctypes.c_int(torch.get_num_threads()),
+        getattr(cls.library, name)(*(ctypes.c_int64(x) for x in (batch, tokens, heads)),
+                                   ctypes.c_int(torch.get_num_threads()),
                                    *(ctypes.c_void_p(x.data_ptr() if x is not None else 0) for x in tensors))
 
     @staticmethod
@@ -126,7 +134,8 @@ class NativeWkv7(torch.autograd.Function):
     def backward(ctx, dy, _):
         r, w, k, v, a, b, recall, starts = ctx.saved_tensors
         dr, dw, dk, dv, da, db = (torch.zeros_like(r) for _ in range(6))
-        NativeWkv7.call("wkv7_backward", r.shape, (r, w, k, v, a, b, recall, starts, dy.contiguous(), dr, dw, dk, dv, da, db))
+        NativeWkv7.call("wkv7_backward", r.shape,
+                        (r, w, k, v, a, b, recall, starts, dy.contiguous(), dr, dw, dk, dv, da, db))
         return dr, dw * w, dk, dv, da, db, None
 
 
@@ -134,8 +143,10 @@ class NativeWkv7(torch.autograd.Function):
 
 
 def ranks(width):
+
     def by(factor):
         return max(32, round(factor * math.sqrt(width) / 32) * 32)
+
     return {"w": by(2.5), "a": by(2.5), "v": by(1.7), "g": by(5)}
 
 
@@ -166,9 +177,12 @@ def initial_weights(layers, width, vocabulary, generator):
         norm(block + "ln1")
         norm(block + "ln2")
         for name, exponent in (("r", 0.2), ("w", 0.9), ("k", 0.7), ("v", 0.7), ("a", 0.9), ("g", 0.2)):
-            weights[att + "x_" + name] = (1 - u ** (exponent * left)).view(1, 1, -1)
-        zero = {"w": -6 + 6 * (channel / (width - 1)) ** (1 + ratio ** 0.3) + 0.5 + 2.5 * zigzag,
-                "a": -0.19 + 0.3 * zigzag + 0.4 * linear, "v": 0.73 - 0.4 * linear}
+            weights[att + "x_" + name] = (1 - u**(exponent * left)).view(1, 1, -1)
+        zero = {
+            "w": -6 + 6 * (channel / (width - 1))**(1 + ratio**0.3) + 0.5 + 2.5 * zigzag,
+            "a": -0.19 + 0.3 * zigzag + 0.4 * linear,
+            "v": 0.73 - 0.4 * linear
+        }
         for name in "wavg":
             if name == "v" and layer == 0:
                 continue
@@ -183,13 +197,14 @@ def initial_weights(layers, width, vocabulary, generator):
         weights[att + "key.weight"] = orthogonal(width, width, 0.1)
         weights[att + "value.weight"] = orthogonal(width, width, 1.0)
         weights[att + "output.weight"] = torch.zeros(width, width)
-        weights[att + "ln_x.weight"] = torch.full((width,), ((1 + layer) / layers) ** 0.7)
+        weights[att + "ln_x.weight"] = torch.full((width,), ((1 + layer) / layers)**0.7)
         weights[att + "ln_x.bias"] = torch.zeros(width)
-        weights[ffn + "x_k"] = (1 - u ** (left ** 4)).view(1, 1, -1)
+        weights[ffn + "x_k"] = (1 - u**(left**4)).view(1, 1, -1)
         weights[ffn + "key.weight"] = orthogonal(4 * width, width, 1.0)
         weights[ffn + "value.weight"] = torch.zeros(width, 4 * width)
     norm("ln_out")
-    weights["head.weight"] = orthogonal(vocabulary, width, 0.5 * math.sqrt(vocabulary / width) if vocabulary > width else 0.5)
+    weights["head.weight"] = orthogonal(vocabulary, width,
+                                        0.5 * math.sqrt(vocabulary / width) if vocabulary > width else 0.5)
     return weights
 
 
@@ -214,9 +229,10 @@ def shift(x, previous):
     return torch.cat([previous[:, None], x[:, :-1]], 1)
 
 
-def time_mix_inputs(x, previous, v_first, ln_w, ln_b, x_r, x_w, x_k, x_v, x_a, x_g, w0, w1, w2, a0, a1, a2, v0, v1, v2, g1, g2,
-                    k_k, k_a, receptance, key, value):
-    """Layer norm, token shift and projections: what the recurrence takes, plus the gate, v_first and the shift state."""
+def time_mix_inputs(x, previous, v_first, ln_w, ln_b, x_r, x_w, x_k, x_v, x_a, x_g, w0, w1, w2, a0, a1, a2, v0, v1, v2,
+                    g1, g2, k_k, k_a, receptance, key, value):
+    """Layer norm, token shift and projections: what the recurrence takes, plus the gate, v_first and the shift
+    state."""
     batch, tokens, width = x.shape
     heads = (batch, tokens, width // HEAD, HEAD)
     x = F.layer_norm(x, (width,), ln_w, ln_b)
@@ -234,7 +250,8 @@ def time_mix_inputs(x, previous, v_first, ln_w, ln_b, x_r, x_w, x_k, x_v, x_a, x
         v = v + (v_first - v) * torch.sigmoid(v0 + low_rank(at_v, v1, v2, same))
     kappa = F.normalize((k * k_k).view(heads), dim=-1, p=2.0, eps=1e-12)
     k = k * (1 + (a - 1) * k_a)
-    return (r.view(heads), logw.view(heads), k.view(heads), v.view(heads), -kappa, kappa * a.view(heads), g, v_first, x[:, -1])
+    return (r.view(heads), logw.view(heads), k.view(heads), v.view(heads), -kappa, kappa * a.view(heads), g, v_first,
+            x[:, -1])
 
 
 def time_mix_output(x, y, r, k, v, g, ln_w, ln_b, r_k, output):
@@ -254,7 +271,8 @@ def channel_mix(x, previous, ln_w, ln_b, x_k, key, value):
 
 
 def head_loss(x, ln_w, ln_b, head, targets):
-    """Cross entropy of each token, and the mean loss that is trained: with L2 wrap, whose gradient keeps the logits small."""
+    """Cross entropy of each token, and the mean loss that is trained: with L2 wrap, whose gradient keeps the logits
+    small."""
     logits = product(F.layer_norm(x, (x.shape[-1],), ln_w, ln_b), head).float()
     largest = logits.amax(-1, keepdim=True)
     logits = logits - largest
@@ -267,6 +285,7 @@ def embed(tokens, emb, ln_w, ln_b):
 
 
 class Model(torch.nn.Module):
+
     def __init__(self, weights):
         super().__init__()
         self.names = list(weights)
@@ -288,6 +307,7 @@ class Model(torch.nn.Module):
 
         def zeros(*shape):
             return torch.zeros(batch, *shape, device=device)
+
         return [(zeros(width), zeros(width // HEAD, HEAD, HEAD), zeros(width)) for _ in range(self.layers)]
 
     def forward(self, inputs, targets, states):
@@ -296,14 +316,17 @@ class Model(torch.nn.Module):
         x = f["embed"](inputs, w["emb.weight"], w["blocks.0.ln0.weight"], w["blocks.0.ln0.bias"])
         after, v_first = [], None
         for layer, (att_shift, wkv_state, ffn_shift) in enumerate(states):
+
             def get(*names, prefix=f"blocks.{layer}."):
                 return [w.get(prefix + n) for n in names]
+
             r, logw, k, v, a, b, g, v_first, att_shift = f["time_mix_inputs"](x, att_shift, v_first, *get(
-                "ln1.weight", "ln1.bias", "att.x_r", "att.x_w", "att.x_k", "att.x_v", "att.x_a", "att.x_g", "att.w0", "att.w1",
-                "att.w2", "att.a0", "att.a1", "att.a2", "att.v0", "att.v1", "att.v2", "att.g1", "att.g2", "att.k_k", "att.k_a",
-                "att.receptance.weight", "att.key.weight", "att.value.weight"))
+                "ln1.weight", "ln1.bias", "att.x_r", "att.x_w", "att.x_k", "att.x_v", "att.x_a", "att.x_g", "att.w0",
+                "att.w1", "att.w2", "att.a0", "att.a1", "att.a2", "att.v0", "att.v1", "att.v2", "att.g1", "att.g2",
+                "att.k_k", "att.k_a", "att.receptance.weight", "att.key.weight", "att.value.weight"))
             y, wkv_state = self.wkv(r, logw, k, v, a, b, wkv_state)
-            x = f["time_mix_output"](x, y, r, k, v, g, *get("att.ln_x.weight", "att.ln_x.bias", "att.r_k", "att.output.weight"))
+            x = f["time_mix_output"](x, y, r, k, v, g, *get("att.ln_x.weight", "att.ln_x.bias", "att.r_k",
+                                                            "att.output.weight"))
             x, ffn_shift = f["channel_mix"](x, ffn_shift, *get("ln2.weight", "ln2.bias", "ffn.x_k", "ffn.key.weight",
                                                                "ffn.value.weight"))
             after.append((att_shift.detach(), wkv_state.detach(), ffn_shift.detach()))
@@ -312,8 +335,8 @@ class Model(torch.nn.Module):
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose step is made orthogonal: for the square and oblong matrices inside the blocks, where it learns from fewer
-    tokens than Adam. A step has the spectral norm rate * sqrt(max(1, rows / columns))."""
+    """Momentum whose step is made orthogonal: for the square and oblong matrices inside the blocks, where it learns
+    from fewer tokens than Adam. A step has the spectral norm rate * sqrt(max(1, rows / columns))."""
 
     COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic Newton-Schulz iteration
 
@@ -343,17 +366,32 @@ class Muon(torch.optim.Optimizer):
 
 
 def optimisers(model, options):
-    """Muon for the matrices of the blocks, AdamW with the reference's groups for the rest; "peak" is a group's highest rate."""
+    """Muon for the matrices of the blocks, AdamW with the reference's groups for the rest; "peak" is a group's highest
+    rate."""
     inner, outer, w0, rest = [], [], [], []
     for name, tensor in model.weights().items():
         matrix = name.endswith(".weight") and tensor.squeeze().dim() == 2
-        group = w0 if name.endswith("att.w0") else rest if not matrix else inner if name.startswith("blocks.") else outer
+        group = w0 if name.endswith("att.w0") else rest if not matrix else inner if name.startswith(
+            "blocks.") else outer
         group.append(tensor)
     muon = Muon([{"params": inner, "peak": options.muon_rate}], lr=options.muon_rate, weight_decay=options.decay)
-    adam = torch.optim.AdamW([{"params": outer, "weight_decay": options.decay, "peak": options.rate},
-                              {"params": w0, "weight_decay": 0.0, "peak": 2 * options.rate},
-                              {"params": rest, "weight_decay": 0.0, "peak": options.rate}],
-                             lr=options.rate, betas=(0.9, 0.99), eps=1e-18, fused=True)
+    adam = torch.optim.AdamW([{
+        "params": outer,
+        "weight_decay": options.decay,
+        "peak": options.rate
+    }, {
+        "params": w0,
+        "weight_decay": 0.0,
+        "peak": 2 * options.rate
+    }, {
+        "params": rest,
+        "weight_decay": 0.0,
+        "peak": options.rate
+    }],
+                             lr=options.rate,
+                             betas=(0.9, 0.99),
+                             eps=1e-18,
+                             fused=True)
     return muon, adam
 
 
@@ -395,7 +433,8 @@ def tokenize(data, tokens, native):
 
 
 def training_text(folder, generator, take):
-    """All training documents in random order, each after a zero byte. take: {part: bytes} makes do with random passages of a part."""
+    """All training documents in random order, each after a zero byte. take: {part: bytes} makes do with random passages
+    of a part."""
     documents = []
     for part in PARTS:
         path = os.path.join(folder, part + ".train.txt")
@@ -407,7 +446,8 @@ def training_text(folder, generator, take):
             documents += data.split(b"\0")
             continue
         size = 16384
-        for begin in torch.randint(0, max(1, len(data) - 2 * size), (take[part] // size,), generator=generator).tolist():
+        for begin in torch.randint(0, max(1,
+                                          len(data) - 2 * size), (take[part] // size,), generator=generator).tolist():
             first = data.find(b"\n\n", begin) + 2
             documents += data[first:data.rfind(b"\n\n", first, first + size) + 2].split(b"\0")
     order = torch.randperm(len(documents), generator=generator).tolist()
@@ -430,7 +470,8 @@ class Segments:
         self.starts = starts
 
     def batch(self, step):
-        """inputs, targets [B, T] and which rows start a piece; a function of the step alone, so that a run can resume."""
+        """inputs, targets [B, T] and which rows start a piece; a function of the step alone, so that a run can
+        resume."""
         rows, pieces, restart = [], [], []
         for row in range(self.rows):
             at = step + row * self.windows // self.rows  # rows change their piece at different steps
@@ -451,7 +492,8 @@ class Segments:
     def order(self, epoch):
         if getattr(self, "order_epoch", None) != epoch:
             self.order_epoch = epoch
-            self.order_now = torch.randperm(len(self.starts), generator=torch.Generator().manual_seed(self.seed + 1000 + epoch))
+            self.order_now = torch.randperm(len(self.starts),
+                                            generator=torch.Generator().manual_seed(self.seed + 1000 + epoch))
         return self.order_now
 
 
@@ -478,11 +520,16 @@ def export(model, path, dtype, options, progress):
         "model": "RWKV-7 demo",
         "vocabulary": os.path.basename(options.vocabulary),
         "template": "User: {question}\\n\\nAssistant: {answer}\\n\\n",
-        "training_text": "236 public-domain books of 1800-1930, WordNet 3.0 as questions and answers, Jargon File, Debian Handbook "
-                         "and Debian Reference; list in sources.json; of it " + (" ".join(options.take) + " MB" if options.take else "all"),
+        "training_text":
+            "236 public-domain books of 1800-1930, WordNet 3.0 as questions and answers, Jargon File, Debian Handbook "
+            "and Debian Reference; list in sources.json; of it " +
+            (" ".join(options.take) + " MB" if options.take else "all"),
         "licence": "Apache-2.0 for the weights; WordNet 3.0 Copyright 2006 by Princeton University",
-        "context": options.context, "tokens_seen": progress["tokens"], "steps": progress["step"],
-        "training_loss_nats_per_token": round(progress["loss"], 4), "heldout": options.heldout,
+        "context": options.context,
+        "tokens_seen": progress["tokens"],
+        "steps": progress["step"],
+        "training_loss_nats_per_token": round(progress["loss"], 4),
+        "heldout": options.heldout,
         "made_by": "deploy/demo_model/train.py",
     }
     write_safetensors(path, model.weights(), metadata, {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype])
@@ -493,7 +540,8 @@ def export(model, path, dtype, options, progress):
 
 
 def rate(options, progress, step):
-    """Share of the peak rate: warm-up, level for --level of the run, then a line down to zero; progress is the share done."""
+    """Share of the peak rate: warm-up, level for --level of the run, then a line down to zero; progress is the share
+    done."""
     return min(1.0, 0.01 + step / options.warmup, (1 - progress) / (1 - options.level))
 
 
@@ -501,10 +549,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", help="folder that fetch_text.py wrote")
     parser.add_argument("--vocabulary", required=True)
-    parser.add_argument("--take", nargs="*", default=[], metavar="PART=MB", help="use only so much of a part, for example books=2")
-    parser.add_argument("--run", required=True, help="folder for checkpoint, log and token stream; outside the repository")
+    parser.add_argument("--take",
+                        nargs="*",
+                        default=[],
+                        metavar="PART=MB",
+                        help="use only so much of a part, for example books=2")
+    parser.add_argument("--run",
+                        required=True,
+                        help="folder for checkpoint, log and token stream; outside the repository")
     parser.add_argument("--export", help="write the model here at the end")
-    parser.add_argument("--heldout", default="not measured", help="the loss on held-out text, for the metadata of the export")
+    parser.add_argument("--heldout",
+                        default="not measured",
+                        help="the loss on held-out text, for the metadata of the export")
     parser.add_argument("--dtype", choices=("bf16", "fp16"), default="fp16", help="of the exported file")
     parser.add_argument("--export-only", action="store_true", help="export the newest checkpoint and stop")
     parser.add_argument("--minutes", type=float, default=0, help="length of the run, time of earlier starts included")
@@ -517,7 +573,10 @@ def main():
     parser.add_argument("--segment", type=int, default=8, help="windows that a row reads on with its state")
     parser.add_argument("--rate", type=float, default=3e-3, help="highest rate of AdamW")
     parser.add_argument("--muon-rate", type=float, default=0.02, help="highest rate of Muon")
-    parser.add_argument("--level", type=float, default=0.2, help="share of the run at the highest rate, before the line down to zero")
+    parser.add_argument("--level",
+                        type=float,
+                        default=0.2,
+                        help="share of the run at the highest rate, before the line down to zero")
     parser.add_argument("--warmup", type=int, default=50)
     parser.add_argument("--decay", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=1)
@@ -569,8 +628,13 @@ def main():
     print(f"{len(stream):,} tokens of text, {len(data.starts):,} pieces", flush=True)
 
     def save():
-        torch.save({"model": model.state_dict(), "optimisers": [o.state_dict() for o in both], "progress": progress, "states": states},
-                   checkpoint + ".part")
+        torch.save(
+            {
+                "model": model.state_dict(),
+                "optimisers": [o.state_dict() for o in both],
+                "progress": progress,
+                "states": states
+            }, checkpoint + ".part")
         os.replace(checkpoint + ".part", checkpoint)
 
     last_save, log = time.time(), open(os.path.join(options.run, "log.jsonl"), "a")
@@ -603,10 +667,15 @@ def main():
         progress["loss"] = nats if step == 0 else 0.98 * progress["loss"] + 0.02 * nats
         recent.append((nats, norm, time.time() - begin))
         if progress["step"] % options.log_steps == 0:
-            row = {"step": progress["step"], "tokens": progress["tokens"], "minutes": round(progress["seconds"] / 60, 2),
-                   "loss": round(sum(n for n, _, _ in recent) / len(recent), 4), "norm": round(sum(n for _, n, _ in recent) / len(recent), 3),
-                   "rate": round(now, 4),
-                   "tokens_per_second": round(len(recent) * inputs.numel() / sum(s for _, _, s in recent))}
+            row = {
+                "step": progress["step"],
+                "tokens": progress["tokens"],
+                "minutes": round(progress["seconds"] / 60, 2),
+                "loss": round(sum(n for n, _, _ in recent) / len(recent), 4),
+                "norm": round(sum(n for _, n, _ in recent) / len(recent), 3),
+                "rate": round(now, 4),
+                "tokens_per_second": round(len(recent) * inputs.numel() / sum(s for _, _, s in recent))
+            }
             log.write(json.dumps(row) + "\n")
             log.flush()
             print(row, flush=True)

@@ -21,7 +21,9 @@ except ImportError as error:
     print(f"train_test: skipped, no PyTorch here ({error})")
     if "XML_OUTPUT_FILE" in os.environ:  # Bazel's word for it.
         with open(os.environ["XML_OUTPUT_FILE"], "w", encoding="utf-8") as report:
-            report.write('<testsuites><testsuite name="train_test"><testcase name="train_test"><skipped/></testcase></testsuite></testsuites>')
+            report.write(
+                '<testsuites><testsuite name="train_test"><testcase name="train_test"><skipped/></testcase></testsuite></testsuites>'
+            )
     sys.exit(0)
 
 VOCABULARY = os.path.join(HERE, "rwkv7_demo.vocab.txt")
@@ -33,10 +35,11 @@ def inputs(dtype, batch=2, tokens=32, heads=2):
 
     def normal(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
     shape = (batch, tokens, heads, 64)
     kappa = torch.nn.functional.normalize(normal(*shape), dim=-1)
-    values = (normal(*shape), -0.60653066 * torch.sigmoid(3 * normal(*shape)), 0.3 * normal(*shape), normal(*shape), -kappa,
-              kappa * torch.sigmoid(normal(*shape)), normal(batch, heads, 64, 64))
+    values = (normal(*shape), -0.60653066 * torch.sigmoid(3 * normal(*shape)), 0.3 * normal(*shape), normal(*shape),
+              -kappa, kappa * torch.sigmoid(normal(*shape)), normal(batch, heads, 64, 64))
     return [x.to(dtype).requires_grad_() for x in values]
 
 
@@ -49,8 +52,10 @@ def results(function, dtype):
 
 
 class RecurrenceTest(unittest.TestCase):
+
     def compare(self, function, dtype, tolerance):
-        for i, (expected, actual) in enumerate(zip(results(train.wkv7_recurrent, torch.float64), results(function, dtype))):
+        for i, (expected,
+                actual) in enumerate(zip(results(train.wkv7_recurrent, torch.float64), results(function, dtype))):
             error = ((expected - actual).abs().max() / expected.abs().max()).item()
             self.assertTrue(error <= tolerance, f"result {i}: relative error {error} beyond {tolerance}")
 
@@ -69,6 +74,7 @@ class RecurrenceTest(unittest.TestCase):
 
 
 class ModelTest(unittest.TestCase):
+
     def setUp(self):
         self.model = train.Model(train.initial_weights(2, 128, 300, torch.Generator().manual_seed(3)))
 
@@ -90,7 +96,10 @@ class ModelTest(unittest.TestCase):
     def test_only_matrices_decay_and_muon_has_those_of_the_blocks(self):
         names = {id(t): n for n, t in self.model.weights().items()}
         options = argparse.Namespace(rate=1e-3, muon_rate=0.01, decay=0.1)
-        groups = [(g["weight_decay"], [names[id(t)] for t in g["params"]]) for o in train.optimisers(self.model, options) for g in o.param_groups]
+        groups = [(g["weight_decay"], [names[id(t)]
+                                       for t in g["params"]])
+                  for o in train.optimisers(self.model, options)
+                  for g in o.param_groups]
         (inner_decay, inner), (outer_decay, outer), (w0_decay, w0), (rest_decay, rest) = groups
         self.assertEqual((inner_decay, outer_decay, w0_decay, rest_decay), (0.1, 0.1, 0.0, 0.0))
         self.assertEqual(len(inner), 2 * 6)
@@ -108,14 +117,18 @@ class ModelTest(unittest.TestCase):
 
 
 class RunTest(unittest.TestCase):
+
     def test_a_few_steps_lower_the_loss_resume_and_export(self):
         with tempfile.TemporaryDirectory() as folder:
             with open(os.path.join(folder, "books.train.txt"), "wb") as f:
                 f.write(b"\0".join(b"The cat sat on the mat, and the dog looked at the cat. " * 60 for _ in range(8)))
             run, model = os.path.join(folder, "run"), os.path.join(folder, "model.safetensors")
-            command = [sys.executable, "-B", os.path.join(HERE, "train.py"), "--text", folder, "--vocabulary", VOCABULARY, "--run", run,
-                       "--layers", "2", "--width", "64", "--rows", "2", "--context", "32", "--segment", "2", "--warmup", "5",
-                       "--compile", "off", "--native", "off", "--log-steps", "4", "--export", model]
+            command = [
+                sys.executable, "-B",
+                os.path.join(HERE, "train.py"), "--text", folder, "--vocabulary", VOCABULARY, "--run", run, "--layers",
+                "2", "--width", "64", "--rows", "2", "--context", "32", "--segment", "2", "--warmup", "5", "--compile",
+                "off", "--native", "off", "--log-steps", "4", "--export", model
+            ]
             subprocess.run(command + ["--steps", "8"], check=True, stdout=subprocess.DEVNULL)
             subprocess.run(command + ["--steps", "20"], check=True, stdout=subprocess.DEVNULL)
             with open(os.path.join(run, "log.jsonl"), encoding="utf-8") as f:

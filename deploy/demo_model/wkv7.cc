@@ -20,7 +20,8 @@ namespace {
 
 constexpr int kHead = 64;
 constexpr int kChunk = 16;
-constexpr int kRows = 8;  // of the backward pass: what it recomputes for them, (kChunk + 1) * kRows * 256 bytes, stays in cache
+constexpr int kRows =
+    8;  // of the backward pass: what it recomputes for them, (kChunk + 1) * kRows * 256 bytes, stays in cache
 
 typedef float Lanes __attribute__((vector_size(64)));
 constexpr int kLanes = 16;
@@ -75,7 +76,8 @@ inline void Transpose(const float* from, float* to) {
       Lanes x[kLanes];
       for (int n = 0; n < kLanes; ++n) x[n] = LoadLanes(from + (i + n) * kHead + j);
 #pragma GCC unroll 4
-      for (int apart = kLanes / 2; apart > 0; apart /= 2) {  // Swaps the upper right and lower left of blocks 2 apart wide.
+      for (int apart = kLanes / 2; apart > 0;
+           apart /= 2) {  // Swaps the upper right and lower left of blocks 2 apart wide.
         Places upper, lower;
         for (int l = 0; l < kLanes; ++l) {
           upper[l] = (l & apart) == 0 ? l : kLanes + l - apart;
@@ -112,8 +114,9 @@ extern "C" {
 
 int wkv7_chunk() { return kChunk; }
 
-void wkv7_forward(int64_t batch, int64_t tokens, int64_t heads, int threads, const float* r, const float* w, const float* k,
-                  const float* v, const float* a, const float* b, float* state, float* y, float* sa, float* starts) {
+void wkv7_forward(int64_t batch, int64_t tokens, int64_t heads, int threads, const float* r, const float* w,
+                  const float* k, const float* v, const float* a, const float* b, float* state, float* y, float* sa,
+                  float* starts) {
   ForEachHead(batch * heads, threads, [=](int64_t n) {
     const int64_t step = heads * kHead;
     const int64_t origin = (n / heads) * tokens * step + (n % heads) * kHead;
@@ -150,9 +153,9 @@ void wkv7_forward(int64_t batch, int64_t tokens, int64_t heads, int threads, con
 }
 
 // The gradient of the final state is taken as zero (training cuts the gradient between windows). dr..db start as zeros.
-void wkv7_backward(int64_t batch, int64_t tokens, int64_t heads, int threads, const float* r, const float* w, const float* k,
-                   const float* v, const float* a, const float* b, const float* sa, const float* starts, const float* dy,
-                   float* dr, float* dw, float* dk, float* dv, float* da, float* db) {
+void wkv7_backward(int64_t batch, int64_t tokens, int64_t heads, int threads, const float* r, const float* w,
+                   const float* k, const float* v, const float* a, const float* b, const float* sa, const float* starts,
+                   const float* dy, float* dr, float* dw, float* dk, float* dv, float* da, float* db) {
   ForEachHead(batch * heads, threads, [=](int64_t n) {
     const int64_t step = heads * kHead;
     const int64_t origin = (n / heads) * tokens * step + (n % heads) * kHead;
@@ -240,7 +243,8 @@ void wkv7_backward(int64_t batch, int64_t tokens, int64_t heads, int threads, co
 // Greedy longest match over bytes. tokens: all tokens' bytes one after the other, token n (id n + 1) is
 // tokens[begin[n], begin[n + 1]). A zero byte of the text becomes id 0, the document end. Returns how many ids it
 // wrote.
-int64_t tokenize(int64_t size, const uint8_t* text, int64_t count, const uint8_t* tokens, const int64_t* begin, uint16_t* ids) {
+int64_t tokenize(int64_t size, const uint8_t* text, int64_t count, const uint8_t* tokens, const int64_t* begin,
+                 uint16_t* ids) {
   std::vector<int32_t> child(256, 0);
   std::vector<int32_t> token(1, -1);
   for (int64_t n = 0; n < count; ++n) {

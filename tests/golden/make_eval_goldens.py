@@ -74,28 +74,42 @@ def main():
         context, word = text.rsplit(" ", 1)
         context, target = tokenizer.encode(context.encode()), tokenizer.encode((" " + word).encode())
         rows = logprobs(context + target)[len(context):]
-        golden["lambada"].append({"text": text, "correct": bool((rows.argmax(-1) == target).all()),
-                                  "nats": -rows[np.arange(len(target)), target].sum()})
+        golden["lambada"].append({
+            "text": text,
+            "correct": bool((rows.argmax(-1) == target).all()),
+            "nats": -rows[np.arange(len(target)), target].sum()
+        })
 
     ids = tokenizer.encode(PASSAGE.encode())
     windows = [ids[i:i + WINDOW] for i in range(0, len(ids) - WINDOW + 1, WINDOW)]
     nats = np.array([-logprobs(w)[np.arange(WINDOW), w] for w in windows])
     means = np.stack([nats[:, :64].mean(1), nats[:, 64:].mean(1)])
     error = np.sqrt(len(windows))
-    golden["context"] = {"text": PASSAGE, "window_tokens": WINDOW, "windows": len(windows), "nats_per_token": list(means.mean(1)),
-                         "standard_error": list(means.std(1, ddof=1) / error),
-                         "rise_nats": max(0, (means[1] - means[0]).mean()),
-                         "rise_standard_error": (means[1] - means[0]).std(ddof=1) / error}
+    golden["context"] = {
+        "text": PASSAGE,
+        "window_tokens": WINDOW,
+        "windows": len(windows),
+        "nats_per_token": list(means.mean(1)),
+        "standard_error": list(means.std(1, ddof=1) / error),
+        "rise_nats": max(0, (means[1] - means[0]).mean()),
+        "rise_standard_error": (means[1] - means[0]).std(ddof=1) / error
+    }
 
-    model.weights["head.weight"] = np.eye(model.heads * model.head, dtype=np.float32)  # step() gives the hidden state now.
+    model.weights["head.weight"] = np.eye(model.heads * model.head,
+                                          dtype=np.float32)  # step() gives the hidden state now.
     state, hidden = model.zero_state(1), []
     for i in tokenizer.encode(EMBEDDED.encode()):
         hidden.append(model.step(np.array([i]), state)[0])
     matrix = state[-1][1][0].reshape(-1)
-    golden["embed"] = {"text": EMBEDDED, "tokens": len(hidden), "hidden-last": [float("%.7g" % x) for x in hidden[-1]],
-                       "hidden-mean": [float("%.7g" % x) for x in np.mean(hidden, 0, np.float64)],
-                       "state_size": matrix.size, "state_every_97th": [float("%.7g" % x) for x in matrix[::97]],
-                       "state_norm": float(np.sqrt(np.square(matrix.astype(np.float64)).sum()))}
+    golden["embed"] = {
+        "text": EMBEDDED,
+        "tokens": len(hidden),
+        "hidden-last": [float("%.7g" % x) for x in hidden[-1]],
+        "hidden-mean": [float("%.7g" % x) for x in np.mean(hidden, 0, np.float64)],
+        "state_size": matrix.size,
+        "state_every_97th": [float("%.7g" % x) for x in matrix[::97]],
+        "state_norm": float(np.sqrt(np.square(matrix.astype(np.float64)).sum()))
+    }
     with open(os.path.join(HERE, "eval.json"), "w") as f:
         json.dump(golden, f, indent=1, default=float)
         f.write("\n")

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Makes the golden files beside it: tiny random models of every version, and what the numpy oracle computes of them in float64.
+"""Makes the golden files beside it: tiny random models of every version, and what the numpy oracle computes of them in
+float64.
 
     python3 tests/golden/make_goldens.py --oracle DIR
 
@@ -47,8 +48,15 @@ def main():
 
     for name, version, container, store, layers, width, vocab, head, ffn, ranks, seed, tuned in MODELS:
         variant = version[1:] if version[1:] in ("a", "b") else ""
-        tensors = rwkv_random.make(version[: len(version) - len(variant)], layers, width, vocab, seed,
-                                   head=head or 64, ffn=ffn, variant=variant, ranks=ranks)
+        tensors = rwkv_random.make(version[:len(version) - len(variant)],
+                                   layers,
+                                   width,
+                                   vocab,
+                                   seed,
+                                   head=head or 64,
+                                   ffn=ffn,
+                                   variant=variant,
+                                   ranks=ranks)
         rng = np.random.default_rng(seed + 1000)
         if tuned:
             for layer in range(layers):
