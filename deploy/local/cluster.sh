@@ -32,7 +32,7 @@ print_help() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; }
 declare -A cluster=()
 
 # What a call asks for, by setting; unset: it does not say.
-#   model; stores, routers, pipelines, and the stages of each; postgres (no password in it), s3 and s3_credentials: where
+#   model; stores, routers, pipelines, and the stages of each; postgres (no password in it), s3, s3_credentials: where
 #   the stores keep things (unset: in the folder); tokenizer (unset: run.sh looks for it); lora and lora_alpha;
 #   group_norm_eps; device; threads; initial_state: NAME=FILE,...; tls: on
 declare -A given=()
@@ -122,9 +122,10 @@ missing_of_stores() {
   for key in postgres s3 s3_credentials; do
     if [[ -z ${given[$key]:-} ]]; then missing+="${missing:+, }--${key//_/-}"; fi
   done
-  if [[ -z $missing || ( ${given[stores]:-1} == 1 && $missing == "--postgres, --s3, --s3-credentials" ) ]]; then return; fi
+  if [[ -z $missing ]]; then return; fi
+  if [[ ${given[stores]:-1} == 1 && $missing == "--postgres, --s3, --s3-credentials" ]]; then return; fi
   if ((${given[stores]:-1} > 1)); then
-    echo "--stores ${given[stores]} needs $missing: several stores share one PostgreSQL and one S3, a folder has one"
+    echo "--stores ${given[stores]} needs $missing: several share one PostgreSQL and one S3, a folder has one"
   else
     echo "--postgres, --s3 and --s3-credentials go together; missing: $missing"
   fi

@@ -64,7 +64,7 @@ given=()
 expect "one store needs nothing" "$(missing_of_stores)" ""
 given=([stores]=2)
 expect "several stores" "$(missing_of_stores)" \
-  "--stores 2 needs --postgres, --s3, --s3-credentials: several stores share one PostgreSQL and one S3, a folder has one"
+  "--stores 2 needs --postgres, --s3, --s3-credentials: several share one PostgreSQL and one S3, a folder has one"
 given=([postgres]=postgres://u@h/db [s3]=http://h/b)
 expect "a part of it" "$(missing_of_stores)" \
   "--postgres, --s3 and --s3-credentials go together; missing: --s3-credentials"

@@ -173,7 +173,8 @@ readonly data_dir
 mkdir -p "$data_dir"/{state,logs,bin,run} || die "cannot write to $data_dir"
 lock_cluster "$data_dir"
 if [[ -n $postgres_password ]]; then
-  (umask 077 && printf '%s\n' "$postgres_password" >"$data_dir/run/postgres_password") || die "cannot write to $data_dir"
+  (umask 077 && printf '%s\n' "$postgres_password" >"$data_dir/run/postgres_password") ||
+    die "cannot write to $data_dir"
 fi
 
 # ---- Starting one process. ------------------------------------------------------------------------------------------

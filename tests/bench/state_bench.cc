@@ -1,6 +1,6 @@
 // state_bench: how fast states go to a store and come back, beside what the machine's memory and disk do. A JSON line a
 // case, times in seconds of each state:
-//   state_bench limits FOLDER SHAPE COUNT    {"case": "copy" | "disk write" | "disk read", ...}  FOLDER: on the store's disk
+//   state_bench limits FOLDER SHAPE COUNT    {"case": "copy" | "disk write" | "disk read", ...}  FOLDER: on its disk
 //   state_bench save ADDRESS SHAPE COUNT     {"case": "save", ...}     COUNT snapshots, each of a session of its own
 //   state_bench restore ADDRESS SHAPE COUNT  {"case": "restore", ...}  of what `save` has saved; compared byte by byte
 // A save begins with the copy out of the slot and ends when the store has committed the manifest; a restore begins with

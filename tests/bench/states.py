@@ -112,8 +112,8 @@ class States:
                 serving.restart_worker()
                 resumed.append(serving.first_token("long", [1]))
         seconds, again = sum(read), statistics.median(resumed)
-        self.say(f"\na session of {self.options.resume_tokens} tokens of {self.options.model}: read in {seconds:.2f} s, "
-                 f"resumed in {again * 1000:.1f} ms (median of 5, another worker process): 1/{seconds / again:.0f}")
+        self.say(f"\na session of {self.options.resume_tokens} tokens of {self.options.model}: read in {seconds:.2f} s"
+                 f", resumed in {again * 1000:.1f} ms (median of 5, another worker process): 1/{seconds / again:.0f}")
         self.add({"case": "resume", "model": self.options.model, "tokens": self.options.resume_tokens,
                   "read_seconds": seconds, "resume_seconds": sorted(resumed)})
 

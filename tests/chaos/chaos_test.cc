@@ -1,7 +1,7 @@
 // Chaos: streaming sessions on two of everything, over a PostgreSQL and an S3, while anything is killed, stopped and
 // restarted by a schedule drawn from a seed. Every stream must be that of an undisturbed run.
 //
-// Environment: CHAOS_SEED (default: any; printed), CHAOS_SECONDS (75), CHAOS_CLIENTS (12). tests/chaos/run.sh sets them.
+// Environment: CHAOS_SEED (default: any; printed), CHAOS_SECONDS (75), CHAOS_CLIENTS (12). tests/chaos/run.sh sets it.
 #include <algorithm>
 #include <csignal>
 #include <cstdio>

@@ -1,5 +1,5 @@
-// Two stores over a PostgreSQL and an S3: whichever of the four is killed, stopped or restarted under streaming sessions,
-// each stream is that of an undisturbed run.
+// Two stores over a PostgreSQL and an S3: whichever of the four is killed, stopped or restarted under streaming
+// sessions, each stream is that of an undisturbed run.
 #include <csignal>
 #include <memory>
 #include <string>

@@ -1,5 +1,5 @@
-// Conversations that stream while a test kills, stops and restarts things; in the end each has said, token by token, what
-// it says undisturbed.
+// Conversations that stream while a test kills, stops and restarts things; in the end each has said, token by token,
+// what it says undisturbed.
 #pragma once
 
 #include <atomic>
@@ -45,8 +45,8 @@ class Conversations {
   bool NoneFailed();
   // Ends the conversations, each after its turn.
   void Stop();
-  // Stop(); then tells each story once more, undisturbed: every turn of every conversation must be the same. The cluster
-  // has to be whole and serving.
+  // Stop(); then tells each story once more, undisturbed: every turn of every conversation must be the same. The
+  // cluster has to be whole and serving.
   void Compare();
 
   int turns() const;

@@ -102,7 +102,8 @@ class LocalCluster {
   absl::Status Freeze(const std::string& name);
   absl::Status Thaw(const std::string& name);
 
-  // Until the first router says that all pipelines are driven, and one by itself. kDeadlineExceeded after start_timeout, with what it said last.
+  // Until the first router says that all pipelines are driven, and one by itself. kDeadlineExceeded after
+  // start_timeout, with what it said last.
   absl::Status WaitUntilServing();
 
   // Everything the process has written to its log, over all its starts.

@@ -18,8 +18,8 @@ struct SharedServers {
   static absl::StatusOr<SharedServers> Launch();
 };
 
-// Two pipelines of two stages, a spare for stage 1, two routers, two stores, a small model (Conversations::kVocabulary);
-// leases that end soon. `slots`: of each pipeline.
+// Two pipelines of two stages, a spare for stage 1, two routers, two stores, a small model
+// (Conversations::kVocabulary); leases that end soon. `slots`: of each pipeline.
 absl::StatusOr<LocalCluster::Options> TwoOfEverything(const SharedServers& servers, int slots);
 
 }  // namespace rwkv::testing

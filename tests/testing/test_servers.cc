@@ -223,8 +223,8 @@ std::string S3Server::endpoint() const { return absl::StrCat("http://127.0.0.1:"
 
 namespace {
 
-// Ceph's object gateway, started by the script tools/s3-server: `start DIR PORT`, `restart DIR`, `stop DIR`; process ids
-// in DIR/pid.
+// Ceph's object gateway, started by the script tools/s3-server: `start DIR PORT`, `restart DIR`, `stop DIR`; process
+// ids in DIR/pid.
 class GatewayServer final : public AnyS3Server {
  public:
   static absl::StatusOr<std::unique_ptr<AnyS3Server>> Launch(const std::string& script) {

@@ -1,5 +1,5 @@
-// Which of several stores a call goes to. All serve the same sessions (one PostgreSQL, one S3), so any will do: a client
-// stays with its own, leaves it when it fails, and comes back when it answers again.
+// Which of several stores a call goes to. All serve the same sessions (one PostgreSQL, one S3), so any will do: a
+// client stays with its own, leaves it when it fails, and comes back when it answers again.
 #pragma once
 
 #include <cstddef>

@@ -2,9 +2,9 @@
 // are many (record_files.h). Laws: records/record_store.h.
 //
 // Rows, in two families under the key SNAPSHOT 0 LAYER: kRecordInfos has length, CRC32C, time and, of a large record,
-// where it begins in the file, so that checking and sweeping read no states; kRecords has the bytes of a small one. Both
-// are written in one batch, so neither is there without the other. The row of a large one is written behind its bytes,
-// and made durable behind them.
+// where it begins in the file, so that checking and sweeping read no states; kRecords has the bytes of a small one.
+// Both are written in one batch, so neither is there without the other. The row of a large one is written behind its
+// bytes, and made durable behind them.
 #pragma once
 
 #include <atomic>
