@@ -83,10 +83,28 @@ absl::Status ModelLane::Save(const v1::SaveSnapshot& save) {
   return absl::OkStatus();
 }
 
+void ModelLane::AddStopped(const worker::OwnSteps::Stopped& stopped, std::vector<Answer>* answers) {
+  for (const v1::SequenceStopped& one : stopped) {
+    *answers->emplace_back(Answer{0, {}}).response.mutable_stopped() = one;
+  }
+}
+
+std::vector<ModelLane::Answer> ModelLane::DoStep(const v1::Step& step) {
+  own_steps_.OnStep(step);
+  v1::StepResult result;
+  result.set_step_id(step.step_id());
+  for (const v1::StepEntry& entry : step.entries()) *result.add_entries() = Compute(entry);
+  std::vector<Answer> answers;
+  *answers.emplace_back(Answer{stages_ - 1, {}}).response.mutable_step() = result;
+  AddStopped(own_steps_.OnResult(result), &answers);
+  return answers;
+}
+
 std::vector<ModelLane::Answer> ModelLane::Do(const v1::ExecuteRequest& request) {
   std::vector<Answer> answers;
   if (request.has_attach()) {
     const absl::Status status = Attach(request.attach());
+    if (status.ok()) own_steps_.OnAttach(request.attach());
     for (int stage = 0; stage < stages_; ++stage) {
       v1::SequenceAttached& attached = *answers.emplace_back(Answer{stage, {}}).response.mutable_attached();
       attached.set_slot(request.attach().slot());
@@ -94,9 +112,9 @@ std::vector<ModelLane::Answer> ModelLane::Do(const v1::ExecuteRequest& request) 
       *attached.mutable_status() = common::ToStatusProto(status);
     }
   } else if (request.has_step()) {
-    v1::StepResult& step = *answers.emplace_back(Answer{stages_ - 1, {}}).response.mutable_step();
-    step.set_step_id(request.step().step_id());
-    for (const v1::StepEntry& entry : request.step().entries()) *step.add_entries() = Compute(entry);
+    answers = DoStep(request.step());
+  } else if (request.has_go_on()) {
+    AddStopped(own_steps_.OnGoOn(request.go_on()), &answers);
   } else if (request.has_save()) {
     const absl::Status status = Save(request.save());
     for (int stage = 0; stage < stages_; ++stage) {
@@ -110,6 +128,7 @@ std::vector<ModelLane::Answer> ModelLane::Do(const v1::ExecuteRequest& request) 
       record.set_bytes(8);
     }
   } else if (request.has_release()) {
+    own_steps_.OnRelease(request.release());
     Slot& slot = slots_.at(request.release().slot());
     if (slot.sequence == request.release().sequence()) slot.held = false;
   }

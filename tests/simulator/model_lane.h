@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "rwkv/v1/worker.pb.h"
+#include "services/worker/engine/own_steps.h"
 #include "tests/simulator/model_store.h"
 
 namespace rwkv::simulator {
@@ -39,6 +40,9 @@ class ModelLane {
 
   // Carries out a command; answers in their order.
   std::vector<Answer> Do(const v1::ExecuteRequest& request);
+  // Sequences decode by themselves: of one stage.
+  bool HasOwnStep() const { return own_steps_.ready(); }
+  std::vector<Answer> DoOwnStep() { return DoStep(own_steps_.Next(kMaxRows)); }
 
  private:
   struct Slot {
@@ -49,6 +53,10 @@ class ModelLane {
     v1::Sampling sampling;
   };
 
+  static constexpr int kMaxRows = 8;
+
+  std::vector<Answer> DoStep(const v1::Step& step);
+  static void AddStopped(const worker::OwnSteps::Stopped& stopped, std::vector<Answer>* answers);
   absl::Status Attach(const v1::AttachSequence& attach);
   v1::EntryResult Compute(const v1::StepEntry& entry);
   absl::Status Save(const v1::SaveSnapshot& save);
@@ -60,6 +68,7 @@ class ModelLane {
   ModelStore* const store_;
   const Broken broken_;
   const std::function<bool()> loses_;
+  worker::OwnSteps own_steps_;
 };
 
 }  // namespace rwkv::simulator

@@ -21,7 +21,6 @@ template <typename Response>
 absl::StatusOr<Response> ModelStore::Call(const std::function<absl::StatusOr<Response>()>& change) {
   const Fate fate = fate_ ? fate_() : Fate::kAnswered;
   if (fate == Fate::kNeverCame) return absl::UnavailableError("the call never came");
-  if (before_change_) before_change_();
   absl::StatusOr<Response> response = change();
   if (fate == Fate::kAnswerLost) return absl::UnavailableError("the answer is lost");
   return response;
@@ -37,6 +36,7 @@ void ModelStore::LoseStates(const std::function<bool()>& chosen) {
 }
 
 absl::StatusOr<ModelStore::SessionRow*> ModelStore::Owned(const v1::Lease& lease) {
+  if (before_fence_) before_fence_();
   const auto it = sessions_.find(lease.session_id());
   if (it == sessions_.end()) return absl::NotFoundError(absl::StrCat("no session ", lease.session_id()));
   // A lease that has run out is good until another takes over: the token alone fences.

@@ -32,8 +32,8 @@ class ModelStore final : public state_store::CatalogClient {
   // Asked once for each call. Empty: all are answered.
   void SetFate(std::function<Fate()> fate) { fate_ = std::move(fate); }
 
-  // Called before each change; may take its time.
-  void SetBeforeChange(std::function<void()> before_change) { before_change_ = std::move(before_change); }
+  // Called when something is about to be changed under a lease, and may take its time.
+  void SetBeforeFence(std::function<void()> before_fence) { before_fence_ = std::move(before_fence); }
 
   void SetBroken(const Broken& broken) { broken_ = broken; }
 
@@ -90,7 +90,7 @@ class ModelStore final : public state_store::CatalogClient {
 
   common::Clock* const clock_;
   std::function<Fate()> fate_;
-  std::function<void()> before_change_;
+  std::function<void()> before_fence_;
   Broken broken_;
   std::map<std::string, SessionRow> sessions_;
   std::map<std::string, uint64_t> states_;

@@ -128,11 +128,29 @@ void SimRouter::Compute(uint64_t epoch, const std::shared_ptr<const v1::ExecuteR
     lane.stuck.push_back(command);
     return;
   }
-  for (ModelLane::Answer& answer : lane.model->Do(*command)) {
+  Answer(epoch, lane.model->Do(*command));
+  GoOn(epoch);
+}
+
+void SimRouter::Answer(uint64_t epoch, std::vector<ModelLane::Answer> answers) {
+  for (ModelLane::Answer& answer : answers) {
     // Answers of one stage keep their order: all take the same time.
     Deliver(absl::Microseconds(300),
             [this, epoch, answer = std::move(answer)] { core->Handle(epoch, answer.stage, answer.response); });
   }
+}
+
+void SimRouter::GoOn(uint64_t epoch) {
+  SimLane& lane = lanes.at(epoch);
+  if (!lane.model->HasOwnStep() || std::exchange(lane.own_step_comes, true)) return;
+  cluster_->time.After(absl::Milliseconds(1), [this, life = life_, epoch] {
+    const auto it = lanes.find(epoch);
+    if (life != life_ || it == lanes.end() || it->second.over) return;
+    it->second.own_step_comes = false;
+    if (IsStuck(it->second) || !it->second.model->HasOwnStep()) return;  // Thawed() tries again.
+    Answer(epoch, it->second.model->DoOwnStep());
+    GoOn(epoch);
+  });
 }
 
 void SimRouter::Thawed(const std::string& epoch_name) {
@@ -141,6 +159,7 @@ void SimRouter::Thawed(const std::string& epoch_name) {
     std::deque<std::shared_ptr<const v1::ExecuteRequest>> stuck;
     stuck.swap(lane.stuck);
     for (const auto& command : stuck) Compute(epoch, command);
+    GoOn(epoch);
   }
 }
 

@@ -106,7 +106,7 @@ Cluster::Cluster(const Options& options) : options(options), metrics(Metrics()),
     }
     return ModelStore::Fate::kAnswered;
   });
-  store.SetBeforeChange([this] { HoldCall(); });
+  store.SetBeforeFence([this] { HoldCall(); });
 }
 
 void Cluster::HoldCall() {

@@ -24,7 +24,7 @@ struct Fault {
     kSlowClient,   // A client takes nothing.
     kJumpClock,    // A router's clock jumps.
     kDrainWorker,
-    kStickCall,   // A router's next call to the store comes late; whoever makes it waits, all else goes on.
+    kStickCall,   // A router's next write to the store comes late; whoever makes it waits, all else goes on.
     kGiveUp,      // A client leaves its turn, and goes on with the next.
     kLoseChunks,  // Lanes say that they computed a part of a prompt, and did not.
   };

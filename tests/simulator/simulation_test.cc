@@ -78,7 +78,7 @@ TEST(SimulationTest, EveryBrokenPartIsFound) {
   };
   for (const BrokenCase& one : cases) {
     std::string violation;
-    for (uint64_t seed = 1; seed <= 3000 && violation.empty(); ++seed) {
+    for (uint64_t seed = 1; seed <= 20000 && violation.empty(); ++seed) {
       Options options = Seed(seed);
       options.broken = one.broken;
       violation = Simulate(options).violation;

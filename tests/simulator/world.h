@@ -77,6 +77,7 @@ struct SimLane {
   int turns = 0;
   absl::Time busy_until;
   std::deque<std::shared_ptr<const v1::ExecuteRequest>> stuck;  // Commands while a worker is frozen.
+  bool own_step_comes = false;
 };
 
 // One router process; lives through several lives.
@@ -129,6 +130,9 @@ class SimRouter final : public router::World {
   void PollOn();
   void Open(const std::vector<int>& chain, const std::string& kind);
   void Compute(uint64_t epoch, const std::shared_ptr<const v1::ExecuteRequest>& command);
+  void Answer(uint64_t epoch, std::vector<ModelLane::Answer> answers);
+  // The lane's next step of its own, if there is one, a little later.
+  void GoOn(uint64_t epoch);
   bool IsStuck(const SimLane& lane) const;
 
   Cluster* const cluster_;
@@ -194,6 +198,7 @@ class SimClient {
   const int tokens_;
   const std::string session_;
   int turn_ = 0;
+  bool gave_up_ = false;  // Some turn, which may still come.
   std::vector<uint32_t> received_;
   std::map<int, std::vector<uint32_t>> told_;    // Turns that ended, and what they answered.
   std::vector<std::vector<uint32_t>> expected_;  // By family; empty: ruled out.

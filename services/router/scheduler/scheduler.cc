@@ -94,6 +94,23 @@ void Scheduler::Unfeed(SequenceId id) {
   if (it != sequences_.end()) Change(it->second, [&] { it->second.pending = 0; });
 }
 
+void Scheduler::GoOn(SequenceId id, uint64_t until) {
+  const auto it = sequences_.find(id);
+  if (it == sequences_.end() || !it->second.attached) return;
+  it->second.position = until;
+  commands_.push_back(GoOnCommand{it->second.slot, id, until});
+}
+
+void Scheduler::Halt(SequenceId id) {
+  const auto it = sequences_.find(id);
+  if (it != sequences_.end() && it->second.attached) commands_.push_back(GoOnCommand{it->second.slot, id, 0});
+}
+
+void Scheduler::MoveTo(SequenceId id, uint64_t position) {
+  const auto it = sequences_.find(id);
+  if (it != sequences_.end()) it->second.position = position;
+}
+
 absl::optional<uint64_t> Scheduler::Save(SequenceId id) {
   const auto it = sequences_.find(id);
   if (it == sequences_.end() || !it->second.attached) return absl::nullopt;

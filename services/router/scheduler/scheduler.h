@@ -70,7 +70,14 @@ struct ReleaseCommand {
   SequenceId sequence = 0;
 };
 
-using Command = std::variant<AttachCommand, StepCommand, SaveCommand, ReleaseCommand>;
+// The sequence decodes by itself until its slot has seen `until` tokens; 0: it stops, and says where.
+struct GoOnCommand {
+  int slot = 0;
+  SequenceId sequence = 0;
+  uint64_t until = 0;
+};
+
+using Command = std::variant<AttachCommand, StepCommand, SaveCommand, ReleaseCommand, GoOnCommand>;
 
 // Not thread-safe. An event for a sequence that is not (or no longer) there is ignored: results of a cancelled sequence
 // keep coming for a while.
@@ -116,6 +123,12 @@ class Scheduler {
 
   // What it has left to feed is dropped; the position that the commands so far lead to stays.
   void Unfeed(SequenceId id);
+
+  // The worker feeds what it draws by itself. GoOn() and Halt() emit the command; MoveTo() says where it will be, or is,
+  // without one. Nothing else may be asked for that sequence until it is there.
+  void GoOn(SequenceId id, uint64_t until);
+  void Halt(SequenceId id);
+  void MoveTo(SequenceId id, uint64_t position);
 
   // Emits a SaveCommand at the position that the commands so far lead to; returns that position. Unset: not attached.
   absl::optional<uint64_t> Save(SequenceId id);

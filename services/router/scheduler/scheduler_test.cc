@@ -348,6 +348,30 @@ TEST(SchedulerTest, UnfeedDropsWhatWasNotPlanned) {
   scheduler.Unfeed(7);  // Nobody.
 }
 
+TEST(SchedulerTest, WhoGoesOnByItselfIsWhereItWasSaidToBe) {
+  Scheduler scheduler(Options(1, 2, 32));
+  Start(scheduler, 1, 10);
+  scheduler.GoOn(1, 50);
+  scheduler.Halt(1);
+  const std::vector<GoOnCommand> commands = Of<GoOnCommand>(scheduler.Plan());
+  ASSERT_THAT(commands, SizeIs(2));
+  EXPECT_EQ(commands[0].sequence, 1);
+  EXPECT_EQ(commands[0].until, 50);
+  EXPECT_EQ(commands[1].until, 0);
+  EXPECT_EQ(scheduler.Save(1), 50);
+  scheduler.MoveTo(1, 30);
+  EXPECT_EQ(scheduler.Save(1), 30);
+  const std::vector<SaveCommand> saves = Of<SaveCommand>(scheduler.Plan());
+  ASSERT_THAT(saves, SizeIs(2));
+  EXPECT_EQ(saves[0].position, 50);
+  EXPECT_EQ(saves[1].position, 30);
+  EXPECT_EQ(scheduler.Retire(1, "s", "b"), 30);
+  scheduler.GoOn(7, 50);  // Nobody.
+  scheduler.Halt(7);
+  scheduler.MoveTo(7, 50);
+  EXPECT_THAT(scheduler.Plan(), IsEmpty());
+}
+
 TEST(SchedulerTest, AdmissionIsBounded) {
   Scheduler::Options options = Options(1, 2, 8);
   options.max_sequences = 3;

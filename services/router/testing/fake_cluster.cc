@@ -126,7 +126,8 @@ std::unique_ptr<TurnManager> FakeCluster::MakeRouter(TurnManager::Options router
 void FakeCluster::RestartRouter() {
   StopRouter();
   router_ = MakeRouter(router_options_);
-  EXPECT_TRUE(WaitUntil([this] { return router_->fleet().state().serving && router_->model() != nullptr; }));
+  EXPECT_TRUE(WaitUntil(
+      [this] { return router_->fleet().state().serving && !router_->Lanes(absl::Now() + kTestLimit).empty(); }));
 }
 
 FakeCluster::Call FakeCluster::Start(TurnManager& router, const v1::GenerateRequest& request) {

@@ -35,6 +35,9 @@ class Answer {
   const std::vector<uint32_t>& ids() const { return ids_; }
   const std::vector<float>& logprobs() const { return logprobs_; }
 
+  // Ascending.
+  const std::vector<uint32_t>& stop_token_ids() const { return stop_token_ids_; }
+
   bool finished() const { return reason_ != v1::FINISH_REASON_UNSPECIFIED; }
   v1::FinishReason reason() const { return reason_; }
   absl::optional<uint32_t> stop_token_id() const { return stop_token_id_; }

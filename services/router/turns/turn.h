@@ -126,15 +126,17 @@ struct Turn {
   std::vector<uint32_t> tail;                      // The log's tokens [attach_position, begin), until they are fed.
   bool tail_pending = false;                       // Being read.
   uint64_t fed_end = 0;                            // The scheduler was given everything before this position.
-  uint64_t planned_end = 0;                        // Everything before this position is in commands.
-  uint64_t done_end = 0;                           // Everything before this position has come back.
-  uint64_t saved_position = 0;                     // Of the last snapshot asked for, or attached from.
-  int saves = 0;                                   // Snapshots asked for and not yet there, or failed.
-  bool attached_once = false;                      // What was reused is known.
-  absl::Time slot_since;                           // When it got the slot it has.
-  uint64_t progress_at_slot = 0;                   // How far it had come by then.
-  bool yielding = false;                           // Gives its slot away as soon as nothing of it is in flight.
-  v1::SnapshotManifest own_snapshot;               // Without a session: its last one. No catalog knows of it.
+  uint64_t planned_end = 0;           // Everything before this position is in commands, or decoded without.
+  bool goes_on = false;               // Its worker has the token drawn last, and decodes up to planned_end.
+  bool halting = false;               // It was told to stop, and did not say yet where.
+  uint64_t done_end = 0;              // Everything before this position has come back.
+  uint64_t saved_position = 0;        // Of the last snapshot asked for, or attached from.
+  int saves = 0;                      // Snapshots asked for and not yet there, or failed.
+  bool attached_once = false;         // What was reused is known.
+  absl::Time slot_since;              // When it got the slot it has.
+  uint64_t progress_at_slot = 0;      // How far it had come by then.
+  bool yielding = false;              // Gives its slot away as soon as nothing of it is in flight.
+  v1::SnapshotManifest own_snapshot;  // Without a session: its last one. No catalog knows of it.
 
   // Results.
   std::vector<float> scores;     // kDocument: those that are not sent yet.
@@ -170,6 +172,8 @@ struct Turn {
     return position + 1 < prompt.size() ? prompt[position + 1] : last_target;
   }
   uint64_t FeedEnd() const { return WantsToken() ? KnownEnd() : StateEnd(); }
+  // Its worker may be at any position from done_end to planned_end.
+  bool Going() const { return goes_on && done_end < planned_end; }
   // The token after the last known one is wanted.
   bool WantsToken() const {
     return kind == Kind::kGenerate && !stopped && answer.has_value() && !answer->finished() && spec.max_tokens() > 0;

@@ -316,7 +316,10 @@ void TurnCore::Abandon(Turn& turn) {
     case Phase::kAttaching:
       return RemoveSequence(turn);
     case Phase::kRunning:
-      return turn.HasLog() && !turn.abandoned ? SaveAndRetire(turn) : RemoveSequence(turn);
+      if (!turn.HasLog() || turn.abandoned) return RemoveSequence(turn);
+      if (!turn.Going()) return SaveAndRetire(turn);
+      turn.yielding = false;
+      return Halt(turn);  // Retired once it is known where its slot is.
     case Phase::kComputed:
       return;
   }

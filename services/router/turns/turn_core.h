@@ -8,6 +8,7 @@
 //   turn_core_lanes.cc      lanes come and go
 //   turn_core_pipeline.cc   giving a turn its slot
 //   turn_core_steps.cc      feeding, results
+//   turn_core_go_on.cc      sequences that decode without being asked for each token
 //   turn_core_kinds.cc      what each kind of call does next
 // What can be told apart has its own type: log_writer (group commit), placement (lanes, and which of them a turn runs
 // on), ../scheduler (what runs in a lane's next steps), turn_opening, patience, fair_slots.
@@ -205,6 +206,19 @@ class TurnCore {
   void FillStep(const StepCommand& command, v1::Step* step);
   void FillAttach(const AttachCommand& command, v1::AttachSequence* attach);
 
+  // --- turn_core_go_on.cc
+  // Whether its worker may feed what it draws by itself, and up to which position, the commands so far included.
+  bool MayGoOn(const Turn& turn) const;
+  uint64_t GoOnLimit(const Turn& turn) const;
+  // With the entry that draws its first token here.
+  void BeginGoingOn(Turn& turn, v1::StepEntry* entry);
+  void AdvanceGoing(Turn& turn, bool idle);
+  // It stops within two steps, and OnStopped() follows.
+  void Halt(Turn& turn);
+  void OnStopped(const v1::SequenceStopped& stopped);
+  // The worker goes no further than what has come back.
+  void StandStill(Turn& turn);
+
   // --- turn_core_kinds.cc
   // What a running sequence does next; `idle`: all that it was fed has come back, as for those without it.
   void Advance(Turn& turn);
@@ -215,6 +229,8 @@ class TurnCore {
   void AdvanceEmbed(Turn& turn);
   void AdvanceExport(Turn& turn);
   bool Lagging(const Turn& turn) const;
+  // A snapshot on the way would not be one too many.
+  bool MaySave(const Turn& turn) const;
 
   const Options options_;
   World* const world_;

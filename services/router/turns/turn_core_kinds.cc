@@ -54,21 +54,23 @@ void TurnCore::AdvanceGenerate(Turn& turn, bool idle) {
     turn.answer->Finish(v1::FINISH_REASON_LENGTH, absl::nullopt, "");
     if (!turn.HasLog()) metrics_->CountFinish(v1::FINISH_REASON_LENGTH);
   }
-  if (turn.decided()) {
-    if (!turn.HasLog()) return RemoveSequence(turn);
+  if (turn.decided() || turn.stopped) {
+    if (!turn.HasLog() || turn.abandoned) return RemoveSequence(turn);
     if (idle) SaveAndRetire(turn);
     return;
   }
+  if (turn.goes_on) return AdvanceGoing(turn, idle);
   if (turn.fed_end < turn.FeedEnd() && !turn.tail_pending && !Lagging(turn)) {
     turn.lane->scheduler.Feed(turn.sequence, static_cast<int64_t>(turn.FeedEnd() - turn.fed_end),
                               Scheduler::FeedKind::kDecode);
     turn.fed_end = turn.FeedEnd();
     return;
   }
-  if (turn.HasLog() && turn.saves == 0 && turn.planned_end >= turn.saved_position + options_.snapshot_interval_tokens &&
-      saves_.size() < kSavesPerSlot * placement_.TotalSlots()) {
-    Save(turn);
-  }
+  if (MaySave(turn) && turn.planned_end >= turn.saved_position + options_.snapshot_interval_tokens) Save(turn);
+}
+
+bool TurnCore::MaySave(const Turn& turn) const {
+  return turn.HasLog() && turn.saves == 0 && saves_.size() < kSavesPerSlot * placement_.TotalSlots();
 }
 
 void TurnCore::AdvanceScore(Turn& turn) {

@@ -35,6 +35,8 @@ void TurnCore::Handle(uint64_t epoch, int stage, const v1::ExecuteResponse& resp
       return OnStep(lane, response.step());
     case v1::ExecuteResponse::kSaved:
       return OnSaved(response.saved());
+    case v1::ExecuteResponse::kStopped:
+      return OnStopped(response.stopped());
     case v1::ExecuteResponse::kOpened:
     case v1::ExecuteResponse::RESULT_NOT_SET:
       world_->EndEpoch(epoch, absl::InternalError(absl::StrCat("stage ", stage, " sent an answer to nothing")));
@@ -194,6 +196,8 @@ void TurnCore::BeginAttach(const TurnPtr& turn, TurnLane& lane, SequenceId seque
   turn->fed_end = position;
   turn->planned_end = position;
   turn->done_end = position;
+  turn->goes_on = false;
+  turn->halting = false;
   turn->saved_position = position;
   turn->attach_since = absl::InfiniteFuture();  // Until there is a slot.
   turn->scores.clear();

@@ -45,6 +45,10 @@ void TurnCore::OnStep(TurnLane& lane, const v1::StepResult& result) {
 void TurnCore::OnEntry(Turn& turn, const v1::EntryResult& result) {
   const absl::Status status = common::FromStatusProto(result.status());
   if (!status.ok()) return OnEntryFailed(turn, status);
+  if (result.position() > turn.planned_end) {
+    return OnEntryFailed(turn, absl::InternalError(absl::StrCat("a slot is at position ", result.position(),
+                                                                " and was sent to ", turn.planned_end)));
+  }
   turn.done_end = result.position();
   turn.patience.Came(turn.done_end);
   turn.scores.insert(turn.scores.end(), result.scores().begin(), result.scores().end());
@@ -52,7 +56,9 @@ void TurnCore::OnEntry(Turn& turn, const v1::EntryResult& result) {
     turn.embedding = EmbeddingBytes(turn.embed.source(), result);
   }
   if (!result.has_token_id()) return;
-  if (!turn.WantsToken() || result.position() != turn.KnownEnd()) {
+  // Of one that was told to stop: it counts all the same, since its slot has seen it.
+  const bool wanted = turn.WantsToken() || (turn.stopped && turn.goes_on && !turn.decided());
+  if (!wanted || result.position() != turn.KnownEnd()) {
     return OnEntryFailed(turn, absl::InternalError(absl::StrCat("a token for position ", result.position(),
                                                                 " came while ", turn.KnownEnd(), " are known")));
   }
@@ -65,6 +71,9 @@ void TurnCore::OnEntry(Turn& turn, const v1::EntryResult& result) {
   metrics_->generated_tokens.Increment();
   ++tokens_drawn_;
   turn.answer->Push(result.token_id(), result.logprob(), {result.top_logprobs().begin(), result.top_logprobs().end()});
+  if (turn.answer->finished() && turn.Going() && turn.answer->reason() == v1::FINISH_REASON_STOP_TOKEN) {
+    StandStill(turn);  // Its worker saw the stop token, too.
+  }
   if (turn.answer->finished() && !turn.HasLog()) metrics_->CountFinish(turn.answer->reason());
 }
 
@@ -125,6 +134,10 @@ void TurnCore::FillAttach(const AttachCommand& command, v1::AttachSequence* atta
   if (turn.spec.sampling().penalize_prompt()) {
     attach->mutable_turn_token_ids()->Add(turn.prompt.begin(), turn.prompt.end());
   }
+  if (turn.kind == Kind::kGenerate) {
+    const std::vector<uint32_t>& stops = turn.answer->stop_token_ids();
+    attach->mutable_stop_token_ids()->Add(stops.begin(), stops.end());
+  }
   if (turn.answer.has_value()) {
     attach->mutable_turn_token_ids()->Add(turn.answer->ids().begin(), turn.answer->ids().end());
   }
@@ -151,6 +164,7 @@ void TurnCore::FillStep(const StepCommand& command, v1::Step* step) {
     entry.set_logits(turn.kind == Kind::kLogits && planned.position >= turn.logits_received);
     if (turn.kind == Kind::kEmbed) AskForEmbedding(turn.embed.source(), end == turn.KnownEnd(), &entry);
     turn.planned_end = end;
+    if (entry.sample() && MayGoOn(turn)) BeginGoingOn(turn, &entry);
     if (end >= turn.begin && !turn.tail.empty()) std::vector<uint32_t>().swap(turn.tail);
     if (!turn.first_rows.has_value()) {
       turn.first_rows = Now();
@@ -162,7 +176,6 @@ void TurnCore::FillStep(const StepCommand& command, v1::Step* step) {
 }
 
 void TurnCore::SendCommands(TurnLane& lane) {
-  if (lane.scheduler.steps_in_flight() == 0) lane.last_progress = Now();
   for (const Command& planned : lane.scheduler.Plan()) {
     auto command = std::make_shared<v1::ExecuteRequest>();
     if (const auto* attach = std::get_if<AttachCommand>(&planned)) {
@@ -180,6 +193,10 @@ void TurnCore::SendCommands(TurnLane& lane) {
     } else if (const auto* release = std::get_if<ReleaseCommand>(&planned)) {
       command->mutable_release()->set_slot(release->slot);
       command->mutable_release()->set_sequence(release->sequence);
+    } else if (const auto* go_on = std::get_if<GoOnCommand>(&planned)) {
+      command->mutable_go_on()->set_slot(go_on->slot);
+      command->mutable_go_on()->set_sequence(go_on->sequence);
+      command->mutable_go_on()->set_until(go_on->until);
     }
     // Not sent: the epoch is over, and EpochDown is on its way.
     if (!world_->Send(lane.epoch, std::move(command))) return;

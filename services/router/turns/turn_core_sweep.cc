@@ -1,6 +1,7 @@
 // What the loop does after each batch of events: what a turn may do next follows from what it is.
 #include <algorithm>
 #include <map>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -158,6 +159,7 @@ bool TurnCore::CanYield(const Turn& turn) {
 
 void TurnCore::BeginYield(Turn& turn) {
   turn.yielding = true;
+  if (turn.Going()) return Halt(turn);
   turn.lane->scheduler.Unfeed(turn.sequence);
   turn.fed_end = turn.planned_end;
 }
@@ -175,8 +177,14 @@ void TurnCore::SweepDrain() {
 
 void TurnCore::Watch() {
   const absl::Time now = Now();
+  std::set<const TurnLane*> going;
+  for (const auto& [sequence, turn] : by_sequence_) {
+    if (turn->Going()) going.insert(turn->lane);
+  }
   for (auto& [epoch, lane] : placement_.lanes()) {
-    if (lane->scheduler.steps_in_flight() == 0 || now - lane->last_progress <= options_.progress_timeout) continue;
+    const bool is_idle = lane->scheduler.steps_in_flight() == 0 && going.count(lane.get()) == 0;
+    if (is_idle) lane->last_progress = now;
+    if (is_idle || now - lane->last_progress <= options_.progress_timeout) continue;
     world_->EndEpoch(epoch, absl::UnavailableError(absl::StrCat("no step came back for ",
                                                                 absl::FormatDuration(options_.progress_timeout), "; ",
                                                                 lane->scheduler.steps_in_flight(), " are in flight")));

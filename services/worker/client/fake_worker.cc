@@ -13,6 +13,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "services/worker/engine/own_steps.h"
 
 namespace rwkv::worker {
 namespace {
@@ -349,6 +350,7 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
   bool IsLast(int stage) const { return stage + 1 == options_.stage_count; }
 
   void Clear(Stage& stage) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    own_steps_ = OwnSteps();
     stage.driver = nullptr;
     for (Slot& slot : stage.slots) slot = Slot();
     stage.refusals.clear();
@@ -411,6 +413,7 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
       for (int i = 0; i < options_.stage_count; ++i) {
         while (RunOne(i)) progress = true;
       }
+      if (RunOwnStep()) progress = true;
     }
   }
 
@@ -465,16 +468,37 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
         Save(index, command.save());
         break;
       case v1::ExecuteRequest::kRelease:
+        own_steps_.OnRelease(command.release());
         Release(index, command.release());
+        break;
+      case v1::ExecuteRequest::kGoOn:
+        SendStopped(own_steps_.OnGoOn(command.go_on()));
         break;
       case v1::ExecuteRequest::kOpen:
       case v1::ExecuteRequest::COMMAND_NOT_SET: {
         const std::shared_ptr<Stream> driver = stage.driver;
-        EndEpochOf(driver, absl::InvalidArgumentError("a command that is not attach, step, save or release"));
+        EndEpochOf(driver, absl::InvalidArgumentError("a command that is not attach, step, save, release or go on"));
         return false;
       }
     }
     return true;
+  }
+
+  // Of sequences that decode by themselves, in a pipeline of one stage.
+  bool RunOwnStep() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    const Stage& stage = stages_[0];
+    if (options_.stage_count > 1 || stage.driver == nullptr || stage.frozen || !own_steps_.ready()) return false;
+    if (paused_ && allowed_steps_ == 0) return false;
+    if (paused_) --allowed_steps_;
+    Step(0, own_steps_.Next(options_.max_batch_tokens));
+    ++stats_.own_steps;
+    return true;
+  }
+
+  void SendStopped(const OwnSteps::Stopped& stopped) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    for (const v1::SequenceStopped& one : stopped) {
+      *stages_[0].driver->responses.emplace_back().mutable_stopped() = one;
+    }
   }
 
   absl::Status CheckSlot(const Stage& stage, int slot, uint64_t sequence, uint64_t position) const
@@ -495,6 +519,7 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
 
   void Attach(int index, const v1::AttachSequence& attach) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     const absl::Status status = failing_attaches_.Take() ? failing_attaches_.status : DoAttach(index, attach);
+    if (status.ok()) own_steps_.OnAttach(attach);
     v1::SequenceAttached* attached = stages_[index].driver->responses.emplace_back().mutable_attached();
     attached->set_slot(attach.slot());
     attached->set_sequence(attach.sequence());
@@ -594,17 +619,21 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
     return absl::OkStatus();
   }
 
+  // Without an id: an own one.
   void Step(int index, const v1::Step& step) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     Stage& stage = stages_[index];
     Stream& stream = *stage.driver;
     int rows = 0;
     for (const v1::StepEntry& entry : step.entries()) rows += entry.token_ids_size();
-    if (step.step_id() != stream.steps_done + 1 || rows > options_.max_batch_tokens || step.entries_size() == 0) {
+    const bool is_own = step.step_id() == 0;
+    if ((!is_own && step.step_id() != stream.steps_done + 1) || rows > options_.max_batch_tokens ||
+        step.entries_size() == 0) {
       const std::shared_ptr<Stream> driver = stage.driver;
       return EndEpochOf(driver, absl::InvalidArgumentError(absl::StrCat("step ", step.step_id(), " with ", rows,
                                                                         " rows after step ", stream.steps_done)));
     }
-    ++stream.steps_done;
+    if (!is_own) ++stream.steps_done;
+    if (options_.stage_count == 1) own_steps_.OnStep(step);
     absl::flat_hash_map<int, absl::Status> refusals;
     if (index > 0) refusals = std::move(stages_[index - 1].refusals);
     v1::StepResult result;
@@ -669,7 +698,8 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
     stats_.refused_entries += refusals.size();
     stats_.max_rows_in_step = std::max(stats_.max_rows_in_step, rows);
     stats_.max_entries_in_step = std::max(stats_.max_entries_in_step, step.entries_size());
-    *stream.responses.emplace_back().mutable_step() = std::move(result);
+    *stream.responses.emplace_back().mutable_step() = result;
+    if (options_.stage_count == 1) SendStopped(own_steps_.OnResult(result));
   }
 
   void Save(int index, const v1::SaveSnapshot& save) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
@@ -730,6 +760,7 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
   bool attaches_held_ ABSL_GUARDED_BY(mu_) = false;
   bool saves_held_ ABSL_GUARDED_BY(mu_) = false;
   std::vector<Stage> stages_ ABSL_GUARDED_BY(mu_);
+  OwnSteps own_steps_ ABSL_GUARDED_BY(mu_);
   absl::flat_hash_map<std::pair<std::string, int>, std::string> records_ ABSL_GUARDED_BY(mu_);
   std::vector<std::string> lost_snapshots_ ABSL_GUARDED_BY(mu_);
   bool paused_ ABSL_GUARDED_BY(mu_) = false;

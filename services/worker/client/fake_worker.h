@@ -112,6 +112,7 @@ class FakePipeline {
   struct Stats {
     int64_t epochs = 0;           // Opened on every stage.
     int64_t steps = 0;            // Finished on the last stage, over all epochs.
+    int64_t own_steps = 0;        // Of those: the worker's own.
     int64_t rows = 0;             // Of those.
     int64_t entries = 0;          // Of those.
     int64_t refused_entries = 0;  // Of those.

@@ -251,15 +251,22 @@ void StageRunner::RunEpoch(const std::shared_ptr<Epoch>& epoch) {
     epoch->End(status);
     LoseDevice(status);
   }
+  router_steps_ = engine_steps_ = 0;
+  own_steps_ = OwnSteps();
   OpenEpoch(*epoch);
   for (;;) {
     while (engine_->pending_steps() > 0 && engine_->IsOldestDone() && !epoch->ended()) FinishStep(epoch);
     const bool is_pending = engine_->pending_steps() > 0;
+    const bool has_own_step = own_steps_.ready();
     Epoch::Work work;
-    if (epoch->Pop(!is_pending, &work)) {
+    if (has_own_step && own_step_is_due_ && !epoch->ended()) {
+      BeginOwnStep(epoch);
+    } else if (epoch->Pop(!is_pending && !has_own_step, &work)) {
       Handle(epoch, std::move(work));
     } else if (epoch->ended()) {
       break;
+    } else if (has_own_step) {
+      BeginOwnStep(epoch);
     } else if (is_pending) {
       FinishStep(epoch);
     }
@@ -287,15 +294,19 @@ void StageRunner::Handle(const std::shared_ptr<Epoch>& epoch, Epoch::Work work) 
     case v1::ExecuteRequest::kSave:
       return Save(epoch, work.command.save());
     case v1::ExecuteRequest::kRelease:
+      own_steps_.OnRelease(work.command.release());
       return engine_->Release(work.command.release());
+    case v1::ExecuteRequest::kGoOn:
+      return GoOn(epoch, work.command.go_on());
     case v1::ExecuteRequest::kOpen:
     case v1::ExecuteRequest::COMMAND_NOT_SET:
-      return epoch->End(absl::InvalidArgumentError("a command that is not attach, step, save or release"));
+      return epoch->End(absl::InvalidArgumentError("a command that is not attach, step, save, release or go on"));
   }
 }
 
 void StageRunner::Attach(const std::shared_ptr<Epoch>& epoch, const v1::AttachSequence& attach) {
   absl::Status status = engine_->Attach(attach);
+  if (status.ok()) own_steps_.OnAttach(attach);
   if (status.ok() && attach.has_snapshot()) {
     if (epoch->store_ == nullptr) {
       status = absl::FailedPreconditionError("the epoch has no state store");
@@ -350,10 +361,44 @@ void StageRunner::BeginStep(const std::shared_ptr<Epoch>& epoch, v1::Step step) 
     }
   }
   if (epoch->ended()) return;
+  const uint64_t step_id = step.step_id();
+  if (step_id != router_steps_ + 1) {
+    return epoch->End(absl::InvalidArgumentError(absl::StrCat("step ", step_id, " after step ", router_steps_)));
+  }
+  router_steps_ = step_id;
+  own_step_is_due_ = true;
+  EnqueueStep(epoch, step_id, std::move(step), input);
+}
+
+void StageRunner::BeginOwnStep(const std::shared_ptr<Epoch>& epoch) {
+  own_step_is_due_ = false;
+  if (engine_->pending_steps() == kMaxPendingSteps) FinishStep(epoch);
+  if (epoch->ended() || !own_steps_.ready()) return;
+  EnqueueStep(epoch, 0, own_steps_.Next(engine_->options().max_batch_tokens), nullptr);
+}
+
+void StageRunner::GoOn(const std::shared_ptr<Epoch>& epoch, const v1::GoOn& go_on) {
+  if (!engine_->is_first() || !engine_->is_last()) {
+    return epoch->End(absl::InvalidArgumentError("go on: of several stages none has the token drawn last"));
+  }
+  SendStopped(*epoch, own_steps_.OnGoOn(go_on));
+}
+
+void StageRunner::SendStopped(Epoch& epoch, OwnSteps::Stopped stopped) {
+  for (v1::SequenceStopped& one : stopped) {
+    v1::ExecuteResponse response;
+    *response.mutable_stopped() = std::move(one);
+    epoch.sink_->Send(std::move(response));
+  }
+}
+
+void StageRunner::EnqueueStep(const std::shared_ptr<Epoch>& epoch, uint64_t step_id, v1::Step step, LinkFrame* input) {
   BegunStep begun;
+  begun.id = step_id;
   begun.begin = absl::Now();
   for (const v1::StepEntry& entry : step.entries()) begun.prefill |= entry.token_ids_size() > 1;
-  const uint64_t step_id = step.step_id();
+  own_steps_.OnStep(step);
+  step.set_step_id(++engine_steps_);  // With own steps in between the engine's count is another.
   const bool output_stays = epoch->output_rows() != nullptr;
   if (absl::Status status = engine_->Enqueue(std::move(step), input, output_stays); !status.ok()) {
     metrics_->step_errors.Increment();
@@ -407,13 +452,17 @@ void StageRunner::FinishStep(const std::shared_ptr<Epoch>& epoch) {
     return;
   }
   for (v1::LogitsRows& rows : output->logits) {
+    rows.set_step_id(begun.id);
     v1::ExecuteResponse response;
     *response.mutable_logits() = std::move(rows);
     epoch->sink_->Send(std::move(response));
   }
+  output->result.set_step_id(begun.id);
+  OwnSteps::Stopped stopped = own_steps_.OnResult(output->result);
   v1::ExecuteResponse response;
   *response.mutable_step() = std::move(output->result);
   epoch->sink_->Send(std::move(response));
+  SendStopped(*epoch, std::move(stopped));
 }
 
 absl::Status StageRunner::BeginSave(const std::shared_ptr<Epoch>& epoch, const v1::SaveSnapshot& save) {

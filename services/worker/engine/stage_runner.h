@@ -17,6 +17,7 @@
 #include "rwkv/v1/worker.pb.h"
 #include "services/state_store/client/state_store_client.h"
 #include "services/worker/engine/epoch.h"
+#include "services/worker/engine/own_steps.h"
 #include "services/worker/engine/router_registry.h"
 #include "services/worker/engine/snapshot_transfer.h"
 #include "services/worker/engine/stage_engine.h"
@@ -83,6 +84,11 @@ class StageRunner {
   // Steps are enqueued behind each other; the results of one are sent as soon as they are there, before anything else
   // begins, and at the latest when there is nothing else to do.
   void BeginStep(const std::shared_ptr<Epoch>& epoch, v1::Step step);
+  // Of sequences that decode by themselves.
+  void BeginOwnStep(const std::shared_ptr<Epoch>& epoch);
+  void EnqueueStep(const std::shared_ptr<Epoch>& epoch, uint64_t step_id, v1::Step step, LinkFrame* input);
+  void GoOn(const std::shared_ptr<Epoch>& epoch, const v1::GoOn& go_on);
+  static void SendStopped(Epoch& epoch, OwnSteps::Stopped stopped);
   void FinishStep(const std::shared_ptr<Epoch>& epoch);
   void Handle(const std::shared_ptr<Epoch>& epoch, Epoch::Work work);
   void Save(const std::shared_ptr<Epoch>& epoch, const v1::SaveSnapshot& save);
@@ -92,6 +98,7 @@ class StageRunner {
   bool IsIdle() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return pending_ == nullptr && current_ == nullptr; }
 
   struct BegunStep {
+    uint64_t id = 0;  // As the router counts; 0: an own one.
     absl::Time begin;
     bool prefill = false;
   };
@@ -104,7 +111,12 @@ class StageRunner {
   const RouterRegistry* const routers_;
   const StageRunnerOptions options_;
 
-  std::deque<BegunStep> begun_;  // Those that are pending. The thread's.
+  // The thread's, of the epoch that runs.
+  std::deque<BegunStep> begun_;  // Those that are pending.
+  uint64_t router_steps_ = 0;    // Enqueued so far, of the router's
+  uint64_t engine_steps_ = 0;    // and of all.
+  OwnSteps own_steps_;
+  bool own_step_is_due_ = false;  // After each step of the router's: neither keeps the other waiting.
 
   mutable absl::Mutex mu_;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;

@@ -458,6 +458,70 @@ TEST_P(StageRunnerTest, SavesBesideRunningStepsChangeNoBit) {
   }
 }
 
+TEST_P(StageRunnerTest, ASequenceGoesOnByItselfWithTheTokensItIsAskedFor) {
+  Start(1);
+  PipelineDriver driver(clients_);
+  ASSERT_THAT(driver.Open("router-0", "e1"), IsOk());
+  ASSERT_THAT(driver.AttachFresh(0, 1), IsOk());
+  constexpr int kTokens = 20;
+  std::vector<uint32_t> asked;
+  uint64_t position = 0;
+  for (std::vector<uint32_t> fed = tokens_; asked.size() < kTokens; fed = {asked.back()}) {
+    const absl::StatusOr<DrivenStep> step = driver.Feed(0, 1, position, fed, false, true);
+    ASSERT_THAT(step, IsOk());
+    asked.push_back(step->result.entries(0).token_id());
+    position += fed.size();
+  }
+
+  ASSERT_THAT(driver.Open("router-0", "e2"), IsOk());
+  ASSERT_THAT(driver.AttachFresh(0, 1), IsOk());
+  ASSERT_THAT(driver.AttachFresh(1, 2), IsOk());
+  v1::Step first;
+  *first.add_entries() = Entry(0, 1, 0, tokens_);
+  first.mutable_entries(0)->set_sample(true);
+  first.mutable_entries(0)->set_go_on_until(tokens_.size() + 4);
+  ASSERT_THAT(driver.WriteStep(std::move(first)), IsOk());
+  v1::Step beside;
+  *beside.add_entries() = Entry(1, 2, 0, tokens_);
+  ASSERT_THAT(driver.WriteStep(std::move(beside)), IsOk());
+  v1::ExecuteRequest go_on;
+  go_on.mutable_go_on()->set_sequence(1);
+  go_on.mutable_go_on()->set_until(position);
+  ASSERT_THAT(driver.WriteAll(go_on), IsOk());
+
+  std::vector<uint32_t> drawn;
+  std::vector<uint64_t> steps_of_the_router;
+  while (drawn.size() < kTokens || steps_of_the_router.size() < 2) {
+    const absl::StatusOr<v1::ExecuteResponse> response = driver.stream(0).Read();
+    ASSERT_THAT(response, IsOk());
+    if (response->step().step_id() > 0) steps_of_the_router.push_back(response->step().step_id());
+    for (const v1::EntryResult& entry : response->step().entries()) {
+      ASSERT_EQ(entry.status().code(), 0) << entry.status().message();
+      if (entry.sequence() == 2) continue;
+      EXPECT_EQ(entry.position(), tokens_.size() + drawn.size());
+      drawn.push_back(entry.token_id());
+    }
+  }
+  EXPECT_EQ(drawn, asked);
+  EXPECT_EQ(steps_of_the_router, (std::vector<uint64_t>{1, 2}));
+  go_on.mutable_go_on()->set_until(0);
+  ASSERT_THAT(driver.WriteAll(go_on), IsOk());
+  const absl::StatusOr<v1::ExecuteResponse> stopped = driver.stream(0).Read();
+  ASSERT_THAT(stopped, IsOk());
+  EXPECT_EQ(stopped->stopped().sequence(), 1u);
+  EXPECT_EQ(stopped->stopped().position(), position) << "it went too far";
+}
+
+TEST_P(StageRunnerTest, OfSeveralStagesNoneGoesOnByItself) {
+  Start(2);
+  PipelineDriver driver(clients_);
+  ASSERT_THAT(driver.Open("router-0", "e1"), IsOk());
+  v1::ExecuteRequest go_on;
+  go_on.mutable_go_on()->set_until(100);
+  ASSERT_THAT(driver.WriteAll(go_on), IsOk());
+  EXPECT_THAT(driver.stream(0).Read().status(), StatusIs(absl::StatusCode::kInvalidArgument));
+}
+
 TEST_P(StageRunnerTest, MetricsSayWhatHappened) {
   Start(2);
   PipelineDriver driver(clients_);

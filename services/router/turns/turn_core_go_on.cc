@@ -1,0 +1,73 @@
+// Sequences that decode without being asked for each token. The worker feeds what it draws by itself, as far as the
+// router said; results come as from any step. What the turn knows holds all the same: nothing is shown before it is
+// durable, a snapshot is taken where the slot is known to be, and every position is checked as it comes.
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "services/router/turns/turn_core.h"
+
+namespace rwkv::router {
+
+using Kind = Turn::Kind;
+
+bool TurnCore::MayGoOn(const Turn& turn) const {
+  // Of several stages the first does not know what the last one drew. A stop string is seen here alone, when the slot
+  // has gone too far for others to go on from.
+  return turn.kind == Kind::kGenerate && turn.lane->plan.stages.size() == 1 && !turn.yielding &&
+         (!turn.HasLog() || turn.spec.stop().empty());
+}
+
+uint64_t TurnCore::GoOnLimit(const Turn& turn) const {
+  // As many tokens as there may be; the last of them is drawn, and not fed.
+  uint64_t tokens = std::min<uint64_t>(turn.spec.max_tokens(), turn.sent + options_.max_stream_messages);
+  if (turn.HasLog()) {
+    const uint64_t uncommitted = options_.max_uncommitted_tokens;
+    tokens = std::min<uint64_t>(
+        {turn.spec.max_tokens(), turn.durable + uncommitted, turn.sent + options_.max_stream_messages + uncommitted});
+  }
+  uint64_t limit = turn.begin + turn.prompt.size() + std::max<uint64_t>(tokens, 1) - 1;
+  if (MaySave(turn)) limit = std::min(limit, turn.saved_position + options_.snapshot_interval_tokens);
+  return std::max(limit, turn.planned_end);
+}
+
+void TurnCore::BeginGoingOn(Turn& turn, v1::StepEntry* entry) {
+  turn.goes_on = true;
+  turn.fed_end = turn.planned_end = GoOnLimit(turn);
+  entry->set_go_on_until(turn.planned_end);
+  turn.lane->scheduler.MoveTo(turn.sequence, turn.planned_end);
+}
+
+void TurnCore::AdvanceGoing(Turn& turn, bool idle) {
+  if (turn.halting) return;
+  if (idle && MaySave(turn) && turn.planned_end >= turn.saved_position + options_.snapshot_interval_tokens) Save(turn);
+  const uint64_t limit = GoOnLimit(turn);
+  // Told early enough that it never waits, and not for every token.
+  if (limit == turn.planned_end || turn.planned_end - turn.done_end > (limit - turn.done_end) / 2) return;
+  turn.fed_end = turn.planned_end = limit;
+  turn.lane->scheduler.GoOn(turn.sequence, limit);
+}
+
+void TurnCore::Halt(Turn& turn) {
+  if (turn.halting) return;
+  turn.halting = true;
+  turn.lane->scheduler.Halt(turn.sequence);
+}
+
+void TurnCore::OnStopped(const v1::SequenceStopped& stopped) {
+  const auto it = by_sequence_.find(stopped.sequence());
+  if (it == by_sequence_.end()) return;
+  Turn& turn = *it->second;
+  turn.halting = false;
+  if (stopped.position() != turn.done_end) {
+    return OnEntryFailed(turn, absl::InternalError(absl::StrCat("a sequence stopped at position ", stopped.position(),
+                                                                ", and its results at ", turn.done_end)));
+  }
+  StandStill(turn);
+}
+
+void TurnCore::StandStill(Turn& turn) {
+  turn.fed_end = turn.planned_end = turn.done_end;
+  turn.lane->scheduler.MoveTo(turn.sequence, turn.done_end);
+}
+
+}  // namespace rwkv::router
