@@ -26,9 +26,11 @@ TurnCore::TurnCore(const Options& options, World* world, state_store::CatalogCli
       world_(world),
       catalog_(catalog),
       metrics_(metrics),
+      sessions_(
+          options_, world, catalog, [this] { return StoreDeadline(); },
+          [this](Session& session) { OnLeaseLost(session); }),
       log_writer_(world, catalog,
                   [this](const std::vector<LogWriter::Item>& items, absl::Duration took) { OnCommitted(items, took); }),
-      next_renewal_(world->Now()),
       counted_at_(world->Now()),
       placement_(options.max_running) {}
 
@@ -63,12 +65,6 @@ void TurnCore::Cancel(CallId call) {
 
 void TurnCore::Reject(Turn& turn, const absl::Status& status) { CloseStreams(turn, status); }
 
-Session& TurnCore::SessionOf(const std::string& id) {
-  Session& session = sessions_[id];
-  session.id = id;
-  return session;
-}
-
 void TurnCore::Arrive(const TurnPtr& turn) {
   if (draining()) return Reject(*turn, DrainingStatus());
   turn->id = next_turn_++;
@@ -77,9 +73,8 @@ void TurnCore::Arrive(const TurnPtr& turn) {
         absl::AbortedError(absl::StrCat("session \"", turn->session_id, "\": another turn is running")),
         options_.retry_delay);
   };
-  const auto it = sessions_.find(turn->session_id);
-  if (!turn->session_id.empty() && it != sessions_.end()) {
-    const Session& session = it->second;
+  if (const Session* const held = sessions_.Find(turn->session_id); held != nullptr) {
+    const Session& session = *held;
     if (session.turn != nullptr && !session.turn->stopped) {
       if (SameTurn(*session.turn, *turn)) return Join(session.turn, *turn);
       if (!session.turn->decided()) return Reject(*turn, busy());
@@ -110,7 +105,7 @@ void TurnCore::Arrive(const TurnPtr& turn) {
   by_call_[turn->call] = turn;
   if (CanStart(*turn)) return StartTurn(turn);
   waiting_.push_back(turn);
-  if (!turn->session_id.empty()) SessionOf(turn->session_id).next = turn;
+  if (!turn->session_id.empty()) sessions_.Of(turn->session_id).next = turn;
 }
 
 void TurnCore::Join(const TurnPtr& live, Turn& call) {
@@ -149,9 +144,9 @@ bool TurnCore::Fits(const Turn& turn, const PoolUse& active) const {
 
 bool TurnCore::SessionFree(const Turn& turn) const {
   if (turn.phase == Phase::kYielded || turn.session_id.empty()) return true;
-  const auto it = sessions_.find(turn.session_id);
-  if (it == sessions_.end()) return true;
-  const Session& session = it->second;
+  const Session* const held = sessions_.Find(turn.session_id);
+  if (held == nullptr) return true;
+  const Session& session = *held;
   if (session.turn != nullptr || session.releasing) return false;
   if (session.next != nullptr && session.next.get() != &turn) return false;
   // Both want the snapshots that are on their way: one to read, the other not to be crossed by.
@@ -222,7 +217,7 @@ void TurnCore::StartTurn(const TurnPtr& turn) {
   }
   running_[turn->id] = turn;
   if (!turn->session_id.empty()) {
-    Session& session = SessionOf(turn->session_id);
+    Session& session = sessions_.Of(turn->session_id);
     if (session.next == turn) session.next = nullptr;
     session.turn = turn;
     turn->session = &session;
@@ -292,8 +287,8 @@ void TurnCore::Abandon(Turn& turn) {
   switch (turn.phase) {
     case Phase::kWaiting: {
       const auto same = [&turn](const TurnPtr& other) { return other.get() == &turn; };
-      const auto it = sessions_.find(turn.session_id);
-      if (it != sessions_.end() && it->second.next != nullptr && same(it->second.next)) it->second.next = nullptr;
+      Session* const session = sessions_.Find(turn.session_id);
+      if (session != nullptr && session->next != nullptr && same(session->next)) session->next = nullptr;
       turn.phase = Phase::kComputed;
       const auto waiting = std::find_if(waiting_.begin(), waiting_.end(), same);
       if (waiting != waiting_.end()) waiting_.erase(waiting);  // May be the last that holds the turn.

@@ -3,15 +3,16 @@
 //   turn_core.cc            calls: arrival, admission, joining, ends; drain
 //   turn_core_sweep.cc      what is done after each batch of events
 //   turn_core_messages.cc   what goes to clients
-//   turn_core_log.cc        leases, turns in the log
+//   turn_core_log.cc        turns in the log: how they are opened, committed, lost
 //   turn_core_saves.cc      snapshots, yielding
 //   turn_core_lanes.cc      lanes come and go
 //   turn_core_pipeline.cc   giving a turn its slot
 //   turn_core_steps.cc      feeding, results
 //   turn_core_go_on.cc      sequences that decode without being asked for each token
 //   turn_core_kinds.cc      what each kind of call does next
-// What can be told apart has its own type: log_writer (group commit), placement (lanes, and which of them a turn runs
-// on), ../scheduler (what runs in a lane's next steps), turn_opening, patience, fair_slots.
+// What can be told apart has its own type: session_table (leases held), log_writer (group commit), placement (lanes,
+// and which of them a turn runs on), ../scheduler (what runs in a lane's next steps), turn_opening, patience,
+// fair_slots.
 #pragma once
 
 #include <algorithm>
@@ -35,6 +36,7 @@
 #include "services/router/turns/log_writer.h"
 #include "services/router/turns/placement.h"
 #include "services/router/turns/router_metrics.h"
+#include "services/router/turns/session_table.h"
 #include "services/router/turns/turn.h"
 #include "services/router/turns/turn_lane.h"
 #include "services/router/turns/turn_opening.h"
@@ -110,10 +112,6 @@ class TurnCore {
   void Fail(Turn& turn, const absl::Status& status);
   // It cannot go on, now or ever: that is its end, in the log too.
   void Refuse(Turn& turn, const absl::Status& status);
-  Session& SessionOf(const std::string& id);
-  // Runs `work`, which may wait for the store, elsewhere, then `then` with its result here. False: too much waits.
-  template <typename Result>
-  bool RunJob(std::function<Result()> work, std::function<void(Result)> then);
 
   // --- turn_core_sweep.cc
   void SweepTurn(Turn& turn);
@@ -147,8 +145,8 @@ class TurnCore {
   void RunExclusive(const TurnPtr& turn);
   void SweepCommits();
   void OnCommitted(const std::vector<LogWriter::Item>& items, absl::Duration took);
-  void SweepSessions();
-  void SweepLeases();
+  // Another router has it; what is not in the log is not this one's to write any more.
+  void OnLeaseLost(Session& session);
   absl::Status StoreError(const absl::Status& status) const;
   // Who leaves does not wait for a store that is away.
   absl::Time StoreDeadline() const {
@@ -249,10 +247,8 @@ class TurnCore {
   size_t yielded_ = 0;           // Of these, and of running_.
   std::map<uint64_t, TurnPtr> running_;  // By Turn::id, from its start to its last message.
   std::map<CallId, TurnPtr> by_call_;
-  std::map<std::string, Session> sessions_;
+  SessionTable sessions_;
   LogWriter log_writer_;
-  bool renew_running_ = false;
-  absl::Time next_renewal_;
   uint64_t tokens_drawn_ = 0;
   uint64_t tokens_counted_ = 0;  // Of these, in tokens_per_second_ when it was set last.
   absl::Time counted_at_;
@@ -263,13 +259,5 @@ class TurnCore {
   SequenceId next_sequence_ = 1;
   std::map<std::string, PendingSave> saves_;
 };
-
-template <typename Result>
-bool TurnCore::RunJob(std::function<Result()> work, std::function<void(Result)> then) {
-  return world_->Run(World::Queue::kStore, [this, work = std::move(work), then = std::move(then)] {
-    auto result = std::make_shared<Result>(work());
-    world_->Post([then, result] { then(std::move(*result)); });
-  });
-}
 
 }  // namespace rwkv::router

@@ -1,4 +1,4 @@
-// Leases, and turns in the log: what is asked of the catalog.
+// Turns in the log: how they are opened, committed, and lost.
 #include <algorithm>
 #include <utility>
 
@@ -13,11 +13,6 @@ namespace {
 
 using Kind = Turn::Kind;
 using Phase = Turn::Phase;
-
-void ToProto(absl::Duration duration, google::protobuf::Duration* proto) {
-  proto->set_seconds(absl::IDivDuration(duration, absl::Seconds(1), &duration));
-  proto->set_nanos(static_cast<int32_t>(absl::ToInt64Nanoseconds(duration)));
-}
 
 }  // namespace
 
@@ -34,10 +29,7 @@ void TurnCore::OpenTurn(const TurnPtr& turn) {
   turn->phase = Phase::kOpening;
   const Session& session = *turn->session;
   OpeningRequest request;
-  request.acquire.set_session_id(turn->session_id);
-  request.acquire.set_holder(options_.router);
-  request.acquire.set_incarnation(options_.incarnation);
-  ToProto(options_.lease_ttl, request.acquire.mutable_ttl());
+  request.acquire = sessions_.AcquireRequest(turn->session_id);
   if (session.leased && !session.stale) {
     request.lease = session.lease;
     request.session_tokens = session.durable_length;
@@ -60,7 +52,7 @@ void TurnCore::OpenTurn(const TurnPtr& turn) {
 
   const auto work = [this, request = std::move(request)] { return Open(request, StoreDeadline(), catalog_); };
   const auto then = [this, turn](Opened opened) { OnOpened(turn, opened); };
-  if (!RunJob<Opened>(work, then)) {
+  if (!RunStoreJob<Opened>(world_, work, then)) {
     turn->phase = Phase::kComputed;
     Fail(*turn, common::WithRetryInfo(absl::ResourceExhaustedError("too many calls to the state store wait"),
                                       absl::Seconds(1)));
@@ -159,11 +151,7 @@ absl::Status TurnCore::TakeUp(Turn& turn, const Opened& opened) {
 
 void TurnCore::RunExclusive(const TurnPtr& turn) {
   turn->phase = Phase::kOpening;
-  v1::AcquireLeaseRequest acquire;
-  acquire.set_session_id(turn->session_id);
-  acquire.set_holder(options_.router);
-  acquire.set_incarnation(options_.incarnation);
-  ToProto(options_.lease_ttl, acquire.mutable_ttl());
+  v1::AcquireLeaseRequest acquire = sessions_.AcquireRequest(turn->session_id);
   const auto work = [this, job = turn->exclusive_job, acquire = std::move(acquire)] {
     Opened opened;
     absl::StatusOr<v1::AcquireLeaseResponse> lease = catalog_->AcquireLease(acquire, StoreDeadline());
@@ -188,7 +176,7 @@ void TurnCore::RunExclusive(const TurnPtr& turn) {
     EndCall(*turn, opened.status.ok() ? opened.status : StoreError(opened.status));
     turn->stopped = true;
   };
-  if (!RunJob<Opened>(work, then)) {
+  if (!RunStoreJob<Opened>(world_, work, then)) {
     turn->phase = Phase::kComputed;
     Fail(*turn, common::WithRetryInfo(absl::ResourceExhaustedError("too many calls to the state store wait"),
                                       absl::Seconds(1)));
@@ -243,61 +231,12 @@ void TurnCore::OnCommitted(const std::vector<LogWriter::Item>& items, absl::Dura
   }
 }
 
-void TurnCore::SweepSessions() {
-  for (auto it = sessions_.begin(); it != sessions_.end();) {
-    Session& session = it->second;
-    if (session.turn != nullptr || session.next != nullptr || session.saves > 0 || session.releasing) {
-      ++it;
-      continue;
-    }
-    if (!session.leased) {
-      it = sessions_.erase(it);
-      continue;
-    }
-    v1::ReleaseLeaseRequest request;
-    *request.mutable_lease() = session.lease;
-    session.releasing = RunJob<absl::Status>(
-        [this, request = std::move(request)] { return catalog_->ReleaseLease(request, StoreDeadline()).status(); },
-        [this, id = session.id](absl::Status) {
-          // Whether or not the store heard of it: the lease ends by itself.
-          const auto released = sessions_.find(id);
-          if (released == sessions_.end()) return;
-          released->second.releasing = false;
-          released->second.leased = false;
-        });
-    ++it;
-  }
-}
-
-void TurnCore::SweepLeases() {
-  if (renew_running_ || Now() < next_renewal_) return;
-  next_renewal_ = Now() + options_.lease_ttl / 3;
-  v1::RenewLeasesRequest request;
-  ToProto(options_.lease_ttl, request.mutable_ttl());
-  for (const auto& [id, session] : sessions_) {
-    if (session.leased && !session.releasing) *request.add_leases() = session.lease;
-  }
-  if (request.leases().empty()) return;
-  using Renewed = absl::StatusOr<v1::RenewLeasesResponse>;
-  renew_running_ = RunJob<Renewed>(
-      [this, request = std::move(request)] { return catalog_->RenewLeases(request, StoreDeadline()); },
-      [this](Renewed renewed) {
-        renew_running_ = false;
-        if (!renewed.ok()) return;  // Tried again soon; until then writes say whether the lease still holds.
-        for (const v1::Lease& lost : renewed->lost()) {
-          const auto it = sessions_.find(lost.session_id());
-          if (it == sessions_.end() || it->second.lease.fencing_token() != lost.fencing_token()) continue;
-          if (it->second.releasing || !it->second.leased) continue;
-          common::LogWarning("lease_lost", {{"session", lost.session_id()}});
-          it->second.leased = false;
-          placement_.DropWarm(lost.session_id());
-          if (it->second.turn == nullptr) continue;
-          const TurnPtr turn = it->second.turn;
-          turn->abandoned = true;
-          Fail(*turn, common::WithRetryInfo(absl::AbortedError("another router has taken over the session"),
-                                            absl::Seconds(1)));
-        }
-      });
+void TurnCore::OnLeaseLost(Session& session) {
+  placement_.DropWarm(session.id);
+  if (session.turn == nullptr) return;
+  const TurnPtr turn = session.turn;
+  turn->abandoned = true;
+  Fail(*turn, common::WithRetryInfo(absl::AbortedError("another router has taken over the session"), absl::Seconds(1)));
 }
 
 }  // namespace rwkv::router

@@ -91,7 +91,7 @@ void TurnCore::Locate(const TurnPtr& turn) {
     if (tail.ok()) located.tail = *std::move(tail);
     return located;
   };
-  if (!RunJob<Located>(work, [this, turn](Located located) { OnLocated(turn, std::move(located)); })) {
+  if (!RunStoreJob<Located>(world_, work, [this, turn](Located located) { OnLocated(turn, std::move(located)); })) {
     Park(*turn);
     turn->not_before = Now() + options_.retry_delay;
   }
@@ -133,8 +133,8 @@ bool TurnCore::LocateWarm(const TurnPtr& turn, uint64_t at_least, uint64_t at_mo
     turn->tail = *std::move(tail);
     FeedKnown(*turn);
   };
-  if (!RunJob<Tail>([this, read = std::move(read)] { return Tail(catalog_->ReadTokens(read, StoreDeadline())); },
-                    then)) {
+  if (!RunStoreJob<Tail>(
+          world_, [this, read = std::move(read)] { return Tail(catalog_->ReadTokens(read, StoreDeadline())); }, then)) {
     RemoveSequence(*turn);
     Park(*turn);
     turn->not_before = Now() + options_.retry_delay;

@@ -77,7 +77,7 @@ void TurnCore::SweepSaves() {
       over.emplace_back(id, absl::OkStatus());
       continue;
     }
-    const Session& session = sessions_.at(save.session_id);
+    const Session& session = *sessions_.Find(save.session_id);
     if (!session.leased) {
       over.emplace_back(id, absl::AbortedError("the lease is lost"));
       continue;
@@ -91,7 +91,8 @@ void TurnCore::SweepSaves() {
     *request.mutable_lease() = session.lease;
     request.set_log_branch(session.log_branch);
     *request.mutable_manifest() = ManifestOf(save);
-    save.committing = RunJob<absl::Status>(
+    save.committing = RunStoreJob<absl::Status>(
+        world_,
         [this, request = std::move(request)] { return catalog_->CommitSnapshot(request, StoreDeadline()).status(); },
         [this, id = id](absl::Status status) { OnManifest(id, status); });
   }
@@ -124,7 +125,7 @@ void TurnCore::EndSave(const std::string& snapshot_id, const absl::Status& statu
   const PendingSave save = it->second;
   saves_.erase(it);
   const bool has_session = !save.session_id.empty();
-  if (has_session) --sessions_.at(save.session_id).saves;
+  if (has_session) --sessions_.Find(save.session_id)->saves;
   if (has_session && save.position > 0)
     (status.ok() ? metrics_->snapshots_committed : metrics_->snapshots_failed).Increment();
   if (!status.ok()) {

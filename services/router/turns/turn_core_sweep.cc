@@ -76,8 +76,7 @@ void TurnCore::Sweep() {
   SweepClosing();
   SweepCommits();
   SweepSaves();
-  SweepSessions();
-  SweepLeases();
+  sessions_.Sweep();
   SweepDrain();
   StartWaiting();
   for (auto& [epoch, lane] : placement_.lanes()) SendCommands(*lane);

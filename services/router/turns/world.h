@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
@@ -49,5 +50,15 @@ class World {
   // The models of these pools are not there any more.
   virtual void PoolsDropped() = 0;
 };
+
+// Runs `work`, which may wait for the store, elsewhere, then `then` with its result on the core's thread. False: too
+// much waits already.
+template <typename Result>
+bool RunStoreJob(World* world, std::function<Result()> work, std::function<void(Result)> then) {
+  return world->Run(World::Queue::kStore, [world, work = std::move(work), then = std::move(then)] {
+    auto result = std::make_shared<Result>(work());
+    world->Post([then, result] { then(std::move(*result)); });
+  });
+}
 
 }  // namespace rwkv::router

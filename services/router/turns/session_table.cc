@@ -1,0 +1,107 @@
+#include "services/router/turns/session_table.h"
+
+#include <utility>
+
+#include "absl/status/statusor.h"
+#include "services/common/logging.h"
+
+namespace rwkv::router {
+namespace {
+
+void ToProto(absl::Duration duration, google::protobuf::Duration* proto) {
+  proto->set_seconds(absl::IDivDuration(duration, absl::Seconds(1), &duration));
+  proto->set_nanos(static_cast<int32_t>(absl::ToInt64Nanoseconds(duration)));
+}
+
+}  // namespace
+
+SessionTable::SessionTable(const TurnOptions& options, World* world, state_store::CatalogClient* catalog,
+                           std::function<absl::Time()> store_deadline, std::function<void(Session&)> lost)
+    : options_(options),
+      world_(world),
+      catalog_(catalog),
+      store_deadline_(std::move(store_deadline)),
+      lost_(std::move(lost)),
+      next_renewal_(world->Now()) {}
+
+Session* SessionTable::Find(const std::string& id) {
+  const auto it = sessions_.find(id);
+  return it == sessions_.end() ? nullptr : &it->second;
+}
+
+const Session* SessionTable::Find(const std::string& id) const {
+  const auto it = sessions_.find(id);
+  return it == sessions_.end() ? nullptr : &it->second;
+}
+
+Session& SessionTable::Of(const std::string& id) {
+  Session& session = sessions_[id];
+  session.id = id;
+  return session;
+}
+
+v1::AcquireLeaseRequest SessionTable::AcquireRequest(const std::string& id) const {
+  v1::AcquireLeaseRequest request;
+  request.set_session_id(id);
+  request.set_holder(options_.router);
+  request.set_incarnation(options_.incarnation);
+  ToProto(options_.lease_ttl, request.mutable_ttl());
+  return request;
+}
+
+void SessionTable::Sweep() {
+  for (auto it = sessions_.begin(); it != sessions_.end();) {
+    Session& session = it->second;
+    const bool is_needed = session.turn != nullptr || session.next != nullptr || session.saves > 0;
+    if (!is_needed && !session.releasing && !session.leased) {
+      it = sessions_.erase(it);
+      continue;
+    }
+    if (!is_needed && !session.releasing) Release(session);
+    ++it;
+  }
+  Renew();
+}
+
+void SessionTable::Release(Session& session) {
+  v1::ReleaseLeaseRequest request;
+  *request.mutable_lease() = session.lease;
+  session.releasing = RunStoreJob<absl::Status>(
+      world_,
+      [this, request = std::move(request)] { return catalog_->ReleaseLease(request, store_deadline_()).status(); },
+      [this, id = session.id](absl::Status) {
+        // Whether or not the store heard of it: the lease ends by itself.
+        Session* const released = Find(id);
+        if (released == nullptr) return;
+        released->releasing = false;
+        released->leased = false;
+      });
+}
+
+void SessionTable::Renew() {
+  if (renewing_ || world_->Now() < next_renewal_) return;
+  next_renewal_ = world_->Now() + options_.lease_ttl / 3;
+  v1::RenewLeasesRequest request;
+  ToProto(options_.lease_ttl, request.mutable_ttl());
+  for (const auto& [id, session] : sessions_) {
+    if (session.leased && !session.releasing) *request.add_leases() = session.lease;
+  }
+  if (request.leases().empty()) return;
+  using Renewed = absl::StatusOr<v1::RenewLeasesResponse>;
+  renewing_ = RunStoreJob<Renewed>(
+      world_, [this, request = std::move(request)] { return catalog_->RenewLeases(request, store_deadline_()); },
+      [this](Renewed renewed) {
+        renewing_ = false;
+        if (!renewed.ok()) return;  // Tried again soon; until then writes say whether the lease still holds.
+        for (const v1::Lease& lease : renewed->lost()) {
+          Session* const session = Find(lease.session_id());
+          if (session == nullptr || session->lease.fencing_token() != lease.fencing_token()) continue;
+          if (session->releasing || !session->leased) continue;
+          common::LogWarning("lease_lost", {{"session", session->id}});
+          session->leased = false;
+          lost_(*session);
+        }
+      });
+}
+
+}  // namespace rwkv::router

@@ -1,0 +1,50 @@
+// The sessions that a router holds the leases of, or is about to.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <string>
+
+#include "absl/time/time.h"
+#include "rwkv/v1/state_store.pb.h"
+#include "services/router/turns/turn.h"
+#include "services/router/turns/turn_options.h"
+#include "services/router/turns/world.h"
+#include "services/state_store/client/state_store_client.h"
+
+namespace rwkv::router {
+
+// Part of the core: one thread at a time, no clock of its own. Sessions stay where they are until a sweep lets go of
+// them.
+class SessionTable {
+ public:
+  // All borrowed. `store_deadline` is asked on any thread; `lost` is told of a session whose lease another router has.
+  SessionTable(const TurnOptions& options, World* world, state_store::CatalogClient* catalog,
+               std::function<absl::Time()> store_deadline, std::function<void(Session&)> lost);
+
+  bool empty() const { return sessions_.empty(); }
+  // Null: nobody needs it.
+  Session* Find(const std::string& id);
+  const Session* Find(const std::string& id) const;
+  // Made if there is none.
+  Session& Of(const std::string& id);
+  v1::AcquireLeaseRequest AcquireRequest(const std::string& id) const;
+
+  // Lets go of sessions that nobody needs any more, and renews the leases of the others in time.
+  void Sweep();
+
+ private:
+  void Release(Session& session);
+  void Renew();
+
+  const TurnOptions& options_;
+  World* const world_;
+  state_store::CatalogClient* const catalog_;
+  const std::function<absl::Time()> store_deadline_;
+  const std::function<void(Session&)> lost_;
+  std::map<std::string, Session> sessions_;
+  bool renewing_ = false;
+  absl::Time next_renewal_;
+};
+
+}  // namespace rwkv::router
