@@ -22,6 +22,7 @@
 #include "kernels/conformance/device_memory.h"
 #include "kernels/conformance/op_suite.h"
 #include "kernels/cpu/emulated_amx.h"
+#include "kernels/dispatch/open_device.h"
 #include "tests/testing/status_matchers.h"
 
 namespace rwkv::kernels::conformance {
@@ -188,10 +189,14 @@ std::vector<std::shared_ptr<const OpCase>> Cases() {
 
 RWKV_TEST_OPERATION(Products, Cases());
 
-// Of a device that rounds its inputs to bf16: those that need no rounding give the formula.
+// Of devices that round their inputs to bf16: those that need no rounding give the formula.
 std::vector<std::string> RoundingBackends() {
   if (!cpu::HasEmulatedAmx()) return {};
-  return {std::string(cpu::kEmulatedAmxBf16Device)};
+  std::vector<std::string> backends = {std::string(cpu::kEmulatedAmxBf16Device)};
+  for (const char* const name : {"cpu/avx512/bf16", "cpu/amx/bf16"}) {
+    if (OpenDevice(name).ok()) backends.emplace_back(name);
+  }
+  return backends;
 }
 
 std::vector<std::shared_ptr<const OpCase>> RoundedCases() {

@@ -32,6 +32,13 @@ bool HasAvx512() {
 
 bool HasAvx512Vnni() { return HasAvx512() && __builtin_cpu_supports("avx512vnni"); }
 
+// And products of pairs of bf16.
+bool HasAvx512Bf16() {
+  unsigned int eax = 0, ebx = 0, ecx = 0, edx = 0;
+  constexpr unsigned int kBf16 = 1u << 5;
+  return HasAvx512Vnni() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & kBf16) != 0;
+}
+
 // AMX, and the kernel's permission to use it in this process, which has to be asked for.
 bool HasAmx() {
   unsigned int eax = 0, ebx = 0, ecx = 0, edx = 0;
@@ -58,6 +65,7 @@ std::vector<Backend> Backends() {
   return {{"cpu/portable", "cpu/portable", &kPortableKernels, true},
           {"cpu/avx2", "cpu/fma", &kAvx2Kernels, HasAvx2()},
           {"cpu/avx512", "cpu/fma", &kAvx512Kernels, HasAvx512()},
+          {"cpu/avx512/bf16", "cpu/avx512/bf16", &kAvx512VnniKernels, HasAvx512Bf16(), true},
           {"cpu/avx512vnni", "cpu/fma", &kAvx512VnniKernels, HasAvx512Vnni()},
           {"cpu/amx/bf16", "cpu/amx/bf16", &kAmxKernels, amx_runs_here, true},
           {"cpu/amx", "cpu/amx", &kAmxKernels, amx_runs_here}};

@@ -12,6 +12,7 @@
 
 #include "kernels/cpu/epilogue.h"
 #include "kernels/cpu/matmul.h"
+#include "kernels/cpu/pairs.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/tiles.h"
 
@@ -60,13 +61,6 @@ struct ColumnTiles {
   int64_t count;
 };
 
-// The nearest bf16, ties to even, as the upper half of a float.
-RWKV_INLINE F32 RoundToBFloat16(F32 x) {
-  const U32 bits = (U32)x;
-  const F32 rounded = (F32)((bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u);
-  return Select((I32)((bits & 0x7fffffffu) > 0x7f800000u), Broadcast(__builtin_nanf("")), rounded);
-}
-
 // Takes the next part off x: both are exact but for what is too small for a normal float.
 RWKV_INLINE F32 TakePart(F32* x) {
   const F32 part = RoundToBFloat16(*x);
@@ -92,10 +86,8 @@ RWKV_INLINE void FillColumnTiles(const MatmulArgs& args, int64_t begin, int64_t 
         F32 low = LoadSome(x + k, inputs - k);
         F32 high = k + kLanes < inputs ? LoadSome(x + k + kLanes, inputs - k - kLanes) : F32{};
         for (int64_t part = 0; part < tiles.parts; ++part) {
-          const U32 a = (U32)TakePart(&low), b = (U32)TakePart(&high);
-          const U32 even = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-          const U32 odd = __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-          pairs[part][i] = (F32)(even >> 16 | odd);
+          const F32 a = TakePart(&low), b = TakePart(&high);
+          pairs[part][i] = JoinPairs(a, b);
         }
       }
       for (int64_t part = 0; part < tiles.parts; ++part) {

@@ -22,6 +22,9 @@ namespace {
 constexpr int64_t kRowsOfPart = 8;
 constexpr int64_t kChannelsOfPart = 256;
 
+// Heads of a part where a sequence has one row: neighbours' states are fetched ahead, so they should be one thread's.
+constexpr int64_t kHeadsOfPart = 3;
+
 // Products that are cut into parts as one operation.
 constexpr int64_t kTogether = 8;
 
@@ -170,12 +173,24 @@ absl::Status Wkv4(const Wkv4Args& args, Stream& stream) {
   return absl::OkStatus();
 }
 
+// Calls work(span, head, thread) for each head of each span.
+template <typename Work>
+void RunHeads(const StepRows& step, int64_t heads, CpuStream& stream, Work work) {
+  const int64_t of_part = step.rows == step.span_count ? kHeadsOfPart : 1;
+  const int64_t parts = (heads + of_part - 1) / of_part;
+  stream.RunParts(step.span_count * parts, [&](int64_t part, int thread) {
+    const int64_t begin = part % parts * of_part;
+    for (int64_t head = begin; head < std::min(begin + of_part, heads); ++head) {
+      work(step.spans[part / parts], head, thread);
+    }
+  });
+}
+
 absl::Status Wkv6(const Wkv6Args& args, Stream& stream) {
   RWKV_RETURN_IF_ERROR(Validate(args));
   const KernelSet& kernels = Cpu(stream).kernels();
-  Cpu(stream).RunParts(args.step->span_count * args.heads, [&](int64_t part, int) {
-    kernels.wkv6(args, args.step->spans[part / args.heads], part % args.heads);
-  });
+  RunHeads(*args.step, args.heads, Cpu(stream),
+           [&](const SequenceSpan& span, int64_t head, int) { kernels.wkv6(args, span, head); });
   return absl::OkStatus();
 }
 
@@ -184,8 +199,8 @@ absl::Status Wkv7(const Wkv7Args& args, Stream& stream) {
   const KernelSet& kernels = Cpu(stream).kernels();
   const int64_t bytes = kernels.wkv7_scratch_floats(args.head_size) * static_cast<int64_t>(sizeof(float));
   RWKV_ASSIGN_OR_RETURN(const ThreadScratch scratch, ThreadScratch::Create(Cpu(stream), bytes));
-  Cpu(stream).RunParts(args.step->span_count * args.heads, [&](int64_t part, int thread) {
-    kernels.wkv7(args, args.step->spans[part / args.heads], part % args.heads, scratch.floats_of(thread));
+  RunHeads(*args.step, args.heads, Cpu(stream), [&](const SequenceSpan& span, int64_t head, int thread) {
+    kernels.wkv7(args, span, head, scratch.floats_of(thread));
   });
   return absl::OkStatus();
 }

@@ -21,8 +21,8 @@ struct Backend {
 };
 
 // From slow to fast, those of this architecture: "cpu/portable" (always runs); on x86-64 "cpu/avx2", "cpu/avx512" and
-// "cpu/avx512vnni", which give the same bits, "cpu/amx/bf16", which rounds inputs, and "cpu/amx"; on aarch64
-// "cpu/neon", whose bits are others where numbers are subnormal.
+// "cpu/avx512vnni", which give the same bits, "cpu/amx", and before the last two "cpu/avx512/bf16" and "cpu/amx/bf16",
+// which round inputs; on aarch64 "cpu/neon", whose bits are others where numbers are subnormal.
 std::vector<Backend> Backends();
 
 // The device of a backend that runs here: host memory and its operations. Every stream has a team of `threads` threads,

@@ -9,6 +9,7 @@
 #include "kernels/cpu/epilogue.h"
 #include "kernels/cpu/integer_kernels.h"
 #include "kernels/cpu/matmul.h"
+#include "kernels/cpu/pairs.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/weight_rows.h"
 
@@ -59,18 +60,22 @@ constexpr int64_t kPanelsOfPart = 2;
 
 // The rows of a product, cut into tiles of even sizes. A tile's rows lie together, [step of 16][row][16] and zeros at
 // the end: as rows of their own they would meet in the same sets of the first-level cache. One row stays where it is.
+// Rounded to bf16 (pairs.h) a step is 32 inputs in the place of 16 floats, and one row is put there too.
 struct RowTiles {
   explicit RowTiles(const MatmulArgs& args)
-      : rows(args.rows),
+      : pairs(ArePairs(args)),
+        rows(args.rows),
         tiles(args.rows <= kFewRows ? (args.rows + kFewTileRows - 1) / kFewTileRows
                                     : (args.rows + kManyTileRows - 1) / kManyTileRows),
         inputs(args.weight.cols),
-        padded((inputs + kLanes - 1) / kLanes * kLanes) {}
+        step_inputs(pairs ? 2 * kLanes : kLanes),
+        padded((inputs + step_inputs - 1) / step_inputs * kLanes) {}
 
   int64_t Begin(int64_t tile) const { return tile * rows / tiles; }
-  int64_t Bytes() const { return rows == 1 ? 0 : rows * padded * static_cast<int64_t>(sizeof(float)); }
+  bool StaysWhereItIs() const { return rows == 1 && !pairs; }
+  int64_t Bytes() const { return StaysWhereItIs() ? 0 : rows * padded * static_cast<int64_t>(sizeof(float)); }
   const float* Tile(const MatmulArgs& args, int64_t tile) const {
-    return rows == 1 ? args.x : static_cast<const float*>(args.prepared) + Begin(tile) * padded;
+    return StaysWhereItIs() ? args.x : static_cast<const float*>(args.prepared) + Begin(tile) * padded;
   }
 
   // Puts rows [begin, end) there.
@@ -81,14 +86,18 @@ struct RowTiles {
       const int64_t size = Begin(tile + 1) - Begin(tile);
       const float* const from = args.x + row * inputs;
       float* const to = static_cast<float*>(args.prepared) + Begin(tile) * padded + (row - Begin(tile)) * kLanes;
-      for (int64_t k = 0; k < inputs; k += kLanes) Store(to + k * size, LoadSome(from + k, inputs - k));
+      for (int64_t k = 0, step = 0; k < inputs; k += step_inputs, ++step) {
+        Store(to + step * kLanes * size, pairs ? LoadAsPairs(from + k, inputs - k) : LoadSome(from + k, inputs - k));
+      }
     }
   }
 
+  bool pairs;
   int64_t rows;
   int64_t tiles;
   int64_t inputs;
-  int64_t padded;
+  int64_t step_inputs;
+  int64_t padded;  // In floats.
 };
 
 // Widened weights in the cache, [tile of kManyTileOutputs][step of 16][output][16].
@@ -117,6 +126,33 @@ struct Tile {
   const MatrixView& weight;
   int64_t weight_row;  // of the first output
 };
+
+// What follows a tile's sums, [row][output].
+template <int kOutputs, int kCells>
+RWKV_INLINE void FinishTile(const MatmulArgs& args, const Tile& tile, const F32 (&sums)[kCells]) {
+  alignas(64) float z[RoundUpToLanes(kCells)] = {};
+#pragma clang loop unroll(full)
+  for (int cell = 0; cell + 4 <= kCells; cell += 4) {
+    const F32x4 four = Sum4(sums[cell], sums[cell + 1], sums[cell + 2], sums[cell + 3]);
+    for (int i = 0; i < 4; ++i) z[cell + i] = four[i];
+  }
+#pragma clang loop unroll(full)
+  for (int cell = kCells / 4 * 4; cell < kCells; ++cell) z[cell] = Sum(sums[cell]);
+  if (args.bias != nullptr) {
+    for (int cell = 0; cell < kCells; ++cell) {
+      z[cell] += args.bias[tile.output + cell % kOutputs * tile.output_step];
+    }
+  }
+  if (args.activation != Activation::kNone) {
+    for (int cell = 0; cell < kCells; cell += kLanes) Store(z + cell, Activate(args.activation, Load(z + cell)));
+  }
+  for (int cell = 0; cell < kCells; ++cell) {
+    const int64_t at =
+        (tile.row + cell / kOutputs) * args.weight.rows + tile.output + cell % kOutputs * tile.output_step;
+    const float value = args.gate != nullptr ? z[cell] * args.gate[at] : z[cell];
+    args.y[at] = args.accumulate ? args.y[at] + value : value;
+  }
+}
 
 template <typename Weights, int kRows, int kOutputs>
 __attribute__((noinline)) void ComputeTile(const MatmulArgs& args, const Tile& tile) {
@@ -162,29 +198,44 @@ __attribute__((noinline)) void ComputeTile(const MatmulArgs& args, const Tile& t
     }
   }
 
-  alignas(64) float z[RoundUpToLanes(kCells)] = {};
+  FinishTile<kOutputs>(args, tile, sums);
+}
+
+#if defined(RWKV_HAS_PAIRS)
+// As ComputeTile, rows and weights in pairs of bf16: per lane one sum, of both products of every step.
+template <int kRows, int kOutputs>
+__attribute__((noinline, target("avx512bf16"))) void ComputePairTile(const MatmulArgs& args, const Tile& tile) {
+  constexpr int kCells = kRows * kOutputs;
+  constexpr int64_t kStep = 2 * kLanes;
+  F32 sums[kCells] = {};
+  const int64_t inputs = args.weight.cols;
+  const uint16_t* weight[kOutputs];
 #pragma clang loop unroll(full)
-  for (int cell = 0; cell + 4 <= kCells; cell += 4) {
-    const F32x4 four = Sum4(sums[cell], sums[cell + 1], sums[cell + 2], sums[cell + 3]);
-    for (int i = 0; i < 4; ++i) z[cell + i] = four[i];
+  for (int o = 0; o < kOutputs; ++o) {
+    weight[o] = static_cast<const uint16_t*>(tile.weight.data) + (tile.weight_row + o * tile.output_step) * inputs;
   }
+  const float* x = tile.x;
+  for (int64_t k = 0; k < inputs; k += kStep, x += kRows * kLanes) {
+    const int64_t left = inputs - k;
+    F32 w[kOutputs];
 #pragma clang loop unroll(full)
-  for (int cell = kCells / 4 * 4; cell < kCells; ++cell) z[cell] = Sum(sums[cell]);
-  if (args.bias != nullptr) {
-    for (int cell = 0; cell < kCells; ++cell) {
-      z[cell] += args.bias[tile.output + cell % kOutputs * tile.output_step];
+    for (int o = 0; o < kOutputs; ++o) {
+      w[o] = left >= kStep ? LoadPairs(weight[o] + k) : LoadPairsTail(weight[o] + k, left);
+      if (kRows <= kFewTileRows) __builtin_prefetch(weight[o] + k + kPrefetch / 2);
+    }
+#pragma clang loop unroll(full)
+    for (int r = 0; r < kRows; ++r) {
+      const F32 row = Load(x + r * kLanes);
+#pragma clang loop unroll(full)
+      for (int o = 0; o < kOutputs; ++o) {
+        F32& sum = sums[r * kOutputs + o];
+        sum = (F32)_mm512_dpbf16_ps((__m512)sum, (__m512bh)row, (__m512bh)w[o]);
+      }
     }
   }
-  if (args.activation != Activation::kNone) {
-    for (int cell = 0; cell < kCells; cell += kLanes) Store(z + cell, Activate(args.activation, Load(z + cell)));
-  }
-  for (int cell = 0; cell < kCells; ++cell) {
-    const int64_t at =
-        (tile.row + cell / kOutputs) * args.weight.rows + tile.output + cell % kOutputs * tile.output_step;
-    const float value = args.gate != nullptr ? z[cell] * args.gate[at] : z[cell];
-    args.y[at] = args.accumulate ? args.y[at] + value : value;
-  }
+  FinishTile<kOutputs>(args, tile, sums);
 }
+#endif
 
 // `rows` <= kMostRows, which is known only now, times kOutputs, or as many outputs as a tile of so many rows has.
 template <typename Weights, int kMostRows, int kOutputs = 0>
@@ -192,7 +243,16 @@ RWKV_INLINE void ComputeTileOfRows(const MatmulArgs& args, int64_t rows, const T
   if constexpr (kMostRows > 1) {
     if (rows < kMostRows) return ComputeTileOfRows<Weights, kMostRows - 1, kOutputs>(args, rows, tile);
   }
-  ComputeTile<Weights, kMostRows, kOutputs == 0 ? TileOutputs(kMostRows) : kOutputs>(args, tile);
+  constexpr int kTileOutputs = kOutputs == 0 ? TileOutputs(kMostRows) : kOutputs;
+#if defined(RWKV_HAS_PAIRS)
+  if constexpr (std::is_same_v<Weights, BFloat16Pairs>) {
+    ComputePairTile<kMostRows, kTileOutputs>(args, tile);
+  } else {
+    ComputeTile<Weights, kMostRows, kTileOutputs>(args, tile);
+  }
+#else
+  ComputeTile<Weights, kMostRows, kTileOutputs>(args, tile);
+#endif
 }
 
 // Few rows, weights widened as they are read, from memory each once. The outputs of a tile are a kStep-th of the matrix
@@ -295,6 +355,34 @@ void MatmulManyRows(const MatmulArgs& args, int64_t part, float* panel) {
   }
 }
 
+#if defined(RWKV_HAS_PAIRS)
+// All rows past the part's outputs, whose weights are read as they are and stay in the cache meanwhile.
+void MatmulManyPairs(const MatmulArgs& args, int64_t part) {
+  const int64_t panel_outputs = PanelOutputs(args.weight.cols);
+  const RowTiles rows(args);
+  const int64_t part_begin = part * kPanelsOfPart * panel_outputs;
+  const int64_t limit = part_begin + kPanelsOfPart * panel_outputs;
+  const int64_t part_end = limit < args.weight.rows ? limit : args.weight.rows;
+  for (int64_t begin = part_begin; begin < part_end; begin += panel_outputs) {
+    const int64_t end = part_end - begin < panel_outputs ? part_end : begin + panel_outputs;
+    const int64_t next_end = part_end - end < panel_outputs ? part_end : end + panel_outputs;
+    for (int64_t i = 0; i < rows.tiles; ++i) {
+      PrefetchShare(args.weight, end, next_end, i, rows.tiles);
+      const float* const x = rows.Tile(args, i);
+      const int64_t row = rows.Begin(i);
+      const int64_t size = rows.Begin(i + 1) - row;
+      int64_t o = begin;
+      for (; o + kManyTileOutputs <= end; o += kManyTileOutputs) {
+        ComputeTileOfRows<BFloat16Pairs, kManyTileRows, kManyTileOutputs>(args, size, {x, row, o, 1, args.weight, o});
+      }
+      for (; o < end; ++o) {
+        ComputeTileOfRows<BFloat16Pairs, kManyTileRows, 1>(args, size, {x, row, o, 1, args.weight, o});
+      }
+    }
+  }
+}
+#endif
+
 // Whether the rows are multiplied in fixed point.
 RWKV_INLINE bool IsInteger(const MatrixView& matrix) {
   return matrix.quantization == Quantization::kInt8 || matrix.quantization == Quantization::kInt4 ||
@@ -316,7 +404,7 @@ int64_t MatmulWorkspaceBytes(const MatmulArgs& args) {
 #if defined(RWKV_HAS_TILES)
   if (AreBf16Tiles(args)) return Bf16TilesWorkspaceBytes(args);
 #endif
-  if (args.rows <= kFewRows) return 0;
+  if (args.rows <= kFewRows || ArePairs(args)) return 0;
   return PanelOutputs(args.weight.cols) * RoundUpToLanes(args.weight.cols) * static_cast<int64_t>(sizeof(float));
 }
 
@@ -341,6 +429,11 @@ void Matmul(const MatmulArgs& args, int64_t part, void* workspace) {
   if (IsInteger(args.weight)) return IntegerMatmul(args, part, workspace);
 #if defined(RWKV_HAS_TILES)
   if (AreBf16Tiles(args)) return MatmulBf16Tiles(args, part, workspace);
+#endif
+#if defined(RWKV_HAS_PAIRS)
+  if (ArePairs(args)) {
+    return args.rows <= kFewRows ? MatmulFewRows<BFloat16Pairs>(args, part) : MatmulManyPairs(args, part);
+  }
 #endif
   VisitWeights(args.weight, [&](auto weights) {
     using Weights = decltype(weights);

@@ -195,7 +195,6 @@ RWKV_INLINE void Wkv7Rows(const Wkv7Token& token, int64_t head_size, int64_t i, 
   for (int64_t j = 0; j < n; j += kLanes) {
     const F32 a = LoadSome(token.a + j, n - j);
     for (int q = 0; q < kRows; ++q) {
-      if (kAhead) __builtin_prefetch(state + (q + kRows) * n + j);
       sums[q] = Fma(LoadSome(state + q * n + j, n - j), a, sums[q]);
     }
   }
@@ -212,6 +211,7 @@ RWKV_INLINE void Wkv7Rows(const Wkv7Token& token, int64_t head_size, int64_t i, 
     const F32 k = LoadSome(token.k + j, n - j);
     const F32 b = LoadSome(token.b + j, n - j);
     for (int q = 0; q < kRows; ++q) {
+      if (kAhead) __builtin_prefetch(state + (q + kRows) * n + j, 1);  // Spread over the arithmetic.
       F32 s = LoadSome(state + q * n + j, n - j) * w;
       s = Fma(Broadcast(token.v[i + q]), k, s);
       s = Fma(Broadcast(recall[q]), b, s);
