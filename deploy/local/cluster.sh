@@ -107,14 +107,14 @@ process_names() {
   for ((i = 0; i < ${cluster[routers]:-1}; ++i)); do echo "router-$i"; done
 }
 
-# addresses KIND COUNT: where KIND-0 to KIND-COUNT-1 listen, by commas.
-addresses() {
+# of_each KIND COUNT KEY: that of KIND-0 to KIND-COUNT-1, by commas.
+of_each() {
   local i list=
-  for ((i = 0; i < $2; ++i)); do list+=${list:+,}${cluster[$1-$i.grpc]}; done
+  for ((i = 0; i < $2; ++i)); do list+=${list:+,}${cluster[$1-$i.$3]:-}; done
   echo "$list"
 }
-routers() { addresses router "${cluster[routers]:-1}"; }
-stores() { addresses state_store "${cluster[stores]:-1}"; }
+routers() { of_each router "${cluster[routers]:-1}" grpc; }
+stores() { of_each state_store "${cluster[stores]:-1}" grpc; }
 
 # missing_of_stores: what `given` leaves out that its stores need; empty: nothing.
 missing_of_stores() {
@@ -158,8 +158,8 @@ announce_cluster() {
   local file
   file=$clusters/$(cluster_id "$1")
   mkdir -p "$clusters"
-  printf '%s\n' "router=$(routers)" "pid=${cluster[router-0.pid]}" \
-    "started=${cluster[router-0.started]}" "data_dir=$1" "model=${cluster[model]}" >"$file.new"
+  printf '%s\n' "router=$(routers)" "pid=$(of_each router "${cluster[routers]:-1}" pid)" \
+    "started=$(of_each router "${cluster[routers]:-1}" started)" "data_dir=$1" "model=${cluster[model]}" >"$file.new"
   if [[ -n ${cluster[tls]:-} ]]; then
     printf '%s\n' "tls_authorities=$1/tls/client/ca.crt" "api_key_file=$1/tls/api_key" >>"$file.new"
   fi

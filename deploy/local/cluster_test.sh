@@ -136,6 +136,11 @@ await is_gone
 # What rwkvctl finds: one file a cluster, and none once it is withdrawn; other clusters keep theirs.
 expect "announced" "$(announce_cluster "$dir" && sed -n 's/^data_dir=//p' "$clusters/$(cluster_id "$dir")")" "$dir"
 expect "the router's address" "$(sed -n 's/^router=//p' "$clusters/$(cluster_id "$dir")")" "${cluster[router-0.grpc]}"
+cluster[routers]=2 cluster[router-1.grpc]=127.0.0.1:9 cluster[router-1.pid]=4711 cluster[router-1.started]=5
+announce_cluster "$dir"
+expect "two routers" "$(grep -E '^(router|pid|started)=' "$clusters/$(cluster_id "$dir")" | tr '\n' ' ')" \
+  "router=${cluster[router-0.grpc]},127.0.0.1:9 pid=${cluster[router-0.pid]},4711 started=${cluster[router-0.started]},5 "
+cluster[routers]=1
 announce_cluster "$dir/other"
 withdraw_cluster "$dir"
 expect "withdrawn, the other stays" "$(ls "$clusters")" "$(cluster_id "$dir/other")"

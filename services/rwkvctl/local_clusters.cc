@@ -36,6 +36,23 @@ uint64_t StartTicks(int64_t pid) {
   return ticks;
 }
 
+namespace {
+
+// Whether one of the processes, numbers by commas, is alive and began when its place in `started` says.
+bool AnyRuns(absl::string_view pids, absl::string_view started) {
+  const std::vector<absl::string_view> each = absl::StrSplit(pids, ',');
+  const std::vector<absl::string_view> began = absl::StrSplit(started, ',');
+  for (size_t i = 0; i < each.size() && i < began.size(); ++i) {
+    int64_t pid = 0;
+    uint64_t ticks = 0;
+    if (!absl::SimpleAtoi(each[i], &pid) || pid < 1 || !absl::SimpleAtoi(began[i], &ticks) || ticks == 0) continue;
+    if (StartTicks(pid) == ticks) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
 std::vector<LocalCluster> RunningClusters(const std::string& folder) {
   constexpr uintmax_t kMaxFileBytes = 64 << 10;
   std::vector<LocalCluster> clusters;
@@ -49,12 +66,7 @@ std::vector<LocalCluster> RunningClusters(const std::string& folder) {
       const size_t equals = line.find('=');
       if (equals != std::string::npos) values[line.substr(0, equals)] = line.substr(equals + 1);
     }
-    int64_t pid = 0;
-    uint64_t started = 0;
-    if (!CheckRouters(values["router"]).ok() || !absl::SimpleAtoi(values["pid"], &pid) || pid < 1 ||
-        !absl::SimpleAtoi(values["started"], &started) || started == 0 || StartTicks(pid) != started) {
-      continue;
-    }
+    if (!CheckRouters(values["router"]).ok() || !AnyRuns(values["pid"], values["started"])) continue;
     clusters.push_back(
         {values["router"], values["data_dir"], values["model"], values["tls_authorities"], values["api_key_file"]});
   }

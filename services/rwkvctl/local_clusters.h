@@ -1,8 +1,8 @@
 // Which clusters run on this machine. deploy/local/run.sh writes a file for each into one folder and stop.sh removes
 // it; lines KEY=VALUE:
 //   router      HOST:PORT, several by commas
-//   pid         of the first router
-//   started     when that process began, in clock ticks since boot (/proc/PID/stat, field 22); with the pid it names a
+//   pid         of each router, by commas
+//   started     when each of them began, in clock ticks since boot (/proc/PID/stat, field 22); with the pid it names a
 //               process for good, so that the file of a cluster that crashed is recognised
 //   data_dir    the cluster's folder
 //   model       the file it serves
@@ -32,7 +32,7 @@ struct LocalCluster {
 // kInvalidArgument: not addresses by commas.
 absl::Status CheckRouters(absl::string_view routers);
 
-// Those whose router's process is alive, by address. A file that says something else than the above is passed over, and
+// Those of which a router's process is alive, by address. A file that says something else than the above is passed over, and
 // a folder that is not there holds none.
 std::vector<LocalCluster> RunningClusters(const std::string& folder);
 

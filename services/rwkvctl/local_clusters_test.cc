@@ -59,6 +59,19 @@ TEST_F(LocalClustersTest, TheOnlyOneThatRunsIsTaken) {
                                        HasSubstr("--router 127.0.0.1:3"), ::testing::Not(HasSubstr("127.0.0.1:2")))));
 }
 
+TEST_F(LocalClustersTest, AClusterThatLostItsFirstRouterIsFound) {
+  const uint64_t here = StartTicks(getpid());
+  const auto write = [&](const std::string& pids, const std::string& started) {
+    std::ofstream(folder_ + "/a") << "router=127.0.0.1:1,127.0.0.1:2\npid=" << pids << "\nstarted=" << started << "\n";
+  };
+  write(absl::StrCat(getpid(), ",", getpid()), absl::StrCat(here + 1, ",", here));
+  EXPECT_THAT(Router(), IsOkAndHolds("127.0.0.1:1,127.0.0.1:2"));
+  write(absl::StrCat(getpid(), ",", getpid()), absl::StrCat(here + 1, ",", here + 2));
+  EXPECT_THAT(Router(), StatusIs(absl::StatusCode::kNotFound));
+  write(absl::StrCat(getpid(), ",", getpid()), absl::StrCat(here + 1));  // Of the second nothing is said.
+  EXPECT_THAT(Router(), StatusIs(absl::StatusCode::kNotFound));
+}
+
 TEST_F(LocalClustersTest, TheClusterOfAnAddressIsFound) {
   Write("a", "127.0.0.1:1,127.0.0.1:4", getpid(), StartTicks(getpid()));
   Write("b", "127.0.0.1:3", getpid(), StartTicks(getpid()));
