@@ -25,7 +25,7 @@ absl::StatusOr<std::string> FindStateStore() {
   return absl::NotFoundError(absl::StrCat("there is no program state_store beside ", self.string(), "/rwkvctl"));
 }
 
-// Runs it and hands on what it prints.
+// Runs it and hands on what it prints. It says itself what went wrong.
 absl::Status RunProgram(const std::vector<std::string>& command, std::ostream& out) {
   int ends[2];
   if (pipe(ends) != 0) return absl::UnavailableError(std::strerror(errno));
@@ -55,7 +55,7 @@ absl::Status RunProgram(const std::vector<std::string>& command, std::ostream& o
   while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
   }
   if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return FlushOutput(out);
-  return absl::DataLossError("not all of the store is whole, or it could not be done: see above");
+  return absl::FailedPreconditionError("state_store has said why, above");
 }
 
 class StoreCommand : public Command {
