@@ -3,8 +3,10 @@
 
 #include <cstdint>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 
 namespace rwkv::kernels {
 
@@ -41,6 +43,15 @@ class Stream {
   // Waits until everything enqueued so far has run; the first fault of the device, if any. kDeadlineExceeded: the
   // device hangs.
   virtual absl::Status Synchronize() = 0;
+
+  // Enqueues what `enqueue` enqueues, which is the same operations with the same arguments whenever `key` is the same;
+  // nothing else, no Scratch() that grows, and neither events nor waits. A device that Repeats() keeps what it has seen
+  // twice and enqueues it at once from then on, without a call. The default is the plain twin: it calls.
+  virtual absl::Status Repeat(absl::Span<const int64_t> key, absl::FunctionRef<absl::Status()> enqueue) {
+    return enqueue();
+  }
+  // Whether it is worth while to make many steps alike.
+  virtual bool Repeats() const { return false; }
 
   // What other libraries of the same device call this stream (a cudaStream_t). Null: nothing.
   virtual void* handle() const { return nullptr; }

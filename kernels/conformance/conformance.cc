@@ -32,7 +32,10 @@ std::vector<std::string> Backends() {
   std::vector<std::string> backends = AvailableDevices();
   backends.push_back("protected");
   if (cpu::HasEmulatedAmx()) backends.emplace_back(cpu::kEmulatedAmxDevice);
-  if (cuda::HasEmulatedDevice()) backends.emplace_back(cuda::kEmulatedDevice);
+  if (cuda::HasEmulatedDevice()) {
+    backends.emplace_back(cuda::kEmulatedDevice);
+    backends.emplace_back(cuda::kEmulatedFp32Device);
+  }
   return backends;
 }
 
@@ -45,7 +48,7 @@ Device& OpenedDevice(const std::string& name) {
   } else if (name == cpu::kEmulatedAmxDevice || name == cpu::kEmulatedAmxBf16Device) {
     device = *cpu::OpenEmulatedAmx(name);
   } else {
-    device = name == cuda::kEmulatedDevice ? *cuda::OpenEmulatedDevice() : *OpenDevice(name);
+    device = cuda::IsEmulatedDevice(name) ? *cuda::OpenEmulatedDevice(name) : *OpenDevice(name);
   }
   return *device;
 }

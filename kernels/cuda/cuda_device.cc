@@ -6,6 +6,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "kernels/api/op_table.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/cuda/cuda_status.h"
@@ -43,7 +44,8 @@ absl::Status MixInput(const MixInputArgs& args, Stream& stream) {
 }
 
 absl::Status Products(const ProductsArgs& args, Stream& stream) {
-  return Run("products", &KernelSet::products, args, stream);
+  const bool tensor_cores = static_cast<CudaStream&>(stream).tensor_cores();
+  return Run("products", tensor_cores ? &KernelSet::tensor_products : &KernelSet::products, args, stream);
 }
 
 absl::Status Wkv4(const Wkv4Args& args, Stream& stream) { return Run("wkv4", &KernelSet::wkv4, args, stream); }
@@ -70,19 +72,20 @@ absl::Status DeepEmbedAttention(const DeepEmbedAttentionArgs& args, Stream&) {
 class CudaDevice final : public Device {
  public:
   CudaDevice(const Runtime& runtime, const KernelSet& kernels, int ordinal, absl::string_view name,
-             std::string identity, absl::Duration hang_limit)
+             std::string identity, std::string family, const DeviceOptions& options)
       : runtime_(runtime),
         kernels_(kernels),
         ordinal_(ordinal),
         name_(name),
         identity_(std::move(identity)),
-        hang_limit_(hang_limit),
+        family_(std::move(family)),
+        options_(options),
         uploader_(*this) {}
 
   absl::string_view name() const override { return name_; }
   std::string identity() const override { return identity_; }
   absl::Status MakeCurrent() override { return ToStatus(runtime_, runtime_.set_device(ordinal_), name_); }
-  absl::string_view numeric_family() const override { return kNumericFamily; }
+  absl::string_view numeric_family() const override { return family_; }
 
   absl::StatusOr<Buffer> Allocate(int64_t bytes, MemoryKind kind) override {
     if (bytes < 0) return absl::InvalidArgumentError(absl::StrCat("buffer of ", bytes, " bytes"));
@@ -99,12 +102,12 @@ class CudaDevice final : public Device {
   }
 
   absl::StatusOr<std::unique_ptr<Stream>> NewStream() override {
-    return CudaStream::Create(runtime_, kernels_, ordinal_, *this, hang_limit_);
+    return CudaStream::Create(runtime_, kernels_, ordinal_, *this, options_);
   }
 
   absl::StatusOr<std::unique_ptr<Event>> NewEvent() override {
     RWKV_RETURN_IF_ERROR(MakeCurrent());
-    return CudaEvent::Create(runtime_, hang_limit_);
+    return CudaEvent::Create(runtime_, options_.hang_limit);
   }
 
   absl::StatusOr<Weight> Load(const MatrixView& matrix, WeightUse) override { return uploader_.Load(matrix); }
@@ -121,14 +124,15 @@ class CudaDevice final : public Device {
   const int ordinal_;
   const std::string name_;
   const std::string identity_;
-  const absl::Duration hang_limit_;
+  const std::string family_;
+  const DeviceOptions options_;
   Uploader uploader_;
 };
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const Runtime& runtime, const KernelSet& kernels, int ordinal,
-                                                   absl::string_view name, absl::Duration hang_limit) {
+                                                   absl::string_view name, const DeviceOptions& options) {
   int count = 0;
   RWKV_RETURN_IF_ERROR(ToStatus(runtime, runtime.get_device_count(&count), name));
   if (ordinal < 0 || ordinal >= count) {
@@ -143,8 +147,17 @@ absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const Runtime& runtime, const
                                                  ".0"));
   }
   const absl::string_view uuid(properties.uuid.bytes, sizeof(properties.uuid.bytes));
+  std::string family = options.tensor_cores ? absl::StrCat("cuda/tensor/sm_", properties.major, properties.minor)
+                                            : std::string(kFp32Family);
   return std::make_unique<CudaDevice>(runtime, kernels, ordinal, name,
-                                      absl::StrCat("cuda/", absl::BytesToHexString(uuid)), hang_limit);
+                                      absl::StrCat("cuda/", absl::BytesToHexString(uuid)), std::move(family), options);
+}
+
+DeviceOptions TakeOptions(absl::string_view& name) {
+  DeviceOptions options;
+  options.graphs = !absl::ConsumeSuffix(&name, "/launches");
+  options.tensor_cores = !absl::ConsumeSuffix(&name, "/fma");
+  return options;
 }
 
 }  // namespace rwkv::kernels::cuda

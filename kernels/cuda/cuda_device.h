@@ -13,18 +13,28 @@
 
 namespace rwkv::kernels::cuda {
 
-// What this device computes with: float sums without tensor cores, the same bits on every GPU and in the emulation.
-inline constexpr absl::string_view kNumericFamily = "cuda/fp32";
+// Without tensor cores sums are float, with the same bits on every GPU and in the emulation. With them the order of a sum
+// is the hardware's: its family has the compute capability in its name.
+inline constexpr absl::string_view kFp32Family = "cuda/fp32";
 
 // How long the host waits for what a stream was given before it says that the GPU hangs: a step takes milliseconds, the
 // longest prefill a second.
 constexpr absl::Duration kHangLimit = absl::Seconds(60);
 
+struct DeviceOptions {
+  absl::Duration hang_limit = kHangLimit;
+  bool tensor_cores = true;  // For products with 16-bit weights; without: the plain twin.
+  bool graphs = true;  // Steps that come again are launched as a graph; without: kernel by kernel, the plain twin.
+};
+
+// Takes what may follow a device's name, "/fma" (no tensor cores) and then "/launches" (no graphs), off its end.
+DeviceOptions TakeOptions(absl::string_view& name);
+
 // The runtime's device `ordinal` under a name of the caller's. Runtime and kernels outlive it. After a fault of the
-// GPU every call on it fails with that fault, and of one that hangs every wait ends after `hang_limit`
+// GPU every call on it fails with that fault, and of one that hangs every wait ends after the limit
 // (kDeadlineExceeded): the process must end.
 // kUnimplemented: no driver, no such device, or one older than compute capability 8.0; says which.
 absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const Runtime& runtime, const KernelSet& kernels, int ordinal,
-                                                   absl::string_view name, absl::Duration hang_limit = kHangLimit);
+                                                   absl::string_view name, const DeviceOptions& options = {});
 
 }  // namespace rwkv::kernels::cuda

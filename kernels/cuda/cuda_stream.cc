@@ -50,17 +50,19 @@ absl::Status CudaEvent::WaitOnHost() const {
 }
 
 absl::StatusOr<std::unique_ptr<CudaStream>> CudaStream::Create(const Runtime& runtime, const KernelSet& kernels,
-                                                               int ordinal, Device& device, absl::Duration hang_limit) {
+                                                               int ordinal, Device& device,
+                                                               const DeviceOptions& options) {
   cudaStream_t stream = nullptr;
   RWKV_RETURN_IF_ERROR(ToStatus(runtime, runtime.set_device(ordinal), device.name()));
   RWKV_RETURN_IF_ERROR(ToStatus(runtime, runtime.stream_create_with_flags(&stream, cudaStreamNonBlocking),
                                 absl::StrCat(device.name(), ": new stream")));
-  absl::StatusOr<std::unique_ptr<CudaEvent>> passed = CudaEvent::Create(runtime, hang_limit);
+  absl::StatusOr<std::unique_ptr<CudaEvent>> passed = CudaEvent::Create(runtime, options.hang_limit);
   if (!passed.ok()) {
     runtime.stream_destroy(stream);
     return passed.status();
   }
-  return std::unique_ptr<CudaStream>(new CudaStream(runtime, kernels, ordinal, device, stream, *std::move(passed)));
+  return std::unique_ptr<CudaStream>(
+      new CudaStream(runtime, kernels, ordinal, device, stream, options, *std::move(passed)));
 }
 
 CudaStream::~CudaStream() {
@@ -68,6 +70,7 @@ CudaStream::~CudaStream() {
   if (absl::IsDeadlineExceeded(Synchronize())) {
     scratch_.Leak();
   } else {
+    DropGraphs();
     runtime_.stream_destroy(stream_);
   }
 }
@@ -93,13 +96,56 @@ absl::Status CudaStream::Record(Event& event) {
 
 absl::StatusOr<void*> CudaStream::Scratch(int64_t bytes) {
   if (bytes > scratch_.size_in_bytes()) {
+    if (captures_) return absl::InternalError("scratch memory grows while a stream is captured");
     RWKV_RETURN_IF_ERROR(Synchronize());
     int64_t larger = kBufferAlignment;
     while (larger < bytes && larger < int64_t{1} << 62) larger *= 2;
+    DropGraphs();  // They point to it.
     scratch_ = Buffer();
     RWKV_ASSIGN_OR_RETURN(scratch_, device_.Allocate(std::max(larger, bytes), MemoryKind::kDevice));
   }
   return scratch_.data();
+}
+
+void CudaStream::DropGraphs() {
+  for (const auto& [key, executable] : graphs_) {
+    if (executable != nullptr) runtime_.graph_exec_destroy(executable);
+  }
+  graphs_.clear();
+}
+
+absl::Status CudaStream::Repeat(absl::Span<const int64_t> key, absl::FunctionRef<absl::Status()> enqueue) {
+  if (!options_.graphs || captures_) return enqueue();
+  const std::vector<int64_t> owned(key.begin(), key.end());
+  const auto it = graphs_.find(owned);
+  if (it == graphs_.end()) {
+    // What is allocated once is there when it comes again.
+    RWKV_RETURN_IF_ERROR(enqueue());
+    if (graphs_.size() < kMostGraphs) graphs_[owned] = nullptr;
+    return absl::OkStatus();
+  }
+  cudaGraphExec_t executable = it->second;
+  if (executable == nullptr) {
+    RWKV_RETURN_IF_ERROR(Check("graph", runtime_.set_device(ordinal_)));
+    RWKV_ASSIGN_OR_RETURN(executable, Capture(enqueue));
+    graphs_[owned] = executable;
+  }
+  return Check("launch a graph", runtime_.graph_launch(executable, stream_));
+}
+
+absl::StatusOr<cudaGraphExec_t> CudaStream::Capture(absl::FunctionRef<absl::Status()> enqueue) {
+  // Other threads may allocate meanwhile.
+  RWKV_RETURN_IF_ERROR(Check("capture", runtime_.stream_begin_capture(stream_, cudaStreamCaptureModeThreadLocal)));
+  captures_ = true;
+  absl::Status status = enqueue();
+  captures_ = false;
+  cudaGraph_t graph = nullptr;
+  status.Update(Check("end of a capture", runtime_.stream_end_capture(stream_, &graph)));
+  cudaGraphExec_t executable = nullptr;
+  if (status.ok()) status = Check("make a graph", runtime_.graph_instantiate(&executable, graph, 0));
+  if (graph != nullptr) runtime_.graph_destroy(graph);
+  RWKV_RETURN_IF_ERROR(status);
+  return executable;
 }
 
 absl::Status CudaStream::Synchronize() {

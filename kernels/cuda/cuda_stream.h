@@ -4,14 +4,19 @@
 #include <cstdint>
 #include <memory>
 #include <utility>
+#include <vector>
 
+#include "absl/container/flat_hash_map.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "kernels/base/buffer.h"
 #include "kernels/base/device.h"
 #include "kernels/base/stream.h"
+#include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/kernel_set.h"
 #include "kernels/cuda/runtime.h"
 
@@ -42,7 +47,7 @@ class CudaStream final : public Stream {
  public:
   // The device outlives the stream, which is of its ordinal.
   static absl::StatusOr<std::unique_ptr<CudaStream>> Create(const Runtime& runtime, const KernelSet& kernels,
-                                                            int ordinal, Device& device, absl::Duration hang_limit);
+                                                            int ordinal, Device& device, const DeviceOptions& options);
   ~CudaStream() override;
 
   absl::Status Copy(void* to, const void* from, int64_t bytes) override;
@@ -51,7 +56,14 @@ class CudaStream final : public Stream {
   // Waits for the stream when it has to grow, which is seldom.
   absl::StatusOr<void*> Scratch(int64_t bytes) override;
   absl::Status Synchronize() override;
+  // The first time it calls; the second time it makes a graph of what is enqueued; then it launches that. No more than
+  // kMostGraphs: other keys are called each time. kInternal: what must not be done in it was.
+  absl::Status Repeat(absl::Span<const int64_t> key, absl::FunctionRef<absl::Status()> enqueue) override;
+  bool Repeats() const override { return options_.graphs; }
   void* handle() const override { return stream_; }
+  bool tensor_cores() const { return options_.tensor_cores; }
+
+  static constexpr size_t kMostGraphs = 64;
 
   // Enqueues a function of the kernel set.
   template <typename Args>
@@ -62,23 +74,30 @@ class CudaStream final : public Stream {
 
  private:
   CudaStream(const Runtime& runtime, const KernelSet& kernels, int ordinal, Device& device, cudaStream_t stream,
-             std::unique_ptr<CudaEvent> passed)
+             const DeviceOptions& options, std::unique_ptr<CudaEvent> passed)
       : runtime_(runtime),
         kernels_(kernels),
         ordinal_(ordinal),
         device_(device),
         stream_(stream),
+        options_(options),
         passed_(std::move(passed)) {}
 
   absl::Status Check(absl::string_view what, cudaError_t error) const;
+  // The stream has passed all of them.
+  void DropGraphs();
+  absl::StatusOr<cudaGraphExec_t> Capture(absl::FunctionRef<absl::Status()> enqueue);
 
   const Runtime& runtime_;
   const KernelSet& kernels_;
   const int ordinal_;
   Device& device_;
   const cudaStream_t stream_;
+  const DeviceOptions options_;
   const std::unique_ptr<CudaEvent> passed_;  // For Synchronize().
   Buffer scratch_;
+  bool captures_ = false;
+  absl::flat_hash_map<std::vector<int64_t>, cudaGraphExec_t> graphs_;  // Null: seen once.
 };
 
 }  // namespace rwkv::kernels::cuda

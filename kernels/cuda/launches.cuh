@@ -11,6 +11,7 @@ int LaunchEmbed(const EmbedArgs& args, StreamHandle stream);
 int LaunchLayerNorm(const LayerNormArgs& args, StreamHandle stream);
 int LaunchMixInput(const MixInputArgs& args, StreamHandle stream);
 int LaunchProducts(const ProductsArgs& args, StreamHandle stream);
+int LaunchTensorProducts(const ProductsArgs& args, StreamHandle stream);
 int LaunchWkv4(const Wkv4Args& args, StreamHandle stream);
 int LaunchWkv6(const Wkv6Args& args, StreamHandle stream);
 int LaunchWkv7(const Wkv7Args& args, StreamHandle stream);

@@ -1,6 +1,7 @@
 #include "kernels/cuda/fixed_products.cuh"
 #include "kernels/cuda/launches.cuh"
 #include "kernels/cuda/products.cuh"
+#include "kernels/cuda/tensor_products.cuh"
 
 namespace rwkv::kernels::cuda {
 inline namespace RWKV_CUDA_BUILD {
@@ -21,6 +22,21 @@ template <WeightKind kKind, int kRows, int kOutputs, bool kWide>
 int LaunchTiles(ProductsParameters p, StreamHandle stream) {
   const uint32_t blocks = CutProducts(kOutputs * kProductWarps, kRows, p);
   return Launch(stream, {blocks, 1, kProductThreads, 0}, "products", ProductsKernel<kKind, kRows, kOutputs, kWide>, p);
+}
+
+template <WeightKind kKind, int kOutTiles, int kRowTiles>
+int LaunchTensorTiles(ProductsParameters p, bool wide, StreamHandle stream) {
+  using Shared = TensorShared<kOutTiles, kRowTiles>;
+  const uint32_t blocks = CutProducts(Shared::kOutputs, Shared::kRows, p);
+  return Launch(stream, {blocks, 1, kTensorThreads, sizeof(Shared)}, "tensor_products",
+                TensorProductsKernel<kKind, kOutTiles, kRowTiles>, p, wide);
+}
+
+template <WeightKind kKind>
+int LaunchTensor(const ProductsParameters& p, bool wide, StreamHandle stream) {
+  if (p.rows <= 8) return LaunchTensorTiles<kKind, 1, 1>(p, wide, stream);
+  if (p.rows <= 16) return LaunchTensorTiles<kKind, 1, 2>(p, wide, stream);
+  return LaunchTensorTiles<kKind, 2, 4>(p, wide, stream);
 }
 
 template <WeightKind kKind, int kRows>
@@ -44,7 +60,9 @@ int LaunchKind(const ProductsParameters& p, bool wide, StreamHandle stream) {
   return LaunchTiles<kKind, 8, 4, true>(p, stream);
 }
 
-int LaunchKind(WeightKind kind, const ProductsParameters& p, bool wide, StreamHandle stream) {
+int LaunchKind(WeightKind kind, const ProductsParameters& p, bool wide, bool tensor, StreamHandle stream) {
+  if (tensor && kind == WeightKind::kBFloat16) return LaunchTensor<WeightKind::kBFloat16>(p, wide, stream);
+  if (tensor && kind == WeightKind::kFloat16) return LaunchTensor<WeightKind::kFloat16>(p, wide, stream);
   switch (kind) {
     case WeightKind::kFloat32:
       return LaunchKind<WeightKind::kFloat32>(p, wide, stream);
@@ -60,10 +78,8 @@ int LaunchKind(WeightKind kind, const ProductsParameters& p, bool wide, StreamHa
   return LaunchFixed<WeightKind::kInt4>(p, wide, stream);
 }
 
-}  // namespace
-
 // One launch for all products whose weights are stored alike.
-int LaunchProducts(const ProductsArgs& args, StreamHandle stream) {
+int LaunchAll(const ProductsArgs& args, bool tensor, StreamHandle stream) {
   for (int kind = 0; kind < kWeightKinds; ++kind) {
     for (const bool wide : {true, false}) {
       ProductsParameters p = {};
@@ -76,15 +92,21 @@ int LaunchProducts(const ProductsArgs& args, StreamHandle stream) {
         p.products[p.count++] = {weight,    product.x, product.bias,       product.gate,
                                  product.y, 0,         product.activation, product.accumulate};
         if (p.count < kProductsOfLaunch) continue;
-        if (const int error = LaunchKind(weight.kind, p, wide, stream); error != 0) return error;
+        if (const int error = LaunchKind(weight.kind, p, wide, tensor, stream); error != 0) return error;
         p.count = 0;
       }
       if (p.count == 0) continue;
-      if (const int error = LaunchKind(static_cast<WeightKind>(kind), p, wide, stream); error != 0) return error;
+      const int error = LaunchKind(static_cast<WeightKind>(kind), p, wide, tensor, stream);
+      if (error != 0) return error;
     }
   }
   return 0;
 }
+
+}  // namespace
+
+int LaunchProducts(const ProductsArgs& args, StreamHandle stream) { return LaunchAll(args, false, stream); }
+int LaunchTensorProducts(const ProductsArgs& args, StreamHandle stream) { return LaunchAll(args, true, stream); }
 
 }  // namespace RWKV_CUDA_BUILD
 }  // namespace rwkv::kernels::cuda

@@ -21,6 +21,12 @@ const Runtime kCudaRuntime = {
     [](cudaEvent_t event, cudaStream_t stream) { return cudaEventRecord(event, stream); },
     cudaEventQuery,
     cudaEventSynchronize,
+    cudaStreamBeginCapture,
+    cudaStreamEndCapture,
+    cudaGraphInstantiateWithFlags,
+    cudaGraphLaunch,
+    cudaGraphDestroy,
+    cudaGraphExecDestroy,
     cudaGetErrorName,
     cudaGetErrorString,
     // Nobody is left to hear of an error; whoever works with the device hears of it.

@@ -28,6 +28,12 @@ struct Runtime {
   cudaError_t (*event_record)(cudaEvent_t event, cudaStream_t stream);
   cudaError_t (*event_query)(cudaEvent_t event);
   cudaError_t (*event_synchronize)(cudaEvent_t event);
+  cudaError_t (*stream_begin_capture)(cudaStream_t stream, cudaStreamCaptureMode mode);
+  cudaError_t (*stream_end_capture)(cudaStream_t stream, cudaGraph_t* graph);
+  cudaError_t (*graph_instantiate)(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long flags);
+  cudaError_t (*graph_launch)(cudaGraphExec_t executable, cudaStream_t stream);
+  cudaError_t (*graph_destroy)(cudaGraph_t graph);
+  cudaError_t (*graph_exec_destroy)(cudaGraphExec_t executable);
   const char* (*get_error_name)(cudaError_t error);
   const char* (*get_error_string)(cudaError_t error);
   // cudaFree and cudaFreeHost, as a Buffer calls them.

@@ -1,10 +1,9 @@
 #include "kernels/dispatch/open_device.h"
 
 #include "absl/status/status.h"
-#include "absl/strings/numbers.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "absl/strings/strip.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cuda/cuda.h"
 #include "kernels/reference/reference.h"
@@ -34,16 +33,18 @@ absl::StatusOr<std::unique_ptr<Device>> OpenDevice(absl::string_view request, in
     return absl::UnimplementedError(absl::StrCat("device \"", request, "\" cannot run on this processor"));
   }
   names.emplace_back("cuda:<number>");
-  int ordinal = 0;
-  if (absl::ConsumePrefix(&request, "cuda:") && absl::SimpleAtoi(request, &ordinal)) return cuda::OpenDevice(ordinal);
-  if (asked == "auto" && cuda::CountDevices() > 0) return cuda::OpenDevice(0);
+  if (absl::StartsWith(request, "cuda:")) {
+    absl::StatusOr<std::unique_ptr<Device>> device = cuda::OpenDevice(request);
+    if (!absl::IsInvalidArgument(device.status())) return device;
+  }
+  if (asked == "auto" && cuda::CountDevices() > 0) return cuda::OpenDevice("cuda:0");
   if (asked == "auto" || asked == "cpu") return OpenDevice(FastestCpu(), threads);
   return absl::InvalidArgumentError(absl::StrCat("device \"", asked, "\" is none of ", absl::StrJoin(names, ", ")));
 }
 
 std::string WhyNoGpu() {
   if (cuda::CountDevices() > 0) return "";
-  return std::string(cuda::OpenDevice(0).status().message());
+  return std::string(cuda::OpenDevice("cuda:0").status().message());
 }
 
 std::vector<std::string> AvailableDevices() {

@@ -90,6 +90,9 @@ machine() {
 proof() {  # PROOF ARGUMENT...
   "$bin/tests/gpu/prover/prover" "$1" "$device" "${@:2}"
 }
+bits() {  # Without tensor cores, whose sums are their own.
+  "$bin/tests/gpu/prover/prover" bits "$device/fma" "$TEST_TMPDIR" "$here/tests/gpu/bits.txt"
+}
 rates() {
   proof rates | tee "$out/rates.jsonl"
 }
@@ -135,12 +138,12 @@ if $emulated; then
 fi
 
 export bin name device out here emulated seconds
-export -f cases machine proof rates bench sanitize op_times goals cluster
+export -f cases machine proof bits rates bench sanitize op_times goals cluster
 
 step 1 'driver, clocks and card' 30 machine
 step 1 'copy bandwidth and matrix rate' 60 rates
 step 2 'primitives of device.cuh one by one, against the emulation' 60 proof probes
-step 3 'bits of small models against those of the emulation' 120 proof bits "$TEST_TMPDIR" "$here/tests/gpu/bits.txt"
+step 3 'bits of small models against those of the emulation' 120 bits
 for op in Block Embed MixInput Norm Products Wkv4 Wkv6 Wkv7; do
   # CI has held the emulated device to every case.
   step 3 "conformance of $op" 300 cases "*$op*/$name:*$op*/${name}_$($emulated && echo base || echo '*')"

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """What can be said of the CUDA kernels' speed without a GPU: static_report.json, static_report.md.
 
-report.py --resources PTXAS_LOG... --launches FILE --out FOLDER      writes the two files
-report.py --resources PTXAS_LOG... --launches FILE --check FOLDER    fails if they say better than what is the case
+report.py --resources PTXAS_LOG... --launches FILE --traffic FILE --out FOLDER      writes the two files
+report.py --resources PTXAS_LOG... --launches FILE --traffic FILE --check FOLDER    fails if they say better than what
+                                                                                    is the case
 
-Resources are what `nvcc -Xptxas=-v` prints, launches what tests/gpu/launches prints. Nothing here was measured on a
+Resources are what `nvcc -Xptxas=-v` prints, launches and traffic what tests/gpu/launches and traffic print. Nothing here was measured on a
 GPU; the predicted times are bounds and sums, to be held against a run.
 """
 import argparse
@@ -14,8 +15,12 @@ import re
 import subprocess
 import sys
 
-# Nominal: HBM bandwidth in bytes/s, fp32 FMA rate in flop/s (no kernel uses tensor cores yet).
-GPUS = {"H100": (3.35e12, 66.9e12), "H200": (4.8e12, 66.9e12)}
+# Nominal: HBM bandwidth in bytes/s, dense rate of bfloat16 tensor cores in flop/s.
+GPUS = {"H100": (3.35e12, 989e12), "H200": (4.8e12, 989e12)}
+# Of that rate, for a product of a float and a bfloat16 weight: three parts of the float, and what mma.sync may reach of
+# the rate on Hopper, which only wgmma reaches in full. A guess.
+PRODUCT_RATE = 0.6 / 3
+LAYER_KERNELS = {"1": 8, "16": 13}  # at most, by rows
 ACHIEVABLE = 0.9  # Of the nominal bandwidth: what copies reach on these cards.
 GAP = 2.6e-6  # Seconds lost at a kernel's boundary: what published decode times of others come to.
 MODELS = {  # width, layers, ranks of decay, iclr, value residual and gate
@@ -35,6 +40,7 @@ KERNELS = {
     "mix_input": "MixInputKernel",
     "mix_state": "MixStateKernel",
     "products": "ProductsKernel",
+    "tensor_products": "TensorProductsKernel",
     "fixed_products": "FixedProductsKernel",
     "wkv4": "Wkv4Kernel",
     "wkv6": "Wkv6Kernel",
@@ -74,13 +80,13 @@ def read_resources(paths):
 
 
 def threads_of(kernel):
-    """As the launch bounds say: products 128, rows 256 at most, wkv 16 * quads * 4 of a head."""
+    """As the launch bounds say: products 128, on tensor cores and of rows 256, wkv 16 * quads * 4 of a head."""
     name = kernel.split("<")[0]
     if name == "Wkv4Kernel":
         return 64
     if name.startswith("Wkv"):
         return 64 * int(re.search(r"<(\d+)", kernel)[1])
-    return 128 if "Products" in name else 256
+    return 128 if name in ("ProductsKernel", "FixedProductsKernel") else 256
 
 
 def warps_per_sm(used, threads, architecture):
@@ -129,36 +135,52 @@ def predict(launches):
             flops = rows * weight_bytes(width, layers, ranks)  # 2 a weight of 2 bytes
             step = {"model": model, "rows": rows, "kernels": kernels, "floor_bytes": floor}
             for gpu, (bandwidth, rate) in GPUS.items():
+                rate *= PRODUCT_RATE
                 work = max(floor / (ACHIEVABLE * bandwidth), flops / rate)
                 step[gpu] = {"floor_us": round(floor / bandwidth * 1e6, 1),
                              "predicted_us": round((work + kernels * GAP) * 1e6, 1),
                              "tokens_per_s": round(rows / (work + kernels * GAP)),
-                             "bound": "bytes" if floor / (ACHIEVABLE * bandwidth) >= flops / rate else "fp32 rate"}
+                             "bound": "bytes" if floor / (ACHIEVABLE * bandwidth) >= flops / rate else "matrix rate"}
             steps.append(step)
     return steps
 
 
-def make(resources, launches):
+def read_traffic(path):
+    """{"kernel, rows": {bytes, wide, sectors, conflicts}}, of the emulation's checker."""
+    result = {}
+    for line in pathlib.Path(path).read_text().splitlines():
+        traffic = json.loads(line)
+        result[f"{traffic['kernel']}, {traffic['rows']}"] = {
+            key: round(traffic[key], 3) for key in ("bytes", "wide", "sectors", "conflicts")}
+    return result
+
+
+def make(resources, launches, traffic):
     kernels = {}
     for (kernel, architecture), used in sorted(resources.items()):
         threads = threads_of(kernel)
         kernels[f"{kernel} {architecture}"] = dict(
             used, threads=threads, warps_per_sm=warps_per_sm(used, threads, architecture))
-    return {"kernels": kernels, "launches": launches, "steps": predict(launches)}
+    return {"kernels": kernels, "launches": launches, "traffic": traffic, "steps": predict(launches)}
 
 
 def markdown(report):
     out = ["# Static report of the CUDA kernels", "",
            "Written by `tests/gpu/report.sh`; a test fails when the tree gets worse than this. **Nothing here was",
            "measured on a GPU.** Occupancy follows from registers, launch bounds and static shared memory. A predicted",
-           f"time is max(bytes / {ACHIEVABLE} of nominal bandwidth, flop / fp32 rate) + kernels x {GAP * 1e6} us: a",
-           "guess to be held against a run. Not reported yet: widths of accesses, sectors, bank conflicts, bytes of",
-           "activations.", "",
+           f"time is max(bytes / {ACHIEVABLE} of nominal bandwidth, flop / {PRODUCT_RATE:.1f} of the matrix rate) +",
+           f"kernels x {GAP * 1e6} us: a guess to be held against a run.", "",
            "## Kernels of a decode step, RWKV-7", "",
            "| rows | a layer | of them | a step besides |", "|---|---:|---|---:|"]
     for rows, shape in report["launches"].items():
         of_them = ", ".join(f"{count} {kernel}" for kernel, count in shape["layer"].items())
         out.append(f"| {rows} | {shape['per_layer']} | {of_them} | {shape['per_step']} |")
+    out += ["", "## Accesses", "",
+            "Of a step of width 256: bytes that lanes ask of device memory, the share of them by 16 bytes, the share of the",
+            "32-byte sectors touched that a warp's request uses, and passes too many a request to shared memory.", "",
+            "| kernel, rows | bytes | wide | sectors | conflicts |", "|---|---:|---:|---:|---:|"]
+    for name, of in report["traffic"].items():
+        out.append(f"| {name} | {of['bytes']} | {of['wide']:.0%} | {of['sectors']:.0%} | {of['conflicts']} |")
     out += ["", "## Predicted steps, 16-bit weights, fp32 state", "",
             "MB: of weights and states, which no step can do without.", "",
             "| model | rows | kernels | MB | H100 floor us | predicted | tok/s | H200 floor us | predicted | tok/s |",
@@ -189,10 +211,20 @@ def worse(now, before):
             problems.append(f"{name}: {used['warps_per_sm']} warps an SM, {old['warps_per_sm']} in the report "
                             f"({used['registers']} registers, {old['registers']})")
     for rows, shape in now["launches"].items():
+        if shape["per_layer"] > LAYER_KERNELS[rows]:
+            problems.append(f"{rows} rows: {shape['per_layer']} kernels a layer, more than {LAYER_KERNELS[rows]}")
         old = before["launches"][rows]
         for key in ("per_layer", "per_step"):
             if shape[key] > old[key]:
                 problems.append(f"{rows} rows: {shape[key]} kernels {key}, {old[key]} in the report: {shape['layer']}")
+    for name, traffic in now["traffic"].items():
+        old = before["traffic"].get(name)
+        if old is None:
+            problems.append(f"{name}: not in the report")
+            continue
+        for key, sign in (("bytes", 1), ("wide", -1), ("sectors", -1), ("conflicts", 1)):
+            if sign * (traffic[key] - old[key]) > 1e-9:
+                problems.append(f"{name}: {key} {traffic[key]}, {old[key]} in the report")
     for step, old in zip(now["steps"], before["steps"]):
         for gpu in GPUS:
             if step[gpu]["predicted_us"] > old[gpu]["predicted_us"]:
@@ -205,13 +237,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--resources", nargs="+", required=True)
     parser.add_argument("--launches", required=True)
+    parser.add_argument("--traffic", required=True)
     parser.add_argument("--out")
     parser.add_argument("--check")
     arguments = parser.parse_args()
     resources = read_resources(arguments.resources)
     if not resources:
         sys.exit("report.py: no kernel in " + " ".join(arguments.resources))
-    report = make(resources, read_launches(arguments.launches))
+    report = make(resources, read_launches(arguments.launches), read_traffic(arguments.traffic))
     if arguments.out:
         folder = pathlib.Path(arguments.out)
         (folder / "static_report.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -3,8 +3,10 @@
 set -euo pipefail
 readonly here=tests/gpu
 "$here/launches" "$TEST_TMPDIR" > "$TEST_TMPDIR/launches.jsonl"
+"$here/traffic" > "$TEST_TMPDIR/traffic.jsonl"
 mapfile -t resources < <(find -L kernels/cuda -name '*.ptxas.txt' | sort)
-check() { python3 "$here/report.py" --resources "${@:2}" --launches "$1" --check "$here"; }
+traffic=$TEST_TMPDIR/traffic.jsonl
+check() { python3 "$here/report.py" --resources "${@:2}" --launches "$1" --traffic "$traffic" --check "$here"; }
 check "$TEST_TMPDIR/launches.jsonl" "${resources[@]}"
 
 expect_worse() {
@@ -25,3 +27,8 @@ expect_worse 'warps an SM' "$TEST_TMPDIR/launches.jsonl" "$TEST_TMPDIR/worse/reg
   grep '"layers": 3' "$TEST_TMPDIR/launches.jsonl" | grep wkv7 | sort -u
 } > "$TEST_TMPDIR/more.jsonl"
 expect_worse 'kernels per_layer' "$TEST_TMPDIR/more.jsonl" "${resources[@]}"
+traffic=$TEST_TMPDIR/narrow.jsonl
+sed 's/"wide": [0-9.]*/"wide": 0.1/' "$TEST_TMPDIR/traffic.jsonl" > "$traffic"
+expect_worse 'wkv7, 1: wide 0.1' "$TEST_TMPDIR/launches.jsonl" "${resources[@]}"
+sed 's/"conflicts": [0-9.]*/"conflicts": 3/' "$TEST_TMPDIR/traffic.jsonl" > "$traffic"
+expect_worse 'tensor_products, 16: conflicts 3' "$TEST_TMPDIR/launches.jsonl" "${resources[@]}"

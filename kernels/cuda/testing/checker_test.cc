@@ -146,6 +146,26 @@ TEST_F(OurKernelsTest, Products) {
   EXPECT_THAT(checker_.findings(), IsEmpty());
 }
 
+// Two blocks of outputs; one tile of rows, two, and several of the large kind.
+TEST_F(OurKernelsTest, TensorProducts) {
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+    for (const int64_t inputs : {296, 70}) {
+      for (const int64_t rows : {3, 11, 35}) {
+        Weight weight;
+        const int64_t pitch = (inputs * 2 + 31) / 32 * 32;
+        weight.matrix = {dtype, 37, inputs, memory_.Floats(37 * pitch / 4)};
+        Product product;
+        product.weight = &weight;
+        product.x = memory_.Floats(rows * inputs);
+        product.accumulate = true;
+        product.y = memory_.Floats(rows * 37);
+        EXPECT_EQ(kCheckedKernels.tensor_products({rows, &product, 1}, nullptr), 0);
+      }
+    }
+  }
+  EXPECT_THAT(checker_.findings(), IsEmpty());
+}
+
 TEST_F(OurKernelsTest, FixedPointProducts) {
   const std::vector<uint16_t> scales(19 * 5, 0x3c00);  // one
   checker_.Allow(scales.data(), 19 * 5 * 2);

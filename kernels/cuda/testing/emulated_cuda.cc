@@ -8,8 +8,16 @@ namespace rwkv::kernels::cuda {
 
 bool HasEmulatedDevice() { return true; }
 
-absl::StatusOr<std::unique_ptr<Device>> OpenEmulatedDevice(absl::Duration hang_limit) {
-  return OpenDevice(kFakeRuntime, kEmulatedKernels, 0, kEmulatedDevice, hang_limit);
+bool IsEmulatedDevice(absl::string_view name) {
+  (void)TakeOptions(name);
+  return name == kEmulatedDevice;
+}
+
+absl::StatusOr<std::unique_ptr<Device>> OpenEmulatedDevice(absl::string_view name, absl::Duration hang_limit) {
+  absl::string_view rest = name;
+  DeviceOptions options = TakeOptions(rest);
+  options.hang_limit = hang_limit;
+  return OpenDevice(kFakeRuntime, kEmulatedKernels, 0, name, options);
 }
 
 std::vector<std::string> ViolationsOfEmulatedDevice() { return ViolationsOfFake(); }

@@ -14,11 +14,16 @@ namespace rwkv::kernels::cuda {
 
 inline constexpr absl::string_view kEmulatedDevice = "cuda/emulated";
 
+// That name, and those behind which the plain twins are: "/fma", "/launches" (cuda_device.h, TakeOptions()).
+bool IsEmulatedDevice(absl::string_view name);
+inline constexpr absl::string_view kEmulatedFp32Device = "cuda/emulated/fma";
+
 // Whether this build has it: it needs CUDA's headers, which come with nvcc.
 bool HasEmulatedDevice();
 
 // kUnimplemented: it has not. `hang_limit` as for every GPU.
-absl::StatusOr<std::unique_ptr<Device>> OpenEmulatedDevice(absl::Duration hang_limit = absl::Seconds(60));
+absl::StatusOr<std::unique_ptr<Device>> OpenEmulatedDevice(absl::string_view name = kEmulatedDevice,
+                                                           absl::Duration hang_limit = absl::Seconds(60));
 
 // What was done with it in this process that must not be (fake_runtime.h), in words.
 std::vector<std::string> ViolationsOfEmulatedDevice();

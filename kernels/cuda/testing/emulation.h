@@ -46,6 +46,7 @@ void Write16(void* to, const void* from, const void* caller);
 struct Body {
   std::function<void()> run;
   std::shared_ptr<void> arguments;
+  int64_t argument_bytes = 0;
 };
 
 template <typename... Parameters, typename... Arguments>
@@ -55,7 +56,7 @@ Body Bind(void (*kernel)(Parameters...), Arguments&&... arguments) {
   Copies* const from = copies.get();
   return {[kernel, from]() __attribute__((disable_sanitizer_instrumentation)){std::apply(kernel, *from);
 }
-, std::move(copies)
+, std::move(copies), static_cast<int64_t>(sizeof(Copies))
 };  // namespace rwkv::kernels::cuda::emulation
 }
 

@@ -3,174 +3,24 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <deque>
-#include <functional>
-#include <iterator>
-#include <map>
 #include <memory>
 #include <utility>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "kernels/cuda/testing/emulation.h"
-
-// What CUDA's handles point to here.
-struct CUstream_st {
-  std::deque<std::function<bool()>> queue;  // Each says whether it is done; if not, it is called again.
-};
-struct CUevent_st {
-  int64_t recorded = 0;  // Times; it is done when as many have been passed.
-  int64_t passed = 0;
-  CUstream_st* stream = nullptr;
-};
+#include "kernels/cuda/testing/fake_state.h"
 
 namespace rwkv::kernels::cuda {
+using namespace fake;  // NOLINT: its other half.
 namespace {
 
-constexpr int64_t kArenaBytes = int64_t{1} << 38;  // Of addresses; memory only where it is touched.
-constexpr int64_t kPageBytes = 4096;
-constexpr int64_t kAlignment = 256;  // CUDA's own.
-constexpr size_t kKeptLaunches = 100'000;
-constexpr absl::Duration kPatience = absl::Seconds(60);
-
-int64_t RoundUp(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
-
-// All of it under `mu`.
-struct Fake {
-  absl::Mutex mu;
-  FakeFaults faults;
-  FakeCounts counts;
-  std::deque<FakeLaunch> launches;
-  std::vector<std::string> violations;
-  bool eager = false;
-  bool out_of_reach = false;
-  int watched_steps = 0;
-  cudaError_t fault = cudaSuccess;  // Sticky.
-  std::map<CUstream_st*, std::unique_ptr<CUstream_st>> streams;
-  char* arena = nullptr;
-  int64_t used = 0;
-  std::map<const char*, int64_t> device_memory;  // first byte, bytes
-  std::map<const char*, int64_t> pinned_memory;
-};
-
-Fake& TheFake() {
-  static auto* const fake = new Fake;
-  return *fake;
-}
-
-#define RWKV_FAKE_CALL            \
-  Fake& fake = TheFake();         \
-  absl::MutexLock lock(&fake.mu); \
-  if (fake.fault != cudaSuccess) return fake.fault
-
-void Violate(Fake& fake, std::string what) { fake.violations.push_back(std::move(what)); }
-
-void CountWait(Fake& fake, const char* what) {
-  ++fake.counts.waits;
-  if (fake.watched_steps > 0) Violate(fake, absl::StrCat(what, " in a step"));
-}
-
-char* PagesOf(const char* memory) {
-  return const_cast<char*>(memory) - reinterpret_cast<uintptr_t>(memory) % kPageBytes;
-}
-
-void Protect(Fake& fake, int access) {
-  if (!fake.out_of_reach) return;
-  for (const auto& [memory, bytes] : fake.device_memory) {
-    char* const pages = PagesOf(memory);
-    if (mprotect(pages, static_cast<size_t>(memory + RoundUp(bytes, kAlignment) - pages), access) != 0) std::abort();
-  }
-}
-
-// At most `tasks` of a stream; fewer once one is not done, or the device has faulted.
-void Advance(Fake& fake, CUstream_st& stream, size_t tasks) {
-  tasks = std::min(tasks, stream.queue.size());
-  if (tasks == 0 || fake.fault != cudaSuccess) return;
-  Protect(fake, PROT_READ | PROT_WRITE);
-  for (; tasks > 0 && fake.fault == cudaSuccess; --tasks) {
-    if (!stream.queue.front()()) break;
-    stream.queue.pop_front();
-  }
-  Protect(fake, PROT_NONE);
-}
-
-// What runs on without a host that waits.
-void Run(Fake& fake, CUstream_st& stream) { Advance(fake, stream, stream.queue.size()); }
-
 bool IsNever(bool*) { return false; }
-
-// Waits as CUDA does: until all of it is done. Lets go of the lock in between, so that others get on. A wait that the
-// product should not have begun ends the process with words, not by somebody's patience.
-void Drain(Fake& fake, CUstream_st* stream) ABSL_EXCLUSIVE_LOCKS_REQUIRED(fake.mu) {
-  bool never = false;
-  const absl::Time limit = absl::Now() + kPatience;
-  while (fake.streams.count(stream) > 0 && !stream->queue.empty() && fake.fault == cudaSuccess) {
-    Run(fake, *stream);
-    if (stream->queue.empty()) return;
-    if (absl::Now() > limit) {
-      std::fprintf(stderr, "fake runtime: a wait without a limit, for work that never ends\n");
-      std::abort();
-    }
-    fake.mu.AwaitWithTimeout(absl::Condition(IsNever, &never), absl::Microseconds(50));
-  }
-}
-
-void DrainAll(Fake& fake) ABSL_EXCLUSIVE_LOCKS_REQUIRED(fake.mu) {
-  std::vector<CUstream_st*> streams;
-  for (const auto& [handle, stream] : fake.streams) streams.push_back(handle);
-  for (CUstream_st* const stream : streams) Drain(fake, stream);
-}
-
-cudaError_t Enqueue(Fake& fake, CUstream_st* stream, std::function<bool()> task) {
-  if (stream == nullptr) {
-    Violate(fake, "the default stream is used");
-    return cudaErrorInvalidResourceHandle;
-  }
-  if (fake.streams.count(stream) == 0) {
-    Violate(fake, "a stream that is none is used");
-    return cudaErrorInvalidResourceHandle;
-  }
-  stream->queue.push_back(std::move(task));
-  if (fake.eager) Run(fake, *stream);
-  return fake.fault;
-}
-
-// A task that is done when it has run.
-template <typename Task>
-std::function<bool()> Once(Task task) {
-  return [task = std::move(task)]() mutable {
-    task();
-    return true;
-  };
-}
-
-enum class Where { kDevice, kPinned, kNowhere };
-
-bool Holds(const std::map<const char*, int64_t>& memory, const char* begin, int64_t bytes) {
-  auto after = memory.upper_bound(begin);
-  if (after == memory.begin()) return false;
-  const auto& [first, size] = *std::prev(after);
-  return begin + bytes <= first + size;
-}
-
-Where WhereIs(const Fake& fake, const void* memory, int64_t bytes) {
-  const char* const begin = static_cast<const char*>(memory);
-  if (Holds(fake.device_memory, begin, bytes)) return Where::kDevice;
-  if (Holds(fake.pinned_memory, begin, bytes)) return Where::kPinned;
-  return Where::kNowhere;
-}
-
-bool AllocationFails(Fake& fake) {
-  if (fake.watched_steps > 0) Violate(fake, "memory is allocated in a step");
-  return fake.counts.allocations++ == fake.faults.fail_allocation;
-}
 
 cudaError_t GetDeviceCount(int* count) {
   RWKV_FAKE_CALL;
@@ -198,124 +48,13 @@ cudaError_t SetDevice(int device) {
   return device < 0 || device >= fake.faults.devices ? cudaErrorInvalidDevice : cudaSuccess;
 }
 
-cudaError_t Malloc(void** memory, size_t size) {
-  RWKV_FAKE_CALL;
-  const auto bytes = static_cast<int64_t>(size);
-  if (AllocationFails(fake) || bytes > fake.faults.memory_bytes - fake.counts.allocated_bytes) {
-    return cudaErrorMemoryAllocation;
-  }
-  if (fake.arena == nullptr) {
-    void* const arena = mmap(nullptr, kArenaBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (arena == MAP_FAILED) std::abort();
-    fake.arena = static_cast<char*>(arena);
-  }
-  const int64_t page_bytes = RoundUp(RoundUp(bytes, kAlignment), kPageBytes);
-  // No address is given twice, so that a pointer that outlived its memory faults.
-  if (page_bytes > kArenaBytes - fake.used - 2 * kPageBytes) return cudaErrorMemoryAllocation;
-  char* const pages = fake.arena + fake.used + kPageBytes;
-  fake.used += kPageBytes + page_bytes;
-  mprotect(pages, static_cast<size_t>(page_bytes), PROT_READ | PROT_WRITE);
-  std::memset(pages, 0xff, static_cast<size_t>(page_bytes));
-  if (fake.out_of_reach) mprotect(pages, static_cast<size_t>(page_bytes), PROT_NONE);
-  char* const first = pages + page_bytes - RoundUp(bytes, kAlignment);
-  fake.device_memory[first] = bytes;
-  fake.counts.allocated_bytes += bytes;
-  *memory = first;
-  return cudaSuccess;
-}
-
-cudaError_t MemGetInfo(size_t* free, size_t* total) {
-  RWKV_FAKE_CALL;
-  *total = static_cast<size_t>(fake.faults.memory_bytes);
-  *free = static_cast<size_t>(fake.faults.memory_bytes - fake.counts.allocated_bytes);
-  return cudaSuccess;
-}
-
-// CUDA waits for the device.
-void Free(void* memory, int64_t) {
-  Fake& fake = TheFake();
-  absl::MutexLock lock(&fake.mu);
-  DrainAll(fake);
-  const auto it = fake.device_memory.find(static_cast<char*>(memory));
-  if (it == fake.device_memory.end()) {
-    Violate(fake, "memory is freed that is not the device's");
-    return;
-  }
-  fake.counts.allocated_bytes -= it->second;
-  char* const pages = PagesOf(it->first);
-  const auto bytes = static_cast<size_t>(it->first + RoundUp(it->second, kAlignment) - pages);
-  madvise(pages, bytes, MADV_DONTNEED);
-  mprotect(pages, bytes, PROT_NONE);
-  fake.device_memory.erase(it);
-}
-
-cudaError_t HostAlloc(void** memory, size_t size, unsigned int) {
-  RWKV_FAKE_CALL;
-  if (AllocationFails(fake)) return cudaErrorMemoryAllocation;
-  if (posix_memalign(memory, kPageBytes, size) != 0) return cudaErrorMemoryAllocation;
-  std::memset(*memory, 0xff, size);
-  fake.pinned_memory[static_cast<char*>(*memory)] = static_cast<int64_t>(size);
-  return cudaSuccess;
-}
-
-void FreeHost(void* memory, int64_t) {
-  Fake& fake = TheFake();
-  absl::MutexLock lock(&fake.mu);
-  DrainAll(fake);
-  if (fake.pinned_memory.erase(static_cast<char*>(memory)) == 0) {
-    Violate(fake, "pinned memory is freed that is none");
-    return;
-  }
-  std::free(memory);
-}
-
-cudaError_t MemcpyAsync(void* to, const void* from, size_t size, cudaMemcpyKind kind, cudaStream_t stream) {
-  RWKV_FAKE_CALL;
-  const auto bytes = static_cast<int64_t>(size);
-  ++fake.counts.copies;
-  const Where target = WhereIs(fake, to, bytes);
-  if (target == Where::kNowhere || WhereIs(fake, from, bytes) == Where::kNowhere) {
-    Violate(fake, absl::StrCat("an asynchronous copy of ", bytes,
-                               " bytes with memory that is neither the device's nor pinned"));
-    return cudaErrorInvalidValue;
-  }
-  if (kind != cudaMemcpyDefault) Violate(fake, "a copy that says where memory is, which can only be wrong");
-  // Whoever reads it before the copy has run shall not find what he hopes for.
-  if (target == Where::kPinned) std::memset(to, 0xff, size);
-  return Enqueue(fake, stream, Once([=] { std::memcpy(to, from, size); }));
-}
-
-cudaError_t MemsetAsync(void* memory, int value, size_t size, cudaStream_t stream) {
-  RWKV_FAKE_CALL;
-  if (WhereIs(fake, memory, static_cast<int64_t>(size)) != Where::kDevice) {
-    Violate(fake, absl::StrCat("memset of ", size, " bytes that are not the device's"));
-    return cudaErrorInvalidValue;
-  }
-  return Enqueue(fake, stream, Once([=] { std::memset(memory, value, size); }));
-}
-
 int LaunchOnFake(StreamHandle stream, emulation::Kernel kernel) {
   RWKV_FAKE_CALL;
   if (const absl::Status status = emulation::CheckShape(kernel.shape); !status.ok()) {
     Violate(fake, absl::StrCat(kernel.name, ": ", status.message()));
     return cudaErrorInvalidConfiguration;
   }
-  const int64_t launch = fake.counts.launches++;
-  fake.launches.push_back({kernel.name, kernel.shape});
-  if (fake.launches.size() > kKeptLaunches) fake.launches.pop_front();
-  const bool faults = launch == fake.faults.fail_launch;
-  const bool hangs = launch == fake.faults.hang_launch;
-  return Enqueue(fake, stream, [kernel = std::move(kernel), faults, hangs] {
-    Fake& fake = TheFake();
-    if (hangs) return false;
-    if (faults) {
-      fake.fault = cudaErrorIllegalAddress;
-    } else if (const absl::Status status = emulation::Run(kernel); !status.ok()) {
-      Violate(fake, std::string(status.message()));
-      fake.fault = cudaErrorLaunchFailure;
-    }
-    return true;
-  });
+  return Launch(fake, stream, std::make_shared<emulation::Kernel>(std::move(kernel)));
 }
 
 cudaError_t StreamCreateWithFlags(cudaStream_t* stream, unsigned int flags) {
@@ -340,6 +79,7 @@ cudaError_t StreamDestroy(cudaStream_t stream) {
 
 cudaError_t StreamSynchronize(cudaStream_t stream) {
   RWKV_FAKE_CALL;
+  if (IsForbiddenInCapture(fake, "the host waits for a stream")) return cudaErrorStreamCaptureUnsupported;
   CountWait(fake, "the host waits for a stream");
   if (fake.streams.count(stream) == 0) return cudaErrorInvalidResourceHandle;
   Drain(fake, stream);
@@ -353,16 +93,23 @@ cudaError_t EventCreateWithFlags(cudaEvent_t* event, unsigned int flags) {
   return cudaSuccess;
 }
 
+bool IsPending(const Fake& fake, const CUevent_st& event) {
+  return event.passed < event.recorded && event.resets == fake.resets;
+}
+
 cudaError_t EventDestroy(cudaEvent_t event) {
   Fake& fake = TheFake();
   absl::MutexLock lock(&fake.mu);
-  if (event->passed < event->recorded) return fake.fault;  // The stream still counts in it, as CUDA's does.
+  if (IsPending(fake, *event)) return fake.fault;  // The stream still counts in it, as CUDA's does.
   delete event;
   return fake.fault;
 }
 
 cudaError_t EventRecord(cudaEvent_t event, cudaStream_t stream) {
   RWKV_FAKE_CALL;
+  if (IsForbiddenInCapture(fake, "an event is recorded")) return cudaErrorStreamCaptureUnsupported;
+  if (event->resets != fake.resets) event->passed = event->recorded;
+  event->resets = fake.resets;
   ++event->recorded;
   event->stream = stream;
   return Enqueue(fake, stream, Once([event] { ++event->passed; }));
@@ -371,17 +118,18 @@ cudaError_t EventRecord(cudaEvent_t event, cudaStream_t stream) {
 // A question moves the stream by one task.
 cudaError_t EventQuery(cudaEvent_t event) {
   RWKV_FAKE_CALL;
-  if (event->passed < event->recorded && fake.streams.count(event->stream) > 0) Advance(fake, *event->stream, 1);
+  if (IsPending(fake, *event) && fake.streams.count(event->stream) > 0) Advance(fake, *event->stream, 1);
   if (fake.fault != cudaSuccess) return fake.fault;
-  return event->passed < event->recorded ? cudaErrorNotReady : cudaSuccess;
+  return IsPending(fake, *event) ? cudaErrorNotReady : cudaSuccess;
 }
 
 cudaError_t EventSynchronize(cudaEvent_t event) {
   RWKV_FAKE_CALL;
+  if (IsForbiddenInCapture(fake, "the host waits for an event")) return cudaErrorStreamCaptureUnsupported;
   CountWait(fake, "the host waits for an event");
   bool never = false;
   const absl::Time limit = absl::Now() + kPatience;
-  while (event->passed < event->recorded && fake.fault == cudaSuccess && fake.streams.count(event->stream) > 0 &&
+  while (IsPending(fake, *event) && fake.fault == cudaSuccess && fake.streams.count(event->stream) > 0 &&
          !event->stream->queue.empty()) {
     const size_t before = event->stream->queue.size();
     Advance(fake, *event->stream, 1);
@@ -433,6 +181,12 @@ const Runtime kFakeRuntime = {
     EventRecord,
     EventQuery,
     EventSynchronize,
+    StreamBeginCapture,
+    StreamEndCapture,
+    GraphInstantiate,
+    GraphLaunch,
+    GraphDestroy,
+    GraphExecDestroy,
     GetErrorName,
     GetErrorString,
     Free,
@@ -444,6 +198,7 @@ void ResetFake(const FakeFaults& faults) {
   absl::MutexLock lock(&fake.mu);
   fake.faults = faults;
   fake.fault = cudaSuccess;
+  ++fake.resets;
   fake.violations.clear();
   fake.launches.clear();
   const int64_t allocated = fake.counts.allocated_bytes;
@@ -468,6 +223,7 @@ void SetOutOfReach(bool out_of_reach) {
 
 int EnqueueOnFake(void* stream, std::function<bool()> task) {
   RWKV_FAKE_CALL;
+  if (IsForbiddenInCapture(fake, "another library works")) return cudaErrorStreamCaptureUnsupported;
   return Enqueue(fake, static_cast<CUstream_st*>(stream), std::move(task));
 }
 

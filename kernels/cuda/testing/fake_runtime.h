@@ -32,6 +32,9 @@ struct FakeCounts {
   int64_t allocations = 0;
   int64_t allocated_bytes = 0;  // now, of the device's memory
   int64_t waits = 0;            // of the host for a stream or an event
+  int64_t graphs = 0;           // made
+  int64_t graph_copies = 0;     // what is no kernel in them
+  int64_t graph_launches = 0;
 };
 
 // Forgets a fault that has happened, violations and counts; memory and streams stay.
@@ -54,7 +57,8 @@ struct FakeLaunch {
 std::vector<FakeLaunch> TakeLaunchesOfFake();
 
 // What was done that must not be, in words: default or blocking stream, pageable memory in an asynchronous copy, memory
-// that is nobody's, allocations and waits in a step, kernels that do what CUDA forbids.
+// that is nobody's, allocations and waits in a step or a capture, graphs with pointers to memory that is gone, kernels that do what CUDA
+// forbids.
 std::vector<std::string> ViolationsOfFake();
 
 // For fakes of other libraries of the device: work of a stream, called until it says that it is done; a code of CUDA's.

@@ -157,12 +157,13 @@ TEST_F(FakeRuntimeTest, FaultOfAKernelStays) {
 
 // A GPU that says nothing any more: the host's waits end, with words, and so do destructors.
 TEST_F(FakeRuntimeTest, WaitsForAKernelThatHangsEnd) {
-  constexpr absl::Duration kLimit = absl::Milliseconds(50);
+  DeviceOptions options;
+  options.hang_limit = absl::Milliseconds(50);
   FakeFaults faults;
   faults.hang_launch = 1;
   ResetFake(faults);
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Device> device,
-                       OpenDevice(kFakeRuntime, kEmulatedKernels, 0, "cuda/hangs", kLimit));
+                       OpenDevice(kFakeRuntime, kEmulatedKernels, 0, "cuda/hangs", options));
   ASSERT_OK_AND_ASSIGN(std::unique_ptr<Stream> stream, device->NewStream());
   ASSERT_OK_AND_ASSIGN(std::unique_ptr<Event> event, device->NewEvent());
   std::swap(stream, stream_);
@@ -173,7 +174,7 @@ TEST_F(FakeRuntimeTest, WaitsForAKernelThatHangsEnd) {
   ASSERT_OK(stream_->Record(*event));
   const absl::Time begin = absl::Now();
   EXPECT_THAT(event->WaitOnHost(), StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("not done after 50ms")));
-  EXPECT_GE(absl::Now() - begin, kLimit);
+  EXPECT_GE(absl::Now() - begin, options.hang_limit);
   EXPECT_FALSE(event->Done());
   EXPECT_THAT(stream_->Synchronize(),
               StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("cuda/hangs: synchronize: the GPU hangs")));

@@ -18,9 +18,10 @@ MutantKernel(const float* x, float* y) {
   const int at = BlockIndexX() * 64 + t;
   float sum = 0.0f;
   for (int round = 0; round < 2; ++round) {
-    if (kMutant != Mutant::kUnwritten || t != 17) shared.row[t] = x[at] + static_cast<float>(round);
+    if (kMutant != Mutant::kUnwritten || t != 17)
+      shared.row[t] = x[kMutant == Mutant::kStrided ? at * 2 % 128 : at] + static_cast<float>(round);
     if (kMutant != Mutant::kNoBarrier) SyncBlock();
-    sum += shared.row[63 - t];
+    sum += shared.row[kMutant == Mutant::kConflicts ? t * 2 % 64 : 63 - t];
     if (kMutant != Mutant::kNoLastBarrier) SyncBlock();
   }
   shared.lanes[t] = sum;
@@ -54,6 +55,10 @@ int LaunchMutant(Mutant mutant, const float* x, float* y) {
       return LaunchIt<Mutant::kUnwritten>(x, y);
     case Mutant::kStray:
       return LaunchIt<Mutant::kStray>(x, y);
+    case Mutant::kStrided:
+      return LaunchIt<Mutant::kStrided>(x, y);
+    case Mutant::kConflicts:
+      return LaunchIt<Mutant::kConflicts>(x, y);
   }
   return 1;
 }

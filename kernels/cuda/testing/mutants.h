@@ -11,6 +11,8 @@ enum class Mutant {
   kTwoBlocks,      // both write one element
   kUnwritten,      // one element of the row is never written
   kStray,          // one element behind y
+  kStrided,        // reads every other element of x: right, and slow
+  kConflicts,      // reads every other element of the row: so too
 };
 
 // Two blocks of 64 threads; x and y are [128]. 0 if it ran.

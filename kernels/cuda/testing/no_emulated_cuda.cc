@@ -4,8 +4,9 @@
 namespace rwkv::kernels::cuda {
 
 bool HasEmulatedDevice() { return false; }
+bool IsEmulatedDevice(absl::string_view name) { return name == kEmulatedDevice; }
 
-absl::StatusOr<std::unique_ptr<Device>> OpenEmulatedDevice(absl::Duration) {
+absl::StatusOr<std::unique_ptr<Device>> OpenEmulatedDevice(absl::string_view, absl::Duration) {
   return absl::UnimplementedError("cuda/emulated: this build has no CUDA headers (nvcc was not found)");
 }
 

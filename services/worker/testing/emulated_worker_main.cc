@@ -32,8 +32,8 @@ namespace rwkv::worker {
 namespace {
 
 absl::StatusOr<std::unique_ptr<kernels::Device>> OpenDevice(const std::string& name, int threads) {
-  if (name != kernels::cuda::kEmulatedDevice) return kernels::OpenDevice(name, threads);
-  return kernels::cuda::OpenEmulatedDevice(absl::GetFlag(FLAGS_hang_limit));
+  if (!kernels::cuda::IsEmulatedDevice(name)) return kernels::OpenDevice(name, threads);
+  return kernels::cuda::OpenEmulatedDevice(name, absl::GetFlag(FLAGS_hang_limit));
 }
 
 absl::Status Run() {

@@ -24,7 +24,7 @@ namespace rwkv::worker {
 namespace {
 
 absl::StatusOr<std::unique_ptr<kernels::Device>> OpenTestDevice(const std::string& name, int threads) {
-  if (name == kernels::cuda::kEmulatedDevice) return kernels::cuda::OpenEmulatedDevice();
+  if (kernels::cuda::IsEmulatedDevice(name)) return kernels::cuda::OpenEmulatedDevice(name);
   if (name == kernels::cpu::kEmulatedAmxDevice) return kernels::cpu::OpenEmulatedAmx(name);
   const bool is_plain = name != kLazyDevice && name != kProtectedDevice;
   RWKV_ASSIGN_OR_RETURN(std::unique_ptr<kernels::Device> device,

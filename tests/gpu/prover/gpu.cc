@@ -15,7 +15,7 @@ namespace rwkv::gpu {
 
 using kernels::cuda::Runtime;
 
-bool IsEmulated(absl::string_view name) { return absl::StartsWith(name, kernels::cuda::kEmulatedDevice); }
+bool IsEmulated(absl::string_view name) { return kernels::cuda::IsEmulatedDevice(name); }
 
 const Runtime& RuntimeOf(absl::string_view name) {
   return IsEmulated(name) ? kernels::cuda::kFakeRuntime : kernels::cuda::kCudaRuntime;
@@ -27,7 +27,7 @@ absl::StatusOr<Gpu> OpenGpu(const std::string& name) {
     return absl::InvalidArgumentError(absl::StrCat("device \"", name, "\" is none of cuda:<number>, cuda/emulated"));
   }
   RWKV_ASSIGN_OR_RETURN(std::unique_ptr<kernels::Device> device,
-                        is_emulated ? kernels::cuda::OpenEmulatedDevice() : kernels::OpenDevice(name));
+                        is_emulated ? kernels::cuda::OpenEmulatedDevice(name) : kernels::OpenDevice(name));
   RWKV_RETURN_IF_ERROR(device->MakeCurrent());
   const kernels::cuda::ProbeSet& probes = is_emulated ? kernels::cuda::kEmulatedProbes : kernels::cuda::kDeviceProbes;
   return Gpu{RuntimeOf(name), probes, std::move(device), is_emulated};

@@ -1,6 +1,7 @@
 #include "services/worker/model/block/block_stage.h"
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 #include "kernels/api/embed.h"
@@ -44,11 +45,70 @@ absl::Status BlockStage::AllocateShared(int shifts, int low_ranks) {
   return Allocate(config.ffn_width, {&hidden_});
 }
 
+namespace {
+
+// Rows that the steps of a device that repeats are filled up to: few different numbers, and no more rows than products
+// take at once anyway.
+int64_t RowBucket(int64_t rows) {
+  for (const int64_t bucket : {1, 2, 4, 8}) {
+    if (rows <= bucket) return bucket;
+  }
+  const int64_t step = rows <= 64 ? 8 : 32;
+  return (rows + step - 1) / step * step;
+}
+
+constexpr int64_t kMostRepeatedRows = 256;
+
+}  // namespace
+
 absl::Status BlockStage::Forward(const StageStep& step, const StateView& state, kernels::Stream& stream) {
-  RWKV_ASSIGN_OR_RETURN(const kernels::StepRows rows,
-                        step_rows_->Load(step.spans, absl::MakeConstSpan(step.tokens, step.rows), state.slots, stream));
+  // One token each: such steps come again and again.
+  const bool repeats = stream.Repeats() && static_cast<int64_t>(step.spans.size()) == step.rows &&
+                       step.rows <= kMostRepeatedRows && RowBucket(step.rows) <= options_.max_rows;
+  const StageStep padded = repeats ? Pad(step) : step;
+  RWKV_ASSIGN_OR_RETURN(
+      const kernels::StepRows rows,
+      step_rows_->Load(padded.spans, absl::MakeConstSpan(padded.tokens, padded.rows), state.slots, stream));
+  RWKV_RETURN_IF_ERROR(PrepareStep(padded, state, stream));
+  if (!repeats) return Compute(padded, rows, state, stream);
+  // All that the operations' arguments depend on.
+  key_.clear();
+  for (const void* memory : {static_cast<const void*>(padded.x), static_cast<const void*>(padded.v_first),
+                             static_cast<const void*>(padded.logits), static_cast<const void*>(padded.hidden),
+                             static_cast<const void*>(state.tensor(0, 0).data)}) {
+    key_.push_back(static_cast<int64_t>(reinterpret_cast<intptr_t>(memory)));
+  }
+  key_.push_back(rows.rows);
+  key_.push_back(static_cast<int64_t>(padded.logit_rows.size()));
+  key_.insert(key_.end(), padded.logit_rows.begin(), padded.logit_rows.end());
+  key_.insert(key_.end(), padded.hidden_rows.begin(), padded.hidden_rows.end());
+  return stream.Repeat(key_, [&] { return Compute(padded, rows, state, stream); });
+}
+
+StageStep BlockStage::Pad(const StageStep& step) {
+  StageStep padded = step;
+  padded.rows = RowBucket(step.rows);
+  padded_spans_.assign(step.spans.begin(), step.spans.end());
+  padded_tokens_.assign(step.tokens, step.tokens + step.rows);
+  for (int64_t row = step.rows; row < padded.rows; ++row) {
+    padded_spans_.push_back({kernels::kPaddingSlot, row, 1});
+    padded_tokens_.push_back(0);
+  }
+  padded.spans = padded_spans_;
+  padded.tokens = padded_tokens_.data();
+  // The room for logits is that of all rows.
+  if (static_cast<int64_t>(step.logit_rows.size()) == step.rows) {
+    padded_logit_rows_.resize(padded.rows);
+    std::iota(padded_logit_rows_.begin(), padded_logit_rows_.end(), 0);
+    padded.logit_rows = padded_logit_rows_;
+  }
+  return padded;
+}
+
+absl::Status BlockStage::Compute(const StageStep& step, const kernels::StepRows& rows, const StateView& state,
+                                 kernels::Stream& stream) {
   if (weights_->is_first()) RWKV_RETURN_IF_ERROR(Embed(rows.tokens, rows.rows, step.x, stream));
-  RWKV_RETURN_IF_ERROR(BeginStep(step, rows, state, stream));
+  RWKV_RETURN_IF_ERROR(BeginStep(rows, stream));
   for (int layer = weights_->layers().begin; layer < weights_->layers().end; ++layer) {
     const kernels::StateTensor* const tensors = &state.tensor(layer - weights_->layers().begin, 0);
     const LayerStep at = {layer, weights_->layer(layer), tensors, step, rows, stream};

@@ -10,12 +10,14 @@
 #include <cstdint>
 #include <initializer_list>
 #include <memory>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "kernels/api/mix_input.h"
 #include "kernels/api/op_table.h"
 #include "kernels/api/products.h"
+#include "kernels/api/sequence_span.h"
 #include "kernels/api/state_tensor.h"
 #include "kernels/api/step_rows.h"
 #include "kernels/base/device.h"
@@ -58,11 +60,13 @@ class BlockStage : public StageModel {
   absl::Status AllocateShared(int shifts, int low_ranks);
   absl::Status Allocate(int64_t width, std::initializer_list<Buffer*> buffers) const;
 
-  // What a version needs before its layers run. `state` is of all layers.
-  virtual absl::Status BeginStep(const StageStep& step, const kernels::StepRows& rows, const StateView& state,
-                                 kernels::Stream& stream) {
+  // What a version does before anything of the step is enqueued, and depends on what its tokens or states are; it may
+  // wait. `state` is of all layers.
+  virtual absl::Status PrepareStep(const StageStep& step, const StateView& state, kernels::Stream& stream) {
     return absl::OkStatus();
   }
+  // What it enqueues before its layers run.
+  virtual absl::Status BeginStep(const kernels::StepRows& rows, kernels::Stream& stream) { return absl::OkStatus(); }
   // Each adds its result to step.x.
   virtual absl::Status TimeMix(const LayerStep& at) = 0;
   virtual absl::Status ChannelMix(const LayerStep& at) = 0;
@@ -100,12 +104,22 @@ class BlockStage : public StageModel {
   Buffer hidden_;                  // [F]
 
  private:
+  // The step with rows of nobody behind its own, of this object's memory.
+  StageStep Pad(const StageStep& step);
+  // Enqueues all of the step; what, depends on the arguments' addresses and sizes alone.
+  absl::Status Compute(const StageStep& step, const kernels::StepRows& rows, const StateView& state,
+                       kernels::Stream& stream);
   absl::Status Norm(const NormWeights& norm, int64_t rows, const float* x, float* y, kernels::Stream& stream) const;
   // y[i] = LN(x[rows[i]]; ln_out)
   absl::Status FinalNorm(absl::Span<const int64_t> rows, const float* x, float* y, kernels::Stream& stream) const;
   absl::Status Logits(const StageStep& step, kernels::Stream& stream);
 
   std::unique_ptr<kernels::StepRowsLoader> step_rows_;
+  // Of the step being enqueued, where the device repeats steps.
+  std::vector<kernels::SequenceSpan> padded_spans_;
+  std::vector<int32_t> padded_tokens_;
+  std::vector<int64_t> padded_logit_rows_;
+  std::vector<int64_t> key_;
 };
 
 }  // namespace rwkv::worker

@@ -199,9 +199,11 @@ absl::Status Rwkv7Stage::GatedKey(const LayerStep& at, const Product& key) {
   return Products(at, {gate});
 }
 
-absl::Status Rwkv7Stage::BeginStep(const StageStep& step, const kernels::StepRows& rows, const StateView& state,
-                                   kernels::Stream& stream) {
-  if (has_attention_) RWKV_RETURN_IF_ERROR(MakeRows(step, state, stream));
+absl::Status Rwkv7Stage::PrepareStep(const StageStep& step, const StateView& state, kernels::Stream& stream) {
+  return has_attention_ ? MakeRows(step, state, stream) : absl::OkStatus();
+}
+
+absl::Status Rwkv7Stage::BeginStep(const kernels::StepRows& rows, kernels::Stream& stream) {
   if (has_deep_embed_) return Embed(rows.tokens, rows.rows, embedded_.data(), stream);
   return absl::OkStatus();
 }

@@ -53,8 +53,8 @@ class Rwkv7Stage final : public BlockStage {
   absl::Status ChannelMix(const LayerStep& at) override;
 
   absl::Status AllocateDeepEmbed();
-  absl::Status BeginStep(const StageStep& step, const kernels::StepRows& rows, const StateView& state,
-                         kernels::Stream& stream) override;
+  absl::Status PrepareStep(const StageStep& step, const StateView& state, kernels::Stream& stream) override;
+  absl::Status BeginStep(const kernels::StepRows& rows, kernels::Stream& stream) override;
   // Makes what rows of the merged tables the step needs and does not find.
   absl::Status MakeRows(const StageStep& step, const StateView& state, kernels::Stream& stream);
   // hidden_ = key * (y s2 + s0), y being (normed_ s1) times the token's own matrix

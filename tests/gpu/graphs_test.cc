@@ -1,0 +1,78 @@
+// Decode steps as graphs and as launches: the same bits, whoever comes and goes; and graphs have kernels alone.
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kernels/cuda/testing/fake_runtime.h"
+#include "rwkv/v1/worker.pb.h"
+#include "services/worker/testing/test_engine.h"
+#include "tests/testing/random_model.h"
+#include "tests/testing/status_matchers.h"
+
+namespace rwkv::worker {
+namespace {
+
+using ::testing::IsEmpty;
+
+constexpr int kSlots = 5;
+
+// Logits of every step, while sequences come and go; and one state.
+std::vector<std::string> Decode(const std::string& path, int stages, const std::string& device) {
+  TestEngineOptions options;
+  options.device = device;
+  options.slots = kSlots;
+  options.max_batch_tokens = 8;
+  EnginePipeline engine(path, stages, options);
+  std::vector<uint64_t> positions(kSlots);
+  std::vector<std::string> results;
+  for (int slot = 0; slot < kSlots; ++slot) EXPECT_OK(engine.AttachFresh(slot, slot + 1));
+  for (int t = 0; t < 14; ++t) {
+    // Three rows, twice each way round; then other numbers of them, which share a bucket or not.
+    const int first = t < 8 ? t % 2 : 0;
+    const int rows = t < 8 ? 3 : 1 + t % kSlots;
+    v1::Step step;
+    for (int slot = first; slot < first + rows; ++slot) {
+      // In some of the steps somebody's logits are not asked for.
+      *step.add_entries() = Entry(slot, slot + 1, positions[slot]++, {static_cast<uint32_t>(7 * t + slot)},
+                                  t != 9 || slot != 1, t % 3 == 0);
+    }
+    const absl::StatusOr<StepOutput> output = engine.Step(step);
+    EXPECT_OK(output);
+    if (!output.ok()) return {};
+    for (int slot = first; slot < first + rows; ++slot) {
+      EXPECT_EQ(output->result.entries(slot - first).status().code(), 0);
+      results.push_back(LogitsOf(*output, slot + 1));
+    }
+  }
+  const absl::StatusOr<std::vector<std::string>> state = engine.CopyState(1, 2, positions[1]);
+  EXPECT_OK(state);
+  if (state.ok()) results.insert(results.end(), state->begin(), state->end());
+  return results;
+}
+
+TEST(GraphsTest, GraphsAndLaunchesGiveTheSameBits) {
+  using checkpoint::ModelVersion;
+  for (const ModelVersion version :
+       {ModelVersion::k4, ModelVersion::k5_2, ModelVersion::k6, ModelVersion::k7, ModelVersion::k7a}) {
+    SCOPED_TRACE(checkpoint::Name(version));
+    testing::RandomModelOptions model;
+    model.version = version;
+    const std::string path = absl::StrCat(::testing::TempDir(), "/graphs.safetensors");
+    ASSERT_OK(testing::WriteRandomModel(model, path));
+    for (const int stages : {1, 2}) {
+      kernels::cuda::ResetFake();
+      const std::vector<std::string> launches = Decode(path, stages, "cuda/emulated/launches");
+      EXPECT_EQ(kernels::cuda::CountsOfFake().graphs, 0);
+      const std::vector<std::string> graphs = Decode(path, stages, "cuda/emulated");
+      EXPECT_TRUE(graphs == launches) << "some bit differs";
+      EXPECT_GE(kernels::cuda::CountsOfFake().graph_launches, 8 * stages);
+      EXPECT_EQ(kernels::cuda::CountsOfFake().graph_copies, 0) << "something in a graph is no kernel";
+      EXPECT_THAT(kernels::cuda::ViolationsOfFake(), IsEmpty());
+    }
+  }
+}
+
+}  // namespace
+}  // namespace rwkv::worker
