@@ -44,6 +44,8 @@ class SimStream final : public router::ResponseStream<v1::GenerateResponse>,
   static constexpr absl::Duration kDelay = absl::Microseconds(400);
 
   void Flow() {
+    const SimRouter& router = *cluster_->routers[attempt_->router];
+    if (!router.alive() || router.life() != attempt_->router_life) return;  // The connection died with its router.
     if (client_->held_) {
       client_->when_let_go_.push_back([self = shared_from_this()] { self->Flow(); });
       return;
