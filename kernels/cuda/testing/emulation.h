@@ -10,10 +10,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <functional>
 #include <memory>
+#include <new>
 #include <string>
 #include <tuple>
+#include <type_traits>
 
 #include "absl/status/status.h"
 #include "kernels/cuda/launch_shape.h"
@@ -52,11 +55,13 @@ struct Body {
 template <typename... Parameters, typename... Arguments>
 Body Bind(void (*kernel)(Parameters...), Arguments&&... arguments) {
   using Copies = std::tuple<std::decay_t<Parameters>...>;
-  auto copies = std::make_shared<Copies>(std::forward<Arguments>(arguments)...);
-  Copies* const from = copies.get();
+  // Zeros between the arguments, where a rest of something else may look like a pointer.
+  auto memory = std::shared_ptr<void>(std::calloc(1, sizeof(Copies)), std::free);
+  static_assert(std::is_trivially_destructible_v<Copies> && alignof(Copies) <= alignof(std::max_align_t));
+  Copies* const from = new (memory.get()) Copies(std::forward<Arguments>(arguments)...);
   return {[kernel, from]() __attribute__((disable_sanitizer_instrumentation)){std::apply(kernel, *from);
 }
-, std::move(copies), static_cast<int64_t>(sizeof(Copies))
+, std::move(memory), static_cast<int64_t>(sizeof(Copies))
 };  // namespace rwkv::kernels::cuda::emulation
 }
 
