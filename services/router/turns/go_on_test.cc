@@ -226,7 +226,7 @@ TEST(GoOnTest, ManyAtATimeShareTheSteps) {
   cluster.pipeline().PauseSteps();
   std::vector<FakeCluster::Call> calls;
   for (int i = 1; i <= 8; ++i) calls.push_back(cluster.Start(Request(Prompt(i), 40)));
-  ASSERT_TRUE(WaitUntil([&] { return cluster.pipeline().stats().attaches_fresh == 8; }));
+  ASSERT_TRUE(WaitUntil([&] { return cluster.router().counts().running == 8; }));
   cluster.pipeline().ResumeSteps();
   for (int i = 1; i <= 8; ++i) {
     const FakeCluster::Answer answer = cluster.Finish(calls[i - 1]);

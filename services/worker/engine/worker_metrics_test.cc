@@ -51,6 +51,7 @@ TEST(WorkerMetricsTest, EveryHandleHasItsOwnNameAndLabel) {
   worker.save_overflows.Increment(16);
   worker.step_errors.Increment(17);
   worker.link_errors.Increment(18);
+  worker.link_sent_bytes.Increment(26);
   const auto refused = [&worker](RefusalCause cause, double count) {
     worker.refused_entries[static_cast<int>(cause)]->Increment(count);
   };
@@ -67,6 +68,7 @@ TEST(WorkerMetricsTest, EveryHandleHasItsOwnNameAndLabel) {
                                       {"rwkv_worker_step_seconds{phase=decode}", 2},
                                       {"rwkv_worker_link_receive_wait_seconds", 3},
                                       {"rwkv_worker_link_send_wait_seconds", 4},
+                                      {"rwkv_worker_link_sent_bytes_total", 26},
                                       {"rwkv_worker_batch_rows", 5},
                                       {"rwkv_worker_tokens_total", 6},
                                       {"rwkv_worker_slots", 7},
