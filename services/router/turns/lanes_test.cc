@@ -155,7 +155,7 @@ TEST(LanesTest, RequestsNameOneOfSeveralModels) {
   large.fingerprint = "000000000000000000000000000001a1";
   FakeCluster cluster(small, Router("router-0"), nullptr, {large});
   ASSERT_TRUE(WaitForLanes(cluster.router(), 2));
-  EXPECT_EQ(cluster.router().models().served.size(), 2);
+  ASSERT_TRUE(WaitUntil([&] { return cluster.router().models().served.size() == 2; }));
   v1::GenerateRequest request = Request(Prompt(1), 5);
   EXPECT_THAT(cluster.Generate(request).status,
               StatusIs(absl::StatusCode::kInvalidArgument, AllOf(HasSubstr("model"), HasSubstr("large"))));

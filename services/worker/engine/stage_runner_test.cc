@@ -518,7 +518,7 @@ TEST_P(StageRunnerTest, OfSeveralStagesNoneGoesOnByItself) {
   ASSERT_THAT(driver.Open("router-0", "e1"), IsOk());
   v1::ExecuteRequest go_on;
   go_on.mutable_go_on()->set_until(100);
-  ASSERT_THAT(driver.WriteAll(go_on), IsOk());
+  driver.WriteAll(go_on).IgnoreError();  // The second may have lost its epoch by then, with the first.
   EXPECT_THAT(driver.stream(0).Read().status(), StatusIs(absl::StatusCode::kInvalidArgument));
 }
 
