@@ -92,6 +92,21 @@ TEST_F(FailoverTest, ATurnWithoutANameIsNotRepeated) {
   EXPECT_OK(Generate(request)) << "but the next call goes to the other router";
 }
 
+TEST_F(FailoverTest, ATurnWithoutASessionIsTriedAtEachRouterUntilItsFirstToken) {
+  v1::GenerateRequest request = Resumable();
+  request.clear_session_id();
+  generation_.Expect({{{}, false, kLost}});
+  other_generation_.Expect({{{0}, true, absl::OkStatus()}, {{0}, false, kLost}});
+  EXPECT_OK(Generate(request));
+  EXPECT_THAT(seen_, ElementsAre(0, -1));
+  EXPECT_THAT(Generate(request), StatusIs(absl::StatusCode::kUnavailable)) << "its first token was shown";
+  generation_.Expect({{{}, false, kLost}});
+  other_generation_.Expect({{{}, false, kLost}});
+  EXPECT_THAT(Generate(request), StatusIs(absl::StatusCode::kUnavailable)) << "once each";
+  EXPECT_EQ(generation_.requests().size(), 2);
+  EXPECT_EQ(other_generation_.requests().size(), 3);
+}
+
 TEST_F(FailoverTest, CallsThatChangeNothingAreTriedAtEachRouter) {
   server_->Shutdown(std::chrono::system_clock::now());
   EXPECT_THAT(client_->GetStatus().status(), IsOk());

@@ -42,6 +42,7 @@ class GrpcRouterClient : public RouterClient {
     const bool resumable = !request.session_id().empty() && !request.request_id().empty();
     v1::GenerateRequest attempt = request;
     absl::Duration pause = options_.first_pause;
+    size_t left = 0;  // Routers that were gone before a token came.
     for (int failures = 0;;) {
       const uint64_t first = attempt.resume_from();
       uint64_t next = first;
@@ -50,6 +51,8 @@ class GrpcRouterClient : public RouterClient {
       if (cancellation->cancelled()) return absl::CancelledError("the call was cancelled by its caller");
       const bool is_gone = absl::IsUnavailable(status);
       if (is_gone) LeaveRouter(router);
+      // A turn without a session has changed nothing anywhere.
+      if (is_gone && request.session_id().empty() && next == first && ++left < routers_.size()) continue;
       // While a call is resumed elsewhere, the router that was lost may still hold the session for a while.
       const bool is_held = failures > 0 && absl::IsAborted(status) && common::GetRetryDelay(status).has_value();
       if ((!is_gone && !is_held) || !resumable) return status;

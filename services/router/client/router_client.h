@@ -84,7 +84,8 @@ std::unique_ptr<RouterClient> MakeRouterClient(std::shared_ptr<grpc::Channel> ch
 // The same over several routers of one cluster (at least one), any of which serves any session. All calls go to the one
 // that answered last; after kUnavailable the next one is taken. So Generate resumes by itself at another router, and
 // a turn whose session the lost router still holds waits until its lease is over. Other calls return kUnavailable, but
-// those that change nothing are first tried at each router once.
+// those that change nothing, turns without a session among them until their first token, are first tried at each router
+// once.
 std::unique_ptr<RouterClient> MakeRouterClient(absl::Span<const std::shared_ptr<grpc::Channel>> channels,
                                                const RouterClientOptions& options = {});
 
