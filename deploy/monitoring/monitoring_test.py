@@ -7,6 +7,7 @@ import json
 import os
 import pwd
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -263,7 +264,9 @@ class LiveTest(unittest.TestCase):
             await_true("every expression to have a value", all_have_values)
         except AssertionError:
             self.fail(f"empty on a cluster under load: {empty}")
-        self.assertEqual(cluster.alerts(), set(), "a healthy cluster")
+        usage = shutil.disk_usage(os.environ["TEST_TMPDIR"])  # Where the cluster's store is.
+        of_the_machine = {"RwkvDiskFills"} if usage.free < 0.15 * usage.total else set()
+        self.assertEqual(cluster.alerts() - of_the_machine, set(), "a healthy cluster")
         for name in ("vllm:num_requests_running", "vllm:kv_cache_usage_perc", "vllm:generation_tokens_total",
                      "vllm:time_to_first_token_seconds_count", "vllm:e2e_request_latency_seconds_count",
                      "vllm:request_params_n_count", "vllm:request_inference_time_seconds_count",
