@@ -188,7 +188,8 @@ class Bench:
         threads = max(self.options.threads)
         duration = f"{self.options.cluster_seconds}s"
         with cluster.Cluster(self.options.binaries, model, os.path.join(self.options.out, "cluster"), threads,
-                             max(self.options.batches + [8]), max(self.options.lengths + [128])) as running:
+                             max(self.options.batches + [8]), max(self.options.lengths + [128]),
+                             device=self.options.device) as running:
             for batch in self.options.batches:
                 report = running.load("--streams", str(batch), "--duration", duration, "--prompt-tokens", "8",
                                       "--max-tokens", str(self.options.answer_tokens))
@@ -367,7 +368,7 @@ def main():
     parser.add_argument("--positions", type=positions, default=[],
                         help="decode of one sequence that has read so many tokens, e.g. 1,1000,10000,100000")
     parser.add_argument("--threads", type=numbers, default=sorted({1, every}))
-    parser.add_argument("--device", default="auto", help="of the engine: auto, cpu/avx512, ...")
+    parser.add_argument("--device", default="auto", help="of engine and cluster: auto, cpu/avx512, ...")
     parser.add_argument("--seconds", type=float, default=3, help="of each of the engine's cases")
     parser.add_argument("--cluster_seconds", type=float, default=20, help="of each of the cluster's; 0: no cluster")
     parser.add_argument("--answer_tokens", type=int, default=64)

@@ -13,10 +13,10 @@ STOP_SECONDS = 60
 
 class Cluster:
 
-    def __init__(self, binaries, model, folder, threads, slots, max_batch_tokens, router_flags=()):
+    def __init__(self, binaries, model, folder, threads, slots, max_batch_tokens, router_flags=(), device="auto"):
         self._binaries, self._folder, self._processes = binaries, folder, []
         self._router_flags = router_flags
-        self._model, self._threads = model, threads
+        self._model, self._device, self._threads = model, device, threads
         self._slots, self._max_batch_tokens = slots, max_batch_tokens
 
     def __enter__(self):
@@ -62,7 +62,8 @@ class Cluster:
         return json.loads(done.stdout)
 
     def _start_worker(self, listen):
-        return self._start("worker", f"--model={self._model}", "--stage=0/1", f"--threads={self._threads}",
+        return self._start("worker", f"--model={self._model}", "--stage=0/1", f"--device={self._device}",
+                                 f"--threads={self._threads}",
                            f"--slots={self._slots}", f"--max_batch_tokens={self._max_batch_tokens}",
                            f"--state_store={self._store}", f"--listen={listen}", "--metrics_listen=127.0.0.1:0")
 
