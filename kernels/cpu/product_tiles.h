@@ -1,0 +1,249 @@
+// Tiles of a product: rows laid together, and some rows times some outputs. Only for the kernels_*.cc files.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "kernels/base/matrix.h"
+#include "kernels/cpu/epilogue.h"
+#include "kernels/cpu/matmul.h"
+#include "kernels/cpu/pairs.h"
+#include "kernels/cpu/simd.h"
+#include "kernels/cpu/weight_rows.h"
+
+namespace rwkv::kernels::cpu {
+namespace {
+
+// Tiles of rows times outputs, as many accumulators as the registers hold. With one row the weights are read once, from
+// memory: kStreams rows of them at a time, far apart, because a core reads several sequential streams faster than one.
+#if defined(__AVX512F__)
+constexpr int kAccumulators = 24;
+constexpr int kMostOutputs = 4;
+constexpr int kManyTileRows = 6;
+constexpr int kStreams = 8;
+#elif defined(__AVX2__)
+constexpr int kAccumulators = 6;
+constexpr int kMostOutputs = 2;
+constexpr int kManyTileRows = 3;
+constexpr int kStreams = 4;
+#else
+constexpr int kAccumulators = 2;
+constexpr int kMostOutputs = 1;
+constexpr int kManyTileRows = 2;
+constexpr int kStreams = 2;
+#endif
+
+// Up to so many rows the weights are widened as they are read, from memory by the first tile of rows.
+constexpr int kFewTileRows = kAccumulators / 2;
+#if defined(__AVX512F__)
+constexpr int kFewRows = kFewTileRows;
+#else
+constexpr int kFewRows = 2 * kFewTileRows;
+#endif
+
+// Outputs of a tile.
+constexpr int TileOutputs(int64_t rows) {
+  if (rows == 1) return kStreams;
+  return kAccumulators / rows < kMostOutputs ? static_cast<int>(kAccumulators / rows) : kMostOutputs;
+}
+constexpr int kManyTileOutputs = TileOutputs(kManyTileRows);
+
+// The rows of a product, cut into tiles of even sizes. A tile's rows lie together, [step of 16][row][16] and zeros at
+// the end: as rows of their own they would meet in the same sets of the first-level cache. One row stays where it is.
+// Rounded to bf16 (pairs.h) a step is 32 inputs in the place of 16 floats, and one row is put there too.
+struct RowTiles {
+  explicit RowTiles(const MatmulArgs& args)
+      : pairs(ArePairs(args)),
+        rows(args.rows),
+        tiles(args.rows <= kFewRows ? (args.rows + kFewTileRows - 1) / kFewTileRows
+                                    : (args.rows + kManyTileRows - 1) / kManyTileRows),
+        inputs(args.weight.cols),
+        step_inputs(pairs ? 2 * kLanes : kLanes),
+        padded((inputs + step_inputs - 1) / step_inputs * kLanes) {}
+
+  int64_t Begin(int64_t tile) const { return tile * rows / tiles; }
+  bool StaysWhereItIs() const { return rows == 1 && !pairs; }
+  int64_t Bytes() const { return StaysWhereItIs() ? 0 : rows * padded * static_cast<int64_t>(sizeof(float)); }
+  const float* Tile(const MatmulArgs& args, int64_t tile) const {
+    return StaysWhereItIs() ? args.x : static_cast<const float*>(args.prepared) + Begin(tile) * padded;
+  }
+
+  // Puts rows [begin, end) there.
+  void Fill(const MatmulArgs& args, int64_t begin, int64_t end) const {
+    int64_t tile = begin * tiles / rows;
+    for (int64_t row = begin; row < end; ++row) {
+      while (Begin(tile + 1) <= row) ++tile;
+      const int64_t size = Begin(tile + 1) - Begin(tile);
+      const float* const from = args.x + row * inputs;
+      float* const to = static_cast<float*>(args.prepared) + Begin(tile) * padded + (row - Begin(tile)) * kLanes;
+      for (int64_t k = 0, step = 0; k < inputs; k += step_inputs, ++step) {
+        Store(to + step * kLanes * size, pairs ? LoadAsPairs(from + k, inputs - k) : LoadSome(from + k, inputs - k));
+      }
+    }
+  }
+
+  bool pairs;
+  int64_t rows;
+  int64_t tiles;
+  int64_t inputs;
+  int64_t step_inputs;
+  int64_t padded;  // In floats.
+};
+
+// Widened weights in the cache, [tile of kManyTileOutputs][step of 16][output][16].
+struct PanelWeights {
+  static constexpr int64_t kStep = kLanes;
+  struct Row {
+    const float* weights;
+  };
+  struct Group {};
+  static RWKV_INLINE Row RowOf(const MatrixView& matrix, int64_t row) {
+    const int64_t first = row / kManyTileOutputs * kManyTileOutputs;
+    return {static_cast<const float*>(matrix.data) + first * matrix.cols + (row - first) * kLanes};
+  }
+  static RWKV_INLINE Group GroupOf(Row, int64_t) { return {}; }
+  static RWKV_INLINE F32 Load(Row row, Group, int64_t col) { return cpu::Load(row.weights + col * kManyTileOutputs); }
+  static RWKV_INLINE F32 LoadTail(Row row, Group, int64_t col, int64_t) { return Load(row, {}, col); }
+};
+
+// A tile's place: its rows, its first row and output, how far its outputs are apart, and where the weights of those
+// are, which is the matrix itself or a panel of it.
+struct Tile {
+  const float* x;
+  int64_t row;
+  int64_t output;
+  int64_t output_step;
+  const MatrixView& weight;
+  int64_t weight_row;  // of the first output
+};
+
+// What follows a tile's sums, [row][output].
+template <int kOutputs, int kCells>
+RWKV_INLINE void FinishTile(const MatmulArgs& args, const Tile& tile, const F32 (&sums)[kCells]) {
+  alignas(64) float z[RoundUpToLanes(kCells)] = {};
+#pragma clang loop unroll(full)
+  for (int cell = 0; cell + 4 <= kCells; cell += 4) {
+    const F32x4 four = Sum4(sums[cell], sums[cell + 1], sums[cell + 2], sums[cell + 3]);
+    for (int i = 0; i < 4; ++i) z[cell + i] = four[i];
+  }
+#pragma clang loop unroll(full)
+  for (int cell = kCells / 4 * 4; cell < kCells; ++cell) z[cell] = Sum(sums[cell]);
+  if (args.bias != nullptr) {
+    for (int cell = 0; cell < kCells; ++cell) {
+      z[cell] += args.bias[tile.output + cell % kOutputs * tile.output_step];
+    }
+  }
+  if (args.activation != Activation::kNone) {
+    for (int cell = 0; cell < kCells; cell += kLanes) Store(z + cell, Activate(args.activation, Load(z + cell)));
+  }
+  for (int cell = 0; cell < kCells; ++cell) {
+    const int64_t at =
+        (tile.row + cell / kOutputs) * args.weight.rows + tile.output + cell % kOutputs * tile.output_step;
+    const float value = args.gate != nullptr ? z[cell] * args.gate[at] : z[cell];
+    args.y[at] = args.accumulate ? args.y[at] + value : value;
+  }
+}
+
+template <typename Weights, int kRows, int kOutputs>
+__attribute__((noinline)) void ComputeTile(const MatmulArgs& args, const Tile& tile) {
+  constexpr int kCells = kRows * kOutputs;
+  constexpr bool kPrefetches = Weights::kStep == kLanes && !std::is_same_v<Weights, PanelWeights>;
+  F32 sums[kCells] = {};
+  const int64_t inputs = args.weight.cols;
+  const float* const x = tile.x;
+  typename Weights::Row weight[kOutputs];
+#pragma clang loop unroll(full)
+  for (int o = 0; o < kOutputs; ++o) weight[o] = Weights::RowOf(tile.weight, tile.weight_row + o * tile.output_step);
+  int64_t k = 0;
+  for (; k + Weights::kStep <= inputs; k += Weights::kStep) {
+    typename Weights::Group group[kOutputs];
+#pragma clang loop unroll(full)
+    for (int o = 0; o < kOutputs; ++o) {
+      group[o] = Weights::GroupOf(weight[o], k);
+      if constexpr (kPrefetches) Weights::Prefetch(weight[o], k);
+    }
+#pragma clang loop unroll(full)
+    for (int64_t lane = 0; lane < Weights::kStep; lane += kLanes) {
+      F32 w[kOutputs];
+#pragma clang loop unroll(full)
+      for (int o = 0; o < kOutputs; ++o) w[o] = Weights::Load(weight[o], group[o], k + lane);
+#pragma clang loop unroll(full)
+      for (int r = 0; r < kRows; ++r) {
+        const F32 row = Load(x + (k + lane) * kRows + r * kLanes);
+#pragma clang loop unroll(full)
+        for (int o = 0; o < kOutputs; ++o) sums[r * kOutputs + o] = Fma(row, w[o], sums[r * kOutputs + o]);
+      }
+    }
+  }
+  for (; k < inputs; k += kLanes) {  // What is left of a step, 16 at a time.
+    F32 w[kOutputs];
+#pragma clang loop unroll(full)
+    for (int o = 0; o < kOutputs; ++o) w[o] = LoadSomeWeights<Weights>(weight[o], k, inputs - k);
+#pragma clang loop unroll(full)
+    for (int r = 0; r < kRows; ++r) {
+      const float* const at = x + k * kRows + r * kLanes;
+      const F32 row = kRows == 1 ? LoadSome(at, inputs - k) : Load(at);
+#pragma clang loop unroll(full)
+      for (int o = 0; o < kOutputs; ++o) sums[r * kOutputs + o] = Fma(row, w[o], sums[r * kOutputs + o]);
+    }
+  }
+
+  FinishTile<kOutputs>(args, tile, sums);
+}
+
+#if defined(RWKV_HAS_PAIRS)
+// As ComputeTile, rows and weights in pairs of bf16: per lane one sum, of both products of every step.
+template <int kRows, int kOutputs>
+__attribute__((noinline, target("avx512bf16"))) void ComputePairTile(const MatmulArgs& args, const Tile& tile) {
+  constexpr int kCells = kRows * kOutputs;
+  constexpr int64_t kStep = 2 * kLanes;
+  F32 sums[kCells] = {};
+  const int64_t inputs = args.weight.cols;
+  const uint16_t* weight[kOutputs];
+#pragma clang loop unroll(full)
+  for (int o = 0; o < kOutputs; ++o) {
+    weight[o] = static_cast<const uint16_t*>(tile.weight.data) + (tile.weight_row + o * tile.output_step) * inputs;
+  }
+  const float* x = tile.x;
+  for (int64_t k = 0; k < inputs; k += kStep, x += kRows * kLanes) {
+    const int64_t left = inputs - k;
+    F32 w[kOutputs];
+#pragma clang loop unroll(full)
+    for (int o = 0; o < kOutputs; ++o) {
+      w[o] = left >= kStep ? LoadPairs(weight[o] + k) : LoadPairsTail(weight[o] + k, left);
+      if (kRows <= kFewTileRows) __builtin_prefetch(weight[o] + k + kPrefetch / 2);
+    }
+#pragma clang loop unroll(full)
+    for (int r = 0; r < kRows; ++r) {
+      const F32 row = Load(x + r * kLanes);
+#pragma clang loop unroll(full)
+      for (int o = 0; o < kOutputs; ++o) {
+        F32& sum = sums[r * kOutputs + o];
+        sum = (F32)_mm512_dpbf16_ps((__m512)sum, (__m512bh)row, (__m512bh)w[o]);
+      }
+    }
+  }
+  FinishTile<kOutputs>(args, tile, sums);
+}
+#endif
+
+// `rows` <= kMostRows, which is known only now, times kOutputs, or as many outputs as a tile of so many rows has.
+template <typename Weights, int kMostRows, int kOutputs = 0>
+RWKV_INLINE void ComputeTileOfRows(const MatmulArgs& args, int64_t rows, const Tile& tile) {
+  if constexpr (kMostRows > 1) {
+    if (rows < kMostRows) return ComputeTileOfRows<Weights, kMostRows - 1, kOutputs>(args, rows, tile);
+  }
+  constexpr int kTileOutputs = kOutputs == 0 ? TileOutputs(kMostRows) : kOutputs;
+#if defined(RWKV_HAS_PAIRS)
+  if constexpr (std::is_same_v<Weights, BFloat16Pairs>) {
+    ComputePairTile<kMostRows, kTileOutputs>(args, tile);
+  } else {
+    ComputeTile<Weights, kMostRows, kTileOutputs>(args, tile);
+  }
+#else
+  ComputeTile<Weights, kMostRows, kTileOutputs>(args, tile);
+#endif
+}
+
+}  // namespace
+}  // namespace rwkv::kernels::cpu
