@@ -186,7 +186,18 @@ void Fleet::EndSilentLanes(absl::Time now) {
             absl::StrCat("worker ", address, " says nothing for ", absl::FormatDuration(options_.worker_timeout))));
   }
   for (auto& [epoch, open] : lanes_) {
-    if (now >= open.close_by) open.lane->End(absl::UnavailableError("given to another router"));
+    if (now >= open.close_by) open.lane->End(absl::UnavailableError(open.closes_why));
+  }
+}
+
+void Fleet::CloseDraining(absl::Time now, std::vector<uint64_t>* closing) {
+  for (const auto& [address, worker] : workers_) {
+    if (worker->lane == 0 || !worker->said.draining()) continue;
+    OpenLane& open = lanes_.at(worker->lane);
+    if (open.close_by != absl::InfiniteFuture() || open.lane->phase() != Lane::Phase::kUp) continue;
+    open.close_by = now + options_.closing_timeout;
+    open.closes_why = absl::StrCat("worker ", address, " drains");
+    closing->push_back(worker->lane);
   }
 }
 
@@ -196,6 +207,7 @@ void Fleet::Decide(absl::Time now, std::vector<Lane*>* starting, std::vector<uin
     seen.push_back(
         {address, worker->described ? &worker->said : nullptr, worker->answers && worker->listed, worker->lane});
   }
+  CloseDraining(now, closing);
   std::vector<OwnLane> own;
   for (const auto& [epoch, open] : lanes_) {
     own.push_back({epoch, open.kind, open.turns, open.close_by != absl::InfiniteFuture()});
@@ -214,7 +226,9 @@ void Fleet::Decide(absl::Time now, std::vector<Lane*>* starting, std::vector<uin
   look_again_ = decision.look_again;
   wants_more_ = decision.wants_more;
   for (const uint64_t epoch : decision.give_away) {
-    lanes_.at(epoch).close_by = now + options_.closing_timeout;
+    OpenLane& open = lanes_.at(epoch);
+    open.close_by = now + options_.closing_timeout;
+    open.closes_why = "given to another router";
     closing->push_back(epoch);
   }
   for (const std::vector<int>& chain : decision.open) {

@@ -41,7 +41,7 @@ class Fleet {
     absl::Duration worker_timeout = absl::Seconds(5);       // A lane with a worker that answers nothing so long ends.
     absl::Duration min_backoff = absl::Milliseconds(20);    // Between questions while a pipeline is wanted.
     absl::Duration max_backoff = absl::Seconds(1);
-    absl::Duration closing_timeout = absl::Seconds(5);      // For the turns of a lane that is given away to leave it.
+    absl::Duration closing_timeout = absl::Seconds(5);      // For the turns of a lane that closes to leave it.
     std::function<void(v1::RouterAnnouncement*)> announce;  // Adds what is said of this router besides its name.
   };
 
@@ -52,8 +52,8 @@ class Fleet {
     std::vector<v1::StateTensor> state_layout;
   };
 
-  // Also hears which lanes are given away: nothing new should begin there, and EndEpoch be called once nothing runs
-  // there any more; and of all models that are seen, when these change.
+  // Also hears which lanes close, given away or with a worker that drains: nothing new should begin there, and EndEpoch
+  // be called once nothing runs there any more; and of all models that are seen, when these change.
   class Listener : public LaneListener {
    public:
     virtual void OnEpochClosing(uint64_t epoch) {}
@@ -127,6 +127,7 @@ class Fleet {
     int turns = 0;
     bool noticed_up = false;
     absl::Time close_by = absl::InfiniteFuture();
+    std::string closes_why;
   };
 
   void Find() ABSL_LOCKS_EXCLUDED(mu_);
@@ -135,6 +136,8 @@ class Fleet {
   void TakeList() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   std::vector<std::unique_ptr<Lane>> TakeEndedLanes(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void EndSilentLanes(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Lanes of which a worker drains: their turns are to leave before it goes.
+  void CloseDraining(absl::Time now, std::vector<uint64_t>* closing) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // The lanes to start and those that begin to close.
   void Decide(absl::Time now, std::vector<Lane*>* starting, std::vector<uint64_t>* closing)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -52,6 +52,15 @@ class Recorder : public Fleet::Listener {
     ++downs_;
   }
 
+  void OnEpochClosing(uint64_t epoch) override {
+    absl::MutexLock lock(&mu_);
+    closing_ = epoch;
+  }
+
+  uint64_t closing() {
+    absl::MutexLock lock(&mu_);
+    return closing_;
+  }
   // The epoch that is up after the `count`th came up.
   uint64_t WaitUp(int count) {
     absl::MutexLock lock(&mu_);
@@ -79,6 +88,7 @@ class Recorder : public Fleet::Listener {
  private:
   absl::Mutex mu_;
   uint64_t up_ ABSL_GUARDED_BY(mu_) = 0;
+  uint64_t closing_ ABSL_GUARDED_BY(mu_) = 0;
   int ups_ ABSL_GUARDED_BY(mu_) = 0;
   int downs_ ABSL_GUARDED_BY(mu_) = 0;
   int stages_ ABSL_GUARDED_BY(mu_) = 0;
@@ -157,6 +167,20 @@ TEST(FleetTest, ALostWorkerEndsTheEpochAndItsReturnOpensTheNext) {
   EXPECT_GT(second, first);
   EXPECT_TRUE(pipeline.Send(second, Attach(0, 1)));
   recorder.WaitResponses(2);
+}
+
+TEST(FleetTest, ALaneWithAWorkerThatDrainsClosesAndIsOverAfterAWhile) {
+  worker::FakePipeline fake({});
+  Recorder recorder;
+  Fleet::Options options = Options();
+  options.ask_interval = absl::Milliseconds(5);
+  options.closing_timeout = absl::Milliseconds(50);
+  Fleet pipeline(options, TheseWorkers(Connect(fake, 2)), &recorder);
+  pipeline.Start();
+  const uint64_t epoch = recorder.WaitUp(1);
+  fake.SetDraining(1, true);
+  EXPECT_THAT(recorder.WaitDown(1), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("worker fake-1:1 drains")));
+  EXPECT_EQ(recorder.closing(), epoch);
 }
 
 TEST(FleetTest, EndEpochOpensANewOne) {

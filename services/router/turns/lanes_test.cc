@@ -104,6 +104,30 @@ TEST(LanesTest, ATurnGoesOnOnAnotherLaneWhenItsOwnIsLostOrSilent) {
   }
 }
 
+// A worker that is asked to go waits for its turns to leave, which they do with their state: nothing is read again.
+TEST(LanesTest, TurnsLeaveAWorkerThatDrains) {
+  FakeCluster cluster(Named("a"), Router("router-0"), nullptr, {Named("b")});
+  ASSERT_TRUE(WaitForLanes(cluster.router(), 2));
+  cluster.CreateSession("s");
+  for (int i = 0; i < 2; ++i) cluster.pipeline(i).PauseSteps();
+  const FakeCluster::Call call = cluster.Start(SessionRequest("s", "r", Prompt(1), 40));
+  const int busy = Busy(cluster);
+  for (size_t i = 1; i <= 12; ++i) {
+    cluster.pipeline(busy).AllowSteps(1);
+    ASSERT_TRUE(call.stream->WaitReceived(i));
+  }
+  cluster.pipeline(busy).SetDraining(0, true);
+  cluster.pipeline(busy).ResumeSteps();
+  ASSERT_TRUE(WaitForLanes(cluster.router(), 1));
+  cluster.pipeline(1 - busy).ResumeSteps();
+  const FakeCluster::Answer answer = cluster.Finish(call);
+  EXPECT_THAT(answer.status, IsOk());
+  EXPECT_EQ(answer.tokens, FakeModel::Greedy(Prompt(1), 40, kVocabulary));
+  EXPECT_EQ(cluster.metrics().recovered_turns.Value(), 0) << "it was lost instead of saved";
+  cluster.pipeline(busy).SetDraining(0, false);
+  EXPECT_TRUE(WaitForLanes(cluster.router(), 2)) << "it is not taken in again";
+}
+
 TEST(LanesTest, ASessionGoesOnWhereItIsWarm) {
   FakeCluster cluster(Named("a"), Router("router-0"), nullptr, {Named("b")});
   ASSERT_TRUE(WaitForLanes(cluster.router(), 2));

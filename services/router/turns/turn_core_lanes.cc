@@ -100,7 +100,7 @@ void TurnCore::SweepClosing() {
       if (turn->phase == Phase::kRunning && !turn->yielding && CanYield(*turn)) BeginYield(*turn);
     }
     for (const auto& [id, save] : saves_) is_used |= save.epoch == epoch && save.answers_left > 0;
-    if (!is_used) world_->EndEpoch(epoch, absl::UnavailableError("given to another router"));
+    if (!is_used) world_->EndEpoch(epoch, absl::UnavailableError("its turns have left it"));
   }
 }
 

@@ -41,6 +41,12 @@ bool Epoch::ended() const {
   return !end_.ok();
 }
 
+bool Epoch::WaitUntilEnded(absl::Time deadline) const {
+  absl::MutexLock lock(&mu_);
+  const auto is_over = [this]() ABSL_NO_THREAD_SAFETY_ANALYSIS { return !end_.ok(); };
+  return mu_.AwaitWithDeadline(absl::Condition(&is_over), deadline);
+}
+
 bool Epoch::Pop(bool wait, Work* work) {
   bool room = false;
   {

@@ -46,6 +46,8 @@ class Epoch {
   // Ends the epoch; wakes the device's thread, both links and the sink. The first reason counts.
   void End(const absl::Status& why) ABSL_LOCKS_EXCLUDED(mu_);
   bool ended() const ABSL_LOCKS_EXCLUDED(mu_);
+  // False: it lives on at `deadline`.
+  bool WaitUntilEnded(absl::Time deadline) const ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
   friend class StageRunner;

@@ -148,8 +148,11 @@ void StageRunner::Drain(absl::Time deadline) {
     pending = pending_;
   }
   if (pending != nullptr) pending->End(absl::UnavailableError("the worker drains"));
+  // The router hears of it, takes its turns elsewhere and ends the epoch. One that does not loses them half-way.
+  const absl::Time now = absl::Now();
+  const bool left = current == nullptr || current->WaitUntilEnded(now + (deadline - now) / 2);
   const bool saved = transfer_->WaitUntilSaved(deadline);
-  if (first) common::LogInfo("drained", {{"snapshots_saved", saved}});
+  if (first) common::LogInfo("drained", {{"left_by_router", left}, {"snapshots_saved", saved}});
   if (current != nullptr) current->End(absl::UnavailableError("the worker drains"));
 }
 

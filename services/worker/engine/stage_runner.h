@@ -60,7 +60,8 @@ class StageRunner {
   };
   Driver driver() const ABSL_LOCKS_EXCLUDED(mu_);
 
-  // No new epoch from now on. Lets snapshots that were begun reach the store, until `deadline`; then ends the epoch.
+  // No new epoch from now on. Waits for the router, which sees that, to take its turns away and end the epoch, half of
+  // the time until `deadline`, and for snapshots that were begun to reach the store; then ends the epoch.
   void Drain(absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);
   bool draining() const ABSL_LOCKS_EXCLUDED(mu_);
 

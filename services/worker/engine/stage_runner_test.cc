@@ -346,7 +346,7 @@ TEST_P(StageRunnerTest, DrainSavesWhatWasBegunAndThenEndsTheEpoch) {
     delete thread;
   };
   std::unique_ptr<std::thread, decltype(join)> drain(
-      new std::thread([this] { stages_[0].runner->Drain(absl::Now() + absl::Seconds(30)); }), join);
+      new std::thread([this] { stages_[0].runner->Drain(absl::Now() + absl::Seconds(10)); }), join);
   const absl::Time patience = absl::Now() + absl::Seconds(30);
   while (!stages_[0].runner->draining() && absl::Now() < patience) std::this_thread::yield();
   ASSERT_TRUE(stages_[0].runner->draining()) << "Drain() has been called for half a minute";
@@ -360,6 +360,21 @@ TEST_P(StageRunnerTest, DrainSavesWhatWasBegunAndThenEndsTheEpoch) {
   EXPECT_THAT(driver.stream(0).Read().status(), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("drains")));
   drain.reset();
   EXPECT_EQ(store_->size(), 5u);
+}
+
+// The router ends the epoch as soon as its turns have left it.
+TEST_P(StageRunnerTest, DrainWaitsForTheRouterToLeave) {
+  Start(1);
+  PipelineDriver driver(clients_);
+  ASSERT_THAT(driver.Open("router-0", "e1"), IsOk());
+  ASSERT_THAT(driver.AttachFresh(0, 1), IsOk());
+  const absl::Time begin = absl::Now();
+  std::thread drain([&] { stages_[0].runner->Drain(begin + absl::Minutes(10)); });
+  while (!stages_[0].runner->draining() && absl::Now() < begin + absl::Seconds(30)) std::this_thread::yield();
+  EXPECT_THAT(driver.Feed(0, 1, 0, tokens_), IsOk()) << "what runs goes on";
+  driver.Close();
+  drain.join();
+  EXPECT_LT(absl::Now() - begin, absl::Minutes(4));
 }
 
 TEST_P(StageRunnerTest, AUselessCommandEndsTheEpoch) {
