@@ -186,10 +186,11 @@ class Bench:
 
     def cluster(self, shape, form, model):
         threads = max(self.options.threads)
+        slots = max(self.options.batches + [8])
         duration = f"{self.options.cluster_seconds}s"
         with cluster.Cluster(self.options.binaries, model, os.path.join(self.options.out, "cluster"), threads,
-                             max(self.options.batches + [8]), max(self.options.lengths + [128]),
-                             device=self.options.device) as running:
+                             slots, max(self.options.lengths + [128]), [f"--max_waiting={slots}"],
+                             self.options.device) as running:
             for batch in self.options.batches:
                 report = running.load("--streams", str(batch), "--duration", duration, "--prompt-tokens", "8",
                                       "--max-tokens", str(self.options.answer_tokens))
@@ -202,9 +203,21 @@ class Bench:
                 times = report["ttft_seconds"]
                 self.add("cluster", shape, form, "prefill", length, threads,
                          {"best": length / times["p50"], "median": length / times["p50"]}, load=report)
+            self.overload(shape, form, running, slots, duration)
             most, allowed = running.worker_memory()
             self.tell(shape, form, "start", seconds_to_first_token=running.seconds_to_first_token)
             self.tell(shape, form, "memory", bytes=most, allowed_bytes=allowed, of_allowed=most / allowed)
+
+    def overload(self, shape, form, running, slots, duration):
+        """Twice the requests a second that the cluster can answer, by a clock that waits for nobody."""
+        request = ("--duration", duration, "--prompt-tokens", "8", "--max-tokens", str(self.options.answer_tokens))
+        peak = running.load("--streams", str(2 * slots), *request)["requests"]["per_second"]
+        with running.asked_for_its_status() as answers:
+            report = running.load("--rate", f"{2 * peak:.6g}", *request)
+        rate, refusal = report["requests"]["per_second"], report["refusal_seconds"]
+        self.tell(shape, form, "twice the load", peak_requests_per_s=peak, requests_per_s=rate, of_peak=rate / peak,
+                  refusals=refusal["count"], refusal_p50_ms=1e3 * refusal["p50"], refusal_p99_ms=1e3 * refusal["p99"],
+                  slowest_status_s=max(answers))
 
     def beside_a_busy_process(self, shape, form, model):
         """What a step keeps of its speed where another process wants one of the processors for itself."""

@@ -1,9 +1,11 @@
 """A cluster of one stage on this machine, for as long as a `with` lasts."""
+import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
+import threading
 import time
 import urllib.request
 
@@ -63,9 +65,29 @@ class Cluster:
 
     def _start_worker(self, listen):
         return self._start("worker", f"--model={self._model}", "--stage=0/1", f"--device={self._device}",
-                                 f"--threads={self._threads}",
-                           f"--slots={self._slots}", f"--max_batch_tokens={self._max_batch_tokens}",
+                           f"--threads={self._threads}", f"--slots={self._slots}",
+                           f"--max_batch_tokens={self._max_batch_tokens}",
                            f"--state_store={self._store}", f"--listen={listen}", "--metrics_listen=127.0.0.1:0")
+
+    @contextlib.contextmanager
+    def asked_for_its_status(self):
+        """Meanwhile `rwkvctl status` is called again and again; the seconds of each call, at least one."""
+        answers, over = [], threading.Event()
+        command = [f"{self._binaries}/services/rwkvctl/rwkvctl", "status", "--router", self.router, "--json"]
+
+        def ask():
+            while not answers or not over.wait(0.2):
+                began = time.monotonic()
+                done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                answers.append(time.monotonic() - began if done.returncode == 0 else float("inf"))
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        try:
+            yield answers
+        finally:
+            over.set()
+            thread.join()
 
     def restart_worker(self):
         """Another process on the same port, which holds no state."""

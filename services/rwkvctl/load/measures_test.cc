@@ -347,7 +347,7 @@ TEST(ReportTest, CountsEachTokenAndTimesFromWhenARequestWasDue) {
   report.Add(Outcome(3, 3, {}, 4));                     // Nothing but its input: good.
   RequestOutcome failed = Outcome(4, 4, {4.5, 5}, 10);  // Its tokens came, and count.
   failed.status = absl::UnavailableError("gone");
-  failed.refusals = 2;
+  failed.refused_after = {absl::Milliseconds(4), absl::Milliseconds(7)};
   report.Add(failed);
   RequestOutcome never = Outcome(5, 0, {}, 6);
   never.sent = absl::InfiniteDuration();
@@ -363,7 +363,8 @@ TEST(ReportTest, CountsEachTokenAndTimesFromWhenARequestWasDue) {
   EXPECT_EQ(report.good_tokens, 3);
   EXPECT_EQ(report.failed(), 2);
   EXPECT_EQ(report.interrupted, 1);
-  EXPECT_EQ(report.refusals, 2);
+  EXPECT_EQ(report.refusal.count(), 2);
+  EXPECT_EQ(report.refusal.max(), absl::Milliseconds(7));
   EXPECT_EQ(report.generated_tokens, 11);
   EXPECT_EQ(report.prompt_tokens, 40);
   EXPECT_EQ(report.reused_tokens, 12);
@@ -389,13 +390,15 @@ TEST(ReportTest, CountsEachTokenAndTimesFromWhenARequestWasDue) {
   EXPECT_EQ(json["inter_token_seconds"]["count"], 6);
   EXPECT_EQ(json["end_to_end_seconds"]["max"], 4.0);
   EXPECT_EQ(json["send_delay_seconds"]["max"], 0.5);
+  EXPECT_EQ(json["requests"]["refusals"], 2);
+  EXPECT_EQ(json["refusal_seconds"]["max"], 0.007);
   EXPECT_EQ(json["goodput"]["ttft_limit_seconds"], 2.0);
   EXPECT_EQ(json["goodput"]["requests_per_second"], 0.2);
   EXPECT_EQ(json["goodput"]["tokens_per_second"], 0.3);
-  EXPECT_THAT(
-      LoadReportToTable(report),
-      AllOf(HasSubstr("first token"), HasSubstr("2.5 s"), HasSubstr("failed: UNAVAILABLE        1"),
-            HasSubstr("within the limits"), HasSubstr("interrupted"), HasSubstr("1.1/s"), HasSubstr("in 10 s")));
+  EXPECT_THAT(LoadReportToTable(report),
+              AllOf(HasSubstr("first token"), HasSubstr("until refused"), HasSubstr("2.5 s"),
+                    HasSubstr("failed: UNAVAILABLE        1"), HasSubstr("within the limits"), HasSubstr("interrupted"),
+                    HasSubstr("1.1/s"), HasSubstr("in 10 s")));
 }
 
 TEST(ReportTest, WithoutRequestsThereAreNoRatesAndNoTimes) {

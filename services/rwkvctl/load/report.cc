@@ -48,7 +48,7 @@ std::vector<std::string> HistogramRow(const std::string& name, const DurationHis
 
 void LoadReport::Add(const RequestOutcome& outcome) {
   elapsed = std::max(elapsed, outcome.ended);
-  refusals += outcome.refusals;
+  for (const absl::Duration after : outcome.refused_after) refusal.Add(after);
   generated_tokens += outcome.tokens.size();
   if (outcome.sent < absl::InfiniteDuration()) send_delay.Add(outcome.sent - outcome.due);
   if (!outcome.tokens.empty()) ttft.Add(outcome.tokens.front() - outcome.due);
@@ -85,7 +85,7 @@ Json LoadReportToJson(const LoadReport& report) {
   requests["completed"] = report.completed;
   requests["failed"] = report.failed();
   requests["interrupted"] = report.interrupted;
-  requests["refusals"] = report.refusals;
+  requests["refusals"] = report.refusal.count();
   requests["per_second"] = PerSecond(report.completed, report.elapsed);
   json["requests"] = std::move(requests);
   json["errors"] = Json::object();
@@ -100,6 +100,7 @@ Json LoadReportToJson(const LoadReport& report) {
   json["ttft_seconds"] = HistogramToJson(report.ttft);
   json["inter_token_seconds"] = HistogramToJson(report.inter_token);
   json["end_to_end_seconds"] = HistogramToJson(report.end_to_end);
+  json["refusal_seconds"] = HistogramToJson(report.refusal);
   json["send_delay_seconds"] = HistogramToJson(report.send_delay);
   Json goodput;
   if (report.limits.ttft.has_value()) goodput["ttft_limit_seconds"] = absl::ToDoubleSeconds(*report.limits.ttft);
@@ -116,6 +117,7 @@ std::string LoadReportToTable(const LoadReport& report) {
   times.push_back(HistogramRow("first token", report.ttft));
   times.push_back(HistogramRow("between tokens", report.inter_token));
   times.push_back(HistogramRow("whole answer", report.end_to_end));
+  if (report.refusal.count() > 0) times.push_back(HistogramRow("until refused", report.refusal));
   times.push_back(HistogramRow("until sent", report.send_delay));
 
   const auto rate = [&](uint64_t count) { return absl::StrFormat("%.4g/s", PerSecond(count, report.elapsed)); };
@@ -129,7 +131,7 @@ std::string LoadReportToTable(const LoadReport& report) {
     add("  their tokens", report.good_tokens);
   }
   for (const auto& [code, count] : report.errors) add(absl::StrCat("failed: ", code), count);
-  if (report.refusals > 0) add("refused (come again)", report.refusals);
+  if (report.refusal.count() > 0) add("refused (come again)", report.refusal.count());
   if (report.interrupted > 0) add("interrupted", report.interrupted);
   add("tokens generated", report.generated_tokens);
   add("tokens of prompts", report.prompt_tokens);

@@ -22,7 +22,8 @@ struct RequestOutcome {
   std::vector<absl::Duration> tokens;  // When each came.
   uint64_t prompt_tokens = 0;          // As its Finish says, like the next.
   uint64_t reused_tokens = 0;
-  uint64_t refusals = 0;     // Answers with a time to come back, tried again or not.
+  // Answers with a time to come back, tried again or not: how long after its attempt was sent each came.
+  std::vector<absl::Duration> refused_after;
   bool interrupted = false;  // By Ctrl-C: neither ended well nor failed.
   absl::Status status;
 };
@@ -44,7 +45,6 @@ struct LoadReport {
   uint64_t completed = 0;
   uint64_t good = 0;  // Completed within the limits.
   uint64_t interrupted = 0;
-  uint64_t refusals = 0;
   std::map<std::string, uint64_t> errors;  // Requests that failed, by code.
   absl::Status first_error;
 
@@ -56,6 +56,7 @@ struct LoadReport {
   DurationHistogram ttft;         // Due to first token, of all that had one.
   DurationHistogram inter_token;  // Between two tokens of an answer.
   DurationHistogram end_to_end;   // Due to the end, of completed ones.
+  DurationHistogram refusal;      // Sent to refused, of every attempt.
   DurationHistogram send_delay;   // Due to sent: what this program, and turns before, added by themselves.
 
   uint64_t failed() const;

@@ -178,7 +178,7 @@ class LoadRunner::Impl {
       const absl::Status status = SendOnce(turn, request, call, outcome);
       const absl::optional<absl::Duration> delay = common::GetRetryDelay(status);
       if (status.ok() || !delay.has_value()) return status;
-      ++outcome.refusals;
+      outcome.refused_after.push_back(clock_.Now() - now);
       ++refusals_;
       const absl::Duration again = clock_.Now() + *delay;
       if (!options_.retry || !outcome.tokens.empty() || again >= turn.deadline) return status;

@@ -203,14 +203,14 @@ TEST_F(LoadRunnerTest, ARefusalIsAFailureUnlessItIsTriedAgain) {
   state_.first_statuses = {Refusal(), Refusal()};
   LoadReport report = Run();
   EXPECT_EQ(report.completed, 0);
-  EXPECT_EQ(report.refusals, 1);
+  EXPECT_EQ(report.refusal.count(), 1);
   EXPECT_THAT(report.errors, ElementsAre(Pair("RESOURCE_EXHAUSTED", 1)));
 
   options_.retry = true;
   state_.first_statuses = {Refusal(), Refusal()};
   report = Run();
   EXPECT_EQ(report.completed, 1);
-  EXPECT_EQ(report.refusals, 2);
+  EXPECT_EQ(report.refusal.count(), 2);
   EXPECT_THAT(report.errors, IsEmpty());
   EXPECT_EQ(report.ttft.max(), absl::Milliseconds(6500));  // Twice as long as it was told, then the token.
   EXPECT_EQ(report.send_delay.max(), absl::ZeroDuration());
@@ -218,14 +218,14 @@ TEST_F(LoadRunnerTest, ARefusalIsAFailureUnlessItIsTriedAgain) {
   // An error that does not say when to come back is none to come back from.
   state_.first_statuses = {absl::ResourceExhaustedError("too large")};
   report = Run();
-  EXPECT_EQ(report.refusals, 0);
+  EXPECT_EQ(report.refusal.count(), 0);
   EXPECT_THAT(report.errors, ElementsAre(Pair("RESOURCE_EXHAUSTED", 1)));
 
   // Nor is one that says: after your deadline.
   options_.deadline = absl::Seconds(4);
   state_.first_statuses = {Refusal(), Refusal()};
   report = Run();
-  EXPECT_EQ(report.refusals, 2);
+  EXPECT_EQ(report.refusal.count(), 2);
   EXPECT_THAT(report.errors, ElementsAre(Pair("RESOURCE_EXHAUSTED", 1)));
   EXPECT_EQ(report.elapsed, absl::Seconds(3));
 }
