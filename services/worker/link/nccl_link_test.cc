@@ -116,6 +116,7 @@ TEST_F(NcclLinkTest, RowsArriveInOrderAndWhole) {
   for (const bool eager : {false, true}) {
     kernels::cuda::SetEager(eager);
     Side sender("a"), receiver("b");
+    absl::Notification checked;  // Until then the sender stays: an end that left is an error of the pair.
     RunPair(
         sender, receiver,
         [&](DeviceRows& rows) {
@@ -124,6 +125,7 @@ TEST_F(NcclLinkTest, RowsArriveInOrderAndWhole) {
             ASSERT_THAT(sender.Move(rows, 1 + step % 8), IsOk());
             ASSERT_TRUE(sender.DoneSoon());
           }
+          checked.WaitForNotificationWithTimeout(absl::Seconds(60));
         },
         [&](DeviceRows& rows) {
           for (uint64_t step = 1; step <= 30; ++step) {
@@ -137,6 +139,7 @@ TEST_F(NcclLinkTest, RowsArriveInOrderAndWhole) {
             EXPECT_EQ(receiver.v_first.data()[1], -static_cast<float>(step + 1) / 3);
             EXPECT_THAT(rows.Check(), IsOk());
           }
+          checked.Notify();
         });
   }
   kernels::cuda::SetEager(false);
