@@ -19,12 +19,22 @@ namespace {
 // About as long as it takes to wake a sleeper, so waiting costs at most twice what the better choice would have.
 constexpr std::chrono::microseconds kSpin(30);
 
+constexpr int kNumberBits = 24;
 constexpr int kPartBits = 20;
+constexpr uint64_t kNumberMask = (uint64_t{1} << kNumberBits) - 1;  // They wrap around.
 constexpr uint64_t kPartMask = (uint64_t{1} << kPartBits) - 1;
 
-uint64_t NextPart(uint64_t claims) { return claims & kPartMask; }
-uint64_t Parts(uint64_t claims) { return claims >> kPartBits & kPartMask; }
-uint64_t Operation(uint64_t claims) { return claims >> 2 * kPartBits; }
+uint64_t Posted(uint64_t number, uint64_t parts) { return number << kPartBits | parts; }
+uint64_t NumberOf(uint64_t posted) { return posted >> kPartBits; }
+int64_t PartsOf(uint64_t posted) { return static_cast<int64_t>(posted & kPartMask); }
+
+// Of a share.
+uint64_t Left(uint64_t number, int64_t first, int64_t end) {
+  return (number << kPartBits | static_cast<uint64_t>(first)) << kPartBits | static_cast<uint64_t>(end);
+}
+uint64_t NumberOfShare(uint64_t left) { return left >> 2 * kPartBits; }
+int64_t First(uint64_t left) { return static_cast<int64_t>(left >> kPartBits & kPartMask); }
+int64_t End(uint64_t left) { return static_cast<int64_t>(left & kPartMask); }
 
 void Sleep(const std::atomic<uint32_t>& word, uint32_t while_value) {
   syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, while_value, nullptr, nullptr, 0);
@@ -92,13 +102,14 @@ void ThreadTeam::RunErased(int64_t parts, Function function, const void* work) {
   function_.store(function, std::memory_order_relaxed);
   work_.store(work, std::memory_order_relaxed);
   unfinished_.store(parts, std::memory_order_relaxed);
-  const uint64_t operation = Operation(claims_.load(std::memory_order_relaxed)) + 1;
-  claims_.store(operation << 2 * kPartBits | static_cast<uint64_t>(parts) << kPartBits);
+  const uint64_t number = (NumberOf(posted_.load(std::memory_order_relaxed)) + 1) & kNumberMask;
+  const uint64_t operation = Posted(number, static_cast<uint64_t>(parts));
+  posted_.store(operation);
   if (sleepers_.load() > 0) {
     wake_.fetch_add(1);
     Wake(wake_, static_cast<int>(std::min<int64_t>(parts - 1, threads_)));
   }
-  ComputeParts(0);
+  ComputeParts(operation, 0);
   const auto done = [this] { return unfinished_.load() == 0; };
   if (Spin(done)) return;
   owner_sleeps_.store(true);
@@ -106,31 +117,48 @@ void ThreadTeam::RunErased(int64_t parts, Function function, const void* work) {
   owner_sleeps_.store(false);
 }
 
-void ThreadTeam::ComputeParts(int thread) {
-  uint64_t claims = claims_.load();
-  while (NextPart(claims) < Parts(claims)) {
-    if (!claims_.compare_exchange_weak(claims, claims + 1)) continue;
-    function_.load(std::memory_order_relaxed)(work_.load(std::memory_order_relaxed),
-                                              static_cast<int64_t>(NextPart(claims)), thread);
-    if (unfinished_.fetch_sub(1) == 1 && owner_sleeps_.load()) {
-      finished_.fetch_add(1);
-      Wake(finished_, 1);
+int64_t ThreadTeam::Claim(uint64_t operation, int share, bool from_front) {
+  const uint64_t number = NumberOf(operation);
+  std::atomic<uint64_t>& word = shares_[static_cast<size_t>(share)].left;
+  uint64_t left = word.load();
+  while (true) {
+    int64_t first = First(left), end = End(left);
+    if (NumberOfShare(left) != number) {
+      if (NumberOfShare(left) != ((number - 1) & kNumberMask)) return -1;  // This thread is late, the operation over.
+      first = PartsOf(operation) * share / threads_;
+      end = PartsOf(operation) * (share + 1) / threads_;
+    } else if (first == end) {
+      return -1;
     }
-    claims = claims_.load();
+    // Of a share without parts only the number is written: no share stays behind by more than an operation.
+    const int64_t part = first == end ? -1 : from_front ? first++ : --end;
+    if (word.compare_exchange_weak(left, Left(number, first, end))) return part;
+  }
+}
+
+void ThreadTeam::ComputeParts(uint64_t operation, int thread) {
+  for (int i = 0; i < threads_; ++i) {
+    const int share = (thread + i) % threads_;
+    for (int64_t part = Claim(operation, share, i == 0); part >= 0; part = Claim(operation, share, i == 0)) {
+      function_.load(std::memory_order_relaxed)(work_.load(std::memory_order_relaxed), part, thread);
+      if (unfinished_.fetch_sub(1) == 1 && owner_sleeps_.load()) {
+        finished_.fetch_add(1);
+        Wake(finished_, 1);
+      }
+    }
   }
 }
 
 void ThreadTeam::Helper(int thread) {
   const ScopedFlushSubnormals flush;
-  const auto work = [this] {
-    const uint64_t claims = claims_.load();
-    return NextPart(claims) < Parts(claims) || stopping_.load(std::memory_order_relaxed);
-  };
+  uint64_t seen = 0;
+  const auto work = [&] { return posted_.load() != seen || stopping_.load(std::memory_order_relaxed); };
   while (!stopping_.load()) {
-    ComputeParts(thread);
+    seen = posted_.load();
+    ComputeParts(seen, thread);
     if (Spin(work)) continue;
     sleepers_.fetch_add(1);
-    for (uint32_t seen = wake_.load(); !work(); seen = wake_.load()) Sleep(wake_, seen);
+    for (uint32_t woken = wake_.load(); !work(); woken = wake_.load()) Sleep(wake_, woken);
     sleepers_.fetch_sub(1);
   }
 }

@@ -1,6 +1,7 @@
-// The threads of one stream, which compute the parts of an operation side by side. Parts are claimed from a counter by
-// whoever is free, so a thread that the operating system has taken away holds up one part, not its share of all; which
-// thread computes what changes no bit, because no sum crosses parts (kernel_set.h).
+// The threads of one stream, which compute the parts of an operation side by side. Each has a share, parts that follow
+// each other, and claims them one by one, because memory is read fastest where a thread goes on from where it was. Who
+// is done claims from the ends of the others' shares, so a thread that the operating system has taken away holds up one
+// part, not its share. Which thread computes what changes no bit, because no sum crosses parts (kernel_set.h).
 #pragma once
 
 #include <atomic>
@@ -41,20 +42,28 @@ class ThreadTeam {
  private:
   using Function = void (*)(const void* work, int64_t part, int thread);
 
-  explicit ThreadTeam(int threads) : threads_(threads) {}
+  // What is left of a thread's share of an operation, which it takes from the front and the others from the back: the
+  // operation's number (24 bits), the first part left (20) and the end (20). Where the number is the one before nobody
+  // has claimed yet; the owner leaves no operation before every share has its number.
+  struct alignas(64) Share {
+    std::atomic<uint64_t> left{0};
+  };
+
+  explicit ThreadTeam(int threads) : threads_(threads), shares_(static_cast<size_t>(threads)) {}
 
   void RunErased(int64_t parts, Function function, const void* work);
-  // Claims and computes parts of the operation that `claims` is of until none is left.
-  void ComputeParts(int thread);
+  // Claims and computes parts of the operation, a value of posted_, until none is left.
+  void ComputeParts(uint64_t operation, int thread);
+  // One of `share`; -1 if none is left.
+  int64_t Claim(uint64_t operation, int share, bool from_front);
   void Helper(int thread);
 
   const int threads_;
+  std::vector<Share> shares_;
   std::vector<std::thread> helpers_;
 
-  // The operation's number (24 bits), its parts (20) and the next one to claim (20). One word, so that a late thread
-  // can claim nothing of an operation that it has not seen.
-  alignas(64) std::atomic<uint64_t> claims_{0};
-  std::atomic<Function> function_{nullptr};  // These two hold while a part of their operation is unfinished.
+  alignas(64) std::atomic<uint64_t> posted_{0};  // The operation's number (24 bits) and its parts (20).
+  std::atomic<Function> function_{nullptr};      // These two hold while a part of their operation is unfinished.
   std::atomic<const void*> work_{nullptr};
   alignas(64) std::atomic<int64_t> unfinished_{0};
   alignas(64) std::atomic<uint32_t> wake_{0};  // Goes up when sleepers are to look again.

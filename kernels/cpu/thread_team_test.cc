@@ -3,6 +3,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <cstdlib>
 #include <limits>
 #include <memory>
 #include <thread>
@@ -37,6 +38,29 @@ TEST_P(ThreadTeamTest, EveryPartIsComputedOnceByAThreadOfTheTeam) {
     });
     for (int64_t part = 0; part < parts; ++part) EXPECT_EQ(times[part], 1) << part << " of " << parts;
     EXPECT_THAT(threads, Each(AllOf(Ge(0), Lt(GetParam()))));
+  }
+}
+
+// Alone it is a thread's own share in order, which memory likes, so most of what a thread computes follows each other.
+TEST_P(ThreadTeamTest, AThreadGoesOnFromWhereItWas) {
+  constexpr int64_t kParts = 4000;
+  std::vector<std::vector<int64_t>> of_thread(static_cast<size_t>(GetParam()));
+  for (std::vector<int64_t>& parts : of_thread) parts.reserve(kParts);
+  team_->Run(kParts, [&](int64_t part, int thread) { of_thread[static_cast<size_t>(thread)].push_back(part); });
+  int64_t steps = 0;
+  for (const std::vector<int64_t>& parts : of_thread) {
+    for (size_t i = 1; i < parts.size(); ++i) steps += std::abs(parts[i] - parts[i - 1]) == 1 ? 1 : 0;
+  }
+  // A break where it goes to another's share, and where another has taken its end meanwhile none.
+  EXPECT_GE(steps, kParts - GetParam() - GetParam() * GetParam());
+}
+
+TEST_P(ThreadTeamTest, SharesWithoutPartsAreNotForgotten) {
+  for (int64_t i = 0; i < 1000; ++i) {
+    const int64_t parts = i % 100 == 99 ? 1000 : 2;
+    std::atomic<int64_t> sum(0);
+    team_->Run(parts, [&](int64_t part, int) { sum += part; });
+    ASSERT_EQ(sum, parts * (parts - 1) / 2) << i;
   }
 }
 
@@ -86,6 +110,15 @@ TEST_P(ThreadTeamTest, SubnormalResultsAreZeroOnEveryThreadAndOnlyInside) {
 
 INSTANTIATE_TEST_SUITE_P(Threads, ThreadTeamTest, ::testing::Values(1, 2, 3, 7),
                          [](const auto& info) { return std::to_string(info.param); });
+
+// As many operations as their numbers last (some minutes of a busy worker), and a few more.
+TEST(ThreadTeamNumbersTest, OperationsAreNumberedAnewWithoutAPartLost) {
+  const std::unique_ptr<ThreadTeam> team = *ThreadTeam::Create(2);
+  int64_t computed[2] = {};
+  constexpr int64_t kOperations = (int64_t{1} << 24) + 10;
+  for (int64_t i = 0; i < kOperations; ++i) team->Run(2, [&](int64_t part, int) { ++computed[part]; });
+  EXPECT_THAT(computed, Each(kOperations));
+}
 
 TEST(ThreadTeamCreateTest, ANumberOfThreadsThatCannotBeIsRefused) {
   for (const int threads : {-1, 0, ThreadTeam::kMaxThreads + 1}) {
