@@ -12,15 +12,18 @@ template <typename Bits>
 int64_t Find(const void* data, int64_t count, Bits exponent) {
   constexpr int64_t kBlock = 4096;
   const char* bytes = static_cast<const char*>(data);
-  Bits block[kBlock];
+  const auto is_finite = [bytes, exponent](int64_t i) {
+    Bits bits;
+    std::memcpy(&bits, bytes + i * static_cast<int64_t>(sizeof(Bits)), sizeof(Bits));
+    return (bits & exponent) != exponent;
+  };
   for (int64_t start = 0; start < count; start += kBlock) {
-    const int64_t size = std::min(kBlock, count - start);
-    std::memcpy(block, bytes + start * sizeof(Bits), size * sizeof(Bits));
+    const int64_t end = std::min(start + kBlock, count);
     Bits found = 0;
-    for (int64_t i = 0; i < size; ++i) found |= static_cast<Bits>((block[i] & exponent) == exponent);
+    for (int64_t i = start; i < end; ++i) found |= static_cast<Bits>(!is_finite(i));
     if (found == 0) continue;
-    for (int64_t i = 0; i < size; ++i) {
-      if ((block[i] & exponent) == exponent) return start + i;
+    for (int64_t i = start; i < end; ++i) {
+      if (!is_finite(i)) return i;
     }
   }
   return -1;

@@ -193,17 +193,23 @@ absl::StatusOr<Tensor> Checkpoint::Read(absl::string_view name, Form form) const
     tensor.data = *view;
     return tensor;
   }
-  absl::MutexLock lock(&mu_);
-  std::unique_ptr<uint8_t[]>& copy = copies_[{info, form}];
-  if (copy == nullptr) {
-    std::unique_ptr<uint8_t[]> memory(new uint8_t[tensor.bytes]);  // Not zeroed first.
-    const absl::Status status = Copy(*info, wanted, in_blocks, absl::MakeSpan(memory.get(), tensor.bytes));
-    if (!status.ok()) {
-      return absl::Status(status.code(), absl::StrCat(path_, ": tensor ", Quoted(name), ": ", status.message()));
+  const std::pair<const TensorInfo*, Form> key(info, form);
+  {
+    absl::MutexLock lock(&mu_);
+    const auto copied = copies_.find(key);
+    if (copied != copies_.end()) {
+      tensor.data = copied->second.get();
+      return tensor;
     }
-    copy = std::move(memory);
   }
-  tensor.data = copy.get();
+  // Without the lock, so that several threads copy tensors side by side; of two that copy the same one's is kept.
+  std::unique_ptr<uint8_t[]> memory(new uint8_t[tensor.bytes]);  // Not zeroed first.
+  const absl::Status status = Copy(*info, wanted, in_blocks, absl::MakeSpan(memory.get(), tensor.bytes));
+  if (!status.ok()) {
+    return absl::Status(status.code(), absl::StrCat(path_, ": tensor ", Quoted(name), ": ", status.message()));
+  }
+  absl::MutexLock lock(&mu_);
+  tensor.data = copies_.try_emplace(key, std::move(memory)).first->second.get();
   return tensor;
 }
 

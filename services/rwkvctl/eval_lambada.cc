@@ -8,8 +8,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
+#include "services/common/parallel.h"
 #include "services/rwkvctl/eval_tokens.h"
-#include "services/rwkvctl/parallel.h"
 #include "services/rwkvctl/table.h"
 
 namespace rwkv::rwkvctl {
@@ -71,7 +71,7 @@ absl::StatusOr<std::vector<LambadaExample>> ParseLambada(absl::string_view jsonl
 absl::StatusOr<LambadaResult> EvaluateLambada(const EvalModel& model, const std::vector<LambadaExample>& examples,
                                               uint32_t parallel, ProgressBar& progress) {
   std::vector<Answer> answers(examples.size());
-  absl::Status status = RunInParallel(
+  absl::Status status = common::RunInParallel(
       examples.size(), parallel,
       [&](size_t i) {
         absl::StatusOr<Answer> answer = Try(model, examples[i]);

@@ -8,8 +8,8 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "services/common/parallel.h"
 #include "services/rwkvctl/eval_tokens.h"
-#include "services/rwkvctl/parallel.h"
 #include "services/rwkvctl/table.h"
 
 namespace rwkv::rwkvctl {
@@ -87,7 +87,7 @@ absl::StatusOr<std::vector<NeedleCell>> EvaluateNeedle(const EvalModel& model, c
   std::vector<int> keys(cells.size() * options.trials);
   for (int& key : keys) key = 10000 + static_cast<int>(random() % 90000);
   std::vector<char> found(keys.size());  // Not of bool, whose elements share bytes.
-  absl::Status status = RunInParallel(
+  absl::Status status = common::RunInParallel(
       keys.size(), parallel,
       [&](size_t i) {
         const NeedleCell& cell = cells[i / options.trials];

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -15,9 +16,13 @@
 #include "kernels/base/stream.h"
 #include "services/checkpoint/formats/element_type.h"
 #include "services/checkpoint/formats/tensor_record.h"
+#include "services/common/parallel.h"
 
 namespace rwkv::worker {
 namespace {
+
+// Threads that read and check matrices while a worker starts: more would wait for memory.
+constexpr unsigned kReadAtOnce = 8;
 
 absl::Status NotOfTheConfig(const checkpoint::Checkpoint& checkpoint, absl::string_view name, int64_t elements) {
   const checkpoint::TensorInfo* info = checkpoint.Find(name);
@@ -131,15 +136,26 @@ class WeightLoader {
   // Scales or minimums of a quantized matrix.
   absl::Status ReadGroups(const std::string& name, int64_t rows, int64_t cols, int64_t* group,
                           const uint16_t** out) const;
-  absl::Status LoadMatrix(const checkpoint::ModelTensor& spec, const std::string& name, int64_t rows, int64_t cols,
-                          checkpoint::Form form, WeightSet* weights);
-  // The `parts` factors that lie below each other in [rows, cols], once transposed.
-  absl::Status LoadStack(const checkpoint::ModelTensor& spec, const std::string& name, int64_t rows, int64_t cols,
-                         int64_t parts, WeightSet* weights);
+
+  // A matrix that LoadMatrices reads: one weight, or the `parts` factors of a stack that lie below each other in it.
+  struct MatrixJob {
+    std::string name;
+    int64_t rows;
+    int64_t cols;
+    checkpoint::Form form;
+    kernels::WeightUse use;
+    int64_t parts;  // Of a stack; 0: no stack.
+    kernels::Weight* weight;
+    std::vector<kernels::Weight>* stack;
+    kernels::MatrixView matrix;
+  };
+  // Several at a time are read and checked, then the device takes them in the order of the jobs.
+  absl::Status LoadMatrices();
 
   StageWeights& weights_;
   kernels::Device& device_;
   const checkpoint::Checkpoint& checkpoint_ = *weights_.checkpoint_;
+  std::vector<MatrixJob> matrices_;
   std::unique_ptr<kernels::Stream> stream_;
   DeviceFloats staging_;  // Pinned.
 };
@@ -193,7 +209,7 @@ absl::Status WeightLoader::LoadAll() {
                                       &weights_.layer_weights_[layer - weights_.layers_.begin]));
     }
   }
-  return absl::OkStatus();
+  return LoadMatrices();
 }
 
 absl::Status WeightLoader::LoadTensor(const checkpoint::ModelTensor& spec, absl::string_view prefix,
@@ -201,6 +217,10 @@ absl::Status WeightLoader::LoadTensor(const checkpoint::ModelTensor& spec, absl:
   const std::string name = absl::StrCat(prefix, spec.name);
   const int role = static_cast<int>(spec.role);
   const auto size = [&](int dimension) { return sizes[spec.shape[dimension]]; };
+  const auto add = [&](int64_t rows, int64_t cols, checkpoint::Form form, int64_t parts) {
+    matrices_.push_back(
+        {name, rows, cols, form, UseOf(spec.role), parts, &weights->matrices_[role], &weights->stacks_[role], {}});
+  };
   switch (spec.kind) {
     case checkpoint::Kind::kNorm:
       RWKV_RETURN_IF_ERROR(LoadVector(spec, absl::StrCat(name, ".weight"), sizes, &weights->norms_[role].weight));
@@ -213,23 +233,39 @@ absl::Status WeightLoader::LoadTensor(const checkpoint::ModelTensor& spec, absl:
       }
       return LoadVector(spec, name, sizes, &weights->vectors_[role]);
     case checkpoint::Kind::kMatrix:
-      return LoadMatrix(spec, name, size(0), size(1), checkpoint::Form::kMatrix, weights);
+      add(size(0), size(1), checkpoint::Form::kMatrix, 0);
+      return absl::OkStatus();
     case checkpoint::Kind::kLowRank:
-      if (spec.shape[1] == checkpoint::Size::kFiveMixRanks) return LoadStack(spec, name, size(1), size(0), 5, weights);
-      return LoadMatrix(spec, name, size(1), size(0), checkpoint::Form::kTransposed, weights);
+      add(size(1), size(0), checkpoint::Form::kTransposed, spec.shape[1] == checkpoint::Size::kFiveMixRanks ? 5 : 0);
+      return absl::OkStatus();
     case checkpoint::Kind::kLowRankStack:
-      return LoadStack(spec, name, size(0) * size(2), size(1), size(0), weights);
+      add(size(0) * size(2), size(1), checkpoint::Form::kTransposed, size(0));
+      return absl::OkStatus();
   }
   return absl::InternalError(absl::StrCat("tensor ", name, " is of no kind"));
 }
 
-absl::Status WeightLoader::LoadStack(const checkpoint::ModelTensor& spec, const std::string& name, int64_t rows,
-                                     int64_t cols, int64_t parts, WeightSet* weights) {
-  RWKV_ASSIGN_OR_RETURN(const kernels::MatrixView stack, ReadMatrix(name, rows, cols, checkpoint::Form::kTransposed));
-  for (int64_t part = 0; part < parts; ++part) {
-    RWKV_ASSIGN_OR_RETURN(kernels::Weight factor,
-                          device_.Load(kernels::RowsOf(stack, part * (rows / parts), rows / parts), UseOf(spec.role)));
-    weights->stacks_[static_cast<int>(spec.role)].push_back(std::move(factor));
+absl::Status WeightLoader::LoadMatrices() {
+  const size_t at_once = std::min(kReadAtOnce, std::max(std::thread::hardware_concurrency(), 1u));
+  RWKV_RETURN_IF_ERROR(common::RunInParallel(
+      matrices_.size(), at_once,
+      [this](size_t i) {
+        MatrixJob& job = matrices_[i];
+        RWKV_ASSIGN_OR_RETURN(job.matrix, ReadMatrix(job.name, job.rows, job.cols, job.form));
+        return absl::OkStatus();
+      },
+      [](size_t) {}));
+  for (const MatrixJob& job : matrices_) {
+    if (job.parts == 0) {
+      RWKV_ASSIGN_OR_RETURN(*job.weight, device_.Load(job.matrix, job.use));
+      continue;
+    }
+    const int64_t rows = job.rows / job.parts;
+    for (int64_t part = 0; part < job.parts; ++part) {
+      RWKV_ASSIGN_OR_RETURN(kernels::Weight factor,
+                            device_.Load(kernels::RowsOf(job.matrix, part * rows, rows), job.use));
+      job.stack->push_back(std::move(factor));
+    }
   }
   return absl::OkStatus();
 }
@@ -260,13 +296,6 @@ absl::Status WeightLoader::LoadVector(const checkpoint::ModelTensor& spec, const
   std::copy(values.begin(), values.end(), staging_.data());
   RWKV_RETURN_IF_ERROR(stream_->Copy(out->data(), staging_.data(), out->size_in_bytes()));
   return stream_->Synchronize();
-}
-
-absl::Status WeightLoader::LoadMatrix(const checkpoint::ModelTensor& spec, const std::string& name, int64_t rows,
-                                      int64_t cols, checkpoint::Form form, WeightSet* weights) {
-  RWKV_ASSIGN_OR_RETURN(const kernels::MatrixView matrix, ReadMatrix(name, rows, cols, form));
-  RWKV_ASSIGN_OR_RETURN(weights->matrices_[static_cast<int>(spec.role)], device_.Load(matrix, UseOf(spec.role)));
-  return absl::OkStatus();
 }
 
 absl::StatusOr<kernels::MatrixView> WeightLoader::ReadMatrix(const std::string& name, int64_t rows, int64_t cols,

@@ -1,4 +1,4 @@
-#include "services/rwkvctl/parallel.h"
+#include "services/common/parallel.h"
 
 #include <atomic>
 #include <set>
@@ -15,7 +15,7 @@
 #include "gtest/gtest.h"
 #include "tests/testing/status_matchers.h"
 
-namespace rwkv::rwkvctl {
+namespace rwkv::common {
 namespace {
 
 using ::rwkv::testing::IsOk;
@@ -123,4 +123,4 @@ TEST(ParallelTest, NoMoreThreadsThanAllowed) {
 }
 
 }  // namespace
-}  // namespace rwkv::rwkvctl
+}  // namespace rwkv::common

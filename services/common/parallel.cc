@@ -1,13 +1,14 @@
-#include "services/rwkvctl/parallel.h"
+#include "services/common/parallel.h"
 
 #include <algorithm>
+#include <system_error>
 #include <thread>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 
-namespace rwkv::rwkvctl {
+namespace rwkv::common {
 namespace {
 
 class Jobs {
@@ -57,10 +58,13 @@ absl::Status RunInParallel(size_t count, size_t at_once, absl::FunctionRef<absl:
                            absl::FunctionRef<void(size_t)> on_done) {
   Jobs jobs(count, job, on_done);
   std::vector<std::thread> threads;
-  for (size_t i = 1; i < std::min(count, at_once); ++i) threads.emplace_back([&jobs] { jobs.Work(); });
+  try {
+    for (size_t i = 1; i < std::min(count, at_once); ++i) threads.emplace_back([&jobs] { jobs.Work(); });
+  } catch (const std::system_error&) {  // No more threads: those that there are do all.
+  }
   jobs.Work();
   for (std::thread& thread : threads) thread.join();
   return jobs.status();
 }
 
-}  // namespace rwkv::rwkvctl
+}  // namespace rwkv::common
