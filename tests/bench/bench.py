@@ -205,8 +205,8 @@ class Bench:
                          {"best": length / times["p50"], "median": length / times["p50"]}, load=report)
             self.overload(shape, form, running, slots, duration)
             most, allowed = running.worker_memory()
-            self.tell(shape, form, "start", seconds_to_first_token=running.seconds_to_first_token)
             self.tell(shape, form, "memory", bytes=most, allowed_bytes=allowed, of_allowed=most / allowed)
+            self.tell(shape, form, "start", seconds_to_first_token=running.seconds_to_first_token())
 
     def overload(self, shape, form, running, slots, duration):
         """Twice the requests a second that the cluster can answer, by a clock that waits for nobody."""

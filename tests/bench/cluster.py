@@ -22,22 +22,21 @@ class Cluster:
         self._slots, self._max_batch_tokens = slots, max_batch_tokens
 
     def __enter__(self):
-        began = time.monotonic()
         os.makedirs(self._folder, exist_ok=True)
         try:
-            self._store = self._start("state_store", f"--data_dir={self._folder}/state")
-            worker = self._start_worker("127.0.0.1:0")
-            self.router = self._start("router", f"--workers={worker}", f"--state_store={self._store}",
-                                      f"--max_running={self._slots}", *self._router_flags)
+            self._store = self._start("state_store", "127.0.0.1:0")
+            self._worker = self._start("worker", "127.0.0.1:0")
+            self.router = self._start("router", "127.0.0.1:0")
             self._wait_until_serving()
-            self.load("--streams", "1", "--requests", "1", "--prompt-tokens", "1", "--max-tokens", "1")
-            self.seconds_to_first_token = time.monotonic() - began  # From no process at all.
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_):
+        self._stop()
+
+    def _stop(self):
         for process in reversed(self._processes):
             process.send_signal(signal.SIGTERM)
             try:
@@ -45,6 +44,17 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        self._processes.clear()
+
+    def seconds_to_first_token(self):
+        """From no process at all: all three are started at once, where the last ones listened, as by a supervisor."""
+        self._stop()
+        began = time.monotonic()
+        for name, address in (("state_store", self._store), ("worker", self._worker), ("router", self.router)):
+            self._launch(name, address)
+        self._wait_until_serving()
+        self.load("--streams", "1", "--requests", "1", "--prompt-tokens", "1", "--max-tokens", "1")
+        return time.monotonic() - began
 
     def worker_memory(self):
         """The most that the worker has had in memory, and what it may have had, in bytes: its file, its states and
@@ -63,11 +73,15 @@ class Cluster:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr}{self._ends_of_logs()}")
         return json.loads(done.stdout)
 
-    def _start_worker(self, listen):
-        return self._start("worker", f"--model={self._model}", "--stage=0/1", f"--device={self._device}",
-                           f"--threads={self._threads}", f"--slots={self._slots}",
-                           f"--max_batch_tokens={self._max_batch_tokens}",
-                           f"--state_store={self._store}", f"--listen={listen}", "--metrics_listen=127.0.0.1:0")
+    def _flags(self, name):
+        if name == "state_store":
+            return [f"--data_dir={self._folder}/state"]
+        if name == "worker":
+            return [f"--model={self._model}", "--stage=0/1", f"--device={self._device}", f"--threads={self._threads}",
+                    f"--slots={self._slots}", f"--max_batch_tokens={self._max_batch_tokens}",
+                    f"--state_store={self._store}", "--metrics_listen=127.0.0.1:0"]
+        return [f"--workers={self._worker}", f"--state_store={self._store}", f"--max_running={self._slots}",
+                *self._router_flags]
 
     @contextlib.contextmanager
     def asked_for_its_status(self):
@@ -94,9 +108,7 @@ class Cluster:
         worker = self._processes[1]
         worker.send_signal(signal.SIGTERM)
         worker.wait(STOP_SECONDS)
-        with open(f"{self._folder}/worker.ports") as file:
-            listen = dict(line.strip().split("=", 1) for line in file)["grpc"]
-        self._start_worker(listen)
+        self._start("worker", self._worker)
         self._processes[1] = self._processes.pop()
         self._wait_until_serving()
 
@@ -123,14 +135,9 @@ class Cluster:
         subprocess.run([f"{self._binaries}/services/rwkvctl/rwkvctl", "sessions", "create", name, "--router",
                         self.router], check=True, stdout=subprocess.DEVNULL)
 
-    def _start(self, name, *flags):
-        ports, log = f"{self._folder}/{name}.ports", open(f"{self._folder}/{name}.log", "w")
-        if os.path.exists(ports):
-            os.remove(ports)
-        process = subprocess.Popen([f"{self._binaries}/services/{name}/{name}", f"--port_file={ports}", *flags],
-                                   stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        log.close()
-        self._processes.append(process)
+    def _start(self, name, listen):
+        """The address where it listens then."""
+        process, ports = self._launch(name, listen), f"{self._folder}/{name}.ports"
         limit = time.monotonic() + START_SECONDS
         while not (os.path.exists(ports) and os.path.getsize(ports)):
             if process.poll() is not None or time.monotonic() > limit:
@@ -138,6 +145,17 @@ class Cluster:
             time.sleep(0.02)
         with open(ports) as file:
             return dict(line.strip().split("=", 1) for line in file)["grpc"]
+
+    def _launch(self, name, listen):
+        ports = f"{self._folder}/{name}.ports"
+        if os.path.exists(ports):
+            os.remove(ports)
+        with open(f"{self._folder}/{name}.log", "w") as log:
+            process = subprocess.Popen([f"{self._binaries}/services/{name}/{name}", f"--port_file={ports}",
+                                        f"--listen={listen}", *self._flags(name)],
+                                       stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self._processes.append(process)
+        return process
 
     def _wait_until_serving(self):
         limit = time.monotonic() + START_SECONDS
@@ -149,7 +167,7 @@ class Cluster:
                 return
             if time.monotonic() > limit or any(process.poll() is not None for process in self._processes):
                 raise RuntimeError(f"the cluster does not serve: {state}{self._ends_of_logs()}")
-            time.sleep(0.05)
+            time.sleep(0.01)
 
     def _ends_of_logs(self):
         ends = []
@@ -169,7 +187,7 @@ class Store(Cluster):
 
     def __enter__(self):
         try:
-            return self._start("state_store", f"--data_dir={self._folder}/state")
+            return self._start("state_store", "127.0.0.1:0")
         except BaseException:
             self.__exit__()
             raise
