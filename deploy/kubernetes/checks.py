@@ -128,6 +128,14 @@ def selectors(documents):
             yield f"{_name(document)}: selects no pod"
 
 
+def _pod_hosts(documents):
+    """Names of the pods that have one."""
+    for workload in workloads(documents):
+        if workload["kind"] == "StatefulSet":
+            for ordinal in range(workload["spec"].get("replicas", 1)):
+                yield f'{workload["metadata"]["name"]}-{ordinal}.{workload["spec"]["serviceName"]}'
+
+
 def references(documents):
     """Names that one manifest uses of another."""
     services = {d["metadata"]["name"]: d for d in documents if d["kind"] == "Service"}
@@ -147,10 +155,16 @@ def references(documents):
         ports = {p["name"]: p["containerPort"] for p in container.get("ports", [])}
         for name, value in arguments(container):
             if name in ("state_store", "workers"):
-                host, _, port = value.removeprefix("dns:").rpartition(":")
-                service = services.get(host)
-                if service is None or int(port) not in [p["port"] for p in service["spec"]["ports"]]:
-                    yield f"{_name(workload)}: --{name}={value}: no Service with that port"
+                addresses = [a.removeprefix("dns:").rpartition(":") for a in value.split(",")]
+                for host, _, port in addresses:
+                    service = services.get(host.rpartition(".")[2])
+                    if service is None or int(port) not in [p["port"] for p in service["spec"]["ports"]]:
+                        yield f"{_name(workload)}: --{name}={value}: no Service with that port"
+                named = sorted(host for host, _, _ in addresses if "." in host)
+                pods = sorted(host for host in _pod_hosts(documents) if named and
+                              host.rpartition(".")[2] == named[0].rpartition(".")[2])
+                if named != pods:
+                    yield f"{_name(workload)}: --{name} names {named}, and there are {pods}"
             if name.endswith("listen") and int(value.rpartition(":")[2]) not in ports.values():
                 yield f"{_name(workload)}: --{name}={value} is none of its ports"
             if value.startswith("/") and not any(value.startswith(m["mountPath"] + "/") for m in mounts):
@@ -282,13 +296,23 @@ def flags(documents, known):
 
 
 def replicas(documents):
+    """Whole pipelines, and as many as routers: one without a pipeline is never ready, and a rollout waits for it."""
+    counts = {w["metadata"]["name"]: w["spec"].get("replicas", 1) for w in workloads(documents)}
+    fewest = {d["spec"]["scaleTargetRef"]["name"]: d["spec"].get("minReplicaCount", 0)
+              for d in documents if d["kind"] == "ScaledObject"}
     for workload, _, container in _containers(documents):
-        name, count = workload["metadata"]["name"], workload["spec"].get("replicas", 1)
+        name, count = workload["metadata"]["name"], counts[workload["metadata"]["name"]]
         if name == "router" and count < 2:
             yield f"{_name(workload)}: one router is none while it restarts"
         stage = dict(arguments(container)).get("stage", "")
-        if stage.startswith("ordinal/") and count % int(stage.removeprefix("ordinal/")):
+        if not stage.startswith("ordinal/"):
+            continue
+        stages = int(stage.removeprefix("ordinal/"))
+        if count % stages:
             yield f"{_name(workload)}: {count} replicas make no whole pipelines of --stage={stage}"
+        for what, workers in (("replicas", count), ("minReplicaCount", fewest.get(name, count))):
+            if workers // stages < counts.get("router", 0):
+                yield f"{_name(workload)}: {what} {workers} make fewer pipelines than {counts['router']} routers"
 
 
 CHECKS = [schema, custom_resources, selectors, references, probes, grace, budgets, network, hardening, resources,

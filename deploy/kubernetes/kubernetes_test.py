@@ -81,6 +81,7 @@ MUTATIONS = [
      lambda d: of_kind(d, "PodDisruptionBudget", "router")["spec"]["selector"]["matchLabels"].update(a="b")),
     ("a Service that is not there", "references",
      lambda d: replace_argument(d, "router", "--state_store=", ["--state_store=store:50053"])),
+    ("a store that nobody is told of", "references", lambda d: workload(d, "state-store")["spec"].update(replicas=4)),
     ("a volume that is not there", "references", lambda d: pod(d, "worker").update(volumes=[])),
     ("no startup probe", "probes", lambda d: container(d, "worker").pop("startupProbe")),
     ("readiness as liveness", "probes", lambda d: container(d, "router")["livenessProbe"]["grpc"].pop("service")),
@@ -104,7 +105,10 @@ MUTATIONS = [
     ("a flag that there is not", "flags", lambda d: container(d, "worker")["args"].append("--slotz=3")),
     ("a flag twice", "flags", lambda d: container(d, "worker")["args"].append("--slots=3")),
     ("one router", "replicas", lambda d: workload(d, "router")["spec"].update(replicas=1)),
-    ("half a pipeline", "replicas", lambda d: workload(d, "worker")["spec"].update(replicas=3)),
+    ("half a pipeline", "replicas", lambda d: workload(d, "worker")["spec"].update(replicas=7)),
+    ("a router without a pipeline", "replicas", lambda d: workload(d, "router")["spec"].update(replicas=4)),
+    ("a router without a pipeline at night", "replicas",
+     lambda d: of_kind(d, "ScaledObject", "worker")["spec"].update(minReplicaCount=4)),
 ]
 
 
@@ -137,7 +141,7 @@ class KubernetesTest(unittest.TestCase):
         args = container(self.rendered["gpu"], "worker")["args"]
         self.assertIn("--device=cuda:0", args)
         self.assertEqual(container(self.rendered["gpu"], "worker")["resources"]["limits"]["nvidia.com/gpu"], "1")
-        self.assertEqual(workload(self.rendered["scale-out"], "worker")["spec"]["replicas"], 4)
+        self.assertEqual(workload(self.rendered["scale-out"], "worker")["spec"]["replicas"], 6)
         kinds = {d["kind"] for d in self.rendered["local"]}
         self.assertFalse(kinds & {"PodMonitor", "PrometheusRule", "ScaledObject", "Certificate"}, "needs an operator")
 

@@ -11,15 +11,19 @@
 
 namespace rwkv::testing {
 
+router::RouterClientOptions Patience() {
+  router::RouterClientOptions options;
+  options.max_resumes = 200;
+  options.last_pause = absl::Milliseconds(200);
+  return options;
+}
+
 std::unique_ptr<router::RouterClient> PatientClient(const LocalCluster& cluster, int first) {
   std::vector<std::shared_ptr<grpc::Channel>> channels;
   const std::vector<std::string> routers = cluster.Names("router");
   for (size_t i = 0; i < routers.size(); ++i)
     channels.push_back(cluster.Channel(routers[(first + i) % routers.size()]));
-  router::RouterClientOptions options;
-  options.max_resumes = 200;
-  options.last_pause = absl::Milliseconds(200);
-  return router::MakeRouterClient(channels, options);
+  return router::MakeRouterClient(channels, Patience());
 }
 
 Conversations::~Conversations() { Stop(); }
@@ -47,6 +51,7 @@ absl::StatusOr<Conversations::Tokens> Conversations::Turn(router::RouterClient& 
   }
   request.mutable_sampling()->set_temperature(1);
   request.mutable_sampling()->set_seed(17 + story);
+  request.set_ignore_end_of_text(true);
   request.set_max_tokens(options_.tokens_per_turn);
   Tokens tokens;
   absl::Status status;
@@ -96,7 +101,7 @@ void Conversations::Start() {
     auto conversation = std::make_unique<Conversation>();
     conversation->session = absl::StrCat("s", i);
     conversation->story = i % options_.stories;
-    conversation->client = PatientClient(*cluster_, i);
+    conversation->client = make_client_(i);
     const absl::Status created = CreateSession(*conversation->client, conversation->session);
     ASSERT_TRUE(created.ok()) << created;
     Conversation& its = *conversations_.emplace_back(std::move(conversation));
@@ -161,7 +166,7 @@ void Conversations::Compare() {
 }
 
 void Conversations::Tell(int number, Story& story) {
-  const std::unique_ptr<router::RouterClient> client = PatientClient(*cluster_);
+  const std::unique_ptr<router::RouterClient> client = make_client_(0);
   const std::string session = absl::StrCat("story-", number);
   story.status = CreateSession(*client, session);
   while (story.status.ok() && story.turns.size() < story.length) {

@@ -4,9 +4,11 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -17,10 +19,13 @@
 
 namespace rwkv::testing {
 
+// What lets a client outlast all that a test does.
+router::RouterClientOptions Patience();
+
 // A client of all routers that begins with `first` and is patient.
 std::unique_ptr<router::RouterClient> PatientClient(const LocalCluster& cluster, int first = 0);
 
-// Use it from the thread of the cluster.
+// Use it from one thread; if a LocalCluster is given, from that of the cluster.
 class Conversations {
  public:
   struct Options {
@@ -32,9 +37,14 @@ class Conversations {
   };
   using Tokens = std::vector<uint32_t>;
 
-  // The model must have kVocabulary tokens. `cluster` outlives it.
+  // The model must have kVocabulary tokens at least. `cluster` outlives it.
   static constexpr uint32_t kVocabulary = 101;
-  Conversations(LocalCluster* cluster, const Options& options) : options_(options), cluster_(cluster) {}
+  Conversations(LocalCluster* cluster, const Options& options)
+      : Conversations([cluster](int number) { return PatientClient(*cluster, number); }, options) {}
+  // The client of each conversation, and of each story (number 0).
+  using MakeClient = std::function<std::unique_ptr<router::RouterClient>(int number)>;
+  Conversations(MakeClient make_client, const Options& options)
+      : options_(options), make_client_(std::move(make_client)) {}
   ~Conversations();
 
   // Makes the sessions and begins; the test has failed if it cannot.
@@ -79,7 +89,7 @@ class Conversations {
   absl::Status CreateSession(router::RouterClient& client, const std::string& id) const;
 
   const Options options_;
-  LocalCluster* const cluster_;
+  const MakeClient make_client_;
   std::atomic<bool> stop_{false};
   std::atomic<int64_t> longest_pause_{0};  // Nanoseconds.
   std::vector<std::unique_ptr<Conversation>> conversations_;
