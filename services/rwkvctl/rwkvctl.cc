@@ -76,7 +76,7 @@ std::string GlobalHelp(const std::vector<std::unique_ptr<Command>>& commands, co
   }
   absl::StrAppend(&help, "\nFlags of every command:\n", global.Help(),
                   "\nFlags may stand before or after the command, as --flag value or --flag=value.\n"
-                  "`rwkvctl COMMAND --help` tells more. Exit status: 0, 1 when the call failed, 2 for wrong usage.\n");
+                  "`rwkvctl help COMMAND` tells more. Exit status: 0, 1 when the call failed, 2 for wrong usage.\n");
   return help;
 }
 
@@ -154,9 +154,18 @@ int Run(const std::vector<std::string>& arguments, const Environment& environmen
     environment.out << GlobalHelp(commands, global) << std::flush;
     return 0;
   }
-  if (*name == "help" && rest.empty()) {
-    environment.out << GlobalHelp(commands, global) << std::flush;
-    return 0;
+  if (*name == "help") {
+    const absl::StatusOr<std::vector<std::string>> asked = global.Parse(rest);
+    if (!asked.ok()) return fail(kWrongUsage, OneLine(absl::StrCat("help: ", asked.status().message())));
+    if (asked->size() > 1) {
+      return fail(kWrongUsage, OneLine(absl::StrCat("help: unexpected argument \"", (*asked)[1], "\"")));
+    }
+    if (asked->empty() || asked->front() == "help") {
+      environment.out << GlobalHelp(commands, global) << std::flush;
+      return 0;
+    }
+    name = asked->front();
+    rest = {"--help"};
   }
   size_t index = 0;
   while (index < commands.size() && commands[index]->name() != *name) ++index;

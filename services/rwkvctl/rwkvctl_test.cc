@@ -27,6 +27,12 @@ TEST_F(RwkvctlTest, HelpIsOnStandardOutput) {
   }
   EXPECT_EQ(Call({"-h"}), 0);
   EXPECT_EQ(Call({"help"}), 0);
+  EXPECT_EQ(Call({"help", "help"}), 0);
+  EXPECT_THAT(out_, HasSubstr("Commands:"));
+  EXPECT_EQ(Call({"load", "--help"}), 0);
+  const std::string of_load = out_;
+  EXPECT_EQ(Call({"help", "load"}), 0);
+  EXPECT_EQ(out_, of_load);
   EXPECT_EQ(Call({"generate", "--help"}), 0);
   EXPECT_THAT(out_, AllOf(HasSubstr("--max-tokens N"), HasSubstr("--router"), HasSubstr("finish_reason")));
   EXPECT_EQ(Call({"--help", "sessions"}), 0);
@@ -41,6 +47,9 @@ TEST_F(RwkvctlTest, WrongUsageIsOneLineAndStatus2) {
   };
   const Case kCases[] = {
       {{}, "no command"},
+      {{"help", "fly"}, "unknown command \"fly\""},
+      {{"help", "load", "status"}, "unexpected argument \"status\""},
+      {{"help", "--fly"}, "unknown flag --fly"},
       {{"fly"}, "unknown command \"fly\""},
       {{"--fly"}, "unknown flag --fly"},
       {{"generate", "--fly"}, "unknown flag --fly"},
