@@ -27,6 +27,10 @@ load("//bazel/rules:pypi.bzl", "pypi_wheel")
 # libutf8proc-dev      2.8        MIT           NFC and categories, Unicode 15.0 (ICU would do, at 100 times the size)
 # libgtest-dev, libgmock-dev  1.12  BSD-3       tests
 # libbenchmark-dev     1.7        Apache-2.0    benchmarks
+#
+# Not taken: opentelemetry-cpp-dev (only in backports, a source of packages that set-up would have to add to the
+# machine): spans are sent by services/common/tracing, in some messages of OpenTelemetry's (proto/opentelemetry,
+# Apache-2.0).
 
 _NO_OP_REPOSITORIES = ["bazel_skylib", "remote_coverage_tools", "rules_cc", "rules_java", "rules_proto"]
 

@@ -135,11 +135,10 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(const Options& optio
   builder.SetResourceQuota(quota);
   builder.SetOption(std::make_unique<ServiceNames>(&server->service_names_));
   for (grpc::Service* service : services) builder.RegisterService(service);
-  if (options.metrics != nullptr) {
-    std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
-    interceptors.push_back(std::make_unique<CallMetrics>(options.metrics));
-    builder.experimental().SetInterceptorCreators(std::move(interceptors));
-  }
+  std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
+  if (options.metrics != nullptr) interceptors.push_back(std::make_unique<CallMetrics>(options.metrics));
+  if (options.tracer != nullptr) interceptors.push_back(options.tracer->Interceptor(options.begins_traces));
+  if (!interceptors.empty()) builder.experimental().SetInterceptorCreators(std::move(interceptors));
   server->server_ = builder.BuildAndStart();
   if (server->server_ == nullptr || port == 0) {
     return absl::UnavailableError(

@@ -26,6 +26,7 @@
 #include "grpcpp/security/server_credentials.h"
 #include "grpcpp/server.h"
 #include "services/common/metrics.h"
+#include "services/common/tracing/tracer.h"
 
 namespace rwkv::common {
 
@@ -39,6 +40,8 @@ class RpcServer {
     std::shared_ptr<grpc::ServerCredentials> credentials;  // Null: not encrypted. security/security.h
     // Gets rwkv_server_ready and rwkv_server_draining, rwkv_build_info and grpc_server_handled_total. Outlives it.
     Metrics* metrics = nullptr;
+    Tracer* tracer = nullptr;           // Makes a span of every call whose client names a trace. Null: none. Outlives it.
+    bool begins_traces = false;         // Also of calls whose client names none.
     std::string metrics_address;        // Only written to the port file: Metrics::address().
     std::string port_file;              // Empty: none. Any old file there is removed first.
     bool bulk = false;                  // As ChannelOptions has it.

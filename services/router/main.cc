@@ -29,6 +29,8 @@
 #include "services/common/security/access.h"
 #include "services/common/security/security.h"
 #include "services/common/security/server_flags.h"
+#include "services/common/tracing/trace_flags.h"
+#include "services/common/tracing/tracer.h"
 #include "services/common/watchdog.h"
 #include "services/router/pipeline/fleet.h"
 #include "services/router/pipeline/found_workers.h"
@@ -70,6 +72,9 @@ ABSL_FLAG(
 ABSL_FLAG(std::string, tenants, "",
           "File of the tenants there are and what each may have (services/router/tenants/tenants_file.h); needs TLS. "
           "Callers of no tenant in it are refused, but operators. Read again when it changes. Empty: no limits.");
+ABSL_FLAG(double, trace_sample, 1,
+          "With --otlp_traces_endpoint: the share, 0 to 1, of calls without a trace of their client's that are traced. "
+          "Those with one are as it says (traceparent).");
 ABSL_FLAG(bool, allow_logits, false, "Serve Generation.Logits, a debugging call that sends whole rows of logits.");
 ABSL_FLAG(int, max_running, 64, "Calls that hold, or are about to take, a slot. More wait.");
 ABSL_FLAG(int, max_waiting, 256, "Calls that wait to be started. More are refused.");
@@ -160,6 +165,10 @@ absl::Status Run() {
   security_options.api_keys = absl::GetFlag(FLAGS_api_keys);
   RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<common::Security> security,
                         common::Security::Create(security_options, metrics.get()));
+  common::Tracer::Options tracer_options = common::TracerOptionsFromFlags("rwkv-router", name);
+  tracer_options.sample = absl::GetFlag(FLAGS_trace_sample);
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<common::Tracer> tracer,
+                        common::Tracer::Create(tracer_options, metrics.get()));
   RouterMetrics router_metrics(metrics.get());
   common::SystemClock clock;
   std::vector<std::unique_ptr<tokenizer::Tokenizer>> owned_tokenizers;
@@ -238,7 +247,7 @@ absl::Status Run() {
   common::Executor executor(kRpcThreads, kMaxQueuedRpcs);
   common::Executor texts(kTextThreads, kMaxQueuedTexts);
   const UploadLimits uploads = {absl::GetFlag(FLAGS_upload_piece_timeout), absl::GetFlag(FLAGS_upload_timeout)};
-  GenerationService generation(&turns, &texts, uploads, tenancy.get());
+  GenerationService generation(&turns, &texts, uploads, tenancy.get(), tracer.get());
   SessionsService sessions(&turns, catalog.get(), records.get(), &executor, Random, uploads, tenancy.get());
   const auto describe_stores = [channels = common::MakeChannels(store_addresses, to_store)](absl::Time deadline) {
     return state_store::DescribeStores(channels, deadline);
@@ -250,6 +259,8 @@ absl::Status Run() {
   server_options.health_address = common::HealthAddressFromFlags();
   server_options.credentials = security->ForServer();
   server_options.metrics = metrics.get();
+  server_options.tracer = tracer.get();
+  server_options.begins_traces = true;
   server_options.metrics_address = metrics->address();
   server_options.port_file = absl::GetFlag(FLAGS_port_file);
   server_options.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);

@@ -21,6 +21,8 @@
 #include "services/common/rpc_server.h"
 #include "services/common/security/security.h"
 #include "services/common/security/server_flags.h"
+#include "services/common/tracing/trace_flags.h"
+#include "services/common/tracing/tracer.h"
 #include "services/state_store/embedded_state_store.h"
 #include "services/state_store/offline/repair.h"
 #include "services/state_store/rpc/state_catalog_service.h"
@@ -110,6 +112,9 @@ absl::Status Run() {
                         common::Metrics::Create(absl::GetFlag(FLAGS_metrics_listen), {{"process", name}}));
   RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<common::Security> security,
                         common::Security::Create(common::SecurityOptionsFromFlags(), metrics.get()));
+  RWKV_ASSIGN_OR_RETURN(
+      const std::unique_ptr<common::Tracer> tracer,
+      common::Tracer::Create(common::TracerOptionsFromFlags("rwkv-state-store", name), metrics.get()));
   common::SystemClock clock;
 
   EmbeddedStateStore::Options options;
@@ -143,6 +148,7 @@ absl::Status Run() {
   server_options.health_address = common::HealthAddressFromFlags();
   server_options.credentials = security->ForServer();
   server_options.metrics = metrics.get();
+  server_options.tracer = tracer.get();
   server_options.metrics_address = metrics->address();
   server_options.port_file = absl::GetFlag(FLAGS_port_file);
   server_options.bulk = true;

@@ -131,6 +131,7 @@ class WorkerImpl final : public Worker {
   // In order of dependence: what is below uses what is above.
   std::unique_ptr<common::Metrics> metrics_;
   std::unique_ptr<common::Security> security_;
+  std::unique_ptr<common::Tracer> tracer_;  // Null: off.
   std::unique_ptr<WorkerMetrics> worker_metrics_;
   v1::DescribeResponse description_;
   std::unique_ptr<StageEngine> engine_;
@@ -255,6 +256,7 @@ absl::Status WorkerImpl::Init(const Options& options, const Platform& platform) 
                                   {"seconds", absl::ToDoubleSeconds(absl::Now() - begin)}});
 
   RWKV_ASSIGN_OR_RETURN(security_, common::Security::Create(options.security, metrics_.get()));
+  RWKV_ASSIGN_OR_RETURN(tracer_, common::Tracer::Create(options.tracing, metrics_.get()));
   common::ChannelOptions to_worker, to_store;
   to_worker.credentials = security_->ForChannelTo(common::Role::kWorker);
   to_store.credentials = security_->ForChannelTo(common::Role::kStore);
@@ -268,6 +270,7 @@ absl::Status WorkerImpl::Init(const Options& options, const Platform& platform) 
   transfer_ = std::make_unique<SnapshotTransfer>(transfer_options, worker_metrics_.get());
   StageRunnerOptions runner_options;
   runner_options.link_timeout = options.link_timeout;
+  runner_options.tracer = tracer_.get();
   runner_ = std::make_unique<StageRunner>(
       engine_.get(), links_.get(), transfer_.get(),
       [addresses = options.state_store, to_store]() -> std::shared_ptr<state_store::RecordsClient> {

@@ -13,6 +13,7 @@
 #include "kernels/base/device.h"
 #include "rwkv/v1/worker.pb.h"
 #include "services/common/security/security.h"
+#include "services/common/tracing/tracer.h"
 #include "services/worker/link/nccl.h"
 
 namespace rwkv::worker {
@@ -26,6 +27,7 @@ class Worker {
     std::string port_file;                       // Empty: none.
     std::string health_listen;                   // Empty: none. services/common/rpc_server.h
     common::Security::Options security;          // No files: no encryption.
+    common::Tracer::Options tracing;             // No endpoint: none.
     std::vector<std::string> state_store;        // "HOST:PORT"; none: no states are loaded or saved.
     std::string model;                           // Path of the checkpoint. Required.
     std::string lora;                            // A LoRA adapter to merge into it; empty: none.

@@ -7,6 +7,7 @@
 #include "absl/flags/flag.h"
 #include "absl/time/time.h"
 #include "services/common/security/server_flags.h"
+#include "services/common/tracing/trace_flags.h"
 
 ABSL_FLAG(std::string, name, "worker-0", "Name of this process in logs, metrics and status.");
 ABSL_FLAG(std::string, listen, "127.0.0.1:0", "HOST:PORT of the gRPC services; port 0 picks a free one.");
@@ -64,6 +65,7 @@ Worker::Options OptionsOfFlags() {
   options.port_file = absl::GetFlag(FLAGS_port_file);
   options.health_listen = common::HealthAddressFromFlags();
   options.security = common::SecurityOptionsFromFlags();
+  options.tracing = common::TracerOptionsFromFlags("rwkv-worker", options.name);
   options.state_store = absl::GetFlag(FLAGS_state_store);
   options.model = absl::GetFlag(FLAGS_model);
   options.lora = absl::GetFlag(FLAGS_lora);

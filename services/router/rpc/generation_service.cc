@@ -19,6 +19,7 @@
 #include "services/common/grpc_status.h"
 #include "services/router/rpc/pending_call.h"
 #include "services/router/rpc/stream_reactor.h"
+#include "services/router/rpc/turn_spans.h"
 #include "services/router/tenants/metered_stream.h"
 #include "services/router/turns/serving_model.h"
 #include "services/router/turns/turn_input.h"
@@ -100,10 +101,11 @@ absl::Status TooManyCalls() {
 }  // namespace
 
 GenerationService::GenerationService(TurnManager* turns, common::Executor* executor, const UploadLimits& uploads,
-                                     Tenancy* tenancy)
+                                     Tenancy* tenancy, common::Tracer* tracer)
     : turns_(turns),
       executor_(executor),
       tenancy_(tenancy),
+      tracer_(tracer),
       shares_(kMaxDocuments, kMaxDocuments * turns->limits().max_document_bytes),
       documents_{turns, executor, &shares_, uploads} {}
 
@@ -150,8 +152,9 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::Generate(grpc::Ca
   const auto metered = std::make_shared<MeteredStream>(stream, tenancy_, caller, std::move(ticket),
                                                        !request->session_id().empty(), tokens);
   const bool has_text = request->has_text();
-  if (!Run(has_text, [call, metered, tenant = caller.tenant(), request = *std::move(request)] {
-        call->turns().Generate(call->id(), request, metered, tenant);
+  if (!Run(has_text, [call, metered, tenant = caller.tenant(), trace = TurnSpans::Of(tracer_, *context, *request),
+                      request = *std::move(request)] {
+        call->turns().Generate(call->id(), request, metered, tenant, trace);
         call->HandedOver();
       })) {
     metered->Close(TooManyCalls());
@@ -192,8 +195,9 @@ grpc::ServerUnaryReactor* GenerationService::Score(grpc::CallbackServerContext* 
   }
   const auto done = Metered(reactor, tenancy_, std::move(ticket));
   const bool has_text = request->has_text();
-  if (!Run(has_text, [call, done, tenant = caller.tenant(), request = *std::move(request)] {
-        call->turns().Score(call->id(), request, done, tenant);
+  if (!Run(has_text, [call, done, tenant = caller.tenant(), trace = TurnSpans::Of(tracer_, *context),
+                      request = *std::move(request)] {
+        call->turns().Score(call->id(), request, done, tenant, trace);
         call->HandedOver();
       })) {
     done(TooManyCalls());
@@ -220,8 +224,9 @@ grpc::ServerUnaryReactor* GenerationService::Embed(grpc::CallbackServerContext* 
   }
   const auto done = Metered(reactor, tenancy_, std::move(ticket));
   const bool has_text = request->has_text();
-  if (!Run(has_text, [call, done, tenant = caller.tenant(), request = *std::move(request)] {
-        call->turns().Embed(call->id(), request, done, tenant);
+  if (!Run(has_text, [call, done, tenant = caller.tenant(), trace = TurnSpans::Of(tracer_, *context),
+                      request = *std::move(request)] {
+        call->turns().Embed(call->id(), request, done, tenant, trace);
         call->HandedOver();
       })) {
     done(TooManyCalls());

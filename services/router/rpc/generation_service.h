@@ -7,6 +7,7 @@
 
 #include "rwkv/v1/generation.grpc.pb.h"
 #include "services/common/executor.h"
+#include "services/common/tracing/tracer.h"
 #include "services/router/rpc/document_calls.h"
 #include "services/router/rpc/uploads.h"
 #include "services/router/tenants/tenancy.h"
@@ -33,8 +34,9 @@ class GenerationService final : public GenerationServiceBase {
   // --max_document_bytes may be here of all documents together, those included that are still coming.
   static constexpr int kMaxDocuments = 4;
 
-  // None is owned; texts are tokenized on the executor.
-  GenerationService(TurnManager* turns, common::Executor* executor, const UploadLimits& uploads, Tenancy* tenancy);
+  // None is owned; texts are tokenized on the executor. `tracer` may be null.
+  GenerationService(TurnManager* turns, common::Executor* executor, const UploadLimits& uploads, Tenancy* tenancy,
+                    common::Tracer* tracer = nullptr);
 
   grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context,
                                                        const grpc::ByteBuffer* request) override;
@@ -71,6 +73,7 @@ class GenerationService final : public GenerationServiceBase {
   TurnManager* const turns_;
   common::Executor* const executor_;
   Tenancy* const tenancy_;
+  common::Tracer* const tracer_;
   UploadShares shares_;
   const DocumentCalls documents_;
 };

@@ -21,6 +21,7 @@
 #include "services/router/turns/response_stream.h"
 #include "services/router/turns/serving_model.h"
 #include "services/router/turns/turn_options.h"
+#include "services/router/turns/turn_trace.h"
 
 namespace rwkv::router {
 
@@ -73,6 +74,8 @@ struct Turn {
   // The tuned state it begins with, in full; empty: the model's own. With a session: what the request named (empty:
   // none) until the opening, from then on the session's.
   std::string initial_state;
+
+  std::shared_ptr<TurnTrace> trace;  // Null: not traced.
 
   // Where messages go; null once closed.
   CallId call = 0;
@@ -211,6 +214,7 @@ struct PendingSave {
   std::vector<v1::RecordInfo> records;
   absl::Time deadline;
   bool committing = false;
+  std::shared_ptr<TurnTrace> trace;
 };
 
 }  // namespace rwkv::router

@@ -103,6 +103,7 @@ void TurnCore::Arrive(const TurnPtr& turn) {
                                      absl::Seconds(1)));
   }
   by_call_[turn->call] = turn;
+  TraceStage(*turn);
   if (CanStart(*turn)) return StartTurn(turn);
   waiting_.push_back(turn);
   if (!turn->session_id.empty()) sessions_.Of(turn->session_id).next = turn;
@@ -128,6 +129,7 @@ void TurnCore::Join(const TurnPtr& live, Turn& call) {
   EndCall(*live, absl::AbortedError("a later call with the same request_id took over"));
   live->call = call.call;
   live->stream = std::move(call.stream);
+  live->trace = std::move(call.trace);
   live->resume_from = call.resume_from;
   live->sent = call.resume_from;
   live->waits_for_room = false;

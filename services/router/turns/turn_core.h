@@ -115,6 +115,8 @@ class TurnCore {
 
   // --- turn_core_sweep.cc
   void SweepTurn(Turn& turn);
+  // Where the turn stands, for its trace.
+  static void TraceStage(Turn& turn);
   bool CommitClean(const Turn& turn) const;
   void SweepWaiting();
   void SweepYields();

@@ -50,9 +50,10 @@ void TurnCore::OpenTurn(const TurnPtr& turn) {
   request.model = pool.model;
   request.spec.set_numeric_family(pool.numeric_family);
 
+  TraceStage(*turn);
   const auto work = [this, request = std::move(request)] { return Open(request, StoreDeadline(), catalog_); };
   const auto then = [this, turn](Opened opened) { OnOpened(turn, opened); };
-  if (!RunStoreJob<Opened>(world_, work, then)) {
+  if (!RunStoreJob<Opened>(world_, Traced<Opened>(turn->trace, work), then)) {
     turn->phase = Phase::kComputed;
     Fail(*turn, common::WithRetryInfo(absl::ResourceExhaustedError("too many calls to the state store wait"),
                                       absl::Seconds(1)));

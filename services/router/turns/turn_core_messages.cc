@@ -87,7 +87,9 @@ void TurnCore::Pump(Turn& turn) {
     if (IsFull(turn, 1)) return;
     return EndCall(turn, turn.error);
   }
-  turn.stream->Send(FinishMessage(turn));
+  v1::GenerateResponse message = FinishMessage(turn);
+  if (turn.trace != nullptr) turn.trace->OnFinish(message.finish());
+  turn.stream->Send(std::move(message));
   ObserveCall(turn);
   EndCall(turn, absl::OkStatus());
 }

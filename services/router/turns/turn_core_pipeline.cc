@@ -61,6 +61,7 @@ void TurnCore::Locate(const TurnPtr& turn) {
   }
 
   turn->phase = Phase::kLocating;
+  TraceStage(*turn);
   v1::FindSnapshotRequest find;
   find.set_session_id(turn->session_id);
   find.set_at_or_before(std::min(at_most, turn->snapshot_limit));
@@ -91,7 +92,7 @@ void TurnCore::Locate(const TurnPtr& turn) {
     if (tail.ok()) located.tail = *std::move(tail);
     return located;
   };
-  if (!RunStoreJob<Located>(world_, work, [this, turn](Located located) { OnLocated(turn, std::move(located)); })) {
+  if (!RunStoreJob<Located>(world_, Traced<Located>(turn->trace, work), [this, turn](Located located) { OnLocated(turn, std::move(located)); })) {
     Park(*turn);
     turn->not_before = Now() + options_.retry_delay;
   }

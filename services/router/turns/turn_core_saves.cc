@@ -23,6 +23,7 @@ bool TurnCore::Save(Turn& turn) {
   save.session_id = turn.session_id;
   save.model_fingerprint = turn.model->info.fingerprint();
   save.turn_id = turn.id;
+  save.trace = turn.trace;
   save.epoch = turn.lane->epoch;
   save.position = *position;
   save.answers_left = static_cast<int>(turn.lane->plan.stages.size());
@@ -93,7 +94,10 @@ void TurnCore::SweepSaves() {
     *request.mutable_manifest() = ManifestOf(save);
     save.committing = RunStoreJob<absl::Status>(
         world_,
-        [this, request = std::move(request)] { return catalog_->CommitSnapshot(request, StoreDeadline()).status(); },
+        Traced<absl::Status>(save.trace,
+                             [this, request = std::move(request)] {
+                               return catalog_->CommitSnapshot(request, StoreDeadline()).status();
+                             }),
         [this, id = id](absl::Status status) { OnManifest(id, status); });
   }
   for (const auto& [id, status] : over) {

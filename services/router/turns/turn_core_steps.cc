@@ -120,6 +120,10 @@ void TurnCore::FillAttach(const AttachCommand& command, v1::AttachSequence* atta
   }
   Turn& turn = *it->second;
   turn.attach_since = Now();
+  if (turn.trace != nullptr) {
+    attach->set_trace_parent(turn.trace->trace_parent());
+    attach->set_trace_state(turn.trace->trace_state());
+  }
   if (command.warm_sequence.has_value()) {
     // Said above.
   } else if (!turn.snapshot.snapshot_id().empty()) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "services/common/grpc_status.h"
 #include "services/router/scheduler/fair_slots.h"
 #include "services/router/turns/turn_core.h"
@@ -26,6 +27,32 @@ bool TurnCore::CommitClean(const Turn& turn) const {
   if (turn.committing) return false;
   if (!turn.HasLog() || turn.abandoned || !turn.answer.has_value()) return true;
   return turn.durable == turn.answer->size() && (!turn.answer->finished() || turn.finish_durable);
+}
+
+void TurnCore::TraceStage(Turn& turn) {
+  if (turn.trace == nullptr) return;
+  const auto stage = [&turn]() -> absl::string_view {
+    switch (turn.phase) {
+      case Phase::kWaiting:
+        return "queue";
+      case Phase::kOpening:
+        return "open";
+      case Phase::kParked:
+        return "park";
+      case Phase::kLocating:
+        return "locate";
+      case Phase::kAttaching:
+        return "attach";
+      case Phase::kRunning:
+        return turn.first_token.has_value() ? "decode" : "prefill";
+      case Phase::kYielded:
+        return "yield";
+      case Phase::kComputed:
+        return turn.Streaming() ? "commit" : "";
+    }
+    return "";
+  };
+  turn.trace->Enter(stage());
 }
 
 void TurnCore::SweepTurn(Turn& turn) {
@@ -59,6 +86,7 @@ void TurnCore::SweepTurn(Turn& turn) {
     turn.session->turn = nullptr;
     turn.session = nullptr;
   }
+  TraceStage(turn);
 }
 
 void TurnCore::Sweep() {

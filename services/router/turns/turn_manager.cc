@@ -74,11 +74,13 @@ void TurnManager::SubmitFed(absl::string_view input_field, std::shared_ptr<Turn>
 }
 
 void TurnManager::Generate(CallId call, const v1::GenerateRequest& request,
-                           std::shared_ptr<ResponseStream<v1::GenerateResponse>> stream, const std::string& tenant) {
+                           std::shared_ptr<ResponseStream<v1::GenerateResponse>> stream, const std::string& tenant,
+                           std::shared_ptr<TurnTrace> trace) {
   auto turn = std::make_shared<Turn>();
   turn->kind = Turn::Kind::kGenerate;
   turn->call = call;
   turn->tenant = tenant;
+  turn->trace = std::move(trace);
   turn->stream = std::move(stream);
   if (const absl::Status status = CheckRequest(request); !status.ok()) return driver_->Reject(*turn, status);
   const absl::StatusOr<std::shared_ptr<const ServingModel>> model = ModelOrWhyNot(request.model());
@@ -98,11 +100,13 @@ void TurnManager::Generate(CallId call, const v1::GenerateRequest& request,
 }
 
 void TurnManager::Score(CallId call, const v1::ScoreRequest& request,
-                        std::function<void(absl::StatusOr<v1::ScoreResponse>)> done, const std::string& tenant) {
+                        std::function<void(absl::StatusOr<v1::ScoreResponse>)> done, const std::string& tenant,
+                        std::shared_ptr<TurnTrace> trace) {
   auto turn = std::make_shared<Turn>();
   turn->kind = Turn::Kind::kScore;
   turn->call = call;
   turn->tenant = tenant;
+  turn->trace = std::move(trace);
   turn->score_done = std::move(done);
   if (const absl::Status status = ChooseModel(request.model(), request.initial_state(), turn.get()); !status.ok()) {
     return driver_->Reject(*turn, status);
@@ -172,11 +176,13 @@ void TurnManager::Logits(CallId call, const v1::LogitsRequest& request,
 }
 
 void TurnManager::Embed(CallId call, const v1::EmbedRequest& request,
-                        std::function<void(absl::StatusOr<v1::EmbedResponse>)> done, const std::string& tenant) {
+                        std::function<void(absl::StatusOr<v1::EmbedResponse>)> done, const std::string& tenant,
+                        std::shared_ptr<TurnTrace> trace) {
   auto turn = std::make_shared<Turn>();
   turn->kind = Turn::Kind::kEmbed;
   turn->call = call;
   turn->tenant = tenant;
+  turn->trace = std::move(trace);
   turn->embed_done = std::move(done);
   if (!v1::EmbedSource_IsValid(request.source())) {
     return driver_->Reject(*turn, common::InvalidFieldError("source", absl::StrCat("there is no ", request.source())));

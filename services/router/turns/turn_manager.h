@@ -35,6 +35,7 @@
 #include "services/router/turns/serving_model.h"
 #include "services/router/turns/turn_input.h"
 #include "services/router/turns/turn_options.h"
+#include "services/router/turns/turn_trace.h"
 #include "services/state_store/client/state_store_client.h"
 #include "services/tokenizer/tokenizer.h"
 
@@ -80,16 +81,18 @@ class TurnManager {
 
   // Each ends in stream->Close() or one call of `done`, on any thread, maybe before the method returns.
   // `tenant`: whose call it is, for a fair share of slots and rows.
+  // `trace`: null: it is not traced.
   void Generate(CallId call, const v1::GenerateRequest& request,
-                std::shared_ptr<ResponseStream<v1::GenerateResponse>> stream, const std::string& tenant = "");
+                std::shared_ptr<ResponseStream<v1::GenerateResponse>> stream, const std::string& tenant = "",
+                std::shared_ptr<TurnTrace> trace = nullptr);
   void Score(CallId call, const v1::ScoreRequest& request, std::function<void(absl::StatusOr<v1::ScoreResponse>)> done,
-             const std::string& tenant = "");
+             const std::string& tenant = "", std::shared_ptr<TurnTrace> trace = nullptr);
   void ScoreDocument(CallId call, const Document& document,
                      std::shared_ptr<ResponseStream<v1::ScoreDocumentResponse>> stream, const std::string& tenant = "");
   void Logits(CallId call, const v1::LogitsRequest& request, std::shared_ptr<ResponseStream<v1::LogitsResponse>> stream,
               const std::string& tenant = "");
   void Embed(CallId call, const v1::EmbedRequest& request, std::function<void(absl::StatusOr<v1::EmbedResponse>)> done,
-             const std::string& tenant = "");
+             const std::string& tenant = "", std::shared_ptr<TurnTrace> trace = nullptr);
   // Makes sure that there is a snapshot at the end of the session's log.
   void Export(CallId call, const std::string& session_id, std::function<void(absl::StatusOr<ExportedState>)> done);
   // Runs `job` on the executor while no turn of the session runs and this router holds its lease; afterwards the

@@ -11,6 +11,7 @@
 #include "grpcpp/client_context.h"
 #include "rwkv/v1/state_store.grpc.pb.h"
 #include "services/common/grpc_status.h"
+#include "services/common/tracing/trace_context.h"
 #include "services/state_store/client/crc32c.h"
 #include "services/state_store/client/store_choice.h"
 
@@ -30,7 +31,9 @@ constexpr absl::Duration kFirstBackoff = absl::Milliseconds(20);  // Then 4x mor
 constexpr size_t kMaxPieceBytes = size_t{1} << 20;
 constexpr uint64_t kMaxRecordBytes = uint64_t{256} << 20;
 
+// And the trace that the call is part of.
 void SetDeadline(grpc::ClientContext& context, absl::Time deadline) {
+  common::AddTrace(&context);
   if (deadline != absl::InfiniteFuture()) context.set_deadline(absl::ToChronoTime(deadline));
 }
 

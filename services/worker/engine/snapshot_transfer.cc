@@ -151,6 +151,7 @@ absl::StatusOr<std::vector<std::string>> SnapshotTransfer::RunLoad(const LoadJob
   std::vector<std::string> records(job.records.size());
   RWKV_RETURN_IF_ERROR(RunAll(&SnapshotTransfer::loading_, records.size(), [&](size_t i) -> absl::Status {
     if (!job.wanted()) return absl::CancelledError("no longer wanted");
+    const common::ScopedTrace scope(job.trace);  // Of this thread: others may help.
     const v1::RecordInfo& info = job.records[i];
     absl::StatusOr<std::string> record = job.store->GetRecord(info, absl::Now() + options_.record_timeout);
     if (!record.ok()) {
@@ -171,6 +172,7 @@ absl::StatusOr<std::vector<v1::RecordInfo>> SnapshotTransfer::RunSave(const Save
   std::vector<v1::RecordInfo> infos(records.size());
   RWKV_RETURN_IF_ERROR(RunAll(&SnapshotTransfer::storing_, records.size(), [&](size_t i) -> absl::Status {
     if (!job.wanted()) return absl::CancelledError("no longer wanted");
+    const common::ScopedTrace scope(job.trace);
     v1::RecordInfo& info = infos[i];
     info.set_snapshot_id(job.snapshot_id);
     info.set_layer(job.first_layer + static_cast<int>(i));

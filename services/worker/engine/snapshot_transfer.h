@@ -18,6 +18,7 @@
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "rwkv/v1/state_store.pb.h"
+#include "services/common/tracing/trace_context.h"
 #include "services/state_store/client/state_store_client.h"
 #include "services/worker/engine/worker_metrics.h"
 
@@ -39,6 +40,7 @@ class SnapshotTransfer {
   struct LoadJob {
     std::shared_ptr<state_store::RecordsClient> store;
     std::vector<v1::RecordInfo> records;
+    common::TraceContext trace;  // That its calls to the store are part of; not valid: none.
     std::function<bool()> wanted;
     // Called once, from a loader thread, unless the job is no longer wanted. May block, which bounds the states in
     // memory. kDataLoss: a record is missing or corrupt. kUnavailable, kDeadlineExceeded: the store cannot be reached.
@@ -49,7 +51,8 @@ class SnapshotTransfer {
     std::shared_ptr<state_store::RecordsClient> store;
     std::string snapshot_id;
     int first_layer = 0;
-    int64_t bytes = 0;  // Of all records.
+    int64_t bytes = 0;           // Of all records.
+    common::TraceContext trace;  // As LoadJob has it.
     // One record per layer, of memory that lives as long as this function, once they are there and checked. Called
     // once, from a saver thread, unless the job is no longer wanted.
     std::function<absl::StatusOr<std::vector<absl::Span<const char>>>()> records;

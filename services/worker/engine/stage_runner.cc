@@ -55,7 +55,8 @@ StageRunner::StageRunner(StageEngine* engine, LinkTransport* links, SnapshotTran
       open_store_(std::move(open_store)),
       metrics_(metrics),
       routers_(routers),
-      options_(std::move(options)) {
+      options_(std::move(options)),
+      spans_(options_.tracer) {
   metrics_->slots.Set(engine_->options().slots);
   metrics_->state_bytes.Set(static_cast<double>(engine_->pool().bytes()));
   thread_ = std::thread([this] { Loop(); });
@@ -276,6 +277,7 @@ void StageRunner::RunEpoch(const std::shared_ptr<Epoch>& epoch) {
     metrics_->slots_used.Set(engine_->slots_used());
   }
   begun_.clear();
+  spans_.Clear();
   CloseLinks(*epoch);  // The device may wait for them.
   if (absl::Status status = engine_->Reset(); !status.ok()) LoseDevice(status);
   metrics_->slots_used.Set(0);
@@ -298,6 +300,7 @@ void StageRunner::Handle(const std::shared_ptr<Epoch>& epoch, Epoch::Work work) 
       return Save(epoch, work.command.save());
     case v1::ExecuteRequest::kRelease:
       own_steps_.OnRelease(work.command.release());
+      spans_.OnRelease(work.command.release());
       return engine_->Release(work.command.release());
     case v1::ExecuteRequest::kGoOn:
       return GoOn(epoch, work.command.go_on());
@@ -310,6 +313,7 @@ void StageRunner::Handle(const std::shared_ptr<Epoch>& epoch, Epoch::Work work) 
 void StageRunner::Attach(const std::shared_ptr<Epoch>& epoch, const v1::AttachSequence& attach) {
   absl::Status status = engine_->Attach(attach);
   if (status.ok()) own_steps_.OnAttach(attach);
+  spans_.OnAttach(attach);
   if (status.ok() && attach.has_snapshot()) {
     if (epoch->store_ == nullptr) {
       status = absl::FailedPreconditionError("the epoch has no state store");
@@ -317,6 +321,7 @@ void StageRunner::Attach(const std::shared_ptr<Epoch>& epoch, const v1::AttachSe
       SnapshotTransfer::LoadJob job;
       job.store = epoch->store_;
       job.records = engine_->RecordsOfStage(attach.snapshot());
+      job.trace = spans_.AttachContext(attach.slot(), attach.sequence());
       job.wanted = [epoch] { return !epoch->ended(); };
       const int slot = attach.slot();
       const uint64_t sequence = attach.sequence();
@@ -330,6 +335,7 @@ void StageRunner::Attach(const std::shared_ptr<Epoch>& epoch, const v1::AttachSe
     engine_->AbandonLoad(attach.slot(), attach.sequence());
   }
   if (!status.ok()) metrics_->attach_errors.Increment();
+  spans_.OnAttached(attach.slot(), attach.sequence(), status);
   epoch->sink_->Send(Attached(attach.slot(), attach.sequence(), status));
 }
 
@@ -344,6 +350,7 @@ void StageRunner::FinishLoad(const std::shared_ptr<Epoch>& epoch, Epoch::Loaded 
     metrics_->attach_errors.Increment();
     common::LogWarning("snapshot_not_loaded", {{"slot", loaded.slot}, {"error", status}});
   }
+  spans_.OnAttached(loaded.slot, loaded.sequence, status);
   epoch->sink_->Send(Attached(loaded.slot, loaded.sequence, status));
 }
 
@@ -401,6 +408,7 @@ void StageRunner::EnqueueStep(const std::shared_ptr<Epoch>& epoch, uint64_t step
   begun.begin = absl::Now();
   for (const v1::StepEntry& entry : step.entries()) begun.prefill |= entry.token_ids_size() > 1;
   own_steps_.OnStep(step);
+  begun.traced_slots = spans_.OnStep(step, step_id == 0);
   step.set_step_id(++engine_steps_);  // With own steps in between the engine's count is another.
   const bool output_stays = epoch->output_rows() != nullptr;
   if (absl::Status status = engine_->Enqueue(std::move(step), input, output_stays); !status.ok()) {
@@ -408,7 +416,7 @@ void StageRunner::EnqueueStep(const std::shared_ptr<Epoch>& epoch, uint64_t step
     common::LogError("step_failed", {{"step", step_id}, {"error", status}});
     return epoch->End(status);
   }
-  begun_.push_back(begun);
+  begun_.push_back(std::move(begun));
   if (!output_stays) return;
   const absl::Time send_begin = absl::Now();
   const absl::Status status = SendFromDevice(*epoch);
@@ -422,7 +430,7 @@ void StageRunner::EnqueueStep(const std::shared_ptr<Epoch>& epoch, uint64_t step
 void StageRunner::FinishStep(const std::shared_ptr<Epoch>& epoch) {
   if (epoch->input_rows() != nullptr || epoch->output_rows() != nullptr) AwaitLinks(*epoch);
   if (epoch->ended()) return;
-  const BegunStep begun = begun_.front();
+  const BegunStep begun = std::move(begun_.front());
   begun_.pop_front();
   absl::StatusOr<StepOutput> output = engine_->Finish();
   if (!output.ok()) {
@@ -432,6 +440,7 @@ void StageRunner::FinishStep(const std::shared_ptr<Epoch>& epoch) {
     if (absl::IsDeadlineExceeded(output.status())) LoseDevice(output.status());
     return;
   }
+  spans_.OnStepDone(begun.traced_slots);
   (begun.prefill ? metrics_->prefill_step_seconds : metrics_->decode_step_seconds).Observe(Seconds(begun.begin));
   metrics_->batch_rows.Observe(static_cast<double>(output->rows));
   metrics_->tokens.Increment(static_cast<double>(output->rows));
@@ -468,7 +477,8 @@ void StageRunner::FinishStep(const std::shared_ptr<Epoch>& epoch) {
   SendStopped(*epoch, std::move(stopped));
 }
 
-absl::Status StageRunner::BeginSave(const std::shared_ptr<Epoch>& epoch, const v1::SaveSnapshot& save) {
+absl::Status StageRunner::BeginSave(const std::shared_ptr<Epoch>& epoch, const v1::SaveSnapshot& save,
+                                    const std::shared_ptr<common::Span>& span) {
   if (epoch->store_ == nullptr) return absl::FailedPreconditionError("the epoch has no state store");
   const int64_t bytes = engine_->copies().bytes();
   RWKV_RETURN_IF_ERROR(transfer_->CheckRoom(save.snapshot_id(), bytes));
@@ -478,9 +488,12 @@ absl::Status StageRunner::BeginSave(const std::shared_ptr<Epoch>& epoch, const v
   job.snapshot_id = save.snapshot_id();
   job.first_layer = engine_->model().weights().layers().begin;
   job.bytes = bytes;
+  if (span != nullptr) job.trace = span->context();
   job.records = [state = std::move(state), slot = save.slot()] { return state->Records(slot); };
   job.wanted = [epoch] { return !epoch->ended(); };
-  job.done = [epoch, id = save.snapshot_id()](const absl::StatusOr<std::vector<v1::RecordInfo>>& infos) {
+  job.done = [epoch, id = save.snapshot_id(), span](const absl::StatusOr<std::vector<v1::RecordInfo>>& infos) {
+    if (span != nullptr && !infos.ok()) span->SetError(infos.status().ToString());
+    if (span != nullptr) span->End();
     if (!infos.ok() && !epoch->ended()) {
       common::LogWarning("snapshot_not_saved", {{"snapshot", id}, {"error", infos.status()}});
     }
@@ -490,8 +503,10 @@ absl::Status StageRunner::BeginSave(const std::shared_ptr<Epoch>& epoch, const v
 }
 
 void StageRunner::Save(const std::shared_ptr<Epoch>& epoch, const v1::SaveSnapshot& save) {
-  const absl::Status status = BeginSave(epoch, save);
+  const std::shared_ptr<common::Span> span = spans_.OnSave(save);
+  const absl::Status status = BeginSave(epoch, save, span);
   if (status.ok()) return;  // The job answers.
+  if (span != nullptr) span->SetError(status.ToString());
   epoch->sink_->Send(Saved(save.snapshot_id(), status));
 }
 

@@ -15,10 +15,12 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "rwkv/v1/worker.pb.h"
+#include "services/common/tracing/tracer.h"
 #include "services/state_store/client/state_store_client.h"
 #include "services/worker/engine/epoch.h"
 #include "services/worker/engine/own_steps.h"
 #include "services/worker/engine/router_registry.h"
+#include "services/worker/engine/sequence_spans.h"
 #include "services/worker/engine/snapshot_transfer.h"
 #include "services/worker/engine/stage_engine.h"
 #include "services/worker/engine/worker_metrics.h"
@@ -32,6 +34,7 @@ struct StageRunnerOptions {
   // The device or a library of its faulted or hangs, and nothing in this process can mend it. Called by the runner's
   // thread. Not set: the process ends with a message, for its supervisor to start it anew.
   std::function<void(const absl::Status& why)> on_device_lost;
+  common::Tracer* tracer = nullptr;  // Null: nothing is traced. Outlives the runner.
 };
 
 // Runs epochs on the engine, one after the other. Thread-safe.
@@ -94,7 +97,8 @@ class StageRunner {
   void Handle(const std::shared_ptr<Epoch>& epoch, Epoch::Work work);
   void Save(const std::shared_ptr<Epoch>& epoch, const v1::SaveSnapshot& save);
   // OK: the save will answer when it is done.
-  absl::Status BeginSave(const std::shared_ptr<Epoch>& epoch, const v1::SaveSnapshot& save);
+  absl::Status BeginSave(const std::shared_ptr<Epoch>& epoch, const v1::SaveSnapshot& save,
+                         const std::shared_ptr<common::Span>& span);
   bool HasWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return stopping_ || pending_ != nullptr; }
   bool IsIdle() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return pending_ == nullptr && current_ == nullptr; }
 
@@ -102,6 +106,7 @@ class StageRunner {
     uint64_t id = 0;  // As the router counts; 0: an own one.
     absl::Time begin;
     bool prefill = false;
+    std::vector<int> traced_slots;
   };
 
   StageEngine* const engine_;
@@ -117,6 +122,7 @@ class StageRunner {
   uint64_t router_steps_ = 0;    // Enqueued so far, of the router's
   uint64_t engine_steps_ = 0;    // and of all.
   OwnSteps own_steps_;
+  SequenceSpans spans_;
   bool own_step_is_due_ = false;  // After each step of the router's: neither keeps the other waiting.
 
   mutable absl::Mutex mu_;
