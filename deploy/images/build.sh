@@ -2,10 +2,11 @@
 # Builds the image of the cluster's programs from this clone, with no registry: router, worker, state_store and rwkvctl,
 # the libraries that they load, out of this Debian 12, and nothing else. No shell, no package manager, uid 10001.
 #
-#   deploy/images/build.sh [--flavour cpu|cuda] [--no-build] [--output FILE.tar]
+#   deploy/images/build.sh [--flavour cpu|cuda] [--no-build] [--programs DIR] [--output FILE.tar]
 #
 #   --flavour    cuda: insists on a worker built with nvcc, and adds libnccl.so.2 if it is here (default: cpu)
 #   --no-build   takes the programs as they were built last
+#   --programs   takes those in DIR: router, worker, state_store, rwkvctl
 #   --output     writes an OCI archive (default: rwkv-serving-FLAVOUR.oci.tar in the current folder); load it by
 #                `podman load`, or copy it to a registry by `skopeo copy oci-archive:FILE docker://...`
 #
@@ -20,7 +21,7 @@ die() {
   exit 1
 }
 
-flavour=cpu build=true output=''
+flavour=cpu build=true output='' programs_in=''
 while [[ $# -gt 0 ]]; do
   case $1 in
     -h | --help)
@@ -32,6 +33,8 @@ while [[ $# -gt 0 ]]; do
     --output) output=${2:-}; shift ;;
     --output=*) output=${1#*=} ;;
     --no-build) build=false ;;
+    --programs) programs_in=${2:-} build=false; shift ;;
+    --programs=*) programs_in=${1#*=} build=false ;;
     *) say "unknown argument '$1' (see --help)"; exit 2 ;;
   esac
   shift
@@ -52,7 +55,8 @@ trap 'rm -rf "$work"' EXIT
 readonly tree=$work/tree
 mkdir -p "$tree"/{usr/bin,usr/share/rwkv,etc/ssl/certs,tmp,data,model}
 for program in "${programs[@]}"; do
-  install -m 755 "$root/.bazel/bin/services/$program/$program" "$tree/usr/bin/$program" || die "$program is not built"
+  install -m 755 "${programs_in:-$root/.bazel/bin/services/$program}/$program" "$tree/usr/bin/$program" ||
+    die "$program is not built"
   strip --strip-unneeded "$tree/usr/bin/$program"
 done
 if [[ $flavour == cuda ]]; then
@@ -82,6 +86,9 @@ echo 'rwkv:x:10001:' >"$tree/etc/group"
 echo 'hosts: files dns' >"$tree/etc/nsswitch.conf"
 chmod 1777 "$tree/tmp"
 
+# The driver's libcuda.so.1 is not in the image: the machine's container runtime brings its own, if asked for it.
+settings='ENV PATH=/usr/bin'
+[[ $flavour == cpu ]] || settings+=' NVIDIA_DRIVER_CAPABILITIES=compute,utility'
 readonly commit=$(git -C "$root" rev-parse HEAD 2>/dev/null || echo unknown)
 readonly seconds=$(git -C "$root" log -1 --format=%ct 2>/dev/null || echo 0)
 find "$tree" -exec touch --no-dereference --date="@$seconds" {} +
@@ -89,7 +96,7 @@ cat >"$work/Containerfile" <<CONTAINER
 FROM scratch
 COPY tree/ /
 USER 10001:10001
-ENV PATH=/usr/bin
+$settings
 LABEL org.opencontainers.image.revision=$commit org.opencontainers.image.title=rwkv-serving-$flavour
 CONTAINER
 readonly storage=(--root "$work/storage" --runroot "$work/run" --storage-driver vfs)
