@@ -29,7 +29,7 @@ enum class Activation : uint8_t {
 };
 
 struct Product {
-  const Weight* weight = nullptr;  // [out, in], loaded by the device for WeightUse::kProduct
+  const Weight* weight = nullptr;  // [out, in], loaded by the device for kProduct or kSparseProduct
   const float* x = nullptr;        // [rows, in]
   const float* bias = nullptr;     // [out], or null
   Activation activation = Activation::kNone;

@@ -10,8 +10,9 @@ namespace rwkv::kernels {
 
 // What the operations do with a matrix, so that a device knows what to make of it.
 enum class WeightUse : uint8_t {
-  kProduct,  // Inputs are multiplied with all of it (products.h).
-  kRows,     // Single rows are looked up by token (embed.h).
+  kProduct,        // Inputs are multiplied with all of it (products.h).
+  kSparseProduct,  // The same, and most inputs are zero, as behind a squared ReLU.
+  kRows,           // Single rows are looked up by token (embed.h).
 };
 
 // What Device::Load() made of a file's matrix. Its sizes and how it is stored are anybody's to read; the bytes that

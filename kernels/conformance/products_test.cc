@@ -41,6 +41,7 @@ struct Case {
   bool in_place = false;  // y is the gate
   bool accumulate = false;
   bool bf16_inputs = false;  // Inputs that are numbers of bf16.
+  float zeros = 0.0f;  // So many of the inputs are zero, of each group or of all but a few; the weight is for such.
 };
 
 // The nearest of bf16, ties to even.
@@ -88,6 +89,10 @@ OpCase Make(const Case& c) {
   op.packing = {{0}, 1, 0};
   Floats x = random.Uniforms(c.rows * c.inputs, -2.0f, 2.0f);
   if (c.bf16_inputs) x = RoundToBFloat16(std::move(x));
+  if (c.zeros > 0.0f) {
+    const Floats draws = random.Uniforms(c.rows * c.inputs, 0.0f, 1.0f);
+    for (int64_t i = 0; i < c.rows * c.inputs; ++i) x[i] = draws[i] < c.zeros ? 0.0f : x[i];
+  }
   op.sequences.push_back({c.rows,
                           {std::move(x), random.Uniforms(c.rows * c.outputs, -2.0f, 2.0f),
                            random.Uniforms(c.rows * c.outputs, -3.0f, 3.0f)},
@@ -97,7 +102,7 @@ OpCase Make(const Case& c) {
     const int64_t y_bytes = call.step.rows * c.outputs * 4;
     RWKV_RETURN_IF_ERROR(memory.stream().Copy(call.y, call.inputs[kStart], y_bytes));
     Product product;
-    product.weight = memory.Load(weight.view());
+    product.weight = memory.Load(weight.view(), c.zeros > 0.0f ? WeightUse::kSparseProduct : WeightUse::kProduct);
     product.x = call.inputs[kX];
     if (c.bias) product.bias = memory.Put(bias);
     product.activation = c.activation;
@@ -146,6 +151,23 @@ std::vector<std::shared_ptr<const OpCase>> Cases() {
         table.Add(name + suffix + "_inputs_" + std::to_string(inputs),
                   [=](Case& c) { c.storage = storage, c.rows = rows, c.inputs = inputs; });
       }
+    }
+  }
+  for (const Storage& storage : Storages()) {
+    for (int64_t rows : {1, 3, 17}) {
+      const std::string name = absl::StrCat(storage.name, "_sparse_rows_", rows);
+      const auto add = [&](absl::string_view suffix, float zeros, int64_t inputs, int64_t outputs) {
+        table.Add(absl::StrCat(name, suffix), [=](Case& c) {
+          c.storage = storage, c.rows = rows, c.inputs = inputs, c.outputs = outputs, c.zeros = zeros;
+          c.bias = c.accumulate = outputs % 2 == 1;
+        });
+      };
+      add("", 0.85f, 200, 131);
+      if (storage.quantization != Quantization::kInt8) continue;  // Others need not lie otherwise for it.
+      add("_dense", 0.01f, 320, 16);
+      add("_nearly_all", 0.995f, 320, 47);
+      add("_inputs_33", 0.5f, 33, 300);
+      add("_inputs_1", 0.5f, 1, 129);
     }
   }
   for (const Storage& storage : BlockStorages()) {
@@ -249,8 +271,8 @@ class ProductsTest : public ::testing::TestWithParam<std::string> {
 // input, such weights are zero and infinite ones give NaN; so may they on tensor cores, which add parts too.
 TEST_P(ProductsTest, WidensEveryWeightExactly) {
   for (DType dtype : {DType::kBFloat16, DType::kFloat16}) {
-    const bool has_parts = absl::StartsWith(GetParam(), "cuda") ||
-                           (dtype == DType::kBFloat16 && absl::StartsWith(GetParam(), "cpu/amx"));
+    const bool has_parts =
+        absl::StartsWith(GetParam(), "cuda") || (dtype == DType::kBFloat16 && absl::StartsWith(GetParam(), "cpu/amx"));
     std::vector<uint16_t> weight(1 << 16);
     for (size_t i = 0; i < weight.size(); ++i) weight[i] = static_cast<uint16_t>(i);
     std::vector<float> expected(weight.size());
@@ -316,12 +338,16 @@ TEST_P(ProductsTest, ProductsInFixedPointAreTheReferencesBits) {
         ++tried;
         Floats x = random.Uniforms(13 * inputs, -2.0f, 2.0f);
         std::fill_n(x.begin(), 40, 0.0f);
+        for (size_t i = 0; i < x.size(); i += 1 + i % 5) x[i] = 0.0f;
         const Floats expected = Multiply(reference, reference.Load(weight.view()), 13, x);
         for (const int64_t rows : {1, 2, 3, 4, 5, 8, 9, 13}) {
           const Floats of_rows(x.begin(), x.begin() + rows * inputs);
-          EXPECT_TRUE(SameBits(absl::MakeConstSpan(expected).first(static_cast<size_t>(rows * outputs)),
-                               Multiply(memory_.Load(weight.view()), rows, of_rows)))
-              << storage.name << ", " << inputs << " inputs, " << outputs << " outputs, " << rows << " rows";
+          for (const WeightUse use : {WeightUse::kProduct, WeightUse::kSparseProduct}) {
+            EXPECT_TRUE(SameBits(absl::MakeConstSpan(expected).first(static_cast<size_t>(rows * outputs)),
+                                 Multiply(memory_.Load(weight.view(), use), rows, of_rows)))
+                << storage.name << ", " << inputs << " inputs, " << outputs << " outputs, " << rows << " rows, use "
+                << static_cast<int>(use);
+          }
         }
       }
     }

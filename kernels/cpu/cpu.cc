@@ -12,6 +12,7 @@
 #include "kernels/base/host_device.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/cpu/kernel_set.h"
+#include "kernels/cpu/pack_columns.h"
 #include "kernels/cpu/processors.h"
 #include "kernels/cpu/thread_team.h"
 
@@ -125,8 +126,17 @@ absl::Status ProductsTogether(int64_t rows, const Product* products, int64_t cou
   int64_t prepared_bytes = 0;
   for (int64_t i = 0; i < count; ++i) {
     const Product& product = products[i];
-    matmuls[i] = {rows,         product.weight->matrix, product.x, product.bias,           product.activation,
-                  product.gate, product.accumulate,     product.y, stream.rounds_inputs(), nullptr};
+    matmuls[i] = {rows,
+                  product.weight->matrix,
+                  product.x,
+                  product.bias,
+                  product.activation,
+                  product.gate,
+                  product.accumulate,
+                  product.y,
+                  stream.rounds_inputs(),
+                  nullptr,
+                  product.weight->packed.data() != nullptr};
     prepared_bytes += kernels.matmul_prepared_bytes(matmuls[i]);
     parts += kernels.matmul_parts(matmuls[i]);
     ends[i] = parts;
@@ -235,6 +245,15 @@ class CpuDevice final : public HostDevice {
   absl::StatusOr<std::unique_ptr<Stream>> NewStream() override {
     RWKV_ASSIGN_OR_RETURN(std::unique_ptr<ThreadTeam> team, ThreadTeam::Create(threads_));
     return std::make_unique<CpuStream>(backend_, std::move(team));
+  }
+  // Whole numbers whose inputs are mostly zero are laid by inputs, so that zeros cost nothing.
+  absl::StatusOr<Weight> Load(const MatrixView& matrix, WeightUse use) override {
+    RWKV_ASSIGN_OR_RETURN(Weight weight, HostDevice::Load(matrix, use));
+    const bool is_int8 = matrix.quantization == Quantization::kInt8 && matrix.minimums == nullptr;
+    if (use != WeightUse::kSparseProduct || !is_int8) return weight;
+    RWKV_ASSIGN_OR_RETURN(weight.packed, PackColumns(matrix));
+    weight.matrix.data = weight.packed.data();
+    return weight;
   }
   const OpTable& ops() const override {
     static constexpr OpTable kOps = {Embed, LayerNorm, MixInput,  Products,          Wkv4,

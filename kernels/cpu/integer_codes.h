@@ -107,6 +107,45 @@ struct SplitNibbles {  // Q4_0: byte i has inputs i (low) and 16 + i (high), eac
   static RWKV_INLINE I32 Second(I32, I32 v1) { return v1; }
 };
 
+// A number as a type.
+template <int kCount>
+struct Dwords {
+  static constexpr int kDwords = kCount;
+};
+
+// Of four lines of 64 outputs each (columns.h) the dwords, a lane an output: of the 16 outputs of quarter kQuarter.
+template <int kQuarter>
+RWKV_INLINE U32 DwordsOfLines(const uint8_t* line0, const uint8_t* line1, const uint8_t* line2, const uint8_t* line3) {
+  typedef uint8_t U8x64 __attribute__((vector_size(64)));
+  typedef uint16_t U16x32 __attribute__((vector_size(64)));
+  const auto load = [](const uint8_t* line) { return *reinterpret_cast<const U8x64*>(line); };
+  const auto bytes = [](U8x64 a, U8x64 b) -> U16x32 {
+    constexpr int k = kQuarter / 2 * 8;  // The first or second half of each 16 bytes.
+    return (U16x32)__builtin_shufflevector(
+        a, b, k, k + 64, k + 1, k + 65, k + 2, k + 66, k + 3, k + 67, k + 4, k + 68, k + 5, k + 69, k + 6, k + 70,
+        k + 7, k + 71, k + 16, k + 80, k + 17, k + 81, k + 18, k + 82, k + 19, k + 83, k + 20, k + 84, k + 21, k + 85,
+        k + 22, k + 86, k + 23, k + 87, k + 32, k + 96, k + 33, k + 97, k + 34, k + 98, k + 35, k + 99, k + 36, k + 100,
+        k + 37, k + 101, k + 38, k + 102, k + 39, k + 103, k + 48, k + 112, k + 49, k + 113, k + 50, k + 114, k + 51,
+        k + 115, k + 52, k + 116, k + 53, k + 117, k + 54, k + 118, k + 55, k + 119);
+  };
+  constexpr int k = kQuarter % 2 * 4;
+  return (U32)__builtin_shufflevector(bytes(load(line0), load(line1)), bytes(load(line2), load(line3)), k, k + 32,
+                                      k + 1, k + 33, k + 2, k + 34, k + 3, k + 35, k + 8, k + 40, k + 9, k + 41, k + 10,
+                                      k + 42, k + 11, k + 43, k + 16, k + 48, k + 17, k + 49, k + 18, k + 50, k + 19,
+                                      k + 51, k + 24, k + 56, k + 25, k + 57, k + 26, k + 58, k + 27, k + 59);
+}
+
+// Of the lines of four inputs that follow each other.
+RWKV_INLINE U32 DwordsOfColumns(const uint8_t* first, int64_t quarter) {
+  const auto dwords = [&](auto q) {
+    return DwordsOfLines<decltype(q)::kDwords>(first, first + 64, first + 128, first + 192);
+  };
+  return quarter == 0   ? dwords(Dwords<0>())
+         : quarter == 1 ? dwords(Dwords<1>())
+         : quarter == 2 ? dwords(Dwords<2>())
+                        : dwords(Dwords<3>());
+}
+
 // Where a matrix has its codes and scales.
 struct IntegerMatrix {
   const uint8_t* codes;
@@ -146,10 +185,6 @@ RWKV_INLINE IntegerMatrix IntegerMatrixOf(const MatrixView& matrix) {
 }
 
 // Calls visit(Codes(), dwords of a group) with how the matrix stores its codes; it is one of FixedPointGroup().
-template <int kCount>
-struct Dwords {
-  static constexpr int kDwords = kCount;
-};
 template <typename Visit>
 RWKV_INLINE void VisitCodes(const MatrixView& matrix, Visit visit) {
   if (matrix.quantization == Quantization::kBlocks) {

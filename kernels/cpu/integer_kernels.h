@@ -6,6 +6,7 @@
 
 #include "kernels/cpu/epilogue.h"
 #include "kernels/cpu/integer_codes.h"
+#include "kernels/cpu/integer_columns.h"
 #include "kernels/cpu/integer_dots.h"
 #include "kernels/cpu/integer_rows.h"
 #include "kernels/cpu/integer_tile.h"
@@ -34,6 +35,12 @@ constexpr int64_t kIntegerPartBytes = 64 * 1024;
 template <int kDwords, typename Take>
 RWKV_INLINE void ForEachDword(const IntegerTile& tile, const IntegerMatrix& matrix, int64_t g, int64_t ahead,
                               Take take) {
+  if (tile.columns != nullptr) {  // There is nothing to transpose, and zeros are behind the last input.
+    for (int d = 0; d < kDwords; ++d) {
+      take(d, DwordsOfColumns(tile.columns + (g * kDwords + d) * 4 * Columns::kOutputs, tile.quarter));
+    }
+    return;
+  }
   const int64_t offset = g * matrix.group_bytes;
   const bool whole = g < matrix.groups - 1 || matrix.last_bytes == 4 * kDwords;
   alignas(64) uint8_t copies[kLanes][4 * kDwords];
@@ -227,18 +234,20 @@ RWKV_INLINE void ComputePanelOf(const MatmulArgs& args, const IntegerPanel& pane
 }
 
 // Whether the row is multiplied as integer_dots.h does it.
-RWKV_INLINE bool AreDots(const MatmulArgs& args) { return kHasByteDots && args.rows == 1; }
+RWKV_INLINE bool AreDots(const MatmulArgs& args) { return kHasByteDots && args.rows == 1 && !args.by_columns; }
 
 int64_t IntegerMatmulParts(const MatmulArgs& args) {
+  if (AreColumns(args)) return Columns(args.weight).blocks;
   if (args.rows <= kFewIntegerRows || AreTiles(args)) {
     const int64_t tiles = TilesOfPart(args);
-    return (StreamStep(args.weight.rows) + tiles - 1) / tiles;
+    return (OutputTiles(args).count + tiles - 1) / tiles;
   }
   const int64_t outputs = PanelsOfPart(args) * kPanelOutputs;
   return (args.weight.rows + outputs - 1) / outputs;
 }
 
 int64_t IntegerMatmulWorkspaceBytes(const MatmulArgs& args) {
+  if (AreColumns(args)) return 0;
   const IntegerMatrix matrix = IntegerMatrixOf(args.weight);
 #if defined(RWKV_HAS_TILES)
   if (AreTiles(args)) return CodeTilesBytes(matrix) + IntegerPanel::HalvesBytes(matrix);
@@ -253,15 +262,16 @@ RWKV_INLINE void ComputeTilesOfPart(const MatmulArgs& args, const IntegerMatrix&
   const ScopedTiles tiles_are_ready;
   auto* const codes = static_cast<uint8_t*>(workspace);
   auto* const halves = reinterpret_cast<uint16_t*>(codes + CodeTilesBytes(matrix));
-  const int64_t step = StreamStep(args.weight.rows);
+  const OutputTiles outputs(args);
   const int64_t tiles = TilesOfPart(args);
-  for (int64_t first = part * tiles; first < step && first < (part + 1) * tiles; ++first) {
-    ComputeTileOutputs<Codes, kDwords>(args, matrix, first, step, codes, halves);
+  for (int64_t i = part * tiles; i < outputs.count && i < (part + 1) * tiles; ++i) {
+    ComputeTileOutputs<Codes, kDwords>(args, matrix, outputs.first(i), outputs.step, codes, halves);
   }
 }
 #endif
 
 void IntegerMatmul(const MatmulArgs& args, int64_t part, void* workspace) {
+  if (AreColumns(args)) return ComputeColumns(args, part);
   const IntegerMatrix matrix = IntegerMatrixOf(args.weight);
   VisitCodes(args.weight, [&](auto codes, auto dwords) {
     using Codes = decltype(codes);
@@ -272,14 +282,14 @@ void IntegerMatmul(const MatmulArgs& args, int64_t part, void* workspace) {
     }
 #endif
     if (args.rows <= kFewIntegerRows) {
-      const int64_t step = StreamStep(args.weight.rows);
+      const OutputTiles outputs(args);
       const int64_t tiles = TilesOfPart(args);
       auto* const halves = static_cast<uint16_t*>(workspace);
-      for (int64_t first = part * tiles; first < step && first < (part + 1) * tiles; ++first) {
+      for (int64_t i = part * tiles; i < outputs.count && i < (part + 1) * tiles; ++i) {
         if (AreDots(args)) {
-          ComputeDots<Codes, kDwords>(args, matrix, first, step, halves);
+          ComputeDots<Codes, kDwords>(args, matrix, outputs.first(i), outputs.step, halves);
         } else {
-          ComputeFewRowsOf<Codes, kDwords>(args, matrix, first, step, halves);
+          ComputeFewRowsOf<Codes, kDwords>(args, matrix, outputs.first(i), outputs.step, halves);
         }
       }
       return;
@@ -300,6 +310,7 @@ void IntegerMatmul(const MatmulArgs& args, int64_t part, void* workspace) {
 
 // Rows [begin, end) to args.prepared.
 void FixRows(const MatmulArgs& args, int64_t begin, int64_t end) {
+  if (args.by_columns && args.rows == 1) return FixSparseRow(args);
   VisitCodes(args.weight, [&](auto codes, auto dwords) {
 #if defined(RWKV_HAS_TILES)
     if (AreTiles(args)) return FixTileRows<decltype(codes)>(args, begin, end);
@@ -310,6 +321,7 @@ void FixRows(const MatmulArgs& args, int64_t begin, int64_t end) {
 }
 
 int64_t FixedRowsBytes(const MatmulArgs& args) {
+  if (args.by_columns && args.rows == 1) return SparseRow::Bytes(args.weight);
 #if defined(RWKV_HAS_TILES)
   if (AreTiles(args)) return TileRows(args.weight, args.rows, nullptr).Bytes();
 #endif

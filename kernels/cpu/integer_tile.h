@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "kernels/cpu/columns.h"
 #include "kernels/cpu/integer_codes.h"
 #include "kernels/cpu/matmul.h"
 #include "kernels/cpu/simd.h"
@@ -45,10 +46,24 @@ RWKV_INLINE void GatherHalves(const uint8_t* from, int64_t row_bytes, int64_t st
   }
 }
 
-// The codes and scales of 16 outputs.
+// The codes and scales of 16 outputs. By columns they are neighbours, the first one's number a multiple of 16.
 struct IntegerTile {
   IntegerTile(const MatmulArgs& args, const IntegerMatrix& matrix, int64_t first, int64_t step, uint16_t* halves) {
     const int64_t outputs = args.weight.rows;
+    if (args.by_columns) {
+      const Columns all(args.weight);
+      const int64_t output = first < outputs ? first : outputs - 1;  // As below.
+      const int64_t block = output / Columns::kOutputs;
+      const auto* const memory = static_cast<const uint8_t*>(args.weight.data);
+      columns = memory + all.codes(block);
+      quarter = output % Columns::kOutputs / kLanes;
+      scales = {halves, nullptr};
+      const auto* const from = reinterpret_cast<const uint16_t*>(memory + all.scales(block)) + quarter * kLanes;
+      for (int64_t g = 0; g < all.groups; ++g) {
+        __builtin_memcpy(halves + g * kLanes, from + g * Columns::kOutputs, 2 * kLanes);
+      }
+      return;
+    }
     int64_t at[kLanes];
     for (int i = 0; i < kLanes; ++i) {
       const int64_t output = first + i * step;
@@ -63,23 +78,37 @@ struct IntegerTile {
   }
 
   const uint8_t* rows[kLanes];
+  const uint8_t* columns = nullptr;  // Where it has codes instead of `rows`: a quarter of each line.
+  int64_t quarter = 0;
   TileScales scales;
 };
 
 // What a group adds to the sums, each operation rounded: its products times both scales, then its part of the minimums.
 // `products`: exact; scale, sum: the row's of that group.
+RWKV_INLINE F32 AddScaled(F32 sums, I32 products, float scale, const uint16_t* halves) {
+  return sums + (__builtin_convertvector(products, F32) * Broadcast(scale)) * LoadHalves(halves);
+}
 RWKV_INLINE F32 AddGroup(F32 sums, I32 products, float scale, float sum, const TileScales& tile, int64_t g) {
-  sums = sums + (__builtin_convertvector(products, F32) * Broadcast(scale)) * LoadHalves(tile.scales + g * kLanes);
+  sums = AddScaled(sums, products, scale, tile.scales + g * kLanes);
   if (tile.minimums == nullptr) return sums;
   return sums + Broadcast(sum) * LoadHalves(tile.minimums + g * kLanes);
 }
 
-// How far apart the streams are, which is how many tiles there are: an odd number of rows, because at powers of two
-// they meet in the same sets of the caches.
-RWKV_INLINE int64_t StreamStep(int64_t outputs) {
-  const int64_t step = (outputs + kLanes - 1) / kLanes;
-  return step < 8 ? step : step | 1;
-}
+// Few rows: which outputs the i-th of `count` tiles has, first(i) + j * step for j < 16. A tile reads 16 streams, as
+// far apart as there are tiles: an odd number of rows, because at powers of two they meet in the same sets of caches.
+struct OutputTiles {
+  explicit OutputTiles(const MatmulArgs& args) : count((args.weight.rows + kLanes - 1) / kLanes) {
+    if (args.by_columns) return;
+    if (count >= 8) count |= 1;
+    step = count;
+    between = 1;
+  }
+  int64_t first(int64_t i) const { return i * between; }
+
+  int64_t count;
+  int64_t step = 1;
+  int64_t between = kLanes;
+};
 
 }  // namespace
 }  // namespace rwkv::kernels::cpu

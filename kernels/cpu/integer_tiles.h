@@ -88,6 +88,15 @@ RWKV_INLINE void FillCodeTile(const IntegerTile& tile, const IntegerMatrix& matr
   constexpr int64_t kBytes = 4 * kDwords;
   const int64_t offset = g * matrix.group_bytes;
   const bool whole = g < matrix.groups - 1 || matrix.last_bytes == kBytes;
+  if (Codes::kByteVectors == 1 && tile.columns != nullptr) {
+    F32 dwords[kLanes];  // Bits that are only moved.
+    for (int d = 0; d < kLanes; ++d) {
+      dwords[d] = (F32)DwordsOfColumns(tile.columns + (g * kBytes + 4 * d) * Columns::kOutputs, tile.quarter);
+    }
+    Transpose(dwords);
+    for (int i = 0; i < kLanes; ++i) __builtin_memcpy(to + i * kTileBytes, &dwords[i], sizeof dwords[i]);
+    return;
+  }
   for (int i = 0; i < kLanes; ++i) {
     const uint8_t* const from = tile.rows[i] + offset;
     __builtin_prefetch(from + kPrefetch);

@@ -19,6 +19,7 @@ struct MatmulArgs {
   float* y = nullptr;           // [rows, out], out
   bool round_inputs = false;    // To bf16, where kernels can and the weights are bf16 (bf16_tiles.h).
   void* prepared = nullptr;     // x as the product wants to read it (prepare_rows)
+  bool by_columns = false;      // weight.data lies as columns.h says.
 };
 
 }  // namespace rwkv::kernels::cpu

@@ -3,7 +3,6 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
-#include <cstdlib>
 #include <limits>
 #include <memory>
 #include <thread>
@@ -41,18 +40,24 @@ TEST_P(ThreadTeamTest, EveryPartIsComputedOnceByAThreadOfTheTeam) {
   }
 }
 
-// Alone it is a thread's own share in order, which memory likes, so most of what a thread computes follows each other.
+// A thread's own share comes first, from its front without a gap; what it takes of others comes from their ends.
 TEST_P(ThreadTeamTest, AThreadGoesOnFromWhereItWas) {
   constexpr int64_t kParts = 4000;
-  std::vector<std::vector<int64_t>> of_thread(static_cast<size_t>(GetParam()));
+  const int threads = GetParam();
+  std::vector<std::vector<int64_t>> of_thread(static_cast<size_t>(threads));
   for (std::vector<int64_t>& parts : of_thread) parts.reserve(kParts);
   team_->Run(kParts, [&](int64_t part, int thread) { of_thread[static_cast<size_t>(thread)].push_back(part); });
-  int64_t steps = 0;
-  for (const std::vector<int64_t>& parts : of_thread) {
-    for (size_t i = 1; i < parts.size(); ++i) steps += std::abs(parts[i] - parts[i - 1]) == 1 ? 1 : 0;
+  for (int thread = 0; thread < threads; ++thread) {
+    const int64_t begin = kParts * thread / threads, end = kParts * (thread + 1) / threads;
+    const std::vector<int64_t>& parts = of_thread[static_cast<size_t>(thread)];
+    size_t i = 0;
+    while (i < parts.size() && parts[i] == begin + static_cast<int64_t>(i) && parts[i] < end) ++i;
+    for (size_t j = i; j < parts.size(); ++j) {
+      EXPECT_TRUE(parts[j] < begin || parts[j] >= end) << thread << "'s own " << parts[j] << " behind others'";
+      const bool same_share = j > i && parts[j] * threads / kParts == parts[j - 1] * threads / kParts;
+      if (same_share) EXPECT_LT(parts[j], parts[j - 1]) << "of thread " << thread;
+    }
   }
-  // A break where it goes to another's share, and where another has taken its end meanwhile none.
-  EXPECT_GE(steps, kParts - GetParam() - GetParam() * GetParam());
 }
 
 TEST_P(ThreadTeamTest, SharesWithoutPartsAreNotForgotten) {

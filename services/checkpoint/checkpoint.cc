@@ -213,6 +213,16 @@ absl::StatusOr<Tensor> Checkpoint::Read(absl::string_view name, Form form) const
   return tensor;
 }
 
+void Checkpoint::Forget(absl::string_view name, Form form) const {
+  const absl::StatusOr<Tensor> tensor = Read(name, form);
+  if (!tensor.ok() || tensor->bytes == 0) return;
+  {
+    absl::MutexLock lock(&mu_);
+    if (copies_.contains({tensor->info, form})) return;
+  }
+  SourceOf(*tensor->info).file->ForgetView(static_cast<const uint8_t*>(tensor->data), tensor->bytes);
+}
+
 absl::Status Checkpoint::Copy(const TensorInfo& info, const TensorRecord& wanted, bool in_blocks,
                               absl::Span<uint8_t> out) const {
   const Source& source = SourceOf(info);

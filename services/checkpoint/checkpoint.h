@@ -91,6 +91,10 @@ class Checkpoint {
   // kNotFound: no such tensor. kDataLoss: the file has been cut since it was opened.
   absl::StatusOr<Tensor> Read(absl::string_view name, Form form = Form::kPlain) const ABSL_LOCKS_EXCLUDED(mu_);
 
+  // For those who have made something else of what Read() gave: it stays valid, but if it is mapped, it leaves memory
+  // until somebody touches it.
+  void Forget(absl::string_view name, Form form) const ABSL_LOCKS_EXCLUDED(mu_);
+
   // Bytes [offset, offset + out.size()) of the tensor's row-major content, without mapping any page where the file
   // holds it contiguous and without keeping a copy: for those who look at a little of everything, or once at
   // everything. offset and size are multiples of the element's.

@@ -121,12 +121,15 @@ void AddTensor(const RandomModelOptions& options, const ModelTensor& spec, const
   if (spec.kind == Kind::kNorm) {
     const int64_t width = sizes[spec.shape[0]];
     plan->push_back({{absl::StrCat(name, ".weight"), type, {width}}, true, 1, 0.1});
-    plan->push_back({{absl::StrCat(name, ".bias"), type, {width}}, true, 0, 0.1});
+    // A one in each input of ffn.key, for the shift.
+    const double bias = options.key_shift != 0 && spec.role == Role::kLn2 ? 1 : 0;
+    plan->push_back({{absl::StrCat(name, ".bias"), type, {width}}, true, bias, 0.1});
     return;
   }
   const std::vector<int64_t> shape = FileShape(options.version, spec, sizes);
   PlannedTensor planned = ScaleOf(options.version, spec, spec.kind == Kind::kMatrix ? shape[1] : shape[0]);
   planned.spec = {name, type, shape};
+  if (spec.role == Role::kFfnKey) planned.mean -= options.key_shift / static_cast<double>(shape[1]);
   plan->push_back(std::move(planned));
 }
 

@@ -36,6 +36,7 @@ struct RandomModelOptions {
   bool time_state = false;             // With tuned initial states: RWKV-6 and 7.
   bool ln0 = true;                     // Without: the embedding counts as normalised already.
   bool layer0_value_residual = false;  // With the dummies that some trainers leave in layer 0.
+  double key_shift = 0;  // Subtracted from what ffn.key gives, on average: more of it is zero behind the squared ReLU.
 };
 
 // An element depends on (seed, tensor's name, its index) alone, by integer arithmetic and exact scaling: the same bits

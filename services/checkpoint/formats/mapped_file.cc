@@ -76,6 +76,12 @@ void MappedFile::Forget(int64_t offset, int64_t size) const {
   (void)madvise(const_cast<uint8_t*>(bytes_.data()) + begin, static_cast<size_t>(end - begin), MADV_DONTNEED);
 }
 
+void MappedFile::ForgetView(const uint8_t* view, int64_t size) const {
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(view) / page * page;  // No view shares its pages.
+  (void)madvise(reinterpret_cast<void*>(begin), reinterpret_cast<uintptr_t>(view) + size - begin, MADV_DONTNEED);
+}
+
 absl::Status MappedFile::ReadAt(int64_t offset, absl::Span<uint8_t> out) const {
   while (!out.empty()) {
     const ssize_t count = pread(descriptor_, out.data(), out.size(), offset);

@@ -41,6 +41,9 @@ class MappedFile {
   // who looked at them and are done. Spans of bytes() stay valid.
   void Forget(int64_t offset, int64_t size) const;
 
+  // The pages of a View() leave memory until somebody touches them again.
+  void ForgetView(const uint8_t* view, int64_t size) const;
+
   // Copies without mapping: for those who look at a few bytes in many places. kDataLoss: the file has been cut since.
   absl::Status ReadAt(int64_t offset, absl::Span<uint8_t> out) const;
 

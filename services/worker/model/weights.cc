@@ -97,7 +97,8 @@ float Transformed(checkpoint::Transform transform, float value) {
   return value;
 }
 
-// The embedding and DeepEmbed's tables are looked up by token, everything else is multiplied with.
+// The embedding and DeepEmbed's tables are looked up by token, everything else is multiplied with; what comes to
+// ffn.value has been through a squared ReLU.
 kernels::WeightUse UseOf(Role role) {
   switch (role) {
     case Role::kEmbedding:
@@ -105,6 +106,8 @@ kernels::WeightUse UseOf(Role role) {
     case Role::kKeyTable:
     case Role::kValueTable:
       return kernels::WeightUse::kRows;
+    case Role::kFfnValue:
+      return kernels::WeightUse::kSparseProduct;
     default:
       return kernels::WeightUse::kProduct;
   }
@@ -258,6 +261,7 @@ absl::Status WeightLoader::LoadMatrices() {
   for (const MatrixJob& job : matrices_) {
     if (job.parts == 0) {
       RWKV_ASSIGN_OR_RETURN(*job.weight, device_.Load(job.matrix, job.use));
+      if (job.weight->matrix.data != job.matrix.data) checkpoint_.Forget(job.name, job.form);
       continue;
     }
     const int64_t rows = job.rows / job.parts;

@@ -1,6 +1,7 @@
 #include "services/worker/model/weights.h"
 
 #include <cmath>
+#include <cstring>
 #include <fstream>
 #include <limits>
 #include <memory>
@@ -354,7 +355,42 @@ TEST_P(MemoryOfEveryVersionTest, AStageHasItsOwnSharePagesInMemoryOnly) {
   EXPECT_LE(resident, matrices + matrices / 10);
 }
 
+// Keeps matrices in memory of its own.
+class UploadingDevice final : public kernels::HostDevice {
+ public:
+  absl::string_view name() const override { return "uploading"; }
+  absl::string_view numeric_family() const override { return "uploading"; }
+  const kernels::OpTable& ops() const override { return TestDevice().ops(); }
+  absl::StatusOr<kernels::Weight> Load(const kernels::MatrixView& matrix, kernels::WeightUse use) override {
+    RWKV_ASSIGN_OR_RETURN(kernels::Weight weight, kernels::HostDevice::Load(matrix, use));
+    const int64_t bytes = kernels::SizeInBytes(matrix);
+    RWKV_ASSIGN_OR_RETURN(weight.packed, Allocate(bytes, kernels::MemoryKind::kDevice));
+    std::memcpy(weight.packed.data(), matrix.data, static_cast<size_t>(bytes));
+    weight.matrix.data = weight.packed.data();
+    return weight;
+  }
+};
+
+TEST(StageWeightsTest, WhatTheDeviceHasMadeAnewIsNotInMemoryTwice) {
+  RandomModelOptions options;
+  options.layers = 4;
+  options.width = 256;
+  options.dtype = DType::kFloat32;
+  const std::string path = absl::StrCat(::testing::TempDir(), "/uploaded.safetensors");
+  ASSERT_OK(testing::WriteRandomModel(options, path));
+  ASSERT_OK_AND_ASSIGN(const auto checkpoint, checkpoint::Checkpoint::Open(path));
+  ASSERT_OK_AND_ASSIGN(const checkpoint::ModelConfig config, checkpoint::ModelConfig::FromCheckpoint(*checkpoint));
+  UploadingDevice device;
+  ASSERT_OK_AND_ASSIGN(const auto weights, StageWeights::Load(checkpoint, config, {0, 4}, device));
+  EXPECT_LE(ResidentBytes("uploaded.safetensors"), 512 << 10);
+  const checkpoint::TensorInfo* const info = checkpoint->Find("blocks.2.att.key.weight");
+  EXPECT_EQ(std::memcmp(weights->layer(2).matrix(Role::kKey).matrix.data, checkpoint->Read(info->name)->data,
+                        static_cast<size_t>(info->bytes)),
+            0);
+}
+
 TEST(StageWeightsTest, QuantizedMatricesAreViews) {
+  RecordingDevice device;  // Takes matrices as they are.
   for (bool is_int4 : {false, true}) {
     for (int64_t group : {32, 64}) {
       RandomModelOptions options = Options(DType::kBFloat16);
@@ -372,8 +408,7 @@ TEST(StageWeightsTest, QuantizedMatricesAreViews) {
       tensors.push_back({{name + ".scale", checkpoint::ElementType::kFloat16, {48, groups}}, halves});
       if (is_int4) tensors.push_back({{name + ".min", checkpoint::ElementType::kFloat16, {48, groups}}, halves});
       const Model model = Open(tensors);
-      ASSERT_OK_AND_ASSIGN(const auto weights,
-                           StageWeights::Load(model.checkpoint, model.config, {0, 3}, TestDevice()));
+      ASSERT_OK_AND_ASSIGN(const auto weights, StageWeights::Load(model.checkpoint, model.config, {0, 3}, device));
       const kernels::MatrixView& matrix = weights->layer(1).matrix(Role::kFfnValue).matrix;
       EXPECT_EQ(matrix.data, model.checkpoint->Read(name)->data);
       EXPECT_EQ(matrix.rows, 48);
