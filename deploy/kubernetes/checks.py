@@ -215,6 +215,8 @@ def budgets(documents):
         for budget in mine:
             if "minAvailable" in budget["spec"] or budget["spec"].get("maxUnavailable") != 1:
                 yield f"{_name(budget)}: maxUnavailable has to be 1: anything else blocks drains or stops pipelines"
+            if budget["spec"].get("unhealthyPodEvictionPolicy") != "AlwaysAllow":
+                yield f"{_name(budget)}: a pod that is not ready could keep its node from being drained"
 
 
 def network(documents):

@@ -89,6 +89,8 @@ MUTATIONS = [
     ("a budget that blocks drains", "budgets",
      lambda d: of_kind(d, "PodDisruptionBudget", "state-store").update(
          spec={"minAvailable": 1, "selector": of_kind(d, "PodDisruptionBudget", "state-store")["spec"]["selector"]})),
+    ("a pod that is broken and keeps its node", "budgets",
+     lambda d: of_kind(d, "PodDisruptionBudget", "router")["spec"].pop("unhealthyPodEvictionPolicy")),
     ("a pod that nobody closes", "network", lambda d: d.remove(of_kind(d, "NetworkPolicy", "worker"))),
     ("a store for everybody", "network",
      lambda d: of_kind(d, "NetworkPolicy", "state-store")["spec"]["ingress"].append({"ports": [{"port": 50053}]})),

@@ -100,7 +100,7 @@ for server in "${servers[@]}"; do
   [[ ! -x $directory/$server ]] || continue
   say "building $server"
   (cd "$source" && KUBE_GIT_VERSION=v$version KUBE_GIT_COMMIT=debian KUBE_GIT_TREE_STATE=archive \
-    GOFLAGS=-p=2 GOCACHE="$work/cache" nice -n 5 make WHAT="cmd/$server" GOLDFLAGS="-s -w" >&2 9>&-) ||
+    GOFLAGS=-p=2 nice -n 5 make WHAT="cmd/$server" GOLDFLAGS="-s -w" >&2 9>&-) ||
     die "$server did not build"
   install -m 755 "$source/_output/bin/$server" "$directory/$server.new"
   mv "$directory/$server.new" "$directory/$server"

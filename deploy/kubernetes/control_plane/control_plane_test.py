@@ -5,6 +5,7 @@ Skipped, with words, where build.sh has not made the control plane or this machi
 """
 import os
 import pwd
+import re
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,7 @@ OVERLAYS = ["local", "cpu", "gpu", "scale-out"]
 NAMESPACE = "rwkv-serving"
 BINARIES = {name: f"services/{name}/{name}" for name in ("router", "state_store", "worker")}
 MODEL = "deploy/demo_model/rwkv7_demo"
-STREAMS, TOKENS_PER_TURN = 64, 60
+TOKENS_PER_TURN = 60
 WORKLOADS = {"state-store": "statefulset", "worker": "statefulset", "router": "deployment"}
 
 
@@ -152,11 +153,11 @@ class ApplyTest(ControlPlaneCase):
 class Streams:
     """The program that holds the conversations."""
 
-    def __init__(self, address, tls):
+    def __init__(self, count, address, tls):
         self._errors = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
             ["tests/testing/conversations_main", address, "router", f"{tls}/client/ca.crt", f"{tls}/api_key",
-             str(STREAMS), str(TOKENS_PER_TURN)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
+             str(count), str(TOKENS_PER_TURN)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
             text=True)
 
     def ask(self, what):
@@ -177,7 +178,12 @@ class Streams:
         self._process.wait()
 
 
-class RolloutTest(ControlPlaneCase):
+class ClusterCase(ControlPlaneCase):
+    """The overlay `local`, running, and `streams` conversations that go on from the start on."""
+
+    streams = 64
+    state_store = "state-store:50053"  # As routers and workers know it.
+
     def setUp(self):
         self.plane.kubectl("create", "namespace", "kube-system", check=False)
         tls, model = f"{self.folder}/tls", f"{self.folder}/model"
@@ -192,8 +198,19 @@ class RolloutTest(ControlPlaneCase):
         self.await_whole()
         self.say("the overlay local runs")
         service = self.api.get(f"/api/v1/namespaces/{NAMESPACE}/services/router")
-        self.streams = Streams(f'{service["spec"]["clusterIP"]}:50051', tls)
-        self.addCleanup(self.streams.stop)
+        self.conversations = Streams(self.streams, f'{service["spec"]["clusterIP"]}:50051', tls)
+        self.addCleanup(self.conversations.stop)
+        self.assertEqual(self.conversations.ask("start"), "ok")
+        self.say(f"{self.streams} conversations stream")
+
+    def render(self, overlay):
+        documents = super().render(overlay)
+        for document in documents:
+            if document["kind"] in ("Deployment", "StatefulSet"):
+                container, = document["spec"]["template"]["spec"]["containers"]
+                container["args"] = [f"--state_store={self.state_store}" if a.startswith("--state_store=") else a
+                                     for a in container["args"]]
+        return documents
 
     def create_secret(self, name, *files):
         self.plane.kubectl("-n", NAMESPACE, "create", "secret", "generic", name, *(f"--from-file={f}" for f in files))
@@ -224,13 +241,30 @@ class RolloutTest(ControlPlaneCase):
 
     def after(self, what):
         self.await_whole()
-        self.assertEqual(self.streams.ask("progress"), "ok")
+        self.assertEqual(self.conversations.ask("progress"), "ok")
         self.assertEqual(self.kubelet.complaints, [])
         self.say(what)
 
+    def evict_all(self, name):
+        """One after the other, as a drain of their nodes does: while one is away the next has to wait."""
+        first, *others = self.pods(name=name)
+        self.assertEqual(self.evict(first), 201)
+        for other in others:
+            self.assertEqual(self.evict(other), 429)
+        for other in others:
+            await_true(f"the budget of {name} allows another one", lambda pod=other: self.evict(pod) == 201)
+        self.after(f"every {name} was evicted, one at a time")
+
+    def compare(self):
+        """The longest pause of a conversation, in seconds."""
+        said = self.conversations.ask("compare")
+        self.say(said)
+        self.assertEqual(self.kubelet.complaints, [])
+        return float(re.search("the longest pause ([0-9.]+) s", said)[1])
+
+
+class RolloutTest(ClusterCase):
     def test_nothing_is_lost_by_rollouts_evictions_and_deletions(self):
-        self.assertEqual(self.streams.ask("start"), "ok")
-        self.say(f"{STREAMS} conversations stream")
         for name, kind in WORKLOADS.items():
             before = {p["metadata"]["uid"] for p in self.pods(name=name)}
             self.plane.kubectl("-n", NAMESPACE, "rollout", "restart", f"{kind}/{name}")
@@ -243,18 +277,19 @@ class RolloutTest(ControlPlaneCase):
             pod = self.pods(name=name)[0]["metadata"]["name"]
             self.plane.kubectl("-n", NAMESPACE, "delete", "pod", pod, "--force", "--grace-period=0")
             self.after(f"{pod} was killed")
-        self.say(self.streams.ask("compare"))
-        self.assertEqual(self.kubelet.complaints, [])
+        self.compare()
 
-    def evict_all(self, name):
-        """One after the other, as a drain of their nodes does: while one is away the next has to wait."""
-        first, *others = self.pods(name=name)
-        self.assertEqual(self.evict(first), 201)
-        for other in others:
-            self.assertEqual(self.evict(other), 429)
-        for other in others:
-            await_true(f"the budget of {name} allows another one", lambda pod=other: self.evict(pod) == 201)
-        self.after(f"every {name} was evicted, one at a time")
+
+class NamesTest(ClusterCase):
+    streams = 16
+    state_store = "state-store-0.state-stores:50053"
+
+    def test_a_store_is_found_under_its_new_address(self):
+        # The second time shortly after the first, when the name was asked for a moment ago.
+        for _ in range(2):
+            self.evict_all("state-store")
+        # gRPC by itself asks for a name again after 30 s.
+        self.assertLess(self.compare(), 25)
 
 
 if __name__ == "__main__":

@@ -71,9 +71,9 @@ class Kubelet:
     def stop(self):
         """Kills what is left."""
         self._watch.stop()
-        for thread in self.threads.values():
+        for thread in list(self.threads.values()):
             thread.delete(0)
-        for thread in self.threads.values():
+        for thread in list(self.threads.values()):
             thread.join(30)
 
     def log(self, pod):

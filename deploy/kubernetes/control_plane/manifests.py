@@ -29,6 +29,7 @@ def convert(documents, namespace):
         document["metadata"]["namespace"] = namespace
         if document["kind"] == "PodDisruptionBudget":
             document["apiVersion"] = "policy/v1beta1"
+            document["spec"].pop("unhealthyPodEvictionPolicy", None)  # 1.26
         if document["kind"] not in ("Deployment", "StatefulSet"):
             continue
         if document["kind"] == "StatefulSet":

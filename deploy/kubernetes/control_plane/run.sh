@@ -15,4 +15,4 @@ esac
 "$here/build.sh" >/dev/null
 cd "$here/../../.."
 exec bazel test --show_progress --curses=no --test_output=streamed "$@" \
-  //deploy/kubernetes/control_plane:apply_test //deploy/kubernetes/control_plane:rollout_test
+  //deploy/kubernetes/control_plane/...
