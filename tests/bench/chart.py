@@ -104,3 +104,37 @@ def timeline(title, step_us, ops):
             told += f", {moved / total / 1e3:.1f} GB/s"
         out.append(f'<text x="{left + width + 12}" y="{y + 15}">{told}</text>')
     return "\n".join(out + ["</svg>"]) + "\n"
+
+
+def over_time(title, x_label, y_label, series):
+    """`series`: {name: [(x, y), ...]}, x from 0. Both axes linear, from 0."""
+    x_high = max(x for points in series.values() for x, _ in points) or 1
+    y_high = 1.1 * max(y for points in series.values() for _, y in points) or 1
+    bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+
+    def across(x):
+        return LEFT + (right - LEFT) * x / x_high
+
+    def down(y):
+        return bottom - (bottom - TOP) * y / y_high
+
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" font-family="sans-serif" '
+        'font-size="12">', f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
+        f'<text x="{LEFT}" y="{TOP - 16}" font-size="15">{escape(title)}</text>',
+        f'<text x="{(LEFT + right) / 2}" y="{HEIGHT - 16}" text-anchor="middle">{escape(x_label)}</text>',
+        f'<text x="14" y="{TOP - 16}">{escape(y_label)}</text>',
+        f'<rect x="{LEFT}" y="{TOP}" width="{right - LEFT}" height="{bottom - TOP}" fill="none" stroke="#444"/>'
+    ]
+    for tick in range(6):
+        x, y = x_high * tick / 5, y_high * tick / 5
+        out.append(f'<text x="{across(x):.1f}" y="{bottom + 18}" text-anchor="middle">{x:.3g}</text>')
+        out.append(f'<text x="{LEFT - 8}" y="{down(y) + 4:.1f}" text-anchor="end">{y:.3g}</text>')
+        out.append(f'<path d="M{LEFT} {down(y):.1f}H{right}" stroke="#ddd"/>')
+    for index, (name, points) in enumerate(series.items()):
+        color, at = COLORS[index % len(COLORS)], TOP + 10 + 18 * index
+        path = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in points)
+        out.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.5"/>')
+        out.append(f'<path d="M{right + 12} {at}h22" stroke="{color}" stroke-width="2"/>')
+        out.append(f'<text x="{right + 40}" y="{at + 4}">{escape(name)}</text>')
+    return "\n".join(out + ["</svg>"]) + "\n"
