@@ -203,13 +203,14 @@ class Bench:
                 times = report["ttft_seconds"]
                 self.add("cluster", shape, form, "prefill", length, threads,
                          {"best": length / times["p50"], "median": length / times["p50"]}, load=report)
-            self.overload(shape, form, running, slots, duration)
+            self.overload(shape, form, running, slots)
             most, allowed = running.worker_memory()
             self.tell(shape, form, "memory", bytes=most, allowed_bytes=allowed, of_allowed=most / allowed)
             self.tell(shape, form, "start", seconds_to_first_token=running.seconds_to_first_token())
 
-    def overload(self, shape, form, running, slots, duration):
+    def overload(self, shape, form, running, slots):
         """Twice the requests a second that the cluster can answer, by a clock that waits for nobody."""
+        duration = f"{3 * self.options.cluster_seconds}s"  # So that how it begins and ends is little of it.
         request = ("--duration", duration, "--prompt-tokens", "8", "--max-tokens", str(self.options.answer_tokens))
         peak = running.load("--streams", str(2 * slots), *request)["requests"]["per_second"]
         with running.asked_for_its_status() as answers:
