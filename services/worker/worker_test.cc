@@ -425,8 +425,7 @@ TEST_F(WorkerTest, ABadFrameEndsTheEpoch) {
 
     const auto stub = v1::Link::NewStub(common::MakeChannel(worker.address()));
     grpc::ClientContext context;
-    v1::TransferResponse response;
-    const auto writer = stub->Transfer(&context, &response);
+    const auto writer = stub->Transfer(&context);
     v1::TransferRequest hello;
     hello.set_epoch(epoch);
     hello.set_width(static_cast<int>(shape.width));

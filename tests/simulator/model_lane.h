@@ -1,13 +1,16 @@
-// What a pipeline of workers does with its commands, without workers: slots with hashes for states (FakeModel).
+// What the workers of a pipeline do with their commands, without workers: stages with hashes for states (FakeModel).
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <functional>
+#include <map>
+#include <memory>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/time/time.h"
 #include "rwkv/v1/worker.pb.h"
 #include "services/worker/engine/own_steps.h"
 #include "tests/simulator/model_store.h"
@@ -19,30 +22,39 @@ inline constexpr uint32_t kVocabulary = 1000;
 // Kernels of another family draw other tokens.
 v1::Sampling OfFamily(v1::Sampling sampling, int family);
 
-// One epoch. Not thread-safe.
+// One epoch of a chain of workers. Not thread-safe.
 class ModelLane {
  public:
-  struct Answer {
-    int stage = 0;
-    v1::ExecuteResponse response;
-  };
-
   // Parts that are wrong on purpose: what a check is for has to be seen by it.
   struct Broken {
     bool keeps_foreign_states = false;  // A slot goes on whatever position it is asked for.
     bool clears_nothing = false;        // A fresh slot has the state of whoever had it before.
     bool saves_late = false;            // A snapshot has seen a token more than it says.
+    bool feeds_unasked = false;         // What was drawn comes back again, and is fed to whoever has the slot by then.
+  };
+  struct Options {
+    int stages = 1;
+    int slots = 1;
+    int family = 0;
+    Broken broken;
+  };
+  // Where it stands.
+  struct World {
+    ModelStore* store = nullptr;
+    std::function<void(absl::Duration, std::function<void()>)> after;  // Nothing, once the lane is over.
+    std::function<absl::Duration()> draw_delay;  // From one process to the next; drawn once, so that order is kept.
+    std::function<bool(int stage)> is_frozen;
+    std::function<void(int stage, v1::ExecuteResponse)> answer;
+    // Asked for each entry after which no token is drawn: true, and it is said to be computed, and is not.
+    std::function<bool()> loses;
   };
 
-  // `loses` is asked for each entry after which no token is drawn: true, and it is said to be computed, and is not.
-  ModelLane(int stages, int slots, int family, ModelStore* store, Broken broken, std::function<bool()> loses)
-      : stages_(stages), slots_(slots), family_(family), store_(store), broken_(broken), loses_(std::move(loses)) {}
+  ModelLane(const Options& options, World world);
 
-  // Carries out a command; answers in their order.
-  std::vector<Answer> Do(const v1::ExecuteRequest& request);
-  // Sequences decode by themselves: of one stage.
-  bool HasOwnStep() const { return own_steps_.ready(); }
-  std::vector<Answer> DoOwnStep() { return DoStep(own_steps_.Next(kMaxRows)); }
+  // A command leaves the router for all stages.
+  void Send(const std::shared_ptr<const v1::ExecuteRequest>& command);
+  // Some worker is not frozen any more.
+  void Thawed();
 
  private:
   struct Slot {
@@ -52,22 +64,46 @@ class ModelLane {
     uint64_t state = 0;  // When it is not held: what was left behind.
     v1::Sampling sampling;
   };
+  // A step between stages.
+  struct Frame {
+    v1::Step step;
+    bool is_own = false;
+    uint64_t commands_before = 0;         // Of an own one.
+    std::map<int, absl::Status> refused;  // By entry.
+  };
+  struct Stage {
+    absl::Duration from_router, to_router, to_next;
+    std::vector<Slot> slots;
+    std::deque<std::shared_ptr<const v1::ExecuteRequest>> commands;
+    uint64_t commands_taken = 0;
+    std::deque<Frame> frames;
+    bool computes = false;
+    std::deque<std::function<void()>> held;  // What it was about to do when it froze.
+  };
 
   static constexpr int kMaxRows = 8;
 
-  std::vector<Answer> DoStep(const v1::Step& step);
-  static void AddStopped(const worker::OwnSteps::Stopped& stopped, std::vector<Answer>* answers);
-  absl::Status Attach(const v1::AttachSequence& attach);
-  v1::EntryResult Compute(const v1::StepEntry& entry);
-  absl::Status Save(const v1::SaveSnapshot& save);
-  absl::Status CheckSlot(int slot, uint64_t sequence, uint64_t position) const;
+  bool IsLast(int index) const { return index + 1 == options_.stages; }
+  // Does it, or holds it until the stage is not frozen any more.
+  void Do(int index, std::function<void()> work);
+  void Answer(int index, v1::ExecuteResponse response);
+  void SendStopped(const worker::OwnSteps::Stopped& stopped);
+  void Run(int index);
+  // Whatever is next: a step of the first stage's own, or a command whose turn it is. False: nothing is.
+  bool RunOne(int index);
+  void RunCommand(int index, const v1::ExecuteRequest& request);
+  void BeginStep(int index, Frame frame);
+  void FinishStep(int index, Frame frame, v1::StepResult result);
+  void Drawn(v1::StepResult result);
+  absl::Status Attach(Stage& stage, const v1::AttachSequence& attach);
+  v1::EntryResult Compute(int index, const v1::StepEntry& entry);
+  absl::Status Save(Stage& stage, const v1::SaveSnapshot& save);
+  absl::Status CheckSlot(const Stage& stage, int slot, uint64_t sequence, uint64_t position) const;
 
-  const int stages_;
-  std::vector<Slot> slots_;
-  const int family_;
-  ModelStore* const store_;
-  const Broken broken_;
-  const std::function<bool()> loses_;
+  const Options options_;
+  const World world_;
+  std::vector<Stage> stages_;
+  absl::Duration back_;  // From the last to the first.
   worker::OwnSteps own_steps_;
 };
 

@@ -53,7 +53,11 @@ class ModelStore final : public state_store::CatalogClient {
   const SessionRow& session(const std::string& id) const { return sessions_.at(id); }
   // A state record's content, as a worker put it: the model's state. Null: there is none.
   const uint64_t* FindState(const std::string& snapshot_id) const;
-  void PutState(const std::string& snapshot_id, uint64_t state) { states_[snapshot_id] = state; }
+  // A stage's part of it. Parts that are not of one state make none that anybody expects.
+  void PutState(const std::string& snapshot_id, uint64_t state) {
+    uint64_t& all = states_.emplace(snapshot_id, state).first->second;
+    if (all != state) all = ~state;
+  }
   void LoseStates(const std::function<bool()>& chosen);
 
   absl::StatusOr<v1::AcquireLeaseResponse> AcquireLease(const v1::AcquireLeaseRequest& request, absl::Time) override;

@@ -26,7 +26,12 @@ class SimStream final : public router::ResponseStream<v1::GenerateResponse>,
 
   void Send(v1::GenerateResponse response) override {
     client_->CheckShown(*attempt_, response);
+    attempt_->answered = true;
     sent_.push_back(std::move(response));
+    // The end comes behind all of them.
+    if (static_cast<int>(sent_.size()) > cluster_->turn_options.max_stream_messages + 1) {
+      cluster_->Violated(absl::StrCat("B1: ", sent_.size(), " messages wait for a client"));
+    }
     Flow();
   }
   size_t queued() const override { return sent_.size(); }
@@ -36,6 +41,10 @@ class SimStream final : public router::ResponseStream<v1::GenerateResponse>,
   }
   void Close(absl::Status status) override {
     if (!status.ok()) sent_.clear();  // An error drops what waits.
+    if (cluster_->options.broken.core_refuses_in_silence) {
+      status = absl::Status(status.code(), status.message());  // Its details are gone.
+    }
+    client_->CheckRefused(*attempt_, status);
     closed_ = std::move(status);
     Flow();
   }
@@ -158,8 +167,9 @@ std::shared_ptr<SimClient::Attempt> SimClient::Call(int index, uint64_t resume_f
     cluster_->time.After(delay, [this, attempt] { Closed(attempt, absl::UnavailableError("nobody is there")); });
     return attempt;
   }
-  router.Deliver(delay, [&router, turn] {
+  router.Deliver(delay, [this, attempt, &router, turn] {
     turn->arrival = router.Now();
+    attempt->arrived = cluster_->time.Now();
     router.core->Arrive(turn);
   });
   return attempt;
@@ -192,6 +202,18 @@ void SimClient::CheckShown(const Attempt& attempt, const v1::GenerateResponse& m
   if (message.index() >= turn->second.token_count() || position >= session.log.size() ||
       session.log[position] != message.token_id()) {
     cluster_->Violated(absl::StrCat("T1: token ", message.index(), " of ", session_, " is shown and not in the log"));
+  }
+}
+
+void SimClient::CheckRefused(const Attempt& attempt, const absl::Status& status) {
+  if (!absl::IsResourceExhausted(status) || attempt.answered) return;
+  const absl::Duration took = cluster_->time.Now() - attempt.arrived;
+  // One that was in the line has left it for another tenant's, or because it waited for too long.
+  const bool is_at_once = took <= absl::Milliseconds(10);
+  if (!common::GetRetryDelay(status).has_value()) {
+    cluster_->Violated(absl::StrCat("B1: refused without a time to come back: ", status.ToString()));
+  } else if (!is_at_once && took < cluster_->turn_options.max_wait / 2) {
+    cluster_->Violated(absl::StrCat("B1: refused after ", absl::FormatDuration(took), ": ", status.ToString()));
   }
 }
 

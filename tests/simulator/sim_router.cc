@@ -24,6 +24,8 @@ void SimRouter::Boot() {
   paused_ = false;
   router::TurnOptions options = cluster_->turn_options;
   options.router = name_;
+  if (cluster_->options.broken.core_queues_all) options.max_waiting = 1000;
+  if (cluster_->options.broken.core_floods_clients) options.max_stream_messages = 1000;
   options.incarnation = absl::StrCat(life_);
   assembly_ = std::make_unique<router::Assembly>(name_);
   unheard_.clear();
@@ -103,63 +105,16 @@ void SimRouter::Post(std::function<void()> event) {
   if (!is_dead) Deliver(absl::ZeroDuration(), std::move(event));
 }
 
-bool SimRouter::IsStuck(const SimLane& lane) const {
-  return std::any_of(lane.workers.begin(), lane.workers.end(),
-                     [this](int worker) { return cluster_->workers[worker].frozen; });
-}
-
 bool SimRouter::Send(uint64_t epoch, const std::shared_ptr<const v1::ExecuteRequest>& command) {
   const auto it = lanes.find(epoch);
   if (it == lanes.end() || !it->second.up || it->second.over) return false;
-  SimLane& lane = it->second;
-  const absl::Duration cost = command->has_step() ? absl::Milliseconds(1) : absl::Microseconds(50);
-  lane.busy_until = std::max(lane.busy_until, cluster_->time.Now() + cluster_->NetworkDelay()) + cost;
-  cluster_->time.At(lane.busy_until, [this, life = life_, epoch, command] {
-    if (life == life_) Compute(epoch, command);
-  });
+  it->second.model->Send(command);
   return true;
-}
-
-void SimRouter::Compute(uint64_t epoch, const std::shared_ptr<const v1::ExecuteRequest>& command) {
-  const auto it = lanes.find(epoch);
-  if (it == lanes.end() || it->second.over) return;
-  SimLane& lane = it->second;
-  if (IsStuck(lane) || !lane.stuck.empty()) {
-    lane.stuck.push_back(command);
-    return;
-  }
-  Answer(epoch, lane.model->Do(*command));
-  GoOn(epoch);
-}
-
-void SimRouter::Answer(uint64_t epoch, std::vector<ModelLane::Answer> answers) {
-  for (ModelLane::Answer& answer : answers) {
-    // Answers of one stage keep their order: all take the same time.
-    Deliver(absl::Microseconds(300),
-            [this, epoch, answer = std::move(answer)] { core->Handle(epoch, answer.stage, answer.response); });
-  }
-}
-
-void SimRouter::GoOn(uint64_t epoch) {
-  SimLane& lane = lanes.at(epoch);
-  if (!lane.model->HasOwnStep() || std::exchange(lane.own_step_comes, true)) return;
-  cluster_->time.After(absl::Milliseconds(1), [this, life = life_, epoch] {
-    const auto it = lanes.find(epoch);
-    if (life != life_ || it == lanes.end() || it->second.over) return;
-    it->second.own_step_comes = false;
-    if (IsStuck(it->second) || !it->second.model->HasOwnStep()) return;  // Thawed() tries again.
-    Answer(epoch, it->second.model->DoOwnStep());
-    GoOn(epoch);
-  });
 }
 
 void SimRouter::Thawed(const std::string& epoch_name) {
   for (auto& [epoch, lane] : lanes) {
-    if (lane.name != epoch_name || IsStuck(lane)) continue;
-    std::deque<std::shared_ptr<const v1::ExecuteRequest>> stuck;
-    stuck.swap(lane.stuck);
-    for (const auto& command : stuck) Compute(epoch, command);
-    GoOn(epoch);
+    if (lane.name == epoch_name && !lane.over) lane.model->Thawed();
   }
 }
 
@@ -252,18 +207,41 @@ void SimRouter::Poll() {
   }
 }
 
+std::unique_ptr<ModelLane> SimRouter::MakeModel(uint64_t epoch, const std::vector<int>& chain) {
+  const Broken& broken = cluster_->options.broken;
+  ModelLane::Options options;
+  options.stages = cluster_->stages;
+  options.slots = cluster_->workers[chain.front()].said.slots();
+  options.family = cluster_->workers[chain.front()].family;
+  options.broken.keeps_foreign_states = broken.worker_keeps_states;
+  options.broken.clears_nothing = broken.worker_clears_nothing;
+  options.broken.saves_late = broken.worker_saves_late;
+  options.broken.feeds_unasked = broken.worker_feeds_unasked;
+  ModelLane::World world;
+  world.store = &cluster_->store;
+  world.after = [this, life = life_, epoch](absl::Duration delay, std::function<void()> work) {
+    cluster_->time.After(delay, [this, life, epoch, work = std::move(work)] {
+      const auto it = lanes.find(epoch);
+      if (life == life_ && it != lanes.end() && !it->second.over) work();
+    });
+  };
+  world.draw_delay = [this] { return cluster_->Between(absl::Microseconds(50), absl::Milliseconds(1)); };
+  world.is_frozen = [this, chain](int stage) { return cluster_->workers[chain[stage]].frozen; };
+  world.answer = [this, epoch](int stage, v1::ExecuteResponse response) {
+    Deliver(absl::ZeroDuration(),
+            [this, epoch, stage, response = std::move(response)] { core->Handle(epoch, stage, response); });
+  };
+  world.loses = [this] { return cluster_->LosesChunk(); };
+  return std::make_unique<ModelLane>(options, std::move(world));
+}
+
 void SimRouter::Open(const std::vector<int>& chain, const std::string& kind) {
   const uint64_t epoch = ++last_epoch_;
   SimLane& lane = lanes[epoch];
   lane.name = absl::StrCat(name_, "/", life_, "/", epoch);
   lane.workers = chain;
   lane.kind = kind;
-  const int family = cluster_->workers[chain.front()].family;
-  const ModelLane::Broken broken = {cluster_->options.broken.worker_keeps_states,
-                                    cluster_->options.broken.worker_clears_nothing,
-                                    cluster_->options.broken.worker_saves_late};
-  lane.model = std::make_unique<ModelLane>(cluster_->stages, cluster_->workers[chain.front()].said.slots(), family,
-                                           &cluster_->store, broken, [this] { return cluster_->LosesChunk(); });
+  lane.model = MakeModel(epoch, chain);
   // From the last stage to the first, a round trip each; who is refused lets go of all.
   Deliver(cluster_->NetworkDelay() * cluster_->stages, [this, epoch] {
     const auto it = lanes.find(epoch);
@@ -292,7 +270,6 @@ void SimRouter::Open(const std::vector<int>& chain, const std::string& kind) {
       }
     }
     opening.up = true;
-    opening.busy_until = cluster_->time.Now();
     router::StagePlan plan;
     plan.model = cluster_->workers[opening.workers.front()].said.model();
     plan.slots = cluster_->workers[opening.workers.front()].said.slots();

@@ -72,8 +72,8 @@ Cluster::Cluster(const Options& options) : options(options), metrics(Metrics()),
     said.set_numeric_family(options.broken.family_is_hidden ? "x" : absl::StrCat("family-", worker.family));
     said.set_kernels("simulated");
   }
-  turn_options.max_running = 16;
-  turn_options.max_waiting = 16;
+  turn_options.max_running = random_() % 2 == 0 ? 16 : between(1, 3);
+  turn_options.max_waiting = turn_options.max_running == 16 ? 16 : between(0, 2);
   turn_options.max_wait = absl::Seconds(20);
   turn_options.slot_quantum = absl::Milliseconds(300);
   turn_options.snapshot_interval_tokens = between(4, 12);
@@ -265,8 +265,19 @@ bool Cluster::Step() {
     checked_ = time.steps();
     CheckSnapshots();
   }
+  for (const auto& router : routers) CheckBounds(*router);
   if (time.Now() - begin_ > kLongest || time.steps() > kMostEvents) Violated("T3: a turn does not end");
   return true;
+}
+
+// B1: whoever does not fit is refused, and does not wait beside those who do.
+void Cluster::CheckBounds(const SimRouter& router) {
+  if (!router.alive()) return;
+  const int waiting = router.core->counts().waiting;
+  // Turns that gave their slot away are let in again, whatever comes.
+  if (waiting > turn_options.max_waiting + turn_options.max_running) {
+    Violated(absl::StrCat("B1: ", waiting, " calls wait at ", router.name()));
+  }
 }
 
 Result Cluster::Run() {

@@ -38,14 +38,18 @@ struct Fault {
 
 // What is wrong on purpose, to see that the check of a law can fail.
 struct Broken {
-  bool store_forgets_appends = false;   // T1: says durable, and it is not.
-  bool store_forgets_requests = false;  // T2: a request id begins again.
-  bool store_fences_nobody = false;     // T2: a lease that was lost still writes.
-  bool worker_keeps_states = false;     // S4: computes on whatever is in the slot.
-  bool worker_clears_nothing = false;   // S4: a slot is given out with what was in it.
-  bool worker_saves_late = false;       // S1: a snapshot of another position.
-  bool family_is_hidden = false;        // N1: lanes of two families look like one.
-  bool worker_has_two_drivers = false;  // A worker takes whoever comes.
+  bool store_forgets_appends = false;    // T1: says durable, and it is not.
+  bool store_forgets_requests = false;   // T2: a request id begins again.
+  bool store_fences_nobody = false;      // T2: a lease that was lost still writes.
+  bool worker_keeps_states = false;      // S4: computes on whatever is in the slot.
+  bool worker_clears_nothing = false;    // S4: a slot is given out with what was in it.
+  bool worker_saves_late = false;        // S1: a snapshot of another position.
+  bool worker_feeds_unasked = false;     // S4: what a sequence drew is fed to the next in its slot.
+  bool core_queues_all = false;          // B1: whoever comes waits.
+  bool core_floods_clients = false;      // B1: messages for a client that takes none.
+  bool core_refuses_in_silence = false;  // B1: without saying when to come back.
+  bool family_is_hidden = false;         // N1: lanes of two families look like one.
+  bool worker_has_two_drivers = false;   // A worker takes whoever comes.
 };
 
 struct Options {

@@ -75,9 +75,6 @@ struct SimLane {
   bool over = false;
   absl::Time close_by = absl::InfiniteFuture();
   int turns = 0;
-  absl::Time busy_until;
-  std::deque<std::shared_ptr<const v1::ExecuteRequest>> stuck;  // Commands while a worker is frozen.
-  bool own_step_comes = false;
 };
 
 // One router process; lives through several lives.
@@ -129,11 +126,7 @@ class SimRouter final : public router::World {
   void Tick();
   void PollOn();
   void Open(const std::vector<int>& chain, const std::string& kind);
-  void Compute(uint64_t epoch, const std::shared_ptr<const v1::ExecuteRequest>& command);
-  void Answer(uint64_t epoch, std::vector<ModelLane::Answer> answers);
-  // The lane's next step of its own, if there is one, a little later.
-  void GoOn(uint64_t epoch);
-  bool IsStuck(const SimLane& lane) const;
+  std::unique_ptr<ModelLane> MakeModel(uint64_t epoch, const std::vector<int>& chain);
 
   Cluster* const cluster_;
   const std::string name_;
@@ -173,6 +166,8 @@ class SimClient {
     router::CallId call = 0;
     uint64_t first = 0;
     bool over = false;
+    bool answered = false;  // Something was sent.
+    absl::Time arrived = absl::InfiniteFuture();
   };
 
   void NextAttempt(absl::Duration pause);
@@ -180,6 +175,8 @@ class SimClient {
   std::shared_ptr<Attempt> Call(int router, uint64_t resume_from);
   // A message of an attempt is on its way, as its router sends it: what is durable by now may be shown.
   void CheckShown(const Attempt& attempt, const v1::GenerateResponse& message);
+  // B1: a call that does not fit hears so at once, and when to come back.
+  void CheckRefused(const Attempt& attempt, const absl::Status& status);
   void Heard(const std::shared_ptr<Attempt>& attempt, const v1::GenerateResponse& message);
   void Closed(const std::shared_ptr<Attempt>& attempt, const absl::Status& status);
   void Watch(const std::shared_ptr<Attempt>& attempt);
@@ -222,6 +219,7 @@ class Cluster {
   // The first one counts.
   void Violated(const std::string& what);
   void CheckSnapshots();
+  void CheckBounds(const SimRouter& router);
   // Of an entry, now.
   bool LosesChunk() { return chunks_lost_ > 0 && Chance(0.3); }
   // Ends the lanes that a worker is in.

@@ -1,4 +1,4 @@
-// A pipeline of one stage decodes by itself, as far as it was told; what the router promises stays.
+// A pipeline decodes by itself, as far as it was told; what the router promises stays.
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -26,11 +26,17 @@ using ::testing::Le;
 using worker::FakeModel;
 using worker::FakePipeline;
 
-FakePipeline::Options OneStage() {
-  FakePipeline::Options options;
-  options.stage_count = 1;
-  return options;
-}
+// By the number of stages.
+class GoOnTest : public ::testing::TestWithParam<int> {
+ protected:
+  static FakePipeline::Options Pipeline() {
+    FakePipeline::Options options;
+    options.stage_count = GetParam();
+    return options;
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(Stages, GoOnTest, ::testing::Values(1, 2, 3));
 
 std::vector<uint32_t> Undisturbed(int count) { return FakeModel::Greedy(Prompt(1), count, kVocabulary); }
 
@@ -44,8 +50,8 @@ void ExpectNextIsWarm(FakeCluster& cluster, const std::vector<uint32_t>& answer)
   EXPECT_EQ(cluster.pipeline().stats().attaches_warm, 1);
 }
 
-TEST(GoOnTest, TheWorkerDecodesByItself) {
-  FakeCluster cluster(OneStage());
+TEST_P(GoOnTest, TheWorkerDecodesByItself) {
+  FakeCluster cluster(Pipeline());
   const FakeCluster::Answer answer = cluster.Generate(Request(Prompt(1), 300));
   ASSERT_THAT(answer.status, IsOk());
   EXPECT_THAT(answer.tokens, ElementsAreArray(Undisturbed(300)));
@@ -53,14 +59,8 @@ TEST(GoOnTest, TheWorkerDecodesByItself) {
   EXPECT_EQ(cluster.pipeline().stats().rows, 10 + 299) << "it went too far";
 }
 
-TEST(GoOnTest, SeveralStagesAreAskedForEachToken) {
-  FakeCluster cluster;
-  ASSERT_THAT(cluster.Generate(Request(Prompt(1), 20)).status, IsOk());
-  EXPECT_EQ(cluster.pipeline().stats().own_steps, 0);
-}
-
-TEST(GoOnTest, ASessionsSlotIsWhereItsLogIs) {
-  FakeCluster cluster(OneStage());
+TEST_P(GoOnTest, ASessionsSlotIsWhereItsLogIs) {
+  FakeCluster cluster(Pipeline());
   cluster.CreateSession("s");
   const FakeCluster::Answer answer = cluster.Generate(SessionRequest("s", "a", Prompt(1), 300));
   ASSERT_THAT(answer.status, IsOk());
@@ -69,8 +69,8 @@ TEST(GoOnTest, ASessionsSlotIsWhereItsLogIs) {
   ExpectNextIsWarm(cluster, answer.tokens);
 }
 
-TEST(GoOnTest, AStopTokenEndsItWhereItIs) {
-  FakeCluster cluster(OneStage());
+TEST_P(GoOnTest, AStopTokenEndsItWhereItIs) {
+  FakeCluster cluster(Pipeline());
   cluster.CreateSession("s");
   v1::GenerateRequest request = SessionRequest("s", "a", Prompt(1), 300);
   request.add_stop_token_ids(Undisturbed(9)[8]);
@@ -82,9 +82,9 @@ TEST(GoOnTest, AStopTokenEndsItWhereItIs) {
 }
 
 // A text that ends an answer is seen by the router alone: a session's slot must not go beyond it.
-TEST(GoOnTest, WithAStopStringASessionIsAskedForEachToken) {
+TEST_P(GoOnTest, WithAStopStringASessionIsAskedForEachToken) {
   FakePipeline::Options world = WorldPipeline();
-  world.stage_count = 1;
+  world.stage_count = GetParam();
   FakeCluster cluster(world);
   cluster.CreateSession("s");
   v1::GenerateRequest request;
@@ -109,8 +109,8 @@ TEST(GoOnTest, WithAStopStringASessionIsAskedForEachToken) {
   EXPECT_TRUE(WaitUntil([&] { return cluster.router().counts().running == 0; }));
 }
 
-TEST(GoOnTest, ACancelledTurnIsRetiredWhereItsSlotIs) {
-  FakeCluster cluster(OneStage());
+TEST_P(GoOnTest, ACancelledTurnIsRetiredWhereItsSlotIs) {
+  FakeCluster cluster(Pipeline());
   cluster.CreateSession("s");
   cluster.pipeline().PauseSteps();
   const FakeCluster::Call call = cluster.Start(SessionRequest("s", "a", Prompt(1), 300));
@@ -130,8 +130,8 @@ TEST(GoOnTest, ACancelledTurnIsRetiredWhereItsSlotIs) {
   EXPECT_EQ(cluster.pipeline().stats().attaches_warm, 1);
 }
 
-TEST(GoOnTest, WithoutASessionACancelFreesTheSlot) {
-  FakeCluster cluster(OneStage());
+TEST_P(GoOnTest, WithoutASessionACancelFreesTheSlot) {
+  FakeCluster cluster(Pipeline());
   cluster.pipeline().PauseSteps();
   const FakeCluster::Call call = cluster.Start(Request(Prompt(1), 300));
   cluster.pipeline().AllowSteps(5);
@@ -140,10 +140,10 @@ TEST(GoOnTest, WithoutASessionACancelFreesTheSlot) {
   EXPECT_TRUE(WaitUntil([&] { return cluster.pipeline().stats().slots_used == 0; }));
 }
 
-TEST(GoOnTest, SnapshotsAreTakenOnTheWay) {
+TEST_P(GoOnTest, SnapshotsAreTakenOnTheWay) {
   TurnManager::Options options;
   options.snapshot_interval_tokens = 32;
-  FakeCluster cluster(OneStage(), options);
+  FakeCluster cluster(Pipeline(), options);
   cluster.CreateSession("s");
   const FakeCluster::Answer answer = cluster.Generate(SessionRequest("s", "a", Prompt(1), 300));
   ASSERT_THAT(answer.status, IsOk());
@@ -153,8 +153,8 @@ TEST(GoOnTest, SnapshotsAreTakenOnTheWay) {
   EXPECT_EQ(cluster.metrics().snapshots_failed.Value(), 0) << "a slot was not where it was taken to be";
 }
 
-TEST(GoOnTest, AClientThatTakesNothingStopsIt) {
-  FakeCluster cluster(OneStage());
+TEST_P(GoOnTest, AClientThatTakesNothingStopsIt) {
+  FakeCluster cluster(Pipeline());
   cluster.pipeline().PauseSteps();
   const FakeCluster::Call call = cluster.Start(Request(Prompt(1), 1000));
   call.stream->Hold();
@@ -168,10 +168,10 @@ TEST(GoOnTest, AClientThatTakesNothingStopsIt) {
   EXPECT_THAT(answer.tokens, ElementsAreArray(Undisturbed(1000)));
 }
 
-TEST(GoOnTest, NothingIsShownThatIsNotDurableAndDecodingWaitsForCommits) {
+TEST_P(GoOnTest, NothingIsShownThatIsNotDurableAndDecodingWaitsForCommits) {
   TurnManager::Options options;
   options.max_uncommitted_tokens = 16;
-  FakeCluster cluster(OneStage(), options);
+  FakeCluster cluster(Pipeline(), options);
   cluster.CreateSession("s");
   cluster.pipeline().PauseSteps();
   const FakeCluster::Call call = cluster.Start(SessionRequest("s", "a", Prompt(1), 300));
@@ -187,8 +187,8 @@ TEST(GoOnTest, NothingIsShownThatIsNotDurableAndDecodingWaitsForCommits) {
   EXPECT_THAT(answer.tokens, ElementsAreArray(Undisturbed(300)));
 }
 
-TEST(GoOnTest, ALostEpochAndARefusedEntryChangeNoToken) {
-  FakeCluster cluster(OneStage());
+TEST_P(GoOnTest, ALostEpochAndARefusedEntryChangeNoToken) {
+  FakeCluster cluster(Pipeline());
   cluster.CreateSession("s");
   cluster.pipeline().PauseSteps();
   const FakeCluster::Call call = cluster.Start(SessionRequest("s", "a", Prompt(1), 100));
@@ -205,10 +205,10 @@ TEST(GoOnTest, ALostEpochAndARefusedEntryChangeNoToken) {
   EXPECT_EQ(cluster.Log("s"), Concat(Prompt(1), answer.tokens));
 }
 
-TEST(GoOnTest, AWorkerThatStandsStillLosesItsEpoch) {
+TEST_P(GoOnTest, AWorkerThatStandsStillLosesItsEpoch) {
   TurnManager::Options options;
   options.progress_timeout = absl::Milliseconds(200);
-  FakeCluster cluster(OneStage(), options);
+  FakeCluster cluster(Pipeline(), options);
   cluster.pipeline().PauseSteps();
   const FakeCluster::Call call = cluster.Start(Request(Prompt(1), 100));
   cluster.pipeline().AllowSteps(20);
@@ -221,8 +221,8 @@ TEST(GoOnTest, AWorkerThatStandsStillLosesItsEpoch) {
   EXPECT_THAT(answer.tokens, ElementsAreArray(Undisturbed(100)));
 }
 
-TEST(GoOnTest, ManyAtATimeShareTheSteps) {
-  FakeCluster cluster(OneStage());
+TEST_P(GoOnTest, ManyAtATimeShareTheSteps) {
+  FakeCluster cluster(Pipeline());
   cluster.pipeline().PauseSteps();
   std::vector<FakeCluster::Call> calls;
   for (int i = 1; i <= 8; ++i) calls.push_back(cluster.Start(Request(Prompt(i), 40)));

@@ -131,7 +131,8 @@ struct Turn {
   uint64_t fed_end = 0;                            // The scheduler was given everything before this position.
   uint64_t planned_end = 0;           // Everything before this position is in commands, or decoded without.
   bool goes_on = false;               // Its worker has the token drawn last, and decodes up to planned_end.
-  bool halting = false;               // It was told to stop, and did not say yet where.
+  bool halting = false;               // It was told to stop, and has not done so yet, as far as is known here.
+  absl::optional<uint64_t> stops_at;  // It said where, and results up to there are on their way.
   uint64_t done_end = 0;              // Everything before this position has come back.
   uint64_t saved_position = 0;        // Of the last snapshot asked for, or attached from.
   int saves = 0;                      // Snapshots asked for and not yet there, or failed.

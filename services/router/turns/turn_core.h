@@ -216,6 +216,8 @@ class TurnCore {
   // It stops within two steps, and OnStopped() follows.
   void Halt(Turn& turn);
   void OnStopped(const v1::SequenceStopped& stopped);
+  // All its results are there.
+  void SettleStop(Turn& turn);
   // The worker goes no further than what has come back.
   void StandStill(Turn& turn);
 

@@ -11,10 +11,8 @@ namespace rwkv::router {
 using Kind = Turn::Kind;
 
 bool TurnCore::MayGoOn(const Turn& turn) const {
-  // Of several stages the first does not know what the last one drew. A stop string is seen here alone, when the slot
-  // has gone too far for others to go on from.
-  return turn.kind == Kind::kGenerate && turn.lane->plan.stages.size() == 1 && !turn.yielding &&
-         (!turn.HasLog() || turn.spec.stop().empty());
+  // A stop string is seen here alone, when the slot has gone too far for others to go on from.
+  return turn.kind == Kind::kGenerate && !turn.yielding && (!turn.HasLog() || turn.spec.stop().empty());
 }
 
 uint64_t TurnCore::GoOnLimit(const Turn& turn) const {
@@ -57,11 +55,20 @@ void TurnCore::OnStopped(const v1::SequenceStopped& stopped) {
   const auto it = by_sequence_.find(stopped.sequence());
   if (it == by_sequence_.end()) return;
   Turn& turn = *it->second;
-  turn.halting = false;
-  if (stopped.position() != turn.done_end) {
+  if (!turn.halting || stopped.position() < turn.done_end || stopped.position() > turn.planned_end) {
     return OnEntryFailed(turn, absl::InternalError(absl::StrCat("a sequence stopped at position ", stopped.position(),
-                                                                ", and its results at ", turn.done_end)));
+                                                                ", its results at ", turn.done_end,
+                                                                ", and it was sent to ", turn.planned_end)));
   }
+  turn.stops_at = stopped.position();
+  SettleStop(turn);
+}
+
+void TurnCore::SettleStop(Turn& turn) {
+  // The first stage says so, and the last one's results may come later.
+  if (turn.stops_at != turn.done_end) return;
+  turn.stops_at = absl::nullopt;
+  turn.halting = false;
   StandStill(turn);
 }
 

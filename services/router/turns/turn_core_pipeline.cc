@@ -199,6 +199,7 @@ void TurnCore::BeginAttach(const TurnPtr& turn, TurnLane& lane, SequenceId seque
   turn->done_end = position;
   turn->goes_on = false;
   turn->halting = false;
+  turn->stops_at = absl::nullopt;
   turn->saved_position = position;
   turn->attach_since = absl::InfiniteFuture();  // Until there is a slot.
   turn->scores.clear();

@@ -468,11 +468,11 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
         Save(index, command.save());
         break;
       case v1::ExecuteRequest::kRelease:
-        own_steps_.OnRelease(command.release());
+        if (index == 0) own_steps_.OnRelease(command.release());
         Release(index, command.release());
         break;
       case v1::ExecuteRequest::kGoOn:
-        SendStopped(own_steps_.OnGoOn(command.go_on()));
+        if (index == 0) SendStopped(own_steps_.OnGoOn(command.go_on()));
         break;
       case v1::ExecuteRequest::kOpen:
       case v1::ExecuteRequest::COMMAND_NOT_SET: {
@@ -484,13 +484,18 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
     return true;
   }
 
-  // Of sequences that decode by themselves, in a pipeline of one stage.
+  // Of sequences that decode by themselves; through all stages at once.
   bool RunOwnStep() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-    const Stage& stage = stages_[0];
-    if (options_.stage_count > 1 || stage.driver == nullptr || stage.frozen || !own_steps_.ready()) return false;
-    if (paused_ && allowed_steps_ == 0) return false;
+    if (!own_steps_.ready() || (paused_ && allowed_steps_ == 0)) return false;
+    const Stage& first = stages_[0];
+    if (first.driver == nullptr) return false;
+    for (const Stage& stage : stages_) {
+      if (stage.driver == nullptr || stage.frozen || stage.driver->epoch != first.driver->epoch) return false;
+      if (stage.driver->steps_done != first.driver->steps_done) return false;
+    }
     if (paused_) --allowed_steps_;
-    Step(0, own_steps_.Next(options_.max_batch_tokens));
+    const v1::Step step = own_steps_.Next(options_.max_batch_tokens, options_.stage_count);
+    for (int index = 0; index < options_.stage_count; ++index) Step(index, step);
     ++stats_.own_steps;
     return true;
   }
@@ -519,7 +524,7 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
 
   void Attach(int index, const v1::AttachSequence& attach) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     const absl::Status status = failing_attaches_.Take() ? failing_attaches_.status : DoAttach(index, attach);
-    if (status.ok()) own_steps_.OnAttach(attach);
+    if (status.ok() && index == 0) own_steps_.OnAttach(attach);
     v1::SequenceAttached* attached = stages_[index].driver->responses.emplace_back().mutable_attached();
     attached->set_slot(attach.slot());
     attached->set_sequence(attach.sequence());
@@ -633,7 +638,7 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
                                                                         " rows after step ", stream.steps_done)));
     }
     if (!is_own) ++stream.steps_done;
-    if (options_.stage_count == 1) own_steps_.OnStep(step);
+    if (index == 0) own_steps_.OnStep(step);
     absl::flat_hash_map<int, absl::Status> refusals;
     if (index > 0) refusals = std::move(stages_[index - 1].refusals);
     v1::StepResult result;
@@ -699,7 +704,7 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
     stats_.max_rows_in_step = std::max(stats_.max_rows_in_step, rows);
     stats_.max_entries_in_step = std::max(stats_.max_entries_in_step, step.entries_size());
     *stream.responses.emplace_back().mutable_step() = result;
-    if (options_.stage_count == 1) SendStopped(own_steps_.OnResult(result));
+    SendStopped(own_steps_.OnResult(result));
   }
 
   void Save(int index, const v1::SaveSnapshot& save) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {

@@ -12,6 +12,10 @@ Epoch::Epoch(v1::OpenEpoch open, std::shared_ptr<EpochSink> sink, std::unique_pt
       sender_(std::move(sender)),
       store_(std::move(store)) {}
 
+Epoch::~Epoch() {
+  sender_ = nullptr;  // And with it its thread, before what that works on.
+}
+
 bool Epoch::TryPush(v1::ExecuteRequest& command) {
   absl::MutexLock lock(&mu_);
   if (!end_.ok()) return true;
@@ -30,6 +34,8 @@ void Epoch::End(const absl::Status& why) {
     end_ = why;
     commands_.clear();
     loaded_.clear();
+    drawn_.clear();
+    frames_.clear();
   }
   if (receiver_ != nullptr) receiver_->Abort();
   if (sender_ != nullptr) sender_->Abort();
@@ -53,18 +59,46 @@ bool Epoch::Pop(bool wait, Work* work) {
     absl::MutexLock lock(&mu_);
     if (wait) mu_.Await(absl::Condition(this, &Epoch::HasWork));
     if (!end_.ok() || !HasWork()) return false;
-    work->is_loaded = !loaded_.empty();
-    if (work->is_loaded) {
+    if (!drawn_.empty()) {
+      work->kind = Work::Kind::kDrawn;
+      work->drawn = std::move(drawn_.front());
+      drawn_.pop_front();
+    } else if (!loaded_.empty()) {
+      work->kind = Work::Kind::kLoaded;
       work->loaded = std::move(loaded_.front());
       loaded_.pop_front();
+    } else if (HasOwnFrame()) {
+      work->kind = Work::Kind::kOwnFrame;
     } else {
+      work->kind = Work::Kind::kCommand;
       work->command = std::move(commands_.front());
       commands_.pop_front();
+      ++commands_taken_;
       room = std::exchange(wants_room_, false);
     }
   }
   if (room) sink_->OnRoom();
   return true;
+}
+
+uint64_t Epoch::commands_taken() const {
+  absl::MutexLock lock(&mu_);
+  return commands_taken_;
+}
+
+void Epoch::PushDrawn(v1::StepResult drawn) {
+  absl::MutexLock lock(&mu_);
+  if (end_.ok()) drawn_.push_back(std::move(drawn));
+}
+
+void Epoch::PushFrame(absl::optional<uint64_t> own_after) {
+  absl::MutexLock lock(&mu_);
+  if (end_.ok()) frames_.push_back(own_after);
+}
+
+void Epoch::TakeFrame() {
+  absl::MutexLock lock(&mu_);
+  if (!frames_.empty()) frames_.pop_front();
 }
 
 void Epoch::PushLoaded(Loaded loaded) {

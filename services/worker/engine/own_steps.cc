@@ -78,13 +78,16 @@ bool OwnSteps::ready() const {
   return std::any_of(sequences_.begin(), sequences_.end(), [](const auto& one) { return one.second.MayGoOn(); });
 }
 
-v1::Step OwnSteps::Next(int max_entries) {
+v1::Step OwnSteps::Next(int max_entries, int stages) {
   std::vector<std::pair<uint64_t, int>> waiting;  // Since when, which slot.
+  int going = 0;
   for (const auto& [slot, sequence] : sequences_) {
+    going += sequence.Goes();
     if (sequence.MayGoOn()) waiting.emplace_back(sequence.waits_since, slot);
   }
   std::sort(waiting.begin(), waiting.end());
-  if (waiting.size() > static_cast<size_t>(max_entries)) waiting.resize(max_entries);
+  const size_t limit = std::min(max_entries, (going + stages - 1) / stages);
+  if (waiting.size() > limit) waiting.resize(limit);
   v1::Step step;
   for (const auto& [since, slot] : waiting) {
     const Sequence& sequence = sequences_.at(slot);

@@ -26,8 +26,8 @@ class OwnSteps {
   // Some sequence may go on now.
   bool ready() const;
   // The next step, without an id: those that may go on, the longest waiting first, at most `max_entries` (>= 1) of
-  // them.
-  v1::Step Next(int max_entries);
+  // them, and no more than leave each of `stages` something to do.
+  v1::Step Next(int max_entries, int stages = 1);
 
  private:
   struct Sequence {
@@ -40,6 +40,7 @@ class OwnSteps {
     bool stopping = false;           // Says so as soon as nothing is in flight.
     uint64_t waits_since = 0;        // Of last_turn_.
 
+    bool Goes() const { return position < until && (in_flight > 0 || token.has_value()); }
     bool MayGoOn() const { return in_flight == 0 && token.has_value() && position < until; }
   };
 

@@ -13,11 +13,7 @@
 namespace rwkv::worker {
 namespace {
 
-constexpr absl::Duration kSpin = absl::Milliseconds(5);  // Longer than most steps.
-constexpr absl::Duration kNap = absl::Microseconds(100);
 constexpr int kDeviceLostStatus = 70;  // EX_SOFTWARE
-
-double Seconds(absl::Time begin) { return absl::ToDoubleSeconds(absl::Now() - begin); }
 
 v1::ExecuteResponse Attached(int slot, uint64_t sequence, const absl::Status& status) {
   v1::ExecuteResponse response;
@@ -124,6 +120,16 @@ absl::StatusOr<std::shared_ptr<Epoch>> StageRunner::Open(const v1::OpenEpoch& op
     epoch->receiver_->NotifyBroken([weak = std::weak_ptr<Epoch>(epoch)](const absl::Status& why) {
       if (const std::shared_ptr<Epoch> broken = weak.lock(); broken != nullptr) broken->End(why);
     });
+    epoch->receiver_->NotifyFrames([weak = std::weak_ptr<Epoch>(epoch)](absl::optional<uint64_t> own_after) {
+      if (const std::shared_ptr<Epoch> of_frame = weak.lock(); of_frame != nullptr) of_frame->PushFrame(own_after);
+    });
+  }
+  if (epoch->sender_ != nullptr) {
+    // Who is between the first stage and the last hands it on. The epoch outlives the sender's thread.
+    epoch->sender_->NotifyDrawn([epoch = epoch.get()](v1::StepResult drawn) {
+      if (epoch->receiver_ == nullptr) return epoch->PushDrawn(std::move(drawn));
+      if (absl::Status status = epoch->receiver_->Return(drawn); !status.ok()) epoch->End(status);
+    });
   }
   for (const std::shared_ptr<Epoch>& other : old) {
     other->End(absl::UnavailableError(absl::StrCat("epoch ", open.epoch(), " took over")));
@@ -220,36 +226,6 @@ void StageRunner::CloseLinks(Epoch& epoch) {
   }
 }
 
-void StageRunner::AwaitLinks(Epoch& epoch) {
-  const absl::Time begin = absl::Now();
-  while (!engine_->IsOldestDone() && !epoch.ended()) {
-    absl::Status status;
-    for (DeviceRows* rows : {epoch.input_rows(), epoch.output_rows()}) {
-      if (rows != nullptr) status.Update(rows->Check());
-    }
-    const absl::Duration waited = absl::Now() - begin;
-    if (status.ok() && waited > options_.link_timeout) {
-      status =
-          absl::UnavailableError(absl::StrCat("link: a step waits for ", absl::FormatDuration(options_.link_timeout),
-                                              ", for a neighbour or for this stage's device"));
-    }
-    if (!status.ok()) {
-      if (!epoch.ended()) metrics_->link_errors.Increment();
-      return epoch.End(status);
-    }
-    waited < kSpin ? std::this_thread::yield() : absl::SleepFor(kNap);
-  }
-}
-
-absl::Status StageRunner::SendFromDevice(Epoch& epoch) {
-  // The header first: the other end takes part in the move once it knows of it.
-  LinkFrame frame;
-  frame.header = engine_->OutputHeader();
-  frame.rows = epoch.output_rows();
-  RWKV_RETURN_IF_ERROR(epoch.sender_->Send(frame));
-  return engine_->MoveOutput(*frame.rows);
-}
-
 void StageRunner::RunEpoch(const std::shared_ptr<Epoch>& epoch) {
   if (absl::Status status = engine_->Reset(); !status.ok()) {
     epoch->End(status);
@@ -290,7 +266,16 @@ void StageRunner::RunEpoch(const std::shared_ptr<Epoch>& epoch) {
 }
 
 void StageRunner::Handle(const std::shared_ptr<Epoch>& epoch, Epoch::Work work) {
-  if (work.is_loaded) return FinishLoad(epoch, std::move(work.loaded));
+  switch (work.kind) {
+    case Epoch::Work::Kind::kLoaded:
+      return FinishLoad(epoch, std::move(work.loaded));
+    case Epoch::Work::Kind::kDrawn:
+      return SendStopped(*epoch, own_steps_.OnResult(work.drawn));
+    case Epoch::Work::Kind::kOwnFrame:
+      return FollowOwnStep(epoch);
+    case Epoch::Work::Kind::kCommand:
+      break;
+  }
   switch (work.command.command_case()) {
     case v1::ExecuteRequest::kAttach:
       return Attach(epoch, work.command.attach());
@@ -299,7 +284,7 @@ void StageRunner::Handle(const std::shared_ptr<Epoch>& epoch, Epoch::Work work) 
     case v1::ExecuteRequest::kSave:
       return Save(epoch, work.command.save());
     case v1::ExecuteRequest::kRelease:
-      own_steps_.OnRelease(work.command.release());
+      if (engine_->is_first()) own_steps_.OnRelease(work.command.release());
       spans_.OnRelease(work.command.release());
       return engine_->Release(work.command.release());
     case v1::ExecuteRequest::kGoOn:
@@ -312,7 +297,7 @@ void StageRunner::Handle(const std::shared_ptr<Epoch>& epoch, Epoch::Work work) 
 
 void StageRunner::Attach(const std::shared_ptr<Epoch>& epoch, const v1::AttachSequence& attach) {
   absl::Status status = engine_->Attach(attach);
-  if (status.ok()) own_steps_.OnAttach(attach);
+  if (status.ok() && engine_->is_first()) own_steps_.OnAttach(attach);
   spans_.OnAttach(attach);
   if (status.ok() && attach.has_snapshot()) {
     if (epoch->store_ == nullptr) {
@@ -352,129 +337,6 @@ void StageRunner::FinishLoad(const std::shared_ptr<Epoch>& epoch, Epoch::Loaded 
   }
   spans_.OnAttached(loaded.slot, loaded.sequence, status);
   epoch->sink_->Send(Attached(loaded.slot, loaded.sequence, status));
-}
-
-void StageRunner::BeginStep(const std::shared_ptr<Epoch>& epoch, v1::Step step) {
-  if (engine_->pending_steps() == kMaxPendingSteps) FinishStep(epoch);
-  if (epoch->ended()) return;
-  LinkFrame* input = nullptr;
-  if (epoch->receiver_ != nullptr) {
-    // The stage before may need what the next ones make of our results.
-    while (engine_->pending_steps() > 0 && !epoch->ended() && !epoch->receiver_->Ready()) FinishStep(epoch);
-    input = &engine_->input_frame();
-    const absl::Time begin = absl::Now();
-    const absl::Status status = epoch->receiver_->Receive(*input);
-    metrics_->receive_wait_seconds.Observe(Seconds(begin));
-    if (!status.ok()) {
-      if (!epoch->ended()) metrics_->link_errors.Increment();
-      return epoch->End(status);
-    }
-  }
-  if (epoch->ended()) return;
-  const uint64_t step_id = step.step_id();
-  if (step_id != router_steps_ + 1) {
-    return epoch->End(absl::InvalidArgumentError(absl::StrCat("step ", step_id, " after step ", router_steps_)));
-  }
-  router_steps_ = step_id;
-  own_step_is_due_ = true;
-  EnqueueStep(epoch, step_id, std::move(step), input);
-}
-
-void StageRunner::BeginOwnStep(const std::shared_ptr<Epoch>& epoch) {
-  own_step_is_due_ = false;
-  if (engine_->pending_steps() == kMaxPendingSteps) FinishStep(epoch);
-  if (epoch->ended() || !own_steps_.ready()) return;
-  EnqueueStep(epoch, 0, own_steps_.Next(engine_->options().max_batch_tokens), nullptr);
-}
-
-void StageRunner::GoOn(const std::shared_ptr<Epoch>& epoch, const v1::GoOn& go_on) {
-  if (!engine_->is_first() || !engine_->is_last()) {
-    return epoch->End(absl::InvalidArgumentError("go on: of several stages none has the token drawn last"));
-  }
-  SendStopped(*epoch, own_steps_.OnGoOn(go_on));
-}
-
-void StageRunner::SendStopped(Epoch& epoch, OwnSteps::Stopped stopped) {
-  for (v1::SequenceStopped& one : stopped) {
-    v1::ExecuteResponse response;
-    *response.mutable_stopped() = std::move(one);
-    epoch.sink_->Send(std::move(response));
-  }
-}
-
-void StageRunner::EnqueueStep(const std::shared_ptr<Epoch>& epoch, uint64_t step_id, v1::Step step, LinkFrame* input) {
-  BegunStep begun;
-  begun.id = step_id;
-  begun.begin = absl::Now();
-  for (const v1::StepEntry& entry : step.entries()) begun.prefill |= entry.token_ids_size() > 1;
-  own_steps_.OnStep(step);
-  begun.traced_slots = spans_.OnStep(step, step_id == 0);
-  step.set_step_id(++engine_steps_);  // With own steps in between the engine's count is another.
-  const bool output_stays = epoch->output_rows() != nullptr;
-  if (absl::Status status = engine_->Enqueue(std::move(step), input, output_stays); !status.ok()) {
-    metrics_->step_errors.Increment();
-    common::LogError("step_failed", {{"step", step_id}, {"error", status}});
-    return epoch->End(status);
-  }
-  begun_.push_back(std::move(begun));
-  if (!output_stays) return;
-  const absl::Time send_begin = absl::Now();
-  const absl::Status status = SendFromDevice(*epoch);
-  metrics_->send_wait_seconds.Observe(Seconds(send_begin));
-  if (!status.ok()) {
-    if (!epoch->ended()) metrics_->link_errors.Increment();
-    epoch->End(status);
-  }
-}
-
-void StageRunner::FinishStep(const std::shared_ptr<Epoch>& epoch) {
-  if (epoch->input_rows() != nullptr || epoch->output_rows() != nullptr) AwaitLinks(*epoch);
-  if (epoch->ended()) return;
-  const BegunStep begun = std::move(begun_.front());
-  begun_.pop_front();
-  absl::StatusOr<StepOutput> output = engine_->Finish();
-  if (!output.ok()) {
-    metrics_->step_errors.Increment();
-    common::LogError("step_failed", {{"error", output.status()}});
-    epoch->End(output.status());
-    if (absl::IsDeadlineExceeded(output.status())) LoseDevice(output.status());
-    return;
-  }
-  spans_.OnStepDone(begun.traced_slots);
-  (begun.prefill ? metrics_->prefill_step_seconds : metrics_->decode_step_seconds).Observe(Seconds(begun.begin));
-  metrics_->batch_rows.Observe(static_cast<double>(output->rows));
-  metrics_->tokens.Increment(static_cast<double>(output->rows));
-  for (RefusalCause cause : output->refused_here) {
-    metrics_->refused_entries[static_cast<int>(cause)]->Increment();
-  }
-  if (epoch->output_rows() != nullptr || epoch->sender_ != nullptr) {
-    const LinkShape shape = engine_->link_shape();
-    metrics_->link_sent_bytes.Increment(static_cast<double>(output->rows) *
-                                        static_cast<double>(shape.width + shape.v_first_width) * sizeof(float));
-  }
-  if (epoch->output_rows() != nullptr) return;  // They have left.
-  if (epoch->sender_ != nullptr) {
-    const absl::Time send_begin = absl::Now();
-    const absl::Status status = epoch->sender_->Send(output->frame);
-    metrics_->send_wait_seconds.Observe(Seconds(send_begin));
-    if (!status.ok()) {
-      if (!epoch->ended()) metrics_->link_errors.Increment();
-      epoch->End(status);
-    }
-    return;
-  }
-  for (v1::LogitsRows& rows : output->logits) {
-    rows.set_step_id(begun.id);
-    v1::ExecuteResponse response;
-    *response.mutable_logits() = std::move(rows);
-    epoch->sink_->Send(std::move(response));
-  }
-  output->result.set_step_id(begun.id);
-  OwnSteps::Stopped stopped = own_steps_.OnResult(output->result);
-  v1::ExecuteResponse response;
-  *response.mutable_step() = std::move(output->result);
-  epoch->sink_->Send(std::move(response));
-  SendStopped(*epoch, std::move(stopped));
 }
 
 absl::Status StageRunner::BeginSave(const std::shared_ptr<Epoch>& epoch, const v1::SaveSnapshot& save,

@@ -87,12 +87,19 @@ class StageRunner {
   void FinishLoad(const std::shared_ptr<Epoch>& epoch, Epoch::Loaded loaded);
   // Steps are enqueued behind each other; the results of one are sent as soon as they are there, before anything else
   // begins, and at the latest when there is nothing else to do.
+  // For one more. False: the epoch has ended.
+  bool MakeRoom(const std::shared_ptr<Epoch>& epoch);
   void BeginStep(const std::shared_ptr<Epoch>& epoch, v1::Step step);
-  // Of sequences that decode by themselves.
+  // Of sequences that decode by themselves: the first stage's, and what a later one has to do for them.
   void BeginOwnStep(const std::shared_ptr<Epoch>& epoch);
+  void FollowOwnStep(const std::shared_ptr<Epoch>& epoch);
+  // The next frame of the stage before, when there is room for one more step. Null: the epoch has ended.
+  LinkFrame* Receive(const std::shared_ptr<Epoch>& epoch);
   void EnqueueStep(const std::shared_ptr<Epoch>& epoch, uint64_t step_id, v1::Step step, LinkFrame* input);
   void GoOn(const std::shared_ptr<Epoch>& epoch, const v1::GoOn& go_on);
   static void SendStopped(Epoch& epoch, OwnSteps::Stopped stopped);
+  // Ends the epoch if a link is broken. False: it has ended.
+  bool CheckLink(Epoch& epoch, const absl::Status& link);
   void FinishStep(const std::shared_ptr<Epoch>& epoch);
   void Handle(const std::shared_ptr<Epoch>& epoch, Epoch::Work work);
   void Save(const std::shared_ptr<Epoch>& epoch, const v1::SaveSnapshot& save);
@@ -107,6 +114,9 @@ class StageRunner {
     absl::Time begin;
     bool prefill = false;
     std::vector<int> traced_slots;
+    // For the next stage, of an own one.
+    v1::Step own_step;
+    uint64_t commands_before = 0;
   };
 
   StageEngine* const engine_;

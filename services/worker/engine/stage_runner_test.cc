@@ -2,6 +2,7 @@
 #include "services/worker/engine/stage_runner.h"
 
 #include <cstdlib>
+#include <functional>
 #include <memory>
 #include <string>
 #include <thread>
@@ -13,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "absl/types/optional.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "prometheus/histogram.h"
@@ -86,6 +88,14 @@ class StageRunnerTest : public ::testing::TestWithParam<const char*> {
       clients_.push_back(MakeRunnerClient(address, stage.runner.get()));
       stages_.push_back(std::move(stage));
     }
+  }
+
+  void ExpectGoesOnByItself(int stages);
+
+  static bool WaitUntil(const std::function<bool()>& condition) {
+    const absl::Time deadline = absl::Now() + absl::Seconds(30);
+    while (!condition() && absl::Now() < deadline) absl::SleepFor(absl::Milliseconds(1));
+    return condition();
   }
 
   v1::AttachSequence FromSnapshot(int slot, uint64_t sequence, const v1::SnapshotManifest& manifest) const {
@@ -473,8 +483,12 @@ TEST_P(StageRunnerTest, SavesBesideRunningStepsChangeNoBit) {
   }
 }
 
-TEST_P(StageRunnerTest, ASequenceGoesOnByItselfWithTheTokensItIsAskedFor) {
-  Start(1);
+TEST_P(StageRunnerTest, ASequenceGoesOnByItselfWithTheTokensItIsAskedFor) { ExpectGoesOnByItself(1); }
+
+TEST_P(StageRunnerTest, OfThreeStagesItGoesOnByItselfToo) { ExpectGoesOnByItself(3); }
+
+void StageRunnerTest::ExpectGoesOnByItself(int stages) {
+  Start(stages);
   PipelineDriver driver(clients_);
   ASSERT_THAT(driver.Open("router-0", "e1"), IsOk());
   ASSERT_THAT(driver.AttachFresh(0, 1), IsOk());
@@ -507,7 +521,7 @@ TEST_P(StageRunnerTest, ASequenceGoesOnByItselfWithTheTokensItIsAskedFor) {
   std::vector<uint32_t> drawn;
   std::vector<uint64_t> steps_of_the_router;
   while (drawn.size() < kTokens || steps_of_the_router.size() < 2) {
-    const absl::StatusOr<v1::ExecuteResponse> response = driver.stream(0).Read();
+    const absl::StatusOr<v1::ExecuteResponse> response = driver.stream(stages - 1).Read();
     ASSERT_THAT(response, IsOk());
     if (response->step().step_id() > 0) steps_of_the_router.push_back(response->step().step_id());
     for (const v1::EntryResult& entry : response->step().entries()) {
@@ -527,14 +541,83 @@ TEST_P(StageRunnerTest, ASequenceGoesOnByItselfWithTheTokensItIsAskedFor) {
   EXPECT_EQ(stopped->stopped().position(), position) << "it went too far";
 }
 
-TEST_P(StageRunnerTest, OfSeveralStagesNoneGoesOnByItself) {
+// What the router says comes to each stage by a stream of its own, and one may be late.
+TEST_P(StageRunnerTest, ALaterStageFollowsTheOrderOfTheFirst) {
+  Start(2);
+  PipelineDriver driver(clients_);
+  ASSERT_THAT(driver.Open("router-0", "e1", "store"), IsOk());
+  ASSERT_THAT(driver.AttachFresh(0, 1), IsOk());
+  const uint64_t position = tokens_.size();
+  v1::Step first;
+  *first.add_entries() = Entry(0, 1, 0, tokens_);
+  first.mutable_entries(0)->set_sample(true);
+  first.mutable_entries(0)->set_go_on_until(position);
+  ASSERT_THAT(driver.Step(std::move(first)), IsOk());
+  v1::ExecuteRequest save, go_on;
+  save.mutable_save()->set_sequence(1);
+  save.mutable_save()->set_expected_position(position);
+  save.mutable_save()->set_snapshot_id("snap");
+  go_on.mutable_go_on()->set_sequence(1);
+  go_on.mutable_go_on()->set_until(position + 3);
+  const double tokens = stages_[0].worker_metrics->tokens.Value();
+  for (const v1::ExecuteRequest& request : {save, go_on}) ASSERT_THAT(driver.stream(0).Write(request), IsOk());
+  ASSERT_TRUE(WaitUntil([&] { return stages_[0].worker_metrics->tokens.Value() > tokens; })) << "the first is ahead";
+  EXPECT_EQ(stages_[1].worker_metrics->tokens.Value(), tokens) << "it has not saved yet";
+  for (const v1::ExecuteRequest& request : {save, go_on}) ASSERT_THAT(driver.stream(1).Write(request), IsOk());
+  int results = 0, saves = 0;
+  while (results < 3 || saves < 1) {
+    const absl::StatusOr<v1::ExecuteResponse> response = driver.stream(1).Read();
+    ASSERT_THAT(response, IsOk());
+    EXPECT_EQ(response->saved().status().code(), 0) << response->saved().status().message();
+    saves += response->has_saved();
+    results += response->has_step();
+  }
+}
+
+// It is refused, and whoever has the slot by then is not touched.
+TEST_P(StageRunnerTest, WhatAnotherSequenceDrewMovesNobody) {
   Start(2);
   PipelineDriver driver(clients_);
   ASSERT_THAT(driver.Open("router-0", "e1"), IsOk());
-  v1::ExecuteRequest go_on;
-  go_on.mutable_go_on()->set_until(100);
-  driver.WriteAll(go_on).IgnoreError();  // The second may have lost its epoch by then, with the first.
-  EXPECT_THAT(driver.stream(0).Read().status(), StatusIs(absl::StatusCode::kInvalidArgument));
+  ASSERT_THAT(driver.AttachFresh(0, 1), IsOk());
+  v1::Step first;
+  *first.add_entries() = Entry(0, 1, 0, tokens_);
+  first.mutable_entries(0)->set_sample(true);
+  first.mutable_entries(0)->set_go_on_until(tokens_.size() + 1000);
+  ASSERT_THAT(driver.WriteStep(std::move(first)), IsOk());
+  for (int i = 0; i < 5; ++i) ASSERT_THAT(driver.stream(1).Read(), IsOk());
+  // The later stage hears of it first: steps of the old one are on their way to it.
+  v1::ExecuteRequest release, attach;
+  release.mutable_release()->set_sequence(1);
+  attach.mutable_attach()->set_sequence(2);
+  attach.mutable_attach()->set_fresh(true);
+  for (int stage : {1, 0}) {
+    for (const v1::ExecuteRequest& request : {release, attach})
+      ASSERT_THAT(driver.stream(stage).Write(request), IsOk());
+  }
+  const absl::StatusOr<v1::ExecuteResponse> attached = driver.stream(0).Read();
+  ASSERT_THAT(attached, IsOk());
+  EXPECT_EQ(attached->attached().sequence(), 2u);
+  v1::Step next;
+  *next.add_entries() = Entry(0, 2, 0, tokens_);
+  next.mutable_entries(0)->set_sample(true);
+  ASSERT_THAT(driver.WriteStep(std::move(next)), IsOk());
+  absl::optional<v1::EntryResult> drawn;
+  while (!drawn.has_value()) {
+    const absl::StatusOr<v1::ExecuteResponse> response = driver.stream(1).Read();
+    ASSERT_THAT(response, IsOk());
+    if (response->step().step_id() == 2) drawn = response->step().entries(0);
+  }
+  EXPECT_EQ(drawn->status().code(), 0) << drawn->status().message();
+  EXPECT_EQ(drawn->position(), tokens_.size());
+  driver.Close();
+
+  PipelineDriver alone(clients_);
+  ASSERT_THAT(alone.Open("router-0", "e2"), IsOk());
+  ASSERT_THAT(alone.AttachFresh(0, 1), IsOk());
+  const absl::StatusOr<DrivenStep> step = alone.Feed(0, 1, 0, tokens_, false, true);
+  ASSERT_THAT(step, IsOk());
+  EXPECT_EQ(drawn->token_id(), step->result.entries(0).token_id());
 }
 
 TEST_P(StageRunnerTest, MetricsSayWhatHappened) {

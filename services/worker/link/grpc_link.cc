@@ -2,6 +2,7 @@
 
 #include <cstring>
 #include <deque>
+#include <thread>
 #include <utility>
 
 #include "absl/base/call_once.h"
@@ -54,17 +55,22 @@ void LogOpened(absl::string_view end, const std::string& epoch, const LinkChoice
                                   {"why_grpc", why_not}});
 }
 
+using TransferStream = grpc::ServerReaderWriter<v1::TransferResponse, v1::TransferRequest>;
+
 // One accepted epoch: between the handler of its Transfer call and the receiver.
 class Inbox {
  public:
   explicit Inbox(const LinkShape& shape) : shape_(shape) {}
 
   // False: another call feeds it, or it is over. On true the handler calls Disconnect before it returns.
-  bool Connect(grpc::ServerContext* context, const std::string& pair_id, LinkAgreement agreement) {
+  bool Connect(grpc::ServerContext* context, TransferStream* stream, const std::string& pair_id,
+               LinkAgreement agreement) {
+    absl::MutexLock back_lock(&back_mu_);
     absl::MutexLock lock(&mu_);
     if (connected_ || !end_.ok()) return false;
     connected_ = true;
     context_ = context;
+    stream_ = stream;
     pair_id_ = pair_id;
     agreement_ = std::move(agreement);
     return true;
@@ -86,6 +92,10 @@ class Inbox {
 
   void Disconnect(const absl::Status& why) {
     std::function<void(const absl::Status&)> broken;
+    {
+      absl::MutexLock lock(&back_mu_);
+      stream_ = nullptr;
+    }
     {
       absl::MutexLock lock(&mu_);
       context_ = nullptr;
@@ -112,6 +122,13 @@ class Inbox {
 
   // Of a request that CheckTransfer() has accepted.
   bool Push(v1::TransferRequest request) {
+    LinkReceiver::Coming coming;
+    {
+      absl::MutexLock lock(&mu_);
+      coming = coming_;
+    }
+    const bool is_own = request.own_step().entries_size() > 0;
+    if (coming) coming(is_own ? absl::make_optional(request.commands_before()) : absl::nullopt);
     absl::MutexLock lock(&mu_);
     mu_.Await(absl::Condition(this, &Inbox::HasRoom));
     if (!end_.ok()) return false;
@@ -143,10 +160,25 @@ class Inbox {
     return HasRequest();
   }
 
+  void NotifyFrames(LinkReceiver::Coming coming) {
+    absl::MutexLock lock(&mu_);
+    coming_ = std::move(coming);
+  }
+
+  absl::Status Return(const v1::StepResult& drawn) {
+    v1::TransferResponse response;
+    *response.mutable_drawn() = drawn;
+    absl::MutexLock lock(&back_mu_);
+    if (stream_ != nullptr && stream_->Write(response)) return absl::OkStatus();
+    return absl::UnavailableError("link: the stage before does not hear what was drawn");
+  }
+
   void Abort() {
     std::function<void(const absl::Status&)> dropped;  // Goes after the lock.
+    LinkReceiver::Coming unheard;
     absl::MutexLock lock(&mu_);
     dropped = std::move(broken_);
+    unheard = std::move(coming_);
     if (end_.ok()) aborted_ = true;
     EndLocked(absl::UnavailableError("link: aborted"));
     if (context_ != nullptr) context_->TryCancel();
@@ -170,10 +202,13 @@ class Inbox {
   absl::Status end_ ABSL_GUARDED_BY(mu_);      // OK while the link stands.
   bool aborted_ ABSL_GUARDED_BY(mu_) = false;  // `end_` is our own doing.
   std::function<void(const absl::Status&)> broken_ ABSL_GUARDED_BY(mu_);
+  LinkReceiver::Coming coming_ ABSL_GUARDED_BY(mu_);
   bool connected_ ABSL_GUARDED_BY(mu_) = false;
   std::string pair_id_ ABSL_GUARDED_BY(mu_);  // Once connected.
   LinkAgreement agreement_ ABSL_GUARDED_BY(mu_);
   grpc::ServerContext* context_ ABSL_GUARDED_BY(mu_) = nullptr;
+  absl::Mutex back_mu_ ABSL_ACQUIRED_BEFORE(mu_);               // Held while a message is written.
+  TransferStream* stream_ ABSL_GUARDED_BY(back_mu_) = nullptr;  // While the handler is there.
 };
 
 }  // namespace
@@ -182,8 +217,9 @@ int64_t MaxTransferBytes(const LinkShape& shape) {
   // Statuses of refused entries are cut to about 1 KiB, and there is at most one for each row that a step could have
   // had.
   constexpr int64_t kBytesPerRefusal = common::kMaxStatusMessageBytes + 64;
-  return shape.max_rows *
-             ((shape.width + shape.v_first_width) * static_cast<int64_t>(sizeof(float)) + kBytesPerRefusal) +
+  constexpr int64_t kBytesPerOwnEntry = 128;
+  return shape.max_rows * ((shape.width + shape.v_first_width) * static_cast<int64_t>(sizeof(float)) +
+                           kBytesPerRefusal + kBytesPerOwnEntry) +
          (64 << 10);
 }
 
@@ -201,6 +237,10 @@ v1::TransferRequest FrameToProto(const std::string& epoch, const LinkShape& shap
   for (const RefusedEntry& refused : frame.header.refused) {
     request.add_refused_entries(refused.entry);
     *request.add_refusals() = common::ToStatusProto(refused.status);
+  }
+  if (frame.header.is_own()) {
+    *request.mutable_own_step() = frame.header.own_step;
+    request.set_commands_before(frame.header.commands_before);
   }
   return request;
 }
@@ -255,6 +295,8 @@ LinkHeader HeaderOf(const v1::TransferRequest& request) {
   for (int i = 0; i < request.refused_entries_size(); ++i) {
     header.refused.push_back({request.refused_entries(i), common::FromStatusProto(request.refusals(i))});
   }
+  header.own_step = request.own_step();
+  header.commands_before = request.commands_before();
   return header;
 }
 
@@ -274,10 +316,9 @@ class GrpcLinkService final : public v1::Link::Service {
     if (it != inboxes_.end() && it->second == inbox) inboxes_.erase(it);
   }
 
-  grpc::Status Transfer(grpc::ServerContext* context, grpc::ServerReader<v1::TransferRequest>* reader,
-                        v1::TransferResponse* response) override {
+  grpc::Status Transfer(grpc::ServerContext* context, TransferStream* stream) override {
     v1::TransferRequest request;
-    if (!reader->Read(&request)) return common::ToGrpcStatus(absl::CancelledError("link: no epoch was named"));
+    if (!stream->Read(&request)) return common::ToGrpcStatus(absl::CancelledError("link: no epoch was named"));
     const std::string epoch = request.epoch();
     const std::shared_ptr<Inbox> inbox = WaitFor(epoch, *context);
     if (inbox == nullptr) {
@@ -293,14 +334,14 @@ class GrpcLinkService final : public v1::Link::Service {
     absl::StatusOr<LinkAgreement> agreement = Agree(request.offer(), choice_);
     if (!agreement.ok()) return common::ToGrpcStatus(agreement.status());
     const bool by_device = agreement->by_device;
-    if (!inbox->Connect(context, request.offer().pair_id(), *std::move(agreement))) {
+    if (!inbox->Connect(context, stream, request.offer().pair_id(), *std::move(agreement))) {
       return common::ToGrpcStatus(absl::AbortedError(absl::StrCat("link: epoch ", epoch, " has its link already")));
     }
     context->AddInitialMetadata(kAcceptedKey, "accepted");
     context->AddInitialMetadata(kRowsKey, by_device ? std::string(choice_.device->kind()) : kRowsByGrpc);
-    reader->SendInitialMetadata();
+    stream->SendInitialMetadata();
     absl::Status end = absl::UnavailableError("link: the stage before is gone");
-    while (reader->Read(&request)) {
+    while (stream->Read(&request)) {
       if (absl::Status status = CheckTransfer(request, epoch, inbox->shape(), !by_device); !status.ok()) {
         end = status;
         break;
@@ -370,6 +411,8 @@ class GrpcReceiver final : public LinkReceiver {
     return inbox_->Pop(frame);
   }
   bool Ready() override { return inbox_->Ready(); }
+  void NotifyFrames(LinkReceiver::Coming coming) override { inbox_->NotifyFrames(std::move(coming)); }
+  absl::Status Return(const v1::StepResult& drawn) override { return inbox_->Return(drawn); }
   void NotifyBroken(std::function<void(const absl::Status&)> broken) override {
     inbox_->NotifyBroken(std::move(broken));
   }
@@ -399,20 +442,23 @@ class GrpcSender final : public LinkSender {
 
   ~GrpcSender() override {
     context_.TryCancel();
-    if (writer_ != nullptr) (void)End();
+    if (stream_ != nullptr) (void)End();
   }
+
+  void NotifyDrawn(Drawn drawn) override { drawn_ = std::move(drawn); }
 
   absl::Status Connect() override {
     v1::TransferRequest hello = FrameToProto(epoch_, shape_, LinkFrame());
     RWKV_RETURN_IF_ERROR(MakeOffer(*hello.mutable_offer()));
-    writer_ = stub_->Transfer(&context_, &response_);
-    if (!writer_->Write(hello)) return End();
-    writer_->WaitForInitialMetadata();
+    stream_ = stub_->Transfer(&context_);
+    if (!stream_->Write(hello)) return End();
+    stream_->WaitForInitialMetadata();
     // Metadata without our key is that of an error.
     const auto& metadata = context_.GetServerInitialMetadata();
     if (metadata.count(kAcceptedKey) == 0) return End();
     const auto answer = metadata.find(kRowsKey);
     const bool by_device = answer != metadata.end() && answer->second != kRowsByGrpc;
+    back_ = std::thread([this] { ReadBack(); });
     if (by_device) {
       RWKV_ASSIGN_OR_RETURN(rows_, choice_.device->Join(hello.offer().pair_id(), true, shape_, stop_.notification));
     }
@@ -426,8 +472,8 @@ class GrpcSender final : public LinkSender {
   DeviceRows* device_rows() override { return rows_.get(); }
 
   absl::Status Send(const LinkFrame& frame) override {
-    if (writer_ == nullptr || !end_.ok()) return absl::UnavailableError("link: not connected");
-    if (!writer_->Write(FrameToProto(epoch_, shape_, frame))) return End();
+    if (stream_ == nullptr || !end_.ok()) return absl::UnavailableError("link: not connected");
+    if (!stream_->Write(FrameToProto(epoch_, shape_, frame))) return End();
     return absl::OkStatus();
   }
 
@@ -450,10 +496,18 @@ class GrpcSender final : public LinkSender {
     return absl::OkStatus();
   }
 
+  void ReadBack() {
+    v1::TransferResponse response;
+    while (stream_->Read(&response)) {
+      if (drawn_) drawn_(std::move(*response.mutable_drawn()));
+    }
+  }
+
   // Why the call is over. Waits for it, so only after a failed write, a cancel or an answer.
   absl::Status End() {
     if (!end_.ok()) return end_;
-    const absl::Status status = common::FromGrpcStatus(writer_->Finish());
+    if (back_.joinable()) back_.join();
+    const absl::Status status = common::FromGrpcStatus(stream_->Finish());
     const absl::string_view message = status.ok() ? "the next stage ended it" : status.message();
     const absl::StatusCode code =
         status.code() == absl::StatusCode::kFailedPrecondition ? status.code() : absl::StatusCode::kUnavailable;
@@ -469,8 +523,9 @@ class GrpcSender final : public LinkSender {
   Stop stop_;
   std::unique_ptr<DeviceRows> rows_;
   grpc::ClientContext context_;
-  v1::TransferResponse response_;
-  std::unique_ptr<grpc::ClientWriter<v1::TransferRequest>> writer_;
+  Drawn drawn_;
+  std::unique_ptr<grpc::ClientReaderWriter<v1::TransferRequest, v1::TransferResponse>> stream_;
+  std::thread back_;  // Reads what comes back, until the call is over.
   absl::Status end_;
 };
 

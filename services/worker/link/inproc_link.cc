@@ -27,11 +27,35 @@ class Pipe {
     sent.header = frame.header;
     sent.x.assign(frame.x, frame.x + frame.header.rows * shape_.width);
     sent.v_first.assign(frame.v_first, frame.v_first + frame.header.rows * shape_.v_first_width);
+    LinkReceiver::Coming coming;
+    {
+      absl::MutexLock lock(&mu_);
+      coming = coming_;
+    }
+    if (coming) coming(sent.header.is_own() ? absl::make_optional(sent.header.commands_before) : absl::nullopt);
     absl::MutexLock lock(&mu_);
     mu_.Await(absl::Condition(this, &Pipe::HasRoom));
     if (aborted_) return absl::UnavailableError("link: aborted");
     frames_.push_back(std::move(sent));
     return absl::OkStatus();
+  }
+
+  // Under the lock, so that nothing is called once the sender has taken its function away.
+  absl::Status Return(const v1::StepResult& drawn) {
+    absl::MutexLock lock(&mu_);
+    if (aborted_) return absl::UnavailableError("link: aborted");
+    if (drawn_) drawn_(drawn);
+    return absl::OkStatus();
+  }
+
+  void NotifyFrames(LinkReceiver::Coming coming) {
+    absl::MutexLock lock(&mu_);
+    coming_ = std::move(coming);
+  }
+
+  void NotifyDrawn(LinkSender::Drawn drawn) {
+    absl::MutexLock lock(&mu_);
+    drawn_ = std::move(drawn);
   }
 
   absl::Status Receive(LinkFrame& frame) {
@@ -100,6 +124,8 @@ class Pipe {
   bool aborted_ ABSL_GUARDED_BY(mu_) = false;
   bool broken_by_sender_ ABSL_GUARDED_BY(mu_) = false;
   std::function<void(const absl::Status&)> broken_ ABSL_GUARDED_BY(mu_);
+  LinkReceiver::Coming coming_ ABSL_GUARDED_BY(mu_);
+  LinkSender::Drawn drawn_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace
@@ -160,6 +186,8 @@ class InprocReceiver final : public LinkReceiver {
   }
   absl::Status Receive(LinkFrame& frame) override { return pipe_->Receive(frame); }
   bool Ready() override { return pipe_->Ready(); }
+  void NotifyFrames(LinkReceiver::Coming coming) override { pipe_->NotifyFrames(std::move(coming)); }
+  absl::Status Return(const v1::StepResult& drawn) override { return pipe_->Return(drawn); }
   void NotifyBroken(std::function<void(const absl::Status&)> broken) override {
     pipe_->NotifyBroken(std::move(broken));
   }
@@ -175,13 +203,19 @@ class InprocSender final : public LinkSender {
  public:
   InprocSender(std::shared_ptr<InprocLinkTable> table, InprocLinkTable::Key key)
       : table_(std::move(table)), key_(std::move(key)) {}
-  ~InprocSender() override { Abort(); }
+  ~InprocSender() override {
+    Abort();
+    if (const std::shared_ptr<Pipe> pipe = this->pipe(); pipe != nullptr) pipe->NotifyDrawn(nullptr);
+  }
+
+  void NotifyDrawn(Drawn drawn) override { drawn_ = std::move(drawn); }
 
   absl::Status Connect() override {
     std::shared_ptr<Pipe> pipe = table_->Find(key_, aborted_);
     if (pipe == nullptr) {
       return absl::UnavailableError(absl::StrCat("link: ", key_.first, " has no epoch ", key_.second));
     }
+    pipe->NotifyDrawn(drawn_);
     {
       absl::MutexLock lock(&mu_);
       pipe_ = pipe;
@@ -209,6 +243,7 @@ class InprocSender final : public LinkSender {
 
   const std::shared_ptr<InprocLinkTable> table_;
   const InprocLinkTable::Key key_;
+  Drawn drawn_;
   bool aborted_ = false;  // Guarded by the table's lock.
   absl::Mutex mu_;
   std::shared_ptr<Pipe> pipe_ ABSL_GUARDED_BY(mu_);

@@ -12,6 +12,10 @@ absl::Status CheckHeader(const LinkHeader& header, const LinkShape& shape, uint6
     return absl::InvalidArgumentError(
         absl::StrCat("link: step ", header.step_id, " has ", header.rows, " rows, room for ", shape.max_rows));
   }
+  if (header.own_step.entries_size() > shape.max_rows) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "link: step ", header.step_id, " has ", header.own_step.entries_size(), " entries of the first stage's own"));
+  }
   int64_t previous = -1;
   for (const RefusedEntry& refused : header.refused) {
     if (refused.entry <= previous || refused.status.ok()) {

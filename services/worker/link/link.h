@@ -8,7 +8,9 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/types/optional.h"
 #include "kernels/base/stream.h"
+#include "rwkv/v1/worker.pb.h"
 
 namespace rwkv::worker {
 
@@ -24,6 +26,11 @@ struct LinkHeader {
   uint64_t step_id = 0;
   int64_t rows = 0;                   // >= 0
   std::vector<RefusedEntry> refused;  // Ascending by entry.
+  // A step of the first stage's own, after so many of the router's commands. Without entries: the router's next step.
+  v1::Step own_step{};
+  uint64_t commands_before = 0;
+
+  bool is_own() const { return own_step.entries_size() > 0; }
 };
 
 // One end of what moves rows from device to device, as work of a stream. For the thread that sends or receives.
@@ -67,7 +74,13 @@ absl::Status CheckHeader(const LinkHeader& header, const LinkShape& shape, uint6
 // The upstream end. One thread connects and sends; any may abort. It learns of a break when it sends.
 class LinkSender {
  public:
+  using Drawn = std::function<void(v1::StepResult)>;
+
   virtual ~LinkSender() = default;
+
+  // `drawn` gets what the other end returns, in order, on a thread of the link's that ends with this object. To be set
+  // once, before Connect().
+  virtual void NotifyDrawn(Drawn drawn) = 0;
 
   // Waits until the next stage's worker has the epoch open, within a limit of the implementation's. kUnavailable: it
   // has not, or is not there. kFailedPrecondition: the two stages do not fit.
@@ -88,6 +101,8 @@ class LinkSender {
 // The downstream end. One thread receives; any may abort.
 class LinkReceiver {
  public:
+  using Coming = std::function<void(absl::optional<uint64_t> own_after)>;
+
   virtual ~LinkReceiver() = default;
 
   // Waits until the stage before is connected and both know how rows move. At once where there is nothing to agree on.
@@ -104,6 +119,15 @@ class LinkReceiver {
 
   // Whether Receive would return at once.
   virtual bool Ready() = 0;
+
+  // `coming` is called for each frame, by one thread and in order, before Receive can give it: so that a stage can wait
+  // for frames and commands alike. Of the first stage's own it gets their commands_before. To be set once, before the
+  // first.
+  virtual void NotifyFrames(Coming coming) = 0;
+
+  // Hands back what was drawn. By one thread, which may be another than the receiver's; may block while the other end
+  // does not read. kUnavailable: the link is broken or aborted.
+  virtual absl::Status Return(const v1::StepResult& drawn) = 0;
 
   // `broken` is called once, from any thread, when the other end leaves or breaks the link, so that an idle stage
   // knows, too; at once if that has happened. Not for our own Abort. To be set once.

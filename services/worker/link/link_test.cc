@@ -9,9 +9,11 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "absl/types/optional.h"
 #include "gmock/gmock.h"
 #include "grpcpp/security/server_credentials.h"
 #include "grpcpp/server.h"
@@ -275,12 +277,85 @@ TEST_P(LinkTest, ReadyTellsWhetherReceiveWouldWait) {
   EXPECT_TRUE(receiver->Ready()) << "with an error";
 }
 
+TEST_P(LinkTest, FramesAreAnnouncedInOrderBeforeTheyCanBeTaken) {
+  const auto receiver = pair_->downstream().Accept("e");
+  absl::Mutex mu;
+  std::vector<absl::optional<uint64_t>> coming;
+  receiver->NotifyFrames([&](absl::optional<uint64_t> own_after) {
+    absl::MutexLock lock(&mu);
+    coming.push_back(own_after);
+  });
+  const auto sender = pair_->upstream().Dial(pair_->address(), "e");
+  ASSERT_THAT(sender->Connect(), IsOk());
+  for (uint64_t step = 1; step <= 3; ++step) {
+    TestFrame sent(step, 1);
+    if (step == 2) {
+      sent.frame().header.own_step.add_entries()->set_slot(7);
+      sent.frame().header.commands_before = 5;
+    }
+    ASSERT_THAT(sender->Send(sent.frame()), IsOk());
+  }
+  for (uint64_t step = 1; step <= 3; ++step) {
+    TestFrame received;
+    ASSERT_THAT(receiver->Receive(received.frame()), IsOk());
+    absl::MutexLock lock(&mu);
+    ASSERT_GE(coming.size(), step);
+    EXPECT_EQ(coming[step - 1], step == 2 ? absl::make_optional<uint64_t>(5) : absl::nullopt);
+    const LinkHeader& header = received.frame().header;
+    EXPECT_EQ(header.is_own(), step == 2);
+    if (header.is_own()) {
+      EXPECT_EQ(header.own_step.entries(0).slot(), 7);
+      EXPECT_EQ(header.commands_before, 5u);
+    }
+  }
+}
+
+TEST_P(LinkTest, WhatIsReturnedComesBackInOrderUntilTheEnd) {
+  auto receiver = pair_->downstream().Accept("e");
+  auto sender = pair_->upstream().Dial(pair_->address(), "e");
+  absl::Mutex mu;
+  std::vector<uint64_t> drawn;
+  sender->NotifyDrawn([&](v1::StepResult result) {
+    absl::MutexLock lock(&mu);
+    drawn.push_back(result.entries(0).token_id());
+  });
+  ASSERT_THAT(sender->Connect(), IsOk());
+  ASSERT_THAT(Send(*sender, 1, 1), IsOk());
+  ASSERT_THAT(Receive(*receiver), IsOk());
+  v1::StepResult result;
+  result.add_entries();
+  std::vector<uint64_t> returned;
+  for (uint32_t token = 0; token < 100; ++token) {
+    result.mutable_entries(0)->set_token_id(token);
+    ASSERT_THAT(receiver->Return(result), IsOk());
+    returned.push_back(token);
+  }
+  {
+    absl::MutexLock lock(&mu);
+    const auto all = [&] { return drawn.size() >= returned.size(); };
+    EXPECT_TRUE(mu.AwaitWithTimeout(absl::Condition(&all), absl::Seconds(30)));
+    EXPECT_EQ(drawn, returned);
+  }
+  sender.reset();  // And its thread with it.
+  EXPECT_THAT(Receive(*receiver), StatusIs(absl::StatusCode::kUnavailable));
+  absl::Status status;
+  const absl::Time deadline = absl::Now() + absl::Seconds(30);
+  while (status.ok() && absl::Now() < deadline) status = receiver->Return(result);
+  EXPECT_THAT(status, StatusIs(absl::StatusCode::kUnavailable));
+}
+
 TEST_P(LinkTest, AFrameOutOfOrderIsAnError) {
   const auto receiver = pair_->downstream().Accept("e");
   const auto sender = pair_->upstream().Dial(pair_->address(), "e");
   ASSERT_THAT(sender->Connect(), IsOk());
   ASSERT_THAT(Send(*sender, 2, 1), IsOk());
   EXPECT_THAT(Receive(*receiver), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("step 2 where 1 is due")));
+}
+
+LinkHeader OwnOf(int entries) {
+  LinkHeader header{3, 2, {}};
+  for (int i = 0; i < entries; ++i) header.own_step.add_entries();
+  return header;
 }
 
 TEST(CheckHeaderTest, NamesWhatIsWrong) {
@@ -295,10 +370,32 @@ TEST(CheckHeaderTest, NamesWhatIsWrong) {
            {"rows", {3, 9, {}}, "9 rows, room for 8"},
            {"negative", {3, -1, {}}, "-1 rows"},
            {"twice", {3, 2, {{2, absl::AbortedError("")}, {2, absl::AbortedError("")}}}, "entry 2 after 2"},
+           {"own", OwnOf(9), "9 entries of the first stage's own"},
            {"with OK", {3, 2, {{0, absl::OkStatus()}}}, "refused entry 0"}}) {
     SCOPED_TRACE(row.name);
     EXPECT_THAT(CheckHeader(row.header, kShape, 3), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(row.says)));
   }
+}
+
+TEST(GrpcLinkTest, AnAbortEndsAReturnThatNobodyReads) {
+  GrpcPair pair;
+  const auto receiver = pair.downstream().Accept("e");
+  const auto sender = pair.upstream().Dial(pair.address(), "e");
+  absl::Notification ended;
+  sender->NotifyDrawn([&](const v1::StepResult&) { ended.WaitForNotificationWithTimeout(absl::Seconds(60)); });
+  ASSERT_THAT(sender->Connect(), IsOk());
+  ASSERT_THAT(Send(*sender, 1, 1), IsOk());
+  ASSERT_THAT(Receive(*receiver), IsOk());
+  std::thread returns([&] {
+    v1::StepResult result;
+    result.add_entries()->set_hidden_sum(std::string(1 << 16, 'x'));
+    absl::Status status;
+    for (int i = 0; i < 1000 && status.ok(); ++i) status = receiver->Return(result);
+    EXPECT_THAT(status, StatusIs(absl::StatusCode::kUnavailable));
+    ended.Notify();
+  });
+  receiver->Abort();
+  returns.join();
 }
 
 TEST(GrpcLinkTest, ATransferWhoseSizesAreWrongIsRefused) {
