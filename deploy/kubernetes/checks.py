@@ -236,6 +236,50 @@ def network(documents):
                     yield f"{_name(policy)}: lets everybody to {_name(workload)}"
 
 
+def _lets(rules, key, labels, port):
+    """Whether one of a policy's rules lets pods with these labels through to the port."""
+    for rule in rules:
+        if rule.get("ports") and port not in [p.get("port") for p in rule["ports"]]:
+            continue
+        peers = rule.get(key)
+        if not peers or any("namespaceSelector" not in p and _selects(p.get("podSelector", {}), labels) for p in peers):
+            return True
+    return False
+
+
+def _reached(documents, workload, container):
+    """(Labels of pods, port) that the flags of a process lead to; a worker sends to workers, too."""
+    services = {d["metadata"]["name"]: d["spec"] for d in documents if d["kind"] == "Service"}
+    for name, value in arguments(container):
+        for address in value.split(",") if name in ("state_store", "workers") else []:
+            service = services.get(address.removeprefix("dns:").rpartition(":")[0].rpartition(".")[2])
+            if service is not None:
+                yield service["selector"], int(address.rpartition(":")[2])
+        if name == "stage":
+            port = dict(arguments(container))["listen"].rpartition(":")[2]
+            yield workload["spec"]["template"]["metadata"]["labels"], int(port)
+
+
+def connections(documents):
+    """What flags lead to may be reached: out of here, by the policies of who calls, and into there."""
+    policies = [d["spec"] for d in documents if d["kind"] == "NetworkPolicy"]
+
+    def allowed(labels, direction, key, peer, port):
+        mine = [p for p in policies if _selects(p["podSelector"], labels) and direction in p["policyTypes"]]
+        return not mine or any(_lets(p.get(direction.lower(), []), key, peer, port) for p in mine)
+
+    for workload, _, container in _containers(documents):
+        labels = workload["spec"]["template"]["metadata"]["labels"]
+        for selector, port in _reached(documents, workload, container):
+            if not allowed(labels, "Egress", "to", selector, port):
+                yield f"{_name(workload)}: no policy lets it out to {selector} at {port}"
+            if not allowed(selector, "Ingress", "from", labels, port):
+                yield f"{_name(workload)}: no policy of {selector} lets it in at {port}"
+        if not any(p.get("port") == 53 for policy in policies if _selects(policy["podSelector"], labels)
+                   for rule in policy.get("egress", []) for p in rule.get("ports", [])):
+            yield f"{_name(workload)}: no policy lets it ask for names"
+
+
 def hardening(documents):
     for workload, pod, container in _containers(documents):
         outside, inside = pod.get("securityContext", {}), container.get("securityContext", {})
@@ -317,8 +361,8 @@ def replicas(documents):
                 yield f"{_name(workload)}: {what} {workers} make fewer pipelines than {counts['router']} routers"
 
 
-CHECKS = [schema, custom_resources, selectors, references, probes, grace, budgets, network, hardening, resources,
-          images, security_flags, replicas]
+CHECKS = [schema, custom_resources, selectors, references, probes, grace, budgets, network, connections, hardening,
+          resources, images, security_flags, replicas]
 
 
 def check_all(documents, known):
