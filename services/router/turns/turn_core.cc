@@ -15,6 +15,10 @@ namespace {
 using Kind = Turn::Kind;
 using Phase = Turn::Phase;
 
+// When one of many that are refused at once may come again: not all in the same instant, which those who decode would
+// feel.
+absl::Duration ComeAgain(World* world) { return absl::Milliseconds(500) + absl::Milliseconds(world->Random() % 1000); }
+
 bool SameTurn(const Turn& a, const Turn& b) {
   return a.kind == Kind::kGenerate && b.kind == Kind::kGenerate && a.named && b.named && a.request_id == b.request_id;
 }
@@ -100,7 +104,7 @@ void TurnCore::Arrive(const TurnPtr& turn) {
     return Reject(
         *turn, common::WithRetryInfo(absl::ResourceExhaustedError(absl::StrCat("too many requests: ", running_.size(),
                                                                                " run and ", waiting_.size(), " wait")),
-                                     absl::Seconds(1)));
+                                     ComeAgain(world_)));
   }
   by_call_[turn->call] = turn;
   TraceStage(*turn);
@@ -137,8 +141,10 @@ void TurnCore::Join(const TurnPtr& live, Turn& call) {
   by_call_[live->call] = live;
 }
 
+bool TurnCore::RunsMost() const { return running_.size() - yielded_ >= static_cast<size_t>(options_.max_running); }
+
 bool TurnCore::Fits(const Turn& turn, const PoolUse& active) const {
-  if (running_.size() - yielded_ >= static_cast<size_t>(options_.max_running)) return false;
+  if (RunsMost()) return false;
   // One whose model is gone may start, too: that is its end.
   return turn.kind == Kind::kExclusive || !placement_.KnowsModel(turn.model->info.fingerprint()) ||
          placement_.ChoosePool(turn, active) != nullptr;
@@ -182,14 +188,15 @@ bool TurnCore::MakeRoom(const Turn& turn) {
     Fail(*other, common::WithRetryInfo(
                      absl::ResourceExhaustedError(absl::StrCat("too many requests of the tenant: ", most->second,
                                                                " wait, and others want to, too")),
-                     absl::Seconds(1)));
+                     ComeAgain(world_)));
     return true;
   }
   return false;
 }
 
 void TurnCore::StartWaiting() {
-  if (waiting_.empty()) return;
+  // Called for every arrival: those of a flood are not to cost a look at the whole line each.
+  if (waiting_.empty() || RunsMost()) return;
   PoolUse active = ActiveByPool();
   std::vector<TurnPtr> line(waiting_.begin(), waiting_.end());
   const auto same = [&line](const TurnPtr& turn) { return turn->tenant == line.front()->tenant; };

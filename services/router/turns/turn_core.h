@@ -95,6 +95,8 @@ class TurnCore {
   // a part of the slots.
   bool SessionFree(const Turn& turn) const;
   bool Fits(const Turn& turn, const PoolUse& active) const;
+  // As many as may run.
+  bool RunsMost() const;
   bool CanStart(const Turn& turn) const { return Fits(turn, ActiveByPool()) && SessionFree(turn); }
   void StartWaiting();
   // A full line makes room for a tenant that has less of it than another, at the cost of that one's last.

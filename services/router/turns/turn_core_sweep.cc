@@ -167,6 +167,21 @@ void TurnCore::SweepYields() {
   for (auto& [pool, of_pool] : holders) {
     const std::map<std::string, int> held = HeldByTenant(pool);
     const std::vector<std::string>& line = candidates[pool];
+    // Behind a flood this is asked with every step and every refusal, and mostly nobody is to yield: nobody has had a
+    // slot for long, and whoever waits has its share.
+    const auto had_its_time = [&](const FairHolder& holder) { return now - holder.since >= options_.slot_quantum; };
+    if (std::none_of(of_pool.begin(), of_pool.end(), had_its_time)) {
+      std::map<std::string, int> demand = held;
+      for (const std::string& tenant : line) ++demand[tenant];
+      int slots = 0;
+      for (const auto& [tenant, count] : held) slots += count;
+      const std::map<std::string, int> fair = FairAllocation(slots, demand, weight);
+      const auto has_its_share = [&held](const auto& share) {
+        const auto has = held.find(share.first);
+        return share.second <= (has == held.end() ? 0 : has->second);
+      };
+      if (std::all_of(fair.begin(), fair.end(), has_its_share)) continue;
+    }
     std::vector<std::string> next;
     for (const size_t i : FairOrder(held, line, weight)) {
       if (static_cast<int>(next.size()) >= std::min(wanted[pool], saves)) break;
