@@ -126,6 +126,8 @@ std::vector<std::shared_ptr<const OpCase>> Cases() {
     table.Add("width_" + std::to_string(width), [=](Case& c) { c.width = width; });
     table.Add("deltas_width_" + std::to_string(width), [=](Case& c) { c.width = width, c.deltas = 2; });
   }
+  // Wider than a block of four channels a thread.
+  table.Add("width_2100", [](Case& c) { c.width = 2100, c.outputs = 1, c.lengths = {2}, c.packing.slots = {1}; });
   return table.Build(Make);
 }
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <deque>
+#include <iterator>
 #include <string>
 #include <utility>
 #include <vector>
@@ -330,17 +331,19 @@ TEST_P(ProductsTest, ProductsInFixedPointAreTheReferencesBits) {
   Random random(11);
   int tried = 0;
   for (const Storage& storage : storages) {
-    for (const int64_t inputs : {64, 85, 127, 256}) {
+    // The last one is more than a kernel's blocks take at a time.
+    for (const int64_t inputs : {64, 85, 127, 256, 1100}) {
       if (storage.quantization == Quantization::kBlocks && inputs != 256) continue;
       for (const int64_t outputs : {1, 33, 150}) {
+        if (inputs == 1100 && outputs != 33) continue;
         const StoredMatrix weight(storage, outputs, inputs, random.Uniforms(outputs * inputs, -1.0f, 1.0f));
         if (FixedPointGroup(weight.view()) == 0) continue;
         ++tried;
-        Floats x = random.Uniforms(13 * inputs, -2.0f, 2.0f);
+        Floats x = random.Uniforms(20 * inputs, -2.0f, 2.0f);
         std::fill_n(x.begin(), 40, 0.0f);
         for (size_t i = 0; i < x.size(); i += 1 + i % 5) x[i] = 0.0f;
-        const Floats expected = Multiply(reference, reference.Load(weight.view()), 13, x);
-        for (const int64_t rows : {1, 2, 3, 4, 5, 8, 9, 13}) {
+        const Floats expected = Multiply(reference, reference.Load(weight.view()), 20, x);
+        for (const int64_t rows : {1, 2, 3, 4, 5, 8, 9, 13, 20}) {
           const Floats of_rows(x.begin(), x.begin() + rows * inputs);
           for (const WeightUse use : {WeightUse::kProduct, WeightUse::kSparseProduct}) {
             EXPECT_TRUE(SameBits(absl::MakeConstSpan(expected).first(static_cast<size_t>(rows * outputs)),
@@ -352,23 +355,75 @@ TEST_P(ProductsTest, ProductsInFixedPointAreTheReferencesBits) {
       }
     }
   }
-  EXPECT_EQ(tried, 5 * 4 * 3 + 2 * 3);
+  EXPECT_EQ(tried, 5 * (4 * 3 + 1) + 2 * 3);
 }
 
+// Groups of inputs that are hardly numbers: none, too small to count, just large enough, the largest; and in a row of
+// their own each, infinite and none. Codes and scales are those of any matrix.
+TEST_P(ProductsTest, InputsAtTheLimitsOfFixedPointAreTheReferences) {
+  DeviceMemory reference(OpenedDevice("reference"));
+  Random random(29);
+  for (const Storage& storage : Storages()) {
+    const int64_t inputs = 160, outputs = 35;
+    const StoredMatrix weight(storage, outputs, inputs, random.Uniforms(outputs * inputs, -1.0f, 1.0f));
+    if (FixedPointGroup(weight.view()) == 0) continue;
+    const float sizes[] = {0.0f, 0x0.fffffep-100f, 0x1p-100f, 3.4028234e38f, INFINITY, -INFINITY, NAN};
+    const int64_t all = 2 * std::size(sizes);
+    Floats x = random.Uniforms(all * inputs, -2.0f, 2.0f);
+    for (int64_t row = 0; row < all; ++row) {
+      // The whole second group of 64, or one number of it.
+      for (int64_t k = 64; k < 128; ++k) {
+        if (row % 2 == 0) x[row * inputs + k] = k % 3 == 0 ? -sizes[row / 2] : sizes[row / 2];
+      }
+      if (row % 2 == 1) x[row * inputs + 64 + 3 * row] = sizes[row / 2];
+    }
+    const Floats expected = Multiply(reference, reference.Load(weight.view()), all, x);
+    for (const int64_t rows : {1, 3, 14}) {
+      for (int64_t begin = 0; begin + rows <= all; begin += rows) {
+        const Floats of_rows(x.begin() + begin * inputs, x.begin() + (begin + rows) * inputs);
+        const Floats y = Multiply(memory_.Load(weight.view()), rows, of_rows);
+        for (int64_t i = 0; i < rows * outputs; ++i) {
+          const float want = expected[begin * outputs + i];
+          ASSERT_TRUE(std::isnan(want) ? std::isnan(y[i]) : SameBits({&want, 1}, {&y[i], 1}))
+              << storage.name << ", row " << i / outputs << " of " << rows << " from " << begin << ", output "
+              << i % outputs << ": " << y[i] << ", not " << want;
+        }
+      }
+    }
+  }
+}
+
+// So does a NaN whose upper half is that of an infinity, and an infinite number; that one stays what it is where weights
+// and parts of inputs are single numbers.
 TEST_P(ProductsTest, NotANumberStaysInItsRow) {
   const int64_t rows = 9;
   const int64_t inputs = 20;
   const int64_t outputs = 6;
-  const Floats weight(static_cast<size_t>(outputs * inputs), 0.5f);
-  const Weight* const loaded = memory_.Load({DType::kFloat32, outputs, inputs, weight.data()});
-  for (Activation activation : {Activation::kNone, Activation::kSigmoid, Activation::kTanh, Activation::kSquaredRelu,
-                                Activation::kSilu, Activation::kDecay}) {
+  float hidden_nan;
+  const uint32_t bits = 0x7f800001u;
+  std::memcpy(&hidden_nan, &bits, sizeof(bits));
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
+    const StoredMatrix weight({"", dtype}, outputs, inputs, Floats(static_cast<size_t>(outputs * inputs), 0.5f));
+    const Weight* const loaded = memory_.Load(weight.view());
+    for (Activation activation : {Activation::kNone, Activation::kSigmoid, Activation::kTanh, Activation::kSquaredRelu,
+                                  Activation::kSilu, Activation::kDecay}) {
+      for (const float value : {NAN, hidden_nan}) {
+        Floats x(static_cast<size_t>(rows * inputs), 0.25f);
+        x[4 * inputs + 19] = value;
+        const Floats y = Multiply(loaded, rows, x, activation);
+        for (int64_t i = 0; i < rows * outputs; ++i) {
+          EXPECT_EQ(std::isnan(y[i]), i / outputs == 4)
+              << Name(dtype) << ", activation " << static_cast<int>(activation) << ", y[" << i << "]";
+        }
+      }
+    }
     Floats x(static_cast<size_t>(rows * inputs), 0.25f);
-    x[4 * inputs + 19] = NAN;
-    const Floats y = Multiply(loaded, rows, x, activation);
+    x[4 * inputs + 19] = INFINITY;
+    const Floats y = Multiply(loaded, rows, x);
+    const bool stays = absl::StartsWith(GetParam(), "cuda") && dtype == DType::kBFloat16;
     for (int64_t i = 0; i < rows * outputs; ++i) {
-      EXPECT_EQ(std::isnan(y[i]), i / outputs == 4)
-          << "activation " << static_cast<int>(activation) << ", y[" << i << "]";
+      EXPECT_EQ(std::isfinite(y[i]), i / outputs != 4) << Name(dtype) << ", y[" << i << "]";
+      if (stays && i / outputs == 4) EXPECT_EQ(y[i], INFINITY) << Name(dtype) << ", y[" << i << "]";
     }
   }
 }
@@ -401,6 +456,38 @@ TEST_P(ProductsTest, TogetherTheyHaveTheBitsOfEachAlone) {
       products[i].y = memory_.Zeros(rows * outputs[i]);
       ASSERT_OK(memory_.device().ops().products({rows, &products[i], 1}, memory_.stream()));
       EXPECT_TRUE(SameBits(memory_.Get(products[i].y, rows * outputs[i]), together)) << rows << " rows, product " << i;
+    }
+  }
+}
+
+// The same of products whose weights are stored alike, which a device may take together; more than it may take at once.
+TEST_P(ProductsTest, ManyOfOneKindHaveTheBitsOfEachAlone) {
+  Random random(31);
+  for (const Storage& storage : Storages()) {
+    if (storage.group == 64 || storage.name == "int8_minimums") continue;
+    const int64_t cols = 96;
+    for (const int64_t rows : {1, 9, 33}) {
+      const float* const x = memory_.Put(random.Uniforms(rows * cols, -2.0f, 2.0f));
+      std::deque<StoredMatrix> stored;
+      std::vector<Product> products;
+      for (const int64_t outputs : {1, 17, 5, 70, 16, 3, 33, 8, 40}) {
+        stored.emplace_back(storage, outputs, cols, random.Uniforms(outputs * cols, -1.0f, 1.0f));
+        Product product;
+        product.weight = memory_.Load(stored.back().view());
+        product.x = x;
+        product.y = memory_.Unwritten(rows * outputs);
+        products.push_back(product);
+      }
+      const auto count = static_cast<int64_t>(products.size());
+      ASSERT_OK(memory_.device().ops().products({rows, products.data(), count}, memory_.stream()));
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t size = rows * products[i].weight->matrix.rows;
+        const Floats together = memory_.Get(products[i].y, size);
+        products[i].y = memory_.Unwritten(size);
+        ASSERT_OK(memory_.device().ops().products({rows, &products[i], 1}, memory_.stream()));
+        EXPECT_TRUE(SameBits(memory_.Get(products[i].y, size), together))
+            << storage.name << ", " << rows << " rows, product " << i;
+      }
     }
   }
 }

@@ -108,29 +108,61 @@ absl::StatusOr<void*> CudaStream::Scratch(int64_t bytes) {
 }
 
 void CudaStream::DropGraphs() {
-  for (const auto& [key, executable] : graphs_) {
-    if (executable != nullptr) runtime_.graph_exec_destroy(executable);
+  for (const auto& [key, graph] : graphs_) {
+    if (graph.executable != nullptr) runtime_.graph_exec_destroy(graph.executable);
   }
   graphs_.clear();
+  repeated_.ready = repeated_.device_bytes = 0;
 }
 
 absl::Status CudaStream::Repeat(absl::Span<const int64_t> key, absl::FunctionRef<absl::Status()> enqueue) {
   if (!options_.graphs || captures_) return enqueue();
   const std::vector<int64_t> owned(key.begin(), key.end());
-  const auto it = graphs_.find(owned);
+  auto it = graphs_.find(owned);
   if (it == graphs_.end()) {
     // What is allocated once is there when it comes again.
     RWKV_RETURN_IF_ERROR(enqueue());
-    if (graphs_.size() < kMostGraphs) graphs_[owned] = nullptr;
+    if (graphs_.size() < kMostGraphs) graphs_[owned] = {};
     return absl::OkStatus();
   }
-  cudaGraphExec_t executable = it->second;
-  if (executable == nullptr) {
-    RWKV_RETURN_IF_ERROR(Check("graph", runtime_.set_device(ordinal_)));
-    RWKV_ASSIGN_OR_RETURN(executable, Capture(enqueue));
-    graphs_[owned] = executable;
+  if (it->second.executable == nullptr && !it->second.failed) {
+    MakeGraph(owned, enqueue);
+    it = graphs_.find(owned);
   }
-  return Check("launch a graph", runtime_.graph_launch(executable, stream_));
+  if (it->second.failed) return enqueue();
+  return Check("launch a graph", runtime_.graph_launch(it->second.executable, stream_));
+}
+
+void CudaStream::Prepare(absl::Span<const int64_t> key, absl::FunctionRef<absl::Status()> enqueue) {
+  if (!options_.graphs || captures_) return;
+  const std::vector<int64_t> owned(key.begin(), key.end());
+  const auto it = graphs_.find(owned);
+  if (it == graphs_.end() ? graphs_.size() >= kMostGraphs : it->second.executable != nullptr || it->second.failed) {
+    return;
+  }
+  MakeGraph(owned, enqueue);
+}
+
+void CudaStream::MakeGraph(const std::vector<int64_t>& key, absl::FunctionRef<absl::Status()> enqueue) {
+  size_t free_before = 0;
+  size_t free_after = 0;
+  size_t total = 0;
+  absl::Status status = Check("graph", runtime_.set_device(ordinal_));
+  status.Update(Check("graph", runtime_.mem_get_info(&free_before, &total)));
+  if (status.ok()) {
+    const absl::StatusOr<cudaGraphExec_t> executable = Capture(enqueue);
+    status = executable.status();
+    if (executable.ok()) graphs_[key].executable = *executable;
+  }
+  if (!status.ok()) {
+    graphs_[key].failed = true;
+    ++repeated_.failures;
+    repeated_.last_failure = std::move(status);
+    return;
+  }
+  ++repeated_.ready;
+  const bool is_known = runtime_.mem_get_info(&free_after, &total) == cudaSuccess && free_after < free_before;
+  if (is_known) repeated_.device_bytes += static_cast<int64_t>(free_before - free_after);
 }
 
 absl::StatusOr<cudaGraphExec_t> CudaStream::Capture(absl::FunctionRef<absl::Status()> enqueue) {

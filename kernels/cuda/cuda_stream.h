@@ -15,6 +15,7 @@
 #include "absl/types/span.h"
 #include "kernels/base/buffer.h"
 #include "kernels/base/device.h"
+#include "kernels/base/repeating_stream.h"
 #include "kernels/base/stream.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/kernel_set.h"
@@ -43,7 +44,7 @@ class CudaEvent final : public Event {
   const absl::Duration hang_limit_;
 };
 
-class CudaStream final : public Stream {
+class CudaStream final : public RepeatingStream {
  public:
   // The device outlives the stream, which is of its ordinal.
   static absl::StatusOr<std::unique_ptr<CudaStream>> Create(const Runtime& runtime, const KernelSet& kernels,
@@ -56,10 +57,13 @@ class CudaStream final : public Stream {
   // Waits for the stream when it has to grow, which is seldom.
   absl::StatusOr<void*> Scratch(int64_t bytes) override;
   absl::Status Synchronize() override;
-  // The first time it calls; the second time it makes a graph of what is enqueued; then it launches that. No more than
-  // kMostGraphs: other keys are called each time. kInternal: what must not be done in it was.
+  // The first time it calls; the second time, or when it is prepared, it makes a graph of what is enqueued; then it
+  // launches that. No more than kMostGraphs: other keys are called each time, and so is one that no graph can be made
+  // of.
   absl::Status Repeat(absl::Span<const int64_t> key, absl::FunctionRef<absl::Status()> enqueue) override;
+  void Prepare(absl::Span<const int64_t> key, absl::FunctionRef<absl::Status()> enqueue) override;
   bool Repeats() const override { return options_.graphs; }
+  const Repeated& repeated() const override { return repeated_; }
   void* handle() const override { return stream_; }
   bool tensor_cores() const { return options_.tensor_cores; }
 
@@ -87,6 +91,8 @@ class CudaStream final : public Stream {
   // The stream has passed all of them.
   void DropGraphs();
   absl::StatusOr<cudaGraphExec_t> Capture(absl::FunctionRef<absl::Status()> enqueue);
+  // Of the key's; counts.
+  void MakeGraph(const std::vector<int64_t>& key, absl::FunctionRef<absl::Status()> enqueue);
 
   const Runtime& runtime_;
   const KernelSet& kernels_;
@@ -97,7 +103,12 @@ class CudaStream final : public Stream {
   const std::unique_ptr<CudaEvent> passed_;  // For Synchronize().
   Buffer scratch_;
   bool captures_ = false;
-  absl::flat_hash_map<std::vector<int64_t>, cudaGraphExec_t> graphs_;  // Null: seen once.
+  struct Graph {
+    cudaGraphExec_t executable = nullptr;  // Null: seen once, or
+    bool failed = false;                   // there can be none.
+  };
+  absl::flat_hash_map<std::vector<int64_t>, Graph> graphs_;
+  Repeated repeated_;
 };
 
 }  // namespace rwkv::kernels::cuda

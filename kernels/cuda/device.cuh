@@ -51,6 +51,9 @@ struct alignas(16) Float4 {
 struct alignas(16) Bits4 {
   uint32_t x, y, z, w;
 };
+struct alignas(8) Bits2 {
+  uint32_t x, y;
+};
 
 #ifdef __CUDACC__
 
@@ -86,9 +89,19 @@ RWKV_DEVICE Bits4 LoadStreaming16(const void* from) {
   const uint4 v = __ldcs(static_cast<const uint4*>(from));
   return {v.x, v.y, v.z, v.w};
 }
+// 8 bytes, aligned to as many.
+RWKV_DEVICE Bits2 LoadStreaming8(const void* from) {
+  const uint2 v = __ldcs(static_cast<const uint2*>(from));
+  return {v.x, v.y};
+}
 
 RWKV_DEVICE float Fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 RWKV_DEVICE float Sqrt(float x) { return __fsqrt_rn(x); }
+// The bits [index * kBits, index * kBits + kBits) of a word.
+template <int kBits>
+RWKV_DEVICE uint32_t Field(uint32_t word, int index) {
+  return word >> (kBits * index) & ((1u << kBits) - 1);
+}
 RWKV_DEVICE float AsFloat(uint32_t bits) { return __uint_as_float(bits); }
 RWKV_DEVICE uint32_t AsBits(float value) { return __float_as_uint(value); }
 RWKV_DEVICE float HalfToFloat(uint32_t bits) {
@@ -111,6 +124,18 @@ RWKV_DEVICE void MmaBf16(float (&c)[4], const uint32_t (&a)[kSteps][4], const ui
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[s][0]), "r"(a[s][1]), "r"(a[s][2]), "r"(a[s][3]), "r"(b[s][0]), "r"(b[s][1]));
   }
+}
+
+// The same of signed bytes, exactly: c += a b, of 16 x 32 and 32 x 8 bytes and sums of 32 bits. Four values to 32 bits:
+//   a: rows g and g + 8 at inputs 4t .. 4t + 3, then the same rows at inputs 4t + 16 .. 4t + 19
+//   b: inputs 4t .. 4t + 3, then 4t + 16 .. 4t + 19, of column g
+//   c: as above
+// (PTX ISA, mma.m16n8k32.)
+RWKV_DEVICE void MmaInt8(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 // Enqueues a kernel; arguments are copied. The runtime's error code, 0 if there is none. Never the default stream.
@@ -156,9 +181,19 @@ inline Bits4 LoadStreaming16(const void* from) {
   emulation::Read16(from, &v, __builtin_return_address(0));
   return v;
 }
+inline Bits2 LoadStreaming8(const void* from) {
+  Bits2 v;
+  emulation::Read8(from, &v, __builtin_return_address(0));
+  return v;
+}
 
 inline float Fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 inline float Sqrt(float x) { return __builtin_sqrtf(x); }
+template <int kBits>
+uint32_t Field(uint32_t word, int index) {
+  emulation::CheckShift(kBits * index);
+  return word >> (kBits * index) & ((1u << kBits) - 1);
+}
 inline float AsFloat(uint32_t bits) {
   float value;
   __builtin_memcpy(&value, &bits, sizeof(value));
@@ -179,6 +214,10 @@ template <int kSteps>
 void MmaBf16(float (&c)[4], const uint32_t (&a)[kSteps][4], const uint32_t (&b)[kSteps][2],
              emulation::Site site = emulation::Site::Here()) {
   emulation::MmaBf16(c, a[0], b[0], kSteps, site);
+}
+inline void MmaInt8(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                    emulation::Site site = emulation::Site::Here()) {
+  emulation::MmaInt8(c, a, b, site);
 }
 
 template <typename... Parameters, typename... Arguments>

@@ -27,13 +27,14 @@ struct FixedGroup {
 // Code `index` of 16 bytes.
 template <WeightKind kKind>
 RWKV_DEVICE int CodeOf(const Bits4& bits, int index) {
-  constexpr int kCodes = kKind == WeightKind::kInt8 ? 4 : 8;  // of 32 bits
+  constexpr int kBits = kKind == WeightKind::kInt8 ? 8 : 4;
+  constexpr int kCodes = 32 / kBits;
   const uint32_t part = index / kCodes == 0   ? bits.x
                         : index / kCodes == 1 ? bits.y
                         : index / kCodes == 2 ? bits.z
                                               : bits.w;
-  if constexpr (kKind == WeightKind::kInt8) return static_cast<int8_t>(part >> (8 * (index % 4)) & 0xffu);
-  return static_cast<int>(part >> (4 * (index % 8)) & 0xfu);
+  const uint32_t code = Field<kBits>(part, index % kCodes);
+  return kKind == WeightKind::kInt8 ? static_cast<int8_t>(code) : static_cast<int>(code);
 }
 
 // Inputs [begin, end) of the row, which begin a group, with the codes from `codes` on.
@@ -46,7 +47,7 @@ RWKV_DEVICE FixedGroup MultiplyGroup(const float* x, const char* codes, int begi
     const float values[4] = {Abs(v.x), Abs(v.y), Abs(v.z), Abs(v.w)};
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      finite = finite && values[e] <= 3.40282347e+38f;
+      finite = finite && values[e] <= kLargestFloat;
       largest = values[e] > largest ? values[e] : largest;
     }
   }

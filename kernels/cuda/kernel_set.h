@@ -21,7 +21,7 @@ struct KernelSet {
   int (*layer_norm)(const LayerNormArgs& args, StreamHandle stream);
   int (*mix_input)(const MixInputArgs& args, StreamHandle stream);
   int (*products)(const ProductsArgs& args, StreamHandle stream);
-  int (*tensor_products)(const ProductsArgs& args, StreamHandle stream);  // Weights of 16 bits on tensor cores.
+  int (*tensor_products)(const ProductsArgs& args, StreamHandle stream);  // All but fp32 weights: on tensor cores.
   int (*wkv4)(const Wkv4Args& args, StreamHandle stream);
   int (*wkv6)(const Wkv6Args& args, StreamHandle stream);  // head_size <= kMaxHeadSize
   int (*wkv7)(const Wkv7Args& args, StreamHandle stream);  // head_size <= kMaxHeadSize

@@ -1,6 +1,7 @@
 #include "kernels/cuda/fixed_products.cuh"
 #include "kernels/cuda/launches.cuh"
 #include "kernels/cuda/products.cuh"
+#include "kernels/cuda/tensor_fixed_products.cuh"
 #include "kernels/cuda/tensor_products.cuh"
 
 namespace rwkv::kernels::cuda {
@@ -39,6 +40,23 @@ int LaunchTensor(const ProductsParameters& p, bool wide, StreamHandle stream) {
   return LaunchTensorTiles<kKind, 2, 4>(p, wide, stream);
 }
 
+template <WeightKind kKind, int kOutTiles, int kRowTiles, int kGroups>
+int LaunchTensorFixedTiles(ProductsParameters p, bool wide, StreamHandle stream) {
+  using Shared = TensorFixedShared<kOutTiles, kRowTiles, kGroups>;
+  const uint32_t blocks = CutProducts(Shared::kOutputs, Shared::kRows, p);
+  return Launch(stream, {blocks, 1, kTensorThreads, sizeof(Shared)}, "tensor_fixed_products",
+                TensorFixedProductsKernel<kKind, kOutTiles, kRowTiles, kGroups>, p, wide);
+}
+
+// Few rows: many blocks, with much to read in each. Many rows: many outputs a block, for each makes fixed point of its
+// inputs anew.
+template <WeightKind kKind>
+int LaunchTensorFixed(const ProductsParameters& p, bool wide, StreamHandle stream) {
+  if (p.rows <= 8) return LaunchTensorFixedTiles<kKind, 1, 1, 4>(p, wide, stream);
+  if (p.rows <= 16) return LaunchTensorFixedTiles<kKind, 1, 2, 2>(p, wide, stream);
+  return LaunchTensorFixedTiles<kKind, 4, 2, 1>(p, wide, stream);
+}
+
 template <WeightKind kKind, int kRows>
 int LaunchFixedTiles(ProductsParameters p, bool wide, StreamHandle stream) {
   const uint32_t blocks = CutProducts(kProductWarps, kRows, p);
@@ -63,6 +81,8 @@ int LaunchKind(const ProductsParameters& p, bool wide, StreamHandle stream) {
 int LaunchKind(WeightKind kind, const ProductsParameters& p, bool wide, bool tensor, StreamHandle stream) {
   if (tensor && kind == WeightKind::kBFloat16) return LaunchTensor<WeightKind::kBFloat16>(p, wide, stream);
   if (tensor && kind == WeightKind::kFloat16) return LaunchTensor<WeightKind::kFloat16>(p, wide, stream);
+  if (tensor && kind == WeightKind::kInt8) return LaunchTensorFixed<WeightKind::kInt8>(p, wide, stream);
+  if (tensor && kind == WeightKind::kInt4) return LaunchTensorFixed<WeightKind::kInt4>(p, wide, stream);
   switch (kind) {
     case WeightKind::kFloat32:
       return LaunchKind<WeightKind::kFloat32>(p, wide, stream);

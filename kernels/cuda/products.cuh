@@ -13,6 +13,7 @@ inline namespace RWKV_CUDA_BUILD {
 constexpr int kProductThreads = 128;
 constexpr int kProductWarps = kProductThreads / kWarpThreads;
 constexpr int kProductsOfLaunch = 8;
+constexpr float kLargestFloat = 3.40282347e+38f;
 
 struct ProductParameters {
   DeviceWeight weight;
@@ -70,8 +71,6 @@ ProductsKernel(ProductsParameters p) {
   const int warp = ThreadIndex() / kWarpThreads;
   const int first_output = (static_cast<int>(block - product.first_block) * kProductWarps + warp) * kOutputs;
   const int64_t first_row = int64_t{tile} * kRows;
-  if (first_output >= product.weight.rows) return;  // The whole warp.
-
   // Rows and outputs behind the last one repeat it, and are not stored.
   const float* x[kRows];
 #pragma unroll

@@ -15,9 +15,9 @@ struct WeightChunk {
 
 // The whole number of eight of `bits`.
 RWKV_DEVICE float Code8(uint32_t bits, int index) {
-  return static_cast<float>(static_cast<int8_t>(bits >> (8 * index) & 0xffu));
+  return static_cast<float>(static_cast<int8_t>(Field<8>(bits, index)));
 }
-RWKV_DEVICE float Code4(uint32_t bits, int index) { return static_cast<float>(bits >> (4 * index) & 0xfu); }
+RWKV_DEVICE float Code4(uint32_t bits, int index) { return static_cast<float>(Field<4>(bits, index)); }
 
 // Weights [k, k + 8) of a row; k is a multiple of eight below the number of columns. What lies behind the last column
 // is any finite number.

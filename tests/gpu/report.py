@@ -5,8 +5,8 @@ report.py --resources PTXAS_LOG... --launches FILE --traffic FILE --out FOLDER  
 report.py --resources PTXAS_LOG... --launches FILE --traffic FILE --check FOLDER    fails if they say better than what
                                                                                     is the case
 
-Resources are what `nvcc -Xptxas=-v` prints, launches and traffic what tests/gpu/launches and traffic print. Nothing here was measured on a
-GPU; the predicted times are bounds and sums, to be held against a run.
+Resources are what `nvcc -Xptxas=-v` prints, launches and traffic what tests/gpu/launches and traffic print. Nothing
+here was measured on a GPU; the predicted times are bounds and sums, to be held against a run.
 """
 import argparse
 import json
@@ -20,6 +20,12 @@ GPUS = {"H100": (3.35e12, 989e12), "H200": (4.8e12, 989e12)}
 # Of that rate, for a product of a float and a bfloat16 weight: three parts of the float, and what mma.sync may reach of
 # the rate on Hopper, which only wgmma reaches in full. A guess.
 PRODUCT_RATE = 0.6 / 3
+# Weights of few bits: two products of bytes an input. Each block makes bytes of its inputs anew, by about ten
+# instructions a number, for 16 outputs of up to 16 rows and for 64 of more (kernels/cuda/tensor_fixed_products.cuh).
+BYTE_RATE = 1979e12 * 0.6 / 2
+INSTRUCTIONS = 132 * 128 * 1.7e9  # a second, of all lanes
+CONVERSION = 10
+WEIGHTS = {"16 bits": 2, "int8": 1 + 2 / 32, "int4": 0.5 + 4 / 32}  # bytes a weight, with its group's scale and minimum
 LAYER_KERNELS = {"1": 8, "16": 13}  # at most, by rows
 ACHIEVABLE = 0.9  # Of the nominal bandwidth: what copies reach on these cards.
 GAP = 2.6e-6  # Seconds lost at a kernel's boundary: what published decode times of others come to.
@@ -42,6 +48,7 @@ KERNELS = {
     "products": "ProductsKernel",
     "tensor_products": "TensorProductsKernel",
     "fixed_products": "FixedProductsKernel",
+    "tensor_fixed_products": "TensorFixedProductsKernel",
     "wkv4": "Wkv4Kernel",
     "wkv6": "Wkv6Kernel",
     "wkv7": "Wkv7Kernel",
@@ -115,9 +122,9 @@ def read_launches(path):
     return result
 
 
-def weight_bytes(width, layers, ranks):
-    per_layer = 12 * width * width + 2 * width * sum(ranks)
-    return 2 * (layers * per_layer + VOCABULARY * width)
+def weight_counts(width, layers, ranks):
+    """Those that may have few bits, the ranks."""
+    return layers * 12 * width * width + VOCABULARY * width, layers * 2 * width * sum(ranks)
 
 
 def state_bytes(width, layers):
@@ -125,23 +132,37 @@ def state_bytes(width, layers):
     return 2 * 4 * layers * (width * HEAD + 2 * width)
 
 
+def work_seconds(weights, counts, rows, bytes_of_step, bandwidth, rate):
+    large, ranks = counts
+    seconds = {"bytes": bytes_of_step / (ACHIEVABLE * bandwidth)}
+    if weights == "16 bits":
+        seconds["matrix rate"] = 2 * rows * (large + ranks) / (rate * PRODUCT_RATE)
+    else:
+        tile, outputs = (8, 16) if rows <= 8 else (16, 16) if rows <= 16 else (16, 64)
+        padded = -(-rows // tile) * tile
+        seconds["matrix rate"] = 2 * rows * (large / BYTE_RATE + ranks / (rate * PRODUCT_RATE))
+        seconds["conversions"] = padded * large / outputs * CONVERSION / INSTRUCTIONS
+    return max((value, name) for name, value in seconds.items())
+
+
 def predict(launches):
     steps = []
-    for model, (width, layers, ranks) in MODELS.items():
-        for rows in ROWS:
-            shape = launches["1" if rows == 1 else "16"]
-            kernels = shape["per_layer"] * layers + shape["per_step"]
-            floor = weight_bytes(width, layers, ranks) + rows * state_bytes(width, layers)
-            flops = rows * weight_bytes(width, layers, ranks)  # 2 a weight of 2 bytes
-            step = {"model": model, "rows": rows, "kernels": kernels, "floor_bytes": floor}
-            for gpu, (bandwidth, rate) in GPUS.items():
-                rate *= PRODUCT_RATE
-                work = max(floor / (ACHIEVABLE * bandwidth), flops / rate)
-                step[gpu] = {"floor_us": round(floor / bandwidth * 1e6, 1),
-                             "predicted_us": round((work + kernels * GAP) * 1e6, 1),
-                             "tokens_per_s": round(rows / (work + kernels * GAP)),
-                             "bound": "bytes" if floor / (ACHIEVABLE * bandwidth) >= flops / rate else "matrix rate"}
-            steps.append(step)
+    for weights, bytes_of_weight in WEIGHTS.items():
+        for model, (width, layers, ranks) in MODELS.items():
+            for rows in ROWS:
+                shape = launches["1" if rows == 1 else "16"]
+                kernels = shape["per_layer"] * layers + shape["per_step"]
+                # Ranks keep 16 bits, which is a launch of their own beside matrices of few.
+                kernels += layers if weights != "16 bits" else 0
+                counts = weight_counts(width, layers, ranks)
+                floor = round(counts[0] * bytes_of_weight + counts[1] * 2 + rows * state_bytes(width, layers))
+                step = {"weights": weights, "model": model, "rows": rows, "kernels": kernels, "floor_bytes": floor}
+                for gpu, (bandwidth, rate) in GPUS.items():
+                    work, bound = work_seconds(weights, counts, rows, floor, bandwidth, rate)
+                    step[gpu] = {"floor_us": round(floor / bandwidth * 1e6, 1),
+                                 "predicted_us": round((work + kernels * GAP) * 1e6, 1),
+                                 "tokens_per_s": round(rows / (work + kernels * GAP)), "bound": bound}
+                steps.append(step)
     return steps
 
 
@@ -176,19 +197,23 @@ def markdown(report):
         of_them = ", ".join(f"{count} {kernel}" for kernel, count in shape["layer"].items())
         out.append(f"| {rows} | {shape['per_layer']} | {of_them} | {shape['per_step']} |")
     out += ["", "## Accesses", "",
-            "Of a step of width 256: bytes that lanes ask of device memory, the share of them by 16 bytes, the share of the",
-            "32-byte sectors touched that a warp's request uses, and passes too many a request to shared memory.", "",
+            "Of a step of width 256: bytes that lanes ask of memory, the share of them by 16 bytes, the share of",
+            "the 32-byte sectors touched that a warp's request uses, passes too many a request to shared memory.", "",
             "| kernel, rows | bytes | wide | sectors | conflicts |", "|---|---:|---:|---:|---:|"]
     for name, of in report["traffic"].items():
         out.append(f"| {name} | {of['bytes']} | {of['wide']:.0%} | {of['sectors']:.0%} | {of['conflicts']} |")
-    out += ["", "## Predicted steps, 16-bit weights, fp32 state", "",
-            "MB: of weights and states, which no step can do without.", "",
-            "| model | rows | kernels | MB | H100 floor us | predicted | tok/s | H200 floor us | predicted | tok/s |",
-            "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"]
+    out += ["", "## Predicted steps, fp32 state", "",
+            "MB: of weights and states, which no step can do without. With weights of few bits the time is the largest",
+            f"of bytes, of two products of bytes at {BYTE_RATE / 1e12:.0f} Top/s, and of the blocks' making bytes of",
+            f"their inputs, {CONVERSION} instructions a number; c: that is the largest.", "",
+            "| weights | model | rows | kernels | MB | H100 floor us | predicted | tok/s | H200 floor us | predicted |"
+            " tok/s |",
+            "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"]
     for step in report["steps"]:
-        cells = [step["model"], step["rows"], step["kernels"], round(step["floor_bytes"] / 1e6)]
+        cells = [step["weights"], step["model"], step["rows"], step["kernels"], round(step["floor_bytes"] / 1e6)]
         for gpu in GPUS:
-            cells += [step[gpu]["floor_us"], step[gpu]["predicted_us"], step[gpu]["tokens_per_s"]]
+            mark = " c" if step[gpu]["bound"] == "conversions" else ""
+            cells += [step[gpu]["floor_us"], f"{step[gpu]['predicted_us']}{mark}", step[gpu]["tokens_per_s"]]
         out.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     out += ["", "## Kernels", "", "| kernel | registers | spills | stack | shared | threads | warps an SM |",
             "|---|---:|---:|---:|---:|---:|---:|"]
@@ -228,7 +253,8 @@ def worse(now, before):
     for step, old in zip(now["steps"], before["steps"]):
         for gpu in GPUS:
             if step[gpu]["predicted_us"] > old[gpu]["predicted_us"]:
-                problems.append(f"{step['model']} at {step['rows']} rows on {gpu}: {step[gpu]['predicted_us']} us, "
+                problems.append(f"{step['model']}, {step['weights']}, at {step['rows']} rows on {gpu}: "
+                                f"{step[gpu]['predicted_us']} us, "
                                 f"{old[gpu]['predicted_us']} in the report")
     return problems
 

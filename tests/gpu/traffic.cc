@@ -71,6 +71,15 @@ int Step(int64_t rows) {
   error |= kCheckedKernels.tensor_products({rows, &product, 1}, nullptr);
   error |= kCheckedKernels.products({rows, &product, 1}, nullptr);
 
+  Weight codes;
+  codes.matrix = {DType::kFloat16, kWidth, kWidth, memory.Floats(kWidth * kWidth / 4)};
+  codes.matrix.quantization = Quantization::kInt8;
+  codes.matrix.group = 32;
+  codes.matrix.scales = reinterpret_cast<const uint16_t*>(memory.Floats(kWidth * kWidth / 32 / 2));
+  product.weight = &codes;
+  error |= kCheckedKernels.tensor_products({rows, &product, 1}, nullptr);
+  error |= kCheckedKernels.products({rows, &product, 1}, nullptr);
+
   Wkv7Args wkv;
   wkv.step = &step;
   wkv.heads = kWidth / kHead;

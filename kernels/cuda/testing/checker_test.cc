@@ -113,6 +113,61 @@ TEST_F(OurKernelsTest, Wkv7) {
   EXPECT_THAT(checker_.findings(), IsEmpty());
 }
 
+TEST_F(OurKernelsTest, Wkv4) {
+  Wkv4Args args;
+  args.step = &step_;
+  args.width = 130;
+  for (StateTensor* state : {&args.aa, &args.bb, &args.pp}) *state = {memory_.Floats(2 * 130), 130};
+  for (const float** vector : {&args.decay, &args.bonus}) *vector = memory_.Floats(130);
+  for (const float** rows : {&args.r, &args.k, &args.v}) *rows = memory_.Floats(4 * 130);
+  args.y = memory_.Floats(4 * 130);
+  EXPECT_EQ(kCheckedKernels.wkv4(args, nullptr), 0);
+  EXPECT_THAT(checker_.findings(), IsEmpty());
+}
+
+TEST_F(OurKernelsTest, LayerNorm) {
+  for (const int64_t width : {7, 130, 264, 1100}) {
+    LayerNormArgs args;
+    args.rows = 2;
+    args.width = width;
+    args.x = memory_.Floats(2 * width);
+    args.weight = memory_.Floats(width);
+    args.bias = memory_.Floats(width);
+    args.y = memory_.Floats(2 * width);
+    EXPECT_EQ(kCheckedKernels.layer_norm(args, nullptr), 0);
+  }
+  EXPECT_THAT(checker_.findings(), IsEmpty());
+}
+
+TEST_F(OurKernelsTest, Embed) {
+  const int32_t tokens[] = {2, 0};
+  checker_.Allow(tokens, sizeof(tokens));
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
+    for (const int64_t width : {21, 160}) {
+      Weight weight;
+      const int64_t bytes = dtype == DType::kFloat32 ? 4 : 2;
+      weight.matrix = {dtype, 3, width, memory_.Floats(3 * ((width * bytes + 31) / 32 * 32) / 4)};
+      EmbedArgs args;
+      args.rows = 2;
+      args.tokens = tokens;
+      args.embedding = &weight;
+      args.weight = memory_.Floats(width);
+      args.bias = memory_.Floats(width);
+      args.x = memory_.Floats(2 * width);
+      EXPECT_EQ(kCheckedKernels.embed(args, nullptr), 0);
+    }
+  }
+  EXPECT_THAT(checker_.findings(), IsEmpty());
+}
+
+TEST_F(OurKernelsTest, DeepEmbed) {
+  const int64_t n = 40;
+  EXPECT_EQ(kCheckedKernels.deep_embed({3, n, memory_.Floats(3 * n * n), memory_.Floats(3 * n), memory_.Floats(3 * n)},
+                                       nullptr),
+            0);
+  EXPECT_THAT(checker_.findings(), IsEmpty());
+}
+
 TEST_F(OurKernelsTest, Wkv6) {
   Wkv6Args args;
   args.step = &step_;
@@ -166,20 +221,33 @@ TEST_F(OurKernelsTest, TensorProducts) {
   EXPECT_THAT(checker_.findings(), IsEmpty());
 }
 
+// With and without tensor cores: one tile of rows of each size, several passes, two blocks of outputs.
 TEST_F(OurKernelsTest, FixedPointProducts) {
-  const std::vector<uint16_t> scales(19 * 5, 0x3c00);  // one
-  checker_.Allow(scales.data(), 19 * 5 * 2);
-  for (const int64_t rows : {1, 6}) {
-    Weight weight;
-    weight.matrix = {DType::kFloat16, 19, 130, memory_.Floats(19 * 160 / 4)};
-    weight.matrix.quantization = Quantization::kInt8;
-    weight.matrix.group = 32;
-    weight.matrix.scales = weight.matrix.minimums = scales.data();
-    Product product;
-    product.weight = &weight;
-    product.x = memory_.Floats(rows * 130);
-    product.y = memory_.Floats(rows * 19);
-    EXPECT_EQ(kCheckedKernels.products({rows, &product, 1}, nullptr), 0);
+  const int64_t outputs = 67;
+  for (const Quantization quantization : {Quantization::kInt8, Quantization::kInt4}) {
+    for (const int64_t group : {32, 64}) {
+      for (const int64_t inputs : {128, 130, 1096}) {
+        const int64_t groups = (inputs + group - 1) / group;
+        const std::vector<uint16_t> scales(static_cast<size_t>(outputs * groups), 0x3c00);  // one
+        checker_.Allow(scales.data(), outputs * groups * 2);
+        const int64_t row_bytes = quantization == Quantization::kInt8 ? inputs : inputs / 2;
+        Weight weight;
+        weight.matrix = {DType::kFloat16, outputs, inputs, memory_.Floats(outputs * ((row_bytes + 31) / 32 * 32) / 4)};
+        weight.matrix.quantization = quantization;
+        weight.matrix.group = group;
+        weight.matrix.scales = scales.data();
+        if (group == 32) weight.matrix.minimums = scales.data();
+        for (const int64_t rows : {1, 6, 9, 17}) {
+          if (rows > 9 && inputs != 130) continue;
+          Product product;
+          product.weight = &weight;
+          product.x = memory_.Floats(rows * inputs);
+          product.y = memory_.Floats(rows * outputs);
+          EXPECT_EQ(kCheckedKernels.tensor_products({rows, &product, 1}, nullptr), 0);
+          if (rows == 1 || (rows == 6 && inputs <= 130)) EXPECT_EQ(kCheckedKernels.products({rows, &product, 1}, nullptr), 0);
+        }
+      }
+    }
   }
   EXPECT_THAT(checker_.findings(), IsEmpty());
 }

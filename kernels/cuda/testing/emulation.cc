@@ -13,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "kernels/cuda/testing/emulated_mma.h"
 
 #if defined(__has_feature)
 #if __has_feature(address_sanitizer)
@@ -43,7 +44,7 @@ constexpr unsigned char kRedzoneByte = 0xa5;
 constexpr int64_t kStagger = 5 * 64;
 
 enum class State : uint8_t { kReady, kAtBarrier, kInCollective, kLeft };
-enum class Collective : uint8_t { kSync, kShuffle, kSum, kMma };
+enum class Collective : uint8_t { kSync, kShuffle, kSum, kMmaBf16, kMmaInt8 };
 
 struct Warp {
   int arrived = 0;
@@ -52,10 +53,7 @@ struct Warp {
   int argument = 0;
   Site site = {};
   float values[2][kWarp];
-  // Of the matrix product that is being met for: memory of lanes that wait in it.
-  float* c[kWarp];
-  const uint32_t* a[kWarp];
-  const uint32_t* b[kWarp];
+  MmaLanes mma;  // Of the matrix product that is being met for: memory of lanes that wait in it.
 };
 
 struct Thread {
@@ -268,56 +266,6 @@ void RunBlock(const Kernel& kernel, int64_t block) {
   }
 }
 
-// Two bfloat16 values.
-void Widen(uint32_t bits, float& low, float& high) {
-  const uint32_t parts[2] = {bits << 16, bits & 0xffff0000u};
-  std::memcpy(&low, &parts[0], sizeof(low));
-  std::memcpy(&high, &parts[1], sizeof(high));
-}
-
-// As device.cuh says which lane has what. Products of bfloat16 values are exact floats.
-void Multiply(const Warp& warp, int steps) {
-  constexpr int kRows = 16;
-  constexpr int kColumns = 8;
-  constexpr int kInputs = 16;
-  float c[kColumns][kRows];
-  for (int lane = 0; lane < kWarp; ++lane) {
-    const int row = lane / 4;
-    const int column = lane % 4 * 2;
-    c[column][row] = warp.c[lane][0], c[column + 1][row] = warp.c[lane][1];
-    c[column][row + 8] = warp.c[lane][2], c[column + 1][row + 8] = warp.c[lane][3];
-  }
-  for (int step = 0; step < steps; ++step) {
-    float a[kInputs][kRows];
-    float b[kColumns][kInputs];
-    for (int lane = 0; lane < kWarp; ++lane) {
-      const int g = lane / 4;
-      const int k = lane % 4 * 2;
-      for (int part = 0; part < 4; ++part) {
-        const int row = g + part % 2 * 8;
-        const int input = k + part / 2 * 8;
-        Widen(warp.a[lane][4 * step + part], a[input][row], a[input + 1][row]);
-      }
-      for (int part = 0; part < 2; ++part) {
-        Widen(warp.b[lane][2 * step + part], b[g][k + part * 8], b[g][k + part * 8 + 1]);
-      }
-    }
-    for (int column = 0; column < kColumns; ++column) {
-      for (int input = 0; input < kInputs; ++input) {
-        const float x = b[column][input];
-        if (x == 0.0f) continue;  // Columns of few rows are mostly zeros; of what is not finite a GPU makes NaN here.
-        for (int row = 0; row < kRows; ++row) c[column][row] += a[input][row] * x;
-      }
-    }
-  }
-  for (int lane = 0; lane < kWarp; ++lane) {
-    const int row = lane / 4;
-    const int column = lane % 4 * 2;
-    warp.c[lane][0] = c[column][row], warp.c[lane][1] = c[column + 1][row];
-    warp.c[lane][2] = c[column][row + 8], warp.c[lane][3] = c[column + 1][row + 8];
-  }
-}
-
 float Meet(Collective kind, int argument, float value, Site site) {
   Thread& thread = *machine->current;
   const int first = thread.running.thread / kWarp * kWarp;
@@ -349,7 +297,8 @@ float Meet(Collective kind, int argument, float value, Site site) {
     std::copy(values, values + kWarp, from);
     for (int l = 0; l < kWarp; ++l) values[l] = from[l] + from[l ^ mask];
   }
-  if (kind == Collective::kMma) Multiply(warp, argument);
+  if (kind == Collective::kMmaBf16) MultiplyBf16(warp.mma, argument);
+  if (kind == Collective::kMmaInt8) MultiplyInt8(warp.mma);
   warp.arrived = 0;
   warp.parity ^= 1;
   for (int l = 0; l < kWarp; ++l) {
@@ -406,11 +355,14 @@ float WarpSum(float value, int width, Site site) { return Meet(Collective::kSum,
 
 void MmaBf16(float* c, const uint32_t* a, const uint32_t* b, int steps, Site site) {
   const int thread = machine->current->running.thread;
-  Warp& warp = machine->warps[thread / kWarp];
-  warp.c[thread % kWarp] = c;
-  warp.a[thread % kWarp] = a;
-  warp.b[thread % kWarp] = b;
-  Meet(Collective::kMma, steps, 0.0f, site);
+  machine->warps[thread / kWarp].mma.lanes[thread % kWarp] = {c, a, b};
+  Meet(Collective::kMmaBf16, steps, 0.0f, site);
+}
+
+void MmaInt8(int32_t* c, const uint32_t* a, const uint32_t* b, Site site) {
+  const int thread = machine->current->running.thread;
+  machine->warps[thread / kWarp].mma.lanes[thread % kWarp] = {c, a, b};
+  Meet(Collective::kMmaInt8, 0, 0.0f, site);
 }
 
 void* BlockShared(size_t bytes) {
@@ -418,6 +370,16 @@ void* BlockShared(size_t bytes) {
     Forbidden("takes ", bytes, " bytes of shared memory; the launch gave ", machine->kernel->shape.shared_bytes);
   }
   return machine->shared;
+}
+
+void CheckShift(int bits) {
+  if (bits < 0 || bits >= 32) Forbidden("shifts a word by ", bits, " bits");
+}
+
+void Read8(const void* from, void* to, const void* caller) {
+  if (reinterpret_cast<uintptr_t>(from) % 8 != 0) Forbidden("reads 8 bytes at an address that is not aligned to 8");
+  if (machine->observer != nullptr) machine->observer->OnAccess(from, 8, false, caller);
+  std::memcpy(to, from, 8);
 }
 
 void Read16(const void* from, void* to, const void* caller) {

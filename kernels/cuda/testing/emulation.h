@@ -41,7 +41,11 @@ float ShuffleXor(float value, int mask, Site site);
 float WarpSum(float value, int width, Site site);
 // The lane's parts of `steps` products, [steps][4] and [steps][2]. Sums are float, by input.
 void MmaBf16(float* c, const uint32_t* a, const uint32_t* b, int steps, Site site);
+// Of one product, [4] and [2].
+void MmaInt8(int32_t* c, const uint32_t* a, const uint32_t* b, Site site);
 void* BlockShared(size_t bytes);
+void CheckShift(int bits);  // Of a word by 32 or more: zero on a GPU, anything here.
+void Read8(const void* from, void* to, const void* caller);
 void Read16(const void* from, void* to, const void* caller);
 void Write16(void* to, const void* from, const void* caller);
 

@@ -183,6 +183,65 @@ TEST_P(EmulationTest, MisalignedWideAccessIsForbidden) {
 
 RWKV_KERNEL(32) Nothing() {}
 
+RWKV_KERNEL(32) Misaligned8(const char* memory, int offset) { (void)LoadStreaming8(memory + offset); }
+
+TEST_P(EmulationTest, MisalignedAccessOf8BytesIsForbidden) {
+  alignas(8) const char memory[16] = {};
+  EXPECT_THAT(RunKernel({1, 1, 32, 0}, Misaligned8, static_cast<const char*>(memory), 8), IsOk());
+  EXPECT_THAT(RunKernel({1, 1, 32, 0}, Misaligned8, static_cast<const char*>(memory), 4),
+              StatusIs(absl::StatusCode::kInternal, HasSubstr("reads 8 bytes at an address that is not aligned")));
+}
+
+RWKV_KERNEL(32) TakeField(int index, uint32_t* out) { out[ThreadIndex()] = Field<8>(0x80706050u, index); }
+
+TEST_P(EmulationTest, FieldOutsideItsWordIsForbidden) {
+  uint32_t out[32] = {};
+  EXPECT_THAT(RunKernel({1, 1, 32, 0}, TakeField, 3, static_cast<uint32_t*>(out)), IsOk());
+  EXPECT_EQ(out[31], 0x80u);
+  EXPECT_THAT(RunKernel({1, 1, 32, 0}, TakeField, 4, static_cast<uint32_t*>(out)),
+              StatusIs(absl::StatusCode::kInternal, HasSubstr("shifts a word by 32 bits")));
+}
+
+// [16, 32] and [8, 32] signed bytes, and [16, 8] sums, as PTX' figures of m16n8k32 have them.
+RWKV_KERNEL(32) MultiplyBytes(const int8_t* a, const int8_t* b, int32_t* sums) {
+  const int g = ThreadIndex() / 4;
+  const int t = ThreadIndex() % 4;
+  uint32_t parts[4] = {};
+  uint32_t column[2] = {};
+  for (int byte = 0; byte < 4; ++byte) {
+    for (int i = 0; i < 4; ++i) {
+      const int8_t value = a[(g + i % 2 * 8) * 32 + 4 * t + i / 2 * 16 + byte];
+      parts[i] |= static_cast<uint32_t>(static_cast<uint8_t>(value)) << (8 * byte);
+    }
+    for (int i = 0; i < 2; ++i) {
+      column[i] |= static_cast<uint32_t>(static_cast<uint8_t>(b[g * 32 + 4 * t + i * 16 + byte])) << (8 * byte);
+    }
+  }
+  int32_t c[4];
+  for (int i = 0; i < 4; ++i) c[i] = sums[(g + i / 2 * 8) * 8 + 2 * t + i % 2];
+  MmaInt8(c, parts, column);
+  for (int i = 0; i < 4; ++i) sums[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = c[i];
+}
+
+TEST_P(EmulationTest, ProductOfBytesIsAddedToTheSums) {
+  int8_t a[16 * 32];
+  int8_t b[8 * 32];
+  int32_t sums[16 * 8];
+  for (int i = 0; i < 16 * 32; ++i) a[i] = static_cast<int8_t>(37 * i + i / 11);
+  for (int i = 0; i < 8 * 32; ++i) b[i] = static_cast<int8_t>(91 * i + i / 7);
+  for (int i = 0; i < 16 * 8; ++i) sums[i] = 1000 * i;
+  EXPECT_THAT(RunKernel({1, 1, 32, 0}, MultiplyBytes, static_cast<const int8_t*>(a), static_cast<const int8_t*>(b),
+                        static_cast<int32_t*>(sums)),
+              IsOk());
+  for (int row = 0; row < 16; ++row) {
+    for (int column = 0; column < 8; ++column) {
+      int32_t expected = 1000 * (row * 8 + column);
+      for (int k = 0; k < 32; ++k) expected += a[row * 32 + k] * b[column * 32 + k];
+      EXPECT_EQ(sums[row * 8 + column], expected) << row << ", " << column;
+    }
+  }
+}
+
 TEST_P(EmulationTest, LaunchBeyondTheLimitsIsRefused) {
   EXPECT_THAT(RunKernel({1, 65535, 32, 48 * 1024}, Nothing), IsOk());
   const LaunchShape shapes[] = {{0, 1, 32, 0}, {1, 0, 32, 0}, {1, 65536, 32, 0}, {1, 1, 1056, 0},

@@ -30,6 +30,7 @@ cudaError_t GraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph, uns
   RWKV_FAKE_CALL;
   if (IsForbiddenInCapture(fake, "a graph is made")) return cudaErrorStreamCaptureUnsupported;
   if (fake.graphs.count(graph) == 0) return cudaErrorInvalidValue;
+  if (fake.faults.fail_graph >= 0 && fake.faults.fail_graph-- == 0) return cudaErrorMemoryAllocation;
   for (const Work& node : graph->nodes) fake.counts.graph_copies += node.kernel == nullptr ? 1 : 0;
   auto made = std::make_unique<CUgraphExec_st>();
   made->nodes = graph->nodes;

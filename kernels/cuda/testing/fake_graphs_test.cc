@@ -11,6 +11,7 @@
 #include "gtest/gtest.h"
 #include "kernels/api/op_table.h"
 #include "kernels/base/device.h"
+#include "kernels/base/repeating_stream.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/cuda/cuda_stream.h"
 #include "kernels/cuda/testing/emulated_cuda.h"
@@ -45,6 +46,7 @@ class FakeGraphsTest : public ::testing::Test {
     for (DeviceArray<float>* array : {&pinned_, &out_, &x_, &y_}) *array = {};
     device_ = *OpenEmulatedDevice(name);
     stream_ = *device_->NewStream();
+    repeating_ = dynamic_cast<RepeatingStream*>(stream_.get());
     pinned_ = *DeviceArray<float>::Create(*device_, kWidth, MemoryKind::kPinned);
     out_ = *DeviceArray<float>::Create(*device_, kWidth, MemoryKind::kPinned);
     x_ = *DeviceArray<float>::Create(*device_, kWidth);
@@ -77,6 +79,7 @@ class FakeGraphsTest : public ::testing::Test {
   bool eager_ = false;
   std::unique_ptr<Device> device_;
   std::unique_ptr<Stream> stream_;
+  RepeatingStream* repeating_ = nullptr;  // The same.
   DeviceArray<float> pinned_, out_, x_, y_;
 };
 
@@ -141,7 +144,9 @@ TEST_F(FakeGraphsTest, WhatACaptureDoesNotSurviveIsSeen) {
     ++key;
     EXPECT_OK(stream_->Repeat({key}, test.what));  // Called.
     EXPECT_THAT(ViolationsOfFake(), IsEmpty());
-    EXPECT_THAT(stream_->Repeat({key}, test.what), StatusIs(absl::StatusCode::kInternal));
+    EXPECT_OK(stream_->Repeat({key}, test.what));  // No graph: called.
+    EXPECT_THAT(repeating_->repeated().last_failure, StatusIs(absl::StatusCode::kInternal));
+    EXPECT_EQ(repeating_->repeated().failures, key - 10);
     EXPECT_THAT(ViolationsOfFake(), Contains(HasSubstr(test.words)));
     EXPECT_THAT(ViolationsOfFake(), Contains(HasSubstr("while a stream is captured")));
     ASSERT_OK(Step(3.0f)) << "the stream is not usable any more";
@@ -174,7 +179,9 @@ TEST_F(FakeGraphsTest, ScratchThatGrowsEndsTheGraphsThatPointToIt) {
   // It must have grown before a capture.
   const auto grows = [&] { return stream_->Scratch(CountsOfFake().graphs == 2 ? 2 << 20 : 0).status(); };
   ASSERT_OK(stream_->Repeat({7}, [] { return absl::OkStatus(); }));
-  EXPECT_THAT(stream_->Repeat({7}, grows), StatusIs(absl::StatusCode::kInternal, HasSubstr("scratch memory grows")));
+  EXPECT_OK(stream_->Repeat({7}, grows));
+  EXPECT_THAT(repeating_->repeated().last_failure,
+              StatusIs(absl::StatusCode::kInternal, HasSubstr("scratch memory grows")));
 }
 
 TEST_F(FakeGraphsTest, GraphsAreBounded) {
@@ -187,6 +194,45 @@ TEST_F(FakeGraphsTest, GraphsAreBounded) {
   EXPECT_EQ(CountsOfFake().graphs, static_cast<int64_t>(CudaStream::kMostGraphs));
   EXPECT_EQ(CountsOfFake().launches, 3 * 80);
   EXPECT_THAT(ViolationsOfFake(), IsEmpty());
+}
+
+TEST_F(FakeGraphsTest, PreparedStepIsAGraphFromTheFirstTimeAndHasNotRun) {
+  const auto normalize = [this] { return Normalize(y_.data()); };
+  repeating_->Prepare(kKey, normalize);
+  repeating_->Prepare(kKey, normalize);
+  ASSERT_OK(stream_->Synchronize());
+  EXPECT_EQ(CountsOfFake().graphs, 1);
+  EXPECT_EQ(CountsOfFake().launches, 0);
+  EXPECT_EQ(repeating_->repeated().ready, 1);
+  EXPECT_EQ(repeating_->repeated().device_bytes, kGraphBytesOfFake);
+  EXPECT_EQ(repeating_->repeated().failures, 0);
+  ASSERT_OK(Step(3.0f));
+  EXPECT_EQ(CountsOfFake().graph_launches, 1);
+  EXPECT_EQ(out_.data()[1], 6.0f);
+  EXPECT_THAT(ViolationsOfFake(), IsEmpty());
+  Open("cuda/emulated/launches");
+  repeating_->Prepare(kKey, normalize);
+  EXPECT_EQ(CountsOfFake().graphs, 1);
+}
+
+TEST_F(FakeGraphsTest, StepThatNoGraphCanBeMadeOfIsLaunchedAndTold) {
+  for (const bool prepared : {true, false}) {
+    Open("cuda/emulated");
+    FakeFaults faults;
+    faults.fail_graph = 0;
+    ResetFake(faults);
+    if (prepared) repeating_->Prepare(kKey, [this] { return Normalize(y_.data()); });
+    for (const float value : {1.0f, 3.0f, 5.0f}) {
+      ASSERT_OK(Step(value));
+      EXPECT_EQ(out_.data()[1], 2.0f * value);
+    }
+    EXPECT_EQ(CountsOfFake().graphs, 0);
+    EXPECT_EQ(CountsOfFake().launches, 3);
+    EXPECT_EQ(repeating_->repeated().failures, 1) << "tried again";
+    EXPECT_THAT(repeating_->repeated().last_failure,
+                StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("make a graph")));
+    EXPECT_THAT(ViolationsOfFake(), IsEmpty());
+  }
 }
 
 TEST_F(FakeGraphsTest, FaultsAreCountedInGraphsToo) {

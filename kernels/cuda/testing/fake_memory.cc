@@ -44,7 +44,8 @@ cudaError_t Malloc(void** memory, size_t size) {
 cudaError_t MemGetInfo(size_t* free, size_t* total) {
   RWKV_FAKE_CALL;
   *total = static_cast<size_t>(fake.faults.memory_bytes);
-  *free = static_cast<size_t>(fake.faults.memory_bytes - fake.counts.allocated_bytes);
+  const auto graphs = static_cast<int64_t>(fake.executables.size());
+  *free = static_cast<size_t>(fake.faults.memory_bytes - fake.counts.allocated_bytes - graphs * kGraphBytesOfFake);
   return cudaSuccess;
 }
 

@@ -22,6 +22,7 @@ struct FakeFaults {
   int64_t fail_launch = -1;      // The n-th kernel from now on (0: the next) faults as an illegal address does.
   int64_t hang_launch = -1;      // The n-th kernel from now on never ends, and says nothing.
   int64_t fail_allocation = -1;  // The n-th allocation from now on finds no memory.
+  int64_t fail_graph = -1;       // The n-th graph from now on finds none.
   int devices = 1;               // -1: no driver.
   int major = 9;                 // of the compute capability
 };
@@ -32,7 +33,7 @@ struct FakeCounts {
   int64_t allocations = 0;
   int64_t allocated_bytes = 0;  // now, of the device's memory
   int64_t waits = 0;            // of the host for a stream or an event
-  int64_t graphs = 0;           // made
+  int64_t graphs = 0;           // made; each takes kGraphBytesOfFake
   int64_t graph_copies = 0;     // what is no kernel in them
   int64_t graph_launches = 0;
 };
@@ -48,6 +49,7 @@ void SetEager(bool eager);
 void SetOutOfReach(bool out_of_reach);
 
 FakeCounts CountsOfFake();
+constexpr int64_t kGraphBytesOfFake = 1 << 16;
 
 struct FakeLaunch {
   std::string name;

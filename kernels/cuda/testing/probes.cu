@@ -94,6 +94,15 @@ RWKV_KERNEL(kProbeThreads) ProbeKernel(Probe probe, const float* all, float* out
     case Probe::kMatrix:
       ProbeMatrix<true>(in, t, values);
       break;
+    case Probe::kMatrixOfBytes: {
+      const Bits2 v = LoadStreaming8(in + t / 2 * 2);
+      const uint32_t a[4] = {AsBits(x), AsBits(y), AsBits(z), v.x};
+      const uint32_t b[2] = {AsBits(in[t / 8]), v.y};
+      int32_t c[4] = {t, -t, 1 << t % 20, 0};
+      MmaInt8(c, a, b);
+      for (int i = 0; i < 4; ++i) values[i] = static_cast<float>(c[i]);
+      break;
+    }
     case Probe::kMatrixOfReals:
       ProbeMatrix<false>(in, t, values);
       break;
