@@ -11,7 +11,8 @@ if [[ $# -ne 1 || $1 == -* ]]; then
   exit 2
 fi
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-programs=(tests/gpu/device_tests tests/gpu/prover/prover tests/bench/engine_bench tests/bench/make_model)
+programs=(tests/gpu/device_tests tests/gpu/prover/prover tests/bench/{engine_bench,make_model}
+  services/{state_store/state_store,router/router,rwkvctl/rwkvctl,worker/worker,worker/testing/emulated_worker})
 out=$(realpath "$1")
 readonly here programs out
 if [[ -x $here/tests/bench/engine_bench ]]; then
@@ -41,7 +42,7 @@ WRAPPER
   chmod +x "$tree/$program"
 done
 cp -L "$(ldd "$bin/tests/bench/make_model" | sed -n 's/^\s*\(\/[^ ]*ld-linux[^ ]*\) .*/\1/p')" "$tree/lib/ld.so"
-cp -L "$here"/tests/gpu/{prove.sh,goals.py,bits.txt} "$tree/tests/gpu/"
+cp -L "$here"/tests/gpu/{prove.sh,cluster.py,goals.py,bits.txt} "$tree/tests/gpu/"
 cp -L "$here"/tests/golden/*.* "$tree/tests/golden/"
 chmod -R u+w "$tree"
 tar -C "$work" -czf "$out" rwkv_proof

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """What was measured against what was wanted.
 
-goals.py OUT_DIR GPU GOAL     GPU: its name; GOAL: kernels, decode_1.5b_1, decode_1.5b_32, decode_7.2b_1, prefill_1.5b
+goals.py OUT_DIR GPU GOAL     GPU: its name; GOAL: kernels, peers, decode_1.5b_1, decode_1.5b_32, decode_7.2b_1,
+                              prefill_1.5b, serving_1.5b
 
 Prints "SAYS: ..." with the numbers; ends with 1 if the goal is missed. "NOT RUN: ..." for a GPU that has no goal.
 """
@@ -11,6 +12,7 @@ import sys
 
 # Tokens/s of decode_*; from Albatross' published figures and half as much again (the study of the CUDA backend).
 TOKENS = {"decode_1.5b_1": {"H200": 1070, "H100": 930}, "decode_1.5b_32": {"H200": 13500, "H100": 12500}}
+SERVING = {"H200": 40000, "H100": 40000}  # tokens/s of the whole path, many streams
 OF_COPY = 0.85  # 7.2B at one row: of the measured bandwidth of copies
 OF_MATRIX = 0.60  # prefill of 1024 tokens, many sequences: of the measured matrix rate
 GAP_US = 2.6  # a kernel's boundary, as static_report.md guesses
@@ -30,6 +32,19 @@ def best(speed, model, case, **sizes):
     return None
 
 
+def beside(speed, peers):
+    """Ours in percent of theirs, for what both have measured."""
+    shares = []
+    for line in peers:
+        case = {key: line[key] for key in ("batch", "length", "sequences") if key in line}
+        ours = best(speed, line["model"], line["case"], **case)
+        if ours is not None:
+            theirs = line["tokens_per_s"]["best"]
+            what = ", ".join([line["case"], *(f"{key} {value}" for key, value in case.items())])
+            shares.append(f"{ours / theirs:.0%} of {line['peer']}'s {theirs:g} at {line['model']}, {what}")
+    return (True, "; ".join(shares)) if shares else (None, "no peer was measured")
+
+
 def judge(name, gpu, rates, ops, speed):
     """(whether it is reached or None if there is nothing to judge, words)"""
     if not rates:
@@ -45,6 +60,12 @@ def judge(name, gpu, rates, ops, speed):
         return True, "time over need: " + "; ".join(f"{share:.1f} {what}" for share, what in sorted(shares)[-3:])
     if gpu == "emulated":
         return None, "no GPU"
+    if name == "serving_1.5b":
+        wanted = next((tokens for card, tokens in SERVING.items() if card in gpu), None)
+        got = best(speed, "1.5b", "serving")
+        if wanted is None or got is None:
+            return None, f"no goal for {gpu}" if got else "not measured"
+        return got >= wanted, f"{got:.0f} tokens/s of {wanted}"
     if name in TOKENS:
         wanted = next((tokens for card, tokens in TOKENS[name].items() if card in gpu), None)
         got = best(speed, "1.5b", "decode", batch=int(name.rsplit("_", 1)[1]))
@@ -68,8 +89,12 @@ def main():
     if len(sys.argv) != 4:
         sys.exit(__doc__)
     out = pathlib.Path(sys.argv[1])
-    reached, words = judge(sys.argv[3], sys.argv[2], lines_of(out / "rates.jsonl"), lines_of(out / "ops.jsonl"),
-                           lines_of(out / "speed.jsonl"))
+    speed = lines_of(out / "speed.jsonl")
+    if sys.argv[3] == "peers":
+        reached, words = beside(speed, lines_of(out / "peers.jsonl"))
+    else:
+        reached, words = judge(sys.argv[3], sys.argv[2], lines_of(out / "rates.jsonl"), lines_of(out / "ops.jsonl"),
+                               speed)
     print(f"{'NOT RUN' if reached is None else 'SAYS'}: {words}")
     if reached is False:
         sys.exit(f"missed: {words}")

@@ -1,25 +1,30 @@
 #!/bin/bash
 # What only a GPU can prove, in about ten minutes:
 #
-#   tests/gpu/prove.sh OUT_DIR [DEVICE]
+#   tests/gpu/prove.sh OUT_DIR [DEVICE [PEERS_DIR]]
 #
-# DEVICE is what --device takes: cuda:0, or for the rehearsal without a GPU cuda/emulated. OUT_DIR gets a log for each
-# step, prove.jsonl (a line a step: line, what, result, seconds, why), rates.jsonl, ops.jsonl and speed.jsonl with what
-# was measured, and summary.txt: every line of the list as proved, failed or not run, and why. After a failure of lines
-# 1 to 5 nothing more is run. Ends with 0 if nothing failed.
+# DEVICE is what --device takes: cuda:0, or for the rehearsal without a GPU cuda/emulated. PEERS_DIR has a folder for
+# each other program that is to be measured beside ours, with a run.sh: `run.sh MODEL BATCHES`, of 0.4b, 1.5b or 7.2b,
+# prints lines like {"case": "decode", "batch": 8, "tokens_per_s": {"best": 1.0}}, or "NOT RUN: why". OUT_DIR gets a log
+# for each step, prove.jsonl (a line a step: line, what, result, seconds, why), rates.jsonl, ops.jsonl, speed.jsonl and
+# peers.jsonl with what was measured, and summary.txt: every line of the list as proved, failed or not run, and why.
+# After a failure of lines 1 to 5 nothing more is run. Ends with 0 if nothing failed.
 # Programs are those beside this tree (what bundle.sh makes, for a machine that has only a driver); else Bazel builds
 # them.
 set -uo pipefail
-if [[ $# -lt 1 || $# -gt 2 || $1 == -* ]]; then
+if [[ $# -lt 1 || $# -gt 3 || $1 == -* ]]; then
   sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"
   exit 2
 fi
 mkdir -p "$1" || exit 2
 out=$(cd "$1" && pwd)
 device=${2:-cuda:0}
+peers=${3:+$(cd "$3" && pwd)} || exit 2
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-programs=(tests/gpu/device_tests tests/gpu/prover/prover tests/bench/{engine_bench,make_model})
-readonly out device here programs
+programs=(tests/gpu/device_tests tests/gpu/prover/prover tests/bench/{engine_bench,make_model}
+  services/{state_store/state_store,router/router,rwkvctl/rwkvctl,worker/worker})
+[[ $device != cuda/emulated ]] || programs+=(services/worker/testing/emulated_worker)
+readonly out device peers here programs
 if [[ -x $here/tests/bench/engine_bench ]]; then
   bin=$here
 else
@@ -29,30 +34,31 @@ fi
 readonly bin name=${device//[^a-zA-Z0-9]/_}
 emulated=false
 [[ $device != cuda/emulated ]] || emulated=true
-rm -f "$out"/{prove,rates,ops,speed}.jsonl
+rm -f "$out"/{prove,rates,ops,speed,peers}.jsonl
 : > "$out/prove.jsonl"
 export TEST_TMPDIR=$out/tmp TEST_SRCDIR=${TEST_SRCDIR:-$here/..} TEST_WORKSPACE=${TEST_WORKSPACE:-$(basename "$here")}
 mkdir -p "$TEST_TMPDIR"
 stopped='' failures=0
 
+json() {  # TEXT, without control characters
+  local text=${1//[[:cntrl:]]/ }
+  text=${text//\\/\\\\}
+  printf '"%s"' "${text//\"/\\\"}"
+}
 record() {  # LINE WHAT RESULT SECONDS WHY
-  python3 - "$@" >> "$out/prove.jsonl" << 'PYTHON'
-import json
-import sys
-line, what, result, seconds, why = sys.argv[1:]
-print(json.dumps({"line": int(line), "what": what, "result": result, "seconds": float(seconds), "why": why}))
-PYTHON
+  printf '{"line": %d, "what": %s, "result": "%s", "seconds": %s, "why": %s}\n' "$1" "$(json "$2")" "$3" "$4" \
+    "$(json "$5")" >> "$out/prove.jsonl"
   printf '%2d  %-8s %6.1f s  %s%s\n' "$1" "$3" "$4" "$2" "${5:+: $5}"
 }
 
 # LINE WHAT LIMIT COMMAND...: proved if it ends well in time. A command that says "NOT RUN: why" is not run, and what it
 # says behind "SAYS: " is kept.
 step() {
-  local line=$1 what=$2 limit=$3 begin log result='proved' why=''
+  local line=$1 what=$2 limit=$3 begin tenths log result='proved' why=''
   shift 3
   log=$out/$line-${what//[^a-zA-Z0-9]/_}.log
   [[ -z $stopped ]] || { record "$line" "$what" 'not run' 0 "line $stopped failed"; return; }
-  begin=$(date +%s.%N)
+  begin=${EPOCHREALTIME//[!0-9]/}
   timeout "$limit" bash -o pipefail -c '"$@"' step "$@" > "$log" 2>&1
   local status=$?
   why=$(sed -n 's/^SAYS: //p' "$log" | head -n 1)
@@ -66,7 +72,8 @@ step() {
     result='not run'
     why=$(sed -n 's/^NOT RUN: //p' "$log" | head -n 1)
   fi
-  record "$line" "$what" "$result" "$(python3 -c "import time; print(round(time.time() - $begin, 1))")" "$why"
+  tenths=$(((${EPOCHREALTIME//[!0-9]/} - begin) / 100000))
+  record "$line" "$what" "$result" "$((tenths / 10)).$((tenths % 10))" "$why"
 }
 
 # Cases of this device. None is not a success.
@@ -117,28 +124,39 @@ goals() {
   python3 "$here/tests/gpu/goals.py" "$out" "$($emulated && echo emulated || nvidia-smi --query-gpu=name \
     --format=csv,noheader | head -n 1)" "$1"
 }
-cluster() {
-  if ! $emulated || [[ ! -x $bin/tests/integration/emulated_gpu_test ]]; then
-    echo 'NOT RUN: whole clusters are tested by tests/integration/emulated_gpu_test; none on GPUs yet'
-    return
-  fi
-  "$bin/tests/integration/emulated_gpu_test" --gtest_filter='DisturbedTest.WorkersAreKilledInEveryPhase' \
-    --gtest_brief=1
+cluster() {  # SHAPE TOKENS
+  local model=$TEST_TMPDIR/$1.safetensors
+  [[ -f $model ]] || "$bin/tests/bench/make_model" "$1" "$model" || return
+  python3 "$here/tests/gpu/cluster.py" "$bin" "$device" "$model" "$TEST_TMPDIR/cluster" "$2"
+}
+serve() {  # SHAPE STREAMS TOKENS
+  local model=$TEST_TMPDIR/$1.safetensors
+  [[ -f $model ]] || "$bin/tests/bench/make_model" "$1" "$model" || return
+  python3 "$here/tests/gpu/cluster.py" load "$bin" "$device" "$model" "$TEST_TMPDIR/serve" "$2" "$3" |
+    sed "s/^{/{\"model\": \"$1\", /" | tee -a "$out/speed.jsonl"
+}
+peer() {  # NAME SHAPE
+  local log=$TEST_TMPDIR/peer
+  "$peers/$1/run.sh" "$2" "$batches" > "$log"
+  local status=$?
+  cat "$log"
+  sed -n "s/^{/{\"peer\": \"$1\", \"model\": \"$2\", /p" "$log" >> "$out/peers.jsonl"
+  return "$status"
 }
 
-seconds=2 epochs=1000 widths=(1024 2048 4096) rows=(1 32 256)
+seconds=2 epochs=1000 drawn=256 served=(1.5b 256 256) widths=(1024 2048 4096) rows=(1 32 256)
 shapes=(0.4b 1.5b 7.2b)
 batches=1,8,32,64,256
 lengths=128,1024,4096,8x1024
 laws="*LawTest*/$name*"
 if $emulated; then
-  seconds=0.01 epochs=12 widths=(128) rows=(3)
+  seconds=0.01 epochs=12 drawn=24 served=(tiny 2 4) widths=(128) rows=(3)
   shapes=(tiny) batches=1,2 lengths=16,2x8
   laws="*LawTest.AnyNumberOfStages*/$name*:*LawTest.SaveRestore*/$name*"  # The others take long.
 fi
 
-export bin name device out here emulated seconds
-export -f cases machine proof bits rates bench sanitize op_times goals cluster
+export bin name device peers out here emulated seconds batches
+export -f cases machine proof bits rates bench sanitize op_times goals cluster serve peer
 
 step 1 'driver, clocks and card' 30 machine
 step 1 'copy bandwidth and matrix rate' 60 rates
@@ -156,6 +174,10 @@ step 6 'the same bits in every company, cut and chunk' 120 cases "$laws"
 for shape in "${shapes[@]}"; do
   step 7 "decode steps of $shape" 400 bench "$shape" "$batches" -
   step 8 "prefill of $shape" 120 bench "$shape" - "$lengths"
+  [[ $shape != "${served[0]}" ]] || step 7 "serving path of $shape" 240 serve "${served[@]}"
+  for folder in ${peers:+"$peers"/*/}; do
+    step 7 "peer $(basename "$folder") at $shape" 240 peer "$(basename "$folder")" "$shape"
+  done
   rm -f "$TEST_TMPDIR/$shape.safetensors"
 done
 for width in "${widths[@]}"; do
@@ -164,11 +186,12 @@ for width in "${widths[@]}"; do
   done
 done
 step 7 'kernels against what bytes and operations need' 10 goals kernels
-for goal in decode_1.5b_1 decode_1.5b_32 decode_7.2b_1 prefill_1.5b; do
+[[ -z $peers ]] || step 7 'peers beside ours' 10 goals peers
+for goal in decode_1.5b_1 decode_1.5b_32 decode_7.2b_1 prefill_1.5b serving_1.5b; do
   step 7 "goal $goal" 10 goals "$goal"
 done
 step 9 'rows by NCCL: right, and after kill -9 and silence' 300 proof pair
-step 9 'a cluster of workers: tokens, kill -9' 240 cluster
+step 9 'clusters of one worker and of two: the same tokens, also after kill -9' 300 cluster "${shapes[0]}" "$drawn"
 step 10 'saves beside a running batch, memory after many epochs' 120 proof epochs "$TEST_TMPDIR" "$epochs"
 
 rm -rf "$TEST_TMPDIR"

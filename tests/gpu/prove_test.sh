@@ -16,8 +16,11 @@ program tests/gpu/prover/prover 'case $1 in
 esac'
 program tests/bench/make_model true
 program tests/bench/engine_bench 'echo "{\"tokens_per_s\": 1}"'
-program tests/integration/emulated_gpu_test true
 cp tests/gpu/{goals.py,bits.txt} "$tree/tests/gpu/"
+cat > "$tree/tests/gpu/cluster.py" << 'PYTHON'
+import sys
+print('{"case": "serving", "tokens_per_s": {"best": 1}}' if sys.argv[1] == "load" else "SAYS: the same")
+PYTHON
 
 out=$TEST_TMPDIR/out
 fail() {
@@ -45,7 +48,24 @@ program tests/bench/engine_bench 'exit 3'
 out=$TEST_TMPDIR/late
 if "$tree/tests/gpu/prove.sh" "$out" cuda/emulated > /dev/null; then fail 'a failure was not told'; fi
 expect 'decode steps of tiny: status 3'
-expect ' 9  a cluster of workers: tokens, kill -9$'
+expect ' 9  clusters of one worker and of two.*: the same$'
+
+# Peers are measured in the same call; one that fails, or cannot run here, is told, and is nothing of ours.
+peers=$TEST_TMPDIR/peers
+mkdir -p "$peers"/{good,bad,none}
+cat > "$peers/good/run.sh" << 'PEER'
+#!/bin/bash
+echo '{"case": "decode", "batch": 1, "tokens_per_s": {"best": 2}}'
+PEER
+printf '#!/bin/bash\nexit 4\n' > "$peers/bad/run.sh"
+printf '#!/bin/bash\necho "NOT RUN: no such model"\n' > "$peers/none/run.sh"
+chmod +x "$peers"/*/run.sh
+program tests/bench/engine_bench 'echo "{\"case\": \"decode\", \"batch\": 1, \"tokens_per_s\": {\"best\": 3}}"'
+out=$TEST_TMPDIR/beside
+if "$tree/tests/gpu/prove.sh" "$out" cuda/emulated "$peers" > /dev/null; then fail 'a failing peer was not told'; fi
+expect 'peer bad at tiny: status 4'
+expect 'peer none at tiny: no such model'
+expect "peers beside ours: 150% of good's 2 at tiny, decode, batch 1$"
 
 # One of lines 1 to 5 stops the rest.
 program tests/gpu/device_tests 'case "$*" in *Norm*) echo "rows differ"; exit 1 ;; esac'

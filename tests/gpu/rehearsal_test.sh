@@ -10,7 +10,15 @@ bytes=$(stat -c %s bundle.tar.gz)
 tar xzf bundle.tar.gz
 
 readonly tree=$TEST_TMPDIR/rwkv_proof out=$TEST_TMPDIR/out
-prove() { env -i PATH=/usr/bin:/bin HOME=/nonexistent "$tree/tests/gpu/prove.sh" "$out" cuda/emulated; }
+mkdir -p peers/other
+cat > peers/other/run.sh << 'PEER'
+#!/bin/bash
+echo '{"case": "decode", "batch": 1, "tokens_per_s": {"best": 0.5}}'
+PEER
+chmod +x peers/other/run.sh
+prove() {
+  env -i PATH=/usr/bin:/bin HOME=/nonexistent "$tree/tests/gpu/prove.sh" "$out" cuda/emulated "$TEST_TMPDIR/peers"
+}
 prove || { cat "$out"/*.log | tail -50 >&2; exit 1; }
 python3 - "$out" << 'PYTHON'
 import json
@@ -22,12 +30,17 @@ assert {line["line"] for line in lines} == set(range(1, 11)), "a line of the lis
 not_run = {line["what"]: line["why"] for line in lines if line["result"] == "not run"}
 assert all(not_run.values()), not_run
 # What a rehearsal cannot do, and nothing else.
-wanted = {"driver, clocks and card", "a cluster of workers: tokens, kill -9", "goal decode_1.5b_1",
-          "goal decode_1.5b_32", "goal decode_7.2b_1", "goal prefill_1.5b"}
+wanted = {"driver, clocks and card", "goal decode_1.5b_1", "goal decode_1.5b_32", "goal decode_7.2b_1",
+          "goal prefill_1.5b", "goal serving_1.5b"}
 wanted |= {f"compute-sanitizer {tool}" for tool in ("memcheck", "racecheck", "synccheck", "initcheck")}
 assert set(not_run) == wanted, set(not_run) ^ wanted
-assert len(lines) - len(wanted) >= 19, f"{len(lines)} lines"
-for name in ("rates", "ops", "speed"):
+assert len(lines) - len(wanted) >= 23, f"{len(lines)} lines"
+says = {line["what"]: line["why"] for line in lines if line["result"] == "proved"}
+cluster = says["clusters of one worker and of two: the same tokens, also after kill -9"]
+assert cluster == "24 tokens, the same four times; rows between workers by nccl", cluster
+assert "of other's 0.5 at tiny, decode, batch 1" in says["peers beside ours"], says["peers beside ours"]
+assert '"case": "serving"' in (out / "speed.jsonl").read_text()
+for name in ("rates", "ops", "speed", "peers"):
     assert (out / f"{name}.jsonl").read_text().count("\n") > 0, name
 PYTHON
 
@@ -48,9 +61,11 @@ cat > measured/speed.jsonl << 'LINES'
 {"model": "1.5b", "case": "decode", "batch": 32, "tokens_per_s": {"best": 9000, "median": 9000}}
 {"model": "7.2b", "case": "decode", "batch": 1, "tokens_per_s": {"best": 280, "median": 270}}
 {"model": "1.5b", "case": "prefill", "length": 1024, "sequences": 8, "tokens_per_s": {"best": 100000, "median": 1}}
+{"model": "1.5b", "case": "serving", "streams": 256, "tokens_per_s": {"best": 41000}}
 LINES
 goals measured 'NVIDIA H200' decode_1.5b_1 | grep -q '^SAYS: 1100 tokens/s of 1070$'
 goals measured 'NVIDIA H200' decode_7.2b_1 | grep -q '91% of the copies'
+goals measured 'NVIDIA H200' serving_1.5b | grep -q '^SAYS: 41000 tokens/s of 40000$'
 goals measured 'NVIDIA L4' decode_1.5b_1 | grep -q '^NOT RUN: no goal for NVIDIA L4$'
 for missed in decode_1.5b_32 prefill_1.5b; do
   if goals measured 'NVIDIA H200' "$missed"; then
