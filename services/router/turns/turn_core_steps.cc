@@ -50,6 +50,7 @@ void TurnCore::OnEntry(Turn& turn, const v1::EntryResult& result) {
                                                                 " and was sent to ", turn.planned_end)));
   }
   turn.done_end = result.position();
+  SettleStop(turn);
   turn.patience.Came(turn.done_end);
   turn.scores.insert(turn.scores.end(), result.scores().begin(), result.scores().end());
   if (turn.kind == Kind::kEmbed && turn.done_end == turn.KnownEnd()) {
