@@ -74,5 +74,71 @@ TEST(GraphsTest, GraphsAndLaunchesGiveTheSameBits) {
   }
 }
 
+// What a worker does before it takes requests: the steps that decode need no graph made in their way.
+TEST(GraphsTest, WarmUpMakesTheGraphsOfAllNumbersOfRows) {
+  testing::RandomModelOptions model;
+  const std::string path = absl::StrCat(::testing::TempDir(), "/warm.safetensors");
+  ASSERT_OK(testing::WriteRandomModel(model, path));
+  for (const int stages : {1, 2}) {
+    kernels::cuda::ResetFake();
+    TestEngineOptions options;
+    options.device = "cuda/emulated";
+    options.slots = 19;
+    options.max_batch_tokens = 40;
+    EnginePipeline engine(path, stages, options);
+    for (int stage = 0; stage < stages; ++stage) ASSERT_OK(engine.stage(stage).WarmUp());
+    // 1, 2, 4, 8, 16, 24 rows; on the last stage of each of the two steps that may be pending.
+    const int64_t graphs = kernels::cuda::CountsOfFake().graphs;
+    EXPECT_EQ(graphs, stages == 1 ? 12 : 18);
+    EXPECT_EQ(kernels::cuda::CountsOfFake().graph_launches, 0);
+    EXPECT_EQ(kernels::cuda::CountsOfFake().graph_copies, 0);
+    std::vector<uint64_t> positions(options.slots);
+    for (int slot = 0; slot < options.slots; ++slot) ASSERT_OK(engine.AttachFresh(slot, slot + 1));
+    for (const int rows : {19, 1, 3, 8, 11, 2}) {
+      v1::Step step;
+      for (int slot = 0; slot < rows; ++slot) {
+        *step.add_entries() = Entry(slot, slot + 1, positions[slot]++, {static_cast<uint32_t>(slot)}, false, true);
+      }
+      ASSERT_OK(engine.Step(step).status());
+    }
+    EXPECT_EQ(kernels::cuda::CountsOfFake().graphs, graphs) << "made in a step";
+    EXPECT_EQ(kernels::cuda::CountsOfFake().graph_launches, 6 * stages);
+    EXPECT_THAT(kernels::cuda::ViolationsOfFake(), IsEmpty());
+  }
+}
+
+// A worker whose GPU has no room for a graph serves all the same.
+TEST(GraphsTest, StepsThatNoGraphCanBeMadeOfAreLaunched) {
+  testing::RandomModelOptions model;
+  const std::string path = absl::StrCat(::testing::TempDir(), "/without.safetensors");
+  ASSERT_OK(testing::WriteRandomModel(model, path));
+  std::vector<std::string> logits;
+  for (const int64_t fail_graph : {-1, 0}) {
+    kernels::cuda::FakeFaults faults;
+    faults.fail_graph = fail_graph;  // Of one row, the first place.
+    kernels::cuda::ResetFake(faults);
+    TestEngineOptions options;
+    options.device = "cuda/emulated";
+    options.slots = 4;
+    options.max_batch_tokens = 8;
+    EnginePipeline engine(path, 1, options);
+    ASSERT_OK(engine.stage(0).WarmUp());
+    EXPECT_EQ(kernels::cuda::CountsOfFake().graphs, fail_graph == 0 ? 5 : 6);
+    ASSERT_OK(engine.AttachFresh(0, 1));
+    std::string of_run;
+    for (uint64_t t = 0; t < 4; ++t) {
+      v1::Step step;
+      *step.add_entries() = Entry(0, 1, t, {static_cast<uint32_t>(t)}, true, true);
+      const absl::StatusOr<StepOutput> output = engine.Step(step);
+      ASSERT_OK(output);
+      of_run += LogitsOf(*output, 1);
+    }
+    logits.push_back(of_run);
+    EXPECT_EQ(kernels::cuda::CountsOfFake().graph_launches, fail_graph == 0 ? 2 : 4);
+    EXPECT_THAT(kernels::cuda::ViolationsOfFake(), IsEmpty());
+  }
+  EXPECT_EQ(logits[0], logits[1]);
+}
+
 }  // namespace
 }  // namespace rwkv::worker

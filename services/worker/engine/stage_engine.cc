@@ -6,8 +6,11 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "kernels/base/status_macros.h"
+#include "services/common/logging.h"
 #include "services/common/sampling/sampling_params.h"
 
 namespace rwkv::worker {
@@ -57,6 +60,7 @@ StageEngine::~StageEngine() {
 
 absl::Status StageEngine::Allocate(TunedStates tuned_states) {
   RWKV_ASSIGN_OR_RETURN(stream_, device_->NewStream());
+  if (stream_->Repeats()) repeating_ = dynamic_cast<kernels::RepeatingStream*>(stream_.get());
   RWKV_ASSIGN_OR_RETURN(pool_, StatePool::Create(*device_, *model_, options_.slots));
   copies_ = std::make_shared<StateCopies>(*device_, model_->state_layout(), model_->weights().layers());
   for (auto& [id, state] : tuned_states) {
@@ -138,7 +142,38 @@ absl::Status StageEngine::WarmUp() {
       return absl::InternalError("warm-up: the model gives numbers that are not finite");
     }
   }
+  if (repeating_ != nullptr) RWKV_RETURN_IF_ERROR(PrepareSteps(*repeating_));
   return Reset();
+}
+
+absl::Status StageEngine::PrepareSteps(kernels::RepeatingStream& stream) {
+  const absl::Time begin = absl::Now();
+  const int64_t rows = std::min<int64_t>(options_.slots, options_.max_batch_tokens);
+  const int64_t every_row = 0;
+  for (const Place& place : places_) {
+    StageStep step;
+    step.x = x_.data();
+    step.v_first = v_first_.data();
+    if (is_last()) step.logit_rows = absl::MakeConstSpan(&every_row, 1);
+    step.logits = place.logits.data();
+    step.hidden = place.hidden.data();
+    RWKV_RETURN_IF_ERROR(model_->PrepareSteps(step, rows, pool_->view(), stream));
+  }
+  common::LogInfo("steps_prepared", {{"graphs", stream.repeated().ready},
+                                     {"device_bytes", stream.repeated().device_bytes},
+                                     {"seconds", absl::ToDoubleSeconds(absl::Now() - begin)}});
+  TellOfFailures();
+  return absl::OkStatus();
+}
+
+void StageEngine::TellOfFailures() {
+  if (repeating_ == nullptr || repeating_->repeated().failures == told_failures_) return;
+  const kernels::RepeatingStream::Repeated& repeated = repeating_->repeated();
+  told_failures_ = repeated.failures;
+  common::LogWarning("steps_not_repeated", {{"device", device_->name()},
+                                            {"failures", repeated.failures},
+                                            {"error", repeated.last_failure},
+                                            {"instead", "kernel by kernel"}});
 }
 
 absl::Status StageEngine::CheckManifest(const v1::SnapshotManifest& manifest, uint64_t position) const {

@@ -18,6 +18,7 @@
 #include "absl/types/optional.h"
 #include "kernels/api/sequence_span.h"
 #include "kernels/base/device.h"
+#include "kernels/base/repeating_stream.h"
 #include "kernels/base/stream.h"
 #include "rwkv/v1/state_store.pb.h"
 #include "rwkv/v1/worker.pb.h"
@@ -62,7 +63,8 @@ class StageEngine {
   absl::Status Reset();
 
   // Runs one full batch and one single row on throw-away states, so that the first request finds warm code and pages.
-  // Ends with Reset(). kInternal: the model gives NaN.
+  // Where the device repeats steps, makes ready all decode steps that ask for the logits of every row: a line in the
+  // log says how many there are and what memory they took. Ends with Reset(). kInternal: the model gives NaN.
   absl::Status WarmUp();
 
   // Gives the slot to the sequence, whoever held it before. `fresh` and `warm_sequence` are done when it returns OK;
@@ -150,6 +152,9 @@ class StageEngine {
 
   absl::Status Allocate(TunedStates tuned_states);
   absl::Status AllocatePlace(Place& place);
+  absl::Status PrepareSteps(kernels::RepeatingStream& stream);
+  // Steps that the device cannot repeat are slower, and right: a line in the log.
+  void TellOfFailures();
   // Null: the model's own.
   absl::StatusOr<const float*> FindTunedState(const std::string& id) const;
   absl::Status CheckManifest(const v1::SnapshotManifest& manifest, uint64_t position) const;
@@ -165,6 +170,7 @@ class StageEngine {
   const std::unique_ptr<kernels::Device> device_;
   const std::unique_ptr<StageModel> model_;
   std::unique_ptr<kernels::Stream> stream_;
+  kernels::RepeatingStream* repeating_ = nullptr;  // The same, if it repeats.
   const int64_t width_;
   const int64_t v_first_width_;
   const int64_t vocab_size_;
@@ -175,6 +181,7 @@ class StageEngine {
   StepAnswers answers_;
   uint64_t last_step_ = 0;                      // Enqueued.
   uint64_t finished_step_ = 0;                  // <= last_step_
+  int64_t told_failures_ = 0;                   // Of the stream's repeated().
   std::array<Place, kMaxPendingSteps> places_;  // Step n has place n % kMaxPendingSteps.
 
   // Of the step that is being packed, reused.

@@ -135,6 +135,7 @@ absl::Status StageEngine::EnqueueForward(Place& place, const LinkFrame* input, b
     forward.hidden_rows = hidden_rows_;
     forward.hidden = place.hidden.data();
     RWKV_RETURN_IF_ERROR(model_->Forward(forward, pool_->view(), *stream_));
+    TellOfFailures();
     if (is_last()) {
       RWKV_RETURN_IF_ERROR(EnqueueMatrices(place));
     } else if (!output_stays) {

@@ -61,33 +61,62 @@ constexpr int64_t kMostRepeatedRows = 256;
 
 }  // namespace
 
-absl::Status BlockStage::Forward(const StageStep& step, const StateView& state, kernels::Stream& stream) {
-  // One token each: such steps come again and again.
-  const bool repeats = stream.Repeats() && static_cast<int64_t>(step.spans.size()) == step.rows &&
-                       step.rows <= kMostRepeatedRows && RowBucket(step.rows) <= options_.max_rows;
-  const StageStep padded = repeats ? Pad(step) : step;
-  RWKV_ASSIGN_OR_RETURN(
-      const kernels::StepRows rows,
-      step_rows_->Load(padded.spans, absl::MakeConstSpan(padded.tokens, padded.rows), state.slots, stream));
-  RWKV_RETURN_IF_ERROR(PrepareStep(padded, state, stream));
-  if (!repeats) return Compute(padded, rows, state, stream);
-  // All that the operations' arguments depend on.
+// One token each: such steps come again and again.
+bool BlockStage::IsRepeated(const StageStep& step, const kernels::Stream& stream) const {
+  return stream.Repeats() && static_cast<int64_t>(step.spans.size()) == step.rows && step.rows <= kMostRepeatedRows &&
+         RowBucket(step.rows) <= options_.max_rows;
+}
+
+absl::Span<const int64_t> BlockStage::KeyOf(const StageStep& padded, const StateView& state) {
   key_.clear();
   for (const void* memory : {static_cast<const void*>(padded.x), static_cast<const void*>(padded.v_first),
                              static_cast<const void*>(padded.logits), static_cast<const void*>(padded.hidden),
                              static_cast<const void*>(state.tensor(0, 0).data)}) {
     key_.push_back(static_cast<int64_t>(reinterpret_cast<intptr_t>(memory)));
   }
-  key_.push_back(rows.rows);
+  key_.push_back(padded.rows);
   key_.push_back(static_cast<int64_t>(padded.logit_rows.size()));
   key_.insert(key_.end(), padded.logit_rows.begin(), padded.logit_rows.end());
   key_.insert(key_.end(), padded.hidden_rows.begin(), padded.hidden_rows.end());
-  return stream.Repeat(key_, [&] { return Compute(padded, rows, state, stream); });
+  return key_;
 }
 
-StageStep BlockStage::Pad(const StageStep& step) {
+absl::Status BlockStage::Forward(const StageStep& step, const StateView& state, kernels::Stream& stream) {
+  const bool repeats = IsRepeated(step, stream);
+  const StageStep padded = repeats ? Pad(step, RowBucket(step.rows)) : step;
+  RWKV_ASSIGN_OR_RETURN(
+      const kernels::StepRows rows,
+      step_rows_->Load(padded.spans, absl::MakeConstSpan(padded.tokens, padded.rows), state.slots, stream));
+  RWKV_RETURN_IF_ERROR(PrepareStep(padded, state, stream));
+  if (!repeats) return Compute(padded, rows, state, stream);
+  return stream.Repeat(KeyOf(padded, state), [&] { return Compute(padded, rows, state, stream); });
+}
+
+absl::Status BlockStage::PrepareSteps(const StageStep& step, int64_t rows, const StateView& state,
+                                      kernels::RepeatingStream& stream) {
+  const kernels::SequenceSpan nobody = {kernels::kPaddingSlot, 0, 1};
+  const int32_t token = 0;
+  const int64_t row = 0;
+  StageStep one = step;
+  one.spans = absl::MakeConstSpan(&nobody, 1);
+  one.rows = 1;
+  one.tokens = &token;
+  if (!step.logit_rows.empty()) one.logit_rows = absl::MakeConstSpan(&row, 1);
+  for (int64_t bucket = 1; bucket <= RowBucket(rows); bucket = RowBucket(bucket + 1)) {
+    const StageStep padded = Pad(one, bucket);
+    if (!IsRepeated(padded, stream)) break;
+    RWKV_ASSIGN_OR_RETURN(
+        const kernels::StepRows loaded,
+        step_rows_->Load(padded.spans, absl::MakeConstSpan(padded.tokens, padded.rows), state.slots, stream));
+    RWKV_RETURN_IF_ERROR(PrepareStep(padded, state, stream));
+    stream.Prepare(KeyOf(padded, state), [&] { return Compute(padded, loaded, state, stream); });
+  }
+  return absl::OkStatus();
+}
+
+StageStep BlockStage::Pad(const StageStep& step, int64_t rows) {
   StageStep padded = step;
-  padded.rows = RowBucket(step.rows);
+  padded.rows = rows;
   padded_spans_.assign(step.spans.begin(), step.spans.end());
   padded_tokens_.assign(step.tokens, step.tokens + step.rows);
   for (int64_t row = step.rows; row < padded.rows; ++row) {

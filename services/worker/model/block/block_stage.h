@@ -21,6 +21,7 @@
 #include "kernels/api/state_tensor.h"
 #include "kernels/api/step_rows.h"
 #include "kernels/base/device.h"
+#include "kernels/base/repeating_stream.h"
 #include "kernels/base/stream.h"
 #include "kernels/base/weight.h"
 #include "services/worker/model/block/stage_model.h"
@@ -37,6 +38,8 @@ class BlockStage : public StageModel {
   int64_t max_tokens() const override { return 0; }
   absl::Span<const float> InitialState(int stage_layer, int tensor) const override { return {}; }
   absl::Status Forward(const StageStep& step, const StateView& state, kernels::Stream& stream) final;
+  absl::Status PrepareSteps(const StageStep& step, int64_t rows, const StateView& state,
+                            kernels::RepeatingStream& stream) final;
 
  protected:
   using Buffer = kernels::DeviceArray<float>;  // [max_rows, a width]
@@ -104,8 +107,12 @@ class BlockStage : public StageModel {
   Buffer hidden_;                  // [F]
 
  private:
-  // The step with rows of nobody behind its own, of this object's memory.
-  StageStep Pad(const StageStep& step);
+  // Whether Forward() repeats such a step.
+  bool IsRepeated(const StageStep& step, const kernels::Stream& stream) const;
+  // All that the arguments of its operations depend on; of this object's memory.
+  absl::Span<const int64_t> KeyOf(const StageStep& padded, const StateView& state);
+  // The step with rows of nobody behind its own, `rows` in all, of this object's memory.
+  StageStep Pad(const StageStep& step, int64_t rows);
   // Enqueues all of the step; what, depends on the arguments' addresses and sizes alone.
   absl::Status Compute(const StageStep& step, const kernels::StepRows& rows, const StateView& state,
                        kernels::Stream& stream);

@@ -9,6 +9,7 @@
 #include "absl/types/span.h"
 #include "kernels/api/sequence_span.h"
 #include "kernels/base/device.h"
+#include "kernels/base/repeating_stream.h"
 #include "kernels/base/stream.h"
 #include "services/worker/model/block/state_layout.h"
 #include "services/worker/model/weights.h"
@@ -52,6 +53,13 @@ class StageModel {
   // own sequence alone, bit for bit. Enqueues on `stream`; buffers must live until it has passed them.
   // kInvalidArgument: our own bug, nothing has changed. Other codes: the device failed, states are undefined.
   virtual absl::Status Forward(const StageStep& step, const StateView& state, kernels::Stream& stream) = 0;
+
+  // Where the device repeats steps: makes ready those of up to `rows` rows of a token each, with the memory of `step`,
+  // all of whose rows ask for logits or none; of nobody, they change no state. Forward() takes them from then on.
+  virtual absl::Status PrepareSteps(const StageStep& step, int64_t rows, const StateView& state,
+                                    kernels::RepeatingStream& stream) {
+    return absl::OkStatus();
+  }
 };
 
 struct StageModelOptions {
