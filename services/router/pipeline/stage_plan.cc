@@ -100,15 +100,16 @@ absl::StatusOr<StagePlan> MakeStagePlan(const std::vector<std::pair<std::string,
     }
   }
 
+  // Who is missing may be restarting: clients are to try again.
   int end = 0;
   const StagePlan::Stage* previous = nullptr;
   for (const StagePlan::Stage& stage : plan.stages) {
     if (stage.worker.first_layer() < end) {
-      return absl::FailedPreconditionError(
+      return absl::UnavailableError(
           absl::StrCat("layers overlap: worker ", Layers(*previous), " and worker ", Layers(stage)));
     }
     if (stage.worker.first_layer() > end) {
-      return absl::FailedPreconditionError(absl::StrCat(
+      return absl::UnavailableError(absl::StrCat(
           "layers ", end, ":", stage.worker.first_layer(), " are missing: ",
           previous == nullptr ? std::string() : absl::StrCat("worker ", Layers(*previous), " is followed by "),
           "worker ", Layers(stage), previous == nullptr ? " comes first" : ""));
@@ -117,8 +118,8 @@ absl::StatusOr<StagePlan> MakeStagePlan(const std::vector<std::pair<std::string,
     previous = &stage;
   }
   if (end != plan.model.layer_count()) {
-    return absl::FailedPreconditionError(absl::StrCat("layers ", end, ":", plan.model.layer_count(),
-                                                      " are missing: worker ", Layers(*previous), " comes last"));
+    return absl::UnavailableError(absl::StrCat("layers ", end, ":", plan.model.layer_count(), " are missing: worker ",
+                                               Layers(*previous), " comes last"));
   }
   return plan;
 }

@@ -25,9 +25,9 @@ struct StagePlan {
 };
 
 // `workers`: address and description of each, in any order; not empty.
-// kFailedPrecondition: they do not make one pipeline: two models, layers that overlap or are missing, two state
-// layouts, two lists of tuned states, two numeric families, a description that makes no sense. kUnavailable: one
-// drains. Messages name the workers and what they hold.
+// kFailedPrecondition: they do not make one pipeline: two models, two state layouts, two lists of tuned states, two
+// numeric families, a description that makes no sense. kUnavailable: one drains, or layers overlap or are missing, for
+// which a worker may be on its way. Messages name the workers and what they hold.
 absl::StatusOr<StagePlan> MakeStagePlan(const std::vector<std::pair<std::string, v1::DescribeResponse>>& workers);
 
 }  // namespace rwkv::router

@@ -61,22 +61,22 @@ TEST(StagePlanTest, TheShortestContextCounts) {
 
 TEST(StagePlanTest, OverlapNamesBothWorkersAndTheirLayers) {
   EXPECT_THAT(MakeStagePlan({Worker("a:1", 0, 4), Worker("b:2", 3, 6)}).status(),
-              StatusIs(absl::StatusCode::kFailedPrecondition,
+              StatusIs(absl::StatusCode::kUnavailable,
                        AllOf(HasSubstr("overlap"), HasSubstr("a:1 (layers 0:4)"), HasSubstr("b:2 (layers 3:6)"))));
 }
 
 TEST(StagePlanTest, TheSameLayersTwiceOverlap) {
   EXPECT_THAT(MakeStagePlan({Worker("a:1", 0, 6), Worker("b:2", 0, 6)}).status(),
-              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("overlap")));
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("overlap")));
 }
 
 TEST(StagePlanTest, MissingLayersAreNamed) {
   EXPECT_THAT(MakeStagePlan({Worker("a:1", 0, 2), Worker("b:2", 4, 6)}).status(),
-              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("layers 2:4 are missing")));
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("layers 2:4 are missing")));
   EXPECT_THAT(MakeStagePlan({Worker("b:2", 4, 6)}).status(),
-              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("layers 0:4 are missing")));
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("layers 0:4 are missing")));
   EXPECT_THAT(MakeStagePlan({Worker("a:1", 0, 2)}).status(),
-              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("layers 2:6 are missing")));
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("layers 2:6 are missing")));
 }
 
 TEST(StagePlanTest, TwoModelsNameBothFingerprints) {
