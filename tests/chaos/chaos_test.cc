@@ -70,7 +70,7 @@ class Schedule {
       const absl::Time now = absl::Now();
       if (!is_well()) return false;
       for (size_t i = 0; i < faults_.size(); ++i) {
-        if (now < faults_[i].until) continue;
+        if (now < faults_[i].until || !CanMend(faults_[i])) continue;
         const Fault fault = std::move(faults_[i]);
         faults_.erase(faults_.begin() + static_cast<int64_t>(i));
         Say(absl::StrCat("mend ", fault.what));
@@ -93,6 +93,12 @@ class Schedule {
  private:
   void Say(const std::string& what) const {
     std::fprintf(stderr, "%7.2f s  %s\n", absl::ToDoubleSeconds(absl::Now() - begin_), what.c_str());
+  }
+
+  // A process that starts waits for the servers, and mending waits for the process: servers come first.
+  bool CanMend(const Fault& fault) const {
+    const auto is_server = [](const Fault& one) { return one.target == "postgres" || one.target == "s3"; };
+    return is_server(fault) || std::none_of(faults_.begin(), faults_.end(), is_server);
   }
 
   double Uniform(double low, double high) { return std::uniform_real_distribution<>(low, high)(random_); }
