@@ -1,10 +1,13 @@
 // A pipeline decodes by itself, as far as it was told; what the router promises stays.
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -81,8 +84,9 @@ TEST_P(GoOnTest, AStopTokenEndsItWhereItIs) {
   ExpectNextIsWarm(cluster, answer.tokens);
 }
 
-// A text that ends an answer is seen by the router alone: a session's slot must not go beyond it.
-TEST_P(GoOnTest, WithAStopStringASessionIsAskedForEachToken) {
+// A text that ends an answer is seen by the router alone: a session's slot must not go beyond it, so its worker waits
+// where one may end.
+TEST_P(GoOnTest, WithAStopStringASessionGoesOnToWhereItEnds) {
   FakePipeline::Options world = WorldPipeline();
   world.stage_count = GetParam();
   FakeCluster cluster(world);
@@ -99,14 +103,50 @@ TEST_P(GoOnTest, WithAStopStringASessionIsAskedForEachToken) {
   request.set_request_id("a");
   const FakeCluster::Answer with_session = cluster.Generate(request);
   EXPECT_EQ(with_session.finish.reason(), v1::FINISH_REASON_STOP_STRING);
-  EXPECT_EQ(cluster.pipeline().stats().own_steps, own_steps);
+  EXPECT_EQ(cluster.pipeline().stats().own_steps, own_steps + static_cast<int64_t>(with_session.tokens.size()) - 1)
+      << "asked for the first, and not a step beyond the last";
+  v1::GenerateRequest next;
+  next.set_text("and");
+  next.set_max_tokens(3);
+  next.set_session_id("s");
+  next.set_request_id("next");
+  const int64_t warm = cluster.pipeline().stats().attaches_warm;
+  ASSERT_THAT(cluster.Generate(next).status, IsOk());
+  EXPECT_EQ(cluster.pipeline().stats().attaches_warm, warm + 1) << "its slot is where its log is";
+  const int64_t own_steps_then = cluster.pipeline().stats().own_steps;
   request.clear_session_id();
   request.clear_request_id();
   const FakeCluster::Answer without = cluster.Generate(request);
   EXPECT_EQ(without.finish.reason(), v1::FINISH_REASON_STOP_STRING);
   EXPECT_THAT(without.tokens, ElementsAreArray(with_session.tokens));
-  EXPECT_THAT(cluster.pipeline().stats().own_steps, Ge(own_steps + static_cast<int64_t>(without.tokens.size()) - 1));
+  EXPECT_THAT(cluster.pipeline().stats().own_steps,
+              Ge(own_steps_then + static_cast<int64_t>(without.tokens.size()) - 1));
   EXPECT_TRUE(WaitUntil([&] { return cluster.router().counts().running == 0; }));
+}
+
+TEST_P(GoOnTest, WhereAStopStringMightHaveEndedItGoesOn) {
+  FakePipeline::Options world = WorldPipeline();
+  world.stage_count = GetParam();
+  FakeCluster cluster(world);
+  cluster.CreateSession("s");
+  v1::GenerateRequest request;
+  request.set_text("hello");
+  request.set_max_tokens(40);
+  const FakeCluster::Answer whole = cluster.Generate(request);
+  ASSERT_THAT(whole.status, IsOk());
+  // Each ends with a token of the answer, and none is met.
+  for (int i = 3; i < 39 && request.stop_size() < 3; ++i) {
+    const absl::string_view token = cluster.tokenizer().TokenBytes(whole.tokens[i]);
+    const bool is_ascii = std::all_of(token.begin(), token.end(), [](char byte) { return byte > 0; });
+    if (is_ascii && !token.empty()) request.add_stop(absl::StrCat("never ", token));
+  }
+  ASSERT_THAT(request.stop_size(), Ge(1));
+  request.set_session_id("s");
+  request.set_request_id("a");
+  const FakeCluster::Answer answer = cluster.Generate(request);
+  ASSERT_THAT(answer.status, IsOk());
+  EXPECT_THAT(answer.tokens, ElementsAreArray(whole.tokens));
+  EXPECT_EQ(answer.finish.reason(), v1::FINISH_REASON_LENGTH);
 }
 
 TEST_P(GoOnTest, ACancelledTurnIsRetiredWhereItsSlotIs) {
@@ -148,7 +188,7 @@ TEST_P(GoOnTest, SnapshotsAreTakenOnTheWay) {
   const FakeCluster::Answer answer = cluster.Generate(SessionRequest("s", "a", Prompt(1), 300));
   ASSERT_THAT(answer.status, IsOk());
   EXPECT_THAT(answer.tokens, ElementsAreArray(Undisturbed(300)));
-  EXPECT_THAT(cluster.pipeline().stats().saves, Ge(2));
+  EXPECT_TRUE(WaitUntil([&] { return cluster.pipeline().stats().saves >= 2; })) << "one at its end";
   EXPECT_TRUE(WaitUntil([&] { return cluster.metrics().snapshots_committed.Value() >= 2; }));
   EXPECT_EQ(cluster.metrics().snapshots_failed.Value(), 0) << "a slot was not where it was taken to be";
 }

@@ -74,6 +74,8 @@ struct Turn {
   // The tuned state it begins with, in full; empty: the model's own. With a session: what the request named (empty:
   // none) until the opening, from then on the session's.
   std::string initial_state;
+  // kGenerate in a session: tokens that may complete a stop string. Unset: too many, or any may.
+  absl::optional<std::vector<uint32_t>> pause_token_ids = std::vector<uint32_t>();
 
   std::shared_ptr<TurnTrace> trace;  // Null: not traced.
 
@@ -131,6 +133,7 @@ struct Turn {
   uint64_t fed_end = 0;                            // The scheduler was given everything before this position.
   uint64_t planned_end = 0;           // Everything before this position is in commands, or decoded without.
   bool goes_on = false;               // Its worker has the token drawn last, and decodes up to planned_end.
+  bool paused = false;                // It waits until it is told that this one knows of the token drawn last.
   bool halting = false;               // It was told to stop, and has not done so yet, as far as is known here.
   absl::optional<uint64_t> stops_at;  // It said where, and results up to there are on their way.
   uint64_t done_end = 0;              // Everything before this position has come back.

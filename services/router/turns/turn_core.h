@@ -215,6 +215,8 @@ class TurnCore {
   // With the entry that draws its first token here.
   void BeginGoingOn(Turn& turn, v1::StepEntry* entry);
   void AdvanceGoing(Turn& turn, bool idle);
+  // A token came that may have ended the answer: whether its worker has seen that, too.
+  void FollowStop(Turn& turn, uint32_t token_id);
   // It stops within two steps, and OnStopped() follows.
   void Halt(Turn& turn);
   void OnStopped(const v1::SequenceStopped& stopped);

@@ -11,8 +11,9 @@ namespace rwkv::router {
 using Kind = Turn::Kind;
 
 bool TurnCore::MayGoOn(const Turn& turn) const {
-  // A stop string is seen here alone, when the slot has gone too far for others to go on from.
-  return turn.kind == Kind::kGenerate && !turn.yielding && (!turn.HasLog() || turn.spec.stop().empty());
+  // A stop string is seen here alone: the worker waits where one may end, or the slot would go too far for others to go
+  // on from.
+  return turn.kind == Kind::kGenerate && !turn.yielding && (!turn.HasLog() || turn.pause_token_ids.has_value());
 }
 
 uint64_t TurnCore::GoOnLimit(const Turn& turn) const {
@@ -30,6 +31,7 @@ uint64_t TurnCore::GoOnLimit(const Turn& turn) const {
 
 void TurnCore::BeginGoingOn(Turn& turn, v1::StepEntry* entry) {
   turn.goes_on = true;
+  turn.paused = false;
   turn.fed_end = turn.planned_end = GoOnLimit(turn);
   entry->set_go_on_until(turn.planned_end);
   turn.lane->scheduler.MoveTo(turn.sequence, turn.planned_end);
@@ -40,7 +42,9 @@ void TurnCore::AdvanceGoing(Turn& turn, bool idle) {
   if (idle && MaySave(turn) && turn.planned_end >= turn.saved_position + options_.snapshot_interval_tokens) Save(turn);
   const uint64_t limit = GoOnLimit(turn);
   // Told early enough that it never waits, and not for every token.
-  if (limit == turn.planned_end || turn.planned_end - turn.done_end > (limit - turn.done_end) / 2) return;
+  const bool is_far = limit == turn.planned_end || turn.planned_end - turn.done_end > (limit - turn.done_end) / 2;
+  if (is_far && !turn.paused) return;
+  turn.paused = false;
   turn.fed_end = turn.planned_end = limit;
   turn.lane->scheduler.GoOn(turn.sequence, limit);
 }
@@ -49,6 +53,17 @@ void TurnCore::Halt(Turn& turn) {
   if (turn.halting) return;
   turn.halting = true;
   turn.lane->scheduler.Halt(turn.sequence);
+}
+
+void TurnCore::FollowStop(Turn& turn, uint32_t token_id) {
+  if (turn.HasLog()) {
+    const std::vector<uint32_t>& pauses = *turn.pause_token_ids;
+    turn.paused = std::binary_search(pauses.begin(), pauses.end(), token_id);
+  }
+  if (!turn.answer->finished()) return;
+  if (turn.answer->reason() == v1::FINISH_REASON_STOP_TOKEN || turn.paused) return StandStill(turn);
+  // Its slot goes beyond the answer: of no use to anybody.
+  if (turn.answer->reason() == v1::FINISH_REASON_STOP_STRING) RemoveSequence(turn);
 }
 
 void TurnCore::OnStopped(const v1::SequenceStopped& stopped) {

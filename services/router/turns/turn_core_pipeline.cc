@@ -92,7 +92,8 @@ void TurnCore::Locate(const TurnPtr& turn) {
     if (tail.ok()) located.tail = *std::move(tail);
     return located;
   };
-  if (!RunStoreJob<Located>(world_, Traced<Located>(turn->trace, work), [this, turn](Located located) { OnLocated(turn, std::move(located)); })) {
+  if (!RunStoreJob<Located>(world_, Traced<Located>(turn->trace, work),
+                            [this, turn](Located located) { OnLocated(turn, std::move(located)); })) {
     Park(*turn);
     turn->not_before = Now() + options_.retry_delay;
   }
@@ -198,6 +199,7 @@ void TurnCore::BeginAttach(const TurnPtr& turn, TurnLane& lane, SequenceId seque
   turn->planned_end = position;
   turn->done_end = position;
   turn->goes_on = false;
+  turn->paused = false;
   turn->halting = false;
   turn->stops_at = absl::nullopt;
   turn->saved_position = position;

@@ -72,9 +72,7 @@ void TurnCore::OnEntry(Turn& turn, const v1::EntryResult& result) {
   metrics_->generated_tokens.Increment();
   ++tokens_drawn_;
   turn.answer->Push(result.token_id(), result.logprob(), {result.top_logprobs().begin(), result.top_logprobs().end()});
-  if (turn.answer->finished() && turn.Going() && turn.answer->reason() == v1::FINISH_REASON_STOP_TOKEN) {
-    StandStill(turn);  // Its worker saw the stop token, too.
-  }
+  if (turn.Going()) FollowStop(turn, result.token_id());
   if (turn.answer->finished() && !turn.HasLog()) metrics_->CountFinish(turn.answer->reason());
 }
 
@@ -142,6 +140,9 @@ void TurnCore::FillAttach(const AttachCommand& command, v1::AttachSequence* atta
   if (turn.kind == Kind::kGenerate) {
     const std::vector<uint32_t>& stops = turn.answer->stop_token_ids();
     attach->mutable_stop_token_ids()->Add(stops.begin(), stops.end());
+    const std::vector<uint32_t> pauses =
+        turn.HasLog() ? turn.pause_token_ids.value_or(std::vector<uint32_t>()) : std::vector<uint32_t>();
+    attach->mutable_pause_token_ids()->Add(pauses.begin(), pauses.end());
   }
   if (turn.answer.has_value()) {
     attach->mutable_turn_token_ids()->Add(turn.answer->ids().begin(), turn.answer->ids().end());
@@ -202,6 +203,8 @@ void TurnCore::SendCommands(TurnLane& lane) {
       command->mutable_go_on()->set_slot(go_on->slot);
       command->mutable_go_on()->set_sequence(go_on->sequence);
       command->mutable_go_on()->set_until(go_on->until);
+      const auto turn = by_sequence_.find(go_on->sequence);
+      if (turn != by_sequence_.end()) command->mutable_go_on()->set_known(turn->second->done_end);
     }
     // Not sent: the epoch is over, and EpochDown is on its way.
     if (!world_->Send(lane.epoch, std::move(command))) return;

@@ -11,6 +11,7 @@
 #include "services/common/tenant_ids.h"
 #include "services/router/turns/driver.h"
 #include "services/router/turns/turn.h"
+#include "services/tokenizer/completing_tokens.h"
 
 namespace rwkv::router {
 
@@ -94,6 +95,13 @@ void TurnManager::Generate(CallId call, const v1::GenerateRequest& request,
   turn->prompt = std::move(input->tokens);
   turn->input_field = std::move(input->input_field);
   turn->spec = std::move(input->spec);
+  if (turn->HasLog() && turn->spec.stop_size() > 0) {
+    turn->pause_token_ids = tokenizer::CompletingTokens(
+        *(*model)->tokenizer, std::vector<std::string>(turn->spec.stop().begin(), turn->spec.stop().end()));
+    if (turn->pause_token_ids.has_value() && turn->pause_token_ids->size() > kMaxPauseTokens) {
+      turn->pause_token_ids = absl::nullopt;
+    }
+  }
   turn->resume_from = input->resume_from;
   turn->initial_state = std::move(input->initial_state);
   driver_->Submit(std::move(turn));

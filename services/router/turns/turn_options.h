@@ -18,6 +18,9 @@ namespace rwkv::router {
 // Names a call from TurnManager::NewCall() on.
 using CallId = uint64_t;
 
+// Tokens at which a worker waits for its router; with more of them a turn is asked for each token.
+inline constexpr size_t kMaxPauseTokens = 8192;
+
 struct TurnOptions {
   std::string router;                              // --name: the leases' holder.
   std::string incarnation;                         // Unique per start of this router.

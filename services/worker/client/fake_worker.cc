@@ -100,6 +100,7 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
     std::deque<v1::ExecuteRequest> commands;
     std::deque<v1::ExecuteResponse> responses;
     uint64_t steps_done = 0;
+    uint64_t commands_taken = 0;
   };
 
   explicit FakePipelineState(FakePipeline::Options options)
@@ -457,6 +458,7 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
     }
     const v1::ExecuteRequest command = std::move(stream.commands.front());
     stream.commands.pop_front();
+    ++stream.commands_taken;
     switch (command.command_case()) {
       case v1::ExecuteRequest::kAttach:
         Attach(index, command.attach());
@@ -492,6 +494,7 @@ class FakePipelineState : public std::enable_shared_from_this<FakePipelineState>
     for (const Stage& stage : stages_) {
       if (stage.driver == nullptr || stage.frozen || stage.driver->epoch != first.driver->epoch) return false;
       if (stage.driver->steps_done != first.driver->steps_done) return false;
+      if (stage.driver->commands_taken < first.driver->commands_taken) return false;  // The first's order counts.
     }
     if (paused_) --allowed_steps_;
     const v1::Step step = own_steps_.Next(options_.max_batch_tokens, options_.stage_count);

@@ -24,6 +24,7 @@ void OwnSteps::OnAttach(const v1::AttachSequence& attach) {
   sequence.id = attach.sequence();
   sequence.position = attach.position();
   sequence.stop_token_ids.assign(attach.stop_token_ids().begin(), attach.stop_token_ids().end());
+  sequence.pause_token_ids.assign(attach.pause_token_ids().begin(), attach.pause_token_ids().end());
 }
 
 void OwnSteps::OnRelease(const v1::ReleaseSlot& release) {
@@ -37,6 +38,7 @@ void OwnSteps::OnStep(const v1::Step& step) {
     ++sequence->in_flight;
     sequence->token = absl::nullopt;
     sequence->until = entry.go_on_until();
+    sequence->paused = false;
   }
 }
 
@@ -55,6 +57,8 @@ OwnSteps::Stopped OwnSteps::OnResult(const v1::StepResult& result) {
       const std::vector<uint32_t>& stops = sequence->stop_token_ids;
       if (entry.has_token_id() && !std::binary_search(stops.begin(), stops.end(), entry.token_id())) {
         sequence->token = entry.token_id();
+        const std::vector<uint32_t>& pauses = sequence->pause_token_ids;
+        sequence->paused = std::binary_search(pauses.begin(), pauses.end(), entry.token_id());
       }
     }
     if (sequence->in_flight == 0 && std::exchange(sequence->stopping, false)) {
@@ -68,6 +72,7 @@ OwnSteps::Stopped OwnSteps::OnGoOn(const v1::GoOn& go_on) {
   Sequence* const sequence = Find(go_on.slot(), go_on.sequence());
   if (sequence == nullptr) return {};  // Nobody waits for an answer.
   sequence->until = go_on.until();
+  if (go_on.known() >= sequence->position) sequence->paused = false;
   if (go_on.until() > 0) return {};
   if (sequence->in_flight == 0) return {StoppedAt(go_on.slot(), *sequence)};
   sequence->stopping = true;

@@ -32,16 +32,18 @@ class OwnSteps {
  private:
   struct Sequence {
     uint64_t id = 0;
-    std::vector<uint32_t> stop_token_ids;  // Ascending.
-    uint64_t position = 0;                 // As the last result said.
+    std::vector<uint32_t> stop_token_ids;  // Ascending, both.
+    std::vector<uint32_t> pause_token_ids;
+    uint64_t position = 0;  // As the last result said.
     uint64_t until = 0;
     absl::optional<uint32_t> token;  // Drawn last, and not fed.
     int in_flight = 0;               // Steps without results.
+    bool paused = false;             // Until the router knows of `token`.
     bool stopping = false;           // Says so as soon as nothing is in flight.
     uint64_t waits_since = 0;        // Of last_turn_.
 
-    bool Goes() const { return position < until && (in_flight > 0 || token.has_value()); }
-    bool MayGoOn() const { return in_flight == 0 && token.has_value() && position < until; }
+    bool Goes() const { return position < until && !paused && (in_flight > 0 || token.has_value()); }
+    bool MayGoOn() const { return in_flight == 0 && token.has_value() && position < until && !paused; }
   };
 
   // Null: the slot is not this sequence's.

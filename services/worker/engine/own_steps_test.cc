@@ -51,6 +51,12 @@ v1::GoOn GoOn(uint64_t until) {
   return go_on;
 }
 
+v1::GoOn Knowing(uint64_t until, uint64_t known) {
+  v1::GoOn go_on = GoOn(until);
+  go_on.set_known(known);
+  return go_on;
+}
+
 std::vector<int> Slots(const v1::Step& step) {
   std::vector<int> slots;
   for (const v1::StepEntry& entry : step.entries()) slots.push_back(entry.slot());
@@ -74,6 +80,24 @@ class OwnStepsTest : public ::testing::Test {
 
   OwnSteps own_;
 };
+
+TEST_F(OwnStepsTest, WaitsWhereTheAnswerMayEndUntilTheRouterKnowsOfIt) {
+  v1::AttachSequence attach = Attach(kSlot, kSequence);
+  attach.add_pause_token_ids(42);
+  own_.OnAttach(attach);
+  own_.OnStep(Step(kSlot, kSequence, 20));
+  own_.OnResult(Result(kSlot, kSequence, 10, 42));
+  EXPECT_FALSE(own_.ready());
+  own_.OnGoOn(Knowing(30, 9));
+  EXPECT_FALSE(own_.ready()) << "said before the router had it";
+  own_.OnGoOn(Knowing(30, 10));
+  EXPECT_TRUE(own_.ready());
+  Go(11, 7);
+  EXPECT_TRUE(own_.ready());
+  Go(12, 42);
+  EXPECT_FALSE(own_.ready());
+  EXPECT_THAT(own_.OnGoOn(GoOn(0)), ::testing::SizeIs(1)) << "it stands there";
+}
 
 TEST_F(OwnStepsTest, FeedsWhatWasDrawnUntilTheEnd) {
   ASSERT_TRUE(own_.ready());
