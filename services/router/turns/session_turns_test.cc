@@ -111,9 +111,9 @@ TEST(SessionTurnsTest, LongTurnsAreSavedOnTheWay) {
   options.snapshot_interval_tokens = 10;
   FakeCluster cluster({}, options);
   cluster.CreateSession("s");
-  // One is under way at a time, so a slow machine has fewer of them than the 50 that there could be.
+  // One is under way at a time, and tokens come faster than that: fewer of them than the 50 that there could be.
   ASSERT_THAT(cluster.Generate(SessionRequest("s", "a", Prompt(1), 500)).status, IsOk());
-  EXPECT_TRUE(WaitUntil([&] { return cluster.metrics().snapshots_committed.Value() >= 4; }));
+  EXPECT_TRUE(WaitUntil([&] { return cluster.metrics().snapshots_committed.Value() >= 2; }));
 }
 
 TEST(SessionTurnsTest, ACancelledTurnGoesOnWhereItWas) {
@@ -256,6 +256,7 @@ TEST(SessionTurnsTest, AnotherTurnClosesOneWhoseClientLeft) {
   cluster.pipeline().AllowSteps(6);
   ASSERT_TRUE(first.stream->WaitReceived(3));
   cluster.router().Cancel(first.id);
+  ASSERT_TRUE(WaitUntil([&] { return cluster.router().counts().running == 0; }));
   cluster.pipeline().ResumeSteps();
   const FakeCluster::Answer second = cluster.Generate(SessionRequest("s", "b", Prompt(2), 5));
   ASSERT_THAT(second.status, IsOk());
