@@ -238,8 +238,8 @@ TEST(RefusalTest, ResumingWhatIsNotKnownLeavesNoTrace) {
   cluster.pipeline().AllowSteps(5);
   ASSERT_TRUE(left.stream->WaitReceived(2));
   cluster.router().Cancel(left.id);
-  cluster.pipeline().ResumeSteps();
   ASSERT_TRUE(WaitUntil([&] { return cluster.router().counts().running == 0; }));
+  cluster.pipeline().ResumeSteps();
   EXPECT_THAT(cluster.Generate(request).status, StatusIs(absl::StatusCode::kOutOfRange));
   EXPECT_EQ(GetSession(cluster, "s").open_request_id(), "left");
   EXPECT_THAT(cluster.Generate(SessionRequest("s", "left", Prompt(2), 20)).tokens,
