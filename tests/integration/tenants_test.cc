@@ -57,6 +57,7 @@ class TenantsTest : public ::testing::Test {
 
   void Start(const std::string& tenants) {
     ReplaceFile(tenants_, tenants);
+    ReplaceFile(key_, kKey);
     ReplaceFile(keys_, absl::StrCat("sha256:", kKeyHash, " name=alice tenant=acme\n"));
     LocalCluster::Options options;
     options.model = model_;
@@ -71,8 +72,7 @@ class TenantsTest : public ::testing::Test {
   std::unique_ptr<RouterClient> Acme() {
     common::ClientSecurityOptions security;
     security.authorities = cluster_->files("operator").authorities();
-    security.api_key_file = ::testing::TempDir() + "/key";
-    ReplaceFile(security.api_key_file, kKey);
+    security.api_key_file = key_;
     const absl::StatusOr<common::ClientCredentials> made = common::MakeClientCredentials(security);
     EXPECT_THAT(made, IsOk());
     common::ChannelOptions channel;
@@ -112,6 +112,7 @@ class TenantsTest : public ::testing::Test {
 
   static std::string model_;
   const std::string tenants_ = ::testing::TempDir() + "/tenants", keys_ = ::testing::TempDir() + "/api_keys";
+  const std::string key_ = ::testing::TempDir() + "/key";
   std::unique_ptr<LocalCluster> cluster_;
 };
 
