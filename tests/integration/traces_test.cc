@@ -34,6 +34,7 @@ namespace {
 using ::rwkv::testing::IsOk;
 using ::rwkv::testing::LocalCluster;
 using ::rwkv::testing::SpanCollector;
+using ::testing::AnyOf;
 using ::testing::Contains;
 using ::testing::Each;
 using ::testing::HasSubstr;
@@ -153,7 +154,7 @@ TEST_F(TracesTest, OneTraceOverAllProcessesAndNothingIsLostAtTheEnd) {
       expected.push_back(absl::StrCat("router-0 ", stage, " < ", call));
     }
     for (const char* worker : {"worker-0", "worker-1"}) {
-      for (const char* span : {"attach", "prefill", "decode", "save"}) {
+      for (const char* span : {"attach", "prefill", "save"}) {
         expected.push_back(absl::StrCat(worker, " worker.", span, " < ", call));
       }
       expected.push_back(absl::StrCat("state_store-0 rwkv.v1.StateRecords/PutRecord < ", worker, " worker.save"));
@@ -165,6 +166,10 @@ TEST_F(TracesTest, OneTraceOverAllProcessesAndNothingIsLostAtTheEnd) {
     expected.push_back("state_store-0 rwkv.v1.StateCatalog/FindSnapshot < router-0 locate");
     const std::set<std::string> tree = Tree(spans);
     EXPECT_THAT(tree, IsSupersetOf(expected)) << "trace " << trace << ":\n" << absl::StrJoin(tree, "\n");
+    for (const char* worker : {"worker-0 ", "worker-1 "}) {  // They are asked for tokens, or go on by themselves.
+      EXPECT_THAT(tree, Contains(AnyOf(absl::StrCat(worker, "worker.decode < ", call),
+                                       absl::StrCat(worker, "worker.lease < ", call))));
+    }
     // Of the stage that the turn is in by then, or of the call.
     EXPECT_THAT(tree, Contains(HasSubstr("state_store-0 rwkv.v1.StateCatalog/CommitSnapshot < router-0")));
     EXPECT_THAT(tree, Each(Not(HasSubstr("nobody"))));
