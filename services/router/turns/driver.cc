@@ -125,12 +125,14 @@ void TurnManager::Driver::PoolsDropped() {
 void TurnManager::Driver::OnEpochUp(uint64_t epoch, const StagePlan& plan) {
   auto model = std::make_shared<ServingModel>(MakeModel(plan.model));
   model->state_layout = plan.state_layout;
-  {
-    absl::MutexLock lock(&mu_);
-    model_ = model;
-    models_.served[plan.model.fingerprint()] = std::move(model);
-  }
-  loop_->Post([this, epoch, plan] {
+  loop_->Post([this, epoch, plan, model] {
+    {
+      // With the core's, in one order: pipelines come up side by side, and what the core did not know yet was taken for
+      // a model that is over.
+      absl::MutexLock lock(&mu_);
+      model_ = model;
+      models_.served[plan.model.fingerprint()] = model;
+    }
     core_.EpochUp(epoch, plan);
     PoolsDropped();  // The last model that was served stays until there is another.
   });
