@@ -13,7 +13,6 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
-#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -23,6 +22,7 @@
 #include "tests/testing/local_cluster.h"
 #include "tests/testing/random_model.h"
 #include "tests/testing/status_matchers.h"
+#include "tests/testing/wait_until.h"
 
 namespace rwkv {
 namespace {
@@ -225,12 +225,8 @@ class DisturbedTest : public ::testing::Test {
   }
   // Until the process has written `text` so many times.
   absl::Status WaitForLog(const std::string& name, const std::string& text, size_t times) {
-    const absl::Time limit = absl::Now() + absl::Seconds(60);
-    while (Count(name, text) < times) {
-      if (absl::Now() > limit) return absl::DeadlineExceededError(absl::StrCat(name, " never says ", text));
-      absl::SleepFor(absl::Milliseconds(5));
-    }
-    return absl::OkStatus();
+    if (testing::WaitUntil([&] { return Count(name, text) >= times; })) return absl::OkStatus();
+    return absl::DeadlineExceededError(absl::StrCat(name, " never says ", text));
   }
   size_t Count(const std::string& name, const std::string& text) const {
     const std::string log = cluster_->Log(name);

@@ -1,8 +1,8 @@
 // Two pipelines, a spare, two routers: whoever is killed or stopped under streaming sessions, each stream is that of an
 // undisturbed run.
-#include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
@@ -16,6 +16,7 @@
 #include "tests/testing/local_cluster.h"
 #include "tests/testing/random_model.h"
 #include "tests/testing/status_matchers.h"
+#include "tests/testing/wait_until.h"
 
 namespace rwkv {
 namespace {
@@ -24,8 +25,6 @@ using ::rwkv::testing::Conversations;
 using ::rwkv::testing::IsOk;
 using ::rwkv::testing::IsOkAndHolds;
 using ::rwkv::testing::LocalCluster;
-
-constexpr absl::Duration kLimit = absl::Seconds(60);
 
 LocalCluster::Options TwoOfEach() {
   testing::RandomModelOptions model;
@@ -41,13 +40,6 @@ LocalCluster::Options TwoOfEach() {
   options.worker_flags = {"--slots=8", "--threads=1"};
   options.router_flags = {"--lease_ttl=3s", "--snapshot_interval_tokens=64"};
   return options;
-}
-
-bool WaitUntil(const std::function<bool()>& condition) {
-  for (const absl::Time limit = absl::Now() + kLimit; absl::Now() < limit; absl::SleepFor(absl::Milliseconds(5))) {
-    if (condition()) return true;
-  }
-  return false;
 }
 
 class FailoverTest : public ::testing::Test {
@@ -113,6 +105,28 @@ TEST_F(FailoverTest, ARouterAndAWorkerAtOnceAndAllOfAPipeline) {
   Compare();
 }
 
+// Workers of another cut of the layers come up beside the old ones, which then drain; and back again.
+TEST(ReshardingTest, TurnsMoveToAnotherCutOfTheLayersAndBack) {
+  LocalCluster::Options options = TwoOfEach();
+  options.pipelines = 1;
+  options.spares = {};
+  options.stages_of_another = 3;
+  options.routers = 1;
+  auto cluster = LocalCluster::Start(options);
+  ASSERT_THAT(cluster, IsOk());
+  Conversations conversations(cluster->get(), Conversations::Options());
+  conversations.Start();
+  const std::vector<std::vector<std::string>> cuts = {{"worker-0", "worker-1"}, {"worker-2", "worker-3", "worker-4"}};
+  for (const int old : {0, 1, 0}) {
+    for (const std::string& worker : cuts[old]) ASSERT_THAT((*cluster)->Terminate(worker), IsOk());
+    conversations.ExpectProgress();
+    for (const std::string& worker : cuts[old]) ASSERT_THAT((*cluster)->Restart(worker), IsOk());
+    ASSERT_THAT((*cluster)->WaitUntilServing(), IsOk());
+  }
+  conversations.Compare();
+  EXPECT_LT(conversations.longest_pause(), absl::Seconds(10));
+}
+
 TEST(StandbyTest, ARouterMoreThanPipelinesStandsByAndTakesOver) {
   LocalCluster::Options options = TwoOfEach();
   options.pipelines = 1;
@@ -124,7 +138,7 @@ TEST(StandbyTest, ARouterMoreThanPipelinesStandsByAndTakesOver) {
                                name);
   };
   int driver = -1;
-  ASSERT_TRUE(WaitUntil([&] {
+  ASSERT_TRUE(testing::WaitUntil([&] {
     for (int i = 0; i < 2; ++i) {
       const absl::StatusOr<bool> is_serving = serving(i);
       if (is_serving.ok() && *is_serving) driver = i;
@@ -136,14 +150,14 @@ TEST(StandbyTest, ARouterMoreThanPipelinesStandsByAndTakesOver) {
   EXPECT_THAT(serving(standby, "live"), IsOkAndHolds(true));
   ASSERT_THAT((*cluster)->Kill(absl::StrCat("router-", driver)), IsOk());
   const absl::Time begin = absl::Now();
-  ASSERT_TRUE(WaitUntil([&] {
+  ASSERT_TRUE(testing::WaitUntil([&] {
     const absl::StatusOr<bool> is_serving = serving(standby);
     return is_serving.ok() && *is_serving;
   }));
   EXPECT_LT(absl::Now() - begin, absl::Seconds(5)) << "two seconds, and a slow machine";
   // It falls when there is nothing left to serve with, and the process is still alive.
   ASSERT_THAT((*cluster)->Kill("worker-1"), IsOk());
-  ASSERT_TRUE(WaitUntil([&] {
+  ASSERT_TRUE(testing::WaitUntil([&] {
     const absl::StatusOr<bool> is_serving = serving(standby);
     return is_serving.ok() && !*is_serving;
   }));

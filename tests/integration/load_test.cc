@@ -21,7 +21,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
-#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -29,6 +28,7 @@
 #include "tests/testing/local_cluster.h"
 #include "tests/testing/random_model.h"
 #include "tests/testing/status_matchers.h"
+#include "tests/testing/wait_until.h"
 
 namespace rwkv {
 namespace {
@@ -181,8 +181,7 @@ TEST(LoadTest, CtrlCEndsItWithItsReport) {
   const std::unique_ptr<LocalCluster> cluster = Start({});
   ASSERT_NE(cluster, nullptr);
   Load load(*cluster, {"--streams", "2", "--duration", "1h", "--max-tokens", "100000"});
-  const absl::Time limit = absl::Now() + kPatience;
-  while (Counter(*cluster, kGenerated) < 10 && absl::Now() < limit) absl::SleepFor(absl::Milliseconds(10));
+  ASSERT_TRUE(testing::WaitUntil([&] { return Counter(*cluster, kGenerated) >= 10; }, kPatience));
   load.Interrupt();
   const json report = load.Report();
   EXPECT_EQ(report["requests"]["interrupted"], 2);

@@ -1,4 +1,5 @@
 // Long answers share slots, and turns go on without input, as real processes: tokens of undisturbed runs.
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -9,7 +10,6 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -19,6 +19,7 @@
 #include "tests/testing/local_cluster.h"
 #include "tests/testing/random_model.h"
 #include "tests/testing/status_matchers.h"
+#include "tests/testing/wait_until.h"
 
 namespace rwkv {
 namespace {
@@ -111,13 +112,8 @@ TEST(SharingTest, LongAnswersTakeTurnsInOneSlotAlsoOverAKill) {
         [&, i, session] { answers[i] = Generate(*client, Turn(session, "r", 12, kTokens), &counts[i]); });
   }
   // Everybody has begun before anybody is through.
-  bool all_begun = false;
-  for (const absl::Time limit = absl::Now() + kLimit; !all_begun && absl::Now() < limit;) {
-    all_begun = true;
-    for (const std::atomic<int>& count : counts) all_begun = all_begun && count > 0;
-    absl::SleepFor(absl::Milliseconds(1));  // Polls.
-  }
-  EXPECT_TRUE(all_begun);
+  EXPECT_TRUE(testing::WaitUntil(
+      [&] { return std::all_of(counts.begin(), counts.end(), [](const auto& count) { return count > 0; }); }, kLimit));
   for (const std::atomic<int>& count : counts) EXPECT_LT(count, static_cast<int>(kTokens));
   EXPECT_OK(cluster->Kill("worker-1"));
   EXPECT_OK(cluster->Restart("worker-1"));

@@ -26,6 +26,7 @@
 #include "tests/testing/local_cluster.h"
 #include "tests/testing/random_model.h"
 #include "tests/testing/status_matchers.h"
+#include "tests/testing/wait_until.h"
 
 namespace rwkv {
 namespace {
@@ -82,7 +83,7 @@ class TenantsTest : public ::testing::Test {
 
   // Adds what the call's last message says.
   static absl::Status Generate(RouterClient& client, const std::string& session, const std::string& request_id,
-                               uint32_t max_tokens, Sums* sums) {
+                               uint32_t max_tokens, Sums* sums, std::atomic<int>* tokens = nullptr) {
     v1::GenerateRequest request;
     request.set_session_id(session);
     request.set_request_id(request_id);
@@ -95,6 +96,8 @@ class TenantsTest : public ::testing::Test {
         sums->prompt_tokens += response.finish().prompt_tokens();
         sums->generated_tokens += response.finish().generated_tokens();
         EXPECT_EQ(response.finish().session_id(), session);
+      } else if (tokens != nullptr) {
+        ++*tokens;
       }
       return absl::OkStatus();
     });
@@ -132,8 +135,9 @@ TEST_F(TenantsTest, WhatIsAccountedIsWhatClientsWereToldWhateverDied) {
   int turn = 0;
   for (const std::string& name : {"router-0", "worker-1", "state_store-0", "router-0"}) {
     absl::Status status = absl::UnknownError("not asked");
-    std::thread caller([&] { status = Generate(*client, "s", absl::StrCat("turn-", turn), 150, &sums); });
-    absl::SleepFor(absl::Milliseconds(30));  // Anywhere in it.
+    std::atomic<int> tokens{0};
+    std::thread caller([&] { status = Generate(*client, "s", absl::StrCat("turn-", turn), 150, &sums, &tokens); });
+    EXPECT_TRUE(testing::WaitUntil([&] { return tokens > 5 * turn; }));
     EXPECT_OK(cluster_->Kill(name));
     EXPECT_OK(cluster_->Restart(name));
     caller.join();
@@ -169,11 +173,7 @@ TEST_F(TenantsTest, TheFileChangesUnderCallsThatDoNotNotice) {
       }
     });
   }
-  const auto await = [](const auto& what) {
-    const absl::Time limit = absl::Now() + absl::Seconds(30);
-    while (!what() && absl::Now() < limit) absl::SleepFor(absl::Milliseconds(5));
-    EXPECT_TRUE(what());
-  };
+  const auto await = [](const auto& what) { EXPECT_TRUE(testing::WaitUntil(what)); };
   const auto log_has = [this](const std::string& words) { return absl::StrContains(cluster_->Log("router-0"), words); };
   for (int i = 0; i < 20; ++i) {
     const int before = done;

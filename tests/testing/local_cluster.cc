@@ -125,6 +125,15 @@ LocalCluster::~LocalCluster() {
   }
 }
 
+std::vector<std::string> LocalCluster::StagesOfWorkers() const {
+  std::vector<std::string> stages;
+  const auto add = [&stages](int stage, int of) { stages.push_back(absl::StrCat(stage, "/", of)); };
+  for (int i = 0; i < options_.pipelines * options_.stages; ++i) add(i % options_.stages, options_.stages);
+  for (const int spare : options_.spares) add(spare, options_.stages);
+  for (int i = 0; i < options_.stages_of_another; ++i) add(i, options_.stages_of_another);
+  return stages;
+}
+
 absl::Status LocalCluster::Prepare() {
   if (options_.directory.empty()) {
     std::string path = absl::StrCat(::testing::TempDir(), "/cluster_XXXXXX");
@@ -141,14 +150,13 @@ absl::Status LocalCluster::Prepare() {
     store.flags = options_.state_store_flags;
     if (has_folder) store.flags.push_back(absl::StrCat("--data_dir=", options_.directory, "/state"));
   }
-  for (int i = 0; i < workers(); ++i) {
-    const int spare = i - options_.pipelines * options_.stages;
-    const int stage = spare < 0 ? i % options_.stages : options_.spares[spare];
+  const std::vector<std::string> stages = StagesOfWorkers();
+  for (size_t i = 0; i < stages.size(); ++i) {
     Process& worker = processes_[absl::StrCat("worker-", i)];
     worker.binary = options_.worker_binary;
     worker.flags = options_.worker_flags;
     worker.flags.push_back(absl::StrCat("--model=", options_.model));
-    worker.flags.push_back(absl::StrCat("--stage=", stage, "/", options_.stages));
+    worker.flags.push_back(absl::StrCat("--stage=", stages[i]));
   }
   for (int i = 0; i < options_.routers; ++i) {
     processes_[absl::StrCat("router-", i)].binary = "services/router/router";
@@ -187,7 +195,8 @@ absl::Status LocalCluster::StartAll() {
 }
 
 std::vector<std::string> LocalCluster::Names(const std::string& kind) const {
-  const int count = kind == "router" ? options_.routers : kind == "worker" ? workers() : options_.stores;
+  const int workers = static_cast<int>(StagesOfWorkers().size());
+  const int count = kind == "router" ? options_.routers : kind == "worker" ? workers : options_.stores;
   std::vector<std::string> names;
   for (int i = 0; i < count; ++i) names.push_back(absl::StrCat(kind, "-", i));
   return names;
@@ -367,7 +376,7 @@ absl::Status LocalCluster::WaitUntilServing() {
     v1::GetStatusResponse response;
     const grpc::Status status = stub->GetStatus(&context, {}, &response);
     const bool serves = options_.routers > 1 || response.pipeline_state() == "serving";
-    if (status.ok() && serves && response.lanes_size() == options_.pipelines) return absl::OkStatus();
+    if (status.ok() && serves && response.lanes_size() == pipelines()) return absl::OkStatus();
     last = status.ok() ? absl::StrCat(response.pipeline_state(), ", with ", response.lanes_size(), " pipelines driven")
                        : common::FromGrpcStatus(status).ToString();
     absl::SleepFor(kPollInterval);

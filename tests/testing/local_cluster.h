@@ -30,7 +30,8 @@ class LocalCluster {
     std::string model;  // Required: the checkpoint.
     int stages = 2;
     int pipelines = 1;
-    std::vector<int> spares;  // A worker more for each of these stages.
+    std::vector<int> spares;    // A worker more for each of these stages.
+    int stages_of_another = 0;  // A pipeline more, of another cut; its workers come last. 0: none.
     int routers = 1;
     // Several share what their flags name (--catalog, --records, ...).
     int stores = 1;
@@ -122,7 +123,9 @@ class LocalCluster {
 
   // Of all of a kind, as --workers and --state_store want them.
   std::string Addresses(const std::string& kind) const;
-  int workers() const { return options_.pipelines * options_.stages + static_cast<int>(options_.spares.size()); }
+  int pipelines() const { return options_.pipelines + (options_.stages_of_another > 0 ? 1 : 0); }
+  // "2/3" of each worker, in order.
+  std::vector<std::string> StagesOfWorkers() const;
   absl::Status Prepare();
   absl::Status StartAll();
   // Waits for the end of a process; -1: still running at the deadline; else its wait status.

@@ -31,6 +31,7 @@
 #include "services/common/security/access.h"
 #include "tests/testing/certificates.h"
 #include "tests/testing/status_matchers.h"
+#include "tests/testing/wait_until.h"
 
 namespace rwkv::common {
 namespace {
@@ -392,9 +393,7 @@ class Load {
   }
   bool AwaitCalls(int more) const {
     const int target = calls_ + more;
-    const absl::Time limit = absl::Now() + kPatience;
-    while (calls_ < target && absl::Now() < limit) absl::SleepFor(absl::Milliseconds(2));
-    return calls_ >= target;
+    return testing::WaitUntil([&] { return calls_ >= target; }, kPatience);
   }
 
  private:
@@ -425,12 +424,10 @@ TEST_F(SecurityTest, KeysCertificatesAndAuthoritiesChangeWithoutAFailedCall) {
   knock_options.credentials = client->ForServer();
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<RpcServer> client_door, RpcServer::Start(knock_options, {&service}));
   const auto await = [&](const char* what, const TestAuthority::Pair& shown, const std::string& believed) {
-    const absl::Time limit = absl::Now() + kPatience;
     for (const std::string& address : {server_->address(), client_door->address()}) {
-      while (!Call(DialWith(shown, address, believed), kGetStatus, kRefusal).ok()) {
-        ASSERT_LT(absl::Now(), limit) << address << " does not know of: " << what;
-        absl::SleepFor(absl::Milliseconds(50));
-      }
+      ASSERT_TRUE(testing::WaitUntil(
+          [&] { return Call(DialWith(shown, address, believed), kGetStatus, kRefusal).ok(); }, kPatience))
+          << address << " does not know of: " << what;
     }
   };
 
@@ -447,11 +444,11 @@ TEST_F(SecurityTest, KeysCertificatesAndAuthoritiesChangeWithoutAFailedCall) {
   server_files.WriteAuthorities(next.certificate());
   client_files.WriteAuthorities(next.certificate());
   for (const std::string& address : {server_->address(), client_door->address()}) {
-    const absl::Time limit = absl::Now() + kPatience;
-    while (Call(DialWith(authority_.IssueRole("operator"), address, next.certificate()), kGetStatus, kRefusal).ok()) {
-      ASSERT_LT(absl::Now(), limit) << address << " still believes the old authority";
-      absl::SleepFor(absl::Milliseconds(50));
-    }
+    const auto believes = [&] {
+      return Call(DialWith(authority_.IssueRole("operator"), address, next.certificate()), kGetStatus, kRefusal).ok();
+    };
+    ASSERT_TRUE(testing::WaitUntil([&] { return !believes(); }, kPatience))
+        << address << " still believes the old authority";
   }
   ASSERT_TRUE(load.AwaitCalls(20));
   load.Stop();
@@ -466,19 +463,12 @@ TEST_F(SecurityTest, AKeyThatDoesNotFitShowsInTheMetricAndLeavesOpenConnectionsA
   TlsFolder files(::testing::TempDir() + "/server");
   files.Write({authority_.IssueRole("router").certificate, authority_.IssueRole("router").key});
   EXPECT_THAT(Scrape(), HasSubstr("rwkv_tls_expiry_timestamp_seconds file=certificate 0\n"));
-  const absl::Time limit = absl::Now() + kPatience;
-  while (Call(DialAs("operator"), kGetStatus, kRefusal).ok()) {
-    ASSERT_LT(absl::Now(), limit) << "gRPC has not seen the new files";
-    absl::SleepFor(absl::Milliseconds(50));
-  }
+  const auto is_let_in = [&] { return Call(DialAs("operator"), kGetStatus, kRefusal).ok(); };
+  ASSERT_TRUE(testing::WaitUntil([&] { return !is_let_in(); }, kPatience)) << "gRPC has not seen the new files";
   EXPECT_THAT(Call(old_connection, kGetStatus), IsOk());
   files.Write(authority_.IssueRole("router"));
   EXPECT_THAT(Scrape(), Not(HasSubstr("rwkv_tls_expiry_timestamp_seconds file=certificate 0\n")));
-  const absl::Time mended = absl::Now() + kPatience;
-  while (!Call(DialAs("operator"), kGetStatus, kRefusal).ok()) {
-    ASSERT_LT(absl::Now(), mended) << "the new pair is not taken up";
-    absl::SleepFor(absl::Milliseconds(50));
-  }
+  ASSERT_TRUE(testing::WaitUntil(is_let_in, kPatience)) << "the new pair is not taken up";
   EXPECT_THAT(Call(old_connection, kGetStatus), IsOk());
 }
 

@@ -8,6 +8,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
@@ -19,6 +20,7 @@
 #include "services/worker/client/fake_worker.h"
 #include "services/worker/client/worker_client.h"
 #include "tests/testing/status_matchers.h"
+#include "tests/testing/wait_until.h"
 
 namespace rwkv::router {
 namespace {
@@ -121,11 +123,8 @@ std::shared_ptr<const v1::ExecuteRequest> Attach(int slot, uint64_t sequence) {
 
 // Waits until the pipeline's state shows `text`.
 void WaitForText(const Fleet& pipeline, const std::string& text) {
-  const absl::Time limit = absl::Now() + kLimit;
-  while (pipeline.state().text.find(text) == std::string::npos && absl::Now() < limit) {
-    absl::SleepFor(absl::Milliseconds(1));  // Polls; the state has no event of its own.
-  }
-  EXPECT_THAT(pipeline.state().text, HasSubstr(text));
+  EXPECT_TRUE(testing::WaitUntil([&] { return absl::StrContains(pipeline.state().text, text); }, kLimit))
+      << text << " is not in: " << pipeline.state().text;
 }
 
 TEST(FleetTest, CommandsReachEveryStageAndAnswersComeBack) {

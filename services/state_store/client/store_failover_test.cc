@@ -2,7 +2,6 @@
 #include <atomic>
 #include <chrono>
 #include <cstdio>
-#include <functional>
 #include <memory>
 #include <string>
 #include <thread>
@@ -21,6 +20,7 @@
 #include "services/state_store/client/crc32c.h"
 #include "services/state_store/client/state_store_client.h"
 #include "tests/testing/status_matchers.h"
+#include "tests/testing/wait_until.h"
 
 namespace rwkv::state_store {
 namespace {
@@ -29,17 +29,11 @@ using absl::StatusCode;
 using testing::HasSubstr;
 using testing::IsOk;
 using testing::StatusIs;
+using testing::WaitUntil;
 
 constexpr absl::Duration kLimit = absl::Seconds(60);
 
 absl::Time Deadline() { return absl::Now() + kLimit; }
-
-bool Eventually(const std::function<bool()>& condition) {
-  for (const absl::Time limit = Deadline(); absl::Now() < limit; absl::SleepFor(absl::Milliseconds(5))) {
-    if (condition()) return true;
-  }
-  return false;
-}
 
 // A store on a port of its own that counts its calls, and can be gone, silent or unable.
 class Store final : public v1::StateCatalog::Service, public v1::StateRecords::Service {
@@ -182,7 +176,7 @@ TEST_F(StoreFailoverTest, AStoreThatAnswersAgainIsComeBackTo) {
   ASSERT_THAT(catalog_->BeginTurn({}, Deadline()), IsOk());
   EXPECT_EQ(b_.calls, 1);
   a_.Start();
-  EXPECT_TRUE(Eventually([&] {
+  EXPECT_TRUE(WaitUntil([&] {
     EXPECT_THAT(catalog_->AppendTokens({}, Deadline()), IsOk());
     return a_.calls > 0;
   }));
@@ -193,7 +187,7 @@ TEST_F(StoreFailoverTest, ASilentStoreIsNotComeBackTo) {
   ASSERT_THAT(catalog_->BeginTurn({}, Deadline()), IsOk());
   a_.silent = true;
   const int before = a_.calls;
-  ASSERT_TRUE(Eventually([&] {
+  ASSERT_TRUE(WaitUntil([&] {
     EXPECT_THAT(catalog_->AppendTokens({}, Deadline()), IsOk());
     return a_.described >= 2;
   }));
@@ -214,7 +208,7 @@ TEST_F(StoreFailoverTest, WithAllAwayACallEndsSoonAndSaysWhy) {
   EXPECT_THAT(catalog_->AppendTokens({}, Deadline()), StatusIs(StatusCode::kUnavailable));
   b_.unable = false;
   b_.Start();
-  EXPECT_TRUE(Eventually([&] { return catalog_->AppendTokens({}, Deadline()).ok(); }));
+  EXPECT_TRUE(WaitUntil([&] { return catalog_->AppendTokens({}, Deadline()).ok(); }));
 }
 
 TEST_F(StoreFailoverTest, ARecordThatBreaksOffIsReadWholeAtAnother) {
@@ -245,11 +239,11 @@ TEST_F(StoreFailoverTest, ManyCallersLeaveAStoreTogether) {
     store->Stop();
     Store& other = store == &a_ ? b_ : a_;
     const int before = other.calls;
-    EXPECT_TRUE(Eventually([&] { return other.calls > before + 50; }));
+    EXPECT_TRUE(WaitUntil([&] { return other.calls > before + 50; }));
     store->Start();
     const int again = store->described;
     // The second is nobody's own: whether it is there is not asked before it is needed.
-    EXPECT_TRUE(Eventually([&] { return store == &b_ || store->described > again; }));
+    EXPECT_TRUE(WaitUntil([&] { return store == &b_ || store->described > again; }));
   }
   stop = true;
   for (std::thread& thread : threads) thread.join();
