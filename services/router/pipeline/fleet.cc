@@ -355,7 +355,7 @@ void Fleet::Answered(Worker& worker, const absl::StatusOr<v1::DescribeResponse>&
   }
   if (wants_more_) {
     worker.next_ask = now + std::min(worker.backoff, options_.ask_interval);
-    worker.backoff = std::min(2 * worker.backoff, options_.max_backoff);
+    worker.backoff = std::min(1.25 * worker.backoff, options_.max_backoff);
   } else {
     worker.next_ask = now + options_.ask_interval;
     worker.backoff = options_.min_backoff;
