@@ -7,9 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <iostream>
-#include <iterator>
 #include <limits>
 #include <string>
 #include <thread>
@@ -22,6 +20,7 @@
 #include "kernels/base/dtype.h"
 #include "services/checkpoint/formats/element_type.h"
 #include "tests/testing/checkpoint_writer.h"
+#include "tests/testing/files.h"
 #include "tests/testing/other_user.h"
 #include "tests/testing/status_matchers.h"
 
@@ -146,13 +145,8 @@ TEST(CheckpointTest, DeflatedMembersHoldTheSameTensors) {
   }
 }
 
-std::string ReadFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-}
-
 TEST(CheckpointTest, DeflatedMembersThatLieAreRefused) {
-  const std::string good = ReadFile(absl::StrCat(kTestdata, "torch_deflated.pth"));
+  const std::string good = testing::ReadFile(absl::StrCat(kTestdata, "torch_deflated.pth"));
   const size_t central = good.find("PK\x01\x02");
   ASSERT_NE(central, std::string::npos);
   const auto open = [](const std::string& bytes) { return Checkpoint::Open(WriteTemporary("deflated.pth", bytes)); };

@@ -1,9 +1,4 @@
 // A compressed message is refused without being unpacked, by servers and by clients.
-#include <arpa/inet.h>
-#include <netinet/in.h>
-#include <sys/socket.h>
-#include <sys/time.h>
-#include <unistd.h>
 #include <zlib.h>
 
 #include <algorithm>
@@ -27,11 +22,11 @@
 #include "grpcpp/server_context.h"
 #include "gtest/gtest.h"
 #include "rwkv/v1/cluster.grpc.pb.h"
-#include "services/common/address.h"
 #include "services/common/channel.h"
 #include "services/common/grpc_status.h"
 #include "services/common/rpc_server.h"
 #include "tests/testing/status_matchers.h"
+#include "tests/testing/tcp_connection.h"
 
 namespace rwkv::common {
 namespace {
@@ -92,19 +87,7 @@ int64_t TakePeakBytes() {
 // A gRPC call by hand, as no library would make it: HTTP/2 frames (RFC 9113), headers as literals (RFC 7541, 6.2.2).
 class RawCall {
  public:
-  explicit RawCall(const std::string& address) : fd_(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
-    const HostPort host_port = *ParseHostPort(address);
-    sockaddr_in peer = {};
-    peer.sin_family = AF_INET;
-    peer.sin_port = htons(host_port.port);
-    inet_pton(AF_INET, host_port.host.c_str(), &peer.sin_addr);
-    const timeval limit = {10, 0};
-    setsockopt(fd_, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
-    EXPECT_EQ(connect(fd_, reinterpret_cast<sockaddr*>(&peer), sizeof(peer)), 0);
-  }
-  ~RawCall() { close(fd_); }
-  RawCall(const RawCall&) = delete;
-  RawCall& operator=(const RawCall&) = delete;
+  explicit RawCall(const std::string& address) : connection_(address) {}
 
   void Send(absl::string_view path, absl::string_view encoding, const std::string& packed) {
     std::string headers;
@@ -125,7 +108,7 @@ class RawCall {
     std::string message(1, '\1');  // Compressed.
     for (int shift = 24; shift >= 0; shift -= 8) message += static_cast<char>(packed.size() >> shift & 0xff);
     message += packed;
-    Write("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+    connection_.Send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
     WriteFrame(4, 0, 0, "");
     WriteFrame(1, 4, 1, headers);
     constexpr size_t kFrame = 16384;
@@ -138,7 +121,7 @@ class RawCall {
   bool WaitForEnd() {
     std::string seen;
     char buffer[4096];
-    for (ssize_t n = 0; (n = recv(fd_, buffer, sizeof(buffer), 0)) != 0;) {
+    for (ssize_t n = 0; (n = connection_.Receive(buffer, sizeof(buffer))) != 0;) {
       if (n < 0) return errno == ECONNRESET;
       seen.append(buffer, static_cast<size_t>(n));
       while (seen.size() >= 9) {
@@ -154,23 +137,16 @@ class RawCall {
   }
 
  private:
-  void Write(absl::string_view bytes) {
-    while (!bytes.empty()) {
-      const ssize_t n = send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL);
-      if (n <= 0) return;  // The server has had enough.
-      bytes.remove_prefix(static_cast<size_t>(n));
-    }
-  }
   void WriteFrame(int type, int flags, uint32_t stream, const std::string& payload) {
     std::string frame;
     for (int shift = 16; shift >= 0; shift -= 8) frame += static_cast<char>(payload.size() >> shift & 0xff);
     frame += static_cast<char>(type);
     frame += static_cast<char>(flags);
     for (int shift = 24; shift >= 0; shift -= 8) frame += static_cast<char>(stream >> shift & 0xff);
-    Write(frame + payload);
+    connection_.Send(frame + payload);  // What the server has not wanted is not said.
   }
 
-  const int fd_;
+  testing::TcpConnection connection_;
 };
 
 TEST(CompressionTest, AServerUnpacksNothing) {

@@ -1,11 +1,5 @@
 #include "services/common/http_server.h"
 
-#include <arpa/inet.h>
-#include <netinet/in.h>
-#include <sys/socket.h>
-#include <sys/time.h>
-#include <unistd.h>
-
 #include <memory>
 #include <string>
 #include <vector>
@@ -17,48 +11,19 @@
 #include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "services/common/address.h"
 #include "tests/testing/status_matchers.h"
+#include "tests/testing/tcp_connection.h"
 
 namespace rwkv::common {
 namespace {
 
 using ::rwkv::testing::StatusIs;
+using ::rwkv::testing::TcpConnection;
 using ::testing::HasSubstr;
 using ::testing::Not;
 using ::testing::StartsWith;
 
 constexpr int kLargeBytes = 64 << 20;  // More than both ends' socket buffers hold.
-
-// A connection to the server; reading gives up after ten seconds.
-class Client {
- public:
-  explicit Client(const std::string& address) : fd_(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
-    const HostPort host_port = *ParseHostPort(address);
-    sockaddr_in peer = {};
-    peer.sin_family = AF_INET;
-    peer.sin_port = htons(host_port.port);
-    inet_pton(AF_INET, host_port.host.c_str(), &peer.sin_addr);
-    const timeval limit = {10, 0};
-    setsockopt(fd_, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
-    EXPECT_EQ(connect(fd_, reinterpret_cast<sockaddr*>(&peer), sizeof(peer)), 0);
-  }
-  ~Client() { close(fd_); }
-  Client(const Client&) = delete;
-  Client& operator=(const Client&) = delete;
-
-  void Send(absl::string_view text) { EXPECT_EQ(send(fd_, text.data(), text.size(), MSG_NOSIGNAL), text.size()); }
-  // Everything until the server hangs up.
-  std::string Read() {
-    std::string answer;
-    char buffer[4096];
-    for (ssize_t n = 0; (n = recv(fd_, buffer, sizeof(buffer), 0)) > 0;) answer.append(buffer, static_cast<size_t>(n));
-    return answer;
-  }
-
- private:
-  const int fd_;
-};
 
 class HttpServerTest : public ::testing::Test {
  protected:
@@ -73,9 +38,9 @@ class HttpServerTest : public ::testing::Test {
     });
   }
   std::string Ask(absl::string_view request) {
-    Client client(server_->address());
+    TcpConnection client(server_->address());
     client.Send(request);
-    return client.Read();
+    return client.ReadAll();
   }
   void ExpectQuickAnswer() {
     const absl::Time begin = absl::Now();
@@ -106,9 +71,9 @@ TEST_F(HttpServerTest, RefusesWhatItDoesNotServe) {
 }
 
 TEST_F(HttpServerTest, StalledConnectionsHoldUpNobody) {
-  std::vector<std::unique_ptr<Client>> stalled;
+  std::vector<std::unique_ptr<TcpConnection>> stalled;
   for (int i = 0; i < 60; ++i) {
-    stalled.push_back(std::make_unique<Client>(server_->address()));
+    stalled.push_back(std::make_unique<TcpConnection>(server_->address()));
     if (i % 3 == 1) stalled.back()->Send("GET /page HTT");
     if (i % 15 == 2) stalled.back()->Send("GET /large HTTP/1.1\r\nHost: x\r\n\r\n");  // And never reads.
   }
@@ -116,30 +81,30 @@ TEST_F(HttpServerTest, StalledConnectionsHoldUpNobody) {
 }
 
 TEST_F(HttpServerTest, TheNewestConnectionIsServedHoweverManyStall) {
-  std::vector<std::unique_ptr<Client>> stalled;
+  std::vector<std::unique_ptr<TcpConnection>> stalled;
   for (int i = 0; i < 3 * HttpServer::kMaxConnections; ++i) {
-    stalled.push_back(std::make_unique<Client>(server_->address()));
+    stalled.push_back(std::make_unique<TcpConnection>(server_->address()));
   }
   ExpectQuickAnswer();
-  EXPECT_EQ(stalled.front()->Read(), "") << "the oldest was closed";
+  EXPECT_EQ(stalled.front()->ReadAll(), "") << "the oldest was closed";
 }
 
 TEST_F(HttpServerTest, SilenceIsNotAwaitedForEver) {
-  Client silent(server_->address());
+  TcpConnection silent(server_->address());
   const absl::Time begin = absl::Now();
-  EXPECT_EQ(silent.Read(), "");
+  EXPECT_EQ(silent.ReadAll(), "");
   EXPECT_LT(absl::Now() - begin, absl::Seconds(9)) << "closed by our own limit of reading";
 }
 
 TEST_F(HttpServerTest, EndsWithConnectionsOpen) {
-  Client silent(server_->address());
-  Client slow(server_->address());
+  TcpConnection silent(server_->address());
+  TcpConnection slow(server_->address());
   slow.Send("GET /large HTTP/1.1\r\nHost: x\r\n\r\n");
   ExpectQuickAnswer();
   const absl::Time begin = absl::Now();
   server_.reset();
   EXPECT_LT(absl::Now() - begin, absl::Seconds(3));
-  EXPECT_EQ(silent.Read(), "");
+  EXPECT_EQ(silent.ReadAll(), "");
 }
 
 TEST(HttpServerStartTest, AddressesThatCannotBe) {

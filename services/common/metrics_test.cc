@@ -1,10 +1,5 @@
 #include "services/common/metrics.h"
 
-#include <arpa/inet.h>
-#include <netinet/in.h>
-#include <sys/socket.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <memory>
 #include <string>
@@ -13,8 +8,8 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "prometheus/text_serializer.h"
-#include "services/common/address.h"
 #include "tests/testing/status_matchers.h"
+#include "tests/testing/tcp_connection.h"
 
 namespace rwkv::common {
 namespace {
@@ -26,25 +21,6 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
 
-// The answer to "GET /metrics", headers and all; empty if nobody listens.
-std::string Scrape(const std::string& address_text, const std::string& path = "/metrics") {
-  const HostPort address = *ParseHostPort(address_text);
-  sockaddr_in socket_address = {};
-  socket_address.sin_family = AF_INET;
-  socket_address.sin_port = htons(address.port);
-  inet_pton(AF_INET, address.host.c_str(), &socket_address.sin_addr);
-  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  std::string answer;
-  if (connect(fd, reinterpret_cast<sockaddr*>(&socket_address), sizeof(socket_address)) == 0) {
-    const std::string request = "GET " + path + " HTTP/1.0\r\n\r\n";
-    EXPECT_EQ(send(fd, request.data(), request.size(), 0), request.size());
-    char buffer[4096];
-    for (ssize_t n = 0; (n = recv(fd, buffer, sizeof(buffer), 0)) > 0;) answer.append(buffer, n);
-  }
-  close(fd);
-  return answer;
-}
-
 TEST(MetricsTest, EndpointServesWhatWasCounted) {
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Metrics> metrics,
                        Metrics::Create("127.0.0.1:0", {{"process", "worker-0"}}));
@@ -53,12 +29,12 @@ TEST(MetricsTest, EndpointServesWhatWasCounted) {
   metrics->Counter("rwkv_test_events_total", "Events.", {{"kind", "a"}}).Increment(3);
   metrics->Gauge("rwkv_test_slots", "Slots.").Set(64);
   metrics->Histogram("rwkv_test_step_seconds", "Steps.", Metrics::LatencyBuckets()).Observe(0.0004);
-  const std::string page = Scrape(metrics->address());
+  const std::string page = testing::HttpGet(metrics->address(), "/metrics");
   EXPECT_THAT(page, HasSubstr("200 OK"));
   EXPECT_THAT(page, HasSubstr("rwkv_test_events_total{process=\"worker-0\",kind=\"a\"} 3"));
   EXPECT_THAT(page, HasSubstr("rwkv_test_slots{process=\"worker-0\"} 64"));
   EXPECT_THAT(page, HasSubstr("rwkv_test_step_seconds_bucket{process=\"worker-0\",le=\"0.0005\"} 1"));
-  EXPECT_THAT(Scrape(metrics->address(), "/other"), HasSubstr("404"));
+  EXPECT_THAT(testing::HttpGet(metrics->address(), "/other"), HasSubstr("404"));
 }
 
 TEST(MetricsTest, WithoutAddressThereIsNoEndpoint) {
@@ -84,7 +60,7 @@ TEST(MetricsTest, AddressThatIsNoneIsRefused) {
 TEST(MetricsTest, PortInUseIsUnavailableAndNamed) {
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Metrics> first, Metrics::Create("127.0.0.1:0"));
   EXPECT_THAT(Metrics::Create(first->address()), StatusIs(absl::StatusCode::kUnavailable, HasSubstr(first->address())));
-  EXPECT_THAT(Scrape(first->address()), HasSubstr("200 OK")) << "the first one must not suffer";
+  EXPECT_THAT(testing::HttpGet(first->address(), "/metrics"), HasSubstr("200 OK")) << "the first one must not suffer";
 }
 
 TEST(MetricsTest, ForeignAddressIsUnavailable) {

@@ -6,7 +6,6 @@
 
 #include <fstream>
 #include <memory>
-#include <sstream>
 #include <string>
 #include <thread>
 
@@ -28,6 +27,7 @@
 #include "services/common/health.h"
 #include "services/common/main_loop.h"
 #include "services/common/metrics.h"
+#include "tests/testing/files.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/test_limit.h"
 
@@ -44,13 +44,6 @@ constexpr char kService[] = "rwkv.v1.Cluster";
 constexpr absl::Duration kPatience = absl::Seconds(30);
 
 absl::Time Limit() { return absl::Now() + kPatience; }
-
-std::string ReadFile(const std::string& path) {
-  std::ifstream file(path);
-  std::stringstream content;
-  content << file.rdbuf();
-  return content.str();
-}
 
 // GetStatus waits inside the handler until the test lets it go or the call is cancelled.
 class SlowService : public v1::Cluster::Service {
@@ -170,7 +163,8 @@ TEST(RpcServerTest, PortFileTellsAddressesAndPid) {
   options.port_file = path;
   options.metrics_address = "127.0.0.1:9";
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<RpcServer> server, RpcServer::Start(options, {&service}));
-  EXPECT_EQ(ReadFile(path), absl::StrCat("grpc=", server->address(), "\nmetrics=127.0.0.1:9\npid=", getpid(), "\n"));
+  EXPECT_EQ(testing::ReadFile(path),
+            absl::StrCat("grpc=", server->address(), "\nmetrics=127.0.0.1:9\npid=", getpid(), "\n"));
 }
 
 TEST(RpcServerTest, PortFileThatCannotBeWrittenIsAnErrorThatNamesIt) {

@@ -5,7 +5,6 @@
 #include <map>
 #include <memory>
 #include <random>
-#include <sstream>
 #include <string>
 #include <vector>
 
@@ -21,6 +20,7 @@
 #include "services/state_store/offline/repair.h"
 #include "services/state_store/testing/test_store.h"
 #include "tests/testing/fake_clock.h"
+#include "tests/testing/files.h"
 #include "tests/testing/status_matchers.h"
 
 namespace rwkv::state_store {
@@ -32,13 +32,6 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsOkAndHolds;
 using testing::StatusIs;
-
-std::string ReadFile(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  std::stringstream content;
-  content << in.rdbuf();
-  return content.str();
-}
 
 void WriteFile(const std::string& path, const std::string& bytes) { std::ofstream(path, std::ios::binary) << bytes; }
 
@@ -147,7 +140,7 @@ class DamageTest : public ::testing::Test {
     for (int trial = 0; trial < trials; ++trial) {
       const std::string copy = Copy(original);
       const std::string relative = std::filesystem::relative(files[random() % files.size()], original).string();
-      std::string bytes = ReadFile(copy + "/" + relative);
+      std::string bytes = testing::ReadFile(copy + "/" + relative);
       if (bytes.empty()) continue;
       const size_t at = random() % bytes.size();
       std::string what;
@@ -261,7 +254,7 @@ TEST_F(DamageTest, RepairSavesTheOthersAndSaysWhatIsLost) {
   for (int trial = 0; trial < 16; ++trial) {
     const std::string copy = Copy(original);
     const std::string path = copy + "/" + files[trial % files.size()];
-    std::string bytes = ReadFile(path);
+    std::string bytes = testing::ReadFile(path);
     const size_t at = random() % bytes.size();
     if (trial % 2 == 0) {
       bytes[at] = static_cast<char>(bytes[at] ^ (1 << random() % 8));
@@ -311,7 +304,7 @@ TEST_F(DamageTest, AWholeStoreIsFoundToBeWhole) {
   ASSERT_OK(CheckStore(folder, say)) << said;
   EXPECT_THAT(said, HasSubstr("7 sessions"));
   for (const std::string& file : Files(folder)) {
-    if (absl::EndsWith(file, ".blob")) WriteFile(file, std::string(ReadFile(file).size(), '\0'));
+    if (absl::EndsWith(file, ".blob")) WriteFile(file, std::string(testing::ReadFile(file).size(), '\0'));
   }
   EXPECT_THAT(CheckStore(folder, say), StatusIs(StatusCode::kDataLoss, HasSubstr("lost states")));
 }
@@ -322,7 +315,7 @@ TEST_F(DamageTest, StateRecordsNeverKeepAStoreFromStarting) {
   int damaged = 0;
   for (const std::string& file : Files(folder)) {
     if (!absl::StrContains(file, "/records/")) continue;
-    const std::string bytes = ReadFile(file);
+    const std::string bytes = testing::ReadFile(file);
     if (bytes.empty()) continue;
     ++damaged;
     for (const bool gone : {true, false}) {

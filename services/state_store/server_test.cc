@@ -9,7 +9,6 @@
 #include <cstdlib>
 #include <fstream>
 #include <memory>
-#include <sstream>
 #include <string>
 #include <thread>
 #include <utility>
@@ -30,6 +29,7 @@
 #include "services/state_store/client/state_store_client.h"
 #include "services/state_store/testing/background.h"
 #include "services/state_store/testing/test_store.h"
+#include "tests/testing/files.h"
 #include "tests/testing/status_matchers.h"
 
 namespace rwkv::state_store {
@@ -42,13 +42,6 @@ constexpr absl::Duration kLimit = absl::Seconds(60);  // Generous: sanitizers on
 
 absl::Time Deadline() { return absl::Now() + kLimit; }
 
-std::string ReadFile(const std::string& path) {
-  std::ifstream in(path);
-  std::stringstream content;
-  content << in.rdbuf();
-  return content.str();
-}
-
 class ServerTest : public ::testing::Test {
  protected:
   ServerTest() : folder_(NewTestFolder()) {}
@@ -56,7 +49,7 @@ class ServerTest : public ::testing::Test {
     if (pid_ > 0) Kill();
   }
 
-  std::string log() const { return ReadFile(folder_ + "/log"); }
+  std::string log() const { return testing::ReadFile(folder_ + "/log"); }
 
   void Spawn(const std::string& data_dir, const std::vector<std::string>& more_flags = {}) {
     const char* runfiles = std::getenv("TEST_SRCDIR");
@@ -107,7 +100,7 @@ class ServerTest : public ::testing::Test {
       ASSERT_LT(absl::Now(), limit) << log();
       std::this_thread::yield();
     }
-    for (const std::string& line : std::vector<std::string>(absl::StrSplit(ReadFile(port_file()), '\n'))) {
+    for (const std::string& line : std::vector<std::string>(absl::StrSplit(testing::ReadFile(port_file()), '\n'))) {
       if (absl::StartsWith(line, "grpc=")) address_ = line.substr(5);
     }
     channel_ = common::MakeChannel(address_);

@@ -4,7 +4,6 @@
 #include <fstream>
 #include <memory>
 #include <random>
-#include <sstream>
 #include <string>
 #include <vector>
 
@@ -18,6 +17,7 @@
 #include "services/tokenizer/neox_words.h"
 #include "services/tokenizer/stream_decoder.h"
 #include "services/tokenizer/unicode.h"
+#include "tests/testing/files.h"
 #include "tests/testing/status_matchers.h"
 
 namespace rwkv::tokenizer {
@@ -29,16 +29,8 @@ using ::testing::Gt;
 
 constexpr char kSmall[] = "services/tokenizer/testdata/small_neox.json";
 
-std::string ReadFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  EXPECT_TRUE(file) << path;
-  std::stringstream content;
-  content << file.rdbuf();
-  return content.str();
-}
-
 std::unique_ptr<NeoxTokenizer> Load(const std::string& path) {
-  absl::StatusOr<std::unique_ptr<NeoxTokenizer>> tokenizer = NeoxTokenizer::FromString(ReadFile(path), path);
+  absl::StatusOr<std::unique_ptr<NeoxTokenizer>> tokenizer = NeoxTokenizer::FromString(testing::ReadFile(path), path);
   EXPECT_TRUE(tokenizer.ok()) << tokenizer.status();
   return *std::move(tokenizer);
 }
@@ -88,7 +80,7 @@ TEST(NeoxTokenizerTest, EqualsAPlainEncoderOnItsCases) {
 }
 
 TEST(NeoxTokenizerTest, EqualsATwinThatScansForEachMerge) {
-  ASSERT_OK_AND_ASSIGN(const NeoxVocabulary vocabulary, ParseNeoxVocabulary(ReadFile(kSmall), "small"));
+  ASSERT_OK_AND_ASSIGN(const NeoxVocabulary vocabulary, ParseNeoxVocabulary(testing::ReadFile(kSmall), "small"));
   const auto tokenizer = LoadSmall();
   std::mt19937 random(13);
   for (int round = 0; round < 100; ++round) {
@@ -106,7 +98,7 @@ TEST(NeoxTokenizerTest, EqualsATwinThatScansForEachMerge) {
 
 // Of equal pairs the leftmost is merged first: an odd run has its single character at the end.
 TEST(NeoxTokenizerTest, ARunOfOneCharacterIsMergedFromTheLeft) {
-  ASSERT_OK_AND_ASSIGN(const NeoxVocabulary small, ParseNeoxVocabulary(ReadFile(kSmall), "small"));
+  ASSERT_OK_AND_ASSIGN(const NeoxVocabulary small, ParseNeoxVocabulary(testing::ReadFile(kSmall), "small"));
   const auto tokenizer = LoadSmall();
   for (size_t size = 1; size < 40; ++size) {
     const std::string run(size, 'l');
@@ -117,7 +109,7 @@ TEST(NeoxTokenizerTest, ARunOfOneCharacterIsMergedFromTheLeft) {
   EXPECT_EQ(tokenizer->TokenBytes(three[0]), "ll");
 
   const char* const path = std::getenv("NEOX_TOKENIZER");
-  ASSERT_OK_AND_ASSIGN(const NeoxVocabulary published, ParseNeoxVocabulary(ReadFile(path), path));
+  ASSERT_OK_AND_ASSIGN(const NeoxVocabulary published, ParseNeoxVocabulary(testing::ReadFile(path), path));
   for (const char character : {'a', '=', '\t'}) {
     for (const size_t size : {3, 5, 7, 11, 23}) {
       const std::string run(size, character);

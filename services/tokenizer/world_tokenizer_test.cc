@@ -7,7 +7,6 @@
 #include <map>
 #include <memory>
 #include <random>
-#include <sstream>
 #include <string>
 #include <vector>
 
@@ -17,6 +16,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
+#include "tests/testing/files.h"
 #include "tests/testing/status_matchers.h"
 
 namespace rwkv::tokenizer {
@@ -29,16 +29,8 @@ using ::testing::HasSubstr;
 
 constexpr char kSmallVocabulary[] = "services/tokenizer/testdata/small_vocabulary.txt";
 
-std::string ReadFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  EXPECT_TRUE(file) << path;
-  std::stringstream content;
-  content << file.rdbuf();
-  return content.str();
-}
-
 std::unique_ptr<WorldTokenizer> Load(const std::string& path) {
-  absl::StatusOr<std::unique_ptr<WorldTokenizer>> tokenizer = WorldTokenizer::FromString(ReadFile(path), path);
+  absl::StatusOr<std::unique_ptr<WorldTokenizer>> tokenizer = WorldTokenizer::FromString(testing::ReadFile(path), path);
   EXPECT_TRUE(tokenizer.ok()) << tokenizer.status();
   return *std::move(tokenizer);
 }
@@ -175,7 +167,7 @@ TEST(WorldTokenizerTest, EqualsTheReferenceOnItsCases) {
 }
 
 TEST(WorldTokenizerTest, CrLfLinesAndAMissingLastLineEndAreTheSameVocabulary) {
-  const std::string canonical = ReadFile(kSmallVocabulary);
+  const std::string canonical = testing::ReadFile(kSmallVocabulary);
   std::string crlf;
   for (char c : canonical) crlf += c == '\n' ? "\r\n" : std::string(1, c);
   ASSERT_OK_AND_ASSIGN(const auto a, WorldTokenizer::FromString(canonical, "lf"));
@@ -231,7 +223,7 @@ TEST(WorldTokenizerTest, MalformedLinesAreNamed) {
       {"258 b'q\xc3\xa9' 3", "not ASCII"},
       {"258 '' 0", "empty"},
   };
-  const std::string canonical = ReadFile(kSmallVocabulary);
+  const std::string canonical = testing::ReadFile(kSmallVocabulary);
   const size_t begin = canonical.find("258 ");
   const std::string head = canonical.substr(0, begin);
   const std::string tail = canonical.substr(canonical.find('\n', begin));
@@ -246,7 +238,7 @@ TEST(WorldTokenizerTest, MalformedLinesAreNamed) {
 
 TEST(WorldTokenizerTest, EachSingleByteHasToBeThere) {
   EXPECT_THAT(WorldTokenizer::FromString("", "v.txt"), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("0x00")));
-  const std::string canonical = ReadFile(kSmallVocabulary);
+  const std::string canonical = testing::ReadFile(kSmallVocabulary);
   const size_t line = canonical.find("\n257 ") + 1;
   const size_t byte_ff = canonical.rfind("\n256 ", line) + 1;
   EXPECT_THAT(WorldTokenizer::FromString(canonical.substr(0, byte_ff), "v.txt"),
@@ -254,7 +246,7 @@ TEST(WorldTokenizerTest, EachSingleByteHasToBeThere) {
 }
 
 TEST(WorldTokenizerTest, TokensHaveABound) {
-  std::string vocabulary = ReadFile(kSmallVocabulary);
+  std::string vocabulary = testing::ReadFile(kSmallVocabulary);
   const std::string longest(WorldTokenizer::kMaxTokenBytes, 'z');
   ASSERT_OK_AND_ASSIGN(
       const auto tokenizer,
@@ -286,7 +278,7 @@ TEST(WorldTokenizerTest, IdZeroMayBeAToken) {
 }
 
 TEST(WorldTokenizerTest, TokensAlikeAreRefused) {
-  EXPECT_THAT(WorldTokenizer::FromString(absl::StrCat(ReadFile(kSmallVocabulary), "308 b'a' 1\n"), "v.txt"),
+  EXPECT_THAT(WorldTokenizer::FromString(absl::StrCat(testing::ReadFile(kSmallVocabulary), "308 b'a' 1\n"), "v.txt"),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("v.txt: token 308 is that of id 98 again")));
   EXPECT_THAT(WorldTokenizer::FromTokens({"a", "b", "a"}, "list"),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("list: token 2 is that of id 0 again")));

@@ -10,7 +10,6 @@
 #include <cmath>
 #include <cstring>
 #include <fstream>
-#include <iterator>
 #include <memory>
 #include <random>
 #include <string>
@@ -26,6 +25,7 @@
 #include "services/tokenizer/open_tokenizer.h"
 #include "services/tokenizer/tokenizer.h"
 #include "services/worker/testing/test_engine.h"
+#include "tests/testing/files.h"
 #include "tests/testing/local_cluster.h"
 #include "tests/testing/random_model.h"
 #include "tests/testing/status_matchers.h"
@@ -45,11 +45,6 @@ using ::testing::StartsWith;
 constexpr double kNatsPerToken = 5e-5;
 // Of an element of a vector: as worker/engine/golden_test allows of the states of such models.
 constexpr double kElement = 2e-4;
-
-std::string ReadFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
 
 std::string WriteFile(const std::string& name, const std::string& content) {
   std::string path = absl::StrCat(::testing::TempDir(), "/", name);
@@ -80,7 +75,7 @@ Outcome Rwkvctl(const LocalCluster& cluster, std::vector<std::string> arguments)
   posix_spawn_file_actions_destroy(&files);
   int status = 0;
   EXPECT_EQ(waitpid(pid, &status, 0), pid);
-  return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, ReadFile(out), ReadFile(err)};
+  return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, testing::ReadFile(out), testing::ReadFile(err)};
 }
 
 // The one JSON object that a command printed; null, and a failed test, if it did not.
@@ -145,7 +140,7 @@ class EvalTest : public ::testing::Test {
   static void TearDownTestSuite() { cluster_ = nullptr; }
 
   static inline std::unique_ptr<LocalCluster> cluster_;  // One for all tests: none changes it.
-  const json golden_ = json::parse(ReadFile(Runfile("tests/golden/eval.json")));
+  const json golden_ = json::parse(testing::ReadFile(Runfile("tests/golden/eval.json")));
 };
 
 TEST_F(EvalTest, PerplexityIsThatOfNumpy) {

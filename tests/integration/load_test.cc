@@ -1,16 +1,11 @@
 // `rwkvctl load` as its users run it: what it counts is what the router's metrics say was served.
-#include <arpa/inet.h>
 #include <fcntl.h>
-#include <netinet/in.h>
 #include <signal.h>
 #include <spawn.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstdint>
-#include <fstream>
-#include <iterator>
 #include <memory>
 #include <string>
 #include <vector>
@@ -25,9 +20,11 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
+#include "tests/testing/files.h"
 #include "tests/testing/local_cluster.h"
 #include "tests/testing/random_model.h"
 #include "tests/testing/status_matchers.h"
+#include "tests/testing/tcp_connection.h"
 #include "tests/testing/wait_until.h"
 
 namespace rwkv {
@@ -38,11 +35,6 @@ using ::rwkv::testing::LocalCluster;
 using ::rwkv::testing::Runfile;
 
 constexpr absl::Duration kPatience = absl::Seconds(60);
-
-std::string ReadFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
 
 // `rwkvctl load` as a process.
 class Load {
@@ -68,9 +60,9 @@ class Load {
   json Report() {
     int status = 0;
     EXPECT_EQ(waitpid(pid_, &status, 0), pid_);
-    EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status << " " << ReadFile(err_);
-    json report = json::parse(ReadFile(out_), nullptr, /*allow_exceptions=*/false);
-    EXPECT_TRUE(report.is_object()) << ReadFile(out_);
+    EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status << " " << testing::ReadFile(err_);
+    json report = json::parse(testing::ReadFile(out_), nullptr, /*allow_exceptions=*/false);
+    EXPECT_TRUE(report.is_object()) << testing::ReadFile(out_);
     return report.is_object() ? report : json::object();
   }
 
@@ -79,26 +71,6 @@ class Load {
   const std::string err_ = absl::StrCat(::testing::TempDir(), "/load.err");
   pid_t pid_ = -1;
 };
-
-// What a process answers on /metrics.
-std::string Metrics(const LocalCluster& cluster, const std::string& process) {
-  const std::vector<std::string> address = absl::StrSplit(cluster.metrics_address(process), ':');
-  sockaddr_in to = {};
-  int port = 0;
-  EXPECT_TRUE(address.size() == 2 && absl::SimpleAtoi(address[1], &port));
-  to.sin_family = AF_INET;
-  to.sin_port = htons(static_cast<uint16_t>(port));
-  EXPECT_EQ(inet_pton(AF_INET, address[0].c_str(), &to.sin_addr), 1);
-  const int connection = socket(AF_INET, SOCK_STREAM, 0);
-  EXPECT_EQ(connect(connection, reinterpret_cast<const sockaddr*>(&to), sizeof(to)), 0);
-  constexpr absl::string_view kRequest = "GET /metrics HTTP/1.0\r\n\r\n";
-  EXPECT_EQ(write(connection, kRequest.data(), kRequest.size()), kRequest.size());
-  std::string page;
-  char buffer[4096];
-  for (ssize_t count; (count = read(connection, buffer, sizeof(buffer))) > 0;) page.append(buffer, count);
-  close(connection);
-  return page;
-}
 
 struct Metric {
   absl::string_view name;
@@ -109,7 +81,7 @@ constexpr Metric kPrompt = {"rwkv_router_tokens_total", "kind=\"prompt\""};
 constexpr Metric kOverload = {"rwkv_router_errors_total", "cause=\"overload\""};
 
 int64_t Counter(const LocalCluster& cluster, const Metric& metric) {
-  const std::string page = Metrics(cluster, "router-0");
+  const std::string page = testing::HttpGet(cluster.metrics_address("router-0"), "/metrics");
   for (const absl::string_view line : absl::StrSplit(page, '\n')) {
     double value = 0;
     if (absl::StartsWith(line, absl::StrCat(metric.name, "{")) && absl::StrContains(line, metric.label) &&

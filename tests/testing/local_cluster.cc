@@ -10,8 +10,6 @@
 #include <unistd.h>
 
 #include <cstdio>
-#include <fstream>
-#include <sstream>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -27,6 +25,7 @@
 #include "services/common/channel.h"
 #include "services/common/grpc_status.h"
 #include "services/common/security/security.h"
+#include "tests/testing/files.h"
 
 namespace rwkv::testing {
 namespace {
@@ -34,13 +33,6 @@ namespace {
 constexpr absl::Duration kPollInterval = absl::Milliseconds(5);
 constexpr absl::Duration kDrainTimeout = absl::Seconds(30);
 constexpr size_t kLogTailBytes = 4000;
-
-std::string ReadFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::stringstream content;
-  content << file.rdbuf();
-  return content.str();
-}
 
 absl::Status MakeDirectory(const std::string& path) {
   if (mkdir(path.c_str(), 0700) == 0 || errno == EEXIST) return absl::OkStatus();

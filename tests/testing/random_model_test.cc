@@ -2,7 +2,6 @@
 
 #include <cmath>
 #include <fstream>
-#include <iterator>
 #include <map>
 #include <string>
 #include <vector>
@@ -13,15 +12,11 @@
 #include "gtest/gtest.h"
 #include "kernels/base/dtype.h"
 #include "tests/testing/checkpoint_writer.h"
+#include "tests/testing/files.h"
 #include "tests/testing/status_matchers.h"
 
 namespace rwkv::testing {
 namespace {
-
-std::string ReadFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return std::string(std::istreambuf_iterator<char>(file), {});
-}
 
 std::vector<RawTensor> Model(const RandomModelOptions& options) { return *MakeRandomModel(options); }
 
