@@ -1,5 +1,5 @@
-// Chaos: streaming sessions on two of everything, over a PostgreSQL and an S3, while anything is killed, stopped and
-// restarted by a schedule drawn from a seed. Every stream must be that of an undisturbed run.
+// Chaos: streaming sessions of two tenants on two of everything, over a PostgreSQL and an S3, while anything is killed,
+// stopped and restarted by a schedule drawn from a seed. Every stream must be that of an undisturbed run.
 //
 // Environment: CHAOS_SEED (default: any; printed), CHAOS_SECONDS (75), CHAOS_CLIENTS (12). tests/chaos/run.sh sets it.
 #include <algorithm>
@@ -15,12 +15,18 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "gmock/gmock.h"
+#include "grpcpp/channel.h"
 #include "gtest/gtest.h"
+#include "services/common/channel.h"
+#include "services/common/security/security.h"
+#include "services/router/client/router_client.h"
+#include "tests/testing/certificates.h"
 #include "tests/testing/conversations.h"
 #include "tests/testing/local_cluster.h"
 #include "tests/testing/shared_cluster.h"
@@ -37,6 +43,52 @@ using ::rwkv::testing::SharedServers;
 
 constexpr size_t kMostFaultsAtOnce = 2;
 constexpr double kMeanSecondsBetweenFaults = 1.5;
+// Conversations are of one and the other in turn. The hashes: printf %s "$key" | sha256sum
+struct Tenant {
+  const char* name;
+  const char* key;
+  const char* hash;
+};
+constexpr Tenant kTenants[] = {
+    {"acme", "the-key-of-acme-in-chaos", "b832386559f771106463a32a1aad71fc574e480f475d960b86875d7803fac574"},
+    {"initech", "the-key-of-initech-in-chaos", "41341215d7d63ac19c07f12b37be3f11899a5aeff768e870f4d6412e209eb785"},
+};
+
+std::string KeyFile(const Tenant& tenant) { return absl::StrCat(::testing::TempDir(), "/", tenant.name, ".key"); }
+
+// TLS, and a key for each tenant, one of which has twice the other's share.
+void AddTenants(LocalCluster::Options* options) {
+  std::string keys, tenants;
+  for (const Tenant& tenant : kTenants) {
+    testing::ReplaceFile(KeyFile(tenant), tenant.key);
+    absl::StrAppend(&keys, "sha256:", tenant.hash, " name=", tenant.name, " tenant=", tenant.name, "\n");
+    absl::StrAppend(&tenants, "name=", tenant.name, " weight=", 1 + (&tenant - kTenants), "\n");
+  }
+  const std::string folder = ::testing::TempDir();
+  testing::ReplaceFile(folder + "/api_keys", keys);
+  testing::ReplaceFile(folder + "/tenants", tenants);
+  options->tls = true;
+  options->router_flags.push_back(absl::StrCat("--api_keys=", folder, "/api_keys"));
+  options->router_flags.push_back(absl::StrCat("--tenants=", folder, "/tenants"));
+}
+
+// Of all routers, beginning with another one for each number.
+std::unique_ptr<router::RouterClient> TenantsClient(const LocalCluster& cluster, int number) {
+  common::ClientSecurityOptions security;
+  security.authorities = cluster.files("operator").authorities();
+  security.api_key_file = KeyFile(kTenants[number % 2]);
+  const absl::StatusOr<common::ClientCredentials> made = common::MakeClientCredentials(security);
+  EXPECT_THAT(made, IsOk());
+  common::ChannelOptions options;
+  options.credentials = made->credentials;
+  const std::vector<std::string> routers = cluster.Names("router");
+  std::vector<std::shared_ptr<grpc::Channel>> channels;
+  for (size_t i = 0; i < routers.size(); ++i) {
+    channels.push_back(common::MakeChannel(cluster.address(routers[(number / 2 + i) % routers.size()]), options));
+  }
+  return router::MakeRouterClient(channels, testing::Patience());
+}
+
 constexpr absl::Duration kDrain = absl::Seconds(10);  // What a process that drains may take.
 
 uint32_t FromEnvironment(const char* name, uint32_t otherwise) {
@@ -176,13 +228,14 @@ TEST(ChaosTest, EveryStreamIsThatOfAnUndisturbedRun) {
   ASSERT_THAT(servers, IsOk());
   auto options = testing::TwoOfEverything(*servers, /*slots=*/std::max(8, static_cast<int>(clients) / 2));
   ASSERT_THAT(options, IsOk());
+  AddTenants(&*options);
   auto cluster = LocalCluster::Start(*options);
   ASSERT_THAT(cluster, IsOk());
   Conversations::Options conversations_options;
   conversations_options.count = static_cast<int>(clients);
   conversations_options.stories = 4;
   conversations_options.limit = absl::Minutes(2);
-  Conversations conversations(cluster->get(), conversations_options);
+  Conversations conversations([&](int number) { return TenantsClient(**cluster, number); }, conversations_options);
   conversations.Start();
   ASSERT_FALSE(::testing::Test::HasFailure());
 
