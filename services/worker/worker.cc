@@ -35,6 +35,7 @@
 #include "services/worker/link/grpc_link.h"
 #include "services/worker/link/nccl.h"
 #include "services/worker/link/nccl_link.h"
+#include "services/worker/link/transfer.h"
 #include "services/worker/model/block/stage_model.h"
 #include "services/worker/model/layer_range.h"
 #include "services/worker/model/model_info.h"

@@ -1,7 +1,5 @@
 #include "services/worker/link/grpc_link.h"
 
-#include <cstring>
-#include <deque>
 #include <thread>
 #include <utility>
 
@@ -11,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
@@ -21,30 +20,17 @@
 #include "rwkv/v1/worker.grpc.pb.h"
 #include "services/common/grpc_status.h"
 #include "services/common/logging.h"
+#include "services/worker/link/inbox.h"
+#include "services/worker/link/transfer.h"
 
 namespace rwkv::worker {
 namespace {
 
-static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "activations cross the wire as they lie in memory");
-
-constexpr size_t kMaxFrames = 4;  // Received and not yet taken; then the transport's window fills.
 constexpr absl::Duration kOpenTimeout = absl::Seconds(10);  // For the receiving worker to open the epoch.
-constexpr absl::Duration kJoinTimeout = absl::Seconds(60);  // For the stage before to come.
 constexpr absl::Duration kCancelPoll = absl::Milliseconds(20);
 constexpr char kAcceptedKey[] = "rwkv-link-epoch";
 constexpr char kRowsKey[] = "rwkv-link-rows";
 constexpr char kRowsByGrpc[] = "grpc";
-
-absl::Status CheckBytes(const char* name, const std::string& bytes, int64_t rows, int64_t width) {
-  if (bytes.size() == static_cast<size_t>(rows * width) * sizeof(float)) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat("link: ", name, " has ", bytes.size(), " bytes, not ", rows, " rows of ", width, " floats"));
-}
-
-// memcpy() wants memory even for nothing.
-void CopyBytes(const std::string& from, float* to) {
-  if (!from.empty()) std::memcpy(to, from.data(), from.size());
-}
 
 void LogOpened(absl::string_view end, const std::string& epoch, const LinkChoice& choice, bool by_device,
                const std::string& why_not) {
@@ -55,250 +41,7 @@ void LogOpened(absl::string_view end, const std::string& epoch, const LinkChoice
                                   {"why_grpc", why_not}});
 }
 
-using TransferStream = grpc::ServerReaderWriter<v1::TransferResponse, v1::TransferRequest>;
-
-// One accepted epoch: between the handler of its Transfer call and the receiver.
-class Inbox {
- public:
-  explicit Inbox(const LinkShape& shape) : shape_(shape) {}
-
-  // False: another call feeds it, or it is over. On true the handler calls Disconnect before it returns.
-  bool Connect(grpc::ServerContext* context, TransferStream* stream, const std::string& pair_id,
-               LinkAgreement agreement) {
-    absl::MutexLock back_lock(&back_mu_);
-    absl::MutexLock lock(&mu_);
-    if (connected_ || !end_.ok()) return false;
-    connected_ = true;
-    context_ = context;
-    stream_ = stream;
-    pair_id_ = pair_id;
-    agreement_ = std::move(agreement);
-    return true;
-  }
-
-  // Waits for Connect(): what was agreed there.
-  absl::Status WaitConnected(std::string* pair_id, LinkAgreement* agreement) {
-    absl::MutexLock lock(&mu_);
-    const auto decided = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return connected_ || !end_.ok(); };
-    if (!mu_.AwaitWithTimeout(absl::Condition(&decided), kJoinTimeout)) {
-      return absl::UnavailableError(
-          absl::StrCat("link: the stage before did not come in ", absl::FormatDuration(kJoinTimeout)));
-    }
-    if (!end_.ok()) return end_;
-    *pair_id = pair_id_;
-    *agreement = agreement_;
-    return absl::OkStatus();
-  }
-
-  void Disconnect(const absl::Status& why) {
-    std::function<void(const absl::Status&)> broken;
-    {
-      absl::MutexLock lock(&back_mu_);
-      stream_ = nullptr;
-    }
-    {
-      absl::MutexLock lock(&mu_);
-      context_ = nullptr;
-      if (!end_.ok()) return;
-      EndLocked(why);
-      broken = std::move(broken_);
-    }
-    if (broken) broken(why);
-  }
-
-  void NotifyBroken(std::function<void(const absl::Status&)> broken) {
-    absl::Status why;
-    {
-      absl::MutexLock lock(&mu_);
-      if (end_.ok()) {
-        broken_ = std::move(broken);
-        return;
-      }
-      if (aborted_) return;
-      why = end_;
-    }
-    broken(why);
-  }
-
-  // Of a request that CheckTransfer() has accepted.
-  bool Push(v1::TransferRequest request) {
-    LinkReceiver::Coming coming;
-    {
-      absl::MutexLock lock(&mu_);
-      coming = coming_;
-    }
-    const bool is_own = request.own_step().entries_size() > 0;
-    if (coming) coming(is_own ? absl::make_optional(request.commands_before()) : absl::nullopt);
-    absl::MutexLock lock(&mu_);
-    mu_.Await(absl::Condition(this, &Inbox::HasRoom));
-    if (!end_.ok()) return false;
-    requests_.push_back(std::move(request));
-    return true;
-  }
-
-  absl::Status Pop(LinkFrame& frame) {
-    v1::TransferRequest request;
-    {
-      absl::MutexLock lock(&mu_);
-      mu_.Await(absl::Condition(this, &Inbox::HasRequest));
-      // Frames that came before the end do not count any more: the epoch is over.
-      if (!end_.ok()) return end_;
-      request = std::move(requests_.front());
-      requests_.pop_front();
-      frame.header = HeaderOf(request);
-      if (absl::Status status = CheckHeader(frame.header, shape_, next_step_); !status.ok()) return status;
-      ++next_step_;
-    }
-    if (frame.rows != nullptr) return absl::OkStatus();
-    CopyBytes(request.hidden(), frame.x);
-    CopyBytes(request.v_first(), frame.v_first);
-    return absl::OkStatus();
-  }
-
-  bool Ready() {
-    absl::MutexLock lock(&mu_);
-    return HasRequest();
-  }
-
-  void NotifyFrames(LinkReceiver::Coming coming) {
-    absl::MutexLock lock(&mu_);
-    coming_ = std::move(coming);
-  }
-
-  absl::Status Return(const v1::StepResult& drawn) {
-    v1::TransferResponse response;
-    *response.mutable_drawn() = drawn;
-    absl::MutexLock lock(&back_mu_);
-    if (stream_ != nullptr && stream_->Write(response)) return absl::OkStatus();
-    return absl::UnavailableError("link: the stage before does not hear what was drawn");
-  }
-
-  void Abort() {
-    std::function<void(const absl::Status&)> dropped;  // Goes after the lock.
-    LinkReceiver::Coming unheard;
-    absl::MutexLock lock(&mu_);
-    dropped = std::move(broken_);
-    unheard = std::move(coming_);
-    if (end_.ok()) aborted_ = true;
-    EndLocked(absl::UnavailableError("link: aborted"));
-    if (context_ != nullptr) context_->TryCancel();
-  }
-
-  const LinkShape& shape() const { return shape_; }
-
- private:
-  bool HasRoom() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return !end_.ok() || requests_.size() < kMaxFrames; }
-  bool HasRequest() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return !end_.ok() || !requests_.empty(); }
-  void EndLocked(const absl::Status& why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-    if (!end_.ok()) return;
-    end_ = why;
-    requests_.clear();
-  }
-
-  const LinkShape shape_;
-  absl::Mutex mu_;
-  std::deque<v1::TransferRequest> requests_ ABSL_GUARDED_BY(mu_);
-  uint64_t next_step_ ABSL_GUARDED_BY(mu_) = 1;
-  absl::Status end_ ABSL_GUARDED_BY(mu_);      // OK while the link stands.
-  bool aborted_ ABSL_GUARDED_BY(mu_) = false;  // `end_` is our own doing.
-  std::function<void(const absl::Status&)> broken_ ABSL_GUARDED_BY(mu_);
-  LinkReceiver::Coming coming_ ABSL_GUARDED_BY(mu_);
-  bool connected_ ABSL_GUARDED_BY(mu_) = false;
-  std::string pair_id_ ABSL_GUARDED_BY(mu_);  // Once connected.
-  LinkAgreement agreement_ ABSL_GUARDED_BY(mu_);
-  grpc::ServerContext* context_ ABSL_GUARDED_BY(mu_) = nullptr;
-  absl::Mutex back_mu_ ABSL_ACQUIRED_BEFORE(mu_);               // Held while a message is written.
-  TransferStream* stream_ ABSL_GUARDED_BY(back_mu_) = nullptr;  // While the handler is there.
-};
-
 }  // namespace
-
-int64_t MaxTransferBytes(const LinkShape& shape) {
-  // Statuses of refused entries are cut to about 1 KiB, and there is at most one for each row that a step could have
-  // had.
-  constexpr int64_t kBytesPerRefusal = common::kMaxStatusMessageBytes + 64;
-  constexpr int64_t kBytesPerOwnEntry = 128;
-  return shape.max_rows * ((shape.width + shape.v_first_width) * static_cast<int64_t>(sizeof(float)) +
-                           kBytesPerRefusal + kBytesPerOwnEntry) +
-         (64 << 10);
-}
-
-v1::TransferRequest FrameToProto(const std::string& epoch, const LinkShape& shape, const LinkFrame& frame) {
-  v1::TransferRequest request;
-  request.set_epoch(epoch);
-  const int64_t rows = frame.header.rows;
-  request.set_step_id(frame.header.step_id);
-  request.set_rows(static_cast<int32_t>(rows));
-  request.set_width(static_cast<int32_t>(shape.width));
-  if (frame.rows == nullptr) {
-    request.set_hidden(frame.x, rows * shape.width * sizeof(float));
-    request.set_v_first(frame.v_first, rows * shape.v_first_width * sizeof(float));
-  }
-  for (const RefusedEntry& refused : frame.header.refused) {
-    request.add_refused_entries(refused.entry);
-    *request.add_refusals() = common::ToStatusProto(refused.status);
-  }
-  if (frame.header.is_own()) {
-    *request.mutable_own_step() = frame.header.own_step;
-    request.set_commands_before(frame.header.commands_before);
-  }
-  return request;
-}
-
-absl::Status CheckTransfer(const v1::TransferRequest& request, const std::string& epoch, const LinkShape& shape,
-                           bool rows_inside) {
-  if (request.epoch() != epoch) {
-    return absl::InvalidArgumentError(absl::StrCat("link: a frame of epoch ", request.epoch(), " in epoch ", epoch));
-  }
-  if (request.width() != shape.width || request.rows() < 0 || request.rows() > shape.max_rows) {
-    return absl::InvalidArgumentError(absl::StrCat("link: step ", request.step_id(), " is ", request.rows(), " x ",
-                                                   request.width(), ", not up to ", shape.max_rows, " x ",
-                                                   shape.width));
-  }
-  if (request.refused_entries_size() != request.refusals_size()) {
-    return absl::InvalidArgumentError(absl::StrCat("link: ", request.refused_entries_size(), " refused entries with ",
-                                                   request.refusals_size(), " statuses"));
-  }
-  const int64_t rows = rows_inside ? request.rows() : 0;
-  RWKV_RETURN_IF_ERROR(CheckBytes("hidden", request.hidden(), rows, shape.width));
-  return CheckBytes("v_first", request.v_first(), rows, shape.v_first_width);
-}
-
-absl::StatusOr<LinkAgreement> Agree(const v1::LinkOffer& offer, const LinkChoice& choice) {
-  LinkAgreement agreement;
-  DeviceLinks* const device = choice.device;
-  if (choice.kind == LinkKind::kGrpc) {
-    agreement.why_not = "this stage shall use gRPC";
-  } else if (device == nullptr) {
-    agreement.why_not = absl::StrCat("this stage: ", choice.why_none);
-  } else if (offer.kind().empty()) {
-    agreement.why_not = absl::StrCat("the stage before: ", offer.why_none());
-  } else if (offer.kind() != device->kind() || offer.version() != device->version()) {
-    agreement.why_not = absl::StrCat("the stage before has ", offer.kind(), " ", offer.version(), ", this one ",
-                                     device->kind(), " ", device->version());
-  } else if (offer.device() == device->device()) {
-    agreement.why_not = absl::StrCat("both stages compute on ", offer.device());
-  } else {
-    agreement.by_device = true;
-    return agreement;
-  }
-  if (offer.required() || choice.kind == LinkKind::kDevice) {
-    return absl::FailedPreconditionError(absl::StrCat("link: no way from device to device: ", agreement.why_not));
-  }
-  return agreement;
-}
-
-LinkHeader HeaderOf(const v1::TransferRequest& request) {
-  LinkHeader header;
-  header.step_id = request.step_id();
-  header.rows = request.rows();
-  for (int i = 0; i < request.refused_entries_size(); ++i) {
-    header.refused.push_back({request.refused_entries(i), common::FromStatusProto(request.refusals(i))});
-  }
-  header.own_step = request.own_step();
-  header.commands_before = request.commands_before();
-  return header;
-}
 
 // The receiving side of every link to this worker. A handler occupies a thread for as long as its epoch lives.
 class GrpcLinkService final : public v1::Link::Service {

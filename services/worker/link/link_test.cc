@@ -398,38 +398,6 @@ TEST(GrpcLinkTest, AnAbortEndsAReturnThatNobodyReads) {
   returns.join();
 }
 
-TEST(GrpcLinkTest, ATransferWhoseSizesAreWrongIsRefused) {
-  const v1::TransferRequest good = FrameToProto("e", kShape, TestFrame(3, 2).frame());
-  EXPECT_THAT(CheckTransfer(good, "e", kShape), IsOk());
-  struct Row {
-    const char* name;
-    void (*spoil)(v1::TransferRequest&);
-    const char* says;
-  };
-  const Row rows[] = {
-      {"epoch", [](v1::TransferRequest& r) { r.set_epoch("f"); }, "epoch f in epoch e"},
-      {"width", [](v1::TransferRequest& r) { r.set_width(4); }, "2 x 4"},
-      {"rows", [](v1::TransferRequest& r) { r.set_rows(9); }, "9 x 3"},
-      {"negative", [](v1::TransferRequest& r) { r.set_rows(-1); }, "-1 x 3"},
-      {"x", [](v1::TransferRequest& r) { r.mutable_hidden()->pop_back(); }, "hidden has 23 bytes"},
-      {"v_first", [](v1::TransferRequest& r) { r.mutable_v_first()->push_back('x'); }, "v_first has 17 bytes"},
-      {"refusals", [](v1::TransferRequest& r) { r.add_refused_entries(1); }, "1 refused entries with 0 statuses"}};
-  for (const Row& row : rows) {
-    SCOPED_TRACE(row.name);
-    v1::TransferRequest request = good;
-    row.spoil(request);
-    EXPECT_THAT(CheckTransfer(request, "e", kShape), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(row.says)));
-  }
-}
-
-TEST(GrpcLinkTest, TheLargestFrameFitsTheMessageLimit) {
-  TestFrame largest(1, kShape.max_rows);
-  LinkFrame& frame = largest.frame();
-  const std::string long_message(2000, 'x');
-  for (int i = 0; i < kShape.max_rows; ++i) frame.header.refused.push_back({i, absl::AbortedError(long_message)});
-  EXPECT_LE(static_cast<int64_t>(FrameToProto("an epoch", kShape, frame).ByteSizeLong()), MaxTransferBytes(kShape));
-}
-
 TEST(GrpcLinkTest, ASecondLinkOfAnEpochIsRefused) {
   GrpcPair pair;
   const auto receiver = pair.downstream().Accept("e");

@@ -1,4 +1,4 @@
-// How two stages agree on the way of their rows, and whole transports whose rows go over NCCL.
+// Whole transports whose rows go over NCCL.
 #include <chrono>
 #include <functional>
 #include <memory>
@@ -28,65 +28,6 @@ namespace {
 using ::rwkv::testing::IsOk;
 using ::rwkv::testing::StatusIs;
 using ::testing::HasSubstr;
-
-TEST(AgreeTest, BothStagesDecide) {
-  class Links final : public DeviceLinks {
-   public:
-    absl::string_view kind() const override { return "nccl"; }
-    int version() const override { return 22809; }
-    std::string device() const override { return "cuda/1"; }
-    absl::StatusOr<std::string> NewPairId() override { return "id"; }
-    absl::StatusOr<std::unique_ptr<DeviceRows>> Join(const std::string&, bool, const LinkShape&,
-                                                     const absl::Notification&) override {
-      return absl::UnimplementedError("");
-    }
-  } links;
-  v1::LinkOffer offer;
-  offer.set_kind("nccl");
-  offer.set_version(22809);
-  offer.set_device("cuda/0");
-  const LinkChoice choice = {LinkKind::kAuto, &links, ""};
-  EXPECT_TRUE(Agree(offer, choice)->by_device);
-  EXPECT_TRUE(Agree(offer, {LinkKind::kDevice, &links, ""})->by_device);
-
-  struct Row {
-    const char* name;
-    std::function<void(v1::LinkOffer&, LinkChoice&)> change;
-    const char* says;
-  };
-  for (const Row& row : std::vector<Row>{
-           {"told here", [](v1::LinkOffer&, LinkChoice&c) { c.kind = LinkKind::kGrpc; }, "this stage shall use gRPC"},
-           {"none here",
-            [](v1::LinkOffer&, LinkChoice&c) {
-              c = {LinkKind::kAuto, nullptr, "no GPU"};
-            },
-            "no GPU"},
-           {"none there",
-            [](v1::LinkOffer&o, LinkChoice&) {
-              o.clear_kind();
-              o.set_why_none("no library");
-            },
-            "the stage before: no library"},
-           {"versions", [](v1::LinkOffer&o, LinkChoice&) { o.set_version(22805); }, "has nccl 22805, this one nccl"},
-           {"kinds", [](v1::LinkOffer&o, LinkChoice&) { o.set_kind("other"); }, "has other"},
-           {"one GPU", [](v1::LinkOffer&o, LinkChoice&) { o.set_device("cuda/1"); },
-            "both stages compute on cuda/1"}}) {
-    SCOPED_TRACE(row.name);
-    v1::LinkOffer changed_offer = offer;
-    LinkChoice changed = choice;
-    row.change(changed_offer, changed);
-    absl::StatusOr<LinkAgreement> agreement = Agree(changed_offer, changed);
-    ASSERT_THAT(agreement, IsOk());
-    EXPECT_FALSE(agreement->by_device);
-    EXPECT_THAT(agreement->why_not, HasSubstr(row.says));
-    changed_offer.set_required(true);
-    EXPECT_THAT(Agree(changed_offer, changed), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr(row.says)));
-    if (changed.kind == LinkKind::kGrpc) continue;
-    changed_offer.set_required(false);
-    changed.kind = LinkKind::kDevice;
-    EXPECT_THAT(Agree(changed_offer, changed), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr(row.says)));
-  }
-}
 
 using NcclTransportTest = NcclLinkTest;
 
