@@ -130,7 +130,7 @@ class Pipe {
 
 }  // namespace
 
-// Epochs that are accepted, by address.
+// Epochs that are accepted, and frames that were sent, by address.
 class InprocLinkTable {
  public:
   using Key = std::pair<std::string, std::string>;
@@ -167,8 +167,25 @@ class InprocLinkTable {
     return flag;
   }
 
+  void CountFrame(const std::string& address) {
+    absl::MutexLock lock(&mu_);
+    ++frames_[address];
+  }
+
+  int64_t FramesSent(const std::string& address) {
+    absl::MutexLock lock(&mu_);
+    return frames_[address];
+  }
+
+  bool WaitForFrames(const std::string& address, int64_t count, absl::Duration limit) {
+    absl::MutexLock lock(&mu_);
+    const auto sent = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return frames_[address] >= count; };
+    return mu_.AwaitWithTimeout(absl::Condition(&sent), limit);
+  }
+
  private:
   absl::Mutex mu_;
+  absl::flat_hash_map<std::string, int64_t> frames_ ABSL_GUARDED_BY(mu_);
   absl::flat_hash_map<Key, std::shared_ptr<Pipe>> pipes_ ABSL_GUARDED_BY(mu_);
 };
 
@@ -227,7 +244,9 @@ class InprocSender final : public LinkSender {
   absl::Status Send(const LinkFrame& frame) override {
     const std::shared_ptr<Pipe> pipe = this->pipe();
     if (pipe == nullptr) return absl::UnavailableError("link: not connected");
-    return pipe->Send(frame);
+    const absl::Status status = pipe->Send(frame);
+    if (status.ok()) table_->CountFrame(key_.first);
+    return status;
   }
 
   void Abort() override {
@@ -274,6 +293,12 @@ InprocLinkNetwork::~InprocLinkNetwork() = default;
 
 std::unique_ptr<LinkTransport> InprocLinkNetwork::Join(const std::string& address, const LinkShape& shape) {
   return std::make_unique<InprocTransport>(table_, address, shape);
+}
+
+int64_t InprocLinkNetwork::FramesSent(const std::string& address) const { return table_->FramesSent(address); }
+
+bool InprocLinkNetwork::WaitForFrames(const std::string& address, int64_t count, absl::Duration limit) const {
+  return table_->WaitForFrames(address, count, limit);
 }
 
 }  // namespace rwkv::worker
