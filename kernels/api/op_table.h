@@ -1,6 +1,9 @@
 // The operations of one device. All take device memory only, and a stream of that device.
 #pragma once
 
+#include <cstdint>
+#include <limits>
+
 #include "kernels/api/deep_embed.h"
 #include "kernels/api/deep_embed_attention.h"
 #include "kernels/api/embed.h"
@@ -13,6 +16,7 @@
 
 namespace rwkv::kernels {
 
+// Null: the device has no such operation.
 struct OpTable {
   EmbedOp* embed = nullptr;
   LayerNormOp* layer_norm = nullptr;
@@ -23,6 +27,7 @@ struct OpTable {
   Wkv7Op* wkv7 = nullptr;
   DeepEmbedOp* deep_embed = nullptr;
   DeepEmbedAttentionOp* deep_embed_attention = nullptr;
+  int64_t max_head_size = std::numeric_limits<int64_t>::max();  // Of wkv6 and wkv7.
 };
 
 }  // namespace rwkv::kernels

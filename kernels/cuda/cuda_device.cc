@@ -64,11 +64,6 @@ absl::Status DeepEmbed(const DeepEmbedArgs& args, Stream& stream) {
   return Run("deep_embed", &KernelSet::deep_embed, args, stream);
 }
 
-absl::Status DeepEmbedAttention(const DeepEmbedAttentionArgs& args, Stream&) {
-  RWKV_RETURN_IF_ERROR(Validate(args));
-  return absl::UnimplementedError("deep_embed_attention: no kernel for CUDA devices");
-}
-
 class CudaDevice final : public Device {
  public:
   CudaDevice(const Runtime& runtime, const KernelSet& kernels, int ordinal, absl::string_view name,
@@ -113,8 +108,8 @@ class CudaDevice final : public Device {
   absl::StatusOr<Weight> Load(const MatrixView& matrix, WeightUse) override { return uploader_.Load(matrix); }
 
   const OpTable& ops() const override {
-    static constexpr OpTable kOps = {Embed, LayerNorm, MixInput,  Products,          Wkv4,
-                                     Wkv6,  Wkv7,      DeepEmbed, DeepEmbedAttention};
+    static constexpr OpTable kOps = {Embed, LayerNorm, MixInput,  Products, Wkv4,
+                                     Wkv6,  Wkv7,      DeepEmbed, nullptr,  kMaxHeadSize};
     return kOps;
   }
 

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/types/optional.h"
 #include "absl/types/span.h"
+#include "kernels/api/op_table.h"
 #include "kernels/base/dtype.h"
 #include "kernels/base/finite.h"
 #include "kernels/base/ggml_blocks.h"
@@ -23,6 +24,19 @@ namespace {
 
 // Threads that read and check matrices while a worker starts: more would wait for memory.
 constexpr unsigned kReadAtOnce = 8;
+
+absl::Status CheckDevice(const kernels::Device& device, const checkpoint::ModelConfig& config) {
+  const kernels::OpTable& ops = device.ops();
+  if (config.version == checkpoint::ModelVersion::k7b && ops.deep_embed_attention == nullptr) {
+    return absl::UnimplementedError(absl::StrCat(device.name(), ": a model of RWKV-", Name(config.version),
+                                                 " needs deep_embed_attention, which this device has not"));
+  }
+  if (config.head_size > ops.max_head_size) {
+    return absl::UnimplementedError(absl::StrCat(device.name(), ": the model's head_size ", config.head_size,
+                                                 " is more than ", ops.max_head_size, ", the largest on this device"));
+  }
+  return absl::OkStatus();
+}
 
 absl::Status NotOfTheConfig(const checkpoint::Checkpoint& checkpoint, absl::string_view name, int64_t elements) {
   const checkpoint::TensorInfo* info = checkpoint.Find(name);
@@ -174,6 +188,7 @@ absl::StatusOr<std::unique_ptr<const StageWeights>> StageWeights::Load(
     return absl::InvalidArgumentError(
         absl::StrCat("layers ", layers.ToString(), " are not a part of the model's 0:", config.layer_count));
   }
+  RWKV_RETURN_IF_ERROR(CheckDevice(device, config));
   std::unique_ptr<StageWeights> weights(new StageWeights(std::move(checkpoint), config, layers));
   RWKV_RETURN_IF_ERROR(WeightLoader(weights.get(), device).LoadAll());
   return std::unique_ptr<const StageWeights>(std::move(weights));

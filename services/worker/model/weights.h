@@ -67,7 +67,7 @@ class StageWeights {
   // answer. In memory there is what the file holds of them once, mapped or copied, vectors twice as large, and what the
   // device makes of a matrix. `device` outlives the weights.
   //   kDataLoss: a weight is NaN or infinite; tensor and index are named. kFailedPrecondition: the config is not this
-  //   checkpoint's.
+  //   checkpoint's. kUnimplemented: the device lacks what the model needs; nothing has been read or allocated.
   static absl::StatusOr<std::unique_ptr<const StageWeights>> Load(
       std::shared_ptr<const checkpoint::Checkpoint> checkpoint, const checkpoint::ModelConfig& config,
       LayerRange layers, kernels::Device& device);
