@@ -87,15 +87,10 @@ Result CommGetAsyncError(Communicator communicator, Result* error) {
 
 Result CommAbort(Communicator communicator) {
   Fake& fake = TheFake();
-  const int64_t resets = fake.resets;
-  for (;;) {
-    {
-      absl::MutexLock lock(&fake.mu);
-      if (!fake.faults.abort_hangs || fake.resets != resets) break;
-    }
-    absl::SleepFor(absl::Milliseconds(1));
-  }
   absl::MutexLock lock(&fake.mu);
+  const int64_t resets = fake.resets;
+  const auto goes_on = [&] { return !fake.faults.abort_hangs || fake.resets != resets; };
+  fake.mu.Await(absl::Condition(&goes_on));
   const auto it = fake.live.find(communicator);
   if (it == fake.live.end()) {
     return Violate(fake, fake.gone.count(communicator) > 0 ? "abort after abort" : "abort of what is no communicator",
