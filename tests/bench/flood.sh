@@ -1,7 +1,9 @@
 #!/bin/bash
 # How much one tenant's flood moves another's time between tokens. A cluster of this machine, whose slots two tenants
 # share: the quiet one with 8 streams, the other with 56, which is all there is, then with ten times as many. In turns,
-# so that what else the machine does meets both alike.
+# so that what else the machine does meets both alike. Beside the times it tells what the cluster itself did meanwhile:
+# processor seconds of each process, refusals, turns that gave their slot away. These say what a flood costs on a
+# machine that others use, too, where the times say what everybody did.
 #
 #   tests/bench/flood.sh [--pairs N] [--seconds N] [--programs DIR] [--results FILE]
 #
@@ -70,13 +72,36 @@ load() {
     --api-key-file "$folder/$1" load --streams "$2" --duration "$3s" --prompt-tokens 16 --max-tokens 64 --json \
     --retry 2>>"$folder/log"
 }
-# beside STREAMS: the quiet tenant's report while the other one has so many streams.
+# did FILE: what the cluster has done since its start, in JSON.
+did() {
+  python3 - "$folder/data/cluster.env" <<'EOF_DID' >"$1"
+import json, os, re, sys, urllib.request
+env = dict(line.strip().partition("=")[::2] for line in open(sys.argv[1]) if "=" in line)
+def seconds(name):
+    fields = open(f"/proc/{env[name + '.pid']}/stat").read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+metrics = urllib.request.urlopen(f"http://{env['router-0.metrics']}/metrics", timeout=10).read().decode()
+def counter(name):
+    return float(re.search(rf"^{name}\S* (\S+)$", metrics, re.MULTILINE).group(1))
+print(json.dumps({**{name: seconds(f"{name}-0") for name in ("router", "worker", "state_store")},
+                  "refusals": counter('rwkv_router_errors_total\\{[^}]*cause="overload"'),
+                  "yields": counter("rwkv_router_yielded_turns_total"),
+                  "tokens": counter('rwkv_router_tokens_total\\{[^}]*kind="generated"')}))
+EOF_DID
+}
+# beside STREAMS: the quiet tenant's report while the other one has so many streams, and what the cluster did meanwhile.
 beside() {
   load flood "$1" $((seconds + 8)) >"$folder/other" &
   local other=$!
   sleep 4 # Until all of them are there; nothing depends on how exactly.
-  load quiet 8 "$seconds"
+  did "$folder/did_begin"
+  load quiet 8 "$seconds" >"$folder/quiet_report"
+  did "$folder/did_end"
   wait "$other" || true
+  python3 -c 'import json, sys
+report, begin, end = (json.load(open(path)) for path in sys.argv[1:])
+print(json.dumps({**report, "cluster": {what: end[what] - begin[what] for what in begin}}))' \
+    "$folder/quiet_report" "$folder/did_begin" "$folder/did_end"
 }
 for ((pair = 0; pair < pairs; ++pair)); do
   beside 56 >"$folder/before"
@@ -101,6 +126,14 @@ for what in ("p50", "p99"):
     line[f"ratio_{what}"] = round(statistics.median(of(b, what) / of(a, what) for a, b, _ in pairs), 3)
 line["quiet_failed"] = sum(b["requests"]["failed"] for _, b, _ in pairs)
 line["quiet_tokens_per_s"] = [[round(r["tokens"]["generated_per_second"], 1) for r in pair[:2]] for pair in pairs]
+for what in ("router", "worker", "state_store"):
+    line[f"{what}_cpu_s"] = [[round(report["cluster"][what], 2) for report in pair[:2]] for pair in pairs]
+line["yields"] = [[round(report["cluster"]["yields"]) for report in pair[:2]] for pair in pairs]
+line["refusals"] = [round(flooded["cluster"]["refusals"]) for _, flooded, _ in pairs]
+# What a flood costs the router beyond the tokens, which cost it what they cost without one.
+line["router_us_per_refusal"] = [
+    round(1e6 * (b["cluster"]["router"] - a["cluster"]["router"] * b["cluster"]["tokens"] / a["cluster"]["tokens"]) /
+          max(1, b["cluster"]["refusals"])) for a, b, _ in pairs]
 line["refusals_of_the_flood"] = sum(other["requests"]["refusals"] for _, _, other in pairs)
 with open(sys.argv[3], "a") as file:
     file.write(json.dumps(line) + "\n")
