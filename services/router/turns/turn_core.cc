@@ -146,8 +146,16 @@ bool TurnCore::RunsMost() const { return running_.size() - yielded_ >= static_ca
 bool TurnCore::Fits(const Turn& turn, const PoolUse& active) const {
   if (RunsMost()) return false;
   // One whose model is gone may start, too: that is its end.
-  return turn.kind == Kind::kExclusive || !placement_.KnowsModel(turn.model->info.fingerprint()) ||
-         placement_.ChoosePool(turn, active) != nullptr;
+  if (turn.kind == Kind::kExclusive || !placement_.KnowsModel(turn.model->info.fingerprint())) return true;
+  if (kept_.empty()) return placement_.ChoosePool(turn, active) != nullptr;
+  PoolUse with_kept = active;
+  size_t kept = 0;
+  for (const auto& [pool, count] : kept_.ForOthersThan(turn.tenant)) {
+    with_kept[pool] += count;
+    kept += count;
+  }
+  return running_.size() - yielded_ + kept < static_cast<size_t>(options_.max_running) &&
+         placement_.ChoosePool(turn, with_kept) != nullptr;
 }
 
 bool TurnCore::SessionFree(const Turn& turn) const {
@@ -222,6 +230,7 @@ void TurnCore::StartWaiting() {
 void TurnCore::StartTurn(const TurnPtr& turn) {
   if (turn->phase == Phase::kYielded) {
     --yielded_;
+    kept_.Use(turn->pool, turn->tenant);
     return Park(*turn);
   }
   running_[turn->id] = turn;
@@ -233,6 +242,7 @@ void TurnCore::StartTurn(const TurnPtr& turn) {
   }
   if (turn->kind != Kind::kExclusive) {
     if (const Pool* pool = placement_.ChoosePool(*turn, ActiveByPool()); pool != nullptr) turn->pool = pool->name;
+    kept_.Use(turn->pool, turn->tenant);
     if (const absl::Status status = placement_.CheckServed(*turn); !status.ok()) {
       turn->phase = Phase::kComputed;
       return Fail(*turn, status);

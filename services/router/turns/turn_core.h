@@ -32,6 +32,7 @@
 #include "rwkv/v1/state_store.pb.h"
 #include "rwkv/v1/worker.pb.h"
 #include "services/router/pipeline/stage_plan.h"
+#include "services/router/scheduler/kept_slots.h"
 #include "services/router/scheduler/scheduler.h"
 #include "services/router/turns/log_writer.h"
 #include "services/router/turns/placement.h"
@@ -176,6 +177,9 @@ class TurnCore {
   void Unseat(Turn& turn, const absl::Status& why);
   // Turns that have a part of the slots.
   PoolUse ActiveByPool() const;
+  // The turn is over and has left its slot, which waits for the tenant's next one if others would take it, and the
+  // tenant has no more than its share.
+  void KeepSlot(const Turn& turn);
   void SweepClosing();
 
   // --- turn_core_pipeline.cc
@@ -263,6 +267,7 @@ class TurnCore {
   absl::Time pause_at_ = absl::InfiniteFuture();  // Draining: who still runs then is paused.
 
   Placement placement_;
+  KeptSlots kept_;
   std::map<SequenceId, TurnPtr> by_sequence_;
   SequenceId next_sequence_ = 1;
   std::map<std::string, PendingSave> saves_;

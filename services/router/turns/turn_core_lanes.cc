@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "services/common/grpc_status.h"
 #include "services/common/logging.h"
+#include "services/router/scheduler/fair_slots.h"
 #include "services/router/turns/turn_core.h"
 
 namespace rwkv::router {
@@ -88,6 +89,21 @@ PoolUse TurnCore::ActiveByPool() const {
     if (turn->Active() && turn->kind != Kind::kExclusive) ++active[turn->pool];
   }
   return active;
+}
+
+void TurnCore::KeepSlot(const Turn& turn) {
+  if (waiting_.empty() || turn.kind == Turn::Kind::kExclusive || !turn.decided()) return;
+  std::map<std::string, int> held = HeldByTenant(turn.pool), demand = held;
+  int slots = 1;
+  for (const auto& [tenant, count] : held) slots += count;
+  for (const TurnPtr& other : waiting_) {
+    if (other->tenant == turn.tenant) return;  // That one takes it.
+    ++demand[other->tenant];
+  }
+  ++demand[turn.tenant];
+  const auto weight = [this](absl::string_view tenant) { return WeightOf(tenant); };
+  if (FairAllocation(slots, demand, weight)[turn.tenant] <= held[turn.tenant]) return;
+  kept_.Keep(turn.pool, turn.tenant, Now() + options_.slot_kept);
 }
 
 void TurnCore::SweepClosing() {

@@ -281,6 +281,7 @@ void TurnCore::RemoveSequence(Turn& turn) {
   turn.yielding = false;
   turn.attach_since = absl::InfiniteFuture();
   turn.phase = Phase::kComputed;
+  KeepSlot(turn);
 }
 
 }  // namespace rwkv::router

@@ -171,6 +171,7 @@ void TurnCore::SaveAndRetire(Turn& turn) {
   turn.tail.clear();
   turn.yielding = false;
   turn.phase = Phase::kComputed;
+  KeepSlot(turn);
 }
 
 void TurnCore::Yield(const TurnPtr& turn) {

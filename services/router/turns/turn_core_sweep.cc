@@ -90,6 +90,7 @@ void TurnCore::SweepTurn(Turn& turn) {
 }
 
 void TurnCore::Sweep() {
+  kept_.Expire(Now());
   StartWaiting();
   for (auto it = running_.begin(); it != running_.end();) {
     const TurnPtr turn = it->second;

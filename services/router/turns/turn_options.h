@@ -28,6 +28,8 @@ struct TurnOptions {
   int max_waiting = 256;                           // Calls that wait to be started, or to go on.
   absl::Duration max_wait = absl::Seconds(60);     // A call that waits to be started for longer is refused.
   absl::Duration slot_quantum = absl::Seconds(5);  // Who has had a slot for so long gives it to one that waits. > 0.
+  // Of a turn that is over the slot waits so long for the tenant's next one while others would take it.
+  absl::Duration slot_kept = absl::Milliseconds(50);
   InputLimits limits;
   std::vector<std::string> unusable_tokenizers;  // Why each is; said to who sends text when no other fits.
   bool allow_logits = false;

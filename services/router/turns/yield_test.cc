@@ -369,6 +369,39 @@ TEST(YieldTest, AFloodLeavesAnotherTenantItsShareAtOnce) {
   EXPECT_THAT(cluster.Finish(flood[0]).tokens, ElementsAreArray(FakeModel::Greedy(Prompt(1), 2000, kVocabulary)));
 }
 
+// A client that has its answer and asks again does not find its slot with a flood, some turn of which would have to go.
+TEST(YieldTest, ASlotWaitsAMomentForTheTenantsNextTurn) {
+  testing::FakeClock clock;
+  TurnManager::Options options = Quantum(absl::Hours(1));
+  options.slot_kept = absl::Milliseconds(50);
+  FakeCluster cluster(Slots(2), options, &clock);
+  cluster.pipeline().PauseSteps();
+  const auto ask = [&](uint32_t i) {
+    const FakeCluster::Call quiet = StartAs(cluster, "quiet", Request(Prompt(i), 3));
+    ASSERT_TRUE(WaitUntil([&] {
+      cluster.pipeline().AllowSteps(1);
+      return quiet.stream->closed();
+    }));
+    EXPECT_THAT(cluster.Finish(quiet).status, IsOk());
+  };
+  std::vector<FakeCluster::Call> flood;
+  for (int i = 0; i < 6; ++i) flood.push_back(StartAs(cluster, "flood", Request(Prompt(1 + i), 5000)));
+  ASSERT_TRUE(WaitUntil([&] { return cluster.router().counts().waiting == 4; }));
+  for (uint32_t i = 0; i < 20; ++i) {
+    ask(20 + i);
+    clock.Advance(absl::Milliseconds(49));  // It is that client's own time.
+  }
+  EXPECT_EQ(cluster.metrics().yielded_turns.Value(), 1) << "once, for the first";
+  // Who does not come back in time finds the slot with the flood.
+  const int waiting = cluster.router().counts().waiting;
+  clock.Advance(absl::Milliseconds(51));
+  ASSERT_TRUE(WaitUntil([&] { return cluster.router().counts().waiting == waiting - 1; }));
+  ask(50);
+  EXPECT_EQ(cluster.metrics().yielded_turns.Value(), 2);
+  for (const FakeCluster::Call& call : flood) cluster.router().Cancel(call.id);
+  cluster.pipeline().ResumeSteps();
+}
+
 TEST(YieldTest, AFloodTakesNobodyElsesPlaceInTheLine) {
   TurnManager::Options options = Quantum(absl::Milliseconds(5));
   options.max_running = 1;
