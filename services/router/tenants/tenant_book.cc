@@ -1,6 +1,7 @@
 #include "services/router/tenants/tenant_book.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -11,6 +12,10 @@ namespace {
 
 // When a call of the tenant will end nobody knows.
 constexpr absl::Duration kRetryBusy = absl::Seconds(1);
+// Every worker is told; it is put together this often.
+constexpr absl::Duration kTellInterval = absl::Milliseconds(100);
+// A router that was not heard of for so long is another one when it comes back.
+constexpr absl::Duration kRouterForgotten = absl::Minutes(1);
 
 absl::Status NoTenant(const std::string& tenant) {
   return absl::PermissionDeniedError(tenant.empty()
@@ -44,6 +49,64 @@ void TenantBook::SetTenants(const std::vector<TenantLimits>& tenants) {
     for (const char* limit : {"requests_per_minute", "tokens_per_minute", "concurrent_turns", "stored_bytes"}) {
       counter("rwkv_router_tenant_refused_total", "Calls refused for a limit of the tenants file.", {{"limit", limit}});
     }
+  }
+}
+
+void TenantBook::TakeRequests(Account& account, double requests, absl::Time now) {
+  account.requests.Take(requests, now);
+  account.requests_taken += requests;
+}
+
+void TenantBook::TakeTokens(Account& account, double tokens, absl::Time now) {
+  account.tokens.Take(tokens, now);
+  account.tokens_taken += tokens;
+}
+
+void TenantBook::Tell(v1::RouterAnnouncement* router) {
+  absl::MutexLock lock(&mu_);
+  const absl::Time now = clock_->Now();
+  if (now - told_at_ >= kTellInterval) {
+    told_at_ = now;
+    told_.clear_tenants();
+    for (auto& [name, account] : accounts_) {
+      if (told_.tenants_size() == kMaxTold) break;
+      if (account.running == 0 && account.requests.IsFull(now) && account.tokens.IsFull(now)) continue;
+      v1::TenantUse& use = *told_.add_tenants();
+      use.set_tenant(name);
+      use.set_requests(account.requests_taken);
+      use.set_tokens(account.tokens_taken);
+      use.set_running_calls(static_cast<uint32_t>(account.running));
+    }
+  }
+  *router->mutable_tenants() = told_.tenants();
+}
+
+void TenantBook::Heard(const std::vector<v1::RouterAnnouncement>& others) {
+  absl::MutexLock lock(&mu_);
+  const absl::Time now = clock_->Now();
+  for (auto& [name, account] : accounts_) account.running_elsewhere = 0;
+  for (const v1::RouterAnnouncement& router : others) {
+    Elsewhere& elsewhere = elsewhere_[router.incarnation()];
+    elsewhere.heard = now;
+    for (const v1::TenantUse& use : router.tenants()) {
+      const auto found = accounts_.find(use.tenant());
+      if (found == accounts_.end()) continue;
+      Account& account = found->second;
+      account.running_elsewhere += use.running_calls();
+      const auto a_minutes_worth_before = [](double taken, const TokenBucket& bucket) {
+        return std::max(0.0, taken - static_cast<double>(bucket.per_minute()));
+      };
+      auto& counted = elsewhere.taken
+                          .try_emplace(use.tenant(), a_minutes_worth_before(use.requests(), account.requests),
+                                       a_minutes_worth_before(use.tokens(), account.tokens))
+                          .first->second;
+      account.requests.Take(use.requests() - counted.first, now);
+      account.tokens.Take(use.tokens() - counted.second, now);
+      counted = {use.requests(), use.tokens()};
+    }
+  }
+  for (auto it = elsewhere_.begin(); it != elsewhere_.end();) {
+    it = now - it->second.heard > kRouterForgotten ? elsewhere_.erase(it) : std::next(it);
   }
 }
 
@@ -89,7 +152,7 @@ absl::StatusOr<std::shared_ptr<TenantBook::Ticket>> TenantBook::Admit(const std:
   if (Find(tenant) == nullptr) return NoTenant(tenant);
   Account& account = accounts_[tenant];
   const TenantLimits& limits = account.limits;
-  if (limits.concurrent_turns != 0 && account.running >= limits.concurrent_turns) {
+  if (limits.concurrent_turns != 0 && account.running + account.running_elsewhere >= limits.concurrent_turns) {
     return Refuse(account, "concurrent_turns", limits.concurrent_turns, kRetryBusy);
   }
   if (const absl::Duration wait = account.requests.Wait(1, now); wait > absl::ZeroDuration()) {
@@ -100,8 +163,8 @@ absl::StatusOr<std::shared_ptr<TenantBook::Ticket>> TenantBook::Admit(const std:
   if (const absl::Duration wait = account.tokens.Wait(tokens, now); wait > absl::ZeroDuration()) {
     return Refuse(account, "tokens_per_minute", limits.tokens_per_minute, wait);
   }
-  account.requests.Take(1, now);
-  account.tokens.Take(tokens, now);
+  TakeRequests(account, 1, now);
+  TakeTokens(account, tokens, now);
   account.requests_total->Increment();
   account.running_gauge->Set(static_cast<double>(++account.running));
   return std::shared_ptr<Ticket>(new Ticket(this, tenant, tokens));
@@ -116,7 +179,7 @@ TenantBook::Ticket::~Ticket() {
 void TenantBook::Ticket::Fed(uint64_t prompt_tokens) {
   absl::MutexLock lock(&book_->mu_);
   Account& account = book_->accounts_[tenant_];
-  account.tokens.Take(static_cast<double>(prompt_tokens) - taken_, book_->clock_->Now());
+  TakeTokens(account, static_cast<double>(prompt_tokens) - taken_, book_->clock_->Now());
   taken_ = static_cast<double>(prompt_tokens);
   if (prompt_tokens > prompt_tokens_) {
     account.prompt_tokens_total->Increment(static_cast<double>(prompt_tokens - prompt_tokens_));
@@ -127,7 +190,7 @@ void TenantBook::Ticket::Fed(uint64_t prompt_tokens) {
 void TenantBook::Ticket::Drawn(uint64_t tokens) {
   absl::MutexLock lock(&book_->mu_);
   Account& account = book_->accounts_[tenant_];
-  account.tokens.Take(static_cast<double>(tokens), book_->clock_->Now());
+  TakeTokens(account, static_cast<double>(tokens), book_->clock_->Now());
   account.generated_tokens_total->Increment(static_cast<double>(tokens));
   generated_tokens_ += tokens;
 }
@@ -137,8 +200,8 @@ void TenantBook::Ticket::Refund() {
   if (generated_tokens_ > 0 || prompt_tokens_ > 0) return;
   Account& account = book_->accounts_[tenant_];
   const absl::Time now = book_->clock_->Now();
-  account.tokens.Take(-taken_, now);
-  account.requests.Take(-1, now);
+  TakeTokens(account, -taken_, now);
+  TakeRequests(account, -1, now);
   taken_ = 0;
 }
 

@@ -18,8 +18,8 @@ class TokenBucket {
     per_minute_ = per_minute;
   }
 
-  // Zero: `amount` may be taken now. Else when to come again. More than a minute's worth wants a full bucket, and leaves
-  // a debt that has to be filled first.
+  // Zero: `amount` may be taken now. Else when to come again. More than a minute's worth wants a full bucket, and
+  // leaves a debt that has to be filled first.
   absl::Duration Wait(double amount, absl::Time now) {
     Fill(now);
     if (per_minute_ == 0) return absl::ZeroDuration();
@@ -27,6 +27,12 @@ class TokenBucket {
     if (missing <= 0) return absl::ZeroDuration();
     return absl::Seconds(60 * missing / static_cast<double>(per_minute_));
   }
+  // Nothing is missing.
+  bool IsFull(absl::Time now) {
+    Fill(now);
+    return level_ >= static_cast<double>(per_minute_);
+  }
+  int64_t per_minute() const { return per_minute_; }
   // Takes it, whether it is there or not; negative: gives it back.
   void Take(double amount, absl::Time now) {
     Fill(now);

@@ -23,6 +23,10 @@ void RouterRegistry::Heard(const v1::RouterAnnouncement& router) {
   known.router = router;
   Cut(known.router.mutable_address());
   Cut(known.router.mutable_metrics_address());
+  Cut(known.router.mutable_incarnation());
+  auto& tenants = *known.router.mutable_tenants();
+  if (tenants.size() > kMaxTenants) tenants.DeleteSubrange(kMaxTenants, tenants.size() - kMaxTenants);
+  for (v1::TenantUse& tenant : tenants) Cut(tenant.mutable_tenant());
   known.heard = now;
 }
 

@@ -19,6 +19,7 @@ class RouterRegistry {
  public:
   static constexpr size_t kMaxRouters = 256;                   // More are not remembered.
   static constexpr size_t kMaxTextBytes = 256;                 // Of each name and address; longer ones are cut.
+  static constexpr int kMaxTenants = 1024;                     // Of each; more are dropped.
   static constexpr absl::Duration kLately = absl::Seconds(3);  // Routers announce themselves twice a second.
   static constexpr absl::Duration kSilence = absl::Seconds(5);
 

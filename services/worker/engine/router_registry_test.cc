@@ -57,7 +57,12 @@ TEST(RouterRegistryTest, IsBounded) {
   EXPECT_EQ(Names(registry).size(), RouterRegistry::kMaxRouters);
   v1::RouterAnnouncement long_address = Router("router-0");
   long_address.set_address(std::string(100000, 'x'));
+  for (int i = 0; i < 2 * RouterRegistry::kMaxTenants; ++i) {
+    long_address.add_tenants()->set_tenant(std::string(1000, 'x'));
+  }
   registry.Heard(long_address);
+  EXPECT_EQ(registry.Lately().front().tenants_size(), RouterRegistry::kMaxTenants);
+  EXPECT_EQ(registry.Lately().front().tenants(0).tenant().size(), RouterRegistry::kMaxTextBytes);
   EXPECT_EQ(registry.Lately().front().address().size(), RouterRegistry::kMaxTextBytes);
   clock.Advance(absl::Seconds(4));  // Now those are forgotten that nobody hears of.
   registry.Heard(Router("new"));
