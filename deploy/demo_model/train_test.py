@@ -15,8 +15,10 @@ sys.dont_write_bytecode = True
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
 try:
+    import optimisers
+    import rwkv7
     import torch
-    import train
+    import wkv7
 except ImportError as error:
     print(f"train_test: skipped, no PyTorch here ({error})")
     if "XML_OUTPUT_FILE" in os.environ:  # Bazel's word for it.
@@ -55,31 +57,31 @@ class RecurrenceTest(unittest.TestCase):
 
     def compare(self, function, dtype, tolerance):
         for i, (expected,
-                actual) in enumerate(zip(results(train.wkv7_recurrent, torch.float64), results(function, dtype))):
+                actual) in enumerate(zip(results(wkv7.wkv7_recurrent, torch.float64), results(function, dtype))):
             error = ((expected - actual).abs().max() / expected.abs().max()).item()
             self.assertTrue(error <= tolerance, f"result {i}: relative error {error} beyond {tolerance}")
 
     def test_chunked_equals_plain_recurrence_in_float64(self):
-        self.compare(train.wkv7_chunked, torch.float64, 1e-13)
+        self.compare(wkv7.wkv7_chunked, torch.float64, 1e-13)
 
     def test_chunked_in_float32_stays_within_rounding(self):
-        self.compare(train.wkv7_chunked, torch.float32, 5e-6)
+        self.compare(wkv7.wkv7_chunked, torch.float32, 5e-6)
 
     def test_native_equals_plain_recurrence(self):
         with tempfile.TemporaryDirectory() as folder:
-            train.NativeWkv7.library = train.load_native(folder)
-            if train.NativeWkv7.library is None:
+            wkv7.NativeWkv7.library = wkv7.load_native(folder)
+            if wkv7.NativeWkv7.library is None:
                 self.skipTest("no C++ compiler here")
-            self.compare(train.NativeWkv7.apply, torch.float32, 5e-6)
+            self.compare(wkv7.NativeWkv7.apply, torch.float32, 5e-6)
 
 
 class ModelTest(unittest.TestCase):
 
     def setUp(self):
-        self.model = train.Model(train.initial_weights(2, 128, 300, torch.Generator().manual_seed(3)))
+        self.model = rwkv7.Model(rwkv7.initial_weights(2, 128, 300, torch.Generator().manual_seed(3)))
 
     def test_split_window_equals_whole_window(self):
-        train.COMPUTE, kept = torch.float32, train.COMPUTE
+        rwkv7.COMPUTE, kept = torch.float32, rwkv7.COMPUTE
         try:
             with torch.no_grad():
                 for tensor in self.model.tensors:  # so that no path is multiplied by a starting zero
@@ -91,14 +93,14 @@ class ModelTest(unittest.TestCase):
             second = self.model(ids[:, 32:64], ids[:, 33:65], state)[1]
             self.assertLess((torch.cat([first, second], 1) - whole).abs().max().item(), 1e-4)
         finally:
-            train.COMPUTE = kept
+            rwkv7.COMPUTE = kept
 
     def test_only_matrices_decay_and_muon_has_those_of_the_blocks(self):
         names = {id(t): n for n, t in self.model.weights().items()}
         options = argparse.Namespace(rate=1e-3, muon_rate=0.01, decay=0.1)
         groups = [(g["weight_decay"], [names[id(t)]
                                        for t in g["params"]])
-                  for o in train.optimisers(self.model, options)
+                  for o in optimisers.optimisers(self.model, options)
                   for g in o.param_groups]
         (inner_decay, inner), (outer_decay, outer), (w0_decay, w0), (rest_decay, rest) = groups
         self.assertEqual((inner_decay, outer_decay, w0_decay, rest_decay), (0.1, 0.1, 0.0, 0.0))
@@ -110,7 +112,7 @@ class ModelTest(unittest.TestCase):
 
     def test_muon_takes_an_orthogonal_step(self):
         for shape in ((64, 64), (256, 64), (64, 256)):
-            step = train.Muon.orthogonal(torch.randn(shape, generator=torch.Generator().manual_seed(5)))
+            step = optimisers.Muon.orthogonal(torch.randn(shape, generator=torch.Generator().manual_seed(5)))
             values = torch.linalg.svdvals(step)
             self.assertGreater(values.min().item(), 0.3)
             self.assertLess(values.max().item(), 1.4)
