@@ -116,6 +116,8 @@ def main():
     parser.add_argument("--compile", choices=("on", "off"), default="on")
     options = parser.parse_args()
 
+    if not hasattr(torch, "uint16"):
+        sys.exit(f"train.py: PyTorch {torch.__version__} is too old, 2.3 is needed")
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     os.makedirs(options.run, exist_ok=True)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Tests of the demo model that need PyTorch: the recurrence in its three forms, and a few training steps on tiny text.
 
-Without PyTorch it says so and is skipped."""
+Without PyTorch, or with one that is too old, it says so and is skipped."""
 
 import argparse
 import json
@@ -15,12 +15,14 @@ sys.dont_write_bytecode = True
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
 try:
+    import torch
+    if not hasattr(torch, "uint16"):
+        raise ImportError(f"PyTorch {torch.__version__} is too old, 2.3 is needed")
     import optimisers
     import rwkv7
-    import torch
     import wkv7
 except ImportError as error:
-    print(f"train_test: skipped, no PyTorch here ({error})")
+    print(f"train_test: skipped, no PyTorch here: {error}")
     if "XML_OUTPUT_FILE" in os.environ:  # Bazel's word for it.
         with open(os.environ["XML_OUTPUT_FILE"], "w", encoding="utf-8") as report:
             report.write(
