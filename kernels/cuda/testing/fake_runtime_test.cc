@@ -7,11 +7,13 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/string_view.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/api/op_table.h"
+#include "kernels/base/buffer.h"
 #include "kernels/base/device.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/cuda/cuda_device.h"
@@ -26,6 +28,7 @@ using ::rwkv::testing::StatusIs;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::StartsWith;
 
 constexpr int64_t kWidth = 64;
 constexpr int64_t kBytes = kWidth * static_cast<int64_t>(sizeof(float));
@@ -196,6 +199,8 @@ TEST_F(FakeRuntimeTest, NoMemoryIsResourceExhaustedAndTheNextAllocationIsTried) 
   EXPECT_THAT(device_->Allocate(int64_t{1} << 50, MemoryKind::kDevice),
               StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("1125899906842624 bytes")));
   EXPECT_THAT(device_->Allocate(-1, MemoryKind::kDevice), StatusIs(absl::StatusCode::kInvalidArgument));
+  ASSERT_OK_AND_ASSIGN(const Buffer nothing, device_->Allocate(0, MemoryKind::kDevice));
+  EXPECT_EQ(nothing.data(), nullptr);
 }
 
 TEST_F(FakeRuntimeTest, MemoryIsGivenBack) {
@@ -222,6 +227,47 @@ TEST_F(FakeRuntimeTest, DeviceThatIsNotThereIsUnimplementedInWords) {
   faults.devices = 1;
   faults.major = 7;
   EXPECT_THAT(open(faults), StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("compute capability 7.0")));
+  faults.major = 8;
+  EXPECT_OK(open(faults));
+  for (int ordinal : {-1, 1}) {
+    EXPECT_THAT(OpenDevice(kFakeRuntime, kEmulatedKernels, ordinal, "cuda:n"),
+                StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("cuda:n: this machine has 1 CUDA devices")));
+  }
+}
+
+// The bits of products depend on tensor cores, those of steps on no graph.
+TEST_F(FakeRuntimeTest, ANameSaysWhichTwinsAreMeant) {
+  struct Row {
+    const char* name;
+    bool tensor_cores, graphs;
+  };
+  for (const Row& row : {Row{"cuda/emulated", true, true}, Row{"cuda/emulated/fma", false, true},
+                         Row{"cuda/emulated/launches", true, false}, Row{"cuda/emulated/fma/launches", false, false}}) {
+    SCOPED_TRACE(row.name);
+    absl::string_view rest = row.name;
+    const DeviceOptions options = TakeOptions(rest);
+    EXPECT_EQ(rest, kEmulatedDevice);
+    EXPECT_EQ(options.tensor_cores, row.tensor_cores);
+    EXPECT_EQ(options.graphs, row.graphs);
+    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Device> device, OpenEmulatedDevice(row.name));
+    EXPECT_EQ(device->name(), row.name);
+    EXPECT_THAT(std::string(device->numeric_family()),
+                StartsWith(row.tensor_cores ? "cuda/tensor/sm_" : std::string(kFp32Family)));
+  }
+}
+
+TEST_F(FakeRuntimeTest, HeadsThatNoKernelHoldsAreUnimplementedInWords) {
+  EXPECT_EQ(device_->ops().max_head_size, 128);
+  Wkv6Args wkv6;
+  Wkv7Args wkv7;
+  wkv6.head_size = wkv7.head_size = 129;
+  EXPECT_THAT(device_->ops().wkv6(wkv6, *stream_),
+              StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("wkv6: head_size 129 is more than 128")));
+  EXPECT_THAT(device_->ops().wkv7(wkv7, *stream_),
+              StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("wkv7: head_size 129 is more than 128")));
+  wkv6.head_size = wkv7.head_size = 128;  // What is wrong now is all else.
+  EXPECT_THAT(device_->ops().wkv6(wkv6, *stream_), StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(device_->ops().wkv7(wkv7, *stream_), StatusIs(absl::StatusCode::kInvalidArgument));
 }
 
 TEST_F(FakeRuntimeTest, HostThatTouchesDeviceMemoryDies) {

@@ -145,6 +145,7 @@ TEST_P(StageRunnerStoreTest, ASlotReleasedWhileItLoadsStaysFree) {
   store_->Open();
   const absl::StatusOr<v1::ExecuteResponse> late = driver.stream(0).Read();
   ASSERT_THAT(late, IsOk());
+  EXPECT_EQ(late->attached().slot(), 1);
   EXPECT_EQ(late->attached().sequence(), 2u);
   EXPECT_THAT(common::FromStatusProto(late->attached().status()), StatusIs(absl::StatusCode::kAborted));
   EXPECT_THAT(driver.Feed(1, 3, 0, tokens_), IsOk());

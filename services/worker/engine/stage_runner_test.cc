@@ -1,9 +1,11 @@
 // Epochs, the order of commands, routers, draining, metrics.
 #include "services/worker/engine/stage_runner.h"
 
+#include <memory>
 #include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -13,6 +15,7 @@
 #include "gtest/gtest.h"
 #include "prometheus/histogram.h"
 #include "rwkv/v1/worker.pb.h"
+#include "services/worker/client/worker_client.h"
 #include "services/worker/engine/router_registry.h"
 #include "services/worker/engine/worker_metrics.h"
 #include "services/worker/testing/pipeline_driver.h"
@@ -61,6 +64,15 @@ TEST_P(StageRunnerTest, ABlockedReceiveWakesUpWhenTheEpochEnds) {
   // And the first notices with its next step, perhaps before Write returns.
   (void)driver.stream(0).Write(request);
   EXPECT_THAT(driver.stream(0).Read().status(), StatusIs(absl::StatusCode::kUnavailable));
+}
+
+TEST_P(StageRunnerTest, AnIdleStageHearsThatTheOneBeforeHasGone) {
+  Start(2);
+  PipelineDriver driver(clients_);
+  ASSERT_THAT(driver.Open("router-0", "e1"), IsOk());
+  driver.stream(0).Cancel();
+  ASSERT_TRUE(stages_[1].runner->WaitUntilIdle(absl::Now() + absl::Seconds(30)));
+  EXPECT_THAT(driver.stream(1).Read().status(), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("is gone")));
 }
 
 // A stage that waits for its next input has sent what it had.
@@ -123,6 +135,57 @@ TEST_P(StageRunnerTest, AUselessCommandEndsTheEpoch) {
   ASSERT_THAT(driver.Open("router-0", "e1"), IsOk());
   ASSERT_THAT(driver.WriteAll(v1::ExecuteRequest()), IsOk());
   EXPECT_THAT(driver.stream(0).Read().status(), StatusIs(absl::StatusCode::kInvalidArgument));
+}
+
+// Where a stage is in a pipeline, and whether there is a next one, follows from its layers.
+TEST_P(StageRunnerTest, AnEpochThatDoesNotFitTheStageIsRefused) {
+  Start(3);
+  const auto plan = [](const std::string& router, const std::string& epoch, int index, int count,
+                       const std::string& next) {
+    v1::OpenEpoch open;
+    open.set_router(router);
+    open.set_epoch(epoch);
+    open.set_stage_index(index);
+    open.set_stage_count(count);
+    open.set_next_address(next);
+    return open;
+  };
+  constexpr auto kNameless = absl::StatusCode::kInvalidArgument;
+  constexpr auto kUnfit = absl::StatusCode::kFailedPrecondition;
+  struct Row {
+    const char* name;
+    int stage;
+    v1::OpenEpoch open;
+    absl::StatusCode code;
+    const char* says;
+  };
+  for (const Row& row : std::vector<Row>{
+           {"no router", 1, plan("", "e", 1, 3, "stage-2"), kNameless, "router and epoch must be named"},
+           {"no epoch", 1, plan("r", "", 1, 3, "stage-2"), kNameless, "router and epoch must be named"},
+           {"below the first", 1, plan("r", "e", -1, 3, "stage-2"), kUnfit, "stage -1 of 3 does not fit layers"},
+           {"beyond the last", 1, plan("r", "e", 3, 3, "stage-2"), kUnfit, "stage 3 of 3 does not fit layers"},
+           {"called the first", 1, plan("r", "e", 0, 3, "stage-2"), kUnfit, "stage 0 of 3 does not fit layers"},
+           {"called the last", 1, plan("r", "e", 1, 2, ""), kUnfit, "stage 1 of 2 does not fit layers"},
+           {"no first", 0, plan("r", "e", 1, 3, "stage-1"), kUnfit, "stage 1 of 3 does not fit layers"},
+           {"no last", 2, plan("r", "e", 2, 4, "stage-3"), kUnfit, "stage 2 of 4 does not fit layers"},
+           {"no next one", 1, plan("r", "e", 1, 3, ""), kUnfit, "with next address ''"},
+           {"one after the last", 2, plan("r", "e", 2, 3, "stage-3"), kUnfit, "with next address 'stage-3'"}}) {
+    SCOPED_TRACE(row.name);
+    const std::unique_ptr<ExecuteStream> stream = clients_[row.stage]->Execute();
+    v1::ExecuteRequest request;
+    *request.mutable_open() = row.open;
+    EXPECT_THAT(stream->Write(request), StatusIs(row.code, HasSubstr(row.says)));
+  }
+  PipelineDriver driver(clients_);
+  EXPECT_THAT(driver.Open("r", "e"), IsOk());
+}
+
+TEST_P(StageRunnerTest, ARunnerThatGoesEndsItsEpoch) {
+  Start(1);
+  PipelineDriver driver(clients_);
+  ASSERT_THAT(driver.Open("router-0", "e1"), IsOk());
+  stages_[0].runner.reset();
+  EXPECT_THAT(driver.stream(0).Read().status(), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("shuts down")));
 }
 
 TEST_P(StageRunnerTest, AnEpochHasOneStreamAndAWorkerOneRouter) {

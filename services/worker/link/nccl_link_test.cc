@@ -11,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
@@ -32,6 +33,7 @@ namespace {
 
 using ::rwkv::testing::IsOk;
 using ::rwkv::testing::StatusIs;
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 // Runs both ends of a pair, each on its thread, from the join on.
@@ -75,7 +77,12 @@ TEST_F(NcclLinkTest, RowsArriveInOrderAndWhole) {
             EXPECT_EQ(receiver.x.data()[0], static_cast<float>(step * 100) + 0.1f);
             EXPECT_EQ(receiver.x.data()[x - 1], static_cast<float>(step * 100 + x - 1) + 0.1f);
             if (x < receiver.x.size()) EXPECT_EQ(receiver.x.data()[x], static_cast<float>(100'000 + x) + 0.1f);
-            EXPECT_EQ(receiver.v_first.data()[1], -static_cast<float>(step + 1) / 3);
+            const int64_t v = (1 + step % 8) * kShape.v_first_width;
+            EXPECT_EQ(receiver.v_first.data()[0], -static_cast<float>(step) / 3);
+            EXPECT_EQ(receiver.v_first.data()[v - 1], -static_cast<float>(step + v - 1) / 3);
+            if (v < receiver.v_first.size()) {
+              EXPECT_EQ(receiver.v_first.data()[v], -static_cast<float>(1000 + v) / 3);
+            }
             EXPECT_THAT(rows.Check(), IsOk());
           }
           checked.Notify();
@@ -131,6 +138,18 @@ TEST_F(NcclLinkTest, AModelWithoutFirstValuesHasOneTransfer) {
         ASSERT_TRUE(receiver.DoneSoon());
       });
   EXPECT_EQ(receiver.x.data()[5], sender.x.data()[5]);
+}
+
+TEST_F(NcclLinkTest, ALibraryThatIsTooOldIsUnimplementedInWords) {
+  const auto make = [](int version) {
+    nccl::FakeFaults faults;
+    faults.version = version;
+    nccl::ResetFake(faults);
+    return MakeNcclLinks(nccl::kFakeNccl, "a", [] { return absl::OkStatus(); }).status();
+  };
+  EXPECT_THAT(make(nccl::kOldestVersion), IsOk());
+  EXPECT_THAT(make(nccl::kOldestVersion - 1),
+              StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("version 21799 is older than 21800")));
 }
 
 TEST_F(NcclLinkTest, JoinEndsWhereNobodyComes) {
@@ -197,7 +216,73 @@ TEST_F(NcclLinkTest, AnEndThatAbortsIsToldToTheOther) {
         ASSERT_TRUE(receiver.DoneSoon());
         EXPECT_FALSE(receiver.DoneSoon() && receiver.Move(rows, 1).ok() &&
                      receiver.DoneSoon([&] { return !rows.Check().ok(); }));
-        EXPECT_THAT(rows.Check(), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("remote process exited")));
+        EXPECT_THAT(rows.Check(), StatusIs(absl::StatusCode::kUnavailable,
+                                           AllOf(HasSubstr("NCCL: receiving: "), HasSubstr("remote process exited"))));
+      });
+}
+
+TEST_F(NcclLinkTest, AMoveThatTheOtherEndTakesNoPartInEndsInWords) {
+  for (const bool sends : {true, false}) {
+    Side alone("a", kShape, nccl::kFakeNccl, absl::Milliseconds(50)), idle("b");
+    absl::Notification over;
+    const auto move = [&](DeviceRows& rows) {
+      EXPECT_THAT(alone.Move(rows, 1), StatusIs(absl::StatusCode::kUnavailable,
+                                                HasSubstr(absl::StrCat("NCCL: ", sends ? "send" : "receive",
+                                                                       ": the other stage did not come in 50ms"))));
+      over.Notify();
+    };
+    const auto wait = [&](DeviceRows&) { over.WaitForNotificationWithTimeout(absl::Seconds(20)); };
+    sends ? RunPair(alone, idle, move, wait) : RunPair(idle, alone, wait, move);
+  }
+}
+
+TEST_F(NcclLinkTest, ATransferThatNcclRefusesIsToldAndItsGroupEnded) {
+  static bool refuse_one;  // A function of a table knows no test.
+  refuse_one = false;
+  nccl::Nccl library = nccl::kFakeNccl;
+  library.send = [](const void* memory, size_t count, int type, int peer, nccl::Communicator communicator,
+                    nccl::StreamHandle stream) {
+    if (std::exchange(refuse_one, false)) return nccl::kInvalidUsage;
+    return nccl::kFakeNccl.send(memory, count, type, peer, communicator, stream);
+  };
+  Side sender("a", kShape, library), receiver("b");
+  RunPair(
+      sender, receiver,
+      [&](DeviceRows& rows) {
+        refuse_one = true;
+        EXPECT_THAT(sender.Move(rows, 1), StatusIs(absl::StatusCode::kInternal, HasSubstr("NCCL: send: ")));
+        EXPECT_THAT(sender.Move(rows, 1), IsOk()) << "nothing of the first is left";
+        ASSERT_TRUE(sender.DoneSoon());
+      },
+      [&](DeviceRows& rows) {
+        ASSERT_THAT(receiver.Move(rows, 1), IsOk());
+        ASSERT_TRUE(receiver.DoneSoon());
+      });
+  EXPECT_EQ(nccl::TransfersOfFake(), 2);
+}
+
+TEST_F(NcclLinkTest, WhatNcclHasNotDoneYetIsNoError) {
+  static bool busy;
+  busy = false;
+  nccl::Nccl library = nccl::kFakeNccl;
+  library.comm_get_async_error = [](nccl::Communicator communicator, nccl::Result* error) {
+    const nccl::Result result = nccl::kFakeNccl.comm_get_async_error(communicator, error);
+    if (busy) *error = nccl::kInProgress;
+    return result;
+  };
+  Side sender("a", kShape, library), receiver("b");
+  RunPair(
+      sender, receiver,
+      [&](DeviceRows& rows) {
+        busy = true;
+        EXPECT_THAT(rows.Check(), IsOk());
+        busy = false;
+        ASSERT_THAT(sender.Move(rows, 1), IsOk());
+        ASSERT_TRUE(sender.DoneSoon());
+      },
+      [&](DeviceRows& rows) {
+        ASSERT_THAT(receiver.Move(rows, 1), IsOk());
+        ASSERT_TRUE(receiver.DoneSoon());
       });
 }
 

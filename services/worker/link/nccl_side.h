@@ -18,6 +18,7 @@
 #include "kernels/cuda/testing/fake_runtime.h"
 #include "services/worker/link/device_links.h"
 #include "services/worker/link/link.h"
+#include "services/worker/link/nccl.h"
 #include "services/worker/link/nccl_link.h"
 #include "services/worker/link/testing/fake_nccl.h"
 
@@ -27,12 +28,15 @@ inline constexpr LinkShape kShape = {3, 2, 8};
 
 // Of one end: memory and a stream on the emulated device, and its NCCL.
 struct Side {
-  explicit Side(const std::string& identity, const LinkShape& shape = kShape) : shape(shape) {
+  explicit Side(const std::string& identity, const LinkShape& shape = kShape,
+                const nccl::Nccl& library = nccl::kFakeNccl, absl::Duration call = absl::Seconds(20))
+      : shape(shape) {
     NcclLimits limits;
-    limits.init = limits.call = absl::Seconds(20);
+    limits.init = absl::Seconds(20);
+    limits.call = call;
     limits.abort = absl::Milliseconds(300);
     links = *MakeNcclLinks(
-        nccl::kFakeNccl, identity, [this] { return device->MakeCurrent(); }, limits);
+        library, identity, [this] { return device->MakeCurrent(); }, limits);
     x = *kernels::DeviceArray<float>::Create(*device, shape.max_rows * shape.width);
     v_first = *kernels::DeviceArray<float>::Create(*device, shape.max_rows * shape.v_first_width);
     done = *device->NewEvent();
