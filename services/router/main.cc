@@ -224,12 +224,6 @@ absl::Status Run() {
   fleet_options.lane.router = options.router;
   fleet_options.lane.incarnation = options.incarnation;
   fleet_options.lane.state_store_address = absl::StrJoin(store_addresses, ",");
-  const auto own_address = std::make_shared<OwnAddress>();
-  fleet_options.announce = [own_address, metrics_address = metrics->address()](v1::RouterAnnouncement* router) {
-    router->set_pid(getpid());
-    router->set_address(own_address->Get());
-    router->set_metrics_address(metrics_address);
-  };
   Tenancy::Options tenancy_options;
   if (security->enabled()) {
     tenancy_options.identify = [&security](const grpc::ServerContextBase& context) {
@@ -238,11 +232,27 @@ absl::Status Run() {
   }
   tenancy_options.tenants_file = absl::GetFlag(FLAGS_tenants);
   tenancy_options.source = absl::StrCat(name, ":", options.incarnation);
+  // Calls come once it is there.
+  TurnManager* turns_of_tenancy = nullptr;
+  tenancy_options.others = [&turns_of_tenancy] { return turns_of_tenancy->fleet().OtherRouters(); };
+  tenancy_options.max_calls = options.max_running + options.max_waiting;
+  tenancy_options.random = Random;
+  tenancy_options.refused = [&router_metrics](const absl::Status& status) { router_metrics.CountError(status); };
   RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<Tenancy> tenancy,
                         Tenancy::Create(tenancy_options, catalog.get(), &clock, metrics.get()));
+  const auto own_address = std::make_shared<OwnAddress>();
+  fleet_options.announce = [own_address, metrics_address = metrics->address(), incarnation = options.incarnation,
+                            &tenancy](v1::RouterAnnouncement* router) {
+    router->set_pid(getpid());
+    router->set_address(own_address->Get());
+    router->set_metrics_address(metrics_address);
+    router->set_incarnation(incarnation);
+    tenancy->Announce(router);
+  };
   options.tenant_weight = [&tenancy](const std::string& tenant) { return tenancy->WeightOf(tenant); };
   TurnManager turns(options, fleet_options, std::move(workers), catalog.get(), std::move(tokenizers), &router_metrics,
                     &clock, Random);
+  turns_of_tenancy = &turns;
 
   common::Executor executor(kRpcThreads, kMaxQueuedRpcs);
   common::Executor texts(kTextThreads, kMaxQueuedTexts);

@@ -2,6 +2,7 @@
 // tenants file changes under calls that do not notice.
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <thread>
@@ -20,6 +21,7 @@
 #include "rwkv/v1/generation.pb.h"
 #include "rwkv/v1/sessions.pb.h"
 #include "services/common/channel.h"
+#include "services/common/grpc_status.h"
 #include "services/common/security/security.h"
 #include "services/router/client/router_client.h"
 #include "tests/testing/certificates.h"
@@ -56,13 +58,14 @@ class TenantsTest : public ::testing::Test {
     ASSERT_OK(testing::WriteRandomModel({}, model_));
   }
 
-  void Start(const std::string& tenants) {
+  void Start(const std::string& tenants, int routers = 1) {
     ReplaceFile(tenants_, tenants);
     ReplaceFile(key_, kKey);
     ReplaceFile(keys_, absl::StrCat("sha256:", kKeyHash, " name=alice tenant=acme\n"));
     LocalCluster::Options options;
     options.model = model_;
     options.tls = true;
+    options.routers = options.pipelines = routers;
     options.router_flags = {"--snapshot_interval_tokens=16", "--api_keys=" + keys_, "--tenants=" + tenants_};
     absl::StatusOr<std::unique_ptr<LocalCluster>> cluster = LocalCluster::Start(options);
     ASSERT_THAT(cluster, IsOk());
@@ -70,7 +73,7 @@ class TenantsTest : public ::testing::Test {
   }
 
   // With the API key of tenant acme.
-  std::unique_ptr<RouterClient> Acme() {
+  std::unique_ptr<RouterClient> Acme(const std::string& router = "router-0") {
     common::ClientSecurityOptions security;
     security.authorities = cluster_->files("operator").authorities();
     security.api_key_file = key_;
@@ -78,7 +81,7 @@ class TenantsTest : public ::testing::Test {
     EXPECT_THAT(made, IsOk());
     common::ChannelOptions channel;
     channel.credentials = made->credentials;
-    return MakeRouterClient(common::MakeChannel(cluster_->router_address(), channel));
+    return MakeRouterClient(common::MakeChannel(cluster_->address(router), channel));
   }
 
   // Adds what the call's last message says.
@@ -196,6 +199,52 @@ TEST_F(TenantsTest, TheFileChangesUnderCallsThatDoNotNotice) {
     if (!status.ok()) break;
   }
   EXPECT_THAT(status, StatusIs(absl::StatusCode::kPermissionDenied, HasSubstr("acme")));
+}
+
+// Calls of one token until one ends as `is_it` wants it.
+absl::Status CallUntil(RouterClient& client, const std::function<bool(const absl::Status&)>& is_it) {
+  v1::GenerateRequest request;
+  request.mutable_tokens()->add_ids(1);
+  request.set_max_tokens(1);
+  absl::Status status;
+  for (const absl::Time limit = absl::Now() + absl::Seconds(60); absl::Now() < limit;) {
+    status = client.Generate(request, [](const v1::GenerateResponse&) { return absl::OkStatus(); });
+    if (is_it(status)) return absl::OkStatus();
+  }
+  return absl::DeadlineExceededError(absl::StrCat("not within a minute; the last one: ", status.ToString()));
+}
+
+TEST_F(TenantsTest, WhatIsUsedAtOneRouterIsUsedAtAll) {
+  Start("name=acme tokens_per_minute=600\n", 2);
+  Sums sums;
+  ASSERT_OK(Generate(*Acme("router-0"), "", "", 1500, &sums));
+  // A minute and a half of debt, which is not its own: one that only its own calls had emptied would say a second.
+  EXPECT_OK(CallUntil(*Acme("router-1"), [](const absl::Status& status) {
+    return absl::StrContains(status.message(), "tokens_per_minute, 600") &&
+           common::GetRetryDelay(status).value_or(absl::ZeroDuration()) > absl::Seconds(20);
+  }));
+}
+
+TEST_F(TenantsTest, CallsThatRunAtOneRouterRunForAll) {
+  Start("name=acme concurrent_turns=1\n", 2);
+  std::atomic<bool> stop{false};
+  absl::Status ended;
+  std::thread running([&] {
+    v1::GenerateRequest request;
+    request.mutable_tokens()->add_ids(1);
+    request.set_max_tokens(1 << 19);
+    request.set_ignore_end_of_text(true);
+    ended = Acme("router-0")->Generate(request, [&](const v1::GenerateResponse&) {
+      return stop ? absl::CancelledError("enough") : absl::OkStatus();
+    });
+  });
+  const std::unique_ptr<RouterClient> other = Acme("router-1");
+  EXPECT_OK(CallUntil(
+      *other, [](const absl::Status& status) { return absl::StrContains(status.message(), "concurrent_turns, 1"); }));
+  stop = true;
+  running.join();
+  EXPECT_THAT(ended, StatusIs(absl::StatusCode::kCancelled));
+  EXPECT_OK(CallUntil(*other, [](const absl::Status& status) { return status.ok(); }));
 }
 
 }  // namespace

@@ -82,8 +82,10 @@ uint64_t FedBy(const v1::EmbedResponse& response) { return response.prompt_token
 // Ends a unary call of a tenant: its answer waits until what it used is on disk.
 template <typename Response>
 std::function<void(const absl::StatusOr<Response>&)> Metered(UnaryReactor<Response>* reactor, Tenancy* tenancy,
-                                                             std::shared_ptr<TenantBook::Ticket> ticket) {
-  return [reactor, tenancy, ticket = std::move(ticket)](const absl::StatusOr<Response>& result) {
+                                                             GenerationService::Entered entered) {
+  return [reactor, tenancy, place = std::move(entered.place),
+          ticket = std::move(entered.ticket)](const absl::StatusOr<Response>& result) {
+    if (place != nullptr) place->Leave();
     if (ticket == nullptr) return reactor->Done(result);
     if (!result.ok()) {
       ticket->Refund();
@@ -115,13 +117,14 @@ absl::Status GenerationService::CheckModelOf(const Caller& caller, const std::st
   return caller.CheckModel(serving->info);
 }
 
-absl::Status GenerationService::Enter(const grpc::CallbackServerContext& context, const std::string& model,
-                                      double tokens, Caller* caller,
-                                      std::shared_ptr<TenantBook::Ticket>* ticket) const {
-  RWKV_ASSIGN_OR_RETURN(*caller, tenancy_->CallerOf(context));
-  RWKV_RETURN_IF_ERROR(CheckModelOf(*caller, model));
-  RWKV_ASSIGN_OR_RETURN(*ticket, caller->Admit(tokens));
-  return absl::OkStatus();
+absl::StatusOr<GenerationService::Entered> GenerationService::Enter(const grpc::CallbackServerContext& context,
+                                                                    const std::string& model, double tokens) const {
+  Entered entered;
+  RWKV_ASSIGN_OR_RETURN(entered.caller, tenancy_->CallerOf(context));
+  RWKV_ASSIGN_OR_RETURN(entered.place, tenancy_->Enter(entered.caller, false));
+  RWKV_RETURN_IF_ERROR(CheckModelOf(entered.caller, model));
+  RWKV_ASSIGN_OR_RETURN(entered.ticket, entered.caller.Admit(tokens));
+  return entered;
 }
 
 bool GenerationService::Run(bool has_text, std::function<void()> work) {
@@ -142,18 +145,17 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::Generate(grpc::Ca
     stream->Close(request.status());
     return reactor;
   }
-  Caller caller;
-  std::shared_ptr<TenantBook::Ticket> ticket;
   const uint64_t tokens = TokensOf(*request);
-  if (const absl::Status entered = EnterGenerate(*context, tokens, &*request, &caller, &ticket); !entered.ok()) {
-    stream->Close(entered);
+  const absl::StatusOr<Entered> entered = EnterGenerate(*context, tokens, &*request);
+  if (!entered.ok()) {
+    stream->Close(entered.status());
     return reactor;
   }
-  const auto metered = std::make_shared<MeteredStream>(stream, tenancy_, caller, std::move(ticket),
-                                                       !request->session_id().empty(), tokens);
+  const auto metered = std::make_shared<MeteredStream>(stream, tenancy_, entered->caller, entered->place,
+                                                       entered->ticket, !request->session_id().empty(), tokens);
   const bool has_text = request->has_text();
-  if (!Run(has_text, [call, metered, tenant = caller.tenant(), trace = TurnSpans::Of(tracer_, *context, *request),
-                      request = *std::move(request)] {
+  if (!Run(has_text, [call, metered, tenant = entered->caller.tenant(),
+                      trace = TurnSpans::Of(tracer_, *context, *request), request = *std::move(request)] {
         call->turns().Generate(call->id(), request, metered, tenant, trace);
         call->HandedOver();
       })) {
@@ -162,19 +164,23 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::Generate(grpc::Ca
   return reactor;
 }
 
-absl::Status GenerationService::EnterGenerate(const grpc::CallbackServerContext& context, uint64_t tokens,
-                                              v1::GenerateRequest* request, Caller* caller,
-                                              std::shared_ptr<TenantBook::Ticket>* ticket) const {
-  RWKV_ASSIGN_OR_RETURN(*caller, tenancy_->CallerOf(context));
-  RWKV_RETURN_IF_ERROR(CheckModelOf(*caller, request->model()));
-  RWKV_RETURN_IF_ERROR(caller->CheckAnswer(request));
+absl::StatusOr<GenerationService::Entered> GenerationService::EnterGenerate(const grpc::CallbackServerContext& context,
+                                                                            uint64_t tokens,
+                                                                            v1::GenerateRequest* request) const {
+  Entered entered;
+  RWKV_ASSIGN_OR_RETURN(entered.caller, tenancy_->CallerOf(context));
+  const Caller& caller = entered.caller;
+  // Whether a named turn is there already only the turn manager knows.
+  RWKV_ASSIGN_OR_RETURN(entered.place, tenancy_->Enter(caller, !request->request_id().empty()));
+  RWKV_RETURN_IF_ERROR(CheckModelOf(caller, request->model()));
+  RWKV_RETURN_IF_ERROR(caller.CheckAnswer(request));
   if (!request->session_id().empty()) {
     RWKV_RETURN_IF_ERROR(Caller::CheckSessionId("session_id", request->session_id()));
-    RWKV_RETURN_IF_ERROR(caller->CheckStorageWithoutWaiting());
-    request->set_session_id(caller->In(request->session_id()));
+    RWKV_RETURN_IF_ERROR(caller.CheckStorageWithoutWaiting());
+    request->set_session_id(caller.In(request->session_id()));
   }
-  RWKV_ASSIGN_OR_RETURN(*ticket, caller->Admit(static_cast<double>(tokens)));
-  return absl::OkStatus();
+  RWKV_ASSIGN_OR_RETURN(entered.ticket, caller.Admit(static_cast<double>(tokens)));
+  return entered;
 }
 
 grpc::ServerUnaryReactor* GenerationService::Score(grpc::CallbackServerContext* context, const grpc::ByteBuffer* bytes,
@@ -186,16 +192,14 @@ grpc::ServerUnaryReactor* GenerationService::Score(grpc::CallbackServerContext* 
     reactor->Done(request.status());
     return reactor;
   }
-  Caller caller;
-  std::shared_ptr<TenantBook::Ticket> ticket;
-  const auto tokens = static_cast<double>(TokensOf(*request));
-  if (const absl::Status entered = Enter(*context, request->model(), tokens, &caller, &ticket); !entered.ok()) {
-    reactor->Done(entered);
+  const absl::StatusOr<Entered> entered = Enter(*context, request->model(), static_cast<double>(TokensOf(*request)));
+  if (!entered.ok()) {
+    reactor->Done(entered.status());
     return reactor;
   }
-  const auto done = Metered(reactor, tenancy_, std::move(ticket));
+  const auto done = Metered(reactor, tenancy_, *entered);
   const bool has_text = request->has_text();
-  if (!Run(has_text, [call, done, tenant = caller.tenant(), trace = TurnSpans::Of(tracer_, *context),
+  if (!Run(has_text, [call, done, tenant = entered->caller.tenant(), trace = TurnSpans::Of(tracer_, *context),
                       request = *std::move(request)] {
         call->turns().Score(call->id(), request, done, tenant, trace);
         call->HandedOver();
@@ -215,16 +219,14 @@ grpc::ServerUnaryReactor* GenerationService::Embed(grpc::CallbackServerContext* 
     reactor->Done(request.status());
     return reactor;
   }
-  Caller caller;
-  std::shared_ptr<TenantBook::Ticket> ticket;
-  const auto tokens = static_cast<double>(TokensOf(*request));
-  if (const absl::Status entered = Enter(*context, request->model(), tokens, &caller, &ticket); !entered.ok()) {
-    reactor->Done(entered);
+  const absl::StatusOr<Entered> entered = Enter(*context, request->model(), static_cast<double>(TokensOf(*request)));
+  if (!entered.ok()) {
+    reactor->Done(entered.status());
     return reactor;
   }
-  const auto done = Metered(reactor, tenancy_, std::move(ticket));
+  const auto done = Metered(reactor, tenancy_, *entered);
   const bool has_text = request->has_text();
-  if (!Run(has_text, [call, done, tenant = caller.tenant(), trace = TurnSpans::Of(tracer_, *context),
+  if (!Run(has_text, [call, done, tenant = entered->caller.tenant(), trace = TurnSpans::Of(tracer_, *context),
                       request = *std::move(request)] {
         call->turns().Embed(call->id(), request, done, tenant, trace);
         call->HandedOver();
@@ -244,16 +246,14 @@ grpc::ServerWriteReactor<v1::LogitsResponse>* GenerationService::Logits(grpc::Ca
                                                                         const v1::LogitsRequest* request) {
   using Reactor = StreamReactor<v1::LogitsResponse, v1::LogitsResponse>;
   const CallId call = turns_->NewCall();
-  Caller caller;
-  std::shared_ptr<TenantBook::Ticket> ticket;
-  const absl::Status entered = Enter(*context, request->model(), request->tokens().ids_size(), &caller, &ticket);
+  const absl::StatusOr<Entered> entered = Enter(*context, request->model(), request->tokens().ids_size());
   auto* const reactor = new Reactor([](const v1::LogitsResponse& response) { return response; },
-                                    [turns = turns_, call, ticket] { turns->Cancel(call); });
+                                    [turns = turns_, call, entered] { turns->Cancel(call); });
   if (!entered.ok()) {
-    reactor->stream()->Close(entered);
+    reactor->stream()->Close(entered.status());
     return reactor;
   }
-  turns_->Logits(call, *request, reactor->stream(), caller.tenant());
+  turns_->Logits(call, *request, reactor->stream(), entered->caller.tenant());
   return reactor;
 }
 

@@ -10,6 +10,7 @@
 #include "services/common/tracing/tracer.h"
 #include "services/router/rpc/document_calls.h"
 #include "services/router/rpc/uploads.h"
+#include "services/router/tenants/crowd.h"
 #include "services/router/tenants/tenancy.h"
 #include "services/router/turns/turn_manager.h"
 
@@ -33,6 +34,13 @@ class GenerationService final : public GenerationServiceBase {
   // Documents that are tokenized or scored at a time; one more is RESOURCE_EXHAUSTED. So many times
   // --max_document_bytes may be here of all documents together, those included that are still coming.
   static constexpr int kMaxDocuments = 4;
+
+  // Who calls, and may: with a place, and the right to feed the model that it asks for so many tokens.
+  struct Entered {
+    Caller caller;
+    std::shared_ptr<Crowd::Place> place;         // Null: those are not counted.
+    std::shared_ptr<TenantBook::Ticket> ticket;  // Null: nothing is.
+  };
 
   // None is owned; texts are tokenized on the executor. `tracer` may be null.
   GenerationService(TurnManager* turns, common::Executor* executor, const UploadLimits& uploads, Tenancy* tenancy,
@@ -60,12 +68,11 @@ class GenerationService final : public GenerationServiceBase {
  private:
   // On the executor if there is a text to be tokenized. False: it is full.
   bool Run(bool has_text, std::function<void()> work);
-  // Who calls, whose model it asks for, and the right to feed it so many tokens.
-  absl::Status Enter(const grpc::CallbackServerContext& context, const std::string& model, double tokens,
-                     Caller* caller, std::shared_ptr<TenantBook::Ticket>* ticket) const;
+  absl::StatusOr<Entered> Enter(const grpc::CallbackServerContext& context, const std::string& model,
+                                double tokens) const;
   // The same for a turn, whose session then has its name inside the cluster.
-  absl::Status EnterGenerate(const grpc::CallbackServerContext& context, uint64_t tokens, v1::GenerateRequest* request,
-                             Caller* caller, std::shared_ptr<TenantBook::Ticket>* ticket) const;
+  absl::StatusOr<Entered> EnterGenerate(const grpc::CallbackServerContext& context, uint64_t tokens,
+                                        v1::GenerateRequest* request) const;
   absl::Status CheckModelOf(const Caller& caller, const std::string& model) const;
   absl::Status TokenizeNow(const v1::TokenizeRequest& request, v1::TokenizeResponse* response) const;
   absl::Status DetokenizeNow(const v1::DetokenizeRequest& request, v1::DetokenizeResponse* response) const;

@@ -63,6 +63,8 @@ class ServicesTest : public ::testing::Test {
     tenancy.reload_interval = absl::ZeroDuration();
     tenancy.storage_age = absl::ZeroDuration();
     tenancy.source = "router-0-1";
+    tenancy.max_calls = max_calls_;
+    tenancy.random = random;
     metrics_ = *common::Metrics::Create("");
     absl::StatusOr<std::unique_ptr<Tenancy>> created =
         Tenancy::Create(tenancy, &cluster_->store(), &clock_, metrics_.get());
@@ -171,6 +173,7 @@ class ServicesTest : public ::testing::Test {
   UploadLimits upload_limits_{kTestLimit, 2 * kTestLimit};  // Before StartServer().
   bool with_tenants_ = false;                               // Likewise.
   std::string tenants_file_;                                // Likewise.
+  int max_calls_ = 0;                                       // Likewise.
   std::string as_;
   common::SystemClock clock_;
   std::unique_ptr<common::Metrics> metrics_;

@@ -284,6 +284,54 @@ TEST_F(TenantsTest, LimitsOfTheFileHoldAndChangeWithIt) {
   EXPECT_THAT(Generate(Request("", "", 1)).status, IsOk());
 }
 
+TEST_F(TenantsTest, AFloodIsRefusedAtTheDoorAndKeepsNobodyElseOut) {
+  max_calls_ = 3;
+  StartServer();
+  // Three that are not read to their end.
+  As("flood");
+  std::vector<
+      std::pair<std::unique_ptr<grpc::ClientContext>, std::unique_ptr<grpc::ClientReader<v1::GenerateResponse>>>>
+      flood;
+  for (int i = 0; i < 3; ++i) {
+    auto context = std::make_unique<grpc::ClientContext>();
+    Begin(*context);
+    auto reader = generation_->Generate(context.get(), Request("", "", 5000));
+    v1::GenerateResponse first;
+    ASSERT_TRUE(reader->Read(&first));
+    flood.emplace_back(std::move(context), std::move(reader));
+  }
+  const auto is_refused = [](const absl::Status& status) {
+    EXPECT_THAT(status, StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("3 of them of tenant flood")));
+    EXPECT_TRUE(common::GetRetryDelay(status).has_value());
+  };
+  is_refused(Generate(Request("", "", 1)).status);
+  v1::ScoreRequest score;
+  for (const uint32_t id : kPrompt) score.mutable_tokens()->add_ids(id);
+  v1::ScoreResponse scored;
+  is_refused(Call(*generation_, &v1::Generation::Stub::Score, score, &scored));
+  // It may be a turn that has its place.
+  ASSERT_EQ(CreateSession("one"), "one");
+  EXPECT_THAT(Generate(Request("one", "named", 1)).status, IsOk());
+  As("quiet");
+  for (int i = 0; i < 5; ++i) {
+    EXPECT_THAT(Generate(Request("", "", 1)).status, IsOk());
+    EXPECT_THAT(Call(*generation_, &v1::Generation::Stub::Score, score, &scored), IsOk());
+  }
+  // A client that leaves makes room. When the router hears of it nobody knows.
+  As("flood");
+  flood.back().first->TryCancel();
+  absl::Status status;
+  for (const absl::Time limit = absl::Now() + kTestLimit; absl::Now() < limit;) {
+    status = Generate(Request("", "", 1)).status;
+    if (status.ok()) break;
+  }
+  EXPECT_THAT(status, IsOk());
+  for (auto& [context, reader] : flood) {
+    context->TryCancel();
+    (void)reader->Finish();
+  }
+}
+
 TEST_F(TenantsTest, WhatIsRefusedAtOnceCostsNothing) {
   SetTenants("name=acme requests_per_minute=1\n");
   StartServer();

@@ -9,9 +9,8 @@ namespace rwkv::router {
 namespace {
 
 constexpr absl::Duration kWindow = absl::Seconds(1);
-// For each call that gets in so many may be refused; more, and all are told to stay away for longer.
-constexpr int kTooMany = 4, kFew = 2;
-// And as many in any case.
+// More are refused in a window than this and as many as got in: all are told to stay away for longer. Fewer than half
+// of both: for less.
 constexpr int kAnyway = 16;
 
 }  // namespace
@@ -49,9 +48,9 @@ absl::Duration Crowd::Pause(Party& party) {
   const absl::Time now = clock_->Now();
   ++party.refused;
   if (now - party.since >= kWindow) {
-    if (party.refused > kTooMany * party.entered + kAnyway) {
+    if (party.refused > party.entered + kAnyway) {
       party.pause = std::min(2 * party.pause, kMaxPause);
-    } else if (party.refused < kFew * party.entered + kAnyway / 2) {
+    } else if (2 * party.refused < party.entered + kAnyway) {
       party.pause = std::max(party.pause / 2, kMinPause);
     }
     party.since = now;

@@ -28,8 +28,8 @@ class Crowd {
     std::function<uint64_t()> random;                  // Required.
     std::function<void(const absl::Status&)> refused;  // Counts; may be empty.
   };
-  // How long who is refused is told to stay away, on average. It grows while a tenant is refused many times for each
-  // call of it that gets in: so a flood keeps a few calls for each free place coming, however large it is.
+  // How long who is refused is told to stay away, on average. It grows while more of a tenant's calls are refused than
+  // get in: so a flood keeps two calls for each free place coming, however large it is, and the line stays full.
   static constexpr absl::Duration kMinPause = absl::Seconds(1), kMaxPause = absl::Seconds(16);
 
   // A call that is in.

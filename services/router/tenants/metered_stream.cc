@@ -35,6 +35,8 @@ void MeteredStream::Send(v1::GenerateResponse response) {
 }
 
 void MeteredStream::Close(absl::Status status) {
+  // First: whoever hears of the end may come again at once.
+  if (place_ != nullptr) place_->Leave();
   status = caller_.Out(status);
   std::shared_ptr<TenantBook::Ticket> ticket;
   bool drawn = false;

@@ -11,6 +11,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/types/optional.h"
 #include "rwkv/v1/generation.pb.h"
+#include "services/router/tenants/crowd.h"
 #include "services/router/tenants/tenancy.h"
 #include "services/router/turns/response_stream.h"
 
@@ -19,14 +20,16 @@ namespace rwkv::router {
 class MeteredStream final : public ResponseStream<v1::GenerateResponse>,
                             public std::enable_shared_from_this<MeteredStream> {
  public:
-  // `tenancy` outlives it. `ticket` may be null. `prompt_tokens`: of the input, as far as is known.
+  // `tenancy` outlives it. `place` and `ticket` may be null. `prompt_tokens`: of the input, as far as is known.
   MeteredStream(std::shared_ptr<ResponseStream<v1::GenerateResponse>> inner, Tenancy* tenancy, Caller caller,
-                std::shared_ptr<TenantBook::Ticket> ticket, bool has_session, uint64_t prompt_tokens)
+                std::shared_ptr<Crowd::Place> place, std::shared_ptr<TenantBook::Ticket> ticket, bool has_session,
+                uint64_t prompt_tokens)
       : inner_(std::move(inner)),
         tenancy_(tenancy),
         caller_(std::move(caller)),
         has_session_(has_session),
         prompt_tokens_(prompt_tokens),
+        place_(std::move(place)),
         ticket_(std::move(ticket)) {}
 
   void Send(v1::GenerateResponse response) override;
@@ -40,6 +43,7 @@ class MeteredStream final : public ResponseStream<v1::GenerateResponse>,
   const Caller caller_;
   const bool has_session_;
   const uint64_t prompt_tokens_;
+  const std::shared_ptr<Crowd::Place> place_;
   absl::Mutex mu_;
   std::shared_ptr<TenantBook::Ticket> ticket_ ABSL_GUARDED_BY(mu_);  // Null: nothing (more) is counted.
   bool drawn_ ABSL_GUARDED_BY(mu_) = false;

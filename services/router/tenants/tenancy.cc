@@ -18,6 +18,14 @@ namespace {
 constexpr size_t kMaxFileBytes = 16 << 20;
 constexpr int kThreads = 2;
 constexpr size_t kMaxQueued = 1024;
+// Routers hear of each other twice a second.
+constexpr absl::Duration kHearInterval = absl::Milliseconds(100);
+
+std::unique_ptr<Crowd> MakeCrowd(const Tenancy::Options& options, const TenantBook* book, common::Clock* clock) {
+  if (options.max_calls == 0) return nullptr;
+  const auto weight = [book](const std::string& tenant) { return book->Weight(tenant); };
+  return std::make_unique<Crowd>(Crowd::Options{options.max_calls, weight, options.random, options.refused}, clock);
+}
 
 }  // namespace
 
@@ -64,6 +72,7 @@ absl::Status Caller::CheckAnswer(v1::GenerateRequest* request) const {
 
 absl::StatusOr<std::shared_ptr<TenantBook::Ticket>> Caller::Admit(double tokens) const {
   if (!limits_.has_value()) return std::shared_ptr<TenantBook::Ticket>();
+  tenancy_->HearOthers();
   return tenancy_->book_.Admit(tenant_, tokens);
 }
 
@@ -106,6 +115,7 @@ Tenancy::Tenancy(const Options& options, state_store::CatalogClient* catalog, co
       catalog_(catalog),
       clock_(clock),
       book_(clock, metrics),
+      crowd_(MakeCrowd(options, &book_, clock)),
       executor_(std::make_unique<common::Executor>(kThreads, kMaxQueued)) {}
 
 Tenancy::~Tenancy() { executor_ = nullptr; }
@@ -144,6 +154,28 @@ absl::StatusOr<Caller> Tenancy::CallerOf(const grpc::ServerContextBase& context)
   RWKV_ASSIGN_OR_RETURN(caller.limits_, book_.Limits(caller.tenant_));
   caller.tenancy_ = this;
   return caller;
+}
+
+void Tenancy::HearOthers() {
+  if (options_.others == nullptr) return;
+  {
+    absl::MutexLock lock(&mu_);
+    const absl::Time now = clock_->Now();
+    if (now - heard_at_ < kHearInterval && now >= heard_at_) return;
+    heard_at_ = now;
+  }
+  book_.Heard(options_.others());
+}
+
+void Tenancy::Announce(v1::RouterAnnouncement* router) {
+  HearOthers();
+  book_.Tell(router);
+}
+
+absl::StatusOr<std::shared_ptr<Crowd::Place>> Tenancy::Enter(const Caller& caller, bool comes_back) {
+  if (crowd_ == nullptr) return std::shared_ptr<Crowd::Place>();
+  if (comes_back) return crowd_->EnterAgain(caller.tenant());
+  return crowd_->Enter(caller.tenant());
 }
 
 void Tenancy::Record(const std::shared_ptr<TenantBook::Ticket>& ticket, std::function<void()> then) {

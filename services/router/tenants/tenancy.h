@@ -11,6 +11,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -23,11 +24,13 @@
 #include "rwkv/v1/generation.pb.h"
 #include "rwkv/v1/sessions.pb.h"
 #include "rwkv/v1/state_store.pb.h"
+#include "rwkv/v1/worker.pb.h"
 #include "services/common/clock.h"
 #include "services/common/executor.h"
 #include "services/common/metrics.h"
 #include "services/common/reloaded_file.h"
 #include "services/common/security/security.h"
+#include "services/router/tenants/crowd.h"
 #include "services/router/tenants/tenant_book.h"
 #include "services/router/tenants/tenants_file.h"
 #include "services/state_store/client/state_store_client.h"
@@ -58,8 +61,8 @@ class Caller {
   absl::Status CheckAnswer(v1::GenerateRequest* request) const;
   // Null: nothing is counted. Else as TenantBook::Admit.
   absl::StatusOr<std::shared_ptr<TenantBook::Ticket>> Admit(double tokens) const;
-  // kResourceExhausted: the tenant keeps as much as it may, as the store said some seconds ago. The first asks the store;
-  // the other never waits, and lets pass while nothing is known.
+  // kResourceExhausted: the tenant keeps as much as it may, as the store said some seconds ago. The first asks the
+  // store; the other never waits, and lets pass while nothing is known.
   absl::Status CheckStorage(absl::Time deadline) const;
   absl::Status CheckStorageWithoutWaiting() const;
 
@@ -79,9 +82,14 @@ class Tenancy {
     Identify identify;         // Empty: everybody is the same, of no tenant.
     std::string tenants_file;  // Empty: no limits, and any tenant that a key names.
     absl::Duration reload_interval = absl::Seconds(1);
-    std::string source;                               // Unique per start of this router.
-    absl::Duration storage_age = absl::Seconds(5);    // What a tenant keeps is asked for anew after it.
-    absl::Duration store_timeout = absl::Seconds(5);  // Of those questions, and of a record.
+    std::string source;                                           // Unique per start of this router.
+    absl::Duration storage_age = absl::Seconds(5);                // What a tenant keeps is asked for anew after it.
+    absl::Duration store_timeout = absl::Seconds(5);              // Of those questions, and of a record.
+    std::function<std::vector<v1::RouterAnnouncement>()> others;  // Routers of this cluster; empty: none.
+    // Calls of Generation that run or wait; who would be one more is refused at the door. 0: no bound here.
+    int max_calls = 0;
+    std::function<uint64_t()> random;                  // Required with max_calls.
+    std::function<void(const absl::Status&)> refused;  // Counts those; may be empty.
   };
 
   // Pointers are borrowed. kInvalidArgument: the tenants file, or one without a way to know tenants.
@@ -92,9 +100,17 @@ class Tenancy {
   // kPermissionDenied: with a tenants file, a caller that is neither of a tenant in it nor an operator.
   absl::StatusOr<Caller> CallerOf(const grpc::ServerContextBase& context) ABSL_LOCKS_EXCLUDED(mu_);
 
-  // Counts the ticket's call and calls `then`, from another thread, once the store knows; at once if it is away: then it
-  // learns with the next call. `ticket` may be null: nothing is counted.
+  // A place for the call, for as long as it runs or waits; null without `max_calls`. As Crowd::Enter(), or if it
+  // `comes_back` to a turn, Crowd::EnterAgain().
+  absl::StatusOr<std::shared_ptr<Crowd::Place>> Enter(const Caller& caller, bool comes_back);
+
+  // Counts the ticket's call and calls `then`, from another thread, once the store knows; at once if it is away: then
+  // it learns with the next call. `ticket` may be null: nothing is counted.
   void Record(const std::shared_ptr<TenantBook::Ticket>& ticket, std::function<void()> then);
+
+  // What is said to other routers of what tenants took here; and hears what they said. Any thread. Twice a second, also
+  // while nobody calls: what others took is to leave the buckets when they took it, not with the next call.
+  void Announce(v1::RouterAnnouncement* router) ABSL_LOCKS_EXCLUDED(mu_);
 
   // A tenant's weight; 1 of one that is not in the file. Any thread.
   double WeightOf(const std::string& tenant) const;
@@ -114,14 +130,17 @@ class Tenancy {
   Tenancy(const Options& options, state_store::CatalogClient* catalog, common::Clock* clock, common::Metrics* metrics);
   absl::StatusOr<int64_t> AskStored(const std::string& tenant, absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status CheckStored(const TenantLimits& limits, int64_t bytes);
+  void HearOthers() ABSL_LOCKS_EXCLUDED(mu_);
 
   const Options options_;
   state_store::CatalogClient* const catalog_;
   common::Clock* const clock_;
   TenantBook book_;
+  const std::unique_ptr<Crowd> crowd_;
   absl::Mutex mu_;
   std::unique_ptr<common::ReloadedFile> file_ ABSL_GUARDED_BY(mu_);
   std::map<std::string, Stored> stored_ ABSL_GUARDED_BY(mu_);
+  absl::Time heard_at_ ABSL_GUARDED_BY(mu_) = absl::InfinitePast();
   std::unique_ptr<common::Executor> executor_;  // Last: its work uses the rest.
 };
 

@@ -14,8 +14,8 @@ namespace {
 constexpr absl::Duration kRetryBusy = absl::Seconds(1);
 // Every worker is told; it is put together this often.
 constexpr absl::Duration kTellInterval = absl::Milliseconds(100);
-// A router that was not heard of for so long is another one when it comes back.
-constexpr absl::Duration kRouterForgotten = absl::Minutes(1);
+// What a router took that was not heard of for so long is not known to have been taken just now.
+constexpr absl::Duration kRouterForgotten = absl::Seconds(10);
 
 absl::Status NoTenant(const std::string& tenant) {
   return absl::PermissionDeniedError(tenant.empty()
@@ -85,6 +85,9 @@ void TenantBook::Heard(const std::vector<v1::RouterAnnouncement>& others) {
   absl::MutexLock lock(&mu_);
   const absl::Time now = clock_->Now();
   for (auto& [name, account] : accounts_) account.running_elsewhere = 0;
+  for (auto it = elsewhere_.begin(); it != elsewhere_.end();) {
+    it = now - it->second.heard > kRouterForgotten ? elsewhere_.erase(it) : std::next(it);
+  }
   for (const v1::RouterAnnouncement& router : others) {
     Elsewhere& elsewhere = elsewhere_[router.incarnation()];
     elsewhere.heard = now;
@@ -104,9 +107,6 @@ void TenantBook::Heard(const std::vector<v1::RouterAnnouncement>& others) {
       account.tokens.Take(use.tokens() - counted.second, now);
       counted = {use.requests(), use.tokens()};
     }
-  }
-  for (auto it = elsewhere_.begin(); it != elsewhere_.end();) {
-    it = now - it->second.heard > kRouterForgotten ? elsewhere_.erase(it) : std::next(it);
   }
 }
 

@@ -89,8 +89,8 @@ class TenantBook {
   // What was taken here, for other routers. At most kMaxTold tenants.
   static constexpr int kMaxTold = 1024;
   void Tell(v1::RouterAnnouncement* router) ABSL_LOCKS_EXCLUDED(mu_);
-  // What other routers said last: all of those that are there. Of one that was not heard before at most a minute's
-  // worth is counted.
+  // What other routers said last: all of those that are there. Often, whether or not anybody calls. Of one that was not
+  // heard before, or not lately, at most a minute's worth is counted.
   void Heard(const std::vector<v1::RouterAnnouncement>& others) ABSL_LOCKS_EXCLUDED(mu_);
 
   // Counts a refusal by another limit of the file.

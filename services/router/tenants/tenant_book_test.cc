@@ -149,6 +149,10 @@ class TenantBooksTest : public ::testing::Test {
       books_[i]->Heard(others);
     }
   }
+  // Time passes, and routers hear of each other.
+  void Pass(absl::Duration time) {
+    for (const absl::Time end = clock_.Now() + time; clock_.Now() < end;) Hear();
+  }
   // How many calls of `tokens` are let in, of as many as are needed to be refused.
   int Admitted(size_t router, double tokens) {
     int calls = 0;
@@ -172,7 +176,7 @@ TEST_F(TenantBooksTest, OneRouterGivesTheWholeLimitAndTheOthersNothingMore) {
   EXPECT_EQ(Admitted(1, 10), 60);
   Hear();
   for (size_t router = 0; router < 3; ++router) EXPECT_EQ(Admitted(router, 10), 0) << router;
-  clock_.Advance(absl::Seconds(10));  // It fills everywhere, and is taken everywhere.
+  Pass(absl::Seconds(10));  // It fills everywhere, and is taken everywhere.
   EXPECT_EQ(Admitted(0, 10), 10);
   Hear();
   EXPECT_EQ(Admitted(2, 10), 0);
@@ -233,6 +237,24 @@ TEST_F(TenantBooksTest, ARouterThatStartsGivesNobodyAFullMinuteMore) {
   Hear();
   EXPECT_EQ(Admitted(1, 10), 0);
   clock_.Advance(absl::Seconds(60));  // And keeps nothing from it beyond that.
+  EXPECT_EQ(Admitted(1, 10), 60);
+}
+
+TEST_F(TenantBooksTest, OneThatIsNotCalledForAWhileOwesNothingForIt) {
+  Start(2, "name=acme tokens_per_minute=600\n");
+  for (int i = 0; i < 10; ++i) {  // Ten minutes' worth in ten minutes.
+    (void)Admitted(0, 10);
+    Pass(absl::Seconds(61));  // And a second for news.
+  }
+  EXPECT_EQ(Admitted(1, 10), 60);
+  // Cut off from each other meanwhile: then it is careful for a minute, not for ten.
+  for (int i = 0; i < 10; ++i) {
+    clock_.Advance(absl::Minutes(1));
+    (void)Admitted(0, 10);
+  }
+  Hear();
+  EXPECT_EQ(Admitted(1, 10), 0);
+  Pass(absl::Seconds(61));
   EXPECT_EQ(Admitted(1, 10), 60);
 }
 
