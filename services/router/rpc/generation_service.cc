@@ -183,11 +183,13 @@ absl::StatusOr<GenerationService::Entered> GenerationService::EnterGenerate(cons
   return entered;
 }
 
-grpc::ServerUnaryReactor* GenerationService::Score(grpc::CallbackServerContext* context, const grpc::ByteBuffer* bytes,
-                                                   grpc::ByteBuffer* response) {
+template <typename Request, typename Response>
+grpc::ServerUnaryReactor* GenerationService::Answer(grpc::CallbackServerContext* context, const grpc::ByteBuffer& bytes,
+                                                    grpc::ByteBuffer* response, AnsweredBy<Request, Response> method) {
   const auto call = std::make_shared<PendingCall>(turns_);
-  auto* const reactor = new UnaryReactor<v1::ScoreResponse>(call, response);
-  absl::StatusOr<v1::ScoreRequest> request = Parse<v1::ScoreRequest, v1::ScoreRequestText>(*bytes);
+  auto* const reactor = new UnaryReactor<Response>(call, response);
+  // All of them have their text where ScoreRequest has it.
+  absl::StatusOr<Request> request = Parse<Request, v1::ScoreRequestText>(bytes);
   if (!request.ok()) {
     reactor->Done(request.status());
     return reactor;
@@ -199,9 +201,9 @@ grpc::ServerUnaryReactor* GenerationService::Score(grpc::CallbackServerContext* 
   }
   const auto done = Metered(reactor, tenancy_, *entered);
   const bool has_text = request->has_text();
-  if (!Run(has_text, [call, done, tenant = entered->caller.tenant(), trace = TurnSpans::Of(tracer_, *context),
+  if (!Run(has_text, [call, done, method, tenant = entered->caller.tenant(), trace = TurnSpans::Of(tracer_, *context),
                       request = *std::move(request)] {
-        call->turns().Score(call->id(), request, done, tenant, trace);
+        (call->turns().*method)(call->id(), request, done, tenant, trace);
         call->HandedOver();
       })) {
     done(TooManyCalls());
@@ -209,31 +211,14 @@ grpc::ServerUnaryReactor* GenerationService::Score(grpc::CallbackServerContext* 
   return reactor;
 }
 
+grpc::ServerUnaryReactor* GenerationService::Score(grpc::CallbackServerContext* context, const grpc::ByteBuffer* bytes,
+                                                   grpc::ByteBuffer* response) {
+  return Answer(context, *bytes, response, &TurnManager::Score);
+}
+
 grpc::ServerUnaryReactor* GenerationService::Embed(grpc::CallbackServerContext* context, const grpc::ByteBuffer* bytes,
                                                    grpc::ByteBuffer* response) {
-  const auto call = std::make_shared<PendingCall>(turns_);
-  auto* const reactor = new UnaryReactor<v1::EmbedResponse>(call, response);
-  // Both have their text at the same place.
-  absl::StatusOr<v1::EmbedRequest> request = Parse<v1::EmbedRequest, v1::ScoreRequestText>(*bytes);
-  if (!request.ok()) {
-    reactor->Done(request.status());
-    return reactor;
-  }
-  const absl::StatusOr<Entered> entered = Enter(*context, request->model(), static_cast<double>(TokensOf(*request)));
-  if (!entered.ok()) {
-    reactor->Done(entered.status());
-    return reactor;
-  }
-  const auto done = Metered(reactor, tenancy_, *entered);
-  const bool has_text = request->has_text();
-  if (!Run(has_text, [call, done, tenant = entered->caller.tenant(), trace = TurnSpans::Of(tracer_, *context),
-                      request = *std::move(request)] {
-        call->turns().Embed(call->id(), request, done, tenant, trace);
-        call->HandedOver();
-      })) {
-    done(TooManyCalls());
-  }
-  return reactor;
+  return Answer(context, *bytes, response, &TurnManager::Embed);
 }
 
 grpc::ServerBidiReactor<v1::ScoreDocumentRequest, v1::ScoreDocumentResponse>* GenerationService::ScoreDocument(

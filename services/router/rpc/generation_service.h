@@ -74,6 +74,13 @@ class GenerationService final : public GenerationServiceBase {
   absl::StatusOr<Entered> EnterGenerate(const grpc::CallbackServerContext& context, uint64_t tokens,
                                         v1::GenerateRequest* request) const;
   absl::Status CheckModelOf(const Caller& caller, const std::string& model) const;
+  // A call with one answer, which `method` of the turn manager gives.
+  template <typename Request, typename Response>
+  using AnsweredBy = void (TurnManager::*)(CallId, const Request&, std::function<void(absl::StatusOr<Response>)>,
+                                           const std::string& tenant, std::shared_ptr<TurnTrace>);
+  template <typename Request, typename Response>
+  grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext* context, const grpc::ByteBuffer& bytes,
+                                   grpc::ByteBuffer* response, AnsweredBy<Request, Response> method);
   absl::Status TokenizeNow(const v1::TokenizeRequest& request, v1::TokenizeResponse* response) const;
   absl::Status DetokenizeNow(const v1::DetokenizeRequest& request, v1::DetokenizeResponse* response) const;
 
