@@ -275,9 +275,13 @@ def connections(documents):
                 yield f"{_name(workload)}: no policy lets it out to {selector} at {port}"
             if not allowed(selector, "Ingress", "from", labels, port):
                 yield f"{_name(workload)}: no policy of {selector} lets it in at {port}"
-        if not any(p.get("port") == 53 for policy in policies if _selects(policy["podSelector"], labels)
-                   for rule in policy.get("egress", []) for p in rule.get("ports", [])):
+        out = {p.get("port") for policy in policies if _selects(policy["podSelector"], labels)
+               for rule in policy.get("egress", []) for p in rule.get("ports", [])}
+        if 53 not in out:
             yield f"{_name(workload)}: no policy lets it ask for names"
+        collector = dict(arguments(container)).get("otlp_traces_endpoint")
+        if collector is not None and int(collector.rpartition(":")[2]) not in out:
+            yield f"{_name(workload)}: no policy lets it out to {collector}"
 
 
 def hardening(documents):

@@ -24,6 +24,12 @@ import yaml  # noqa: E402
 BINARIES = {"router": "services/router/router", "worker": "services/worker/worker",
             "state_store": "services/state_store/state_store"}
 OVERLAYS = ["local", "cpu", "gpu", "scale-out"]
+# An overlay as an operator makes one: what is there, and a component more.
+WITH_TRACES = """apiVersion: kustomize.config.k8s.io/v1beta1
+kind: Kustomization
+resources: [../scale-out]
+components: [../../components/traces]
+"""
 
 
 def render(folder, overlay):
@@ -129,7 +135,10 @@ class KubernetesTest(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             for part in ("base", "components", "overlays"):
                 shutil.copytree(f"{HERE}/{part}", f"{folder}/{part}")
-            cls.rendered = {overlay: render(folder, overlay) for overlay in OVERLAYS}
+            os.makedirs(f"{folder}/overlays/with-traces")
+            with open(f"{folder}/overlays/with-traces/kustomization.yaml", "w", encoding="utf-8") as file:
+                file.write(WITH_TRACES)
+            cls.rendered = {overlay: render(folder, overlay) for overlay in [*OVERLAYS, "with-traces"]}
 
     def test_every_overlay_passes(self):
         for overlay, documents in self.rendered.items():
@@ -151,6 +160,15 @@ class KubernetesTest(unittest.TestCase):
         self.assertEqual(workload(self.rendered["scale-out"], "worker")["spec"]["replicas"], 6)
         kinds = {d["kind"] for d in self.rendered["local"]}
         self.assertFalse(kinds & {"PodMonitor", "PrometheusRule", "ScaledObject", "Certificate"}, "needs an operator")
+
+    def test_traces_get_out_only_where_there_is_a_collector(self):
+        for overlay, documents in self.rendered.items():
+            for name in ("router", "worker", "state-store"):
+                flags = dict(checks.arguments(container(documents, name)))
+                self.assertEqual("otlp_traces_endpoint" in flags, overlay == "with-traces", f"{overlay}, {name}")
+        documents = copy.deepcopy(self.rendered["with-traces"])
+        documents.remove(of_kind(documents, "NetworkPolicy", "traces"))
+        self.assertEqual(len(list(checks.connections(documents))), 3)
 
     def test_secrets_are_not_in_the_tree(self):
         for overlay, documents in self.rendered.items():
