@@ -134,11 +134,11 @@ void TurnCore::SweepYields() {
   const absl::Time now = Now();
   std::map<std::string, std::vector<FairHolder>> holders;      // By pool.
   std::map<std::string, std::vector<std::string>> candidates;  // By pool: the tenants of those that want a slot there.
-  std::map<std::string, int> wanted;
+  std::map<std::string, int> coming;  // By pool: slots that come free without anybody else giving one away.
   int yielding = 0;
   for (const auto& [id, turn] : running_) {
     yielding += turn->yielding;
-    wanted[turn->pool] -= turn->yielding;
+    coming[turn->pool] += turn->yielding;
     if (turn->phase != Phase::kRunning || turn->yielding || !CanYield(*turn)) continue;
     // Each time it has a slot it gets further than before, whatever became of its snapshots.
     if (turn->tail_pending || turn->patience.furthest() <= turn->progress_at_slot) continue;
@@ -148,7 +148,7 @@ void TurnCore::SweepYields() {
   const PoolUse active = ActiveByPool();
   for (const auto& [name, pool] : placement_.pools()) {
     const auto used = active.find(name);
-    wanted[name] -= std::max(0, pool.slots - (used == active.end() ? 0 : used->second));
+    coming[name] += std::max(0, pool.slots - (used == active.end() ? 0 : used->second));
   }
   for (const TurnPtr& turn : waiting_) {
     if (turn->kind == Kind::kExclusive || !SessionFree(*turn)) continue;
@@ -157,7 +157,6 @@ void TurnCore::SweepYields() {
       if (turn->pool.empty() ? placement_.pools().count(pool) > 0 &&
                                    placement_.pools().at(pool).model.fingerprint() == turn->model->info.fingerprint()
                              : turn->pool == pool) {
-        ++wanted[pool];
         candidates[pool].push_back(turn->tenant);
         break;
       }
@@ -166,8 +165,23 @@ void TurnCore::SweepYields() {
   int saves = static_cast<int>(kSavesPerSlot * placement_.TotalSlots()) - static_cast<int>(saves_.size()) - yielding;
   const auto weight = [this](absl::string_view tenant) { return WeightOf(tenant); };
   for (auto& [pool, of_pool] : holders) {
-    const std::map<std::string, int> held = HeldByTenant(pool);
-    const std::vector<std::string>& line = candidates[pool];
+    std::map<std::string, int> held = HeldByTenant(pool);
+    std::vector<std::string>& line = candidates[pool];
+    // Whoever gets one of those has no need of another.
+    if (coming[pool] > 0) {
+      const std::vector<size_t> order = FairOrder(held, line, weight);
+      std::vector<std::string> others;
+      for (size_t i = 0; i < order.size(); ++i) {
+        const std::string& tenant = line[order[i]];
+        if (i < static_cast<size_t>(coming[pool])) {
+          ++held[tenant];
+        } else {
+          others.push_back(tenant);
+        }
+      }
+      line = std::move(others);
+    }
+    if (line.empty()) continue;
     // Behind a flood this is asked with every step and every refusal, and mostly nobody is to yield: nobody has had a
     // slot for long, and whoever waits has its share.
     const auto had_its_time = [&](const FairHolder& holder) { return now - holder.since >= options_.slot_quantum; };
@@ -185,7 +199,7 @@ void TurnCore::SweepYields() {
     }
     std::vector<std::string> next;
     for (const size_t i : FairOrder(held, line, weight)) {
-      if (static_cast<int>(next.size()) >= std::min(wanted[pool], saves)) break;
+      if (static_cast<int>(next.size()) >= saves) break;
       next.push_back(line[i]);
     }
     for (const uint64_t id : ChooseFairYields(of_pool, held, next, weight, options_.slot_quantum, now)) {

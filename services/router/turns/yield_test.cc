@@ -369,6 +369,29 @@ TEST(YieldTest, AFloodLeavesAnotherTenantItsShareAtOnce) {
   EXPECT_THAT(cluster.Finish(flood[0]).tokens, ElementsAreArray(FakeModel::Greedy(Prompt(1), 2000, kVocabulary)));
 }
 
+// As many turns of the flood go as others come, however long it takes them to go.
+TEST(YieldTest, NoMoreYieldThanAreWanted) {
+  FakeCluster cluster(Slots(8), Quantum(absl::Hours(1)));
+  cluster.pipeline().PauseSteps();
+  std::vector<FakeCluster::Call> flood, quiet;
+  for (int i = 0; i < 16; ++i) flood.push_back(StartAs(cluster, "flood", Request(Prompt(1 + i), 5000)));
+  ASSERT_TRUE(WaitUntil([&] {
+    cluster.pipeline().AllowSteps(1);
+    return std::count_if(flood.begin(), flood.end(),
+                         [](const FakeCluster::Call& call) { return call.stream->received().size() >= 2; }) == 8;
+  }));
+  for (int i = 0; i < 3; ++i) quiet.push_back(StartAs(cluster, "quiet", Request(Prompt(40 + i), 2000)));
+  ASSERT_TRUE(WaitUntil([&] {
+    cluster.pipeline().AllowSteps(1);
+    return std::all_of(quiet.begin(), quiet.end(),
+                       [](const FakeCluster::Call& call) { return call.stream->received().size() >= 2; });
+  }));
+  EXPECT_EQ(cluster.metrics().yielded_turns.Value(), 3);
+  for (const FakeCluster::Call& call : flood) cluster.router().Cancel(call.id);
+  for (const FakeCluster::Call& call : quiet) cluster.router().Cancel(call.id);
+  cluster.pipeline().ResumeSteps();
+}
+
 // A client that has its answer and asks again does not find its slot with a flood, some turn of which would have to go.
 TEST(YieldTest, ASlotWaitsAMomentForTheTenantsNextTurn) {
   testing::FakeClock clock;
