@@ -119,6 +119,23 @@ TEST(AlignmentTest, StatesThatLieApart) {
       4);
 }
 
+// Rows that are no multiple of 16 bytes, in a pool whose slots are.
+TEST(AlignmentTest, RowsThatAreNoQuads) {
+  ForEachPiece(
+      [](Memory& memory) {
+        MixInputArgs args;
+        args.step = &kStep;
+        args.width = 66;
+        args.x = memory.Floats(3 * 66);
+        args.shift = {memory.Floats(2 * 68), 68};
+        args.outputs = 1;
+        args.mix[0] = memory.Floats(66);
+        args.y[0] = memory.Floats(3 * 66);
+        return kEmulatedKernels.mix_input(args, nullptr);
+      },
+      4);
+}
+
 TEST(AlignmentTest, Products) {
   for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
     const std::vector<float> matrix(9 * 64 + 8, 0.5f);

@@ -162,9 +162,11 @@ TEST_F(LaunchShapesTest, HeadsHaveABlockOfASequence) {
   const StepRows step = {7, 5, spans_};
   Wkv4Args wkv4;
   wkv4.step = &step;
-  wkv4.width = 129;
-  EXPECT_EQ(kEmulatedKernels.wkv4(wkv4, nullptr), 0);
-  EXPECT_THAT(Take(), ElementsAre(Shape("wkv4", 15, 64, 0)));
+  for (const auto& [width, blocks] : std::vector<std::pair<int64_t, uint32_t>>{{63, 1}, {64, 1}, {65, 2}, {129, 3}}) {
+    wkv4.width = width;
+    EXPECT_EQ(kEmulatedKernels.wkv4(wkv4, nullptr), 0);
+    EXPECT_THAT(Take(), ElementsAre(Shape("wkv4", 5 * blocks, 64, 0))) << width;
+  }
   // Channels, threads, and the quads of channels that a thread keeps.
   for (const auto& [n, threads, quads] : std::vector<std::tuple<int64_t, uint32_t, uint32_t>>{{1, 32, 1},
                                                                                               {16, 64, 1},

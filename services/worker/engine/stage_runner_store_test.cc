@@ -79,6 +79,7 @@ TEST_P(StageRunnerStoreTest, AMissingRecordIsDataLossAndOtherErrorsPass) {
   // Nothing of it stays behind: stage 0 had the records, stage 1 had not.
   EXPECT_THAT(driver.Feed(1, 3, tokens_.size(), {1}).status(), StatusIs(absl::StatusCode::kAborted));
   EXPECT_THAT(driver.Feed(0, 1, tokens_.size(), {1}), IsOk());
+  EXPECT_EQ(stages_[1].worker_metrics->slots_used.Value(), 1) << "the slot is free again";
 }
 
 TEST_P(StageRunnerStoreTest, StepsGoOnWhileTheStoreIsHeldUp) {
@@ -199,10 +200,19 @@ TEST_P(StageRunnerStoreTest, DrainSavesWhatWasBegunAndThenEndsTheEpoch) {
 TEST_P(StageRunnerStoreTest, ASnapshotNeedsAStateStore) {
   Start(1);
   PipelineDriver driver(clients_);
-  ASSERT_THAT(driver.Open("router-0", "e1"), IsOk());
+  ASSERT_THAT(driver.Open("router-0", "e1", "store"), IsOk());
+  ASSERT_THAT(driver.AttachFresh(0, 1), IsOk());
+  const absl::StatusOr<v1::SnapshotManifest> manifest = driver.Save(0, 1, 0, "snap", kTestFingerprint);
+  ASSERT_THAT(manifest, IsOk());
+  ASSERT_THAT(driver.Open("router-0", "e2"), IsOk());
   ASSERT_THAT(driver.AttachFresh(0, 1), IsOk());
   EXPECT_THAT(driver.Save(0, 1, 0, "snap", kTestFingerprint).status(),
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("state store")));
+  EXPECT_THAT(driver.Attach(FromSnapshot(1, 2, *manifest)),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("the epoch has no state store")));
+  EXPECT_EQ(stages_[0].worker_metrics->attach_errors.Value(), 1);
+  EXPECT_THAT(driver.Feed(0, 1, 0, tokens_), IsOk());
+  EXPECT_EQ(stages_[0].worker_metrics->slots_used.Value(), 1) << "the slot is free again";
 }
 
 // Saves of a sequence that goes on change nothing of its tokens or its neighbour's, and each is of its position.
@@ -211,11 +221,11 @@ TEST_P(StageRunnerStoreTest, SavesBesideRunningStepsChangeNoBit) {
   PipelineDriver driver(clients_);
   std::vector<std::string> logits[2];
   std::vector<v1::SnapshotManifest> manifests;
-  constexpr int kSteps = 12;
+  const int steps = protects_memory() ? 3 : 12;
   for (const bool saves : {false, true}) {
     ASSERT_THAT(driver.Open("router-0", saves ? "e2" : "e1", "store"), IsOk());
     for (int slot : {0, 1}) ASSERT_THAT(driver.AttachFresh(slot, slot + 1), IsOk());
-    for (int i = 0; i < kSteps; ++i) {
+    for (int i = 0; i < steps; ++i) {
       v1::Step step;
       *step.add_entries() = Entry(0, 1, i, {tokens_[i % tokens_.size()]});
       *step.add_entries() = Entry(1, 2, 2 * i, {3, 4});
@@ -224,14 +234,14 @@ TEST_P(StageRunnerStoreTest, SavesBesideRunningStepsChangeNoBit) {
         ASSERT_THAT(driver.stream(0).Write(SaveOf(0, 1, i + 1, absl::StrCat("snap-", i + 1))), IsOk());
       }
     }
-    for (int i = 0; i < kSteps; ++i) {
+    for (int i = 0; i < steps; ++i) {
       const absl::StatusOr<DrivenStep> step = driver.ReadStep();
       ASSERT_THAT(step, IsOk());
       logits[saves].push_back(step->logits.at(1) + step->logits.at(2));
     }
   }
   EXPECT_EQ(logits[1], logits[0]);
-  for (int i = 0; i < kSteps; ++i) {
+  for (int i = 0; i < steps; ++i) {
     const absl::StatusOr<v1::ExecuteResponse> saved = driver.stream(0).Read();
     ASSERT_THAT(saved, IsOk());
     ASSERT_THAT(common::FromStatusProto(saved->saved().status()), IsOk()) << saved->saved().snapshot_id();
@@ -241,7 +251,7 @@ TEST_P(StageRunnerStoreTest, SavesBesideRunningStepsChangeNoBit) {
   // Each record is what one sequence alone has at that position.
   EnginePipeline twin(path_, 1);
   ASSERT_THAT(twin.AttachFresh(0, 1), IsOk());
-  for (int i = 0; i < kSteps; ++i) {
+  for (int i = 0; i < steps; ++i) {
     ASSERT_THAT(twin.Feed(0, 1, i, {tokens_[i % tokens_.size()]}), IsOk());
     v1::RecordInfo info;
     info.set_snapshot_id(absl::StrCat("snap-", i + 1));

@@ -94,7 +94,7 @@ TEST_P(StageRunnerTest, ResultsLeaveBeforeTheNextInputIsWaitedFor) {
 }
 
 TEST_P(StageRunnerTest, ManyCommandsWaitTheirTurn) {
-  if (GetParam() == std::string(kProtectedDevice)) GTEST_SKIP() << "slow, and other tests touch the same memory";
+  if (protects_memory()) GTEST_SKIP() << "slow, and other tests touch the same memory";
   Start(2);
   PipelineDriver driver(clients_);
   ASSERT_THAT(driver.Open("router-0", "e1"), IsOk());
@@ -127,6 +127,18 @@ TEST_P(StageRunnerTest, DrainWaitsForTheRouterToLeave) {
   driver.Close();
   drain.join();
   EXPECT_LT(absl::Now() - begin, absl::Minutes(4));
+}
+
+TEST_P(StageRunnerTest, AStepThatIsNotTheNextEndsTheEpoch) {
+  Start(1);
+  PipelineDriver driver(clients_);
+  ASSERT_THAT(driver.Open("router-0", "e1"), IsOk());
+  v1::ExecuteRequest request;
+  request.mutable_step()->set_step_id(2);
+  *request.mutable_step()->add_entries() = Entry(0, 1, 0, {4}, false);
+  ASSERT_THAT(driver.WriteAll(request), IsOk());
+  EXPECT_THAT(driver.stream(0).Read().status(),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("step 2 after step 0")));
 }
 
 TEST_P(StageRunnerTest, AUselessCommandEndsTheEpoch) {

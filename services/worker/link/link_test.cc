@@ -2,6 +2,7 @@
 #include "services/worker/link/link.h"
 
 #include <algorithm>
+#include <chrono>
 #include <memory>
 #include <string>
 #include <thread>
@@ -15,12 +16,15 @@
 #include "absl/time/time.h"
 #include "absl/types/optional.h"
 #include "gmock/gmock.h"
+#include "grpcpp/client_context.h"
 #include "grpcpp/security/server_credentials.h"
 #include "grpcpp/server.h"
 #include "grpcpp/server_builder.h"
 #include "gtest/gtest.h"
+#include "rwkv/v1/worker.grpc.pb.h"
 #include "rwkv/v1/worker.pb.h"
 #include "services/common/channel.h"
+#include "services/common/grpc_status.h"
 #include "services/worker/link/grpc_link.h"
 #include "services/worker/link/inproc_link.h"
 #include "tests/testing/status_matchers.h"
@@ -406,6 +410,50 @@ TEST(GrpcLinkTest, ASecondLinkOfAnEpochIsRefused) {
   ASSERT_THAT(first->Connect(), IsOk());
   EXPECT_THAT(second->Connect(), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("has its link already")));
   ASSERT_THAT(Send(*first, 1, 1), IsOk());
+  EXPECT_THAT(Receive(*receiver), IsOk());
+}
+
+TEST(GrpcLinkTest, ACallThatIsNoLinkIsRefusedInWords) {
+  GrpcPair pair;
+  const auto receiver = pair.downstream().Accept("e");
+  const auto stub = v1::Link::NewStub(common::MakeChannel(pair.address()));
+  const auto call = [&stub](const std::vector<v1::TransferRequest>& requests) {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(30));
+    const auto stream = stub->Transfer(&context);
+    for (const v1::TransferRequest& request : requests) (void)stream->Write(request);
+    (void)stream->WritesDone();
+    v1::TransferResponse response;
+    while (stream->Read(&response)) {
+    }
+    return common::FromGrpcStatus(stream->Finish());
+  };
+  EXPECT_THAT(call({}), StatusIs(absl::StatusCode::kCancelled, HasSubstr("no epoch was named")));
+  v1::TransferRequest hello;
+  hello.set_epoch("e");
+  hello.set_width(kShape.width);
+  v1::TransferRequest wrong = hello;
+  wrong.set_step_id(1);
+  EXPECT_THAT(call({wrong}), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("must have step 0 and no rows")));
+  wrong.set_step_id(0);
+  wrong.set_rows(1);
+  EXPECT_THAT(call({wrong}), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("must have step 0 and no rows")));
+  // None of these was the epoch's link. This one is, and then says nonsense.
+  wrong = hello;
+  wrong.set_epoch("f");
+  EXPECT_THAT(call({hello, wrong}),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("a frame of epoch f in epoch e")));
+  EXPECT_THAT(Receive(*receiver), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("epoch f in epoch e")));
+}
+
+TEST(GrpcLinkTest, AReceiverThatGoesLeavesTheNextOneOfItsEpoch) {
+  GrpcPair pair;
+  auto gone = pair.downstream().Accept("e");
+  const auto receiver = pair.downstream().Accept("e");
+  gone.reset();
+  const auto sender = pair.upstream().Dial(pair.address(), "e");
+  ASSERT_THAT(sender->Connect(), IsOk());
+  ASSERT_THAT(Send(*sender, 1, 1), IsOk());
   EXPECT_THAT(Receive(*receiver), IsOk());
 }
 

@@ -81,6 +81,8 @@ class RunnerFixture : public ::testing::TestWithParam<const char*> {
     }
   }
 
+  bool protects_memory() const { return GetParam() == std::string(kProtectedDevice); }
+
   static v1::AttachSequence FromSnapshot(int slot, uint64_t sequence, const v1::SnapshotManifest& manifest) {
     v1::AttachSequence attach;
     attach.set_slot(slot);
