@@ -83,6 +83,28 @@ class FakeGraphsTest : public ::testing::Test {
   DeviceArray<float> pinned_, out_, x_, y_;
 };
 
+TEST_F(FakeGraphsTest, StreamsAndGraphsAreGivenBack) {
+  const int64_t before = CountsOfFake().handles;
+  ASSERT_OK(Step(1.0f));
+  ASSERT_OK(Step(3.0f));
+  EXPECT_EQ(CountsOfFake().handles, before + 1) << "the graph that is launched, and not what it was made of";
+  ASSERT_OK(stream_->Scratch(int64_t{1} << 20));
+  EXPECT_EQ(CountsOfFake().handles, before) << "graphs may point to scratch memory that is gone";
+  ASSERT_OK(Step(5.0f));
+  EXPECT_EQ(out_.data()[1], 10.0f);
+  FakeFaults faults;
+  faults.fail_graph = 0;
+  ResetFake(faults);
+  ASSERT_OK(Step(7.0f));
+  EXPECT_EQ(CountsOfFake().handles, before) << "nothing is left of one that could not be made";
+  ASSERT_OK(stream_->Scratch(int64_t{1} << 21));
+  ASSERT_OK(Step(9.0f));
+  ASSERT_OK(Step(11.0f));
+  EXPECT_EQ(CountsOfFake().handles, before + 1);
+  stream_.reset();
+  EXPECT_EQ(CountsOfFake().handles, before - 1) << "neither stream nor graph is left";
+}
+
 TEST_F(FakeGraphsTest, StepsThatComeAgainAreGraphsAndGiveTheSame) {
   std::vector<std::vector<float>> results;
   for (const bool eager : {false, true}) {

@@ -236,7 +236,9 @@ bool IsDeviceMemoryOfFake(const void* memory, int64_t bytes) {
 FakeCounts CountsOfFake() {
   Fake& fake = TheFake();
   absl::MutexLock lock(&fake.mu);
-  return fake.counts;
+  FakeCounts counts = fake.counts;
+  counts.handles = static_cast<int64_t>(fake.streams.size() + fake.graphs.size() + fake.executables.size());
+  return counts;
 }
 
 std::vector<FakeLaunch> TakeLaunchesOfFake() {

@@ -36,6 +36,7 @@ struct FakeCounts {
   int64_t graphs = 0;           // made; each takes kGraphBytesOfFake
   int64_t graph_copies = 0;     // what is no kernel in them
   int64_t graph_launches = 0;
+  int64_t handles = 0;  // now: streams, graphs and what was made of graphs
 };
 
 // Forgets a fault that has happened, violations and counts; memory and streams stay.
