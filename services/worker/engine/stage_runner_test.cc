@@ -18,6 +18,7 @@
 #include "services/worker/client/worker_client.h"
 #include "services/worker/engine/router_registry.h"
 #include "services/worker/engine/worker_metrics.h"
+#include "services/worker/link/link.h"
 #include "services/worker/testing/pipeline_driver.h"
 #include "services/worker/testing/runner_fixture.h"
 #include "services/worker/testing/test_engine.h"
@@ -64,6 +65,8 @@ TEST_P(StageRunnerTest, ABlockedReceiveWakesUpWhenTheEpochEnds) {
   // And the first notices with its next step, perhaps before Write returns.
   (void)driver.stream(0).Write(request);
   EXPECT_THAT(driver.stream(0).Read().status(), StatusIs(absl::StatusCode::kUnavailable));
+  EXPECT_EQ(stages_[0].worker_metrics->link_errors.Value(), 1);
+  EXPECT_EQ(stages_[1].worker_metrics->link_errors.Value(), 0) << "its epoch had ended";
 }
 
 TEST_P(StageRunnerTest, AnIdleStageHearsThatTheOneBeforeHasGone) {
@@ -256,6 +259,13 @@ TEST_P(StageRunnerTest, MetricsSayWhatHappened) {
     EXPECT_EQ(count(metrics->decode_step_seconds), 1);
     EXPECT_EQ(count(metrics->batch_rows), 3);
   }
+  EXPECT_EQ(count(first.receive_wait_seconds), 0) << "nobody is before it";
+  EXPECT_EQ(count(last.receive_wait_seconds), 3);
+  // x and v_first of every row that somebody computed.
+  const LinkShape shape = stages_[0].engine->link_shape();
+  const auto row_bytes = static_cast<double>(shape.width + shape.v_first_width) * sizeof(float);
+  EXPECT_EQ(first.link_sent_bytes.Value(), static_cast<double>(tokens_.size() + 1 + 2) * row_bytes);
+  EXPECT_EQ(last.link_sent_bytes.Value(), 0);
   const auto refused = [](const WorkerMetrics& metrics, RefusalCause cause) {
     return metrics.refused_entries[static_cast<int>(cause)]->Value();
   };
@@ -269,6 +279,7 @@ TEST_P(StageRunnerTest, MetricsSayWhatHappened) {
     ASSERT_TRUE(stage.runner->WaitUntilIdle(absl::Now() + absl::Seconds(30))) << "the epoch has ended";
     EXPECT_EQ(stage.worker_metrics->slots_used.Value(), 0) << "an epoch's slots end with it";
   }
+  EXPECT_EQ(count(first.send_wait_seconds), 3);
 }
 
 INSTANTIATE_TEST_SUITE_P(Devices, StageRunnerTest, ::testing::Values("auto", kLazyDevice, kProtectedDevice),
