@@ -113,6 +113,15 @@ struct Dwords {
   static constexpr int kDwords = kCount;
 };
 
+// Calls visit(Dwords<0>()) .. visit(Dwords<kCount - 1>()).
+template <int kCount, typename Visit>
+RWKV_INLINE void ForEachNumber(Visit visit) {
+  if constexpr (kCount > 0) {
+    ForEachNumber<kCount - 1>(visit);
+    visit(Dwords<kCount - 1>());
+  }
+}
+
 // Of four lines of 64 outputs each (columns.h) the dwords, a lane an output: of the 16 outputs of quarter kQuarter.
 template <int kQuarter>
 RWKV_INLINE U32 DwordsOfLines(const uint8_t* line0, const uint8_t* line1, const uint8_t* line2, const uint8_t* line3) {

@@ -30,15 +30,15 @@ constexpr int kIntegerTileVectors = 1;
 #endif
 constexpr int64_t kIntegerPartBytes = 64 * 1024;
 
-// Calls take(d, dword d of group g) for each dword; what the last group has not is zero. `ahead`: bytes from what is
-// read to what will be read next.
+// Calls take(Dwords<d>(), dword d of group g) for each dword; what the last group has not is zero. `ahead`: bytes from
+// what is read to what will be read next.
 template <int kDwords, typename Take>
 RWKV_INLINE void ForEachDword(const IntegerTile& tile, const IntegerMatrix& matrix, int64_t g, int64_t ahead,
                               Take take) {
   if (tile.columns != nullptr) {  // There is nothing to transpose, and zeros are behind the last input.
-    for (int d = 0; d < kDwords; ++d) {
-      take(d, DwordsOfColumns(tile.columns + (g * kDwords + d) * 4 * Columns::kOutputs, tile.quarter));
-    }
+    ForEachNumber<kDwords>([&](auto d) RWKV_INLINE_LAMBDA {
+      take(d, DwordsOfColumns(tile.columns + (g * kDwords + d.kDwords) * 4 * Columns::kOutputs, tile.quarter));
+    });
     return;
   }
   const int64_t offset = g * matrix.group_bytes;
@@ -53,55 +53,53 @@ RWKV_INLINE void ForEachDword(const IntegerTile& tile, const IntegerMatrix& matr
   }
   const uint8_t* const* const from = whole ? tile.rows : rows;
   for (int i = 0; i < kLanes; ++i) __builtin_prefetch(tile.rows[i] + offset + ahead);
-#pragma clang loop unroll(full)
-  for (int d = 0; d < kDwords; d += 4) {
+  ForEachNumber<kDwords / 4>([&](auto four) RWKV_INLINE_LAMBDA {
+    constexpr int kFirst = 4 * decltype(four)::kDwords;
     U32 dwords[4];
-    LoadTransposed(from, offset + 4 * d, dwords);
-#pragma clang loop unroll(full)
-    for (int j = 0; j < 4; ++j) take(d + j, dwords[j]);
-  }
+    LoadTransposed(from, offset + 4 * kFirst, dwords);
+    ForEachNumber<4>([&](auto j)
+                         RWKV_INLINE_LAMBDA { take(Dwords<kFirst + decltype(j)::kDwords>(), dwords[j.kDwords]); });
+  });
 }
 
 // All rows, at most kRows, times the outputs first + i * step.
 template <typename Codes, int kDwords, int kRows>
 __attribute__((noinline)) void ComputeFewRows(const MatmulArgs& args, const IntegerMatrix& matrix, int64_t first,
                                               int64_t step, uint16_t* halves) {
-  constexpr int kChains = kRows == 1 ? 4 : 2;  // A group's sum in several, as an addition takes some cycles.
+  constexpr int kChains = kRows >= 8 ? 1 : kRows >= 4 ? 2 : 4;  // Sums of a row: an addition takes some cycles.
   const IntegerTile tile(args, matrix, first, step, halves);
   const IntegerRows rows(args.weight, args.prepared);
   F32 sums[kRows] = {};
   for (int64_t g = 0; g < matrix.groups; ++g) {
-    I32 products[kRows * kChains];
+    I32 products[kChains][kRows];
     const uint32_t* pairs[kRows];
     int64_t row[kRows];
 #pragma clang loop unroll(full)
     for (int r = 0; r < kRows; ++r) {
       row[r] = r < args.rows ? r : args.rows - 1;
-      products[r] = I32{} - rows.excess(row[r])[g];
+      products[0][r] = I32{} - rows.excess(row[r])[g];
 #pragma clang loop unroll(full)
-      for (int chain = 1; chain < kChains; ++chain) products[chain * kRows + r] = I32{};
+      for (int chain = 1; chain < kChains; ++chain) products[chain][r] = I32{};
       pairs[r] = rows.pairs(row[r]) + g * kDwords * Codes::kPairs;
     }
-    ForEachDword<kDwords>(tile, matrix, g, kPrefetch, [&](int d, U32 dword) {
-      const auto add = [&](int pair, U32 weights) {
+    // Numbers of dwords and pairs are types: as variables that only unrolling makes known they kept the sums in memory.
+    ForEachDword<kDwords>(tile, matrix, g, kPrefetch, [&](auto d, U32 dword) RWKV_INLINE_LAMBDA {
+      ForEachNumber<Codes::kPairs>([&](auto i) RWKV_INLINE_LAMBDA {
+        constexpr int kPair = decltype(d)::kDwords * Codes::kPairs + decltype(i)::kDwords;
+        const U32 weights = Codes::template Widen<decltype(i)::kDwords>(dword);
+        I32* const sum = products[kPair % kChains];
 #pragma clang loop unroll(full)
-        for (int r = 0; r < kRows; ++r) {
-          I32& sum = products[(d * Codes::kPairs + pair) % kChains * kRows + r];
-          sum = AddPairs(sum, weights, U32{} + pairs[r][d * Codes::kPairs + pair]);
-        }
-      };
-      add(0, Codes::template Widen<0>(dword));
-      add(1, Codes::template Widen<1>(dword));
-      if constexpr (Codes::kPairs == 4) {
-        add(2, Codes::template Widen<2>(dword));
-        add(3, Codes::template Widen<3>(dword));
-      }
+        for (int r = 0; r < kRows; ++r) sum[r] = AddPairs(sum[r], weights, U32{} + pairs[r][kPair]);
+      });
     });
 #pragma clang loop unroll(full)
-    for (int i = kRows; i < kRows * kChains; ++i) products[i % kRows] += products[i];
+    for (int chain = 1; chain < kChains; ++chain) {
+#pragma clang loop unroll(full)
+      for (int r = 0; r < kRows; ++r) products[0][r] += products[chain][r];
+    }
 #pragma clang loop unroll(full)
     for (int r = 0; r < kRows; ++r) {
-      sums[r] = AddGroup(sums[r], products[r], rows.scales(row[r])[g], rows.sums(row[r])[g], tile.scales, g);
+      sums[r] = AddGroup(sums[r], products[0][r], rows.scales(row[r])[g], rows.sums(row[r])[g], tile.scales, g);
     }
   }
   for (int r = 0; r < kRows && r < args.rows; ++r) Finish(args, r, first, step, sums[r]);
@@ -160,13 +158,10 @@ RWKV_INLINE void FillPanel(const MatmulArgs& args, const IntegerMatrix& matrix, 
     const IntegerTile tile(args, matrix, first + v * kLanes, 1, panel.halves);
     for (int64_t g = 0; g < matrix.groups; ++g) {
       U32* const to = panel.codes + (v * panel.groups + g) * panel.pairs_of_group;
-      ForEachDword<kDwords>(tile, matrix, g, kLanes * matrix.row_bytes, [&](int d, U32 dword) {
-        to[d * Codes::kPairs] = Codes::template Widen<0>(dword);
-        to[d * Codes::kPairs + 1] = Codes::template Widen<1>(dword);
-        if constexpr (Codes::kPairs == 4) {
-          to[d * Codes::kPairs + 2] = Codes::template Widen<2>(dword);
-          to[d * Codes::kPairs + 3] = Codes::template Widen<3>(dword);
-        }
+      ForEachDword<kDwords>(tile, matrix, g, kLanes * matrix.row_bytes, [&](auto d, U32 dword) RWKV_INLINE_LAMBDA {
+        ForEachNumber<Codes::kPairs>([&](auto i) RWKV_INLINE_LAMBDA {
+          to[d.kDwords * Codes::kPairs + i.kDwords] = Codes::template Widen<decltype(i)::kDwords>(dword);
+        });
       });
       panel.scales[v * panel.groups + g] = LoadHalves(tile.scales.scales + g * kLanes);
       if (tile.scales.minimums == nullptr) continue;

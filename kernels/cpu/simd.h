@@ -17,6 +17,7 @@
 #endif
 
 #define RWKV_INLINE __attribute__((always_inline)) inline
+#define RWKV_INLINE_LAMBDA __attribute__((always_inline))  // After the parameters.
 
 namespace rwkv::kernels::cpu {
 namespace {
