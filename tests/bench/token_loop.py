@@ -31,21 +31,27 @@ class Pipeline(cluster.Cluster):
     def __enter__(self):
         os.makedirs(self._folder, exist_ok=True)
         try:
-            self._store = self._start("state_store", f"--data_dir={self._folder}/state")
-            self.workers, addresses = [], []
-            for stage in range(self._stages):
-                addresses.append(self._start(
-                    "worker", f"--model={self._model}", f"--stage={stage}/{self._stages}", "--threads=1",
-                    f"--slots={SLOTS}", f"--state_store={self._store}", "--listen=127.0.0.1:0",
-                    f"--name=worker-{stage}"))
+            self._store = self._start("state_store", "127.0.0.1:0")
+            self.workers, self._addresses = [], []
+            for _ in range(self._stages):
+                self._addresses.append(self._start("worker", "127.0.0.1:0"))
                 self.workers.append(self._processes[-1].pid)
-            self.router = self._start("router", f"--workers={','.join(addresses)}", f"--state_store={self._store}",
-                                      f"--max_running={SLOTS}", f"--max_waiting={SLOTS}")
+            self.router = self._start("router", "127.0.0.1:0")
             self._wait_until_serving()
         except BaseException:
             self.__exit__()
             raise
         return self
+
+    def _flags(self, name):
+        if name == "state_store":
+            return [f"--data_dir={self._folder}/state"]
+        if name == "worker":
+            stage = len(self.workers)
+            return [f"--model={self._model}", f"--stage={stage}/{self._stages}", "--threads=1", f"--slots={SLOTS}",
+                    f"--state_store={self._store}", f"--name=worker-{stage}"]
+        return [f"--workers={','.join(self._addresses)}", f"--state_store={self._store}", f"--max_running={SLOTS}",
+                f"--max_waiting={SLOTS}"]
 
     def router_pid(self):
         return self._processes[-1].pid
