@@ -64,6 +64,7 @@ void ModelLane::Answer(int index, v1::ExecuteResponse response) {
 }
 
 void ModelLane::SendStopped(const worker::OwnSteps::Stopped& stopped) {
+  if (options_.broken.stops_in_silence) return;
   for (const v1::SequenceStopped& one : stopped) {
     v1::ExecuteResponse response;
     *response.mutable_stopped() = one;

@@ -30,6 +30,7 @@ class ModelLane {
     bool keeps_foreign_states = false;  // A slot goes on whatever position it is asked for.
     bool clears_nothing = false;        // A fresh slot has the state of whoever had it before.
     bool saves_late = false;            // A snapshot has seen a token more than it says.
+    bool stops_in_silence = false;      // A sequence that was told to stop does not say where.
     bool feeds_unasked = false;         // What was drawn comes back again, and is fed to whoever has the slot by then.
   };
   struct Options {

@@ -6,6 +6,7 @@
 #include "absl/types/optional.h"
 #include "services/common/grpc_status.h"
 #include "services/common/sampling/sampling_params.h"
+#include "services/common/tenant_ids.h"
 #include "services/worker/client/fake_worker.h"
 #include "tests/simulator/world.h"
 
@@ -80,8 +81,15 @@ class SimStream final : public router::ResponseStream<v1::GenerateResponse>,
   absl::optional<absl::Status> closed_;
 };
 
-SimClient::SimClient(Cluster* cluster, int index, int turns, int tokens)
-    : cluster_(cluster), index_(index), turns_(turns), tokens_(tokens), session_(absl::StrCat("s", index)) {}
+// Sessions of two tenants have the same names.
+SimClient::SimClient(Cluster* cluster, int index, const std::string& tenant, int turns, int tokens)
+    : cluster_(cluster),
+      index_(index),
+      turns_(turns),
+      tokens_(tokens),
+      tenant_(tenant),
+      session_(common::ScopedId(cluster->options.broken.tenants_share_ids ? "" : tenant,
+                                absl::StrCat("s", tenant.empty() ? index : index / 2))) {}
 
 std::vector<uint32_t> SimClient::Prompt(int turn) const {
   std::vector<uint32_t> prompt;
@@ -155,6 +163,7 @@ std::shared_ptr<SimClient::Attempt> SimClient::Call(int index, uint64_t resume_f
   turn->stream = std::make_shared<SimStream>(cluster_, this, attempt);
   turn->model = cluster_->model;
   turn->session_id = session_;
+  turn->tenant = tenant_;
   turn->named = true;
   turn->request_id = RequestId();
   turn->prompt = Prompt(turn_);
@@ -194,6 +203,7 @@ void SimClient::CheckShown(const Attempt& attempt, const v1::GenerateResponse& m
   const ModelStore::SessionRow& session = cluster_->store.session(session_);
   const auto turn = session.turns.find(RequestId());
   if (turn == session.turns.end()) return cluster_->Violated("T1: a token of a turn that is not in the log");
+  CheckOwn();
   if (message.has_finish()) {
     if (turn->second.state() != v1::TURN_STATE_FINISHED) cluster_->Violated("T1: an end that is not in the log");
     return;
@@ -205,11 +215,22 @@ void SimClient::CheckShown(const Attempt& attempt, const v1::GenerateResponse& m
   }
 }
 
+void SimClient::CheckOwn() {
+  const ModelStore::SessionRow& session = cluster_->store.session(session_);
+  const auto turn = session.turns.find(RequestId());
+  if (turn == session.turns.end()) return;
+  const std::vector<uint32_t> prompt = Prompt(turn_);
+  const uint64_t begin = turn->second.begin();
+  const bool is_own = begin + prompt.size() <= session.log.size() && turn->second.prompt_count() == prompt.size() &&
+                      std::equal(prompt.begin(), prompt.end(), session.log.begin() + begin);
+  if (!is_own) cluster_->Violated(absl::StrCat("B3: ", RequestId(), " of ", session_, " is another client's"));
+}
+
 void SimClient::CheckRefused(const Attempt& attempt, const absl::Status& status) {
   if (!absl::IsResourceExhausted(status) || attempt.answered) return;
   const absl::Duration took = cluster_->time.Now() - attempt.arrived;
   // One that was in the line has left it for another tenant's, or because it waited for too long.
-  const bool is_at_once = took <= absl::Milliseconds(10);
+  const bool is_at_once = took <= absl::Milliseconds(10) || !tenant_.empty();
   if (!common::GetRetryDelay(status).has_value()) {
     cluster_->Violated(absl::StrCat("B1: refused without a time to come back: ", status.ToString()));
   } else if (!is_at_once && took < cluster_->turn_options.max_wait / 2) {
@@ -260,6 +281,7 @@ void SimClient::Closed(const std::shared_ptr<Attempt>& attempt, const absl::Stat
   if (attempt->over || attempt != attempt_ || static_cast<int>(attempt->number) != turn_) return;
   if (status.ok()) return;  // The last message is behind it.
   attempt->over = true;
+  CheckOwn();
   // What a client may do something about by waiting; a turn that is sound ends with nothing else.
   if (!absl::IsUnavailable(status) && !absl::IsAborted(status) && !absl::IsResourceExhausted(status) &&
       !absl::IsCancelled(status)) {

@@ -119,6 +119,11 @@ void SimRouter::Thawed(const std::string& epoch_name) {
 }
 
 void SimRouter::EndEpoch(uint64_t epoch, const absl::Status& why) {
+  const auto it = lanes.find(epoch);
+  const bool is_given_away = it != lanes.end() && it->second.close_by != absl::InfiniteFuture();
+  if (cluster_->lanes_are_sound() && !is_given_away) {
+    cluster_->Violated(absl::StrCat("T3: a lane that works is given up: ", why.message()));
+  }
   cluster_->time.After(absl::Microseconds(100), [this, life = life_, epoch, why] {
     if (life == life_) LaneLost(epoch, why);
   });
@@ -216,6 +221,7 @@ std::unique_ptr<ModelLane> SimRouter::MakeModel(uint64_t epoch, const std::vecto
   options.broken.keeps_foreign_states = broken.worker_keeps_states;
   options.broken.clears_nothing = broken.worker_clears_nothing;
   options.broken.saves_late = broken.worker_saves_late;
+  options.broken.stops_in_silence = broken.worker_stops_in_silence;
   options.broken.feeds_unasked = broken.worker_feeds_unasked;
   ModelLane::World world;
   world.store = &cluster_->store;

@@ -23,6 +23,12 @@ constexpr const char* kKindNames[] = {"kill worker",   "freeze worker", "kill ro
                                       "jump clock of", "drain worker",  "stick call of", "give up",      "lose chunks"};
 constexpr int kKinds = 15;
 
+// Steps may come late then.
+bool StopsProcesses(Fault::Kind kind) {
+  return kind == Fault::Kind::kKillWorker || kind == Fault::Kind::kFreezeWorker || kind == Fault::Kind::kKillRouter ||
+         kind == Fault::Kind::kPauseRouter || kind == Fault::Kind::kJumpClock || kind == Fault::Kind::kStickCall;
+}
+
 // Shared by all simulations: making one takes longer than a short run.
 router::RouterMetrics* Metrics() {
   static common::Metrics* const metrics = common::Metrics::Create("")->release();
@@ -94,8 +100,10 @@ Cluster::Cluster(const Options& options) : options(options), metrics(Metrics()),
   const int router_count = between(1, 3);
   for (int i = 0; i < router_count; ++i) routers.push_back(std::make_unique<SimRouter>(this, i));
   const int sessions = between(1, 4);
+  const bool has_tenants = random_() % 2 == 0;
   for (int i = 0; i < sessions; ++i) {
-    clients.push_back(std::make_unique<SimClient>(this, i, between(1, 3), between(5, 25)));
+    const std::string tenant = has_tenants ? absl::StrCat("tenant-", i % 2) : "";
+    clients.push_back(std::make_unique<SimClient>(this, i, tenant, between(1, 3), between(5, 25)));
     store.AddSession(clients.back()->session());
   }
   DrawFaults();
@@ -288,6 +296,7 @@ Result Cluster::Run() {
     const auto& kept = options.faults;
     if (!options.all_faults && std::find(kept.begin(), kept.end(), static_cast<int>(i)) == kept.end()) continue;
     const Fault fault = faults_[i];
+    lanes_are_sound_ &= !StopsProcesses(fault.kind);
     time.After(fault.at, [this, fault] { Inject(fault); });
     time.After(fault.at + fault.lasts, [this, fault] { Undo(fault); });
   }

@@ -44,10 +44,12 @@ struct Broken {
   bool worker_keeps_states = false;      // S4: computes on whatever is in the slot.
   bool worker_clears_nothing = false;    // S4: a slot is given out with what was in it.
   bool worker_saves_late = false;        // S1: a snapshot of another position.
+  bool worker_stops_in_silence = false;  // T3: a turn stands still until its lane is given up.
   bool worker_feeds_unasked = false;     // S4: what a sequence drew is fed to the next in its slot.
   bool core_queues_all = false;          // B1: whoever comes waits.
   bool core_floods_clients = false;      // B1: messages for a client that takes none.
   bool core_refuses_in_silence = false;  // B1: without saying when to come back.
+  bool tenants_share_ids = false;        // B3: sessions of one name are one session.
   bool family_is_hidden = false;         // N1: lanes of two families look like one.
   bool worker_has_two_drivers = false;   // A worker takes whoever comes.
 };

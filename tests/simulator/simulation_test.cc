@@ -24,7 +24,7 @@ Options Seed(uint64_t seed) {
 // Of 10,000 seeds on two processors, three minutes; of the process, whatever else runs on the machine.
 constexpr double kMostProcessorSeconds = 180;
 
-// Laws B1, S1, S4, T1, T2, T3, one family a turn, one driver a worker: whatever fails when.
+// Laws B1, B3, S1, S4, T1, T2, T3, one family a turn, one driver a worker: whatever fails when.
 void RunSeeds(uint64_t first, uint64_t count) {
   const std::clock_t begin = std::clock();
   for (uint64_t seed = first; seed < first + count; ++seed) {
@@ -73,10 +73,12 @@ TEST(SimulationTest, EveryBrokenPartIsFound) {
       {"worker_keeps_states", With(&Broken::worker_keeps_states), {"T3", "S1"}},
       {"worker_clears_nothing", With(&Broken::worker_clears_nothing), {"T3", "S1"}},
       {"worker_saves_late", With(&Broken::worker_saves_late), {"S1"}},
+      {"worker_stops_in_silence", With(&Broken::worker_stops_in_silence), {"T3"}},
       {"worker_feeds_unasked", With(&Broken::worker_feeds_unasked), {"T3", "S1"}},
       {"core_queues_all", With(&Broken::core_queues_all), {"B1"}},
       {"core_floods_clients", With(&Broken::core_floods_clients), {"B1"}},
       {"core_refuses_in_silence", With(&Broken::core_refuses_in_silence), {"B1"}},
+      {"tenants_share_ids", With(&Broken::tenants_share_ids), {"B3"}},
       {"family_is_hidden", With(&Broken::family_is_hidden), {"T3"}},
       {"worker_has_two_drivers", With(&Broken::worker_has_two_drivers), {"two drivers"}},
   };

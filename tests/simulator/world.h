@@ -145,7 +145,8 @@ class SimRouter final : public router::World {
 // A session's client: turns one after the other, each until it is told whole.
 class SimClient {
  public:
-  SimClient(Cluster* cluster, int index, int turns, int tokens);
+  // `tenant`: empty: of none.
+  SimClient(Cluster* cluster, int index, const std::string& tenant, int turns, int tokens);
   void Start() { NextAttempt(absl::ZeroDuration()); }
   bool done() const { return turn_ == turns_; }
   const std::string& session() const { return session_; }
@@ -177,6 +178,8 @@ class SimClient {
   void CheckShown(const Attempt& attempt, const v1::GenerateResponse& message);
   // B1: a call that does not fit hears so at once, and when to come back.
   void CheckRefused(const Attempt& attempt, const absl::Status& status);
+  // B3: the turn that goes by its name is its own, not one of another tenant whose session has the same name.
+  void CheckOwn();
   void Heard(const std::shared_ptr<Attempt>& attempt, const v1::GenerateResponse& message);
   void Closed(const std::shared_ptr<Attempt>& attempt, const absl::Status& status);
   void Watch(const std::shared_ptr<Attempt>& attempt);
@@ -193,7 +196,8 @@ class SimClient {
   const int index_;
   const int turns_;
   const int tokens_;
-  const std::string session_;
+  const std::string tenant_;
+  const std::string session_;  // As the store knows it.
   int turn_ = 0;
   bool gave_up_ = false;  // Some turn, which may still come.
   std::vector<uint32_t> received_;
@@ -220,6 +224,8 @@ class Cluster {
   void Violated(const std::string& what);
   void CheckSnapshots();
   void CheckBounds(const SimRouter& router);
+  // No fault of this run keeps a worker or a router from its work.
+  bool lanes_are_sound() const { return lanes_are_sound_; }
   // Of an entry, now.
   bool LosesChunk() { return chunks_lost_ > 0 && Chance(0.3); }
   // Ends the lanes that a worker is in.
@@ -254,6 +260,7 @@ class Cluster {
   std::mt19937_64 random_;
   std::vector<Fault> faults_;
   std::string violation_;
+  bool lanes_are_sound_ = true;
   int stores_away_ = 0;
   int answers_lost_ = 0;
   int chunks_lost_ = 0;
