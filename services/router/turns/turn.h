@@ -143,6 +143,7 @@ struct Turn {
   absl::Time slot_since;              // When it got the slot it has.
   uint64_t progress_at_slot = 0;      // How far it had come by then.
   bool yielding = false;              // Gives its slot away as soon as nothing of it is in flight.
+  bool yielded = false;               // Has given its slot away, and none since.
   v1::SnapshotManifest own_snapshot;  // Without a session: its last one. No catalog knows of it.
 
   // Results.

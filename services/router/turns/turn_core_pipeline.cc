@@ -192,6 +192,7 @@ void TurnCore::BeginAttach(const TurnPtr& turn, TurnLane& lane, SequenceId seque
   turn->sequence = sequence;
   turn->lane = &lane;
   turn->phase = Phase::kAttaching;
+  turn->yielded = false;
   turn->parked_since = absl::InfiniteFuture();
   turn->attach_position = position;
   turn->attach_answers_left = static_cast<int>(lane.plan.stages.size());

@@ -182,6 +182,7 @@ void TurnCore::Yield(const TurnPtr& turn) {
   turn->lane = nullptr;
   turn->tail.clear();
   turn->yielding = false;
+  turn->yielded = true;
   turn->phase = Phase::kYielded;
   ++yielded_;
   waiting_.push_back(turn);

@@ -58,7 +58,7 @@ void TurnCore::TraceStage(Turn& turn) {
 void TurnCore::SweepTurn(Turn& turn) {
   const absl::Time now = Now();
   // What it left behind when it gave its slot away is on its way to where it is looked for.
-  const bool saving = turn.progress_at_slot > 0 && turn.saves > 0;
+  const bool saving = turn.yielded && turn.saves > 0;
   if (turn.phase == Phase::kParked) {
     if (const absl::Status status = placement_.CheckServed(turn); !status.ok()) {
       Fail(turn, status);
