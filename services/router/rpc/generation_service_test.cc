@@ -2,9 +2,11 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <limits>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
@@ -262,10 +264,15 @@ TEST_F(GenerationServiceTest, SpecialTokensOfPlainTextAreText) {
 
 TEST_F(GenerationServiceTest, TextsAreTokenizedWhereTheyKeepNobodyWaiting) {
   StartServer(World());
-  absl::Notification go_on;
+  const auto go_on = std::make_shared<absl::Notification>();  // Its threads may see it later than this one.
+  const auto held = std::make_shared<std::atomic<int>>(0);
   for (int i = 0; i < 4; ++i) {  // All its threads.
-    ASSERT_TRUE(executor_->TryRun([&] { go_on.WaitForNotificationWithTimeout(kTestLimit); }));
+    ASSERT_TRUE(executor_->TryRun([go_on, held] {
+      ++*held;
+      go_on->WaitForNotificationWithTimeout(kTestLimit);
+    }));
   }
+  ASSERT_TRUE(WaitUntil([&] { return *held == 4; }));  // And none of them is in its queue.
   v1::GenerateRequest text;
   text.set_text("hello");
   text.set_max_tokens(5);
@@ -302,7 +309,7 @@ TEST_F(GenerationServiceTest, TextsAreTokenizedWhereTheyKeepNobodyWaiting) {
   v1::EmbedResponse embedded;
   EXPECT_THAT(Call(*generation_, &v1::Generation::Stub::Embed, embed, &embedded),
               StatusIs(absl::StatusCode::kResourceExhausted));
-  go_on.Notify();
+  go_on->Notify();
   std::vector<uint32_t> tokens;
   while (waiting->Read(&message)) {
     if (message.has_token_id()) tokens.push_back(message.token_id());

@@ -126,8 +126,22 @@ std::unique_ptr<TurnManager> FakeCluster::MakeRouter(TurnManager::Options router
 void FakeCluster::RestartRouter() {
   StopRouter();
   router_ = MakeRouter(router_options_);
-  EXPECT_TRUE(WaitUntil(
-      [this] { return router_->fleet().state().serving && !router_->Lanes(absl::Now() + kTestLimit).empty(); }));
+  epoch_prefix_ = absl::StrCat(router_options_.router, "/incarnation-", incarnation_, "/");
+  EXPECT_TRUE(WaitServing());
+}
+
+bool FakeCluster::WaitServing() {
+  // The fleet knows of an epoch that has come or gone a little before the core does, and what comes in between is told
+  // to come again.
+  return WaitUntil([&] {
+    for (const LaneState& lane : router_->Lanes(absl::Now() + kTestLimit)) {
+      for (const auto& pipeline : pipelines_) {
+        const auto said = pipeline->Connect(0)->Describe(absl::Now() + kTestLimit);
+        if (said.ok() && said->epoch() == absl::StrCat(epoch_prefix_, lane.epoch)) return true;
+      }
+    }
+    return false;
+  });
 }
 
 FakeCluster::Call FakeCluster::Start(TurnManager& router, const v1::GenerateRequest& request) {

@@ -156,6 +156,8 @@ class FakeCluster {
   // The router dies and another one starts: same name, same store, nothing else in common. Calls of the old one end.
   void RestartRouter();
   void StopRouter();
+  // Waits until calls are taken: the router's core has heard of a pipeline's newest epoch.
+  bool WaitServing();
 
   // Another router beside it, over the same workers and the same store.
   std::unique_ptr<TurnManager> MakeRouter(TurnManager::Options options);
@@ -193,6 +195,7 @@ class FakeCluster {
   std::vector<std::unique_ptr<worker::FakePipeline>> pipelines_;
   TurnManager::Options router_options_;
   int incarnation_ = 0;
+  std::string epoch_prefix_;  // Of router_'s epochs' names, before their numbers.
   std::unique_ptr<TurnManager> router_;
 };
 

@@ -78,10 +78,8 @@ inline absl::Status Rewind(FakeCluster& cluster, const std::string& session, uin
 
 // The workers come back, with what they were told to come back with.
 inline void Reconnect(FakeCluster& cluster) {
-  const int64_t epochs = cluster.pipeline().stats().epochs;
   cluster.pipeline().BreakEpoch();
-  ASSERT_TRUE(WaitUntil(
-      [&] { return cluster.pipeline().stats().epochs > epochs && cluster.router().fleet().state().serving; }));
+  ASSERT_TRUE(cluster.WaitServing());
 }
 
 // Tuned states, and a pipeline that has them.

@@ -231,7 +231,7 @@ TEST(RecoveryTest, AttachesThatAreNeverAnsweredEndTheCall) {
   EXPECT_THAT(status, StatusIs(absl::StatusCode::kUnavailable, HasSubstr("not attached within 30ms")));
   EXPECT_TRUE(common::GetRetryDelay(status).has_value());
   cluster.pipeline().HoldAttaches(false);
-  ASSERT_TRUE(WaitUntil([&] { return cluster.router().fleet().state().serving; }));
+  ASSERT_TRUE(cluster.WaitServing());
   EXPECT_THAT(cluster.Generate(Request(Prompt(1), 5)).status, IsOk());
 }
 
@@ -239,6 +239,7 @@ TEST(RecoveryTest, IdlenessIsNotAHang) {
   ::rwkv::testing::FakeClock clock;
   TurnManager::Options options;
   options.progress_timeout = absl::Seconds(30);
+  options.outage_timeout = absl::InfiniteDuration();  // The clock goes on while the pipeline is opened anew.
   FakeCluster cluster({}, options, &clock);
   for (uint32_t i = 0; i < 3; ++i) {
     clock.Advance(absl::Hours(1));
@@ -274,8 +275,10 @@ TEST(RecoveryTest, APipelineThatIsLostAgainAndAgainEndsTheCall) {
   }
   EXPECT_THAT(call.stream->Wait(), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("lost 20 times")));
   cluster.pipeline().ResumeSteps();
-  ASSERT_TRUE(WaitUntil([&] { return cluster.router().fleet().state().serving; }));
-  EXPECT_THAT(cluster.Generate(request).tokens, ElementsAreArray(FakeModel::Greedy(Prompt(1), 5, kVocabulary)));
+  ASSERT_TRUE(cluster.WaitServing());
+  const FakeCluster::Answer answer = cluster.Generate(request);
+  ASSERT_THAT(answer.status, IsOk());
+  EXPECT_THAT(answer.tokens, ElementsAreArray(FakeModel::Greedy(Prompt(1), 5, kVocabulary)));
 }
 
 TEST(RecoveryTest, AnotherModelDoesNotGoOnWithATurn) {

@@ -48,7 +48,7 @@ TEST(TunedStatesTest, ATunedSessionRebuiltFromTheLogBeginsWithItsState) {
     const auto newest = NewestSnapshot(cluster, "s");
     ASSERT_THAT(newest, IsOk());
     cluster.pipeline().LoseSnapshot(newest->manifest().snapshot_id());
-    ASSERT_TRUE(WaitUntil([&] { return cluster.router().fleet().state().serving; }));
+    ASSERT_TRUE(cluster.WaitServing());
     const FakeCluster::Answer answer = cluster.Generate(SessionRequest("s", absl::StrCat("r", turn), Prompt(turn), 7));
     ASSERT_THAT(answer.status, IsOk());
     log = Concat(log, Prompt(turn));
