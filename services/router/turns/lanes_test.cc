@@ -269,7 +269,7 @@ TEST(LanesTest, ARouterThatLostItsLaneHandsItsTurnsToOneThatHasOne) {
   cluster.CreateSession("s");
   const v1::GenerateRequest request = SessionRequest("s", "r", Prompt(1), 40);
   const FakeCluster::Call call = cluster.Start(request);
-  const FakeCluster::Call unnamed = cluster.Start(Request(Prompt(2), 40));
+  const FakeCluster::Call unnamed = cluster.Start(Request(Prompt(2), 1000));  // Not over before the other one begins.
   ASSERT_TRUE(WaitUntil([&] {
     cluster.pipeline(own).AllowSteps(1);
     return call.stream->received().size() >= 3;
@@ -286,7 +286,7 @@ TEST(LanesTest, ARouterThatLostItsLaneHandsItsTurnsToOneThatHasOne) {
   EXPECT_FALSE(unnamed.stream->closed());
   cluster.pipeline(own).ResumeSteps();
   cluster.pipeline(own).Restart(0);
-  EXPECT_EQ(cluster.Finish(unnamed).tokens, FakeModel::Greedy(Prompt(2), 40, kVocabulary));
+  EXPECT_EQ(cluster.Finish(unnamed).tokens, FakeModel::Greedy(Prompt(2), 1000, kVocabulary));
 }
 
 TEST(LanesTest, ARouterWithoutALaneStandsByAndTakesOverWithinTwoSeconds) {
