@@ -103,6 +103,13 @@ BOARDS = {
             (quantile(0.95, "rwkv_worker_snapshot_save_seconds", "le, process"), "{{process}} save")]),
         ("States under way", "Bytes of copies that have not reached the store.", "bytes", [
             ("rwkv_worker_snapshot_bytes_in_flight", "{{process}}")]),
+        ("Prefix cache", "Inputs looked up, by result; states kept and let go.", "none", [
+            ("sum by (result) (increase(rwkv_router_prefix_lookups_total[10m]))", "{{result}}"),
+            ("sum(increase(rwkv_router_prefixes_kept_total[10m]))", "kept"),
+            ("sum(increase(rwkv_state_store_prefixes_evicted_total[10m]))", "let go")]),
+        ("Prefix cache: bytes", "In the store, and in the memory of workers.", "bytes", [
+            ("sum(rwkv_state_store_prefix_bytes)", "store"),
+            ("sum(rwkv_worker_kept_state_bytes)", "workers")]),
         ("Damage", "Records that are not what was written, and refusals for want of room.", "none", [
             ("sum(increase(rwkv_state_store_corrupt_records_total[1h]))", "corrupt"),
             ("sum(increase(rwkv_state_store_full_refusals_total[1h]))", "full")]),

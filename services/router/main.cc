@@ -34,6 +34,7 @@
 #include "services/common/watchdog.h"
 #include "services/router/pipeline/fleet.h"
 #include "services/router/pipeline/found_workers.h"
+#include "services/router/prefix_cache/prefix_ends.h"
 #include "services/router/router_tokenizer.h"
 #include "services/router/rpc/cluster_service.h"
 #include "services/router/rpc/generation_service.h"
@@ -89,6 +90,16 @@ ABSL_FLAG(absl::Duration, upload_piece_timeout, absl::Seconds(10),
 ABSL_FLAG(absl::Duration, upload_timeout, absl::Minutes(5), "Time for all pieces of a document, or of a state.");
 ABSL_FLAG(uint32_t, max_generated_tokens, 1 << 19, "Largest max_tokens of one call.");
 ABSL_FLAG(int64_t, snapshot_interval_tokens, 1024, "A running turn's state is saved about this often.");
+ABSL_FLAG(
+    bool, prefix_cache, true,
+    "Keep the states of beginnings that inputs share, and begin from them instead of reading again. Of one tenant "
+    "only; their bound is the store's --prefix_cache_bytes.");
+ABSL_FLAG(int64_t, prefix_min_tokens, 256,
+          "A shorter beginning is not kept, unless a request marks it (GenerateRequest.prefix_ends). At least 16.");
+ABSL_FLAG(
+    int64_t, prefix_chunk_tokens, 512,
+    "Beginnings are kept at multiples of so many tokens, besides marks, the end of the input and where inputs part; "
+    "of a long input at larger multiples, so that there are at most 8.");
 ABSL_FLAG(absl::Duration, lease_ttl, absl::Seconds(15),
           "Another router may take a session this long after this one died.");
 ABSL_FLAG(absl::Duration, store_timeout, absl::Seconds(15), "Of any state store call of a turn, retries included.");
@@ -144,6 +155,11 @@ absl::Status CheckFlags() {
       absl::GetFlag(FLAGS_snapshot_interval_tokens) < 1) {
     return absl::InvalidArgumentError(
         "--max_prompt_tokens, --max_document_bytes and --snapshot_interval_tokens have to be positive");
+  }
+  if (absl::GetFlag(FLAGS_prefix_min_tokens) < static_cast<int64_t>(kShortestPrefix) ||
+      absl::GetFlag(FLAGS_prefix_chunk_tokens) < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--prefix_min_tokens has to be at least ", kShortestPrefix, ", --prefix_chunk_tokens positive"));
   }
   for (const absl::Duration timeout :
        {absl::GetFlag(FLAGS_lease_ttl), absl::GetFlag(FLAGS_store_timeout), absl::GetFlag(FLAGS_progress_timeout),
@@ -214,6 +230,9 @@ absl::Status Run() {
   options.unusable_tokenizers = std::move(unusable_tokenizers);
   options.allow_logits = absl::GetFlag(FLAGS_allow_logits);
   options.snapshot_interval_tokens = absl::GetFlag(FLAGS_snapshot_interval_tokens);
+  options.prefix_cache.enabled = absl::GetFlag(FLAGS_prefix_cache);
+  options.prefix_cache.min_tokens = static_cast<uint64_t>(absl::GetFlag(FLAGS_prefix_min_tokens));
+  options.prefix_cache.chunk_tokens = static_cast<uint64_t>(absl::GetFlag(FLAGS_prefix_chunk_tokens));
   options.lease_ttl = absl::GetFlag(FLAGS_lease_ttl);
   options.store_timeout = absl::GetFlag(FLAGS_store_timeout);
   options.progress_timeout = absl::GetFlag(FLAGS_progress_timeout);

@@ -1,10 +1,12 @@
 #include "services/state_store/embedded_state_store.h"
 
+#include <algorithm>
 #include <string>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 #include "services/common/logging.h"
+#include "services/state_store/catalog/keys.h"
 #include "services/state_store/catalog/lost_rows.h"
 #include "services/state_store/records/rocksdb/open_records.h"
 
@@ -23,10 +25,12 @@ absl::Status NameTheRemedy(const absl::Status& status, const EmbeddedStateStore:
 
 // kDataLoss: acknowledged changes are missing.
 absl::Status LossError(const Database& database) {
-  if (database.lost_rows().empty()) return absl::OkStatus();
-  return absl::DataLossError(
-      absl::StrCat(database.name(), ": its write-ahead log was cut or damaged: ", database.lost_rows().size(),
-                   " acknowledged rows are missing or old, of ", SessionNames(LostSessions(database.lost_rows()))));
+  const auto& rows = database.lost_rows();
+  const auto lost = std::count_if(rows.begin(), rows.end(), [](const std::string& key) { return !IsCacheKey(key); });
+  if (lost == 0) return absl::OkStatus();
+  return absl::DataLossError(absl::StrCat(database.name(), ": its write-ahead log was cut or damaged: ", lost,
+                                          " acknowledged rows are missing or old, of ",
+                                          SessionNames(LostSessions(database.lost_rows()))));
 }
 
 }  // namespace

@@ -59,6 +59,10 @@ ABSL_FLAG(int64_t, max_stored_bytes, 0,
 ABSL_FLAG(int64_t, max_sessions, 0, "Bound on the number of sessions. 0: none.");
 ABSL_FLAG(std::string, when_full, "refuse",
           "At a bound: refuse new sessions and turns, or evict: delete the sessions that were idle for longest.");
+ABSL_FLAG(
+    int64_t, prefix_cache_bytes, int64_t{1} << 30,
+    "Bound on the states of shared beginnings of inputs (the prefix cache), beside --max_stored_bytes: the longest "
+    "unused go. 0: none are kept.");
 ABSL_FLAG(absl::Duration, drain_timeout, absl::Seconds(10), "Time that calls have to end after SIGTERM.");
 
 namespace rwkv::state_store {
@@ -121,6 +125,10 @@ absl::Status Run() {
   options.database.data_dir = absl::GetFlag(FLAGS_data_dir);
   options.catalog.snapshots_per_branch = absl::GetFlag(FLAGS_snapshots_per_branch);
   options.store.orphan_age = absl::GetFlag(FLAGS_orphan_age);
+  if (absl::GetFlag(FLAGS_prefix_cache_bytes) < 0) {
+    return absl::InvalidArgumentError("--prefix_cache_bytes is negative; 0 means none");
+  }
+  options.store.prefix_cache_bytes = absl::GetFlag(FLAGS_prefix_cache_bytes);
   options.store.limits.idle_ttl = absl::GetFlag(FLAGS_session_idle_ttl);
   options.store.limits.max_stored_bytes = absl::GetFlag(FLAGS_max_stored_bytes);
   options.store.limits.max_sessions = absl::GetFlag(FLAGS_max_sessions);

@@ -79,7 +79,10 @@ SessionLimits::Place::~Place() {
   --limits_->places_;
 }
 
-int64_t SessionLimits::stored_bytes() const { return records_->bytes() + catalog_->counts().tokens * kBytesPerToken; }
+int64_t SessionLimits::stored_bytes() const {
+  const CatalogCounts counts = catalog_->counts();
+  return records_->bytes() - counts.prefix_record_bytes + counts.tokens * kBytesPerToken;
+}
 
 bool SessionLimits::TooManyBytes(int64_t more) const {
   return options_.max_stored_bytes > 0 && stored_bytes() + more > options_.max_stored_bytes;

@@ -1,9 +1,16 @@
 #include "services/state_store/state_store.h"
 
+#include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 #include "services/common/logging.h"
 
 namespace rwkv::state_store {
+namespace {
+
+constexpr char kLookupsName[] = "rwkv_state_store_prefix_lookups_total";
+constexpr char kLookupsHelp[] = "Inputs looked up in the prefix cache, by result.";
+
+}  // namespace
 
 StateStore::StateStore(const Options& options, Catalog* catalog, RecordStore* records, common::Clock* clock,
                        common::Metrics* metrics)
@@ -20,6 +27,10 @@ StateStore::StateStore(const Options& options, Catalog* catalog, RecordStore* re
                                       "Snapshots never committed, or freed before a crash, whose records a sweep "
                                       "deleted.")),
       deleted_total_(metrics->Counter("rwkv_state_store_sessions_ended_total", "", {{"reason", "deleted"}})),
+      prefix_hits_total_(metrics->Counter(kLookupsName, kLookupsHelp, {{"result", "hit"}})),
+      prefix_misses_total_(metrics->Counter(kLookupsName, kLookupsHelp, {{"result", "miss"}})),
+      prefixes_evicted_total_(metrics->Counter("rwkv_state_store_prefixes_evicted_total",
+                                               "States of the prefix cache that went to make room for others.")),
       limits_(
           options.limits, catalog, records,
           [this](const std::string& session_id, absl::Time idle_before) -> absl::StatusOr<bool> {
@@ -58,9 +69,10 @@ void StateStore::DeleteRecords(const std::vector<std::string>& snapshot_ids) {
   }
 }
 
-absl::StatusOr<v1::Session> StateStore::RewindSession(const v1::Lease& lease, uint64_t position) {
+absl::StatusOr<v1::Session> StateStore::RewindSession(const v1::Lease& lease, uint64_t position,
+                                                      const std::string& log_branch) {
   std::vector<std::string> freed;
-  absl::StatusOr<v1::Session> session = catalog_->RewindSession(lease, position, &freed);
+  absl::StatusOr<v1::Session> session = catalog_->RewindSession(lease, position, log_branch, &freed);
   DeleteRecords(freed);
   return session;
 }
@@ -112,6 +124,63 @@ absl::StatusOr<v1::Session> StateStore::ImportSession(const std::string& session
   RWKV_ASSIGN_OR_RETURN(v1::Session session, catalog_->ImportSession(session_id, import));
   committed_total_.Increment();
   return session;
+}
+
+absl::Status StateStore::CheckHasPrefixes() const {
+  if (options_.prefix_cache_bytes > 0) return absl::OkStatus();
+  return absl::FailedPreconditionError("there is no prefix cache: --prefix_cache_bytes=0");
+}
+
+absl::StatusOr<absl::optional<v1::SnapshotManifest>> StateStore::FindPrefix(const v1::PrefixScope& scope,
+                                                                            absl::Span<const uint32_t> token_ids) {
+  RWKV_RETURN_IF_ERROR(CheckHasPrefixes());
+  RWKV_ASSIGN_OR_RETURN(absl::optional<v1::SnapshotManifest> found, catalog_->FindPrefix(scope, token_ids));
+  (found.has_value() ? prefix_hits_total_ : prefix_misses_total_).Increment();
+  return found;
+}
+
+absl::StatusOr<bool> StateStore::PutPrefix(const NewPrefix& prefix) {
+  RWKV_RETURN_IF_ERROR(CheckHasPrefixes());
+  int64_t bytes = static_cast<int64_t>(prefix.token_ids.size()) * kPrefixTokenBytes;
+  for (const v1::RecordInfo& info : prefix.manifest.records()) bytes += static_cast<int64_t>(info.bytes());
+  if (bytes > options_.prefix_cache_bytes) {
+    return absl::ResourceExhaustedError(absl::StrCat("a state of ", bytes, " bytes is more than the prefix cache has (",
+                                                     "--prefix_cache_bytes=", options_.prefix_cache_bytes, ")"));
+  }
+  std::vector<std::string> freed;
+  bool added = false;
+  {
+    RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, snapshot_locks_.Lock({prefix.manifest.snapshot_id()}));
+    RWKV_RETURN_IF_ERROR(MakeRecordsDurable(prefix.manifest));
+    RWKV_ASSIGN_OR_RETURN(added, catalog_->PutPrefix(prefix, &freed));
+  }
+  DeleteRecords(freed);
+  if (added && catalog_->counts().prefix_bytes > options_.prefix_cache_bytes) RWKV_RETURN_IF_ERROR(EvictPrefixes());
+  return added;
+}
+
+absl::Status StateStore::DropPrefix(const std::string& snapshot_id, const std::string& reason) {
+  std::vector<std::string> freed;
+  RWKV_ASSIGN_OR_RETURN(const bool dropped, catalog_->DropPrefix(snapshot_id, &freed));
+  DeleteRecords(freed);
+  if (!dropped) return absl::OkStatus();
+  dropped_total_.Increment();
+  common::LogWarning("prefix_dropped", {{"snapshot", snapshot_id}, {"reason", reason}});
+  return absl::OkStatus();
+}
+
+absl::Status StateStore::EvictPrefixes() {
+  std::vector<std::string> freed;
+  const absl::Status status = catalog_->EvictPrefixes(options_.prefix_cache_bytes, &freed);
+  prefixes_evicted_total_.Increment(static_cast<double>(freed.size()));
+  DeleteRecords(freed);
+  return status;
+}
+
+absl::Status StateStore::SweepSessions() {
+  const absl::Status status = limits_.Sweep();
+  RWKV_RETURN_IF_ERROR(EvictPrefixes());
+  return status;
 }
 
 absl::Status StateStore::MakeRecordsDurable(const v1::SnapshotManifest& manifest) {

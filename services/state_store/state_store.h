@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "absl/types/optional.h"
+#include "absl/types/span.h"
 #include "rwkv/v1/state_store.pb.h"
 #include "services/common/clock.h"
 #include "services/common/metrics.h"
@@ -31,6 +32,9 @@ class StateStore {
     // Records without a manifest are kept for so long after the last of them came: an upload and its commit take
     // seconds, and a router that comes back may still commit.
     absl::Duration orphan_age = absl::Hours(1);
+    // Of the prefix cache's records and tokens: the longest unused go. They count to no other bound. 0: there is no
+    // such cache.
+    int64_t prefix_cache_bytes = 0;
     SessionLimits::Options limits;
   };
   // All outlive the store.
@@ -47,7 +51,8 @@ class StateStore {
   absl::StatusOr<TurnStart> BeginTurn(const v1::Lease& lease, const NewTurn& turn);
 
   // As Catalog has them, and the records of what they free are deleted too.
-  absl::StatusOr<v1::Session> RewindSession(const v1::Lease& lease, uint64_t position);
+  absl::StatusOr<v1::Session> RewindSession(const v1::Lease& lease, uint64_t position,
+                                            const std::string& log_branch = "");
   absl::Status DeleteSession(const v1::Lease& lease);
   // False: there was none of that id.
   absl::StatusOr<bool> DropSnapshot(const std::string& session_id, const std::string& snapshot_id,
@@ -63,12 +68,22 @@ class StateStore {
   // The same for Catalog::ImportSession.
   absl::StatusOr<v1::Session> ImportSession(const std::string& session_id, const NewImport& import);
 
+  // As Catalog has them. Put: kDataLoss as above; kResourceExhausted: it is larger than the cache may be. Find and Put:
+  // kFailedPrecondition: there is no cache.
+  absl::StatusOr<absl::optional<v1::SnapshotManifest>> FindPrefix(const v1::PrefixScope& scope,
+                                                                  absl::Span<const uint32_t> token_ids);
+  absl::StatusOr<bool> PutPrefix(const NewPrefix& prefix);
+  absl::Status DropPrefix(const std::string& snapshot_id, const std::string& reason);
+
   // Deletes the records of snapshots that have no manifest and are older than orphan_age. Safe at any time.
   absl::Status SweepOrphans();
   // Ends the sessions that are due, see session_limits.h.
-  absl::Status SweepSessions() { return limits_.Sweep(); }
+  absl::Status SweepSessions();
 
  private:
+  absl::Status CheckHasPrefixes() const;
+  // Counts anew, so that what other processes put is seen.
+  absl::Status EvictPrefixes();
   // Under the snapshot's lock.
   absl::Status MakeRecordsDurable(const v1::SnapshotManifest& manifest);
   // Their manifests are gone for good, so what cannot be deleted now is left to the next sweep.
@@ -84,6 +99,9 @@ class StateStore {
   prometheus::Counter& dropped_total_;
   prometheus::Counter& orphans_total_;
   prometheus::Counter& deleted_total_;
+  prometheus::Counter& prefix_hits_total_;
+  prometheus::Counter& prefix_misses_total_;
+  prometheus::Counter& prefixes_evicted_total_;
   SessionLimits limits_;
 };
 

@@ -91,6 +91,9 @@ absl::Status CheckOptions(const Worker::Options& options) {
     return absl::InvalidArgumentError(
         absl::StrCat("--link_timeout: ", absl::FormatDuration(options.link_timeout), " is not in (0, 30m]"));
   }
+  if (options.kept_state_bytes < 0) {
+    return absl::InvalidArgumentError("--kept_state_bytes: must not be negative; 0: none");
+  }
   if (options.max_snapshot_bytes_in_flight < 1) {
     return absl::InvalidArgumentError("--max_snapshot_bytes_in_flight: must be positive");
   }
@@ -272,6 +275,7 @@ absl::Status WorkerImpl::Init(const Options& options, const Platform& platform) 
   StageRunnerOptions runner_options;
   runner_options.link_timeout = options.link_timeout;
   runner_options.tracer = tracer_.get();
+  runner_options.kept_state_bytes = options.kept_state_bytes;
   runner_ = std::make_unique<StageRunner>(
       engine_.get(), links_.get(), transfer_.get(),
       [addresses = options.state_store, to_store]() -> std::shared_ptr<state_store::RecordsClient> {

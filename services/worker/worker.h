@@ -46,6 +46,7 @@ class Worker {
     std::string link = "auto";                        // How rows reach the next stage: "auto", "grpc" or "nccl".
     absl::Duration link_timeout = absl::Seconds(30);  // For a step; with nccl. In (0, 30 min].
     int64_t max_snapshot_bytes_in_flight = int64_t{256} << 20;
+    int64_t kept_state_bytes = int64_t{64} << 20;  // 0: none are kept.
     absl::Duration drain_timeout = absl::Seconds(10);
   };
 

@@ -53,6 +53,9 @@ ABSL_FLAG(absl::Duration, link_timeout, absl::Seconds(30),
           "With nccl: how long a step may wait for its neighbours before the pipeline is opened anew.");
 ABSL_FLAG(int64_t, max_snapshot_bytes_in_flight, int64_t{256} << 20,
           "Copies of states on their way to the state store; beyond it a snapshot is refused, not waited for.");
+ABSL_FLAG(int64_t, kept_state_bytes, int64_t{64} << 20,
+          "Memory for states that several calls begin with (the prefix cache): the longest unused go back to the store "
+          "alone. 0: none.");
 ABSL_FLAG(absl::Duration, drain_timeout, absl::Seconds(10), "From SIGTERM to the end of whatever still runs.");
 
 namespace rwkv::worker {
@@ -83,6 +86,7 @@ Worker::Options OptionsOfFlags() {
   options.link = absl::GetFlag(FLAGS_link);
   options.link_timeout = absl::GetFlag(FLAGS_link_timeout);
   options.max_snapshot_bytes_in_flight = absl::GetFlag(FLAGS_max_snapshot_bytes_in_flight);
+  options.kept_state_bytes = absl::GetFlag(FLAGS_kept_state_bytes);
   options.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);
   return options;
 }

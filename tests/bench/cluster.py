@@ -80,8 +80,9 @@ class Cluster:
             return [f"--model={self._model}", "--stage=0/1", f"--device={self._device}", f"--threads={self._threads}",
                     f"--slots={self._slots}", f"--max_batch_tokens={self._max_batch_tokens}",
                     f"--state_store={self._store}", "--metrics_listen=127.0.0.1:0"]
+        # What is measured is read each time, also where requests are alike.
         return [f"--workers={self._worker}", f"--state_store={self._store}", f"--max_running={self._slots}",
-                *self._router_flags]
+                "--prefix_cache=false", *self._router_flags]
 
     @contextlib.contextmanager
     def asked_for_its_status(self):

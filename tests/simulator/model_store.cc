@@ -231,6 +231,15 @@ absl::StatusOr<v1::RewindSessionResponse> ModelStore::RewindSession(const v1::Re
 absl::StatusOr<v1::DeleteSessionResponse> ModelStore::DeleteSession(const v1::DeleteSessionRequest&, absl::Time) {
   return NotModelled();
 }
+absl::StatusOr<v1::FindPrefixResponse> ModelStore::FindPrefix(const v1::FindPrefixRequest&, absl::Time) {
+  return NotModelled();
+}
+absl::StatusOr<v1::PutPrefixResponse> ModelStore::PutPrefix(const v1::PutPrefixRequest&, absl::Time) {
+  return NotModelled();
+}
+absl::StatusOr<v1::DropPrefixResponse> ModelStore::DropPrefix(const v1::DropPrefixRequest&, absl::Time) {
+  return NotModelled();
+}
 absl::StatusOr<v1::GetUsageResponse> ModelStore::GetUsage(const v1::GetUsageRequest&, absl::Time) {
   return NotModelled();
 }

@@ -81,6 +81,9 @@ class ModelStore final : public state_store::CatalogClient {
   absl::StatusOr<v1::ForkSessionResponse> ForkSession(const v1::ForkSessionRequest&, absl::Time) override;
   absl::StatusOr<v1::RewindSessionResponse> RewindSession(const v1::RewindSessionRequest&, absl::Time) override;
   absl::StatusOr<v1::DeleteSessionResponse> DeleteSession(const v1::DeleteSessionRequest&, absl::Time) override;
+  absl::StatusOr<v1::FindPrefixResponse> FindPrefix(const v1::FindPrefixRequest&, absl::Time) override;
+  absl::StatusOr<v1::PutPrefixResponse> PutPrefix(const v1::PutPrefixRequest&, absl::Time) override;
+  absl::StatusOr<v1::DropPrefixResponse> DropPrefix(const v1::DropPrefixRequest&, absl::Time) override;
   absl::StatusOr<v1::GetUsageResponse> GetUsage(const v1::GetUsageRequest&, absl::Time) override;
   absl::StatusOr<v1::PutUsageResponse> PutUsage(const v1::PutUsageRequest&, absl::Time) override;
 

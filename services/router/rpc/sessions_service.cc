@@ -313,10 +313,11 @@ grpc::ServerUnaryReactor* SessionsService::Rewind(grpc::CallbackServerContext* c
   turns_->Exclusive(
       call, caller->In(request->session_id()), /*deletes=*/false,
       [catalog = catalog_, session, position = request->position(),
-       deadline = DeadlineOf(*context)](const v1::Lease& lease) {
+       deadline = DeadlineOf(*context)](const v1::AcquireLeaseResponse& held) {
         v1::RewindSessionRequest rewind;
-        *rewind.mutable_lease() = lease;
+        *rewind.mutable_lease() = held.lease();
         rewind.set_position(position);
+        rewind.set_log_branch(held.log_branch());
         RWKV_ASSIGN_OR_RETURN(v1::RewindSessionResponse rewound, catalog->RewindSession(rewind, deadline));
         *session = std::move(*rewound.mutable_session());
         return absl::OkStatus();
@@ -341,9 +342,9 @@ grpc::ServerUnaryReactor* SessionsService::Delete(grpc::CallbackServerContext* c
   }
   turns_->Exclusive(
       call, caller->In(request->session_id()), /*deletes=*/true,
-      [catalog = catalog_, deadline = DeadlineOf(*context)](const v1::Lease& lease) {
+      [catalog = catalog_, deadline = DeadlineOf(*context)](const v1::AcquireLeaseResponse& held) {
         v1::DeleteSessionRequest erase;
-        *erase.mutable_lease() = lease;
+        *erase.mutable_lease() = held.lease();
         return catalog->DeleteSession(erase, deadline).status();
       },
       [reactor, caller = *caller](const absl::Status& status) {

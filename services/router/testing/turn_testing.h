@@ -61,9 +61,10 @@ absl::StatusOr<Result> Await(Starter start) {
 
 // Cuts the session's log at `position`, as Sessions.Rewind does.
 inline absl::Status Rewind(FakeCluster& cluster, const std::string& session, uint64_t position) {
-  const auto rewind = [&](const v1::Lease& lease) {
+  const auto rewind = [&](const v1::AcquireLeaseResponse& held) {
     v1::RewindSessionRequest request;
-    *request.mutable_lease() = lease;
+    *request.mutable_lease() = held.lease();
+    request.set_log_branch(held.log_branch());
     request.set_position(position);
     return cluster.store().RewindSession(request, absl::Now() + kTestLimit).status();
   };

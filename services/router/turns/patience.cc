@@ -19,6 +19,14 @@ Patience::Verdict Patience::EntryFailed(absl::StatusCode code) {
   return Failed();
 }
 
+void Patience::AttachBegan(absl::Time now) {
+  if (attaching_since_ == absl::InfiniteFuture()) attaching_since_ = now;
+}
+
+bool Patience::LeavesSnapshots(absl::Time now) const {
+  return failures_ >= kAttemptsWithSnapshot || (failures_ > 0 && now - attaching_since_ >= kTimeWithSnapshot);
+}
+
 Patience::Verdict Patience::AttachFailed() { return Failed(); }
 
 Patience::Verdict Patience::AttachTimedOut() {

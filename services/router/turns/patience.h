@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "absl/status/status.h"
+#include "absl/time/time.h"
 
 namespace rwkv::router {
 
@@ -19,6 +20,8 @@ class Patience {
 
   // Attaches that may fail without progress before the snapshot is left alone, and in all (refused entries count too).
   static constexpr int kAttemptsWithSnapshot = 10;
+  // The same in time, from when the first of them was asked for: an attach from records that hang takes long to fail.
+  static constexpr absl::Duration kTimeWithSnapshot = absl::Seconds(8);
   static constexpr int kAttempts = 14;
   // An entry that is refused so often with the same code, without progress, is refused for what it is. kAborted is not
   // among these: it says that slot and router differ about the position.
@@ -31,6 +34,10 @@ class Patience {
   // Nothing further came back since.
   uint64_t furthest() const { return furthest_; }
 
+  // A slot was asked for, and is there.
+  void AttachBegan(absl::Time now);
+  void Attached() { attaching_since_ = absl::InfiniteFuture(); }
+
   Verdict EntryFailed(absl::StatusCode code);
   Verdict AttachFailed();
   Verdict AttachTimedOut();
@@ -38,12 +45,13 @@ class Patience {
   Verdict EpochLost();
 
   int failures() const { return failures_; }
-  bool leaves_snapshots() const { return failures_ >= kAttemptsWithSnapshot; }
+  bool LeavesSnapshots(absl::Time now) const;
 
  private:
   Verdict Failed();
 
   uint64_t furthest_ = 0;
+  absl::Time attaching_since_ = absl::InfiniteFuture();
   int failures_ = 0;  // Since the last progress, as the next ones.
   int same_refusals_ = 0;
   absl::StatusCode last_refusal_ = absl::StatusCode::kOk;

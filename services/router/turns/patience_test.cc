@@ -1,6 +1,7 @@
 #include "services/router/turns/patience.h"
 
 #include "absl/status/status.h"
+#include "absl/time/time.h"
 #include "gtest/gtest.h"
 
 namespace rwkv::router {
@@ -42,9 +43,27 @@ TEST(PatienceTest, AnotherPositionIsNobodysFault) {
   Patience patience;
   for (int i = 1; i < Patience::kAttempts; ++i) {
     EXPECT_EQ(patience.EntryFailed(StatusCode::kAborted), Verdict::kTryAgain) << i;
-    EXPECT_EQ(patience.leaves_snapshots(), i >= Patience::kAttemptsWithSnapshot) << i;
+    EXPECT_EQ(patience.LeavesSnapshots(absl::UnixEpoch()), i >= Patience::kAttemptsWithSnapshot) << i;
   }
   EXPECT_EQ(patience.EntryFailed(StatusCode::kAborted), Verdict::kGiveUp);
+}
+
+TEST(PatienceTest, ASnapshotThatHangsIsLeftAloneInTime) {
+  const absl::Time begin = absl::FromUnixSeconds(1000);
+  const absl::Time end = begin + Patience::kTimeWithSnapshot;
+  Patience patience;
+  patience.AttachBegan(begin);
+  EXPECT_FALSE(patience.LeavesSnapshots(end));  // It has not failed.
+  patience.AttachFailed();
+  EXPECT_FALSE(patience.LeavesSnapshots(end - absl::Milliseconds(1)));
+  patience.AttachBegan(end);
+  EXPECT_TRUE(patience.LeavesSnapshots(end));
+  // Once it has a slot the time begins again.
+  patience.Attached();
+  EXPECT_FALSE(patience.LeavesSnapshots(end));
+  patience.AttachBegan(end);
+  patience.AttachFailed();
+  EXPECT_FALSE(patience.LeavesSnapshots(end));
 }
 
 TEST(PatienceTest, ReplayingSetsNoCountBack) {

@@ -16,6 +16,7 @@
 #include "services/common/grpc_status.h"
 #include "services/router/testing/fake_cluster.h"
 #include "services/router/testing/turn_testing.h"
+#include "services/router/turns/patience.h"
 #include "services/router/turns/turn_manager.h"
 #include "services/worker/client/fake_worker.h"
 #include "tests/testing/fake_clock.h"
@@ -39,6 +40,33 @@ TEST(RecoveryTest, AttachesThatFailAreTriedAgain) {
   const FakeCluster::Answer answer = cluster.Generate(Request(Prompt(1), 5));
   ASSERT_THAT(answer.status, IsOk());
   EXPECT_THAT(answer.tokens, ElementsAreArray(FakeModel::Greedy(Prompt(1), 5, kVocabulary)));
+}
+
+// Records that hang: each attempt to read them takes long. Reading the log is soon quicker than waiting.
+TEST(RecoveryTest, ASnapshotThatHangsIsNotWaitedForForLong) {
+  rwkv::testing::FakeClock clock;
+  TurnManager::Options options;
+  options.retry_delay = absl::Milliseconds(1);
+  FakeCluster cluster({}, options, &clock);
+  cluster.CreateSession("s");
+  const FakeCluster::Answer first = cluster.Generate(SessionRequest("s", "a", Prompt(1), 5));
+  ASSERT_THAT(first.status, IsOk());
+  ASSERT_TRUE(WaitUntil([&] { return cluster.metrics().snapshots_committed.Value() == 1; }));
+  cluster.RestartRouter();
+  cluster.pipeline().HoldAttaches(true);
+  cluster.store().FailGetRecords(1000, absl::DeadlineExceededError("S3 says nothing"));
+  const FakeCluster::Call call = cluster.Start(SessionRequest("s", "b", Prompt(2), 5));
+  ASSERT_TRUE(WaitUntil([&] { return cluster.router().counts().running == 1; }));
+  ASSERT_TRUE(WaitUntil([&] { return cluster.Exported("rwkv_router_slots", "state", "used") == 1; }));
+  clock.Advance(Patience::kTimeWithSnapshot);
+  cluster.pipeline().HoldAttaches(false);
+  ASSERT_TRUE(WaitUntil([&] { return cluster.Exported("rwkv_router_slots", "state", "used") == 0; }));
+  clock.Advance(options.retry_delay);  // For one more attempt, and no other.
+  const FakeCluster::Answer second = cluster.Finish(call);
+  ASSERT_THAT(second.status, IsOk());
+  EXPECT_EQ(second.finish.reused_tokens(), 0);
+  EXPECT_THAT(second.tokens,
+              ElementsAreArray(FakeModel::Greedy(Concat(Concat(Prompt(1), first.tokens), Prompt(2)), 5, kVocabulary)));
 }
 
 TEST(RecoveryTest, ARefusedEntryIsFedAgain) {

@@ -87,6 +87,11 @@ prometheus::Counter& Snapshots(Metrics* metrics, const std::string& result) {
                           {{"result", result}});
 }
 
+prometheus::Counter& PrefixLookups(Metrics* metrics, const std::string& result) {
+  return metrics->Counter("rwkv_router_prefix_lookups_total",
+                          "Inputs that were looked up in the prefix cache, by result.", {{"result", result}});
+}
+
 // A long answer takes hours: 10 ms to 7,680 s.
 Histogram::BucketBoundaries CallBuckets() {
   return {0.01, 0.03, 0.1, 0.3, 1, 2.5, 5, 10, 20, 40, 60, 120, 240, 480, 960, 1920, 7680};
@@ -144,6 +149,11 @@ RouterMetrics::RouterMetrics(Metrics* metrics)
       prompt_tokens(Tokens(metrics, "prompt")),
       generated_tokens(Tokens(metrics, "generated")),
       reused_tokens(Tokens(metrics, "reused")),
+      prefix_hits(PrefixLookups(metrics, "hit")),
+      prefix_misses(PrefixLookups(metrics, "miss")),
+      prefix_errors(PrefixLookups(metrics, "error")),
+      prefixes_kept(metrics->Counter("rwkv_router_prefixes_kept_total",
+                                     "States that were put into the prefix cache, or were there already.")),
       recovered_turns(metrics->Counter("rwkv_router_recovered_turns_total",
                                        "Turns that went on after the epoch they ran in was lost.")),
       replayed_tokens(

@@ -49,6 +49,10 @@ class RouterMetrics {
   prometheus::Counter& prompt_tokens;
   prometheus::Counter& generated_tokens;
   prometheus::Counter& reused_tokens;
+  prometheus::Counter& prefix_hits;
+  prometheus::Counter& prefix_misses;
+  prometheus::Counter& prefix_errors;  // The store could not be asked; the input is read.
+  prometheus::Counter& prefixes_kept;
   prometheus::Counter& recovered_turns;
   prometheus::Counter& replayed_tokens;  // Fed again after that.
   prometheus::Counter& yielded_turns;

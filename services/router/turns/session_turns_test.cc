@@ -280,7 +280,7 @@ TEST(SessionTurnsTest, UnknownSessionIsNotFound) {
 TEST(SessionTurnsTest, ExclusiveJobsWaitForNobodysTurn) {
   FakeCluster cluster;
   cluster.CreateSession("s");
-  const auto run = [&](bool deletes, std::function<absl::Status(const v1::Lease&)> job) {
+  const auto run = [&](bool deletes, ExclusiveJob job) {
     return Await<int>([&](auto done) {
              cluster.router().Exclusive(cluster.router().NewCall(), "s", deletes, job,
                                         [done](const absl::Status& status) {
@@ -301,9 +301,9 @@ TEST(SessionTurnsTest, ExclusiveJobsWaitForNobodysTurn) {
   std::vector<uint32_t> log = Prompt(1);
   log.resize(5);
   EXPECT_THAT(next.tokens, ElementsAreArray(FakeModel::Greedy(Concat(log, Prompt(2)), 6, kVocabulary)));
-  const auto erase = [&](const v1::Lease& lease) {
+  const auto erase = [&](const v1::AcquireLeaseResponse& held) {
     v1::DeleteSessionRequest request;
-    *request.mutable_lease() = lease;
+    *request.mutable_lease() = held.lease();
     return cluster.store().DeleteSession(request, absl::Now() + kTestLimit).status();
   };
   ASSERT_THAT(run(true, erase), IsOk());

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <string>
@@ -87,7 +88,7 @@ struct Turn {
   std::function<void(absl::StatusOr<v1::ScoreResponse>)> score_done;
   std::function<void(absl::StatusOr<v1::EmbedResponse>)> embed_done;
   std::function<void(absl::StatusOr<ExportedState>)> export_done;
-  std::function<absl::Status(const v1::Lease&)> exclusive_job;
+  ExclusiveJob exclusive_job;
   std::function<void(absl::Status)> exclusive_done;
   bool deletes = false;
 
@@ -145,6 +146,15 @@ struct Turn {
   bool yielding = false;              // Gives its slot away as soon as nothing of it is in flight.
   bool yielded = false;               // Has given its slot away, and none since.
   v1::SnapshotManifest own_snapshot;  // Without a session: its last one. No catalog knows of it.
+
+  // The prefix cache.
+  struct {
+    std::vector<uint64_t> marks;  // As the request has them, in tokens.
+    bool planned = false;         // `ends` is known.
+    std::deque<uint64_t> ends;    // Where its state is still to be kept, ascending.
+    bool attached = false;        // `snapshot` came from there.
+    bool off = false;             // It did not work out: the input is read.
+  } prefix;
 
   // Results.
   std::vector<float> scores;     // kDocument: those that are not sent yet.
@@ -220,6 +230,7 @@ struct PendingSave {
   absl::Time deadline;
   bool committing = false;
   std::shared_ptr<TurnTrace> trace;
+  std::shared_ptr<const v1::PutPrefixRequest> prefix;  // Set: for the prefix cache. Without its manifest.
 };
 
 }  // namespace rwkv::router

@@ -10,6 +10,7 @@
 //   turn_core_steps.cc      feeding, results
 //   turn_core_go_on.cc      sequences that decode without being asked for each token
 //   turn_core_kinds.cc      what each kind of call does next
+//   turn_core_prefix.cc     states of beginnings that inputs share
 // What can be told apart has its own type: session_table (leases held), log_writer (group commit), placement (lanes,
 // and which of them a turn runs on), ../scheduler (what runs in a lane's next steps), turn_opening, patience,
 // fair_slots.
@@ -32,6 +33,7 @@
 #include "rwkv/v1/state_store.pb.h"
 #include "rwkv/v1/worker.pb.h"
 #include "services/router/pipeline/stage_plan.h"
+#include "services/router/prefix_cache/recent_inputs.h"
 #include "services/router/scheduler/kept_slots.h"
 #include "services/router/scheduler/scheduler.h"
 #include "services/router/turns/log_writer.h"
@@ -161,6 +163,8 @@ class TurnCore {
 
   // --- turn_core_saves.cc
   bool Save(Turn& turn);
+  // The same for `prefix`, if it is set; null: not attached.
+  PendingSave* BeginSave(Turn& turn, std::shared_ptr<const v1::PutPrefixRequest> prefix);
   void SaveAndRetire(Turn& turn);
   // Gives the slot to others; the turn goes to the end of the line.
   void Yield(const TurnPtr& turn);
@@ -187,6 +191,9 @@ class TurnCore {
     absl::Status status;
     v1::SnapshotManifest manifest;
     std::vector<uint32_t> tail;
+    bool asked_for_prefix = false;
+    absl::Status prefix_status;
+    bool is_prefix = false;  // The manifest is.
   };
   void Park(Turn& turn);
   void Locate(const TurnPtr& turn);
@@ -242,6 +249,30 @@ class TurnCore {
   // A snapshot on the way would not be one too many.
   bool MaySave(const Turn& turn) const;
 
+  // --- turn_core_prefix.cc
+  bool UsesPrefixes(const Turn& turn) const;
+  v1::PrefixScope PrefixScopeOf(const Turn& turn) const;
+  // Where its state will be kept.
+  void PlanPrefixes(Turn& turn);
+  // What to ask for; unset: nothing.
+  absl::optional<v1::FindPrefixRequest> PrefixLookup(const Turn& turn) const;
+  // Where it may wait. Takes what is found if it is further than what `located` has.
+  void FindPrefix(const v1::FindPrefixRequest& find, Located* located) const;
+  // Of a turn that has nothing else to begin from.
+  void LocatePrefix(const TurnPtr& turn, v1::FindPrefixRequest find);
+  void CountPrefixLookup(Turn& turn, const Located& located);
+  // The input is fed so far and no further, until the state there is saved.
+  uint64_t PrefixFeedEnd(Turn& turn) const;
+  // Saves if it is there, and feeds what comes behind. False: there is nothing of that to wait for.
+  bool FeedPastPrefix(Turn& turn);
+  void SavePrefix(Turn& turn);
+  // False: too much waits for the store just now.
+  bool CommitPrefix(const std::string& id, PendingSave& save);
+  // What is there of one that did not come to be kept is deleted.
+  void OnPrefixSaved(const std::string& snapshot_id, const absl::Status& status);
+  // False: it was attached from something else.
+  bool OnPrefixAttachFailed(Turn& turn, const absl::Status& status, bool unusable);
+
   const Options options_;
   World* const world_;
   state_store::CatalogClient* const catalog_;
@@ -271,6 +302,9 @@ class TurnCore {
   std::map<SequenceId, TurnPtr> by_sequence_;
   SequenceId next_sequence_ = 1;
   std::map<std::string, PendingSave> saves_;
+  RecentInputs recent_inputs_;
+  absl::Time no_prefix_until_ = absl::InfinitePast();        // Not looked up until then,
+  absl::Time no_prefix_saves_until_ = absl::InfinitePast();  // not kept.
 };
 
 }  // namespace rwkv::router

@@ -50,6 +50,7 @@ bool TurnCore::Lagging(const Turn& turn) const {
 }
 
 void TurnCore::AdvanceGenerate(Turn& turn, bool idle) {
+  if (!turn.decided() && !turn.stopped && FeedPastPrefix(turn)) return;
   if (turn.spec.max_tokens() == 0 && idle && turn.fed_end == turn.FeedEnd() && !turn.decided()) {
     turn.answer->Finish(v1::FINISH_REASON_LENGTH, absl::nullopt, "");
     if (!turn.HasLog()) metrics_->CountFinish(v1::FINISH_REASON_LENGTH);

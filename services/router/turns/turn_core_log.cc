@@ -159,7 +159,7 @@ void TurnCore::RunExclusive(const TurnPtr& turn) {
     opened.status = lease.status();
     if (!lease.ok()) return opened;
     opened.lease = *std::move(lease);
-    opened.status = job(opened.lease->lease());
+    opened.status = job(*opened.lease);
     return opened;
   };
   const auto then = [this, turn](Opened opened) {

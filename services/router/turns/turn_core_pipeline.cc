@@ -53,10 +53,14 @@ void TurnCore::Locate(const TurnPtr& turn) {
   turn->snapshot.Clear();
   turn->warm_source = absl::nullopt;
   turn->tail.clear();
+  turn->prefix.attached = false;
+  PlanPrefixes(*turn);
   const uint64_t at_most = turn->StateEnd();
   if (turn->kind != Kind::kExport && LocateWarm(turn, 0, at_most)) return;
+  absl::optional<v1::FindPrefixRequest> prefix = PrefixLookup(*turn);
   if (turn->session == nullptr) {
     turn->snapshot = turn->own_snapshot;
+    if (prefix.has_value() && turn->snapshot.snapshot_id().empty()) return LocatePrefix(turn, *std::move(prefix));
     return Admit(turn, turn->snapshot.position());
   }
 
@@ -67,9 +71,10 @@ void TurnCore::Locate(const TurnPtr& turn) {
   find.set_at_or_before(std::min(at_most, turn->snapshot_limit));
   find.set_model_fingerprint(turn->model->info.fingerprint());
   const absl::optional<uint64_t> base = turn->session->base_position;
-  const bool restart = turn->no_snapshot || turn->patience.leaves_snapshots();
+  const bool restart = turn->no_snapshot || turn->patience.LeavesSnapshots(Now());
   if (restart && base.has_value()) find.set_at_or_before(*base);
-  const auto work = [this, find = std::move(find), fresh = restart && !base.has_value(), base, begin = turn->begin] {
+  const auto work = [this, find = std::move(find), fresh = restart && !base.has_value(), base, begin = turn->begin,
+                     prefix = std::move(prefix)] {
     Located located;
     const absl::Time deadline = StoreDeadline();
     if (!fresh) {
@@ -82,6 +87,7 @@ void TurnCore::Locate(const TurnPtr& turn) {
         return located;
       }
     }
+    if (prefix.has_value()) FindPrefix(*prefix, &located);
     if (located.manifest.position() >= begin) return located;
     v1::ReadTokensRequest read;
     read.set_session_id(find.session_id());
@@ -170,6 +176,7 @@ void TurnCore::OnLocated(const TurnPtr& turn, Located located) {
     return EndCall(*turn, absl::OkStatus());
   }
   if (turn->kind == Kind::kExport && LocateWarm(turn, located.manifest.position(), turn->begin)) return;
+  CountPrefixLookup(*turn, located);
   turn->snapshot = std::move(located.manifest);
   turn->tail = std::move(located.tail);
   Admit(turn, turn->snapshot.position());
@@ -203,8 +210,8 @@ void TurnCore::BeginAttach(const TurnPtr& turn, TurnLane& lane, SequenceId seque
   turn->paused = false;
   turn->halting = false;
   turn->stops_at = absl::nullopt;
-  turn->saved_position = position;
-  turn->attach_since = absl::InfiniteFuture();  // Until there is a slot.
+  turn->saved_position = turn->prefix.attached ? 0 : position;  // A session has a state of its own before long.
+  turn->attach_since = absl::InfiniteFuture();                  // Until there is a slot.
   turn->scores.clear();
 }
 
@@ -218,6 +225,7 @@ void TurnCore::OnAttachAnswer(const v1::SequenceAttached& attached) {
   turn->lane->scheduler.OnAttached(turn->sequence);
   turn->phase = Phase::kRunning;
   turn->attach_since = absl::InfiniteFuture();
+  turn->patience.Attached();
   turn->slot_since = Now();
   turn->progress_at_slot = turn->patience.furthest();
   if (turn->lost_since != absl::InfiniteFuture()) {
@@ -229,7 +237,7 @@ void TurnCore::OnAttachAnswer(const v1::SequenceAttached& attached) {
   }
   if (turn->attached_once) return;
   turn->attached_once = true;
-  turn->reused_tokens = std::min(turn->attach_position, turn->begin);
+  turn->reused_tokens = turn->prefix.attached ? turn->attach_position : std::min(turn->attach_position, turn->begin);
   metrics_->reused_tokens.Increment(static_cast<double>(turn->reused_tokens));
 }
 
@@ -246,6 +254,7 @@ void TurnCore::OnAttachFailed(Turn& turn, const absl::Status& status) {
   }
   const bool unusable = absl::IsDataLoss(status) || absl::IsNotFound(status) || absl::IsFailedPrecondition(status) ||
                         absl::IsInvalidArgument(status);
+  if (OnPrefixAttachFailed(turn, status, unusable)) return;
   if (unusable && !turn.snapshot.snapshot_id().empty()) {
     if (turn.session == nullptr) return DropOwn(turn);
     metrics_->snapshots_dropped.Increment();
@@ -268,7 +277,7 @@ void TurnCore::OnAttachFailed(Turn& turn, const absl::Status& status) {
   }
   const Patience::Verdict verdict = turn.patience.AttachFailed();
   turn.not_before = Now() + options_.retry_delay * std::min(turn.patience.failures(), 5);
-  if (turn.session == nullptr && turn.patience.leaves_snapshots()) DropOwn(turn);
+  if (turn.session == nullptr && turn.patience.LeavesSnapshots(Now())) DropOwn(turn);
   if (verdict != Patience::Verdict::kTryAgain) Fail(turn, common::Annotate(status, "no slot could be made ready"));
 }
 

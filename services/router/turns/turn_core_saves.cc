@@ -15,25 +15,32 @@ using Phase = Turn::Phase;
 
 }  // namespace
 
-bool TurnCore::Save(Turn& turn) {
+PendingSave* TurnCore::BeginSave(Turn& turn, std::shared_ptr<const v1::PutPrefixRequest> prefix) {
   const absl::optional<uint64_t> position = turn.lane->scheduler.Save(turn.sequence);
-  if (!position.has_value()) return false;
-  PendingSave save;
-  save.snapshot_id = absl::StrFormat("%016x%016x", world_->Random(), world_->Random());
-  save.session_id = turn.session_id;
+  if (!position.has_value()) return nullptr;
+  const std::string id = absl::StrFormat("%016x%016x", world_->Random(), world_->Random());
+  PendingSave& save = saves_[id];
+  save.snapshot_id = id;
   save.model_fingerprint = turn.model->info.fingerprint();
-  save.turn_id = turn.id;
   save.trace = turn.trace;
   save.epoch = turn.lane->epoch;
   save.position = *position;
   save.answers_left = static_cast<int>(turn.lane->plan.stages.size());
   save.deadline = Now() + options_.save_timeout;
-  turn.lane->save_ids[{turn.sequence, *position}] = save.snapshot_id;
-  if (turn.kind == Kind::kExport) turn.export_snapshot = save.snapshot_id;
-  turn.saved_position = *position;
+  save.prefix = std::move(prefix);
+  turn.lane->save_ids.emplace(std::make_pair(turn.sequence, *position), id);
+  return &save;
+}
+
+bool TurnCore::Save(Turn& turn) {
+  PendingSave* const save = BeginSave(turn, nullptr);
+  if (save == nullptr) return false;
+  save->session_id = turn.session_id;
+  save->turn_id = turn.id;
+  if (turn.kind == Kind::kExport) turn.export_snapshot = save->snapshot_id;
+  turn.saved_position = save->position;
   ++turn.saves;
   if (turn.session != nullptr) ++turn.session->saves;
-  saves_[save.snapshot_id] = std::move(save);
   return true;
 }
 
@@ -72,6 +79,10 @@ void TurnCore::SweepSaves() {
     if (save.answers_left > 0) continue;
     if (!save.status.ok()) {
       over.emplace_back(id, save.status);
+      continue;
+    }
+    if (save.prefix != nullptr) {
+      CommitPrefix(id, save);
       continue;
     }
     if (save.session_id.empty()) {  // Its turn alone knows of it.
@@ -132,6 +143,7 @@ void TurnCore::EndSave(const std::string& snapshot_id, const absl::Status& statu
   if (has_session) --sessions_.Find(save.session_id)->saves;
   if (has_session && save.position > 0)
     (status.ok() ? metrics_->snapshots_committed : metrics_->snapshots_failed).Increment();
+  if (save.prefix != nullptr) OnPrefixSaved(snapshot_id, status);
   if (!status.ok()) {
     common::LogWarning("snapshot_failed",
                        {{"session", save.session_id}, {"position", save.position}, {"status", status}});

@@ -25,6 +25,7 @@ void TurnCore::FeedKnown(Turn& turn) {
   // After a loss: what the client has is fed, and not returned again.
   if (turn.kind == Kind::kLogits) end = turn.logits_received;
   if (turn.kind == Kind::kDocument) end = turn.scores_sent;
+  end = std::min(end, PrefixFeedEnd(turn));
   if (end <= turn.fed_end) return;
   turn.lane->scheduler.Feed(turn.sequence, static_cast<int64_t>(end - turn.fed_end), Scheduler::FeedKind::kPrefill);
   turn.fed_end = end;
@@ -123,10 +124,12 @@ void TurnCore::FillAttach(const AttachCommand& command, v1::AttachSequence* atta
     attach->set_trace_parent(turn.trace->trace_parent());
     attach->set_trace_state(turn.trace->trace_state());
   }
+  turn.patience.AttachBegan(turn.attach_since);
   if (command.warm_sequence.has_value()) {
     // Said above.
   } else if (!turn.snapshot.snapshot_id().empty()) {
     *attach->mutable_snapshot() = turn.snapshot;
+    attach->set_keep(turn.prefix.attached);
   } else {
     attach->set_fresh(true);
     attach->set_initial_state(turn.initial_state);
@@ -189,8 +192,10 @@ void TurnCore::SendCommands(TurnLane& lane) {
     } else if (const auto* step = std::get_if<StepCommand>(&planned)) {
       FillStep(*step, command->mutable_step());
     } else if (const auto* save = std::get_if<SaveCommand>(&planned)) {
-      const auto id = lane.save_ids.find({save->sequence, save->position});
-      if (id == lane.save_ids.end()) continue;
+      const auto id = lane.save_ids.lower_bound({save->sequence, save->position});
+      if (id == lane.save_ids.end() || id->first != std::make_pair(save->sequence, save->position)) continue;
+      const auto pending = saves_.find(id->second);
+      command->mutable_save()->set_keep(pending != saves_.end() && pending->second.prefix != nullptr);
       command->mutable_save()->set_slot(save->slot);
       command->mutable_save()->set_sequence(save->sequence);
       command->mutable_save()->set_expected_position(save->position);

@@ -14,6 +14,7 @@
 #include "services/common/sampling/sampling_params.h"
 #include "services/common/tenant_ids.h"
 #include "services/tokenizer/stream_decoder.h"
+#include "services/tokenizer/tokenizer.h"
 
 namespace rwkv::router {
 namespace {
@@ -34,6 +35,23 @@ absl::Status CheckTokens(absl::string_view field, absl::Span<const uint32_t> ids
         absl::StrCat("token id ", ids[i], " is not below the model's vocabulary of ", model.info.vocab_size()));
   }
   return absl::OkStatus();
+}
+
+// How many tokens lie whole before each of these offsets in their text.
+std::vector<uint64_t> WholeTokens(const std::vector<uint64_t>& offsets, absl::Span<const uint32_t> tokens,
+                                  const tokenizer::Tokenizer& tokenizer) {
+  std::vector<uint64_t> counts;
+  uint64_t bytes = 0;
+  size_t whole = 0;
+  for (const uint64_t offset : offsets) {
+    for (; whole < tokens.size(); ++whole) {
+      const uint64_t next = bytes + tokenizer.TokenBytes(tokens[whole]).size();
+      if (next > offset) break;
+      bytes = next;
+    }
+    counts.push_back(whole);
+  }
+  return counts;
 }
 
 std::string Offered(const v1::ModelInfo& model) {
@@ -143,6 +161,17 @@ absl::Status CheckRequest(const v1::GenerateRequest& request) {
         return InvalidFieldError("max_tokens", "0 without input: there is nothing to do");
       }
   }
+  if (request.prefix_ends_size() > kMaxPrefixEnds) {
+    return InvalidFieldError("prefix_ends", absl::StrCat(request.prefix_ends_size(), "; at most ", kMaxPrefixEnds));
+  }
+  for (int i = 0; i < request.prefix_ends_size(); ++i) {
+    const size_t input = request.has_text() ? request.text().size() : static_cast<size_t>(request.tokens().ids_size());
+    const uint32_t end = request.prefix_ends(i);
+    if (end > (i == 0 ? 0 : request.prefix_ends(i - 1)) && end <= input) continue;
+    return InvalidFieldError(absl::StrCat("prefix_ends[", i, "]"),
+                             absl::StrCat(end, "; they ascend from 1, and the input has ", input,
+                                          request.has_text() ? " bytes" : " tokens"));
+  }
   if (request.stop_size() > kMaxStopStrings) {
     return InvalidFieldError("stop", absl::StrCat(request.stop_size(), " strings; at most ", kMaxStopStrings));
   }
@@ -240,6 +269,8 @@ absl::StatusOr<TurnInput> MakeTurnInput(const v1::GenerateRequest& request, cons
                                                    request.has_tokens() ? &request.tokens() : nullptr, model, limits,
                                                    request.plain_text()));
   }
+  input.prefix_ends.assign(request.prefix_ends().begin(), request.prefix_ends().end());
+  if (request.has_text()) input.prefix_ends = WholeTokens(input.prefix_ends, input.tokens, *model.tokenizer);
   if (request.stop_size() > 0 && model.tokenizer == nullptr) return NeedsTokenizer("stop", model);
   const std::vector<uint32_t> stop_ids(request.stop_token_ids().begin(), request.stop_token_ids().end());
   RWKV_RETURN_IF_ERROR(CheckTokens("stop_token_ids", stop_ids, model));

@@ -27,6 +27,7 @@ inline constexpr int kMaxStopStrings = 16;
 inline constexpr size_t kMaxStopBytes = 256;
 inline constexpr int kMaxStopTokenIds = 64;
 inline constexpr size_t kMaxIdBytes = 128;
+inline constexpr int kMaxPrefixEnds = 16;
 
 struct TurnInput {
   std::string session_id;        // Empty: none.
@@ -35,7 +36,8 @@ struct TurnInput {
   std::string input_field;       // Where they came from: "text", "tokens.ids", or "input" if there are none.
   v1::TurnSpec spec;
   uint64_t resume_from = 0;
-  std::string initial_state;  // In full; empty: none was named.
+  std::string initial_state;          // In full; empty: none was named.
+  std::vector<uint64_t> prefix_ends;  // In tokens, ascending.
 };
 
 // What can be said without knowing the model. kInvalidArgument names the field.

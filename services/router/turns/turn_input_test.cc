@@ -51,6 +51,21 @@ TEST(TurnInputTest, DefaultsAreFilledIn) {
               sampling.has_penalty_decay() && sampling.has_repetition_penalty());
 }
 
+TEST(TurnInputTest, PrefixEndsLieInTheInputAndAscend) {
+  const std::vector<std::vector<uint32_t>> wrong = {{0}, {3}, {1, 1}, {2, 1}, std::vector<uint32_t>(17, 1)};
+  for (const std::vector<uint32_t>& ends : wrong) {
+    v1::GenerateRequest request = Base();
+    request.mutable_prefix_ends()->Add(ends.begin(), ends.end());
+    EXPECT_THAT(MakeTurnInput(request, Model(), InputLimits(), 77).status(),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("prefix_ends")));
+  }
+  v1::GenerateRequest request = Base();
+  for (const uint32_t end : {1, 2}) request.add_prefix_ends(end);
+  const absl::StatusOr<TurnInput> input = MakeTurnInput(request, Model(), InputLimits(), 77);
+  ASSERT_THAT(input, IsOk());
+  EXPECT_THAT(input->prefix_ends, ElementsAre(1, 2));
+}
+
 TEST(TurnInputTest, StopTokensAreSortedAndEachOnce) {
   v1::GenerateRequest request = Base();
   for (uint32_t id : {9, 3, 9, 5}) request.add_stop_token_ids(id);

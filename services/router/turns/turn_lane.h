@@ -24,7 +24,7 @@ struct TurnLane {
   const StagePlan plan;
   std::string pool;
   Scheduler scheduler;
-  std::map<std::pair<SequenceId, uint64_t>, std::string> save_ids;  // Of SaveCommands to come.
+  std::multimap<std::pair<SequenceId, uint64_t>, std::string> save_ids;  // Of SaveCommands to come, in their order.
   absl::Time last_progress;
   bool closing = false;  // It is given away: turns leave it.
   int told_turns = 0;    // As the fleet was told.

@@ -103,6 +103,7 @@ void TurnManager::Generate(CallId call, const v1::GenerateRequest& request,
     }
   }
   turn->resume_from = input->resume_from;
+  turn->prefix.marks = std::move(input->prefix_ends);
   turn->initial_state = std::move(input->initial_state);
   driver_->Submit(std::move(turn));
 }
@@ -227,8 +228,8 @@ void TurnManager::Export(CallId call, const std::string& session_id,
   driver_->Submit(std::move(turn));
 }
 
-void TurnManager::Exclusive(CallId call, const std::string& session_id, bool deletes,
-                            std::function<absl::Status(const v1::Lease&)> job, std::function<void(absl::Status)> done) {
+void TurnManager::Exclusive(CallId call, const std::string& session_id, bool deletes, ExclusiveJob job,
+                            std::function<void(absl::Status)> done) {
   auto turn = std::make_shared<Turn>();
   turn->kind = Turn::Kind::kExclusive;
   turn->call = call;

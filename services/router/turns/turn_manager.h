@@ -97,8 +97,8 @@ class TurnManager {
   void Export(CallId call, const std::string& session_id, std::function<void(absl::StatusOr<ExportedState>)> done);
   // Runs `job` on the executor while no turn of the session runs and this router holds its lease; afterwards the
   // session's warm slots are gone. kAborted: a turn is running. `deletes`: when it is done the session is no more.
-  void Exclusive(CallId call, const std::string& session_id, bool deletes,
-                 std::function<absl::Status(const v1::Lease&)> job, std::function<void(absl::Status)> done);
+  void Exclusive(CallId call, const std::string& session_id, bool deletes, ExclusiveJob job,
+                 std::function<void(absl::Status)> done);
 
   // The client is gone, or its deadline has passed. The stream or `done` is not called any more, or for the last time.
   void Cancel(CallId call);

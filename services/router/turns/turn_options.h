@@ -11,6 +11,7 @@
 #include "rwkv/v1/state_store.pb.h"
 #include "rwkv/v1/worker.pb.h"
 #include "services/router/pipeline/stage_plan.h"
+#include "services/router/prefix_cache/prefix_ends.h"
 #include "services/router/turns/turn_input.h"
 
 namespace rwkv::router {
@@ -20,6 +21,9 @@ using CallId = uint64_t;
 
 // Tokens at which a worker waits for its router; with more of them a turn is asked for each token.
 inline constexpr size_t kMaxPauseTokens = 8192;
+
+// Done while this router holds the lease; the session is as it was when the lease was taken for it.
+using ExclusiveJob = std::function<absl::Status(const v1::AcquireLeaseResponse& held)>;
 
 struct TurnOptions {
   std::string router;                              // --name: the leases' holder.
@@ -45,6 +49,7 @@ struct TurnOptions {
   absl::Duration handover_after = absl::Seconds(1);        // but only so long if another router has one for it.
   absl::Duration slow_client_timeout = absl::Seconds(30);  // A client that takes nothing for this long is dropped.
   absl::Duration retry_delay = absl::Milliseconds(200);    // Between two attempts to attach; also told to clients.
+  PrefixCacheOptions prefix_cache;
   int executor_threads = 8;
   absl::Duration tick = absl::Milliseconds(20);
   // Called when the first pipeline has come up, and when the last one is lost. May be empty.

@@ -96,12 +96,25 @@ struct TenantUsage {
   int64_t snapshot_bytes = 0;  // Likewise.
 };
 
+// In the catalog, of each token of a prefix.
+inline constexpr int64_t kPrefixTokenBytes = 4;
+
+// States that calls share which begin with the same tokens; see v1::StateCatalog.
+struct NewPrefix {
+  v1::PrefixScope scope;
+  absl::Span<const uint32_t> token_ids;
+  v1::SnapshotManifest manifest;  // At token_ids.size().
+};
+
 // For metrics and limits. A change that failed with kUnavailable and yet happened is missing until the next start.
 struct CatalogCounts {
   int64_t sessions = 0;
   int64_t snapshots = 0;
   int64_t leases = 0;  // Granted and not released, be they expired or not.
   int64_t tokens = 0;  // Of all logs; those that sessions share count once.
+  int64_t prefixes = 0;
+  int64_t prefix_bytes = 0;         // What they take: their records, and their tokens in the catalog.
+  int64_t prefix_record_bytes = 0;  // The records of that.
 };
 
 class Catalog {
@@ -121,9 +134,10 @@ class Catalog {
   // A new session with the first `position` tokens (unset: all). Turns are not shared. kAlreadyExists, kOutOfRange.
   virtual absl::StatusOr<v1::Session> ForkSession(const std::string& session_id, absl::optional<uint64_t> position,
                                                   const std::string& new_session_id) = 0;
-  // Turns that end beyond `position` are forgotten, an open one too. To the log's end it changes nothing.
+  // Turns that end beyond `position` are forgotten, an open one too. To the log's end it changes nothing. kAborted: the
+  // session is on another branch than `log_branch` (empty: any is right), and not at the position.
   virtual absl::StatusOr<v1::Session> RewindSession(const v1::Lease& lease, uint64_t position,
-                                                    std::vector<std::string>* freed) = 0;
+                                                    const std::string& log_branch, std::vector<std::string>* freed) = 0;
   virtual absl::Status DeleteSession(const v1::Lease& lease, std::vector<std::string>* freed) = 0;
 
   // While a lease of the same holder and incarnation lives (granted, not released, not expired), it is extended and the
@@ -160,6 +174,18 @@ class Catalog {
   // it is the session's base.
   virtual absl::StatusOr<bool> DropSnapshot(const std::string& session_id, const std::string& snapshot_id,
                                             std::vector<std::string>* freed) = 0;
+  // The longest prefix of the tokens that has a state of the same scope. Tokens and scope are compared, not only hashes.
+  // Noted as used, to the minute. Unset: none, or its rows are damaged: what cannot be read of a cache is not there.
+  virtual absl::StatusOr<absl::optional<v1::SnapshotManifest>> FindPrefix(const v1::PrefixScope& scope,
+                                                                          absl::Span<const uint32_t> token_ids) = 0;
+  // The caller has seen to it that the records are durable. False: those tokens have a state already; the id is freed,
+  // unless it is that state's.
+  virtual absl::StatusOr<bool> PutPrefix(const NewPrefix& prefix, std::vector<std::string>* freed) = 0;
+  // False: there was none of that id.
+  virtual absl::StatusOr<bool> DropPrefix(const std::string& snapshot_id, std::vector<std::string>* freed) = 0;
+  // Drops the longest unused until no more than `max_bytes` are left, and counts anew what others may have changed.
+  virtual absl::Status EvictPrefixes(int64_t max_bytes, std::vector<std::string>* freed) = 0;
+
   // Whether a manifest of this id is committed, for the sweep of orphans.
   virtual absl::StatusOr<bool> HasSnapshot(const std::string& snapshot_id) = 0;
   // Before the records of a snapshot that nobody has committed are deleted: from now on nobody can, in whatever process

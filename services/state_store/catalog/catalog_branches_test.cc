@@ -103,7 +103,8 @@ TEST_P(CatalogTest, RewindMovesToANewBranchAndFreesTheTail) {
   ASSERT_OK_AND_ASSIGN(const TurnStart unknown, catalog().BeginTurn(lease, Turn("r2", Range(30, 33))));
   EXPECT_FALSE(unknown.existed);
   EXPECT_EQ(unknown.turn.begin(), 12u);
-  EXPECT_THAT(catalog().RewindSession(lease, 99, nullptr), StatusIs(StatusCode::kOutOfRange, HasSubstr("15 tokens")));
+  EXPECT_THAT(catalog().RewindSession(lease, 99, "", nullptr),
+              StatusIs(StatusCode::kOutOfRange, HasSubstr("15 tokens")));
 }
 
 TEST_P(CatalogTest, RewindForgetsTheTurnsThatEndBeyondItAndNoOther) {
@@ -171,6 +172,25 @@ TEST_P(CatalogTest, ForksOfForksKeepNoBranchThatAddsNothing) {
   for (const std::string& key : store_.CatalogKeys()) branches += key[0] == 'b';
   EXPECT_EQ(branches, 51u);  // The 50 heads and the one they share.
   EXPECT_THAT(store_.Tokens("s49"), IsOkAndHolds(Range(0, 20)));
+}
+
+// A copy of a rewind that comes late must not take away what came after.
+TEST_P(CatalogTest, ARewindOfAnotherBranchIsDoneAlreadyOrAborted) {
+  ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s"));
+  ASSERT_OK(store_.AddTurn(lease, "r", Range(0, 20), {}));
+  const std::string branch = store_.LogBranch("s");
+  ASSERT_OK(store_.store().RewindSession(lease, 12, branch));
+  ASSERT_NE(store_.LogBranch("s"), branch);
+  // Its answer was lost, and it is sent again.
+  ASSERT_OK_AND_ASSIGN(const v1::Session again, store_.store().RewindSession(lease, 12, branch));
+  EXPECT_EQ(again.token_count(), 12);
+  // The session has gone on.
+  ASSERT_OK(store_.AddTurn(lease, "q", Range(50, 55), {}));
+  EXPECT_THAT(store_.store().RewindSession(lease, 12, branch), StatusIs(StatusCode::kAborted, HasSubstr("branch")));
+  EXPECT_THAT(store_.store().RewindSession(lease, 99, branch), StatusIs(StatusCode::kAborted, HasSubstr("branch")));
+  ASSERT_OK_AND_ASSIGN(const std::vector<uint32_t> log, store_.Tokens("s"));
+  EXPECT_EQ(log.size(), 17);
+  ASSERT_OK(store_.store().RewindSession(lease, 12, store_.LogBranch("s")));
 }
 
 INSTANTIATE_TEST_SUITE_P(Engines, CatalogTest, ::testing::Bool(), EngineName);

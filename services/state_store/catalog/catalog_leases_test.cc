@@ -53,7 +53,7 @@ TEST_P(CatalogTest, NewIncarnationTakesOverAtOnceAndFencesTheOld) {
   std::vector<std::string> freed;
   EXPECT_THAT(AppendOne(catalog(), TestAppend(old.lease, "r", 2, {3})), is_fenced);
   EXPECT_THAT(catalog().BeginTurn(old.lease, Turn("q", {})), is_fenced);
-  EXPECT_THAT(catalog().RewindSession(old.lease, 1, &freed), is_fenced);
+  EXPECT_THAT(catalog().RewindSession(old.lease, 1, "", &freed), is_fenced);
   EXPECT_THAT(catalog().DeleteSession(old.lease, &freed), is_fenced);
   EXPECT_THAT(catalog().ReleaseLease(old.lease), is_fenced);
   EXPECT_THAT(store_.AddSnapshot(old.lease, "x", 1), is_fenced);
@@ -156,7 +156,7 @@ TEST_P(CatalogTest, LeasesTokensAndFencedChangesAreCounted) {
   EXPECT_FALSE(AppendOne(catalog(), TestAppend(old, "r", 5, {6})).ok());
   EXPECT_FALSE(catalog().BeginTurn(old, Turn("q", {})).ok());
   EXPECT_FALSE(catalog().ReleaseLease(old).ok());
-  EXPECT_FALSE(catalog().RewindSession(old, 1, &freed).ok());
+  EXPECT_FALSE(catalog().RewindSession(old, 1, "", &freed).ok());
   EXPECT_FALSE(catalog().DeleteSession(old, &freed).ok());
   EXPECT_EQ(counter("rwkv_state_store_fenced_total"), 5);
 }

@@ -74,6 +74,12 @@ absl::Status CheckNotCondemned(const View& view, absl::string_view snapshot_id) 
 
 std::string LogBranch(const SessionRow& row) { return absl::StrCat(row.branch()); }
 
+absl::Status OtherBranch(absl::string_view session_id, const SessionRow& row, absl::string_view log_branch) {
+  return common::WithErrorInfo(absl::AbortedError(absl::StrCat("session ", session_id, " is on log branch ",
+                                                               LogBranch(row), ", not ", log_branch)),
+                               "OTHER_BRANCH");
+}
+
 absl::Status CheckLease(const v1::Lease& lease, const SessionRow& row) {
   const LeaseRow& current = row.lease();
   if (lease.fencing_token() == current.fencing_token() && !current.holder().empty()) return absl::OkStatus();

@@ -41,11 +41,16 @@ std::string SnapshotLock(absl::string_view snapshot_id);
 // kDataLoss: its records are being deleted.
 absl::Status CheckNotCondemned(const View& view, absl::string_view snapshot_id);
 
+// Whether the prefix cache has it. One whose row is damaged it has not.
+absl::StatusOr<bool> HasPrefix(RowReader& rows, absl::string_view snapshot_id);
+
 // Adds what a session used, which is about to be deleted, to what its tenant's deleted ones did; takes a lock.
 absl::Status KeepUsage(RowTransaction& rows, Edit& edit, absl::string_view session_id, const SessionRow& row);
 
 // The name that clients know the session's branch by.
 std::string LogBranch(const SessionRow& row);
+// kAborted: the session is not on the branch that a caller thinks.
+absl::Status OtherBranch(absl::string_view session_id, const SessionRow& row, absl::string_view log_branch);
 
 // kAborted: the lease is not the session's.
 absl::Status CheckLease(const v1::Lease& lease, const SessionRow& row);

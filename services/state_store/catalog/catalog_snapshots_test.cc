@@ -173,7 +173,7 @@ TEST_P(CatalogTest, TheInitialStateStaysWithTheSessionAndItsForks) {
   ASSERT_OK(catalog().ForkSession("s", 0, "from nothing"));  // It shares no token, and begins alike.
   ASSERT_OK(catalog().ForkSession("f", 3, "ff"));
   std::vector<std::string> freed;
-  ASSERT_OK(catalog().RewindSession(lease, 0, &freed));
+  ASSERT_OK(catalog().RewindSession(lease, 0, "", &freed));
   ASSERT_OK(store_.Reopen());
   for (const char* id : {"s", "f", "from nothing", "ff"}) {
     ASSERT_OK_AND_ASSIGN(const v1::Session session, catalog().GetSession(id));

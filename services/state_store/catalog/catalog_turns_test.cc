@@ -101,7 +101,7 @@ TEST_P(CatalogTest, UsageIsWhatTurnsFedAndDrewWhateverBecameOfThem) {
   ASSERT_OK(catalog().ForkSession("acme@a", 6, "acme@fork"));
   expect(2, 7, 3, 3, 10);
   std::vector<std::string> freed;
-  ASSERT_OK(catalog().RewindSession(grant.lease, 4, &freed));
+  ASSERT_OK(catalog().RewindSession(grant.lease, 4, "", &freed));
   expect(2, 7, 3, 3, 8);
   // So was what is deleted.
   ASSERT_OK(catalog().DeleteSession(grant.lease, &freed));

@@ -13,6 +13,9 @@
 //   u MINUTE SESSION          nothing: one for each session, by the minute of its last use (SessionRow.idle_minute)
 //   g TENANT                  UsageRow of the tenant's sessions that are no more
 //   g TENANT 0 SOURCE         UsageRow that somebody counts by himself: turns without a session
+//   c SNAPSHOT                PrefixRow: a state of the prefix cache
+//   x SCOPE POSITION HASH     PrefixUseRow: the same, by hashes (prefix_keys.h) of what it is of and of its tokens
+//   y MINUTE SNAPSHOT         its x-key: the same, by its last use
 //   "next_id"                 the first number that is not reserved for branches and fencing tokens (embedded only)
 //
 // A branch's chunks are gapless: they cover [fork position, end), where end is the session's length for a head, and for
@@ -61,6 +64,15 @@ inline std::string CondemnedKey(absl::string_view snapshot_id) { return absl::St
 inline std::string UsageKey(absl::string_view tenant) { return absl::StrCat("g", tenant); }
 inline std::string UsageKey(absl::string_view tenant, absl::string_view source) {
   return absl::StrCat("g", tenant, absl::string_view("\0", 1), source);
+}
+
+inline std::string PrefixKey(absl::string_view snapshot_id) { return absl::StrCat("c", snapshot_id); }
+inline std::string PrefixUseKey(uint64_t minute, absl::string_view snapshot_id) {
+  return absl::StrCat(NumberKey('y', minute), snapshot_id);
+}
+// Of rows that are a cache, and may be lost without a loss.
+inline bool IsCacheKey(absl::string_view key) {
+  return !key.empty() && (key[0] == 'c' || key[0] == 'x' || key[0] == 'y');
 }
 
 inline std::string IdleKey(uint64_t minute, absl::string_view session_id) {

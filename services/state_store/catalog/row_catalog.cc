@@ -35,7 +35,9 @@ RowCatalog::RowCatalog(const Options& options, RowStore* rows, common::Clock* cl
       leases_gauge_(metrics->Gauge("rwkv_state_store_leases", "Leases granted and not released, expired or not.")),
       tokens_gauge_(metrics->Gauge("rwkv_state_store_log_tokens", "Tokens of all logs, shared ones once.")),
       tokens_total_(metrics->Counter("rwkv_state_store_appended_tokens_total", "Tokens appended, input included.")),
-      fenced_total_(metrics->Counter("rwkv_state_store_fenced_total", "Changes refused for an old fencing token.")) {}
+      fenced_total_(metrics->Counter("rwkv_state_store_fenced_total", "Changes refused for an old fencing token.")),
+      prefixes_gauge_(metrics->Gauge("rwkv_state_store_prefixes", "States in the prefix cache.")),
+      prefix_bytes_gauge_(metrics->Gauge("rwkv_state_store_prefix_bytes", "What --prefix_cache_bytes bounds.")) {}
 
 absl::StatusOr<std::unique_ptr<RowCatalog>> RowCatalog::Create(const Options& options, RowStore* rows,
                                                                common::Clock* clock, common::Metrics* metrics) {
@@ -53,17 +55,20 @@ absl::Status RowCatalog::Load() {
   RWKV_RETURN_IF_ERROR(LoadSessions(&counts));
   RWKV_ASSIGN_OR_RETURN(const int64_t branch_tokens, LoadBranches());
   counts.tokens += branch_tokens;
-  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowReader> rows, rows_->Read());
-  RWKV_RETURN_IF_ERROR(rows->Scan("i", "j", [&](absl::string_view, absl::string_view) -> absl::StatusOr<bool> {
-    ++counts.snapshots;
-    return true;
-  }));
+  {
+    RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowReader> rows, rows_->Read());
+    RWKV_RETURN_IF_ERROR(rows->Scan("i", "j", [&](absl::string_view, absl::string_view) -> absl::StatusOr<bool> {
+      ++counts.snapshots;
+      return true;
+    }));
+  }
   sessions_ = counts.sessions;
   snapshots_ = counts.snapshots;
   leases_ = counts.leases;
   tokens_ = counts.tokens;
   Count(0, 0, 0, 0);
-  return absl::OkStatus();
+  std::vector<std::string> freed;
+  return EvictPrefixes(INT64_MAX, &freed);  // Counts them.
 }
 
 absl::Status RowCatalog::LoadSessions(CatalogCounts* counts) {
@@ -125,7 +130,10 @@ void RowCatalog::Count(int sessions, int snapshots, int leases, int64_t tokens) 
 }
 
 CatalogCounts RowCatalog::counts() const {
-  return {sessions_.load(), snapshots_.load(), leases_.load(), tokens_.load()};
+  const int64_t prefix_record_bytes = prefix_record_bytes_.load();
+  return {sessions_.load(),   snapshots_.load(), leases_.load(),
+          tokens_.load(),     prefixes_.load(),  prefix_record_bytes + prefix_tokens_.load() * kPrefixTokenBytes,
+          prefix_record_bytes};
 }
 
 absl::StatusOr<SessionRow> RowCatalog::Find(const View& view, const std::string& session_id) const {
@@ -286,7 +294,7 @@ absl::StatusOr<v1::Session> RowCatalog::ForkSession(const std::string& session_i
 }
 
 absl::StatusOr<v1::Session> RowCatalog::RewindSession(const v1::Lease& lease, uint64_t position,
-                                                      std::vector<std::string>* freed) {
+                                                      const std::string& log_branch, std::vector<std::string>* freed) {
   const std::string& session_id = lease.session_id();
   RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowTransaction> rows, Begin({session_id}));
   const View view(rows.get());
@@ -296,6 +304,10 @@ absl::StatusOr<v1::Session> RowCatalog::RewindSession(const v1::Lease& lease, ui
   if (absl::Status status = CheckLease(lease, row); !status.ok()) {
     fenced_total_.Increment();
     return status;
+  }
+  // First, since the position need not be one of this branch any more.
+  if (!log_branch.empty() && log_branch != LogBranch(row) && position != row.length()) {
+    return OtherBranch(session_id, row, log_branch);
   }
   RWKV_RETURN_IF_ERROR(CheckPosition(session_id, row, position, "rewound to"));
   if (position == row.length()) {

@@ -10,6 +10,7 @@
 #include <atomic>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -45,7 +46,7 @@ class RowCatalog final : public Catalog {
   absl::StatusOr<SessionPage> ListSessions(int page_size, const std::string& page_token) override;
   absl::StatusOr<v1::Session> ForkSession(const std::string& session_id, absl::optional<uint64_t> position,
                                           const std::string& new_session_id) override;
-  absl::StatusOr<v1::Session> RewindSession(const v1::Lease& lease, uint64_t position,
+  absl::StatusOr<v1::Session> RewindSession(const v1::Lease& lease, uint64_t position, const std::string& log_branch,
                                             std::vector<std::string>* freed) override;
   absl::Status DeleteSession(const v1::Lease& lease, std::vector<std::string>* freed) override;
   absl::StatusOr<LeaseGrant> AcquireLease(const std::string& session_id, const std::string& holder,
@@ -64,6 +65,11 @@ class RowCatalog final : public Catalog {
                                                                     const std::string& model_fingerprint) override;
   absl::StatusOr<bool> DropSnapshot(const std::string& session_id, const std::string& snapshot_id,
                                     std::vector<std::string>* freed) override;
+  absl::StatusOr<absl::optional<v1::SnapshotManifest>> FindPrefix(const v1::PrefixScope& scope,
+                                                                  absl::Span<const uint32_t> token_ids) override;
+  absl::StatusOr<bool> PutPrefix(const NewPrefix& prefix, std::vector<std::string>* freed) override;
+  absl::StatusOr<bool> DropPrefix(const std::string& snapshot_id, std::vector<std::string>* freed) override;
+  absl::Status EvictPrefixes(int64_t max_bytes, std::vector<std::string>* freed) override;
   absl::StatusOr<bool> HasSnapshot(const std::string& snapshot_id) override;
   absl::StatusOr<bool> CondemnSnapshot(const std::string& snapshot_id) override;
   absl::Status ForgetCondemned(absl::Time before) override;
@@ -90,6 +96,15 @@ class RowCatalog final : public Catalog {
   absl::Status Erase(RowTransaction& rows, const std::string& session_id, const SessionRow& row,
                      std::vector<std::string>* freed);
   void Count(int sessions, int snapshots, int leases, int64_t tokens);
+  // Notes a use of the state under this x-key.
+  absl::Status TouchPrefix(const std::string& key);
+  // Deletes what is under this x-key, if it is that snapshot.
+  absl::StatusOr<bool> ErasePrefix(const std::string& key, const std::string& snapshot_id);
+  // Those there are, by x-key, the longest unused first. kDataLoss: rows are damaged.
+  absl::Status ListPrefixes(std::vector<std::pair<std::string, PrefixUseRow>>* kept) const;
+  // Every row of the cache, when one of them cannot be read.
+  absl::Status ForgetPrefixes();
+  void CountPrefixes(int64_t prefixes, int64_t record_bytes, int64_t tokens);
 
   const Options options_;
   RowStore* const rows_;
@@ -99,12 +114,17 @@ class RowCatalog final : public Catalog {
   std::atomic<int64_t> snapshots_{0};
   std::atomic<int64_t> leases_{0};
   std::atomic<int64_t> tokens_{0};
+  std::atomic<int64_t> prefixes_{0};
+  std::atomic<int64_t> prefix_record_bytes_{0};
+  std::atomic<int64_t> prefix_tokens_{0};
   prometheus::Gauge& sessions_gauge_;
   prometheus::Gauge& snapshots_gauge_;
   prometheus::Gauge& leases_gauge_;
   prometheus::Gauge& tokens_gauge_;
   prometheus::Counter& tokens_total_;
   prometheus::Counter& fenced_total_;
+  prometheus::Gauge& prefixes_gauge_;
+  prometheus::Gauge& prefix_bytes_gauge_;
 };
 
 }  // namespace rwkv::state_store

@@ -24,11 +24,7 @@ absl::Status RowCatalog::CommitSnapshot(const v1::Lease& lease, const std::strin
     fenced_total_.Increment();
     return status;
   }
-  if (log_branch != LogBranch(row)) {
-    return common::WithErrorInfo(absl::AbortedError(absl::StrCat("session ", session_id, " is on log branch ",
-                                                                 row.branch(), ", not ", log_branch)),
-                                 "OTHER_BRANCH");
-  }
+  if (log_branch != LogBranch(row)) return OtherBranch(session_id, row, log_branch);
   RWKV_RETURN_IF_ERROR(CheckModel(session_id, row, manifest.model_fingerprint()));
   if (manifest.position() <= row.base_position() || manifest.position() > row.length()) {
     return absl::OutOfRangeError(absl::StrCat("session ", session_id, " has ", row.length(),
@@ -123,13 +119,16 @@ absl::StatusOr<bool> RowCatalog::HasSnapshot(const std::string& snapshot_id) {
   RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowReader> rows, rows_->Read());
   const View view(rows.get());
   RWKV_ASSIGN_OR_RETURN(const absl::optional<std::string> at, view.Get(SnapshotIdKey(snapshot_id)));
-  return at.has_value();
+  if (at.has_value()) return true;
+  return HasPrefix(*rows, snapshot_id);
 }
 
 absl::StatusOr<bool> RowCatalog::CondemnSnapshot(const std::string& snapshot_id) {
   RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowTransaction> rows, rows_->Begin({SnapshotLock(snapshot_id)}));
   RWKV_ASSIGN_OR_RETURN(const absl::optional<std::string> at, rows->Get(SnapshotIdKey(snapshot_id)));
   if (at.has_value()) return false;
+  RWKV_ASSIGN_OR_RETURN(const bool is_prefix, HasPrefix(*rows, snapshot_id));
+  if (is_prefix) return false;
   std::string now;
   AppendNumber(now, static_cast<uint64_t>(absl::ToUnixNanos(clock_->Now())));
   rows->Put(CondemnedKey(snapshot_id), now);

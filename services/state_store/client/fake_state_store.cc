@@ -39,6 +39,7 @@ absl::StatusOr<std::unique_ptr<FakeStateStore>> FakeStateStore::Create(common::C
   EmbeddedStateStore::Options options;
   options.database.data_dir = "/fake_state_store";
   options.database.env = server->env.get();
+  options.store.prefix_cache_bytes = 64 << 20;
   options.sweep_interval = absl::ZeroDuration();
   options.session_sweep_interval = absl::ZeroDuration();
   options.reclaim_interval = absl::ZeroDuration();
@@ -87,6 +88,11 @@ void FakeStateStore::FailAppendsWith(absl::Status status) {
 void FakeStateStore::FailDropsWith(absl::Status status) {
   absl::MutexLock lock(&mu_);
   fail_drops_with_ = std::move(status);
+}
+
+void FakeStateStore::FailPrefixPutsWith(absl::Status status) {
+  absl::MutexLock lock(&mu_);
+  fail_prefix_puts_with_ = std::move(status);
 }
 
 void FakeStateStore::FailGetRecords(int count, absl::Status status) {
@@ -225,6 +231,25 @@ absl::StatusOr<v1::DropSnapshotResponse> FakeStateStore::DropSnapshot(const v1::
     if (!fail_drops_with_.ok()) return fail_drops_with_;
   }
   return Run<absl::StatusOr<v1::DropSnapshotResponse>>([&] { return catalog_->DropSnapshot(request, deadline); });
+}
+
+absl::StatusOr<v1::FindPrefixResponse> FakeStateStore::FindPrefix(const v1::FindPrefixRequest& request,
+                                                                  absl::Time deadline) {
+  return Run<absl::StatusOr<v1::FindPrefixResponse>>([&] { return catalog_->FindPrefix(request, deadline); });
+}
+
+absl::StatusOr<v1::PutPrefixResponse> FakeStateStore::PutPrefix(const v1::PutPrefixRequest& request,
+                                                                absl::Time deadline) {
+  {
+    absl::MutexLock lock(&mu_);
+    if (!fail_prefix_puts_with_.ok()) return fail_prefix_puts_with_;
+  }
+  return Run<absl::StatusOr<v1::PutPrefixResponse>>([&] { return catalog_->PutPrefix(request, deadline); });
+}
+
+absl::StatusOr<v1::DropPrefixResponse> FakeStateStore::DropPrefix(const v1::DropPrefixRequest& request,
+                                                                  absl::Time deadline) {
+  return Run<absl::StatusOr<v1::DropPrefixResponse>>([&] { return catalog_->DropPrefix(request, deadline); });
 }
 
 absl::StatusOr<v1::GetUsageResponse> FakeStateStore::GetUsage(const v1::GetUsageRequest& request, absl::Time deadline) {

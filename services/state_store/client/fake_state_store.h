@@ -35,9 +35,10 @@ class FakeStateStore final : public CatalogClient, public RecordsClient {
   // The same for ImportSession alone.
   void LoseImportAnswersWith(absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
 
-  // FailWith() for AppendTokens alone, or DropSnapshot.
+  // FailWith() for AppendTokens alone, or DropSnapshot, or PutPrefix.
   void FailAppendsWith(absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
   void FailDropsWith(absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
+  void FailPrefixPutsWith(absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
 
   // The next `count` calls of GetRecord fail with `status`.
   void FailGetRecords(int count, absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
@@ -87,6 +88,9 @@ class FakeStateStore final : public CatalogClient, public RecordsClient {
                                                         absl::Time deadline) override;
   absl::StatusOr<v1::DropSnapshotResponse> DropSnapshot(const v1::DropSnapshotRequest& request,
                                                         absl::Time deadline) override;
+  absl::StatusOr<v1::FindPrefixResponse> FindPrefix(const v1::FindPrefixRequest& request, absl::Time deadline) override;
+  absl::StatusOr<v1::PutPrefixResponse> PutPrefix(const v1::PutPrefixRequest& request, absl::Time deadline) override;
+  absl::StatusOr<v1::DropPrefixResponse> DropPrefix(const v1::DropPrefixRequest& request, absl::Time deadline) override;
   absl::StatusOr<v1::GetUsageResponse> GetUsage(const v1::GetUsageRequest& request, absl::Time deadline) override;
   absl::StatusOr<v1::PutUsageResponse> PutUsage(const v1::PutUsageRequest& request, absl::Time deadline) override;
 
@@ -112,6 +116,7 @@ class FakeStateStore final : public CatalogClient, public RecordsClient {
   absl::Status lose_import_answers_with_ ABSL_GUARDED_BY(mu_);
   absl::Status fail_appends_with_ ABSL_GUARDED_BY(mu_);
   absl::Status fail_drops_with_ ABSL_GUARDED_BY(mu_);
+  absl::Status fail_prefix_puts_with_ ABSL_GUARDED_BY(mu_);
   int failing_find_turns_ ABSL_GUARDED_BY(mu_) = 0;
   absl::Status fail_find_turns_with_ ABSL_GUARDED_BY(mu_);
   int failing_get_records_ ABSL_GUARDED_BY(mu_) = 0;

@@ -180,6 +180,17 @@ class GrpcCatalogClient final : public CatalogClient {
                                                         absl::Time deadline) override {
     return RetriedCall(&Stub::DropSnapshot, request, deadline);
   }
+  absl::StatusOr<v1::FindPrefixResponse> FindPrefix(const v1::FindPrefixRequest& request,
+                                                    absl::Time deadline) override {
+    return RetriedCall(&Stub::FindPrefix, request, deadline);
+  }
+  absl::StatusOr<v1::PutPrefixResponse> PutPrefix(const v1::PutPrefixRequest& request, absl::Time deadline) override {
+    return RetriedCall(&Stub::PutPrefix, request, deadline);
+  }
+  absl::StatusOr<v1::DropPrefixResponse> DropPrefix(const v1::DropPrefixRequest& request,
+                                                    absl::Time deadline) override {
+    return RetriedCall(&Stub::DropPrefix, request, deadline);
+  }
   absl::StatusOr<v1::GetUsageResponse> GetUsage(const v1::GetUsageRequest& request, absl::Time deadline) override {
     return RetriedCall(&Stub::GetUsage, request, deadline);
   }

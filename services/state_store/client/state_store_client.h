@@ -80,6 +80,14 @@ class CatalogClient {
   virtual absl::StatusOr<v1::DropSnapshotResponse> DropSnapshot(const v1::DropSnapshotRequest& request,
                                                                 absl::Time deadline) = 0;
   // Retried.
+  virtual absl::StatusOr<v1::FindPrefixResponse> FindPrefix(const v1::FindPrefixRequest& request,
+                                                            absl::Time deadline) = 0;
+  // Retried: the same snapshot again changes nothing.
+  virtual absl::StatusOr<v1::PutPrefixResponse> PutPrefix(const v1::PutPrefixRequest& request, absl::Time deadline) = 0;
+  // Retried.
+  virtual absl::StatusOr<v1::DropPrefixResponse> DropPrefix(const v1::DropPrefixRequest& request,
+                                                            absl::Time deadline) = 0;
+  // Retried.
   virtual absl::StatusOr<v1::GetUsageResponse> GetUsage(const v1::GetUsageRequest& request, absl::Time deadline) = 0;
   // Retried: totals only grow.
   virtual absl::StatusOr<v1::PutUsageResponse> PutUsage(const v1::PutUsageRequest& request, absl::Time deadline) = 0;

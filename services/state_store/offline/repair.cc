@@ -154,6 +154,7 @@ absl::Status MoveStore(const std::string& data_dir, const SharedStateStore::Opti
     RWKV_RETURN_IF_ERROR(
         reader->Scan("", "\x7f", [&](absl::string_view key, absl::string_view value) -> absl::StatusOr<bool> {
           if (key == RocksdbRowStore::kNextIdKey || key[0] == '!' || (key[0] == 's') != sessions) return true;
+          if (IsCacheKey(key)) return true;
           batch[std::string(key)] = std::string(value);
           ++rows;
           if (batch.size() < kBatchRows) return true;

@@ -201,8 +201,10 @@ absl::StatusOr<Survey> SurveyStore(const std::string& data_dir) {
   {
     RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<Database> database,
                           OpenScratch(scratch, metrics.get(), &survey.opening));
-    if (survey.opening.empty() && !database->lost_rows().empty()) {
-      survey.opening = absl::StrCat(database->lost_rows().size(), " acknowledged rows are missing or old");
+    const auto& rows = database->lost_rows();
+    const auto lost = std::count_if(rows.begin(), rows.end(), [](const std::string& key) { return !IsCacheKey(key); });
+    if (survey.opening.empty() && lost > 0) {
+      survey.opening = absl::StrCat(lost, " acknowledged rows are missing or old");
     }
     RWKV_RETURN_IF_ERROR(ReadRows(*database, survey, seals));
   }

@@ -38,6 +38,9 @@ enum Method : size_t {
   kCommitSnapshot,
   kFindSnapshot,
   kDropSnapshot,
+  kFindPrefix,
+  kPutPrefix,
+  kDropPrefix,
   kGetUsage,
   kPutUsage,
 };
@@ -50,7 +53,8 @@ StateCatalogService::StateCatalogService(const Identity& identity, StateStore* s
       metrics_(metrics, {"describe",        "create_session", "import_session", "get_session",   "list_sessions",
                          "fork_session",    "rewind_session", "delete_session", "acquire_lease", "renew_leases",
                          "release_lease",   "begin_turn",     "append_tokens",  "find_turn",     "read_tokens",
-                         "commit_snapshot", "find_snapshot",  "drop_snapshot",  "get_usage",     "put_usage"}),
+                         "commit_snapshot", "find_snapshot",  "drop_snapshot",  "find_prefix",   "put_prefix",
+                         "drop_prefix",     "get_usage",      "put_usage"}),
       append_items_(metrics->Histogram("rwkv_state_store_append_items", "Turns in one AppendTokens, so in one commit.",
                                        common::Metrics::CountBuckets())) {}
 
@@ -134,7 +138,8 @@ grpc::Status StateCatalogService::RewindSession(grpc::ServerContext* context, co
                                                 v1::RewindSessionResponse* response) {
   return Answer(*context, kRewindSession, [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
-    RWKV_ASSIGN_OR_RETURN(*response->mutable_session(), store_->RewindSession(request->lease(), request->position()));
+    RWKV_ASSIGN_OR_RETURN(*response->mutable_session(),
+                          store_->RewindSession(request->lease(), request->position(), request->log_branch()));
     return absl::OkStatus();
   });
 }
@@ -290,6 +295,36 @@ grpc::Status StateCatalogService::DropSnapshot(grpc::ServerContext* context, con
     RWKV_RETURN_IF_ERROR(Validate(*request));
     if (request->session_id().empty()) return store_->DropUncommitted(request->snapshot_id());
     return store_->DropSnapshot(request->session_id(), request->snapshot_id(), request->reason()).status();
+  });
+}
+
+grpc::Status StateCatalogService::FindPrefix(grpc::ServerContext* context, const v1::FindPrefixRequest* request,
+                                             v1::FindPrefixResponse* response) {
+  return Answer(*context, kFindPrefix, [&]() -> absl::Status {
+    RWKV_RETURN_IF_ERROR(Validate(*request));
+    RWKV_ASSIGN_OR_RETURN(absl::optional<v1::SnapshotManifest> found,
+                          store_->FindPrefix(request->scope(), request->token_ids()));
+    if (found.has_value()) *response->mutable_manifest() = *std::move(found);
+    return absl::OkStatus();
+  });
+}
+
+grpc::Status StateCatalogService::PutPrefix(grpc::ServerContext* context, const v1::PutPrefixRequest* request,
+                                            v1::PutPrefixResponse* response) {
+  return Answer(*context, kPutPrefix, [&]() -> absl::Status {
+    RWKV_RETURN_IF_ERROR(Validate(*request));
+    RWKV_ASSIGN_OR_RETURN(const bool added,
+                          store_->PutPrefix({request->scope(), request->token_ids(), request->manifest()}));
+    response->set_existed(!added);
+    return absl::OkStatus();
+  });
+}
+
+grpc::Status StateCatalogService::DropPrefix(grpc::ServerContext* context, const v1::DropPrefixRequest* request,
+                                             v1::DropPrefixResponse* response) {
+  return Answer(*context, kDropPrefix, [&]() -> absl::Status {
+    RWKV_RETURN_IF_ERROR(Validate(*request));
+    return store_->DropPrefix(request->snapshot_id(), request->reason());
   });
 }
 

@@ -64,6 +64,12 @@ class StateCatalogService final : public v1::StateCatalog::Service {
                             v1::FindSnapshotResponse* response) override;
   grpc::Status DropSnapshot(grpc::ServerContext* context, const v1::DropSnapshotRequest* request,
                             v1::DropSnapshotResponse* response) override;
+  grpc::Status FindPrefix(grpc::ServerContext* context, const v1::FindPrefixRequest* request,
+                          v1::FindPrefixResponse* response) override;
+  grpc::Status PutPrefix(grpc::ServerContext* context, const v1::PutPrefixRequest* request,
+                         v1::PutPrefixResponse* response) override;
+  grpc::Status DropPrefix(grpc::ServerContext* context, const v1::DropPrefixRequest* request,
+                          v1::DropPrefixResponse* response) override;
   grpc::Status GetUsage(grpc::ServerContext* context, const v1::GetUsageRequest* request,
                         v1::GetUsageResponse* response) override;
   grpc::Status PutUsage(grpc::ServerContext* context, const v1::PutUsageRequest* request,

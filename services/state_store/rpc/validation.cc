@@ -9,6 +9,7 @@
 #include "kernels/base/status_macros.h"
 #include "services/common/grpc_status.h"
 #include "services/common/tenant_ids.h"
+#include "services/state_store/catalog/prefix_keys.h"
 
 namespace rwkv::state_store {
 namespace {
@@ -60,6 +61,13 @@ absl::Status ValidateManifest(const v1::SnapshotManifest& manifest, absl::string
     }
   }
   return absl::OkStatus();
+}
+
+absl::Status ValidateScope(const v1::PrefixScope& scope) {
+  if (!scope.tenant().empty()) RWKV_RETURN_IF_ERROR(ValidateTenant(scope.tenant()));
+  RWKV_RETURN_IF_ERROR(ValidateId("scope.model_fingerprint", scope.model_fingerprint()));
+  RWKV_RETURN_IF_ERROR(ValidateText("scope.numeric_family", scope.numeric_family(), 0, kMaxIdBytes));
+  return ValidateText("scope.initial_state", scope.initial_state(), 0, kMaxInitialStateBytes);
 }
 
 }  // namespace
@@ -153,7 +161,10 @@ absl::Status Validate(const v1::ForkSessionRequest& request) {
   return ValidateSessionId("new_session_id", request.new_session_id());
 }
 
-absl::Status Validate(const v1::RewindSessionRequest& request) { return ValidateLease("lease", request.lease()); }
+absl::Status Validate(const v1::RewindSessionRequest& request) {
+  if (!request.log_branch().empty()) RWKV_RETURN_IF_ERROR(ValidateId("log_branch", request.log_branch()));
+  return ValidateLease("lease", request.lease());
+}
 
 absl::Status Validate(const v1::DeleteSessionRequest& request) { return ValidateLease("lease", request.lease()); }
 
@@ -255,6 +266,32 @@ absl::Status Validate(const v1::FindSnapshotRequest& request) {
 
 absl::Status Validate(const v1::DropSnapshotRequest& request) {
   if (!request.session_id().empty()) RWKV_RETURN_IF_ERROR(ValidateSessionId("session_id", request.session_id()));
+  RWKV_RETURN_IF_ERROR(ValidateId("snapshot_id", request.snapshot_id()));
+  return ValidateText("reason", request.reason(), 0, kMaxTextBytes);
+}
+
+absl::Status Validate(const v1::FindPrefixRequest& request) {
+  RWKV_RETURN_IF_ERROR(ValidateScope(request.scope()));
+  const int tokens = request.token_ids_size();
+  if (tokens >= 1 && tokens <= kMaxPrefixTokens) return absl::OkStatus();
+  return InvalidFieldError("token_ids", absl::StrCat(tokens, ", want 1 to ", kMaxPrefixTokens));
+}
+
+absl::Status Validate(const v1::PutPrefixRequest& request) {
+  RWKV_RETURN_IF_ERROR(ValidateScope(request.scope()));
+  RWKV_RETURN_IF_ERROR(ValidateManifest(request.manifest(), ""));
+  if (request.manifest().model_fingerprint() != request.scope().model_fingerprint()) {
+    return InvalidFieldError("manifest.model_fingerprint", "is not the scope's");
+  }
+  const int tokens = request.token_ids_size();
+  if (tokens < static_cast<int>(kMinPrefixTokens) || tokens > kMaxPrefixTokens) {
+    return InvalidFieldError("token_ids", absl::StrCat(tokens, ", want ", kMinPrefixTokens, " to ", kMaxPrefixTokens));
+  }
+  if (request.manifest().position() == static_cast<uint64_t>(tokens)) return absl::OkStatus();
+  return InvalidFieldError("manifest.position", absl::StrCat(request.manifest().position(), " of ", tokens, " tokens"));
+}
+
+absl::Status Validate(const v1::DropPrefixRequest& request) {
   RWKV_RETURN_IF_ERROR(ValidateId("snapshot_id", request.snapshot_id()));
   return ValidateText("reason", request.reason(), 0, kMaxTextBytes);
 }

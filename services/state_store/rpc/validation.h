@@ -22,6 +22,7 @@ inline constexpr int kMaxAppendItems = 1024;
 inline constexpr int kMaxRenewals = 16384;
 inline constexpr int kMaxPromptTokens = 1 << 20;
 inline constexpr int kMaxImportedTokens = 1 << 19;
+inline constexpr int kMaxPrefixTokens = 1 << 19;
 inline constexpr uint64_t kMaxImportedPosition = uint64_t{1} << 31;  // Half of what a log may have.
 inline constexpr size_t kMaxSpecBytes = 256 << 10;
 inline constexpr size_t kMaxTextBytes = 4 << 10;  // Stop strings, reasons.
@@ -58,6 +59,9 @@ absl::Status Validate(const v1::ReadTokensRequest& request);
 absl::Status Validate(const v1::CommitSnapshotRequest& request);
 absl::Status Validate(const v1::FindSnapshotRequest& request);
 absl::Status Validate(const v1::DropSnapshotRequest& request);
+absl::Status Validate(const v1::FindPrefixRequest& request);
+absl::Status Validate(const v1::PutPrefixRequest& request);
+absl::Status Validate(const v1::DropPrefixRequest& request);
 absl::Status Validate(const v1::GetUsageRequest& request);
 absl::Status Validate(const v1::PutUsageRequest& request);
 

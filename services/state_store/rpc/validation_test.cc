@@ -126,6 +126,40 @@ TEST(ValidationTest, EveryRequestNamesItsBadSessionOrLease) {
   ExpectInvalid(Validate(release), "lease.fencing_token");
 }
 
+TEST(ValidationTest, APrefixIsOfItsScopeAndItsTokens) {
+  v1::FindPrefixRequest find;
+  ExpectInvalid(Validate(find), "scope.model_fingerprint");
+  find.mutable_scope()->set_model_fingerprint("abc");
+  ExpectInvalid(Validate(find), "token_ids", "0");
+  find.add_token_ids(1);
+  EXPECT_THAT(Validate(find), IsOk());
+  find.mutable_scope()->set_tenant("a b");
+  ExpectInvalid(Validate(find), "tenant");
+
+  v1::PutPrefixRequest put;
+  put.mutable_scope()->set_model_fingerprint("abc");
+  v1::SnapshotManifest& manifest = *put.mutable_manifest();
+  manifest.set_snapshot_id("s");
+  manifest.set_model_fingerprint("abc");
+  manifest.set_position(16);
+  v1::RecordInfo& info = *manifest.add_records();
+  info.set_snapshot_id("s");
+  info.set_bytes(1);
+  for (uint32_t id = 0; id < 15; ++id) put.add_token_ids(id);
+  ExpectInvalid(Validate(put), "token_ids", "15");
+  put.add_token_ids(15);
+  EXPECT_THAT(Validate(put), IsOk());
+  manifest.set_position(17);
+  ExpectInvalid(Validate(put), "manifest.position", "17");
+  manifest.set_position(16);
+  manifest.set_model_fingerprint("another");
+  ExpectInvalid(Validate(put), "manifest.model_fingerprint");
+  manifest.set_model_fingerprint("abc");
+  manifest.set_session_id("a session's");
+  ExpectInvalid(Validate(put), "manifest.session_id");
+  ExpectInvalid(Validate(v1::DropPrefixRequest()), "snapshot_id");
+}
+
 TEST(ValidationTest, ListsAreBounded) {
   v1::ListSessionsRequest list;
   EXPECT_THAT(Validate(list), IsOk());

@@ -38,7 +38,7 @@ std::vector<std::pair<std::string, std::string>> Rows(RowStore& store) {
   const absl::StatusOr<std::unique_ptr<RowReader>> reader = store.Read();
   if (!reader.ok()) return rows;
   const absl::Status status =
-      (*reader)->Scan("b", "v", [&](absl::string_view key, absl::string_view value) -> absl::StatusOr<bool> {
+      (*reader)->Scan("b", "z", [&](absl::string_view key, absl::string_view value) -> absl::StatusOr<bool> {
         if (key != "next_id" && key[0] != 'd') rows.emplace_back(key, value);
         return true;
       });
@@ -105,6 +105,7 @@ TestStore::TestStore(const Options& options) : is_shared_(options.shared) {
     shared_options_.tenant = options.tenant.empty() ? absl::StrCat("tenant-", next.fetch_add(1)) : options.tenant;
     shared_options_.rules.snapshots_per_branch = options.snapshots_per_branch;
     shared_options_.store.limits = options.limits;
+    shared_options_.store.prefix_cache_bytes = options.prefix_cache_bytes;
     shared_options_.sweep_interval = shared_options_.session_sweep_interval = absl::ZeroDuration();
     shared_options_.recount_interval = absl::ZeroDuration();
   }
@@ -113,6 +114,7 @@ TestStore::TestStore(const Options& options) : is_shared_(options.shared) {
   options_.database.resume_interval = absl::ZeroDuration();
   options_.catalog.snapshots_per_branch = options.snapshots_per_branch;
   options_.store.limits = options.limits;
+  options_.store.prefix_cache_bytes = options.prefix_cache_bytes;
   options_.sweep_interval = absl::ZeroDuration();
   options_.session_sweep_interval = absl::ZeroDuration();
   options_.reclaim_interval = absl::ZeroDuration();
@@ -273,6 +275,8 @@ absl::Status CheckCatalogRows(RowStore& store, int snapshots_per_branch) {
   std::set<std::string> turn_sessions;
   std::map<std::string, int> turns;
   std::map<std::string, uint64_t> idle;  // Session to minute.
+  std::set<std::string> prefixes;
+  std::map<std::string, std::string> prefix_uses, prefix_ages;  // y-key to x-key.
   const auto rows = Rows(store);
   const auto broken = [](const auto&... parts) { return absl::InternalError(absl::StrCat(parts...)); };
   for (const auto& [key, value] : rows) {
@@ -317,10 +321,27 @@ absl::Status CheckCatalogRows(RowStore& store, int snapshots_per_branch) {
         if (!usage.ParseFromString(value)) return broken("usage unreadable");
         break;
       }
+      case 'c':
+        prefixes.insert(key.substr(1));
+        break;
+      case 'x': {
+        PrefixUseRow use;
+        if (!use.ParseFromString(value)) return broken("use of a prefix unreadable");
+        prefix_uses[PrefixUseKey(use.minute(), use.snapshot_id())] = key;
+        break;
+      }
+      case 'y':
+        prefix_ages[key] = value;
+        break;
       default:
         return broken("a row of no known kind");
     }
   }
+  if (prefix_uses != prefix_ages) return broken("prefixes are not where they were used");
+  for (const auto& [key, index] : prefix_ages) {
+    if (prefixes.erase(key.substr(9)) == 0) return broken("a prefix without content");
+  }
+  if (!prefixes.empty()) return broken(prefixes.size(), " prefixes that nobody finds");
   if (idle.size() != sessions.size()) return broken(idle.size(), " idle for ", sessions.size(), " sessions");
   for (const auto& [id, row] : sessions) {
     if (idle.count(id) == 0 || idle[id] != row.idle_minute()) return broken("session ", id, " is not where it idles");

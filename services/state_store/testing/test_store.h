@@ -41,6 +41,7 @@ class TestStore {
     rocksdb::Env* env = nullptr;  // As Database::Options.
     int snapshots_per_branch = 8;
     SessionLimits::Options limits;
+    int64_t prefix_cache_bytes = 1 << 20;
     // Over a PostgreSQL and an S3 that the process starts for all its tests, as a tenant of its own, instead of in a
     // folder. database() and what is made of it are then not to be used.
     bool shared = false;
@@ -49,6 +50,11 @@ class TestStore {
   // Aborts the test if the store does not open.
   explicit TestStore(const Options& options);
   TestStore() : TestStore(Options()) {}
+
+  // From the next Reopen() on.
+  void SetPrefixCacheBytes(int64_t bytes) {
+    options_.store.prefix_cache_bytes = shared_options_.store.prefix_cache_bytes = bytes;
+  }
 
   // Closes and opens again, as a restart does. Clock and folder stay.
   absl::Status Reopen();

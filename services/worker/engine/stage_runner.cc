@@ -52,6 +52,7 @@ StageRunner::StageRunner(StageEngine* engine, LinkTransport* links, SnapshotTran
       metrics_(metrics),
       routers_(routers),
       options_(std::move(options)),
+      kept_(std::make_shared<KeptStates>(options_.kept_state_bytes, metrics)),
       spans_(options_.tracer) {
   metrics_->slots.Set(engine_->options().slots);
   metrics_->state_bytes.Set(static_cast<double>(engine_->pool().bytes()));
@@ -306,13 +307,20 @@ void StageRunner::Attach(const std::shared_ptr<Epoch>& epoch, const v1::AttachSe
       SnapshotTransfer::LoadJob job;
       job.store = epoch->store_;
       job.records = engine_->RecordsOfStage(attach.snapshot());
+      if (attach.keep()) {
+        if (std::shared_ptr<StateCopy> kept = kept_->Find(job.records); kept != nullptr) {
+          return FinishLoad(epoch, {attach.slot(), attach.sequence(), std::move(kept)});
+        }
+      }
       job.trace = spans_.AttachContext(attach.slot(), attach.sequence());
       job.wanted = [epoch] { return !epoch->ended(); };
       const int slot = attach.slot();
       const uint64_t sequence = attach.sequence();
-      job.done = [epoch, slot, sequence,
-                  &copies = engine_->copies()](const absl::StatusOr<std::vector<std::string>>& records) {
-        epoch->PushLoaded({slot, sequence, ToCopy(records, copies)});
+      job.done = [epoch, slot, sequence, &copies = engine_->copies(), kept = attach.keep() ? kept_ : nullptr,
+                  infos = job.records](const absl::StatusOr<std::vector<std::string>>& records) {
+        absl::StatusOr<std::shared_ptr<StateCopy>> state = ToCopy(records, copies);
+        if (kept != nullptr && state.ok()) kept->Put(infos, *state, copies.bytes());
+        epoch->PushLoaded({slot, sequence, std::move(state)});
       };
       status = transfer_->Load(std::move(job));
       if (status.ok()) return;  // FinishLoad answers.
@@ -351,11 +359,13 @@ absl::Status StageRunner::BeginSave(const std::shared_ptr<Epoch>& epoch, const v
   job.first_layer = engine_->model().weights().layers().begin;
   job.bytes = bytes;
   if (span != nullptr) job.trace = span->context();
-  job.records = [state = std::move(state), slot = save.slot()] { return state->Records(slot); };
+  job.records = [state, slot = save.slot()] { return state->Records(slot); };
   job.wanted = [epoch] { return !epoch->ended(); };
-  job.done = [epoch, id = save.snapshot_id(), span](const absl::StatusOr<std::vector<v1::RecordInfo>>& infos) {
+  job.done = [epoch, id = save.snapshot_id(), span, state = save.keep() ? std::move(state) : nullptr, kept = kept_,
+              bytes](const absl::StatusOr<std::vector<v1::RecordInfo>>& infos) {
     if (span != nullptr && !infos.ok()) span->SetError(infos.status().ToString());
     if (span != nullptr) span->End();
+    if (state != nullptr && infos.ok()) kept->Put(*infos, state, bytes);
     if (!infos.ok() && !epoch->ended()) {
       common::LogWarning("snapshot_not_saved", {{"snapshot", id}, {"error", infos.status()}});
     }

@@ -18,6 +18,7 @@
 #include "services/common/tracing/tracer.h"
 #include "services/state_store/client/state_store_client.h"
 #include "services/worker/engine/epoch.h"
+#include "services/worker/engine/kept_states.h"
 #include "services/worker/engine/own_steps.h"
 #include "services/worker/engine/router_registry.h"
 #include "services/worker/engine/sequence_spans.h"
@@ -29,6 +30,8 @@
 namespace rwkv::worker {
 
 struct StageRunnerOptions {
+  // Of states that several sequences begin with, see kept_states.h. 0: none.
+  int64_t kept_state_bytes = 0;
   // How long a step may wait for its neighbours where rows go from device to device, whose own waits have no end.
   absl::Duration link_timeout = absl::Seconds(30);
   // The device or a library of its faulted or hangs, and nothing in this process can mend it. Called by the runner's
@@ -126,6 +129,7 @@ class StageRunner {
   WorkerMetrics* const metrics_;
   const RouterRegistry* const routers_;
   const StageRunnerOptions options_;
+  const std::shared_ptr<KeptStates> kept_;  // Jobs of the transfer may outlive the runner.
 
   // The thread's, of the epoch that runs.
   std::deque<BegunStep> begun_;  // Those that are pending.

@@ -56,6 +56,44 @@ TEST_P(StageRunnerStoreTest, ASnapshotGoesToTheStoreAndComesBackInAnotherEpoch) 
   EXPECT_EQ(restored->logits.at(77), expected->logits.at(1));
 }
 
+TEST_P(StageRunnerStoreTest, AKeptStateIsTakenFromMemoryWithTheSameBits) {
+  options_.kept_state_bytes = 1 << 20;
+  Start(2);
+  PipelineDriver driver(clients_);
+  ASSERT_THAT(driver.Open("router-0", "e1", "store"), IsOk());
+  ASSERT_THAT(driver.AttachFresh(0, 1), IsOk());
+  ASSERT_THAT(driver.Feed(0, 1, 0, tokens_), IsOk());
+  const auto kept = driver.Save(0, 1, tokens_.size(), "kept", kTestFingerprint, true);
+  const auto other = driver.Save(0, 1, tokens_.size(), "other", kTestFingerprint);
+  ASSERT_THAT(kept, IsOk());
+  ASSERT_THAT(other, IsOk());
+  const absl::StatusOr<DrivenStep> expected = driver.Feed(0, 1, tokens_.size(), {4, 4});
+  ASSERT_THAT(expected, IsOk());
+
+  // Also of an epoch before, and as often as it is asked for.
+  ASSERT_THAT(driver.Open("router-0", "e2", "store"), IsOk());
+  store_->FailWith(absl::UnavailableError("the store is away"));
+  for (uint64_t sequence : {77, 78}) {
+    v1::AttachSequence attach = FromSnapshot(static_cast<int>(sequence - 74), sequence, *kept);
+    attach.set_keep(true);
+    ASSERT_THAT(driver.Attach(attach), IsOk());
+    const auto restored = driver.Feed(static_cast<int>(sequence - 74), sequence, tokens_.size(), {4, 4});
+    ASSERT_THAT(restored, IsOk());
+    EXPECT_EQ(restored->logits.at(sequence), expected->logits.at(1));
+  }
+  v1::AttachSequence attach = FromSnapshot(5, 80, *other);
+  attach.set_keep(true);
+  EXPECT_THAT(driver.Attach(attach), StatusIs(absl::StatusCode::kUnavailable));
+  // What had to be fetched once stays.
+  store_->FailWith(absl::OkStatus());
+  attach.set_sequence(81);
+  ASSERT_THAT(driver.Attach(attach), IsOk());
+  store_->FailWith(absl::UnavailableError("the store is away"));
+  attach.set_slot(6);
+  attach.set_sequence(82);
+  EXPECT_THAT(driver.Attach(attach), IsOk());
+}
+
 TEST_P(StageRunnerStoreTest, AMissingRecordIsDataLossAndOtherErrorsPass) {
   Start(2);
   PipelineDriver driver(clients_);

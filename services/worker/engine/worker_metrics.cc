@@ -14,6 +14,12 @@ prometheus::Counter& Errors(common::Metrics& metrics, const char* cause) {
   return metrics.Counter("rwkv_worker_errors_total", "What went wrong.", {{"cause", cause}});
 }
 
+prometheus::Counter& KeptLookups(common::Metrics& metrics, const char* result) {
+  return metrics.Counter("rwkv_worker_kept_state_lookups_total",
+                         "States of the prefix cache to attach from: in memory already, or fetched from the store.",
+                         {{"result", result}});
+}
+
 }  // namespace
 
 WorkerMetrics::WorkerMetrics(common::Metrics& metrics)
@@ -40,6 +46,10 @@ WorkerMetrics::WorkerMetrics(common::Metrics& metrics)
                                               common::Metrics::LatencyBuckets())),
       snapshot_bytes_in_flight(
           metrics.Gauge("rwkv_worker_snapshot_bytes_in_flight", "Copies of states that are not yet stored.")),
+      kept_state_bytes(metrics.Gauge("rwkv_worker_kept_state_bytes",
+                                     "Memory of states that several sequences begin with (--kept_state_bytes).")),
+      kept_state_hits(KeptLookups(metrics, "hit")),
+      kept_state_misses(KeptLookups(metrics, "miss")),
       epochs(metrics.Counter("rwkv_worker_epochs_total", "Epochs opened.")),
       attach_errors(Errors(metrics, "attach")),
       save_errors(Errors(metrics, "save")),

@@ -28,6 +28,9 @@ struct WorkerMetrics {
   prometheus::Histogram& snapshot_save_seconds;
   prometheus::Histogram& snapshot_load_seconds;
   prometheus::Gauge& snapshot_bytes_in_flight;
+  prometheus::Gauge& kept_state_bytes;
+  prometheus::Counter& kept_state_hits;
+  prometheus::Counter& kept_state_misses;
   prometheus::Counter& epochs;
   std::array<prometheus::Counter*, kRefusalCauses> refused_entries;  // By RefusalCause.
   prometheus::Counter& attach_errors;

@@ -70,12 +70,14 @@ absl::Status PipelineDriver::AttachFresh(int slot, uint64_t sequence, const v1::
 }
 
 absl::StatusOr<v1::SnapshotManifest> PipelineDriver::Save(int slot, uint64_t sequence, uint64_t position,
-                                                          const std::string& id, const std::string& fingerprint) {
+                                                          const std::string& id, const std::string& fingerprint,
+                                                          bool keep) {
   v1::ExecuteRequest request;
   request.mutable_save()->set_slot(slot);
   request.mutable_save()->set_sequence(sequence);
   request.mutable_save()->set_expected_position(position);
   request.mutable_save()->set_snapshot_id(id);
+  request.mutable_save()->set_keep(keep);
   RWKV_RETURN_IF_ERROR(WriteAll(request));
   v1::SnapshotManifest manifest;
   manifest.set_snapshot_id(id);

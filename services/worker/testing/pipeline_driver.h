@@ -32,7 +32,7 @@ class PipelineDriver {
   absl::Status Attach(const v1::AttachSequence& attach);
   absl::Status AttachFresh(int slot, uint64_t sequence, const v1::Sampling& sampling = {});
   absl::StatusOr<v1::SnapshotManifest> Save(int slot, uint64_t sequence, uint64_t position, const std::string& id,
-                                            const std::string& fingerprint);
+                                            const std::string& fingerprint, bool keep = false);
   absl::Status Release(int slot, uint64_t sequence);
 
   // Numbers the step itself. Waits for its result.

@@ -75,7 +75,7 @@ class RunnerFixture : public ::testing::TestWithParam<const char*> {
       stage.transfer = std::make_unique<SnapshotTransfer>(transfer, stage.worker_metrics.get());
       stage.runner = std::make_unique<StageRunner>(
           stage.engine.get(), stage.links.get(), stage.transfer.get(), [store = store_] { return store; },
-          stage.worker_metrics.get(), &routers_);
+          stage.worker_metrics.get(), &routers_, options_);
       clients_.push_back(MakeRunnerClient(address, stage.runner.get()));
       stages_.push_back(std::move(stage));
     }
@@ -102,6 +102,7 @@ class RunnerFixture : public ::testing::TestWithParam<const char*> {
   }
 
   static inline std::string path_;
+  StageRunnerOptions options_;  // Of runners that Start() makes.
   rwkv::testing::FakeClock clock_;
   RouterRegistry routers_{&clock_};
   InprocLinkNetwork network_;
