@@ -52,6 +52,9 @@ TEST(WorkerMetricsTest, EveryHandleHasItsOwnNameAndLabel) {
   worker.step_errors.Increment(17);
   worker.link_errors.Increment(18);
   worker.link_sent_bytes.Increment(26);
+  worker.kept_state_bytes.Set(27);
+  worker.kept_state_hits.Increment(28);
+  worker.kept_state_misses.Increment(29);
   const auto refused = [&worker](RefusalCause cause, double count) {
     worker.refused_entries[static_cast<int>(cause)]->Increment(count);
   };
@@ -64,6 +67,9 @@ TEST(WorkerMetricsTest, EveryHandleHasItsOwnNameAndLabel) {
   refused(RefusalCause::kNumeric, 25);
 
   EXPECT_THAT(Exported(*metrics), ::testing::ContainerEq(std::map<std::string, double>{
+                                      {"rwkv_worker_kept_state_bytes", 27},
+                                      {"rwkv_worker_kept_state_lookups_total{result=hit}", 28},
+                                      {"rwkv_worker_kept_state_lookups_total{result=miss}", 29},
                                       {"rwkv_worker_step_seconds{phase=prefill}", 1},
                                       {"rwkv_worker_step_seconds{phase=decode}", 2},
                                       {"rwkv_worker_link_receive_wait_seconds", 3},
