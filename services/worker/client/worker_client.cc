@@ -86,10 +86,6 @@ class GrpcWorkerClient final : public WorkerClient {
     call->context.set_deadline(absl::ToChronoTime(deadline));
     call->request = request;
     call->done = std::move(done);
-    // Who asks again and again has a pace of his own; gRPC's would come on top of it.
-    if (channel_->GetState(false) == GRPC_CHANNEL_TRANSIENT_FAILURE) {
-      grpc::experimental::ChannelResetConnectionBackoff(channel_.get());
-    }
     stub_->async()->Describe(&call->context, &call->request, &call->response, [this, call](grpc::Status status) {
       // The call's parts are its own: `done` may end the client.
       const Described done = std::move(call->done);
