@@ -58,7 +58,8 @@ OwnSteps::Stopped OwnSteps::OnResult(const v1::StepResult& result) {
       if (entry.has_token_id() && !std::binary_search(stops.begin(), stops.end(), entry.token_id())) {
         sequence->token = entry.token_id();
         const std::vector<uint32_t>& pauses = sequence->pause_token_ids;
-        sequence->paused = std::binary_search(pauses.begin(), pauses.end(), entry.token_id());
+        sequence->paused =
+            sequence->known < sequence->position && std::binary_search(pauses.begin(), pauses.end(), entry.token_id());
       }
     }
     if (sequence->in_flight == 0 && std::exchange(sequence->stopping, false)) {
@@ -72,7 +73,8 @@ OwnSteps::Stopped OwnSteps::OnGoOn(const v1::GoOn& go_on) {
   Sequence* const sequence = Find(go_on.slot(), go_on.sequence());
   if (sequence == nullptr) return {};  // Nobody waits for an answer.
   sequence->until = go_on.until();
-  if (go_on.known() >= sequence->position) sequence->paused = false;
+  sequence->known = std::max<uint64_t>(sequence->known, go_on.known());
+  if (sequence->known >= sequence->position) sequence->paused = false;
   if (go_on.until() > 0) return {};
   if (sequence->in_flight == 0) return {StoppedAt(go_on.slot(), *sequence)};
   sequence->stopping = true;

@@ -35,10 +35,11 @@ class OwnSteps {
     std::vector<uint32_t> stop_token_ids;  // Ascending, both.
     std::vector<uint32_t> pause_token_ids;
     uint64_t position = 0;  // As the last result said.
+    uint64_t known = 0;     // The router has results up to here; of several stages it may have them before this one.
     uint64_t until = 0;
     absl::optional<uint32_t> token;  // Drawn last, and not fed.
     int in_flight = 0;               // Steps without results.
-    bool paused = false;             // Until the router knows of `token`.
+    bool paused = false;             // Until `known` reaches `position`.
     bool stopping = false;           // Says so as soon as nothing is in flight.
     uint64_t waits_since = 0;        // Of last_turn_.
 

@@ -99,6 +99,20 @@ TEST_F(OwnStepsTest, WaitsWhereTheAnswerMayEndUntilTheRouterKnowsOfIt) {
   EXPECT_THAT(own_.OnGoOn(GoOn(0)), ::testing::SizeIs(1)) << "it stands there";
 }
 
+// Of several stages the first hears of a result later than the router, and perhaps later than the router's answer.
+TEST_F(OwnStepsTest, WaitsForNothingThatTheRouterKnewBefore) {
+  v1::AttachSequence attach = Attach(kSlot, kSequence);
+  attach.add_pause_token_ids(42);
+  own_.OnAttach(attach);
+  own_.OnStep(Step(kSlot, kSequence, 20));
+  own_.OnGoOn(Knowing(30, 10));
+  own_.OnResult(Result(kSlot, kSequence, 10, 42));
+  EXPECT_TRUE(own_.ready());
+  own_.OnGoOn(Knowing(30, 8));
+  Go(11, 42);
+  EXPECT_FALSE(own_.ready()) << "of this one it knows nothing";
+}
+
 TEST_F(OwnStepsTest, FeedsWhatWasDrawnUntilTheEnd) {
   ASSERT_TRUE(own_.ready());
   const v1::Step step = own_.Next(8);
