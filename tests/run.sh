@@ -4,7 +4,7 @@
 #   tests/run.sh [--config asan|ubsan|tsan|aarch64] [BAZEL_TEST_ARGUMENT...]
 #
 # aarch64: the kernels' tests, built for that processor and run by an emulator.
-# Arguments go to `bazel test`; targets among them replace //... . The last line is "N passed, N failed, N skipped", in
+# Arguments go to `bazel test`: targets, which replace //..., and options (--option=VALUE). The last line is "N passed, N failed, N skipped", in
 # test cases. Ends with a status other than 0 when anything failed, did not build, or nothing ran.
 set -euo pipefail
 readonly root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
@@ -24,7 +24,11 @@ while [[ $# -gt 0 ]]; do
       ;;
     --config=*) config=${1#*=} ;;
     //* | @* | :*) targets+=("$1") ;;
-    *) arguments+=("$1") ;;
+    -*) arguments+=("$1") ;;
+    *)
+      echo "run.sh: '$1' is neither a target (//...) nor an option (a value is written --option=VALUE; see --help)" >&2
+      exit 2
+      ;;
   esac
   shift
 done
