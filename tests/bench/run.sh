@@ -16,7 +16,7 @@ cd "$root"
 deploy/local/setup.sh >&2
 bazel build --show_progress --show_progress_rate_limit=10 --curses=no \
   //services/state_store //services/worker //services/router //services/rwkvctl //tests/bench:engine_bench \
-  //tests/bench:limits //tests/bench:make_model >&2
+  //tests/bench:limits //tests/bench:make_model //tests/bench:step_timeline >&2
 cd "$caller"
 exec python3 "$root/tests/bench/bench.py" --binaries "$root/.bazel/bin" \
   --results "$root/tests/bench/results/$(date -u +%Y-%m).jsonl" "$@"
