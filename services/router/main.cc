@@ -277,7 +277,8 @@ absl::Status Run() {
   common::Executor texts(kTextThreads, kMaxQueuedTexts);
   const UploadLimits uploads = {absl::GetFlag(FLAGS_upload_piece_timeout), absl::GetFlag(FLAGS_upload_timeout)};
   GenerationService generation(&turns, &texts, uploads, tenancy.get(), tracer.get());
-  SessionsService sessions(&turns, catalog.get(), records.get(), &executor, Random, uploads, tenancy.get());
+  SessionsService sessions(&turns, catalog.get(), records.get(), &executor, Random, uploads, tenancy.get(),
+                           tracer.get());
   const auto describe_stores = [channels = common::MakeChannels(store_addresses, to_store)](absl::Time deadline) {
     return state_store::DescribeStores(channels, deadline);
   };

@@ -229,6 +229,11 @@ std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface> Tracer::I
   return std::make_unique<Calls>(this, roots);
 }
 
+TraceContext TraceOf(Tracer* tracer, const grpc::ServerContextBase& context) {
+  const std::shared_ptr<Span> call = tracer == nullptr ? nullptr : tracer->SpanOf(&context);
+  return call == nullptr ? TraceContext() : call->context();
+}
+
 void Tracer::Record(Span::Proto&& span) {
   {
     absl::MutexLock lock(&mu_);

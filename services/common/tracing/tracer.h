@@ -133,4 +133,8 @@ class Tracer {
   std::thread thread_;
 };
 
+// What calls that a handler makes are part of, also behind its return; not valid: its call is not traced, or `tracer` is
+// null.
+TraceContext TraceOf(Tracer* tracer, const grpc::ServerContextBase& context);
+
 }  // namespace rwkv::common

@@ -88,8 +88,9 @@ class ScoreDocumentReactor final
     : public StreamReactor<v1::ScoreDocumentResponse, v1::ScoreDocumentResponse,
                            grpc::ServerBidiReactor<v1::ScoreDocumentRequest, v1::ScoreDocumentResponse>> {
  public:
-  ScoreDocumentReactor(const DocumentCalls& calls, Tenancy* tenancy, const absl::StatusOr<Caller>& caller)
-      : ScoreDocumentReactor(calls, tenancy, caller, std::make_shared<PendingCall>(calls.turns)) {}
+  ScoreDocumentReactor(const DocumentCalls& calls, Tenancy* tenancy, const absl::StatusOr<Caller>& caller,
+                       std::shared_ptr<TurnTrace> trace)
+      : ScoreDocumentReactor(calls, tenancy, caller, std::move(trace), std::make_shared<PendingCall>(calls.turns)) {}
 
   void OnReadDone(bool ok) override {
     if (!reading_.upload().PieceCame()) return;
@@ -104,10 +105,11 @@ class ScoreDocumentReactor final
 
  private:
   ScoreDocumentReactor(const DocumentCalls& calls, Tenancy* tenancy, const absl::StatusOr<Caller>& caller,
-                       std::shared_ptr<PendingCall> call)
+                       std::shared_ptr<TurnTrace> trace, std::shared_ptr<PendingCall> call)
       : StreamReactor([](const v1::ScoreDocumentResponse& response) { return response; }, [call] { call->Cancel(); }),
         calls_(calls),
         tenancy_(tenancy),
+        trace_(std::move(trace)),
         call_(std::move(call)),
         reading_(calls, [stream = stream()](const absl::Status& late) { stream->Close(late); }) {
     if (caller.ok()) {
@@ -129,8 +131,8 @@ class ScoreDocumentReactor final
     const absl::StatusOr<std::shared_ptr<TenantBook::Ticket>> ticket = Enter(*document);
     if (!ticket.ok()) return stream()->Close(ticket.status());
     const auto metered = std::make_shared<MeteredDocument>(stream(), tenancy_, *ticket);
-    const auto score = [call = call_, document, metered, tenant = caller_.tenant()] {
-      call->turns().ScoreDocument(call->id(), *document, metered, tenant);
+    const auto score = [call = call_, document, metered, tenant = caller_.tenant(), trace = trace_] {
+      call->turns().ScoreDocument(call->id(), *document, metered, tenant, trace);
       call->HandedOver();
     };
     if (calls_.executor->TryRun(score)) return;
@@ -149,6 +151,7 @@ class ScoreDocumentReactor final
   const DocumentCalls calls_;
   Tenancy* const tenancy_;
   Caller caller_;
+  const std::shared_ptr<TurnTrace> trace_;
   const std::shared_ptr<PendingCall> call_;
   Reading<v1::ScoreDocumentRequest> reading_;
 };
@@ -224,8 +227,9 @@ class TokenizeDocumentReactor final
 }  // namespace
 
 grpc::ServerBidiReactor<v1::ScoreDocumentRequest, v1::ScoreDocumentResponse>* NewScoreDocumentCall(
-    const DocumentCalls& calls, Tenancy* tenancy, const absl::StatusOr<Caller>& caller) {
-  return new ScoreDocumentReactor(calls, tenancy, caller);
+    const DocumentCalls& calls, Tenancy* tenancy, const absl::StatusOr<Caller>& caller,
+    std::shared_ptr<TurnTrace> trace) {
+  return new ScoreDocumentReactor(calls, tenancy, caller, std::move(trace));
 }
 
 grpc::ServerBidiReactor<v1::TokenizeDocumentRequest, v1::TokenizeDocumentResponse>* NewTokenizeDocumentCall(

@@ -2,6 +2,8 @@
 // call, which deletes itself when the call is over.
 #pragma once
 
+#include <memory>
+
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "rwkv/v1/generation.grpc.pb.h"
@@ -9,6 +11,7 @@
 #include "services/router/rpc/uploads.h"
 #include "services/router/tenants/tenancy.h"
 #include "services/router/turns/turn_manager.h"
+#include "services/router/turns/turn_trace.h"
 
 namespace rwkv::router {
 
@@ -20,9 +23,10 @@ struct DocumentCalls {
   UploadLimits limits;
 };
 
-// `tenancy` is borrowed. A caller that is not known is told so.
+// `tenancy` is borrowed. A caller that is not known is told so. `trace`: null: the call is not traced.
 grpc::ServerBidiReactor<v1::ScoreDocumentRequest, v1::ScoreDocumentResponse>* NewScoreDocumentCall(
-    const DocumentCalls& calls, Tenancy* tenancy, const absl::StatusOr<Caller>& caller);
+    const DocumentCalls& calls, Tenancy* tenancy, const absl::StatusOr<Caller>& caller,
+    std::shared_ptr<TurnTrace> trace);
 grpc::ServerBidiReactor<v1::TokenizeDocumentRequest, v1::TokenizeDocumentResponse>* NewTokenizeDocumentCall(
     const DocumentCalls& calls, const absl::Status& known);
 

@@ -224,7 +224,7 @@ grpc::ServerUnaryReactor* GenerationService::Embed(grpc::CallbackServerContext* 
 grpc::ServerBidiReactor<v1::ScoreDocumentRequest, v1::ScoreDocumentResponse>* GenerationService::ScoreDocument(
     grpc::CallbackServerContext* context) {
   const absl::StatusOr<Caller> caller = tenancy_->CallerOf(*context);
-  return NewScoreDocumentCall(documents_, tenancy_, caller);
+  return NewScoreDocumentCall(documents_, tenancy_, caller, TurnSpans::Of(tracer_, *context));
 }
 
 grpc::ServerWriteReactor<v1::LogitsResponse>* GenerationService::Logits(grpc::CallbackServerContext* context,
@@ -238,7 +238,7 @@ grpc::ServerWriteReactor<v1::LogitsResponse>* GenerationService::Logits(grpc::Ca
     reactor->stream()->Close(entered.status());
     return reactor;
   }
-  turns_->Logits(call, *request, reactor->stream(), entered->caller.tenant());
+  turns_->Logits(call, *request, reactor->stream(), entered->caller.tenant(), TurnSpans::Of(tracer_, *context));
   return reactor;
 }
 

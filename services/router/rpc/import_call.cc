@@ -158,6 +158,7 @@ class ImportReactor final : public grpc::ServerReadReactor<v1::SessionsImportReq
   absl::Time StoreDeadline() const { return std::min(deadline_, absl::Now() + kStoreTimeout); }
 
   absl::Status Import() {
+    const common::ScopedTrace scope(calls_.trace);
     RWKV_ASSIGN_OR_RETURN(std::unique_ptr<MappedFile> file, file_.Map());
     RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<const SessionState> state,
                           SessionState::Open(std::move(file), ToStateModel(*model_)));

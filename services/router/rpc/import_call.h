@@ -8,6 +8,7 @@
 #include "absl/time/time.h"
 #include "rwkv/v1/sessions.grpc.pb.h"
 #include "services/common/executor.h"
+#include "services/common/tracing/trace_context.h"
 #include "services/router/rpc/uploads.h"
 #include "services/router/tenants/tenancy.h"
 #include "services/router/turns/turn_manager.h"
@@ -25,6 +26,7 @@ struct ImportCalls {
 
   absl::Status known;  // Not OK: the caller is not known, and is told so.
   Caller caller;
+  common::TraceContext trace;  // That its calls to the store are part of; not valid: none.
   UploadLimits limits;
   std::function<std::string()> new_session_id;
   std::function<std::string()> new_snapshot_id;

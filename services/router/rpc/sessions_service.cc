@@ -12,8 +12,10 @@
 #include "absl/time/time.h"
 #include "kernels/base/status_macros.h"
 #include "services/common/grpc_status.h"
+#include "services/common/tracing/trace_context.h"
 #include "services/router/rpc/import_call.h"
 #include "services/router/rpc/stream_reactor.h"
+#include "services/router/rpc/turn_spans.h"
 #include "services/router/turns/serving_model.h"
 #include "services/router/turns/turn_input.h"
 #include "services/tokenizer/stream_decoder.h"
@@ -42,22 +44,26 @@ class StateExport : public std::enable_shared_from_this<StateExport> {
 
   StateExport(TurnManager* turns, state_store::CatalogClient* catalog, state_store::RecordsClient* records,
               common::Executor* executor, const Caller& caller, const std::string& session_id,
-              std::shared_ptr<Stream> stream)
+              std::shared_ptr<Stream> stream, common::Tracer* tracer, std::shared_ptr<common::Span> span)
       : turns_(turns),
         catalog_(catalog),
         records_(records),
         executor_(executor),
         caller_(caller),
         session_id_(caller.In(session_id)),
-        stream_(std::move(stream)) {}
+        stream_(std::move(stream)),
+        tracer_(tracer),
+        span_(std::move(span)),
+        trace_(span_ == nullptr ? common::TraceContext() : span_->context()) {}
 
   void Begin(CallId call) {
     call_ = call;
-    turns_->Export(call, session_id_, [self = shared_from_this()](absl::StatusOr<TurnManager::ExportedState> state) {
+    const auto done = [self = shared_from_this()](absl::StatusOr<TurnManager::ExportedState> state) {
       if (!state.ok()) return self->Close(state.status());
       self->state_ = *std::move(state);
       self->ReadNext();
-    });
+    };
+    turns_->Export(call, session_id_, done, span_ == nullptr ? nullptr : std::make_shared<TurnSpans>(tracer_, span_));
   }
 
  private:
@@ -70,6 +76,7 @@ class StateExport : public std::enable_shared_from_this<StateExport> {
   }
 
   void ReadNow() {
+    const common::ScopedTrace scope(trace_);
     const absl::Time deadline = absl::Now() + kStoreTimeout;
     const v1::RecordInfo& record = state_.manifest.records(layer_);
     absl::StatusOr<std::string> bytes = records_->GetRecord(record, deadline);
@@ -137,6 +144,9 @@ class StateExport : public std::enable_shared_from_this<StateExport> {
   const Caller caller_;
   const std::string session_id_;
   const std::shared_ptr<Stream> stream_;
+  common::Tracer* const tracer_;
+  const std::shared_ptr<common::Span> span_;  // The call's; null: it is not traced.
+  const common::TraceContext trace_;
   // One step at a time touches the rest, each started by the one before.
   CallId call_ = 0;
   TurnManager::ExportedState state_;
@@ -160,13 +170,15 @@ class ExclusiveReactor final : public grpc::ServerUnaryReactor {
 
 SessionsService::SessionsService(TurnManager* turns, state_store::CatalogClient* catalog,
                                  state_store::RecordsClient* records, common::Executor* executor,
-                                 std::function<uint64_t()> random, const UploadLimits& uploads, Tenancy* tenancy)
+                                 std::function<uint64_t()> random, const UploadLimits& uploads, Tenancy* tenancy,
+                                 common::Tracer* tracer)
     : turns_(turns),
       catalog_(catalog),
       records_(records),
       executor_(executor),
       random_(std::move(random)),
       tenancy_(tenancy),
+      tracer_(tracer),
       import_shares_(kMaxImports, kMaxImportBytes, "state"),
       upload_limits_(uploads) {}
 
@@ -180,9 +192,11 @@ grpc::ServerUnaryReactor* SessionsService::Run(grpc::CallbackServerContext* cont
     reactor->Finish(common::ToGrpcStatus(caller.status()));
     return reactor;
   }
-  if (!executor_->TryRun([reactor, deadline, caller = *caller, work = std::move(work)] {
-        reactor->Finish(common::ToGrpcStatus(caller.Out(work(caller, deadline))));
-      })) {
+  if (!executor_->TryRun(
+          [reactor, deadline, caller = *caller, trace = common::TraceOf(tracer_, *context), work = std::move(work)] {
+            const common::ScopedTrace scope(trace);
+            reactor->Finish(common::ToGrpcStatus(caller.Out(work(caller, deadline))));
+          })) {
     reactor->Finish(common::ToGrpcStatus(TooMuch()));
   }
   return reactor;
@@ -326,7 +340,8 @@ grpc::ServerUnaryReactor* SessionsService::Rewind(grpc::CallbackServerContext* c
         if (status.ok()) *response->mutable_session() = *session;
         if (status.ok()) caller.Out(response->mutable_session());
         reactor->Finish(common::ToGrpcStatus(caller.Out(status)));
-      });
+      },
+      TurnSpans::Of(tracer_, *context));
   return reactor;
 }
 
@@ -349,7 +364,8 @@ grpc::ServerUnaryReactor* SessionsService::Delete(grpc::CallbackServerContext* c
       },
       [reactor, caller = *caller](const absl::Status& status) {
         reactor->Finish(common::ToGrpcStatus(caller.Out(status)));
-      });
+      },
+      TurnSpans::Of(tracer_, *context));
   return reactor;
 }
 
@@ -365,7 +381,7 @@ grpc::ServerWriteReactor<v1::SessionsExportStateResponse>* SessionsService::Expo
     return reactor;
   }
   std::make_shared<StateExport>(turns_, catalog_, records_, executor_, *caller, request->session_id(),
-                                reactor->stream())
+                                reactor->stream(), tracer_, tracer_ == nullptr ? nullptr : tracer_->SpanOf(context))
       ->Begin(call);
   return reactor;
 }
@@ -376,6 +392,7 @@ grpc::ServerReadReactor<v1::SessionsImportRequest>* SessionsService::Import(grpc
   const absl::StatusOr<Caller> caller = tenancy_->CallerOf(*context);
   calls.known = caller.status();
   if (caller.ok()) calls.caller = *caller;
+  calls.trace = common::TraceOf(tracer_, *context);
   calls.turns = turns_;
   calls.catalog = catalog_;
   calls.records = records_;

@@ -8,6 +8,7 @@
 #include "absl/status/statusor.h"
 #include "rwkv/v1/sessions.grpc.pb.h"
 #include "services/common/executor.h"
+#include "services/common/tracing/tracer.h"
 #include "services/router/rpc/uploads.h"
 #include "services/router/tenants/tenancy.h"
 #include "services/router/turns/turn_manager.h"
@@ -25,10 +26,10 @@ class SessionsService final : public v1::Sessions::CallbackService {
   static constexpr int kMaxImports = 2;
   static constexpr int64_t kMaxImportBytes = int64_t{512} << 20;
 
-  // All borrowed. `random` makes ids.
+  // All borrowed. `random` makes ids. `tracer` may be null.
   SessionsService(TurnManager* turns, state_store::CatalogClient* catalog, state_store::RecordsClient* records,
                   common::Executor* executor, std::function<uint64_t()> random, const UploadLimits& uploads,
-                  Tenancy* tenancy);
+                  Tenancy* tenancy, common::Tracer* tracer = nullptr);
 
   grpc::ServerUnaryReactor* Create(grpc::CallbackServerContext* context, const v1::SessionsCreateRequest* request,
                                    v1::SessionsCreateResponse* response) override;
@@ -63,6 +64,7 @@ class SessionsService final : public v1::Sessions::CallbackService {
   common::Executor* const executor_;
   const std::function<uint64_t()> random_;
   Tenancy* const tenancy_;
+  common::Tracer* const tracer_;
   UploadShares import_shares_;
   const UploadLimits upload_limits_;
 };

@@ -152,6 +152,7 @@ absl::Status TurnCore::TakeUp(Turn& turn, const Opened& opened) {
 
 void TurnCore::RunExclusive(const TurnPtr& turn) {
   turn->phase = Phase::kOpening;
+  TraceStage(*turn);
   v1::AcquireLeaseRequest acquire = sessions_.AcquireRequest(turn->session_id);
   const auto work = [this, job = turn->exclusive_job, acquire = std::move(acquire)] {
     Opened opened;
@@ -177,7 +178,7 @@ void TurnCore::RunExclusive(const TurnPtr& turn) {
     EndCall(*turn, opened.status.ok() ? opened.status : StoreError(opened.status));
     turn->stopped = true;
   };
-  if (!RunStoreJob<Opened>(world_, work, then)) {
+  if (!RunStoreJob<Opened>(world_, Traced<Opened>(turn->trace, work), then)) {
     turn->phase = Phase::kComputed;
     Fail(*turn, common::WithRetryInfo(absl::ResourceExhaustedError("too many calls to the state store wait"),
                                       absl::Seconds(1)));

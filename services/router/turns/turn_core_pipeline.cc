@@ -141,8 +141,8 @@ bool TurnCore::LocateWarm(const TurnPtr& turn, uint64_t at_least, uint64_t at_mo
     turn->tail = *std::move(tail);
     FeedKnown(*turn);
   };
-  if (!RunStoreJob<Tail>(
-          world_, [this, read = std::move(read)] { return Tail(catalog_->ReadTokens(read, StoreDeadline())); }, then)) {
+  const auto work = [this, read = std::move(read)] { return Tail(catalog_->ReadTokens(read, StoreDeadline())); };
+  if (!RunStoreJob<Tail>(world_, Traced<Tail>(turn->trace, work), then)) {
     RemoveSequence(*turn);
     Park(*turn);
     turn->not_before = Now() + options_.retry_delay;

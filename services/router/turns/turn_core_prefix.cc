@@ -69,13 +69,16 @@ void TurnCore::FindPrefix(const v1::FindPrefixRequest& find, Located* located) c
 
 void TurnCore::LocatePrefix(const TurnPtr& turn, v1::FindPrefixRequest find) {
   turn->phase = Phase::kLocating;
+  TraceStage(*turn);
   const auto work = [this, find = std::move(find)] {
     Located located;
     FindPrefix(find, &located);
     return located;
   };
-  if (RunStoreJob<Located>(world_, work, [this, turn](Located located) { OnLocated(turn, std::move(located)); }))
+  if (RunStoreJob<Located>(world_, Traced<Located>(turn->trace, work),
+                           [this, turn](Located located) { OnLocated(turn, std::move(located)); })) {
     return;
+  }
   Admit(turn, 0);
 }
 
@@ -119,7 +122,10 @@ bool TurnCore::CommitPrefix(const std::string& id, PendingSave& save) {
   v1::PutPrefixRequest request = *save.prefix;
   *request.mutable_manifest() = ManifestOf(save);
   save.committing = RunStoreJob<absl::Status>(
-      world_, [this, request = std::move(request)] { return catalog_->PutPrefix(request, StoreDeadline()).status(); },
+      world_,
+      Traced<absl::Status>(
+          save.trace,
+          [this, request = std::move(request)] { return catalog_->PutPrefix(request, StoreDeadline()).status(); }),
       [this, id](absl::Status status) { EndSave(id, status); });
   return save.committing;
 }

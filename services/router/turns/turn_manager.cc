@@ -137,11 +137,12 @@ void TurnManager::Score(CallId call, const v1::ScoreRequest& request,
 
 void TurnManager::ScoreDocument(CallId call, const Document& document,
                                 std::shared_ptr<ResponseStream<v1::ScoreDocumentResponse>> stream,
-                                const std::string& tenant) {
+                                const std::string& tenant, std::shared_ptr<TurnTrace> trace) {
   auto turn = std::make_shared<Turn>();
   turn->kind = Turn::Kind::kDocument;
   turn->call = call;
   turn->tenant = tenant;
+  turn->trace = std::move(trace);
   turn->document_stream = std::move(stream);
   const absl::StatusOr<std::shared_ptr<const ServingModel>> model = ModelOrWhyNot(document.model);
   if (!model.ok()) return driver_->Reject(*turn, model.status());
@@ -165,11 +166,13 @@ void TurnManager::ScoreDocument(CallId call, const Document& document,
 }
 
 void TurnManager::Logits(CallId call, const v1::LogitsRequest& request,
-                         std::shared_ptr<ResponseStream<v1::LogitsResponse>> stream, const std::string& tenant) {
+                         std::shared_ptr<ResponseStream<v1::LogitsResponse>> stream, const std::string& tenant,
+                         std::shared_ptr<TurnTrace> trace) {
   auto turn = std::make_shared<Turn>();
   turn->kind = Turn::Kind::kLogits;
   turn->call = call;
   turn->tenant = tenant;
+  turn->trace = std::move(trace);
   turn->logits_stream = std::move(stream);
   if (!driver_->options().allow_logits) {
     return driver_->Reject(*turn, absl::PermissionDeniedError("this router runs without --allow_logits"));
@@ -210,10 +213,11 @@ void TurnManager::Embed(CallId call, const v1::EmbedRequest& request,
 }
 
 void TurnManager::Export(CallId call, const std::string& session_id,
-                         std::function<void(absl::StatusOr<ExportedState>)> done) {
+                         std::function<void(absl::StatusOr<ExportedState>)> done, std::shared_ptr<TurnTrace> trace) {
   auto turn = std::make_shared<Turn>();
   turn->kind = Turn::Kind::kExport;
   turn->call = call;
+  turn->trace = std::move(trace);
   turn->tenant = std::string(common::SplitScopedId(session_id).tenant);
   turn->export_done = std::move(done);
   turn->session_id = session_id;
@@ -229,10 +233,11 @@ void TurnManager::Export(CallId call, const std::string& session_id,
 }
 
 void TurnManager::Exclusive(CallId call, const std::string& session_id, bool deletes, ExclusiveJob job,
-                            std::function<void(absl::Status)> done) {
+                            std::function<void(absl::Status)> done, std::shared_ptr<TurnTrace> trace) {
   auto turn = std::make_shared<Turn>();
   turn->kind = Turn::Kind::kExclusive;
   turn->call = call;
+  turn->trace = std::move(trace);
   turn->tenant = std::string(common::SplitScopedId(session_id).tenant);
   turn->deletes = deletes;
   turn->exclusive_job = std::move(job);

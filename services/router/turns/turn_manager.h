@@ -88,17 +88,19 @@ class TurnManager {
   void Score(CallId call, const v1::ScoreRequest& request, std::function<void(absl::StatusOr<v1::ScoreResponse>)> done,
              const std::string& tenant = "", std::shared_ptr<TurnTrace> trace = nullptr);
   void ScoreDocument(CallId call, const Document& document,
-                     std::shared_ptr<ResponseStream<v1::ScoreDocumentResponse>> stream, const std::string& tenant = "");
+                     std::shared_ptr<ResponseStream<v1::ScoreDocumentResponse>> stream, const std::string& tenant = "",
+                     std::shared_ptr<TurnTrace> trace = nullptr);
   void Logits(CallId call, const v1::LogitsRequest& request, std::shared_ptr<ResponseStream<v1::LogitsResponse>> stream,
-              const std::string& tenant = "");
+              const std::string& tenant = "", std::shared_ptr<TurnTrace> trace = nullptr);
   void Embed(CallId call, const v1::EmbedRequest& request, std::function<void(absl::StatusOr<v1::EmbedResponse>)> done,
              const std::string& tenant = "", std::shared_ptr<TurnTrace> trace = nullptr);
   // Makes sure that there is a snapshot at the end of the session's log.
-  void Export(CallId call, const std::string& session_id, std::function<void(absl::StatusOr<ExportedState>)> done);
+  void Export(CallId call, const std::string& session_id, std::function<void(absl::StatusOr<ExportedState>)> done,
+              std::shared_ptr<TurnTrace> trace = nullptr);
   // Runs `job` on the executor while no turn of the session runs and this router holds its lease; afterwards the
   // session's warm slots are gone. kAborted: a turn is running. `deletes`: when it is done the session is no more.
   void Exclusive(CallId call, const std::string& session_id, bool deletes, ExclusiveJob job,
-                 std::function<void(absl::Status)> done);
+                 std::function<void(absl::Status)> done, std::shared_ptr<TurnTrace> trace = nullptr);
 
   // The client is gone, or its deadline has passed. The stream or `done` is not called any more, or for the last time.
   void Cancel(CallId call);
