@@ -14,6 +14,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "gmock/gmock.h"
@@ -25,6 +26,7 @@
 #include "tests/testing/local_cluster.h"
 #include "tests/testing/random_model.h"
 #include "tests/testing/status_matchers.h"
+#include "tests/testing/wait_until.h"
 
 namespace rwkv {
 namespace {
@@ -71,7 +73,7 @@ v1::GenerateRequest Turn(const std::string& session, int number, const std::stri
   return request;
 }
 
-class GoOnTest : public ::testing::Test {
+class GoOnTest : public ::testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
     testing::RandomModelOptions model;
@@ -94,10 +96,11 @@ class GoOnTest : public ::testing::Test {
     v1::SessionsCreateRequest create;
     create.set_session_id(id);
     absl::Status status;
-    const absl::Time limit = absl::Now() + kLimit;
-    do {
+    const auto answered = [&] {
       status = client_->CreateSession(create).status();
-    } while (absl::IsUnavailable(status) && absl::Now() < limit);
+      return !absl::IsUnavailable(status);
+    };
+    (void)testing::WaitUntil(answered, kLimit);
     ASSERT_OK(status);
   }
 
@@ -108,9 +111,9 @@ class GoOnTest : public ::testing::Test {
       const std::function<absl::Status(const Answer&)>& on_message = [](const Answer&) { return absl::OkStatus(); },
       const std::function<void()>& again = [] {}) {
     Answer answer;
-    const absl::Time limit = absl::Now() + kLimit;
-    while (true) {
-      const absl::Status status = client_->Generate(request, [&](const v1::GenerateResponse& response) -> absl::Status {
+    absl::Status status;
+    const auto ended = [&] {
+      status = client_->Generate(request, [&](const v1::GenerateResponse& response) -> absl::Status {
         if (response.index() != answer.tokens.size()) {
           return absl::DataLossError(absl::StrCat("index ", response.index(), " after ", answer.tokens.size()));
         }
@@ -119,13 +122,15 @@ class GoOnTest : public ::testing::Test {
         if (response.has_finish()) answer.finish = response.finish();
         return on_message(answer);
       });
-      if (status.ok()) return answer;
       const bool may_pass = absl::IsUnavailable(status) || absl::IsAborted(status) || absl::IsCancelled(status);
-      if (!may_pass || absl::Now() > limit) return status;
+      if (!may_pass) return true;
       again();
       request.set_resume_from(answer.tokens.size());
-      absl::SleepFor(absl::Milliseconds(5));
-    }
+      return false;
+    };
+    (void)testing::WaitUntil(ended, kLimit);
+    if (!status.ok()) return status;
+    return answer;
   }
 
   // What a session of its own says undisturbed; `stop`: of the first turn.
@@ -213,19 +218,14 @@ class GoOnTest : public ::testing::Test {
   std::string stop_;
 };
 
-TEST_F(GoOnTest, AWorkerIsKilledOrStopped) {
-  for (const char* worker : {"worker-0", "worker-1"}) {
-    for (const int signal : {SIGKILL, SIGSTOP}) DisturbAll(worker, signal);
-  }
+TEST_P(GoOnTest, AProcessIsKilledOrStopped) {
+  for (const int signal : {SIGKILL, SIGSTOP}) DisturbAll(GetParam(), signal);
 }
 
-TEST_F(GoOnTest, TheRouterIsKilledOrStopped) {
-  for (const int signal : {SIGKILL, SIGSTOP}) DisturbAll("router-0", signal);
-}
-
-TEST_F(GoOnTest, TheStoreIsKilledOrStopped) {
-  for (const int signal : {SIGKILL, SIGSTOP}) DisturbAll("state_store-0", signal);
-}
+INSTANTIATE_TEST_SUITE_P(Victims, GoOnTest, ::testing::Values("worker-0", "worker-1", "router-0", "state_store-0"),
+                         [](const auto& info) {
+                           return absl::StrReplaceAll(info.param, {{"-", "_"}});
+                         });
 
 }  // namespace
 }  // namespace rwkv
