@@ -149,12 +149,13 @@ TEST(StandbyTest, ARouterMoreThanPipelinesStandsByAndTakesOver) {
   EXPECT_THAT(serving(standby), IsOkAndHolds(false));
   EXPECT_THAT(serving(standby, "live"), IsOkAndHolds(true));
   ASSERT_THAT((*cluster)->Kill(absl::StrCat("router-", driver)), IsOk());
-  const absl::Time begin = absl::Now();
-  ASSERT_TRUE(testing::WaitUntil([&] {
+  // In two seconds, on a machine with nothing else to do; what would be wrong waits for a timeout, of which the shortest
+  // has thirty.
+  const auto took_over = [&] {
     const absl::StatusOr<bool> is_serving = serving(standby);
     return is_serving.ok() && *is_serving;
-  }));
-  EXPECT_LT(absl::Now() - begin, absl::Seconds(5)) << "two seconds, and a slow machine";
+  };
+  ASSERT_TRUE(testing::WaitUntil(took_over, absl::Seconds(25)));
   // It falls when there is nothing left to serve with, and the process is still alive.
   ASSERT_THAT((*cluster)->Kill("worker-1"), IsOk());
   ASSERT_TRUE(testing::WaitUntil([&] {
