@@ -105,6 +105,20 @@ class FilesTest(unittest.TestCase):
         pages = {os.path.basename(p) for p in glob.glob(f"{DEPLOY}/playbook/rwkv-*.md")}
         self.assertEqual(pages, {os.path.basename(r["annotations"]["runbook"]) for r in rules("alert")})
 
+    def test_pages_name_only_what_the_programs_have(self):
+        """Log lines, metrics, flags: what is renamed leaves a page that nobody can follow."""
+        programs = b""
+        for program in ("router", "worker", "state_store"):
+            with open(f"services/{program}/{program}", "rb") as file:
+                programs += file.read()
+        for page in glob.glob(f"{DEPLOY}/playbook/rwkv-*.md"):
+            with open(page, encoding="utf-8") as file:
+                text = file.read()
+            names = re.findall(r"`([a-z]+(?:_[a-z]+)+)`", text) + re.findall(r"\brwkv_[a-z_]+", text)
+            names += re.findall(r"--([a-z]+(?:_[a-z]+)+)", text)
+            for name in names:
+                self.assertTrue(name.encode() in programs, f"{os.path.basename(page)}: {name}")
+
     def test_boards_and_kubernetes_rules_are_up_to_date(self):
         spec = importlib.util.spec_from_file_location("make_boards", f"{HERE}/make_boards.py")
         make_boards = importlib.util.module_from_spec(spec)
