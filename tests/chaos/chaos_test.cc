@@ -135,7 +135,7 @@ class Schedule {
         Break();
         next = absl::Now() + absl::Seconds(std::exponential_distribution<>(1 / kMeanSecondsBetweenFaults)(random_));
       }
-      absl::SleepFor(absl::Milliseconds(5));
+      absl::SleepFor(absl::Milliseconds(5));  // Faults come and go by the clock.
     }
     return true;
   }

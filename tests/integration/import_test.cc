@@ -12,8 +12,6 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
-#include "absl/time/time.h"
 #include "absl/types/optional.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -25,6 +23,7 @@
 #include "tests/testing/local_cluster.h"
 #include "tests/testing/random_model.h"
 #include "tests/testing/status_matchers.h"
+#include "tests/testing/wait_until.h"
 
 namespace rwkv {
 namespace {
@@ -111,12 +110,12 @@ absl::Status Fork(RouterClient& client, const std::string& id, absl::optional<ui
   if (position.has_value()) fork.set_position(*position);
   fork.set_new_session_id(new_id);
   // A store that was just restarted is found again within a second.
-  const absl::Time limit = absl::Now() + absl::Seconds(30);
-  for (;;) {
-    const absl::Status status = client.ForkSession(fork).status();
-    if (!absl::IsUnavailable(status) || absl::Now() > limit) return status;
-    absl::SleepFor(absl::Milliseconds(20));
-  }
+  absl::Status status;
+  (void)testing::WaitUntil([&] {
+    status = client.ForkSession(fork).status();
+    return !absl::IsUnavailable(status);
+  });
+  return status;
 }
 
 class ImportTest : public ::testing::Test {

@@ -74,7 +74,7 @@ TEST_F(StoresTest, EitherStoreIsKilledOrStopped) {
 
 TEST_F(StoresTest, BothStoresAreKilledAtOnceAndARouterWithOne) {
   for (const std::string& store : cluster_->Names("state_store")) ASSERT_THAT(cluster_->Kill(store), IsOk());
-  absl::SleepFor(absl::Seconds(1));  // Nothing can go on, and nothing may be given up.
+  absl::SleepFor(absl::Seconds(1));  // The outage itself: nothing can go on, and nothing may be given up.
   for (const std::string& store : cluster_->Names("state_store")) ASSERT_THAT(cluster_->Restart(store), IsOk());
   conversations_->ExpectProgress();
   ASSERT_THAT(cluster_->Kill("router-0"), IsOk());
@@ -90,7 +90,7 @@ TEST_F(StoresTest, PostgresIsShutDownFastAtOnceAndKilled) {
     } else {
       servers_.postgres->Shutdown(signal);
     }
-    absl::SleepFor(absl::Seconds(1));
+    absl::SleepFor(absl::Seconds(1));  // The outage itself: nothing is waited for.
     ASSERT_TRUE(conversations_->NoneFailed()) << "while PostgreSQL is away after signal " << signal;
     ASSERT_THAT(servers_.postgres->Restart(), IsOk());
     conversations_->ExpectProgress();

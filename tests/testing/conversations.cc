@@ -8,6 +8,7 @@
 #include "gtest/gtest.h"
 #include "rwkv/v1/generation.pb.h"
 #include "rwkv/v1/sessions.pb.h"
+#include "tests/testing/wait_until.h"
 
 namespace rwkv::testing {
 
@@ -31,13 +32,12 @@ Conversations::~Conversations() { Stop(); }
 absl::Status Conversations::CreateSession(router::RouterClient& client, const std::string& id) const {
   v1::SessionsCreateRequest create;
   create.set_session_id(id);
-  const absl::Time limit = absl::Now() + options_.limit;
   absl::Status status;
-  do {
+  const auto answered = [&] {
     status = client.CreateSession(create).status();
-    if (!absl::IsUnavailable(status)) break;
-    absl::SleepFor(absl::Milliseconds(20));
-  } while (absl::Now() < limit);
+    return !absl::IsUnavailable(status);
+  };
+  (void)WaitUntil(answered, options_.limit);
   return status;
 }
 
@@ -55,9 +55,8 @@ absl::StatusOr<Conversations::Tokens> Conversations::Turn(router::RouterClient& 
   request.set_max_tokens(options_.tokens_per_turn);
   Tokens tokens;
   absl::Status status;
-  const absl::Time limit = absl::Now() + options_.limit;
   absl::Time last = absl::Now();
-  do {
+  const auto ended = [&] {
     status = client.Generate(request, [&](const v1::GenerateResponse& response) {
       const absl::Time now = absl::Now();
       const int64_t pause = absl::ToInt64Nanoseconds(now - last);
@@ -75,9 +74,9 @@ absl::StatusOr<Conversations::Tokens> Conversations::Turn(router::RouterClient& 
     request.set_resume_from(tokens.size());
     // Between two turns, too, the session may be with a router that was lost; and one that is there may be without a
     // pipeline or a store for a moment, or full.
-    if (!absl::IsAborted(status) && !absl::IsUnavailable(status) && !absl::IsResourceExhausted(status)) break;
-    absl::SleepFor(absl::Milliseconds(20));
-  } while (absl::Now() < limit);
+    return !absl::IsAborted(status) && !absl::IsUnavailable(status) && !absl::IsResourceExhausted(status);
+  };
+  (void)WaitUntil(ended, options_.limit);
   if (!status.ok()) return status;
   return tokens;
 }
@@ -113,14 +112,15 @@ void Conversations::Start() {
 void Conversations::ExpectProgress() {
   std::vector<int> before;
   for (const auto& conversation : conversations_) before.push_back(conversation->done);
-  const absl::Time limit = absl::Now() + options_.limit;
   size_t further = 0;
-  while (absl::Now() < limit && NoneFailed()) {
+  bool none_failed = true;
+  const auto all_or_failed = [&] {
+    none_failed = NoneFailed();
     further = 0;
     for (size_t i = 0; i < before.size(); ++i) further += conversations_[i]->done > before[i];
-    if (further == before.size()) return;
-    absl::SleepFor(absl::Milliseconds(5));
-  }
+    return further == before.size() || !none_failed;
+  };
+  if (WaitUntil(all_or_failed, options_.limit) && none_failed) return;
   FAIL() << "only " << further << " of " << before.size() << " conversations get further";
 }
 

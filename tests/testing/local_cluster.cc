@@ -26,11 +26,11 @@
 #include "services/common/grpc_status.h"
 #include "services/common/security/security.h"
 #include "tests/testing/files.h"
+#include "tests/testing/wait_until.h"
 
 namespace rwkv::testing {
 namespace {
 
-constexpr absl::Duration kPollInterval = absl::Milliseconds(5);
 constexpr absl::Duration kDrainTimeout = absl::Seconds(30);
 constexpr size_t kLogTailBytes = 4000;
 
@@ -248,18 +248,18 @@ absl::Status LocalCluster::Restart(const std::string& name, const std::vector<st
   }
   arguments.insert(arguments.end(), extra_flags.begin(), extra_flags.end());
   RWKV_ASSIGN_OR_RETURN(process.pid, Spawn(arguments, LogPath(name)));
-  const absl::Time deadline = absl::Now() + options_.start_timeout;
   std::string ports;
-  while ((ports = ReadFile(port_file)).empty()) {
-    const int wait_status = WaitForExit(process, absl::Now() + kPollInterval);
-    if (wait_status >= 0) {
-      return absl::UnavailableError(
-          absl::StrCat(name, " ", DescribeExit(wait_status), " while starting:\n", LogTail(name)));
-    }
-    if (absl::Now() > deadline) {
-      return absl::DeadlineExceededError(absl::StrCat(name, " does not listen:\n", LogTail(name)));
-    }
+  int wait_status = -1;
+  const auto listens_or_ended = [&] {
+    wait_status = WaitForExit(process, absl::InfinitePast());
+    return wait_status >= 0 || !(ports = ReadFile(port_file)).empty();
+  };
+  const bool in_time = WaitUntil(listens_or_ended, options_.start_timeout);
+  if (wait_status >= 0) {
+    return absl::UnavailableError(
+        absl::StrCat(name, " ", DescribeExit(wait_status), " while starting:\n", LogTail(name)));
   }
+  if (!in_time) return absl::DeadlineExceededError(absl::StrCat(name, " does not listen:\n", LogTail(name)));
   process.grpc_address = PortFileEntry(ports, "grpc");
   process.metrics_address = PortFileEntry(ports, "metrics");
   return absl::OkStatus();
@@ -279,16 +279,11 @@ absl::Status LocalCluster::RestartAll() {
 }
 
 int LocalCluster::WaitForExit(Process& process, absl::Time deadline) {
-  while (true) {
-    int wait_status = 0;
-    const pid_t result = waitpid(process.pid, &wait_status, WNOHANG);
-    if (result == process.pid) {
-      process.pid = -1;
-      return wait_status;
-    }
-    if (absl::Now() >= deadline) return -1;
-    absl::SleepFor(kPollInterval);
-  }
+  int wait_status = 0;
+  const auto ended = [&] { return waitpid(process.pid, &wait_status, WNOHANG) == process.pid; };
+  if (!WaitUntil(ended, deadline - absl::Now())) return -1;
+  process.pid = -1;
+  return wait_status;
 }
 
 absl::Status LocalCluster::Kill(const std::string& name) {
@@ -352,27 +347,28 @@ absl::Status LocalCluster::Thaw(const std::string& name) {
 
 absl::Status LocalCluster::WaitUntilServing() {
   const auto stub = v1::Cluster::NewStub(Channel("router-0"));
-  const absl::Time deadline = absl::Now() + options_.start_timeout;
+  absl::Status broken;
   std::string last = "nothing";
-  while (absl::Now() < deadline) {
+  const auto serves_or_broken = [&] {
     for (const std::string& name : process_names()) {
       Process& process = processes_.at(name);
-      if (process.pid < 0) return absl::FailedPreconditionError(absl::StrCat(name, " is not running"));
+      if (process.pid < 0) broken = absl::FailedPreconditionError(absl::StrCat(name, " is not running"));
+      if (!broken.ok()) return true;
       const int wait_status = WaitForExit(process, absl::InfinitePast());
-      if (wait_status >= 0) {
-        return absl::UnavailableError(absl::StrCat(name, " ", DescribeExit(wait_status), ":\n", LogTail(name)));
-      }
+      if (wait_status < 0) continue;
+      broken = absl::UnavailableError(absl::StrCat(name, " ", DescribeExit(wait_status), ":\n", LogTail(name)));
+      return true;
     }
     grpc::ClientContext context;
     context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Seconds(5)));
     v1::GetStatusResponse response;
     const grpc::Status status = stub->GetStatus(&context, {}, &response);
-    const bool serves = options_.routers > 1 || response.pipeline_state() == "serving";
-    if (status.ok() && serves && response.lanes_size() == pipelines()) return absl::OkStatus();
     last = status.ok() ? absl::StrCat(response.pipeline_state(), ", with ", response.lanes_size(), " pipelines driven")
                        : common::FromGrpcStatus(status).ToString();
-    absl::SleepFor(kPollInterval);
-  }
+    const bool serves = options_.routers > 1 || response.pipeline_state() == "serving";
+    return status.ok() && serves && response.lanes_size() == pipelines();
+  };
+  if (WaitUntil(serves_or_broken, options_.start_timeout)) return broken;
   return absl::DeadlineExceededError(absl::StrCat("the pipeline does not serve; the router says: ", last));
 }
 

@@ -60,6 +60,11 @@ void SpanCollector::Hang(bool hang) {
   hangs_ = hang;
 }
 
+int SpanCollector::calls() const {
+  absl::MutexLock lock(&mu_);
+  return calls_;
+}
+
 std::vector<SpanCollector::Received> SpanCollector::spans() const {
   absl::MutexLock lock(&mu_);
   return spans_;
@@ -78,6 +83,7 @@ bool SpanCollector::WaitUntil(const std::function<bool(const std::vector<Receive
 grpc::Status SpanCollector::Export(grpc::ServerContext* context, const otlp::ExportTraceServiceRequest* request,
                                    otlp::ExportTraceServiceResponse* /*response*/) {
   absl::MutexLock lock(&mu_);
+  ++calls_;
   const auto goes_on = [&] {
     mu_.AssertReaderHeld();
     return !hangs_;

@@ -35,6 +35,8 @@ class SpanCollector final : public opentelemetry::proto::collector::trace::v1::T
 
   // Calls wait, unanswered, until it is switched off again.
   void Hang(bool hang) ABSL_LOCKS_EXCLUDED(mu_);
+  // That have begun.
+  int calls() const ABSL_LOCKS_EXCLUDED(mu_);
 
   std::vector<Received> spans() const ABSL_LOCKS_EXCLUDED(mu_);
   // Waits until `enough` says yes of all spans so far. False: it does not until `deadline`.
@@ -49,6 +51,7 @@ class SpanCollector final : public opentelemetry::proto::collector::trace::v1::T
 
   mutable absl::Mutex mu_;
   bool hangs_ ABSL_GUARDED_BY(mu_) = false;
+  int calls_ ABSL_GUARDED_BY(mu_) = 0;
   std::vector<Received> spans_ ABSL_GUARDED_BY(mu_);
   std::string address_;
   std::unique_ptr<grpc::Server> server_;

@@ -27,6 +27,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "kernels/base/status_macros.h"
+#include "tests/testing/wait_until.h"
 
 namespace rwkv::testing {
 namespace {
@@ -105,16 +106,15 @@ std::string TestServer::LogTail() const {
 }
 
 absl::Status TestServer::WaitUntilListening() const {
-  const absl::Time deadline = absl::Now() + kLimit;
-  while (absl::Now() < deadline) {
+  bool listening = false;
+  const auto listens_or_ended = [&] {
     const int fd = socket(AF_INET, SOCK_STREAM, 0);
     const sockaddr_in address = Loopback(port_);
-    const bool listening = connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0;
+    listening = connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0;
     close(fd);
-    if (listening) return absl::OkStatus();
-    if (waitpid(pid_, nullptr, WNOHANG) != 0) break;
-    absl::SleepFor(absl::Milliseconds(10));
-  }
+    return listening || waitpid(pid_, nullptr, WNOHANG) != 0;
+  };
+  if (WaitUntil(listens_or_ended, kLimit) && listening) return absl::OkStatus();
   return absl::UnavailableError(absl::StrCat("the server in ", folder_, " does not listen:\n", LogTail()));
 }
 
@@ -129,12 +129,12 @@ absl::Status TestServer::Restart() {
   Kill();
   absl::Status status;
   // What a killed server left may take a moment to go.
-  for (const absl::Time deadline = absl::Now() + kLimit; absl::Now() < deadline;) {
+  const auto started = [&] {
     status = Start();
-    if (status.ok()) break;
-    pid_ = -1;
-    absl::SleepFor(absl::Milliseconds(100));
-  }
+    if (!status.ok()) pid_ = -1;
+    return status.ok();
+  };
+  (void)WaitUntil(started, kLimit);
   return status;
 }
 
@@ -246,8 +246,7 @@ class GatewayServer final : public AnyS3Server {
   std::string credentials_file() const override { return folder_ + "/credentials"; }
   void Kill() override {
     Signal(SIGKILL);
-    const absl::Time deadline = absl::Now() + kLimit;
-    while (kill(Pid(), 0) == 0 && absl::Now() < deadline) absl::SleepFor(absl::Milliseconds(5));
+    (void)WaitUntil([this] { return kill(Pid(), 0) != 0; }, kLimit);
   }
   absl::Status Restart() override { return RunScript("restart"); }
   void Freeze() override { Signal(SIGSTOP); }

@@ -15,6 +15,7 @@
 #include "services/common/tracing/trace_context.h"
 #include "tests/testing/span_collector.h"
 #include "tests/testing/status_matchers.h"
+#include "tests/testing/wait_until.h"
 
 namespace rwkv::common {
 namespace {
@@ -142,7 +143,7 @@ TEST_F(TracerTest, ACollectorThatComesBackGetsWhatIsStillThere) {
   options_.max_tries = 1000;
   const std::unique_ptr<Tracer> tracer = Create();
   tracer->Begin("a", Span::kInternal, {});
-  absl::SleepFor(absl::Milliseconds(300));  // Makes a second try likely; nothing depends on it.
+  ASSERT_TRUE(testing::WaitUntil([this] { return collector_.calls() >= 2; }, kPatience));  // It is tried again.
   collector_.Hang(false);
   EXPECT_TRUE(collector_.WaitUntil([](const Received& spans) { return !spans.empty(); }, absl::Now() + kPatience));
 }

@@ -27,6 +27,7 @@
 #include "services/router/client/cancellation.h"
 #include "services/router/client/router_client.h"
 #include "services/state_store/client/crc32c.h"
+#include "tests/testing/wait_until.h"
 
 namespace rwkv::router {
 
@@ -66,9 +67,8 @@ class ScriptedGeneration : public v1::Generation::Service {
       writer->Write(last);
     }
     if (script.hang) {
-      const absl::Time limit = absl::Now() + absl::Seconds(20);
-      while (!context->IsCancelled() && absl::Now() < limit) absl::SleepFor(absl::Milliseconds(1));
-      if (context->IsCancelled() && !left_.HasBeenNotified()) left_.Notify();
+      const bool cancelled = testing::WaitUntil([context] { return context->IsCancelled(); }, absl::Seconds(20));
+      if (cancelled && !left_.HasBeenNotified()) left_.Notify();
     }
     return common::ToGrpcStatus(script.status);
   }
@@ -76,8 +76,7 @@ class ScriptedGeneration : public v1::Generation::Service {
   grpc::Status Tokenize(grpc::ServerContext* context, const v1::TokenizeRequest* request,
                         v1::TokenizeResponse* response) override {
     if (request->data() == "hang") {
-      const absl::Time limit = absl::Now() + absl::Seconds(20);
-      while (!context->IsCancelled() && absl::Now() < limit) absl::SleepFor(absl::Milliseconds(1));
+      (void)testing::WaitUntil([context] { return context->IsCancelled(); }, absl::Seconds(20));
     }
     for (char c : request->data()) response->add_token_ids(static_cast<unsigned char>(c));
     return grpc::Status::OK;

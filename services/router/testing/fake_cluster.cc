@@ -15,6 +15,7 @@
 #include "services/router/pipeline/found_workers.h"
 #include "services/state_store/client/state_store_client.h"
 #include "services/worker/client/worker_client.h"
+#include "tests/testing/wait_until.h"
 
 namespace rwkv::router {
 namespace {
@@ -30,14 +31,7 @@ bool Waited(bool came) {
   return came;
 }
 
-bool WaitUntil(const std::function<bool()>& condition) {
-  const absl::Time limit = absl::Now() + WaitLimit();
-  while (!condition()) {
-    if (absl::Now() > limit) return Waited(false);
-    absl::SleepFor(absl::Milliseconds(1));
-  }
-  return true;
-}
+bool WaitUntil(const std::function<bool()>& condition) { return Waited(testing::WaitUntil(condition, WaitLimit())); }
 
 FakeTokenizer::FakeTokenizer() {
   words_.resize(65536);

@@ -92,7 +92,7 @@ class Store final : public v1::StateCatalog::Service, public v1::StateRecords::S
 
  private:
   grpc::Status Answer(grpc::ServerContext* context) const {
-    while (silent && !context->IsCancelled()) absl::SleepFor(absl::Milliseconds(2));
+    (void)WaitUntil([&] { return !silent || context->IsCancelled(); });
     return unable ? grpc::Status(grpc::StatusCode::UNAVAILABLE, "no PostgreSQL") : grpc::Status::OK;
   }
 
