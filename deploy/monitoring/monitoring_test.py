@@ -9,7 +9,6 @@ import pwd
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -128,11 +127,16 @@ class FilesTest(unittest.TestCase):
                 self.assertEqual(file.read(), content, f"run make_boards.py: {path}")
 
 
-def await_true(what, condition, patience=PATIENCE):
-    deadline = time.monotonic() + patience
+def read(path):
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def await_true(what, condition):
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > deadline:
-            raise AssertionError(f"waited {patience} s in vain for {what}")
+            raise AssertionError(f"waited {PATIENCE} s in vain for {what}")
         time.sleep(0.1)
 
 
@@ -192,9 +196,6 @@ class Cluster:
             capture_output=True, text=True, timeout=PATIENCE)
 
     def start_prometheus(self):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.prometheus = f"127.0.0.1:{free.getsockname()[1]}"
         config = {
             "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
             "rule_files": RULES,
@@ -206,8 +207,15 @@ class Cluster:
         log = open(f"{self.folder}/prometheus.log", "wb")
         self.processes["prometheus"] = subprocess.Popen(
             [PROMETHEUS, f"--config.file={self.folder}/prometheus.yaml", f"--storage.tsdb.path={self.folder}/tsdb",
-             f"--web.listen-address={self.prometheus}"], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+             "--web.listen-address=127.0.0.1:0"], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         log.close()
+
+        def listens():
+            self.prometheus = re.search(r'"Listening on" address=(\S+)', read(f"{self.folder}/prometheus.log"))
+            return self.prometheus
+
+        await_true("Prometheus to listen", listens)
+        self.prometheus = self.prometheus[1]
 
     def ask(self, path, **parameters):
         query = urllib.parse.urlencode(parameters)
@@ -215,9 +223,11 @@ class Cluster:
             with urllib.request.urlopen(f"http://{self.prometheus}/api/v1/{path}?{query}", timeout=10) as answer:
                 return json.load(answer)["data"]
         except urllib.error.HTTPError as error:
+            if error.code == 503:
+                return None  # It listens, and reads its files yet.
             raise AssertionError(f"{parameters}: {error.read().decode()}") from error
         except OSError:
-            return None  # Not up yet.
+            return None  # Busy: asked again.
 
     def value_of(self, expression):
         data = self.ask("query", query=expression)
@@ -225,7 +235,7 @@ class Cluster:
 
     def alerts(self):
         data = self.ask("alerts")
-        return {a["labels"]["alertname"] for a in data["alerts"]} if data else set()
+        return {a["labels"]["alertname"] for a in data["alerts"]} if data else {"Prometheus does not answer"}
 
     def kill(self, name):
         self.processes[name].send_signal(signal.SIGKILL)
@@ -280,7 +290,11 @@ class LiveTest(unittest.TestCase):
             self.fail(f"empty on a cluster under load: {empty}")
         usage = shutil.disk_usage(os.environ["TEST_TMPDIR"])  # Where the cluster's store is.
         of_the_machine = {"RwkvDiskFills"} if usage.free < 0.15 * usage.total else set()
-        self.assertEqual(cluster.alerts() - of_the_machine, set(), "a healthy cluster")
+        # On a busy machine a scrape may come too late once: what is pending then is not a moment later.
+        try:
+            await_true("a healthy cluster", lambda: not cluster.alerts() - of_the_machine)
+        except AssertionError:
+            self.fail(f"alerts on a healthy cluster: {cluster.alerts() - of_the_machine}")
         for name in ("vllm:num_requests_running", "vllm:kv_cache_usage_perc", "vllm:generation_tokens_total",
                      "vllm:time_to_first_token_seconds_count", "vllm:e2e_request_latency_seconds_count",
                      "vllm:request_params_n_count", "vllm:request_inference_time_seconds_count",
@@ -290,9 +304,9 @@ class LiveTest(unittest.TestCase):
         for name, alerts in (("worker-1", {"RwkvProcessDown", "RwkvNoRouterReady"}),
                              ("router-0", {"RwkvNoRouterReady"}), ("state-store-0", {"RwkvProcessDown"})):
             cluster.kill(name)
-            await_true(f"{alerts} after the death of {name}", lambda a=alerts: a <= cluster.alerts(), 30)
+            await_true(f"{alerts} after the death of {name}", lambda a=alerts: a <= cluster.alerts())
         down = 'count(ALERTS{alertname="RwkvProcessDown"})'
-        await_true("all three to be missed", lambda: [r["value"][1] for r in cluster.value_of(down)] == ["3"], 30)
+        await_true("all three to be missed", lambda: [r["value"][1] for r in cluster.value_of(down)] == ["3"])
 
 
 if __name__ == "__main__":
