@@ -108,6 +108,7 @@ std::string ToText(const v1::GetStatusResponse& status) {
   absl::StrAppend(&text, "turns:    ", status.running_turns(), " running, ", status.waiting_turns(), " waiting, ",
                   absl::StrFormat("%.1f", status.tokens_per_second()), " tokens/s\n\n");
   if (status.lanes_size() > 0) absl::StrAppend(&text, LanesToText(status), "\n");
+  std::string why;  // Behind the table, which a long reason would make too wide to read.
   std::vector<std::vector<std::string>> rows = {
       {"ROLE", "NAME", "PID", "ADDRESS", "METRICS", "HEALTH", "STAGE", "LAYERS", "SLOTS", "KERNELS"}};
   for (const v1::ProcessStatus& process : status.processes()) {
@@ -117,7 +118,11 @@ std::string ToText(const v1::GetStatusResponse& status) {
         process.pid() == 0 ? "-" : absl::StrCat(process.pid()),
         process.address(),
         process.metrics_address().empty() ? "-" : process.metrics_address(),
-        process.message().empty() ? process.health() : absl::StrCat(process.health(), ": ", process.message())};
+        process.health()};
+    if (!process.message().empty()) {
+      absl::StrAppend(&why, process.name().empty() ? process.address() : process.name(), ": ", process.health(), ": ",
+                      process.message(), "\n");
+    }
     if (process.role() == "worker") {
       row.push_back(StageOf(process, status.lanes_size() > 0));
       row.push_back(absl::StrCat(process.first_layer(), "..", process.end_layer() - 1));
@@ -130,7 +135,9 @@ std::string ToText(const v1::GetStatusResponse& status) {
     }
     rows.push_back(std::move(row));
   }
-  return text + FormatTable(rows);
+  absl::StrAppend(&text, FormatTable(rows));
+  if (!why.empty()) absl::StrAppend(&text, "\n", why);
+  return text;
 }
 
 class StatusCommand : public Command {
