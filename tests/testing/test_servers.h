@@ -1,5 +1,5 @@
 // Servers that tests of shared stores start for themselves: a PostgreSQL of Debian's package, and an S3
-// (s3_server.py, or a real one where RWKV_SHARED names a folder with tools/s3-server).
+// (s3_server.py, or a real one where RWKV_SHARED names a folder with tools/s3-server that is installed).
 // Each is a process on a free port with a folder of its own; a test may kill, freeze and restart it.
 #pragma once
 
