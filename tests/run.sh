@@ -4,8 +4,9 @@
 #   tests/run.sh [--config asan|ubsan|tsan|aarch64] [BAZEL_TEST_ARGUMENT...]
 #
 # aarch64: the kernels' tests, built for that processor and run by an emulator.
-# Arguments go to `bazel test`: targets, which replace //..., and options (--option=VALUE). The last line is "N passed, N failed, N skipped", in
-# test cases. Ends with a status other than 0 when anything failed, did not build, or nothing ran.
+# Arguments go to `bazel test`: targets, which replace //..., and options (--option=VALUE). The last line is "N passed,
+# N failed, N skipped", in test cases. Ends with a status other than 0 when anything failed, did not build, or nothing
+# ran.
 set -euo pipefail
 readonly root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 cd "$root"

@@ -1,6 +1,6 @@
 #!/bin/bash
-# What run.sh, and .ci/run in front of it, hand on to bazel, and what they refuse. Nothing is built: bazel and the set-up
-# are stand-ins.
+# What run.sh, and .ci/run in front of it, hand on to bazel, and what they refuse. Nothing is built: bazel and the
+# set-up are stand-ins.
 set -euo pipefail
 readonly folder=$(mktemp -d) && trap 'rm -rf "$folder"' EXIT
 readonly tree=$folder/tree
