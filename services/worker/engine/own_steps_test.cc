@@ -1,6 +1,7 @@
 #include "services/worker/engine/own_steps.h"
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "gmock/gmock.h"
@@ -192,6 +193,63 @@ TEST_F(OwnStepsTest, ASlotThatIsAnothersGoesNotOn) {
   EXPECT_FALSE(own_.ready());
 }
 
+TEST_F(OwnStepsTest, ASlotThatIsAttachedAnewBeginsAnew) {
+  v1::AttachSequence attach = Attach(kSlot, kSequence);
+  attach.set_position(4);
+  own_.OnAttach(attach);
+  own_.OnGoOn(GoOn(100));
+  EXPECT_FALSE(own_.ready()) << "what was drawn before is gone";
+  const OwnSteps::Stopped stopped = own_.OnGoOn(GoOn(0));
+  ASSERT_EQ(stopped.size(), 1u);
+  EXPECT_EQ(stopped[0].position(), 4u);
+}
+
+TEST_F(OwnStepsTest, WhatIsSaidOfASlotThatIsNobodysIsNotHeard) {
+  for (const uint64_t sequence : {0, 1, 2}) {
+    own_.OnStep(Step(9, sequence, 100));
+    EXPECT_THAT(own_.OnResult(Result(9, sequence, 1, 2)), IsEmpty());
+    v1::GoOn go_on = GoOn(0);
+    go_on.set_slot(9);
+    go_on.set_sequence(sequence);
+    EXPECT_THAT(own_.OnGoOn(go_on), IsEmpty());
+  }
+  EXPECT_THAT(Slots(own_.Next(8)), ElementsAre(kSlot));
+}
+
+TEST_F(OwnStepsTest, WithTwoStepsInFlightItWaitsForBoth) {
+  for (int i = 0; i < 2; ++i) own_.OnStep(Step(kSlot, kSequence, 100));
+  own_.OnResult(Result(kSlot, kSequence, 11, 43));
+  EXPECT_FALSE(own_.ready());
+  EXPECT_THAT(own_.OnGoOn(GoOn(0)), IsEmpty());
+  own_.OnStep(Step(kSlot, kSequence, 100));
+  EXPECT_THAT(own_.OnResult(Result(kSlot, kSequence, 12, 44)), IsEmpty()) << "one is in flight";
+  EXPECT_THAT(own_.OnResult(Result(kSlot, kSequence, 13, 45)), ::testing::SizeIs(1));
+  own_.OnStep(Step(kSlot, kSequence, 100));
+  EXPECT_THAT(own_.OnResult(Result(kSlot, kSequence, 14, 46)), IsEmpty()) << "it has said so";
+}
+
+TEST_F(OwnStepsTest, AfterARefusalNoResultSendsItOn) {
+  for (int i = 0; i < 2; ++i) own_.OnStep(Step(kSlot, kSequence, 100));
+  v1::StepResult refused = Result(kSlot, kSequence, 10, 0);
+  refused.mutable_entries(0)->mutable_status()->set_code(10);
+  own_.OnResult(refused);
+  own_.OnResult(Result(kSlot, kSequence, 11, 43));
+  EXPECT_FALSE(own_.ready());
+}
+
+TEST_F(OwnStepsTest, WhereNothingIsDrawnItDoesNotGoOn) {
+  own_.OnStep(Step(kSlot, kSequence, 100));
+  v1::StepResult result = Result(kSlot, kSequence, 11, 0);
+  result.mutable_entries(0)->clear_token_id();
+  own_.OnResult(result);
+  EXPECT_FALSE(own_.ready());
+}
+
+TEST_F(OwnStepsTest, OneTokenIsNoStop) {
+  own_.OnAttach(Attach(kSlot, kSequence));
+  EXPECT_THAT(own_.OnGoOn(GoOn(1)), IsEmpty());
+}
+
 TEST_F(OwnStepsTest, AReleasedSlotGoesNotOn) {
   v1::ReleaseSlot release;
   release.set_slot(kSlot);
@@ -215,6 +273,60 @@ TEST_F(OwnStepsTest, TheLongestWaitingGoFirst) {
   EXPECT_THAT(Slots(own_.Next(2)), ElementsAre(2));
   own_.OnResult(Result(kSlot, kSequence, 11, 43));
   EXPECT_THAT(Slots(own_.Next(2)), ElementsAre(2, 3));
+}
+
+// Slots 10 .. 10 + count that may go on.
+void AddReady(OwnSteps& own, int count) {
+  for (int slot = 10; slot < 10 + count; ++slot) {
+    own.OnAttach(Attach(slot, slot));
+    own.OnStep(Step(slot, slot, 100));
+    own.OnResult(Result(slot, slot, 10, 42));
+  }
+}
+
+TEST(OwnStepsOfStagesTest, EachStageHasItsShare) {
+  struct Row {
+    int ready, most, stages, taken;
+  };
+  for (const Row& row : {Row{1, 8, 3, 1}, Row{2, 8, 2, 1}, Row{3, 8, 2, 2}, Row{5, 8, 3, 2}, Row{6, 8, 3, 2},
+                         Row{7, 8, 3, 3}, Row{7, 2, 3, 2}, Row{7, 8, 1, 7}, Row{9, 8, 1, 8}}) {
+    OwnSteps own;
+    AddReady(own, row.ready);
+    EXPECT_EQ(own.Next(row.most, row.stages).entries_size(), row.taken)
+        << row.ready << " ready, at most " << row.most << ", " << row.stages << " stages";
+  }
+}
+
+// Two may go on, so that of two stages each has one; with a third that will, a step has two.
+TEST(OwnStepsOfStagesTest, WhoWillGoOnCountsToo) {
+  const auto taken = [](const std::function<void(OwnSteps&)>& third) {
+    OwnSteps own;
+    AddReady(own, 2);
+    v1::AttachSequence attach = Attach(kSlot, kSequence, {5});
+    attach.add_pause_token_ids(6);
+    own.OnAttach(attach);
+    third(own);
+    return own.Next(8, 2).entries_size();
+  };
+  EXPECT_EQ(taken([](OwnSteps& own) {}), 1) << "it has not begun";
+  EXPECT_EQ(taken([](OwnSteps& own) { own.OnStep(Step(kSlot, kSequence, 20)); }), 2) << "its step is in flight";
+  EXPECT_EQ(taken([](OwnSteps& own) { own.OnStep(Step(kSlot, kSequence, 0)); }), 1) << "it is the router's";
+  const auto drew = [](uint64_t position, uint32_t token) {
+    return [position, token](OwnSteps& own) {
+      own.OnStep(Step(kSlot, kSequence, 20));
+      own.OnResult(Result(kSlot, kSequence, position, token));
+    };
+  };
+  EXPECT_EQ(taken(drew(19, 4)), 2) << "it may go on";
+  EXPECT_EQ(taken(drew(20, 4)), 1) << "it has come to where it may";
+  EXPECT_EQ(taken(drew(19, 5)), 1) << "a stop token";
+  EXPECT_EQ(taken(drew(19, 6)), 1) << "it waits for the router";
+  EXPECT_EQ(taken([&](OwnSteps& own) {
+              drew(15, 6)(own);
+              own.OnStep(Step(kSlot, kSequence, 20));
+            }),
+            2)
+      << "the router took it over where it waited";
 }
 
 }  // namespace
