@@ -14,6 +14,7 @@
 #include "absl/types/span.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "prometheus/histogram.h"
 #include "rwkv/v1/state_store.pb.h"
 #include "services/common/metrics.h"
 #include "services/state_store/client/crc32c.h"
@@ -50,6 +51,36 @@ class SnapshotTransferTest : public ::testing::Test {
     job.wanted = [] { return true; };
     return job;
   }
+
+  SnapshotTransfer::LoadJob MakeLoad(const std::string& id, int records) {
+    SnapshotTransfer::LoadJob job;
+    job.store = store_;
+    for (int i = 0; i < records; ++i) {
+      job.records.emplace_back();
+      job.records.back().set_snapshot_id(id);
+      job.records.back().set_layer(4 + i);
+    }
+    job.wanted = [] { return true; };
+    return job;
+  }
+  // What the job answers.
+  absl::Status Answer(SnapshotTransfer::LoadJob job) {
+    const auto answer = std::make_shared<absl::Status>();
+    const auto done = std::make_shared<absl::Notification>();
+    job.done = [answer, done](const absl::StatusOr<std::vector<std::string>>& result) {
+      *answer = result.status();
+      done->Notify();
+    };
+    EXPECT_THAT(transfer_->Load(std::move(job)), IsOk());
+    return done->WaitForNotificationWithTimeout(absl::Seconds(30)) ? *answer : absl::UnknownError("no answer");
+  }
+  absl::Status Answer(SnapshotTransfer::SaveJob job) {
+    const auto answer = std::make_shared<absl::Status>();
+    job.done = [answer](const absl::StatusOr<std::vector<v1::RecordInfo>>& result) { *answer = result.status(); };
+    EXPECT_THAT(transfer_->Save(std::move(job)), IsOk());
+    return transfer_->WaitUntilSaved(absl::Now() + absl::Seconds(30)) ? *answer : absl::UnknownError("no answer");
+  }
+  static uint64_t Count(const prometheus::Histogram& histogram) { return histogram.Collect().histogram.sample_count; }
 
   const std::unique_ptr<common::Metrics> metrics_;
   WorkerMetrics worker_metrics_;
@@ -148,9 +179,15 @@ TEST_F(SnapshotTransferTest, BytesInFlightAreBoundedAndFreedAgain) {
     return transfer_->Save(std::move(job));
   };
   EXPECT_THAT(save("larger than the bound, but alone", 40), IsOk());
+  EXPECT_EQ(worker_metrics_.snapshot_bytes_in_flight.Value(), 40);
+  EXPECT_EQ(worker_metrics_.save_overflows.Value(), 0);
   EXPECT_THAT(save("more", 1), StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("40 bytes")));
+  EXPECT_EQ(worker_metrics_.save_overflows.Value(), 1);
+  EXPECT_THAT(transfer_->CheckRoom("more", 1), StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("40 bytes")));
   store_->Open();
   ASSERT_TRUE(transfer_->WaitUntilSaved(absl::Now() + absl::Seconds(30)));
+  EXPECT_EQ(worker_metrics_.snapshot_bytes_in_flight.Value(), 0);
+  EXPECT_THAT(transfer_->CheckRoom("more", 1), IsOk());
   store_->Close();
   EXPECT_THAT(save("six", 6), IsOk());
   EXPECT_THAT(save("four", 4), IsOk());
@@ -183,6 +220,85 @@ TEST_F(SnapshotTransferTest, ASavesMemoryIsFreeOnceItsBytesCountNoMore) {
   ASSERT_THAT(transfer_->Save(std::move(job)), IsOk());
   ASSERT_TRUE(transfer_->WaitUntilSaved(absl::Now() + absl::Seconds(30))) << "the save does not end";
   EXPECT_EQ(memory.use_count(), 1);
+}
+
+TEST_F(SnapshotTransferTest, TimesAreOfWhatArrivedAndErrorsAreCounted) {
+  Start();
+  EXPECT_THAT(Answer(MakeSave("s", {"a", "b"})), IsOk());
+  EXPECT_THAT(Answer(MakeLoad("s", 2)), IsOk());
+  EXPECT_EQ(Count(worker_metrics_.snapshot_save_seconds), 1u);
+  EXPECT_EQ(Count(worker_metrics_.snapshot_load_seconds), 1u);
+  EXPECT_EQ(worker_metrics_.save_errors.Value(), 0);
+  EXPECT_THAT(Answer(MakeLoad("s", 3)),
+              StatusIs(absl::StatusCode::kDataLoss, HasSubstr("snapshot s, layer 6: no such")));
+  store_->FailWith(absl::UnavailableError("the store is away"));
+  EXPECT_THAT(Answer(MakeSave("t", {"a"})),
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("snapshot t, layer 4: ")));
+  EXPECT_THAT(Answer(MakeLoad("s", 1)), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("snapshot s, layer 4: ")));
+  EXPECT_EQ(Count(worker_metrics_.snapshot_save_seconds), 1u);
+  EXPECT_EQ(Count(worker_metrics_.snapshot_load_seconds), 1u);
+  EXPECT_EQ(worker_metrics_.save_errors.Value(), 1);
+}
+
+// Who has no job of its own takes records of one that runs.
+TEST_F(SnapshotTransferTest, TheRecordsOfAJobTravelTogether) {
+  SnapshotTransfer::Options options;
+  options.load_threads = options.save_threads = 3;
+  Start(options);
+  for (const bool saves : {true, false}) {
+    SCOPED_TRACE(saves);
+    store_->Close();
+    absl::Notification done;
+    if (saves) {
+      SnapshotTransfer::SaveJob job = MakeSave("s", {"a", "b", "c"});
+      job.done = [&](const auto& result) { done.Notify(); };
+      ASSERT_THAT(transfer_->Save(std::move(job)), IsOk());
+    } else {
+      SnapshotTransfer::LoadJob job = MakeLoad("s", 3);
+      job.done = [&](const absl::StatusOr<std::vector<std::string>>& result) {
+        EXPECT_THAT(result, IsOk());
+        EXPECT_THAT(*result, ElementsAre("a", "b", "c"));
+        done.Notify();
+      };
+      ASSERT_THAT(transfer_->Load(std::move(job)), IsOk());
+    }
+    store_->WaitForWaiting(3);
+    store_->Open();
+    ASSERT_TRUE(done.WaitForNotificationWithTimeout(absl::Seconds(30)));
+  }
+}
+
+TEST_F(SnapshotTransferTest, AfterAnErrorNoRecordIsBegun) {
+  SnapshotTransfer::Options options;
+  options.load_threads = options.save_threads = 1;
+  Start(options);
+  store_->FailWith(absl::UnavailableError("the store is away"));
+  int asked = 0;  // By the job's one thread: before it begins, and before each record.
+  SnapshotTransfer::LoadJob load = MakeLoad("s", 5);
+  load.wanted = [&] { return ++asked > 0; };
+  EXPECT_THAT(Answer(std::move(load)), StatusIs(absl::StatusCode::kUnavailable));
+  EXPECT_EQ(asked, 2);
+  asked = 0;
+  SnapshotTransfer::SaveJob save = MakeSave("s", {"a", "b", "c"});
+  save.wanted = [&] { return ++asked > 0; };
+  EXPECT_THAT(Answer(std::move(save)), StatusIs(absl::StatusCode::kUnavailable));
+  EXPECT_EQ(asked, 2);
+}
+
+TEST_F(SnapshotTransferTest, AJobThatIsNotWantedHalfWayEndsThere) {
+  SnapshotTransfer::Options options;
+  options.load_threads = options.save_threads = 1;
+  Start(options);
+  int asked = 0;
+  SnapshotTransfer::SaveJob save = MakeSave("s", {"a", "b", "c"});
+  save.wanted = [&] { return ++asked < 3; };
+  EXPECT_THAT(Answer(std::move(save)), StatusIs(absl::StatusCode::kCancelled));
+  EXPECT_EQ(store_->size(), 1u);
+  EXPECT_THAT(Answer(MakeSave("t", {"a", "b"})), IsOk());
+  asked = 0;
+  SnapshotTransfer::LoadJob load = MakeLoad("t", 2);
+  load.wanted = [&] { return ++asked < 3; };
+  EXPECT_THAT(Answer(std::move(load)), StatusIs(absl::StatusCode::kCancelled));
 }
 
 TEST_F(SnapshotTransferTest, WaitingLoadsAreBounded) {
@@ -219,6 +335,8 @@ TEST_F(SnapshotTransferTest, AStoreThatHangsCostsTheTimeoutOnly) {
   };
   ASSERT_THAT(transfer_->Save(std::move(job)), IsOk());
   EXPECT_TRUE(done.WaitForNotificationWithTimeout(absl::Seconds(30)));
+  EXPECT_THAT(Answer(MakeLoad("s", 1)),
+              StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("snapshot s, layer 4")));
 }
 
 }  // namespace
