@@ -140,6 +140,22 @@ TEST_P(StageRunnerOwnStepsTest, ALaterStageFollowsTheOrderOfTheFirst) {
   }
 }
 
+TEST_P(StageRunnerOwnStepsTest, TheyEndWithTheirEpoch) {
+  Start(1);
+  PipelineDriver driver(clients_);
+  ASSERT_THAT(driver.Open("router-0", "e1"), IsOk());
+  ASSERT_THAT(driver.AttachFresh(0, 1), IsOk());
+  v1::Step first;
+  *first.add_entries() = Entry(0, 1, 0, tokens_);
+  first.mutable_entries(0)->set_sample(true);
+  first.mutable_entries(0)->set_go_on_until(tokens_.size() + 100'000);
+  ASSERT_THAT(driver.WriteStep(std::move(first)), IsOk());
+  for (int i = 0; i < 3; ++i) ASSERT_THAT(driver.stream(0).Read(), IsOk());
+  ASSERT_THAT(driver.Open("router-0", "e2"), IsOk());
+  ASSERT_THAT(driver.AttachFresh(1, 2), IsOk());
+  for (uint64_t i = 0; i < 3; ++i) EXPECT_THAT(driver.Feed(1, 2, i, {4}), IsOk()) << "nothing else comes";
+}
+
 // It is refused, and whoever has the slot by then is not touched.
 TEST_P(StageRunnerOwnStepsTest, WhatAnotherSequenceDrewMovesNobody) {
   Start(2);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdlib>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -65,13 +66,13 @@ class RunnerFixture : public ::testing::TestWithParam<const char*> {
       ASSERT_THAT(metrics, rwkv::testing::IsOk());
       stage.metrics = *std::move(metrics);
       stage.worker_metrics = std::make_unique<WorkerMetrics>(*stage.metrics);
-      TestEngineOptions options;
-      options.device = GetParam();
-      absl::StatusOr<std::unique_ptr<StageEngine>> engine = MakeTestEngine(path_, i, stages, options);
+      engine_options_.device = GetParam();
+      absl::StatusOr<std::unique_ptr<StageEngine>> engine = MakeTestEngine(path_, i, stages, engine_options_);
       ASSERT_THAT(engine, rwkv::testing::IsOk());
       stage.engine = *std::move(engine);
       const std::string address = absl::StrCat("stage-", i);
       stage.links = network_.Join(address, stage.engine->link_shape());
+      if (wrap_links_) stage.links = wrap_links_(std::move(stage.links));
       stage.transfer = std::make_unique<SnapshotTransfer>(transfer, stage.worker_metrics.get());
       stage.runner = std::make_unique<StageRunner>(
           stage.engine.get(), stage.links.get(), stage.transfer.get(), [store = store_] { return store; },
@@ -102,7 +103,10 @@ class RunnerFixture : public ::testing::TestWithParam<const char*> {
   }
 
   static inline std::string path_;
-  StageRunnerOptions options_;  // Of runners that Start() makes.
+  TestEngineOptions engine_options_;  // Of engines and runners that Start() makes.
+  StageRunnerOptions options_;
+  // What each stage's links are put into; null: nothing.
+  std::function<std::unique_ptr<LinkTransport>(std::unique_ptr<LinkTransport>)> wrap_links_;
   rwkv::testing::FakeClock clock_;
   RouterRegistry routers_{&clock_};
   InprocLinkNetwork network_;
