@@ -1,6 +1,7 @@
 // What a whole worker is and says of itself, and the options that it refuses.
 #include "services/worker/worker.h"
 
+#include <cmath>
 #include <memory>
 #include <string>
 #include <utility>
@@ -190,8 +191,32 @@ TEST_F(WorkerTest, AWrongOptionIsNamed) {
       {"both", [](Worker::Options& o) { o.layers = "0:5"; }, absl::StatusCode::kInvalidArgument, "--layers"},
       {"layers", [](Worker::Options& o) { o.stage = "", o.layers = "3:6"; }, absl::StatusCode::kInvalidArgument, "3:6"},
       {"slots", [](Worker::Options& o) { o.slots = 0; }, absl::StatusCode::kInvalidArgument, "--slots"},
-      {"rows", [](Worker::Options& o) { o.max_batch_tokens = -3; }, absl::StatusCode::kInvalidArgument,
+      {"many slots", [](Worker::Options& o) { o.slots = 65537; }, absl::StatusCode::kInvalidArgument, "--slots: 65537"},
+      {"rows", [](Worker::Options& o) { o.max_batch_tokens = 0; }, absl::StatusCode::kInvalidArgument,
        "--max_batch_tokens"},
+      {"many rows", [](Worker::Options& o) { o.max_batch_tokens = 8193; }, absl::StatusCode::kInvalidArgument,
+       "--max_batch_tokens: 8193"},
+      {"epsilon", [](Worker::Options& o) { o.group_norm_epsilon = 0; }, absl::StatusCode::kInvalidArgument,
+       "--group_norm_eps: 0 "},
+      {"large epsilon", [](Worker::Options& o) { o.group_norm_epsilon = 1.5f; }, absl::StatusCode::kInvalidArgument,
+       "--group_norm_eps: 1.5"},
+      {"no epsilon", [](Worker::Options& o) { o.group_norm_epsilon = std::nanf(""); },
+       absl::StatusCode::kInvalidArgument, "--group_norm_eps: nan"},
+      {"no context", [](Worker::Options& o) { o.deep_embed_context = 0; }, absl::StatusCode::kInvalidArgument,
+       "--deep_embed_context: 0"},
+      {"large context", [](Worker::Options& o) { o.deep_embed_context = (1 << 20) + 1; },
+       absl::StatusCode::kInvalidArgument, "--deep_embed_context: 1048577"},
+      {"link", [](Worker::Options& o) { o.link = "rdma"; }, absl::StatusCode::kInvalidArgument, "--link: \"rdma\""},
+      {"link without a GPU", [](Worker::Options& o) { o.link = "nccl"; }, absl::StatusCode::kFailedPrecondition,
+       "--link=nccl: "},
+      {"no link timeout", [](Worker::Options& o) { o.link_timeout = absl::ZeroDuration(); },
+       absl::StatusCode::kInvalidArgument, "--link_timeout: 0"},
+      {"long link timeout", [](Worker::Options& o) { o.link_timeout = absl::Minutes(30) + absl::Nanoseconds(1); },
+       absl::StatusCode::kInvalidArgument, "--link_timeout: 30m"},
+      {"kept states", [](Worker::Options& o) { o.kept_state_bytes = -1; }, absl::StatusCode::kInvalidArgument,
+       "--kept_state_bytes"},
+      {"snapshots", [](Worker::Options& o) { o.max_snapshot_bytes_in_flight = 0; }, absl::StatusCode::kInvalidArgument,
+       "--max_snapshot_bytes_in_flight"},
       {"threads", [](Worker::Options& o) { o.threads = 1025; }, absl::StatusCode::kInvalidArgument, "--threads: 1025"},
       {"no_threads", [](Worker::Options& o) { o.threads = -1; }, absl::StatusCode::kInvalidArgument, "--threads: -1"},
       {"device", [](Worker::Options& o) { o.device = "gpu"; }, absl::StatusCode::kInvalidArgument, "--device: "},
@@ -203,6 +228,20 @@ TEST_F(WorkerTest, AWrongOptionIsNamed) {
     row.spoil(options);
     EXPECT_THAT(Worker::Start(options).status(), StatusIs(row.code, HasSubstr(row.says)));
   }
+}
+
+TEST_F(WorkerTest, AnOptionAtItsLimitIsTaken) {
+  Worker::Options options = OptionsOf(0, 1);
+  options.slots = 1;
+  options.max_batch_tokens = 8192;
+  options.group_norm_epsilon = 1;
+  options.deep_embed_context = 1 << 20;
+  options.link_timeout = absl::Minutes(30);
+  options.max_snapshot_bytes_in_flight = 1;
+  EXPECT_THAT(Worker::Start(options), IsOk());
+  options.max_batch_tokens = 1;
+  options.deep_embed_context = 1;
+  EXPECT_THAT(Worker::Start(options), IsOk());
 }
 
 TEST_F(WorkerTest, APortInUseIsNamed) {
