@@ -153,10 +153,31 @@ absl::StatusOr<bool> StateStore::PutPrefix(const NewPrefix& prefix) {
     RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, snapshot_locks_.Lock({prefix.manifest.snapshot_id()}));
     RWKV_RETURN_IF_ERROR(MakeRecordsDurable(prefix.manifest));
     RWKV_ASSIGN_OR_RETURN(added, catalog_->PutPrefix(prefix, &freed));
+    if (!added) {
+      RWKV_ASSIGN_OR_RETURN(const bool was_lost, DropLostPrefix(prefix));
+      if (was_lost) {
+        freed.clear();
+        RWKV_ASSIGN_OR_RETURN(added, catalog_->PutPrefix(prefix, &freed));
+      }
+    }
   }
   DeleteRecords(freed);
   if (added && catalog_->counts().prefix_bytes > options_.prefix_cache_bytes) RWKV_RETURN_IF_ERROR(EvictPrefixes());
   return added;
+}
+
+absl::StatusOr<bool> StateStore::DropLostPrefix(const NewPrefix& prefix) {
+  RWKV_ASSIGN_OR_RETURN(const auto found, catalog_->FindPrefix(prefix.scope, prefix.token_ids));
+  if (!found.has_value() || found->position() != prefix.token_ids.size()) return false;
+  if (found->snapshot_id() == prefix.manifest.snapshot_id()) return false;
+  for (const v1::RecordInfo& info : found->records()) {
+    const absl::Status status = records_->Check(info);
+    if (status.ok()) continue;
+    if (!absl::IsDataLoss(status)) return status;
+    RWKV_RETURN_IF_ERROR(DropPrefix(found->snapshot_id(), status.ToString()));
+    return true;
+  }
+  return false;
 }
 
 absl::Status StateStore::DropPrefix(const std::string& snapshot_id, const std::string& reason) {

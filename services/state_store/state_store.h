@@ -82,6 +82,8 @@ class StateStore {
 
  private:
   absl::Status CheckHasPrefixes() const;
+  // The state that these tokens have already, if a record of it is not there: nobody can begin with it. False: none.
+  absl::StatusOr<bool> DropLostPrefix(const NewPrefix& prefix);
   // Counts anew, so that what other processes put is seen.
   absl::Status EvictPrefixes();
   // Under the snapshot's lock.

@@ -4,8 +4,11 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "absl/types/optional.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/base/status_macros.h"
@@ -219,6 +222,73 @@ TEST_P(PrefixTest, DamagedRowsAreForgotten) {
   EXPECT_EQ(catalog().counts().prefixes, 0);
   EXPECT_THAT(Put("q", Scope(), Range(0, 20)), IsOkAndHolds(true));
   EXPECT_EQ(Find(Range(0, 30)), "q at 20");
+}
+
+// One whose record is gone, or whose row is damaged, keeps nobody from its place, and leaves nothing behind.
+TEST_P(PrefixTest, WhatIsLostMakesRoomForWhatIsReadAgain) {
+  const auto expect_only = [this](const std::string& name) {
+    EXPECT_EQ(Find(Range(0, 30)), name + " at 20");
+    EXPECT_EQ(catalog().counts().prefixes, 1);
+    EXPECT_EQ(catalog().counts().prefix_bytes, kPrefixBytes);
+    EXPECT_EQ(store_.records().bytes(), kRecordBytes);
+    ASSERT_OK_AND_ASSIGN(const auto rows, store_.rows().Read());
+    int count = 0;
+    ASSERT_OK(rows->Scan("c", "d", [&](absl::string_view key, absl::string_view) -> absl::StatusOr<bool> {
+      EXPECT_EQ(key, PrefixKey(Id(name)));
+      return ++count < 10;
+    }));
+    EXPECT_EQ(count, 1);
+  };
+  ASSERT_OK(Put("p", Scope(), Range(0, 20)));
+  ASSERT_OK(store_.records().Delete(Id("p")));
+  EXPECT_THAT(Put("q", Scope(), Range(0, 20)), IsOkAndHolds(true));
+  expect_only("q");
+  {
+    ASSERT_OK_AND_ASSIGN(const auto rows, store_.rows().Begin({}));
+    rows->Put(PrefixKey(Id("q")), "nonsense");
+    ASSERT_OK(rows->Commit());
+  }
+  EXPECT_EQ(Find(Range(0, 30)), "");
+  EXPECT_THAT(Put("r", Scope(), Range(0, 20)), IsOkAndHolds(true));
+  expect_only("r");
+  ASSERT_OK(store_.store().SweepSessions());
+  expect_only("r");
+}
+
+// What was used in a time that is still to come is no younger than what is used now, for good.
+TEST_P(PrefixTest, AClockThatIsSetBackKeepsNothingForEver) {
+  store_.SetPrefixCacheBytes(3 * kPrefixBytes);
+  ASSERT_OK(store_.Reopen());
+  store_.clock().Advance(absl::Hours(24 * 365));
+  for (const uint32_t seed : {100, 200, 300}) ASSERT_OK(Put(absl::StrCat("p", seed), Scope(), Range(seed, seed + 20)));
+  store_.clock().Advance(-absl::Hours(24 * 365));
+  ASSERT_OK(store_.store().SweepSessions());
+  store_.clock().Advance(absl::Minutes(1));
+  EXPECT_EQ(Find(Range(100, 120)), "p100 at 20");
+  EXPECT_EQ(Find(Range(200, 220)), "p200 at 20");
+  store_.clock().Advance(absl::Minutes(1));
+  ASSERT_OK(Put("p400", Scope(), Range(400, 420)));
+  EXPECT_EQ(Find(Range(300, 320)), "");
+  for (const uint32_t seed : {100, 200, 400}) {
+    EXPECT_EQ(Find(Range(seed, seed + 20)), absl::StrCat("p", seed, " at 20"));
+  }
+  // The same without a sweep in between: who is used is used now.
+  store_.clock().Advance(-absl::Hours(24));
+  EXPECT_EQ(Find(Range(100, 120)), "p100 at 20");
+  ASSERT_OK_AND_ASSIGN(const auto rows, store_.rows().Read());
+  EXPECT_THAT(rows->Get(PrefixUseKey(absl::ToUnixSeconds(store_.clock().Now()) / 60, Id("p100"))),
+              IsOkAndHolds(testing::Ne(absl::nullopt)));
+}
+
+// Two stores, one a little behind: it takes nothing back from the other's uses, and writes nothing for each of its own.
+TEST_P(PrefixTest, AClockThatIsALittleBehindChangesNothing) {
+  ASSERT_OK(Put("p", Scope(), Range(0, 20)));
+  const std::string key = PrefixUseKey(absl::ToUnixSeconds(store_.clock().Now()) / 60, Id("p"));
+  store_.clock().Advance(-absl::Minutes(5));
+  EXPECT_EQ(Find(Range(0, 20)), "p at 20");
+  ASSERT_OK(store_.store().SweepSessions());
+  ASSERT_OK_AND_ASSIGN(const auto rows, store_.rows().Read());
+  EXPECT_THAT(rows->Get(key), IsOkAndHolds(testing::Ne(absl::nullopt)));
 }
 
 TEST_P(PrefixTest, ARecordThatIsNotThereIsNoPrefix) {

@@ -17,6 +17,11 @@ namespace {
 // Of one scope, looked at for one input: the longest ones.
 constexpr int kMaxLookedAt = 4096;
 
+// Clocks of stores may differ by so much. A use that is further ahead was noted before a clock was set back.
+constexpr uint64_t kClockDifferenceMinutes = 10;
+
+bool IsAhead(uint64_t minute, uint64_t now) { return minute > now + kClockDifferenceMinutes; }
+
 std::string PrefixLock(uint64_t scope) { return absl::StrCat("prefix ", scope); }
 
 bool SameScope(const PrefixRow& row, const v1::PrefixScope& scope) {
@@ -90,7 +95,8 @@ absl::StatusOr<absl::optional<v1::SnapshotManifest>> RowCatalog::FindPrefix(cons
     if (!status.ok() && !absl::IsDataLoss(status)) return status;
   }
   if (found_key.empty()) return absl::optional<v1::SnapshotManifest>();
-  if (used != IdleMinute(clock_->Now())) TouchPrefix(found_key).IgnoreError();  // Then it is evicted the sooner.
+  const uint64_t now = IdleMinute(clock_->Now());
+  if (used < now || IsAhead(used, now)) TouchPrefix(found_key).IgnoreError();  // Then it is evicted the sooner.
   return found;
 }
 
@@ -98,9 +104,11 @@ absl::Status RowCatalog::TouchPrefix(const std::string& key) {
   RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowTransaction> rows, rows_->Begin({PrefixLock(ScopeOf(key))}));
   PrefixUseRow use;
   RWKV_ASSIGN_OR_RETURN(const bool there, View(rows.get()).Get(key, &use));
-  if (!there) return absl::OkStatus();
+  const uint64_t now = IdleMinute(clock_->Now());
+  // Of two stores the one whose clock is behind takes nothing back.
+  if (!there || (use.minute() >= now && !IsAhead(use.minute(), now))) return absl::OkStatus();
   rows->Delete(PrefixUseKey(use.minute(), use.snapshot_id()));
-  use.set_minute(IdleMinute(clock_->Now()));
+  use.set_minute(now);
   rows->Put(PrefixUseKey(use.minute(), use.snapshot_id()), key);
   rows->Put(key, use.SerializeAsString());
   return rows->Commit();
@@ -114,17 +122,23 @@ absl::StatusOr<bool> RowCatalog::PutPrefix(const NewPrefix& prefix, std::vector<
   RWKV_RETURN_IF_ERROR(rows->Extend({SnapshotLock(snapshot_id)}));
   RWKV_RETURN_IF_ERROR(CheckNotCondemned(view, snapshot_id));
   PrefixUseRow use;
-  RWKV_ASSIGN_OR_RETURN(bool there, view.Get(key, &use));
-  if (there) {
-    RWKV_ASSIGN_OR_RETURN(there, HasPrefix(*rows, use.snapshot_id()));
-    if (!there)
-      rows->Delete(PrefixUseKey(use.minute(), use.snapshot_id()));  // Damaged, so that another takes its place.
-  }
-  if (there) {
-    if (use.snapshot_id() != snapshot_id) freed->push_back(snapshot_id);
-    return false;
-  }
   PrefixRow row;
+  std::string damaged;
+  RWKV_ASSIGN_OR_RETURN(const bool has_use, view.Get(key, &use));
+  if (has_use) {
+    const absl::StatusOr<bool> there = view.Get(PrefixKey(use.snapshot_id()), &row);
+    if (!there.ok() && !absl::IsDataLoss(there.status())) return there.status();
+    if (there.ok() && *there) {
+      if (use.snapshot_id() != snapshot_id) freed->push_back(snapshot_id);
+      return false;
+    }
+    // Another takes its place.
+    damaged = use.snapshot_id();
+    rows->Delete(PrefixKey(damaged));
+    rows->Delete(PrefixUseKey(use.minute(), damaged));
+  }
+  const PrefixUseRow before = use;
+  row.Clear();
   row.set_tenant(prefix.scope.tenant());
   row.set_model_fingerprint(prefix.scope.model_fingerprint());
   row.set_numeric_family(prefix.scope.numeric_family());
@@ -139,7 +153,9 @@ absl::StatusOr<bool> RowCatalog::PutPrefix(const NewPrefix& prefix, std::vector<
   rows->Put(key, use.SerializeAsString());
   rows->Put(PrefixUseKey(use.minute(), snapshot_id), key);
   RWKV_RETURN_IF_ERROR(rows->Commit());
-  CountPrefixes(1, use.bytes(), static_cast<int64_t>(use.token_count()));
+  CountPrefixes(has_use ? 0 : 1, use.bytes() - before.bytes(),
+                static_cast<int64_t>(use.token_count()) - static_cast<int64_t>(before.token_count()));
+  if (has_use && damaged != snapshot_id) freed->push_back(damaged);
   return true;
 }
 
@@ -200,6 +216,10 @@ absl::Status RowCatalog::EvictPrefixes(int64_t max_bytes, std::vector<std::strin
   prefix_record_bytes_ = record_bytes;
   prefix_tokens_ = tokens;
   CountPrefixes(0, 0, 0);
+  // What was used in a time that is still to come would outlast all that is used from now on.
+  for (const auto& [key, use] : kept) {
+    if (IsAhead(use.minute(), IdleMinute(clock_->Now()))) RWKV_RETURN_IF_ERROR(TouchPrefix(key));
+  }
   int64_t bytes = record_bytes + tokens * kPrefixTokenBytes;
   for (const auto& [key, use] : kept) {
     if (bytes <= max_bytes) break;
