@@ -1,25 +1,36 @@
 // Turns that begin with what others have read.
+#include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "rwkv/v1/generation.pb.h"
 #include "services/router/testing/fake_cluster.h"
 #include "services/router/testing/turn_testing.h"
 #include "services/router/turns/turn_manager.h"
+#include "services/router/turns/turn_trace.h"
 #include "services/worker/client/fake_worker.h"
+#include "tests/testing/fake_clock.h"
 #include "tests/testing/status_matchers.h"
 
 namespace rwkv::router {
 namespace {
 
 using ::rwkv::testing::IsOk;
+using ::rwkv::testing::StatusIs;
+using ::testing::ElementsAre;
 using ::testing::ElementsAreArray;
 using worker::FakeModel;
 using worker::FakePipeline;
@@ -215,6 +226,213 @@ TEST(PrefixTest, OneThatCannotBeReadIsReadAgainAndReplaced) {
     EXPECT_THAT(again.status, IsOk());
     return again.finish.reused_tokens() == kSystem;
   }));
+}
+
+// The first drop does not come to the store: what is kept anew does not find the place taken.
+TEST(PrefixTest, OneThatCannotBeReadIsReplacedAlsoIfItCouldNotBeDroppedAtOnce) {
+  FakeCluster cluster({}, Caching());
+  ASSERT_THAT(cluster.Generate(Marked(2)).status, IsOk());
+  ASSERT_TRUE(Kept(cluster, 3));
+  for (const v1::RecordInfo& info : cluster.PutRecords()) cluster.pipeline().LoseSnapshot(info.snapshot_id());
+  cluster.store().FailPrefixDrops(1, absl::UnavailableError("the store is away"));
+  ASSERT_THAT(cluster.Generate(Marked(3)).status, IsOk());
+  ASSERT_TRUE(Kept(cluster, 6));
+  EXPECT_EQ(cluster.Generate(Marked(4)).finish.reused_tokens(), kSystem);
+}
+
+// Where two inputs part, too, which the router does not find out a second time.
+TEST(PrefixTest, OneThatCannotBeReadIsKeptAgainWhereTwoPart) {
+  FakeCluster cluster({}, Caching());
+  const std::vector<uint32_t> shared = Prompt(1, 170);
+  const auto reused = [&](uint32_t own) {
+    const FakeCluster::Answer answer = cluster.Generate(Request(Concat(shared, {own, 1, 2, 3}), 5));
+    EXPECT_THAT(answer.status, IsOk());
+    return answer.finish.reused_tokens();
+  };
+  reused(2);
+  ASSERT_TRUE(Kept(cluster, 2));
+  reused(3);
+  ASSERT_TRUE(Kept(cluster, 4));
+  for (const v1::RecordInfo& info : cluster.PutRecords()) cluster.pipeline().LoseSnapshot(info.snapshot_id());
+  EXPECT_EQ(reused(4), 0);
+  ASSERT_TRUE(Kept(cluster, 7));
+  EXPECT_EQ(reused(5), 170);
+}
+
+// A state that hangs ends the lane that waits for it, once.
+TEST(PrefixTest, AStateThatHangsIsNotWaitedForTwice) {
+  rwkv::testing::FakeClock clock;
+  FakeCluster cluster({}, Caching(), &clock);
+  ASSERT_THAT(cluster.Generate(Marked(2)).status, IsOk());
+  ASSERT_TRUE(Kept(cluster, 3));
+  cluster.pipeline().HoldAttaches(true);
+  const FakeCluster::Call call = cluster.Start(Marked(3));
+  ASSERT_TRUE(WaitUntil([&] { return cluster.Exported("rwkv_router_slots", "state", "used") == 1; }));
+  clock.Advance(TurnManager::Options().attach_timeout + absl::Seconds(1));
+  ASSERT_TRUE(WaitUntil([&] { return cluster.metrics().epochs_lost.Value() == 1; }));
+  cluster.pipeline().HoldAttaches(false);
+  const FakeCluster::Answer answer = cluster.Finish(call);
+  ASSERT_THAT(answer.status, IsOk());
+  EXPECT_EQ(answer.finish.reused_tokens(), 0);
+  EXPECT_THAT(answer.tokens, ElementsAreArray(FakeModel::Greedy(Input(3), 5, kVocabulary)));
+}
+
+// A turn that has read all of its input begins with what is kept of it when its lane is lost, and counts it once.
+TEST(PrefixTest, ATurnThatLosesItsSlotBeginsThereAgainAndCountsItOnce) {
+  for (const bool has_session : {false, true}) {
+    SCOPED_TRACE(has_session);
+    FakeCluster cluster({}, Caching());
+    ASSERT_THAT(cluster.Generate(Marked(2)).status, IsOk());
+    ASSERT_TRUE(Kept(cluster, 3));
+    cluster.CreateSession("s");
+    v1::GenerateRequest request = Marked(3, 200);
+    if (has_session) {
+      request.set_session_id("s");
+      request.set_request_id("a");
+    }
+    cluster.pipeline().PauseSteps();
+    const FakeCluster::Call call = cluster.Start(request);
+    ASSERT_TRUE(WaitUntil([&] {
+      cluster.pipeline().AllowSteps(1);
+      return call.stream->received().size() >= 3;
+    }));
+    cluster.pipeline().BreakEpoch();
+    ASSERT_TRUE(WaitUntil([&] { return cluster.metrics().epochs_lost.Value() == 1; }));
+    cluster.pipeline().ResumeSteps();
+    const FakeCluster::Answer answer = cluster.Finish(call);
+    ASSERT_THAT(answer.status, IsOk());
+    EXPECT_THAT(answer.tokens, ElementsAreArray(FakeModel::Greedy(Input(3), 200, kVocabulary)));
+    EXPECT_EQ(answer.finish.reused_tokens(), kSystem);
+    EXPECT_EQ(cluster.metrics().reused_tokens.Value(), kSystem);
+    EXPECT_EQ(cluster.metrics().prefix_hits.Value(), 1);
+    EXPECT_EQ(cluster.pipeline().stats().attaches_fresh, 1) << "it was read again";
+    EXPECT_EQ(cluster.pipeline().stats().attaches_snapshot, 2);
+    EXPECT_LT(cluster.metrics().replayed_tokens.Value(), 200);
+  }
+}
+
+// What went wrong in a time that is still to come keeps nobody from asking now.
+TEST(PrefixTest, AClockThatIsSetBackEndsThePauseAfterAnError) {
+  rwkv::testing::FakeClock clock;
+  FakeCluster cluster({}, Caching(), &clock);
+  cluster.store().FailPrefixPutsWith(absl::UnavailableError("it is away"));
+  ASSERT_THAT(cluster.Generate(Marked(2)).status, IsOk());
+  ASSERT_TRUE(WaitUntil([&] { return !cluster.PutRecords().empty() && cluster.store().record_bytes() == 0; }));
+  cluster.store().FailPrefixPutsWith(absl::OkStatus());
+  clock.Advance(-absl::Hours(1));
+  uint32_t own = 3;
+  ASSERT_TRUE(WaitUntil([&] { return cluster.Generate(Marked(own++)).finish.reused_tokens() == kSystem; }));
+
+  cluster.store().FailWith(absl::UnavailableError("it is away"));
+  EXPECT_EQ(cluster.Generate(Marked(own++)).finish.reused_tokens(), 0);
+  cluster.store().FailWith(absl::OkStatus());
+  clock.Advance(-absl::Hours(1));
+  EXPECT_EQ(cluster.Generate(Marked(own++)).finish.reused_tokens(), kSystem);
+}
+
+// The stages that a turn enters, and in which its calls to the store are made.
+class RecordedTrace final : public TurnTrace {
+ public:
+  void Enter(absl::string_view stage) override {
+    absl::MutexLock lock(&mu_);
+    if (stages_.empty() || stages_.back() != stage) stages_.emplace_back(stage);
+  }
+  std::string trace_parent() const override { return ""; }
+  std::string trace_state() const override { return ""; }
+  Within ForStore() const override {
+    absl::MutexLock lock(&mu_);
+    calls_.push_back(stages_.back());
+    return [](const std::function<void()>& work) { work(); };
+  }
+  void OnFinish(const v1::Finish&) override {}
+
+  // The first stages; an answer that comes all at once has no "decode".
+  std::vector<std::string> First(size_t count) const {
+    absl::MutexLock lock(&mu_);
+    return {stages_.begin(), stages_.begin() + static_cast<int64_t>(std::min(count, stages_.size()))};
+  }
+  std::string stage() const {
+    absl::MutexLock lock(&mu_);
+    return stages_.back();
+  }
+  std::vector<std::string> calls() const {
+    absl::MutexLock lock(&mu_);
+    return calls_;
+  }
+
+ private:
+  mutable absl::Mutex mu_;
+  std::vector<std::string> stages_ ABSL_GUARDED_BY(mu_) = {""};
+  mutable std::vector<std::string> calls_ ABSL_GUARDED_BY(mu_);
+};
+
+FakeCluster::Call StartTraced(FakeCluster& cluster, const v1::GenerateRequest& request,
+                              const std::shared_ptr<RecordedTrace>& trace) {
+  FakeCluster::Call call;
+  call.id = cluster.router().NewCall();
+  cluster.router().Generate(call.id, request, call.stream, "", trace);
+  return call;
+}
+
+TEST(PrefixTest, ALookupIsPartOfTheTrace) {
+  FakeCluster cluster({}, Caching());
+  ASSERT_THAT(cluster.Generate(Marked(2)).status, IsOk());
+  ASSERT_TRUE(Kept(cluster, 3));
+  const auto trace = std::make_shared<RecordedTrace>();
+  ASSERT_THAT(cluster.Finish(StartTraced(cluster, Marked(3), trace)).status, IsOk());
+  ASSERT_TRUE(Kept(cluster, 4));
+  EXPECT_THAT(trace->First(5), ElementsAre("", "queue", "locate", "attach", "prefill"));
+  // Looked up, and its own end put.
+  EXPECT_THAT(trace->calls(), ElementsAre("locate", ::testing::AnyOf("prefill", "decode", "")));
+}
+
+TEST(PrefixTest, ALookupThatNobodyWaitsForLeavesNoSpanOpen) {
+  FakeCluster cluster({}, Caching());
+  ASSERT_THAT(cluster.Generate(Marked(2)).status, IsOk());
+  ASSERT_TRUE(Kept(cluster, 3));
+  for (const bool has_session : {false, true}) {
+    SCOPED_TRACE(has_session);
+    v1::GenerateRequest request = Marked(3);
+    if (has_session) {
+      cluster.CreateSession("s");
+      request.set_session_id("s");
+    }
+    const auto trace = std::make_shared<RecordedTrace>();
+    cluster.store().HoldPrefixLookups(true);
+    const FakeCluster::Call call = StartTraced(cluster, request, trace);
+    ASSERT_TRUE(WaitUntil([&] { return cluster.store().held_prefix_lookups() == 1; }));
+    EXPECT_EQ(trace->stage(), "locate");
+    cluster.router().Cancel(call.id);
+    EXPECT_THAT(call.stream->Wait(), StatusIs(absl::StatusCode::kCancelled));
+    EXPECT_TRUE(WaitUntil([&] { return trace->stage().empty(); }));
+    EXPECT_EQ(cluster.store().held_prefix_lookups(), 1);
+    cluster.store().HoldPrefixLookups(false);
+    ASSERT_TRUE(WaitUntil([&] { return cluster.router().counts().running == 0; }));
+    EXPECT_EQ(trace->stage(), "");
+  }
+}
+
+TEST(PrefixTest, ALaneThatIsLostDuringALookupIsWaitedForUnderItsName) {
+  FakeCluster cluster({}, Caching());
+  ASSERT_THAT(cluster.Generate(Marked(2)).status, IsOk());
+  ASSERT_TRUE(Kept(cluster, 3));
+  const auto trace = std::make_shared<RecordedTrace>();
+  cluster.store().HoldPrefixLookups(true);
+  const FakeCluster::Call call = StartTraced(cluster, Marked(3), trace);
+  ASSERT_TRUE(WaitUntil([&] { return cluster.store().held_prefix_lookups() == 1; }));
+  cluster.pipeline().Kill(1);
+  ASSERT_TRUE(WaitUntil([&] { return cluster.router().Lanes(absl::Now() + kTestLimit).empty(); }));
+  EXPECT_EQ(trace->stage(), "locate");
+  cluster.store().HoldPrefixLookups(false);
+  EXPECT_TRUE(WaitUntil([&] { return trace->stage() == "park"; }));
+  cluster.pipeline().Restart(1);
+  const FakeCluster::Answer answer = cluster.Finish(call);
+  ASSERT_THAT(answer.status, IsOk());
+  EXPECT_EQ(answer.finish.reused_tokens(), kSystem);
+  ASSERT_TRUE(WaitUntil([&] { return trace->stage().empty(); }));
+  EXPECT_THAT(trace->First(7), ElementsAre("", "queue", "locate", "park", "locate", "attach", "prefill"));
+  EXPECT_EQ(cluster.metrics().prefix_hits.Value(), 1);
+  EXPECT_EQ(cluster.metrics().reused_tokens.Value(), kSystem);
 }
 
 TEST(PrefixTest, AWorkerThatDiesWhileAStateIsCopiedIsAMissAndNoError) {

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <deque>
 #include <functional>
 #include <memory>
 #include <string>
@@ -151,9 +150,12 @@ struct Turn {
   struct {
     std::vector<uint64_t> marks;  // As the request has them, in tokens.
     bool planned = false;         // `ends` is known.
-    std::deque<uint64_t> ends;    // Where its state is still to be kept, ascending.
+    std::vector<uint64_t> ends;   // Where its state is kept, ascending.
+    size_t next_end = 0;          // Of these, the first that is still to come.
+    bool counted = false;         // What its lookup came to; it may be looked up again after a loss.
     bool attached = false;        // `snapshot` came from there.
     bool off = false;             // It did not work out: the input is read.
+    std::string unusable;         // What it found then; goes before what is read takes its place.
   } prefix;
 
   // Results.
@@ -231,6 +233,7 @@ struct PendingSave {
   bool committing = false;
   std::shared_ptr<TurnTrace> trace;
   std::shared_ptr<const v1::PutPrefixRequest> prefix;  // Set: for the prefix cache. Without its manifest.
+  std::string replaces;                                // Of the prefix cache, too: unusable. Empty: none.
 };
 
 }  // namespace rwkv::router

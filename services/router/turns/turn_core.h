@@ -251,6 +251,7 @@ class TurnCore {
 
   // --- turn_core_prefix.cc
   bool UsesPrefixes(const Turn& turn) const;
+  bool PausesPrefixes(absl::Time failed) const;
   v1::PrefixScope PrefixScopeOf(const Turn& turn) const;
   // Where its state will be kept.
   void PlanPrefixes(Turn& turn);
@@ -303,8 +304,9 @@ class TurnCore {
   SequenceId next_sequence_ = 1;
   std::map<std::string, PendingSave> saves_;
   RecentInputs recent_inputs_;
-  absl::Time no_prefix_until_ = absl::InfinitePast();        // Not looked up until then,
-  absl::Time no_prefix_saves_until_ = absl::InfinitePast();  // not kept.
+  // When that did not work out; for a while from then it is not tried again.
+  absl::Time prefix_lookup_failed_ = absl::InfinitePast();
+  absl::Time prefix_save_failed_ = absl::InfinitePast();
 };
 
 }  // namespace rwkv::router

@@ -40,7 +40,7 @@ void TurnCore::TraceStage(Turn& turn) {
       case Phase::kParked:
         return "park";
       case Phase::kLocating:
-        return "locate";
+        return turn.stopped ? "" : "locate";  // Nobody wants to know any more.
       case Phase::kAttaching:
         return "attach";
       case Phase::kRunning:
@@ -253,6 +253,7 @@ void TurnCore::Watch() {
         absl::StrCat("a slot was not attached within ", absl::FormatDuration(options_.attach_timeout)));
     const TurnPtr waiting = turn;  // What follows takes it out.
     const uint64_t epoch = turn->lane->epoch;
+    if (waiting->prefix.attached) waiting->prefix.off = true;  // Its state may be what hangs: the input is read.
     if (waiting->patience.AttachTimedOut() == Patience::Verdict::kGiveUp) {
       Fail(*waiting, common::WithRetryInfo(late, absl::Seconds(1)));
     }

@@ -1,7 +1,9 @@
 #include "services/state_store/client/fake_state_store.h"
 
+#include <algorithm>
 #include <utility>
 
+#include "absl/time/clock.h"
 #include "grpcpp/server.h"
 #include "grpcpp/server_builder.h"
 #include "grpcpp/support/channel_arguments.h"
@@ -93,6 +95,27 @@ void FakeStateStore::FailDropsWith(absl::Status status) {
 void FakeStateStore::FailPrefixPutsWith(absl::Status status) {
   absl::MutexLock lock(&mu_);
   fail_prefix_puts_with_ = std::move(status);
+}
+
+void FakeStateStore::FailPrefixDrops(int count, absl::Status status) {
+  absl::MutexLock lock(&mu_);
+  failing_prefix_drops_ = count;
+  fail_prefix_drops_with_ = std::move(status);
+}
+
+void FakeStateStore::HoldPrefixLookups(bool held) {
+  absl::MutexLock lock(&mu_);
+  answers_prefix_lookups_ = !held;
+}
+
+void FakeStateStore::HoldCommits(bool held) {
+  absl::MutexLock lock(&mu_);
+  answers_commits_ = !held;
+}
+
+int FakeStateStore::held_prefix_lookups() {
+  absl::MutexLock lock(&mu_);
+  return held_prefix_lookups_;
 }
 
 void FakeStateStore::FailGetRecords(int count, absl::Status status) {
@@ -216,6 +239,13 @@ absl::StatusOr<std::vector<uint32_t>> FakeStateStore::ReadTokens(const v1::ReadT
 
 absl::StatusOr<v1::CommitSnapshotResponse> FakeStateStore::CommitSnapshot(const v1::CommitSnapshotRequest& request,
                                                                           absl::Time deadline) {
+  {
+    absl::MutexLock lock(&mu_);
+    if (!mu_.AwaitWithTimeout(absl::Condition(&answers_commits_), absl::Seconds(60))) {
+      return absl::DeadlineExceededError("a test holds it");
+    }
+    deadline = std::max(deadline, absl::Now() + absl::Seconds(1));
+  }
   return Run<absl::StatusOr<v1::CommitSnapshotResponse>>([&] { return catalog_->CommitSnapshot(request, deadline); });
 }
 
@@ -235,6 +265,14 @@ absl::StatusOr<v1::DropSnapshotResponse> FakeStateStore::DropSnapshot(const v1::
 
 absl::StatusOr<v1::FindPrefixResponse> FakeStateStore::FindPrefix(const v1::FindPrefixRequest& request,
                                                                   absl::Time deadline) {
+  {
+    absl::MutexLock lock(&mu_);
+    ++held_prefix_lookups_;
+    const bool answers = mu_.AwaitWithTimeout(absl::Condition(&answers_prefix_lookups_), absl::Seconds(60));
+    --held_prefix_lookups_;
+    if (!answers) return absl::DeadlineExceededError("a test holds it");
+    deadline = std::max(deadline, absl::Now() + absl::Seconds(1));  // It was the test that took its time.
+  }
   return Run<absl::StatusOr<v1::FindPrefixResponse>>([&] { return catalog_->FindPrefix(request, deadline); });
 }
 
@@ -249,6 +287,13 @@ absl::StatusOr<v1::PutPrefixResponse> FakeStateStore::PutPrefix(const v1::PutPre
 
 absl::StatusOr<v1::DropPrefixResponse> FakeStateStore::DropPrefix(const v1::DropPrefixRequest& request,
                                                                   absl::Time deadline) {
+  {
+    absl::MutexLock lock(&mu_);
+    if (failing_prefix_drops_ > 0) {
+      --failing_prefix_drops_;
+      return fail_prefix_drops_with_;
+    }
+  }
   return Run<absl::StatusOr<v1::DropPrefixResponse>>([&] { return catalog_->DropPrefix(request, deadline); });
 }
 

@@ -39,6 +39,13 @@ class FakeStateStore final : public CatalogClient, public RecordsClient {
   void FailAppendsWith(absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
   void FailDropsWith(absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
   void FailPrefixPutsWith(absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
+  // The next `count` calls of DropPrefix fail with `status`.
+  void FailPrefixDrops(int count, absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
+  // Calls of FindPrefix come, and are answered when it is false again.
+  void HoldPrefixLookups(bool held) ABSL_LOCKS_EXCLUDED(mu_);
+  int held_prefix_lookups() ABSL_LOCKS_EXCLUDED(mu_);
+  // The same of CommitSnapshot.
+  void HoldCommits(bool held) ABSL_LOCKS_EXCLUDED(mu_);
 
   // The next `count` calls of GetRecord fail with `status`.
   void FailGetRecords(int count, absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
@@ -117,6 +124,11 @@ class FakeStateStore final : public CatalogClient, public RecordsClient {
   absl::Status fail_appends_with_ ABSL_GUARDED_BY(mu_);
   absl::Status fail_drops_with_ ABSL_GUARDED_BY(mu_);
   absl::Status fail_prefix_puts_with_ ABSL_GUARDED_BY(mu_);
+  int failing_prefix_drops_ ABSL_GUARDED_BY(mu_) = 0;
+  absl::Status fail_prefix_drops_with_ ABSL_GUARDED_BY(mu_);
+  bool answers_prefix_lookups_ ABSL_GUARDED_BY(mu_) = true;
+  int held_prefix_lookups_ ABSL_GUARDED_BY(mu_) = 0;
+  bool answers_commits_ ABSL_GUARDED_BY(mu_) = true;
   int failing_find_turns_ ABSL_GUARDED_BY(mu_) = 0;
   absl::Status fail_find_turns_with_ ABSL_GUARDED_BY(mu_);
   int failing_get_records_ ABSL_GUARDED_BY(mu_) = 0;
