@@ -89,6 +89,36 @@ TEST(YieldTest, ALongAnswerLetsAnotherIn) {
   }
 }
 
+// Also the first time: what it left behind is on its way, and to begin again from the start would be to lose it.
+TEST(YieldTest, ATurnWaitsForTheStateThatItLeftBehind) {
+  testing::FakeClock clock;
+  FakeCluster cluster(Slots(1), Quantum(absl::Seconds(1)), &clock);
+  cluster.CreateSession("s");
+  const FakeCluster::Call long_call = StartAndStep(cluster, SessionRequest("s", "a", Prompt(1), 300), 3);
+  cluster.store().HoldCommits(true);
+  const FakeCluster::Call short_call = cluster.Start(Request(Prompt(2), 3));
+  ASSERT_TRUE(WaitUntil([&] { return cluster.router().counts().waiting == 1; }));
+  clock.Advance(absl::Seconds(2));  // Its time is up, this once.
+  ASSERT_TRUE(WaitUntil([&] {
+    cluster.pipeline().AllowSteps(1);
+    return short_call.stream->closed();
+  }));
+  EXPECT_THAT(cluster.Finish(short_call).status, IsOk());
+  ASSERT_EQ(cluster.metrics().yielded_turns.Value(), 1);
+  // It is let in again. Whoever asks for the lanes is answered between two rounds of the loop.
+  ASSERT_TRUE(WaitUntil([&] { return cluster.router().counts().waiting == 0; }));
+  for (int round = 0; round < 5; ++round) {
+    const std::vector<LaneState> lanes = cluster.router().Lanes(absl::Now() + kTestLimit);
+    ASSERT_EQ(lanes.size(), 1);
+    EXPECT_EQ(lanes[0].turns, 0) << "it has begun without its state";
+  }
+  cluster.store().HoldCommits(false);
+  cluster.pipeline().ResumeSteps();
+  EXPECT_THAT(cluster.Finish(long_call).tokens, ElementsAreArray(FakeModel::Greedy(Prompt(1), 300, kVocabulary)));
+  EXPECT_EQ(cluster.pipeline().stats().attaches_fresh, 2);
+  EXPECT_EQ(cluster.pipeline().stats().attaches_snapshot, 1);
+}
+
 TEST(YieldTest, WhatATurnWithoutASessionLeftBehindIsDropped) {
   FakeCluster cluster(Slots(1), Quantum(absl::Milliseconds(5)));
   cluster.pipeline().PauseSteps();
