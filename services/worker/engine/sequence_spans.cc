@@ -38,6 +38,11 @@ void SequenceSpans::OnAttached(int slot, uint64_t sequence, const absl::Status& 
   if (!status.ok()) sequences_.erase(slot);
 }
 
+void SequenceSpans::OnKept(int slot, uint64_t sequence) {
+  if (Sequence* const attached = Find(slot, sequence); attached != nullptr)
+    attached->attach->Set("rwkv.kept", int64_t{1});
+}
+
 common::TraceContext SequenceSpans::AttachContext(int slot, uint64_t sequence) const {
   const auto it = sequences_.find(slot);
   if (it == sequences_.end() || it->second.sequence != sequence) return {};

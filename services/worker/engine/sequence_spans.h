@@ -28,6 +28,8 @@ class SequenceSpans {
 
   void OnAttach(const v1::AttachSequence& attach);
   void OnAttached(int slot, uint64_t sequence, const absl::Status& status);
+  // Its snapshot is in this worker's memory.
+  void OnKept(int slot, uint64_t sequence);
   // What the loading of its snapshot belongs to; not valid: to nothing.
   common::TraceContext AttachContext(int slot, uint64_t sequence) const;
 
@@ -50,7 +52,7 @@ class SequenceSpans {
     std::unique_ptr<common::Span> work;    // Null: nothing was fed since the last save.
     const char* kind = "";                 // Of `work`.
     int64_t tokens = 0;
-    bool sampled = false;                  // It has drawn a token: what comes is decoding.
+    bool sampled = false;  // It has drawn a token: what comes is decoding.
     absl::Time last_done = absl::InfinitePast();
   };
 

@@ -112,6 +112,35 @@ TEST_F(SequenceSpansTest, AnotherSequenceInTheSlotEndsTheOneBefore) {
   EXPECT_THAT(Ended(), ElementsAre("worker.attach", "worker.prefill 2"));
 }
 
+TEST_F(SequenceSpansTest, AKeptStateIsNamed) {
+  SequenceSpans spans(tracer_.get());
+  for (const uint64_t sequence : {1, 2}) {
+    v1::AttachSequence attach = Attach(0, sequence, kParent);
+    attach.mutable_snapshot()->set_snapshot_id("x");
+    attach.clear_fresh();
+    spans.OnAttach(attach);
+    if (sequence == 2) spans.OnKept(0, 2);
+    spans.OnAttached(0, sequence, absl::OkStatus());
+  }
+  spans.Clear();
+  EXPECT_THAT(Ended(), ElementsAre("worker.attach", "worker.attach"));
+  EXPECT_EQ(collector_.spans()[0].Attribute("rwkv.kept"), "");
+  EXPECT_EQ(collector_.spans()[1].Attribute("rwkv.kept"), "1");
+  EXPECT_EQ(collector_.spans()[1].Attribute("rwkv.source"), "snapshot");
+}
+
+// The state of the one before is still on its way: its span ends with its slot.
+TEST_F(SequenceSpansTest, AnAttachOverAnotherEndsThatOnesSpan) {
+  SequenceSpans spans(tracer_.get());
+  spans.OnAttach(Attach(0, 1, kParent));
+  spans.OnAttach(Attach(0, 2, kParent));
+  spans.OnAttached(0, 1, absl::OkStatus());  // Too late.
+  spans.OnAttached(0, 2, absl::OkStatus());
+  Do(spans, Step(0, 2, 5, true));
+  spans.Clear();
+  EXPECT_THAT(Ended(), ElementsAre("worker.attach", "worker.attach", "worker.prefill 5"));
+}
+
 TEST_F(SequenceSpansTest, AnAttachThatFailsSaysWhy) {
   SequenceSpans spans(tracer_.get());
   spans.OnAttach(Attach(0, 1, kParent));

@@ -309,6 +309,7 @@ void StageRunner::Attach(const std::shared_ptr<Epoch>& epoch, const v1::AttachSe
       job.records = engine_->RecordsOfStage(attach.snapshot());
       if (attach.keep()) {
         if (std::shared_ptr<StateCopy> kept = kept_->Find(job.records); kept != nullptr) {
+          spans_.OnKept(attach.slot(), attach.sequence());
           return FinishLoad(epoch, {attach.slot(), attach.sequence(), std::move(kept)});
         }
       }
