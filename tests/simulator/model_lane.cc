@@ -1,6 +1,7 @@
 #include "tests/simulator/model_lane.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -14,6 +15,7 @@ namespace {
 using worker::FakeModel;
 
 constexpr absl::Duration kStep = absl::Milliseconds(1);  // Of one stage.
+constexpr size_t kMostKept = 3;
 
 }  // namespace
 
@@ -107,7 +109,7 @@ void ModelLane::RunCommand(int index, const v1::ExecuteRequest& request) {
   Stage& stage = stages_[index];
   v1::ExecuteResponse response;
   if (request.has_attach()) {
-    const absl::Status status = Attach(stage, request.attach());
+    const absl::Status status = Attach(index, request.attach());
     if (status.ok() && index == 0) own_steps_.OnAttach(request.attach());
     response.mutable_attached()->set_slot(request.attach().slot());
     response.mutable_attached()->set_sequence(request.attach().sequence());
@@ -125,7 +127,7 @@ void ModelLane::RunCommand(int index, const v1::ExecuteRequest& request) {
   }
   if (request.has_go_on() && index == 0) return SendStopped(own_steps_.OnGoOn(request.go_on()));
   if (request.has_save()) {
-    const absl::Status status = Save(stage, request.save());
+    const absl::Status status = Save(index, request.save());
     v1::SnapshotSaved& saved = *response.mutable_saved();
     saved.set_snapshot_id(request.save().snapshot_id());
     *saved.mutable_status() = common::ToStatusProto(status);
@@ -214,7 +216,27 @@ absl::Status ModelLane::CheckSlot(const Stage& stage, int slot, uint64_t sequenc
   return absl::OkStatus();
 }
 
-absl::Status ModelLane::Attach(Stage& stage, const v1::AttachSequence& attach) {
+void ModelLane::Keep(int index, const std::string& snapshot_id, uint64_t state) const {
+  KeptStates& kept = *world_.kept(index);
+  kept[snapshot_id] = state;
+  if (kept.size() > kMostKept) kept.erase(kept.begin()->first == snapshot_id ? std::prev(kept.end()) : kept.begin());
+}
+
+absl::StatusOr<uint64_t> ModelLane::Load(int index, const v1::AttachSequence& attach) const {
+  const std::string& id = attach.snapshot().snapshot_id();
+  if (attach.keep()) {
+    const KeptStates& kept = *world_.kept(index);
+    if (const auto state = kept.find(id); state != kept.end()) return state->second;
+  }
+  const uint64_t* const state = world_.store->FindState(id);
+  if (state == nullptr) return absl::DataLossError("a record is missing");
+  if (world_.store->IsDamaged(id) && !options_.broken.checks_no_sums) return absl::DataLossError("a record is damaged");
+  if (attach.keep()) Keep(index, id, *state);
+  return *state;
+}
+
+absl::Status ModelLane::Attach(int index, const v1::AttachSequence& attach) {
+  Stage& stage = stages_[index];
   Slot& slot = stage.slots.at(attach.slot());
   if (attach.has_warm_sequence()) {
     if (absl::Status status = CheckSlot(stage, attach.slot(), attach.warm_sequence(), attach.position());
@@ -227,9 +249,7 @@ absl::Status ModelLane::Attach(Stage& stage, const v1::AttachSequence& attach) {
     slot = Slot();
     slot.state = options_.broken.clears_nothing ? before : FakeModel::Fresh();
     if (attach.has_snapshot()) {
-      const uint64_t* const state = world_.store->FindState(attach.snapshot().snapshot_id());
-      if (state == nullptr) return absl::DataLossError("a record is missing");
-      slot.state = *state;
+      RWKV_ASSIGN_OR_RETURN(slot.state, Load(index, attach));
     }
     slot.position = attach.position();
   }
@@ -263,11 +283,13 @@ v1::EntryResult ModelLane::Compute(int index, const v1::StepEntry& entry) {
   return result;
 }
 
-absl::Status ModelLane::Save(Stage& stage, const v1::SaveSnapshot& save) {
+absl::Status ModelLane::Save(int index, const v1::SaveSnapshot& save) {
+  const Stage& stage = stages_[index];
   RWKV_RETURN_IF_ERROR(CheckSlot(stage, save.slot(), save.sequence(), save.expected_position()));
   uint64_t state = stage.slots.at(save.slot()).state;
   if (options_.broken.saves_late) state = FakeModel::Feed(state, 1);
   world_.store->PutState(save.snapshot_id(), state);
+  if (save.keep()) Keep(index, save.snapshot_id(), state);
   return absl::OkStatus();
 }
 

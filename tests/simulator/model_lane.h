@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "rwkv/v1/worker.pb.h"
 #include "services/worker/engine/own_steps.h"
@@ -32,6 +33,7 @@ class ModelLane {
     bool saves_late = false;            // A snapshot has seen a token more than it says.
     bool stops_in_silence = false;      // A sequence that was told to stop does not say where.
     bool feeds_unasked = false;         // What was drawn comes back again, and is fed to whoever has the slot by then.
+    bool checks_no_sums = false;        // A state is begun with whatever became of it in the store.
   };
   struct Options {
     int stages = 1;
@@ -39,6 +41,8 @@ class ModelLane {
     int family = 0;
     Broken broken;
   };
+  // States that a worker has in memory, by their snapshots; those of its processes, not of an epoch.
+  using KeptStates = std::map<std::string, uint64_t>;
   // Where it stands.
   struct World {
     ModelStore* store = nullptr;
@@ -46,6 +50,7 @@ class ModelLane {
     std::function<absl::Duration()> draw_delay;  // From one process to the next; drawn once, so that order is kept.
     std::function<bool(int stage)> is_frozen;
     std::function<void(int stage, v1::ExecuteResponse)> answer;
+    std::function<KeptStates*(int stage)> kept;
     // Asked for each entry after which no token is drawn: true, and it is said to be computed, and is not.
     std::function<bool()> loses;
   };
@@ -96,9 +101,11 @@ class ModelLane {
   void BeginStep(int index, Frame frame);
   void FinishStep(int index, Frame frame, v1::StepResult result);
   void Drawn(v1::StepResult result);
-  absl::Status Attach(Stage& stage, const v1::AttachSequence& attach);
+  absl::Status Attach(int index, const v1::AttachSequence& attach);
+  absl::StatusOr<uint64_t> Load(int index, const v1::AttachSequence& attach) const;
+  void Keep(int index, const std::string& snapshot_id, uint64_t state) const;
   v1::EntryResult Compute(int index, const v1::StepEntry& entry);
-  absl::Status Save(Stage& stage, const v1::SaveSnapshot& save);
+  absl::Status Save(int index, const v1::SaveSnapshot& save);
   absl::Status CheckSlot(const Stage& stage, int slot, uint64_t sequence, uint64_t position) const;
 
   const Options options_;

@@ -1,5 +1,6 @@
 #include "tests/simulator/model_store.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -33,6 +34,14 @@ const uint64_t* ModelStore::FindState(const std::string& snapshot_id) const {
 
 void ModelStore::LoseStates(const std::function<bool()>& chosen) {
   for (auto it = states_.begin(); it != states_.end();) it = chosen() ? states_.erase(it) : std::next(it);
+}
+
+void ModelStore::DamageStates(const std::function<bool()>& chosen) {
+  for (auto& [id, state] : states_) {
+    if (!chosen()) continue;
+    state ^= 1;
+    damaged_.insert(id);
+  }
 }
 
 absl::StatusOr<ModelStore::SessionRow*> ModelStore::Owned(const v1::Lease& lease) {
@@ -196,6 +205,9 @@ absl::StatusOr<v1::FindSnapshotResponse> ModelStore::FindSnapshot(const v1::Find
 
 absl::StatusOr<v1::DropSnapshotResponse> ModelStore::DropSnapshot(const v1::DropSnapshotRequest& request, absl::Time) {
   return Call<v1::DropSnapshotResponse>([&]() -> absl::StatusOr<v1::DropSnapshotResponse> {
+    if (FindPrefixOf(request.snapshot_id()) != prefixes_.end()) {
+      return absl::FailedPreconditionError("it is a state of the prefix cache");
+    }
     states_.erase(request.snapshot_id());
     const auto session = sessions_.find(request.session_id());
     if (session == sessions_.end()) return v1::DropSnapshotResponse();
@@ -203,6 +215,66 @@ absl::StatusOr<v1::DropSnapshotResponse> ModelStore::DropSnapshot(const v1::Drop
       it = it->second.snapshot_id() == request.snapshot_id() ? session->second.snapshots.erase(it) : std::next(it);
     }
     return v1::DropSnapshotResponse();
+  });
+}
+
+std::vector<ModelStore::Prefix>::iterator ModelStore::FindPrefixOf(const std::string& snapshot_id) {
+  return std::find_if(prefixes_.begin(), prefixes_.end(),
+                      [&](const Prefix& prefix) { return prefix.manifest.snapshot_id() == snapshot_id; });
+}
+
+absl::StatusOr<v1::FindPrefixResponse> ModelStore::FindPrefix(const v1::FindPrefixRequest& request, absl::Time) {
+  return Call<v1::FindPrefixResponse>([&]() -> absl::StatusOr<v1::FindPrefixResponse> {
+    v1::FindPrefixResponse response;
+    const std::string scope = request.scope().SerializeAsString();
+    const auto& ids = request.token_ids();
+    auto longest = prefixes_.end();
+    for (auto it = prefixes_.begin(); it != prefixes_.end(); ++it) {
+      if (it->scope != scope || it->tokens.size() > static_cast<size_t>(ids.size())) continue;
+      const size_t compared = broken_.store_compares_nothing ? 16 : it->tokens.size();
+      if (!std::equal(it->tokens.begin(), it->tokens.begin() + compared, ids.begin())) continue;
+      if (longest == prefixes_.end() || longest->tokens.size() < it->tokens.size()) longest = it;
+    }
+    if (longest == prefixes_.end()) return response;
+    *response.mutable_manifest() = longest->manifest;
+    std::rotate(longest, longest + 1, prefixes_.end());  // Used last.
+    return response;
+  });
+}
+
+absl::StatusOr<v1::PutPrefixResponse> ModelStore::PutPrefix(const v1::PutPrefixRequest& request, absl::Time) {
+  return Call<v1::PutPrefixResponse>([&]() -> absl::StatusOr<v1::PutPrefixResponse> {
+    v1::PutPrefixResponse response;
+    const std::string& id = request.manifest().snapshot_id();
+    if (FindState(id) == nullptr) return absl::DataLossError("a record is not there");
+    Prefix put{request.scope().SerializeAsString(),
+               {request.token_ids().begin(), request.token_ids().end()},
+               request.manifest()};
+    const auto same = std::find_if(prefixes_.begin(), prefixes_.end(), [&put](const Prefix& prefix) {
+      return prefix.scope == put.scope && prefix.tokens == put.tokens;
+    });
+    if (same != prefixes_.end() && FindState(same->manifest.snapshot_id()) != nullptr) {
+      if (same->manifest.snapshot_id() != id) states_.erase(id);
+      response.set_existed(true);
+      return response;
+    }
+    if (same != prefixes_.end()) prefixes_.erase(same);
+    prefixes_.push_back(std::move(put));
+    while (prefixes_.size() > most_prefixes_) {
+      states_.erase(prefixes_.front().manifest.snapshot_id());
+      prefixes_.erase(prefixes_.begin());
+    }
+    return response;
+  });
+}
+
+absl::StatusOr<v1::DropPrefixResponse> ModelStore::DropPrefix(const v1::DropPrefixRequest& request, absl::Time) {
+  return Call<v1::DropPrefixResponse>([&]() -> absl::StatusOr<v1::DropPrefixResponse> {
+    const auto prefix = FindPrefixOf(request.snapshot_id());
+    if (prefix == prefixes_.end()) return v1::DropPrefixResponse();
+    prefixes_.erase(prefix);
+    states_.erase(request.snapshot_id());
+    return v1::DropPrefixResponse();
   });
 }
 
@@ -229,15 +301,6 @@ absl::StatusOr<v1::RewindSessionResponse> ModelStore::RewindSession(const v1::Re
   return NotModelled();
 }
 absl::StatusOr<v1::DeleteSessionResponse> ModelStore::DeleteSession(const v1::DeleteSessionRequest&, absl::Time) {
-  return NotModelled();
-}
-absl::StatusOr<v1::FindPrefixResponse> ModelStore::FindPrefix(const v1::FindPrefixRequest&, absl::Time) {
-  return NotModelled();
-}
-absl::StatusOr<v1::PutPrefixResponse> ModelStore::PutPrefix(const v1::PutPrefixRequest&, absl::Time) {
-  return NotModelled();
-}
-absl::StatusOr<v1::DropPrefixResponse> ModelStore::DropPrefix(const v1::DropPrefixRequest&, absl::Time) {
   return NotModelled();
 }
 absl::StatusOr<v1::GetUsageResponse> ModelStore::GetUsage(const v1::GetUsageRequest&, absl::Time) {

@@ -5,6 +5,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -59,6 +60,18 @@ class ModelStore final : public state_store::CatalogClient {
     if (all != state) all = ~state;
   }
   void LoseStates(const std::function<bool()>& chosen);
+  // Other bytes than were put, which whoever reads them can see.
+  void DamageStates(const std::function<bool()>& chosen);
+  bool IsDamaged(const std::string& snapshot_id) const { return damaged_.count(snapshot_id) > 0; }
+
+  // The prefix cache: the longest unused first.
+  struct Prefix {
+    std::string scope;
+    std::vector<uint32_t> tokens;
+    v1::SnapshotManifest manifest;
+  };
+  void SetMostPrefixes(size_t count) { most_prefixes_ = count; }
+  const std::vector<Prefix>& prefixes() const { return prefixes_; }
 
   absl::StatusOr<v1::AcquireLeaseResponse> AcquireLease(const v1::AcquireLeaseRequest& request, absl::Time) override;
   absl::StatusOr<v1::RenewLeasesResponse> RenewLeases(const v1::RenewLeasesRequest& request, absl::Time) override;
@@ -93,6 +106,8 @@ class ModelStore final : public state_store::CatalogClient {
   absl::StatusOr<Response> Call(const std::function<absl::StatusOr<Response>()>& change);
   // kAborted unless it is the session's one lease. kNotFound: no such session.
   absl::StatusOr<SessionRow*> Owned(const v1::Lease& lease);
+  // Of none: its end.
+  std::vector<Prefix>::iterator FindPrefixOf(const std::string& snapshot_id);
   absl::Status Append(const v1::AppendItem& item);
 
   common::Clock* const clock_;
@@ -101,6 +116,9 @@ class ModelStore final : public state_store::CatalogClient {
   Broken broken_;
   std::map<std::string, SessionRow> sessions_;
   std::map<std::string, uint64_t> states_;
+  std::set<std::string> damaged_;
+  size_t most_prefixes_ = 0;
+  std::vector<Prefix> prefixes_;
   uint64_t takeovers_ = 0;
 };
 

@@ -93,6 +93,7 @@ SimClient::SimClient(Cluster* cluster, int index, const std::string& tenant, int
 
 std::vector<uint32_t> SimClient::Prompt(int turn) const {
   std::vector<uint32_t> prompt;
+  if (turn == 0 && cluster_->turn_options.prefix_cache.enabled) prompt = SharedBeginning(18 + index_ * 5);
   for (int i = 0; i < 3 + (index_ + turn) % 9; ++i) {
     prompt.push_back((index_ * 101 + turn * 13 + i * 7) % kVocabulary);
   }
@@ -171,6 +172,7 @@ std::shared_ptr<SimClient::Attempt> SimClient::Call(int index, uint64_t resume_f
   turn->spec.set_max_tokens(tokens_);
   *turn->spec.mutable_sampling() = TurnSampling();
   turn->resume_from = resume_from;
+  attempt->turn = turn;
   const absl::Duration delay = cluster_->NetworkDelay();
   if (!router.alive()) {
     cluster_->time.After(delay, [this, attempt] { Closed(attempt, absl::UnavailableError("nobody is there")); });
@@ -244,8 +246,8 @@ void SimClient::Heard(const std::shared_ptr<Attempt>& attempt, const v1::Generat
   cluster_->time.Mix(message.index() * 7919 + message.token_id());
   if (!message.has_finish()) {
     if (!IsExpected(message.index(), message.token_id())) {
-      return cluster_->Violated(absl::StrCat("T3: token ", message.index(), " of ", session_, " ", RequestId(),
-                                             " is not that of an undisturbed run"));
+      return cluster_->Violated(
+          NotUndisturbed(attempt->turn, message.index(), absl::StrCat(session_, " ", RequestId())));
     }
     if (attempt != attempt_) return;  // The second of two calls.
     if (message.index() != received_.size()) {

@@ -108,6 +108,9 @@ void SimRouter::Post(std::function<void()> event) {
 bool SimRouter::Send(uint64_t epoch, const std::shared_ptr<const v1::ExecuteRequest>& command) {
   const auto it = lanes.find(epoch);
   if (it == lanes.end() || !it->second.up || it->second.over) return false;
+  if (const absl::Status status = CheckCommand(*command); !status.ok()) {
+    cluster_->Violated(absl::StrCat("B2: a worker is told of ", status.ToString()));
+  }
   it->second.model->Send(command);
   return true;
 }
@@ -223,6 +226,7 @@ std::unique_ptr<ModelLane> SimRouter::MakeModel(uint64_t epoch, const std::vecto
   options.broken.saves_late = broken.worker_saves_late;
   options.broken.stops_in_silence = broken.worker_stops_in_silence;
   options.broken.feeds_unasked = broken.worker_feeds_unasked;
+  options.broken.checks_no_sums = broken.worker_checks_no_sums;
   ModelLane::World world;
   world.store = &cluster_->store;
   world.after = [this, life = life_, epoch](absl::Duration delay, std::function<void()> work) {
@@ -237,6 +241,7 @@ std::unique_ptr<ModelLane> SimRouter::MakeModel(uint64_t epoch, const std::vecto
     Deliver(absl::ZeroDuration(),
             [this, epoch, stage, response = std::move(response)] { core->Handle(epoch, stage, response); });
   };
+  world.kept = [this, chain](int stage) { return &cluster_->workers[chain[stage]].kept; };
   world.loses = [this] { return cluster_->LosesChunk(); };
   return std::make_unique<ModelLane>(options, std::move(world));
 }

@@ -1,5 +1,7 @@
 #include "tests/simulator/simulation.h"
 
+#include <google/protobuf/stubs/logging.h>
+
 #include <algorithm>
 #include <set>
 #include <utility>
@@ -7,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "services/common/logging.h"
+#include "services/router/prefix_cache/prefix_ends.h"
 #include "services/worker/client/fake_worker.h"
 #include "tests/simulator/world.h"
 
@@ -20,8 +23,9 @@ constexpr uint64_t kMostEvents = 3000000;
 
 constexpr const char* kKindNames[] = {"kill worker",   "freeze worker", "kill router",   "pause router", "store away",
                                       "lose answers",  "lose states",   "cancel call",   "two calls",    "slow client",
-                                      "jump clock of", "drain worker",  "stick call of", "give up",      "lose chunks"};
-constexpr int kKinds = 15;
+                                      "jump clock of", "drain worker",  "stick call of", "give up",      "lose chunks",
+                                      "damage states", "strangers"};
+constexpr int kKinds = 17;
 
 // Steps may come late then.
 bool StopsProcesses(Fault::Kind kind) {
@@ -93,6 +97,11 @@ Cluster::Cluster(const Options& options) : options(options), metrics(Metrics()),
   turn_options.outage_timeout = absl::Seconds(8);
   turn_options.slow_client_timeout = absl::Seconds(2);
   turn_options.retry_delay = absl::Milliseconds(50);
+  turn_options.limits.max_prompt_tokens = 64;
+  turn_options.limits.max_generated_tokens = 64;
+  turn_options.prefix_cache.enabled = random_() % 2 == 0;
+  turn_options.prefix_cache.min_tokens = router::kShortestPrefix;
+  turn_options.prefix_cache.chunk_tokens = between(5, 20);
   auto serving = std::make_shared<router::ServingModel>();
   serving->info = workers[0].said.model();
   model = std::move(serving);
@@ -106,6 +115,12 @@ Cluster::Cluster(const Options& options) : options(options), metrics(Metrics()),
     clients.push_back(std::make_unique<SimClient>(this, i, tenant, between(1, 3), between(5, 25)));
     store.AddSession(clients.back()->session());
   }
+  const int visitor_count = turn_options.prefix_cache.enabled ? between(1, 2) : between(0, 1);
+  for (int i = 0; i < visitor_count; ++i) {
+    const std::string tenant = has_tenants ? absl::StrCat("tenant-", i % 2) : "";
+    visitors.push_back(std::make_unique<SimVisitor>(this, i, tenant, between(1, 5)));
+  }
+  store.SetMostPrefixes(between(2, 12));
   DrawFaults();
   store.SetFate([this] {
     if (stores_away_ > 0) return ModelStore::Fate::kNeverCame;
@@ -173,13 +188,20 @@ void Cluster::CheckSnapshots() {
                                      session.log.size()));
       }
       const uint64_t* const state = store.FindState(manifest.snapshot_id());
-      if (state == nullptr) continue;  // Lost: that costs time.
+      if (state == nullptr || store.IsDamaged(manifest.snapshot_id())) continue;  // That costs time.
       uint64_t expected = worker::FakeModel::Fresh();
       for (uint64_t i = 0; i < position; ++i) expected = worker::FakeModel::Feed(expected, session.log[i]);
       if (*state != expected) {
         return Violated(absl::StrCat("S1: the snapshot of ", client->session(), " at ", position,
                                      " is not the state after its log"));
       }
+    }
+  }
+  for (const ModelStore::Prefix& prefix : store.prefixes()) {
+    const uint64_t* const state = store.FindState(prefix.manifest.snapshot_id());
+    if (state == nullptr || store.IsDamaged(prefix.manifest.snapshot_id())) continue;
+    if (*state != worker::FakeModel::Feed(worker::FakeModel::Fresh(), prefix.tokens)) {
+      return Violated(absl::StrCat("S1: a prefix of ", prefix.tokens.size(), " tokens is not the state after them"));
     }
   }
 }
@@ -194,6 +216,7 @@ void Cluster::Inject(const Fault& fault) {
       LoseWorker(fault.target % static_cast<int>(workers.size()), "a worker was killed");
       worker.driver.clear();
       worker.epoch.clear();
+      worker.kept.clear();
       return;
     case Fault::Kind::kFreezeWorker:
       worker.frozen = true;
@@ -228,6 +251,11 @@ void Cluster::Inject(const Fault& fault) {
     case Fault::Kind::kLoseChunks:
       ++chunks_lost_;
       return;
+    case Fault::Kind::kDamageStates:
+      return store.DamageStates([this] { return Chance(0.5); });
+    case Fault::Kind::kStrangers:
+      ++strangers;
+      return;
   }
 }
 
@@ -261,14 +289,19 @@ void Cluster::Undo(const Fault& fault) {
     case Fault::Kind::kLoseChunks:
       --chunks_lost_;
       return;
+    case Fault::Kind::kStrangers:
+      --strangers;
+      return;
     default:
       return;
   }
 }
 
 bool Cluster::Step() {
-  const auto is_done = [](const auto& client) { return client->done(); };
-  if (!violation_.empty() || std::all_of(clients.begin(), clients.end(), is_done) || !time.Step()) return false;
+  const auto is_done = [](const auto& one) { return one->done(); };
+  const bool are_done =
+      std::all_of(clients.begin(), clients.end(), is_done) && std::all_of(visitors.begin(), visitors.end(), is_done);
+  if (!violation_.empty() || are_done || !time.Step()) return false;
   if (time.steps() - checked_ >= 64) {
     checked_ = time.steps();
     CheckSnapshots();
@@ -292,6 +325,7 @@ Result Cluster::Run() {
   begin_ = time.Now();
   for (const auto& router : routers) router->Boot();
   for (const auto& client : clients) client->Start();
+  for (const auto& visitor : visitors) visitor->Start();
   for (size_t i = 0; i < faults_.size(); ++i) {
     const auto& kept = options.faults;
     if (!options.all_faults && std::find(kept.begin(), kept.end(), static_cast<int>(i)) == kept.end()) continue;
@@ -310,12 +344,14 @@ Result Cluster::Run() {
   result.digest = time.digest();
   result.events = time.steps();
   result.tokens = tokens;
+  result.reused_tokens = reused_tokens;
   result.time = time.Now() - begin_;
   return result;
 }
 
 Result Simulate(const Options& options) {
   common::MuteLog(true);
+  const google::protobuf::LogSilencer silencer;  // Strangers' bytes are no news.
   return Cluster(options).Run();
 }
 

@@ -24,9 +24,11 @@ struct Fault {
     kSlowClient,   // A client takes nothing.
     kJumpClock,    // A router's clock jumps.
     kDrainWorker,
-    kStickCall,   // A router's next write to the store comes late; whoever makes it waits, all else goes on.
-    kGiveUp,      // A client leaves its turn, and goes on with the next.
-    kLoseChunks,  // Lanes say that they computed a part of a prompt, and did not.
+    kStickCall,     // A router's next write to the store comes late; whoever makes it waits, all else goes on.
+    kGiveUp,        // A client leaves its turn, and goes on with the next.
+    kLoseChunks,    // Lanes say that they computed a part of a prompt, and did not.
+    kDamageStates,  // Some state records have other bytes than were put.
+    kStrangers,     // Beside good calls come some that are wrong, or no calls at all.
   };
   Kind kind = Kind::kKillWorker;
   int target = 0;
@@ -46,6 +48,9 @@ struct Broken {
   bool worker_saves_late = false;        // S1: a snapshot of another position.
   bool worker_stops_in_silence = false;  // T3: a turn stands still until its lane is given up.
   bool worker_feeds_unasked = false;     // S4: what a sequence drew is fed to the next in its slot.
+  bool worker_checks_no_sums = false;    // N1: a state that is damaged is begun with.
+  bool store_compares_nothing = false;   // N1: a state is found by how its tokens begin.
+  bool door_checks_nothing = false;      // B2: what somebody sent is taken as it is.
   bool core_queues_all = false;          // B1: whoever comes waits.
   bool core_floods_clients = false;      // B1: messages for a client that takes none.
   bool core_refuses_in_silence = false;  // B1: without saying when to come back.
@@ -68,7 +73,8 @@ struct Result {
   uint64_t digest = 0;        // Of the whole run.
   uint64_t events = 0;
   uint64_t tokens = 0;
-  absl::Duration time;  // Virtual.
+  uint64_t reused_tokens = 0;  // Of the prefix cache, by calls of no session.
+  absl::Duration time;         // Virtual.
 };
 
 Result Simulate(const Options& options);

@@ -14,6 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "rwkv/v1/generation.pb.h"
 #include "rwkv/v1/worker.pb.h"
 #include "services/common/clock.h"
 #include "services/common/metrics.h"
@@ -61,6 +62,7 @@ struct SimWorker {
   std::string driver;  // A router's name.
   std::string epoch;
   std::map<std::string, absl::Time> heard;  // When a router announced itself last.
+  ModelLane::KeptStates kept;
 };
 
 class Cluster;
@@ -168,6 +170,7 @@ class SimClient {
     uint64_t first = 0;
     bool over = false;
     bool answered = false;  // Something was sent.
+    std::weak_ptr<router::Turn> turn;
     absl::Time arrived = absl::InfiniteFuture();
   };
 
@@ -209,6 +212,55 @@ class SimClient {
   std::vector<std::function<void()>> when_let_go_;
 };
 
+// What inputs here begin with.
+std::vector<uint32_t> SharedBeginning(int count);
+// T3, or N1 if the turn began with what was read before: token `index` is another than in an undisturbed run.
+std::string NotUndisturbed(const std::weak_ptr<router::Turn>& turn, uint64_t index, const std::string& of);
+// B2: what reaches a worker is within limits, whatever somebody sent.
+absl::Status CheckCommand(const v1::ExecuteRequest& command);
+
+// Somebody without a session: one call after the other, each until it is told whole.
+class SimVisitor {
+ public:
+  SimVisitor(Cluster* cluster, int index, const std::string& tenant, int visits);
+  void Start() { Next(absl::ZeroDuration()); }
+  bool done() const { return visit_ == visits_; }
+
+ private:
+  class Stream;
+  struct Attempt {
+    int router = 0;
+    uint64_t router_life = 0;
+    router::CallId call = 0;
+    std::weak_ptr<router::Turn> turn;
+    bool over = false;
+  };
+
+  void Next(absl::Duration pause);
+  v1::GenerateRequest Good();
+  // Bytes that are wrong somewhere, or everywhere; by chance they are not.
+  std::string Strange();
+  int ChooseRouter();
+  // `attempt` null: a strange one, of which nobody hears.
+  void Call(const std::string& bytes, std::shared_ptr<Attempt> attempt);
+  // As a router does it with what comes: not OK: refused.
+  absl::Status Enter(const std::shared_ptr<Attempt>& attempt, const std::string& bytes, SimRouter& router);
+  void Heard(const std::shared_ptr<Attempt>& attempt, const v1::GenerateResponse& message);
+  void Closed(const std::shared_ptr<Attempt>& attempt, const absl::Status& status);
+  void Watch(const std::shared_ptr<Attempt>& attempt);
+
+  Cluster* const cluster_;
+  const int index_;
+  const int visits_;
+  const std::string tenant_;
+  int visit_ = 0;
+  v1::GenerateRequest request_;
+  std::vector<std::vector<uint32_t>> expected_;  // By family; empty: ruled out.
+  uint64_t received_ = 0;
+  std::shared_ptr<Attempt> attempt_;
+  absl::Time heard_at_;
+};
+
 class Cluster {
  public:
   explicit Cluster(const Options& options);
@@ -237,13 +289,16 @@ class Cluster {
   std::vector<SimWorker> workers;
   std::vector<std::unique_ptr<SimRouter>> routers;
   std::vector<std::unique_ptr<SimClient>> clients;
+  std::vector<std::unique_ptr<SimVisitor>> visitors;
   std::map<std::string, absl::Time> announced;  // Routers, by name.
   router::TurnOptions turn_options;
   std::shared_ptr<const router::ServingModel> model;
   router::RouterMetrics* metrics;
   int stages = 1;
   int families = 1;
+  int strangers = 0;  // Faults under way that send what is no request.
   uint64_t tokens = 0;
+  uint64_t reused_tokens = 0;  // Of visitors.
   router::CallId next_call = 1;
   SimRouter* caller = nullptr;  // Whose store job runs, and in which life of it.
   uint64_t caller_life = 0;
