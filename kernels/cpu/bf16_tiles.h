@@ -12,6 +12,7 @@
 
 #include "kernels/cpu/epilogue.h"
 #include "kernels/cpu/matmul.h"
+#include "kernels/cpu/output_runs.h"
 #include "kernels/cpu/pairs.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/tiles.h"
@@ -37,12 +38,14 @@ constexpr int64_t kBf16PanelInputs = 512;
 constexpr int64_t kColumnTilesAtOnce = 96;
 
 // The rows as tiles of columns: [group][step of 32 inputs][column tile of the group][pair of inputs][row][2]. A row's
-// column tile is parts * (row / 16) + part. With few rows all are one group, else two are, the last maybe zeros.
+// column tile is parts * (row / 16) + part. With few rows all are one group, else two are, the last maybe zeros. Joint
+// rows, up to 8, have two parts in a tile, side by side.
 struct ColumnTiles {
   explicit ColumnTiles(const MatmulArgs& args)
       : parts(args.round_inputs ? 1 : kMostParts),
+        joint(args.rows <= kLanes / 2),
         steps((args.weight.cols + kBf16TileInputs - 1) / kBf16TileInputs),
-        used((args.rows + kLanes - 1) / kLanes * parts),
+        used(joint ? (parts + 1) / 2 : (args.rows + kLanes - 1) / kLanes * parts),
         of_group(args.rows <= kFewColumnRows ? used : 2),
         count((used + of_group - 1) / of_group * of_group) {}
 
@@ -55,6 +58,7 @@ struct ColumnTiles {
   }
 
   int64_t parts;
+  bool joint;
   int64_t steps;
   int64_t used;
   int64_t of_group;
@@ -74,7 +78,8 @@ RWKV_INLINE void FillColumnTiles(const MatmulArgs& args, int64_t begin, int64_t 
   constexpr int64_t kTogether = 8;
   const ColumnTiles tiles(args);
   const int64_t inputs = args.weight.cols;
-  const int64_t padded_rows = (args.rows + kLanes - 1) / kLanes * kLanes;
+  const int64_t block_rows = tiles.joint ? kTogether : kLanes;
+  const int64_t padded_rows = (args.rows + block_rows - 1) / block_rows * block_rows;
   const int64_t stop = end == args.rows ? padded_rows : end;
   for (int64_t first = begin; first < stop; first += kTogether) {
     const int64_t column = first / kLanes * tiles.parts;
@@ -92,7 +97,8 @@ RWKV_INLINE void FillColumnTiles(const MatmulArgs& args, int64_t begin, int64_t 
       }
       for (int64_t part = 0; part < tiles.parts; ++part) {
         Transpose(pairs[part]);
-        char* const to = tiles.At(args, column + part, step) + first % kLanes * 4;
+        char* const to = tiles.joint ? tiles.At(args, part / 2, step) + part % 2 * kTogether * 4
+                                     : tiles.At(args, column + part, step) + first % kLanes * 4;
         for (int64_t pair = 0; pair < kTilePairs; ++pair) {
           __builtin_memcpy(to + pair * kTileBytes, &pairs[part][pair], kTogether * 4);
         }
@@ -103,6 +109,12 @@ RWKV_INLINE void FillColumnTiles(const MatmulArgs& args, int64_t begin, int64_t 
   for (int64_t column = tiles.used; column < tiles.count; ++column) {
     for (int64_t step = 0; step < tiles.steps; ++step) {
       __builtin_memset(tiles.At(args, column, step), 0, kBf16TileBytes);
+    }
+  }
+  if (!tiles.joint || tiles.parts % 2 == 0) return;
+  for (int64_t step = 0; step < tiles.steps; ++step) {  // Beside the last part.
+    for (int64_t pair = 0; pair < kTilePairs; ++pair) {
+      __builtin_memset(tiles.At(args, tiles.used - 1, step) + pair * kTileBytes + kTogether * 4, 0, kTogether * 4);
     }
   }
 }
@@ -126,37 +138,53 @@ RWKV_INLINE void CopyWeightTile(const MatrixView& weight, int64_t first, int64_t
   }
 }
 
-// What follows the sums of 16 outputs and 16 rows, given as the tiles of the parts: [output][row].
-RWKV_INLINE void FinishColumns(const MatmulArgs& args, int64_t block, int64_t first, int64_t step,
-                               const char* sums_of_parts, int64_t parts) {
-  F32 sums[kLanes];
+// Adds up the sums of the parts of 16 outputs and 16 rows, given as tiles: [output][row]. Joint rows' are 8.
+RWKV_INLINE void AddParts(const char* sums_of_parts, int64_t parts, bool joint, F32* sums) {
+  const auto load = [&](int64_t part, int64_t output) RWKV_INLINE_LAMBDA {
+    const char* const tile = sums_of_parts + (joint ? part / 2 : part) * kBf16TileBytes + output * kTileBytes;
+    return Load(reinterpret_cast<const float*>(joint ? tile + part % 2 * kTileBytes / 2 : tile));
+  };
   for (int64_t i = 0; i < kLanes; ++i) {
-    F32 sum = Load(reinterpret_cast<const float*>(sums_of_parts + (parts - 1) * kBf16TileBytes + i * kTileBytes));
-    for (int64_t part = parts - 2; part >= 0; --part) {
-      sum = sum + Load(reinterpret_cast<const float*>(sums_of_parts + part * kBf16TileBytes + i * kTileBytes));
-    }
-    sums[i] = sum;
+    sums[i] = load(parts - 1, i);
+    for (int64_t part = parts - 2; part >= 0; --part) sums[i] = sums[i] + load(part, i);
   }
+}
+
+RWKV_INLINE int64_t RowsOfBlock(const MatmulArgs& args, int64_t block) {
+  const int64_t left = args.rows - block * kLanes;
+  return left < kLanes ? left : kLanes;
+}
+
+// What follows the sums of 16 neighbouring outputs and 16 rows, given as the tiles of the parts.
+RWKV_INLINE void FinishColumns(const MatmulArgs& args, int64_t block, int64_t first, const char* sums_of_parts,
+                               int64_t parts, bool joint) {
+  F32 sums[kLanes];
+  AddParts(sums_of_parts, parts, joint, sums);
   Transpose(sums);
-  for (int64_t i = 0; i < kLanes && block * kLanes + i < args.rows; ++i) {
-    Finish(args, block * kLanes + i, first, step, sums[i]);
+  for (int64_t i = 0; i < RowsOfBlock(args, block); ++i) {
+    FinishRun(args, block * kLanes + i, first, kLanes, sums[i]);
   }
 }
 
 // --- Few rows ---
 
-// The streams are `step` outputs apart, an odd number where it matters: at powers of two they would meet in the same
-// sets of the caches. What they leave over, at most 31 outputs, are tiles of neighbours.
+// Large matrices are read in 16 streams `step` outputs apart, an odd number: at powers of two they would meet in the same
+// sets of the caches. What they leave over, at most 31 outputs, and small matrices are tiles of neighbours.
 struct FewColumns {
   explicit FewColumns(const MatmulArgs& args) {
-    step = args.weight.rows / kLanes;
-    if (step >= 8 && step % 2 == 0) --step;
-    const int64_t size = kBf16PartBytes / (kLanes * RowBytes(args.weight));
-    part = size < 1 ? 1 : size;
-    parts = step == 0 ? 1 : (step + part - 1) / part;
+    const int64_t tiles = args.weight.rows / kLanes;
+    if (tiles >= kFewestTilesOfRuns) step = tiles % 2 == 0 ? tiles - 1 : tiles;
+    tiles_of_run = TilesOfRun(step);
+    run_parts = (step + tiles_of_run - 1) / tiles_of_run;
+    const int64_t near = (args.weight.rows - step * kLanes + kLanes - 1) / kLanes;
+    tiles_of_part = kBf16PartBytes / (kLanes * RowBytes(args.weight));
+    if (tiles_of_part < 1) tiles_of_part = 1;
+    parts = run_parts + (near + tiles_of_part - 1) / tiles_of_part;
   }
-  int64_t step;
-  int64_t part;
+  int64_t step = 0;
+  int64_t tiles_of_run;
+  int64_t run_parts;
+  int64_t tiles_of_part;  // Of neighbours.
   int64_t parts;
 };
 
@@ -172,20 +200,21 @@ RWKV_INLINE void MultiplyColumns(const char* columns) {
   if constexpr (kCount > 5) LoadTile<7>(columns + 5 * kBf16TileBytes), MultiplyBf16Tiles<5, 6, 7>();
 }
 
-// The outputs first + i * step times all rows; `whole`: all 16 are there.
-template <int kBlocks, int kParts>
-__attribute__((noinline)) void ComputeFewColumns(const MatmulArgs& args, int64_t first, int64_t step, bool whole) {
-  constexpr int kCount = kBlocks * kParts;
+// The outputs first + i * step times all rows, as the tiles of the parts; `whole`: all 16 are there.
+template <int kCount>
+__attribute__((noinline)) void ComputeFewColumns(const MatmulArgs& args, int64_t first, int64_t step, bool whole,
+                                                 char* sums) {
   const ColumnTiles tiles(args);
   const int64_t inputs = args.weight.cols;
   const auto* const weights = static_cast<const char*>(args.weight.data) + first * inputs * 2;
   const int64_t stride = step * inputs * 2;
+  const int64_t ahead = step == 1 ? kLanes * stride : kPrefetch;
   alignas(64) char copy[kBf16TileBytes];
   ZeroTiles<kCount>();
   for (int64_t s = 0; s < tiles.steps; ++s) {
     const int64_t k = s * kBf16TileInputs;
     if (whole && k + kBf16TileInputs <= inputs) {
-      for (int64_t i = 0; i < kLanes; ++i) __builtin_prefetch(weights + i * stride + 2 * k + kPrefetch);
+      for (int64_t i = 0; i < kLanes; ++i) __builtin_prefetch(weights + i * stride + 2 * k + ahead);
       LoadTile<6>(weights + 2 * k, stride);
     } else {
       CopyWeightTile(args.weight, first, step, k, copy);
@@ -193,23 +222,40 @@ __attribute__((noinline)) void ComputeFewColumns(const MatmulArgs& args, int64_t
     }
     MultiplyColumns<kCount>(tiles.At(args, 0, s));
   }
-  alignas(64) char sums[kCount * kBf16TileBytes];
   StoreTiles<kCount>(sums);
-  for (int64_t block = 0; block < kBlocks; ++block) {
-    FinishColumns(args, block, first, step, sums + block * kParts * kBf16TileBytes, kParts);
-  }
 }
 
-template <int kBlocks, int kParts>
-RWKV_INLINE void MatmulFewColumns(const MatmulArgs& args, int64_t part) {
+// kCount: column tiles of all blocks of rows.
+template <int kCount>
+RWKV_INLINE void MatmulFewColumns(const MatmulArgs& args, int64_t part, OutputRuns* runs) {
   const FewColumns cut(args);
-  const int64_t end = (part + 1) * cut.part < cut.step ? (part + 1) * cut.part : cut.step;
-  for (int64_t first = part * cut.part; first < end; ++first) {
-    ComputeFewColumns<kBlocks, kParts>(args, first, cut.step, true);
+  const ColumnTiles columns(args);
+  const int64_t blocks = (args.rows + kLanes - 1) / kLanes;
+  constexpr int64_t kBytes = kCount * kBf16TileBytes;
+  alignas(64) char sums[kBytes];
+  if (part >= cut.run_parts) {
+    const int64_t begin = cut.step * kLanes + (part - cut.run_parts) * cut.tiles_of_part * kLanes;
+    const int64_t end = begin + cut.tiles_of_part * kLanes;
+    for (int64_t first = begin; first < end && first < args.weight.rows; first += kLanes) {
+      ComputeFewColumns<kCount>(args, first, 1, first + kLanes <= args.weight.rows, sums);
+      for (int64_t block = 0; block < blocks; ++block) {
+        FinishColumns(args, block, first, sums + block * (kBytes / blocks), columns.parts, columns.joint);
+      }
+    }
+    return;
   }
-  if (part != cut.parts - 1) return;
-  for (int64_t first = cut.step * kLanes; first < args.weight.rows; first += kLanes) {
-    ComputeFewColumns<kBlocks, kParts>(args, first, 1, first + kLanes <= args.weight.rows);
+  const int64_t begin = part * cut.tiles_of_run;
+  const int64_t count = cut.step - begin < cut.tiles_of_run ? cut.step - begin : cut.tiles_of_run;
+  for (int64_t tile = 0; tile < count; ++tile) {
+    ComputeFewColumns<kCount>(args, begin + tile, cut.step, true, sums);
+    for (int64_t block = 0; block < blocks; ++block) {
+      F32 added[kLanes];
+      AddParts(sums + block * (kBytes / blocks), columns.parts, columns.joint, added);
+      for (int64_t run = 0; run < kLanes; ++run) runs[block].sums[run][tile] = added[run];
+    }
+  }
+  for (int64_t block = 0; block < blocks; ++block) {
+    FinishRuns(args, runs[block], block * kLanes, RowsOfBlock(args, block), begin, cut.step, count);
   }
 }
 
@@ -280,8 +326,8 @@ RWKV_INLINE void ComputePanelColumns(const MatmulArgs& args, const ColumnTiles& 
   }
   for (int64_t tile = 0; tile * kLanes < left && tile < output_tiles; ++tile) {
     for (int64_t column = first_column; column < end_column && column < tiles.used; column += tiles.parts) {
-      FinishColumns(args, column / tiles.parts, begin + tile * kLanes, 1,
-                    panel.sums + tile * sum_stride + (column - first_column) * kBf16TileBytes, tiles.parts);
+      FinishColumns(args, column / tiles.parts, begin + tile * kLanes,
+                    panel.sums + tile * sum_stride + (column - first_column) * kBf16TileBytes, tiles.parts, false);
     }
   }
 }
@@ -299,15 +345,24 @@ RWKV_INLINE int64_t Bf16TilesParts(const MatmulArgs& args) {
 }
 
 RWKV_INLINE int64_t Bf16TilesWorkspaceBytes(const MatmulArgs& args) {
-  return args.rows <= kFewColumnRows ? 0 : ColumnPanel::Bytes(ColumnTiles(args));
+  if (args.rows <= kFewColumnRows) return kFewColumnRows / kLanes * static_cast<int64_t>(sizeof(OutputRuns));
+  return ColumnPanel::Bytes(ColumnTiles(args));
 }
 
 RWKV_INLINE void MatmulBf16Tiles(const MatmulArgs& args, int64_t part, void* workspace) {
   const ScopedTiles tiles_are_ready;
   if (args.rows <= kFewColumnRows) {
-    const bool one_block = args.rows <= kLanes;
-    if (args.round_inputs) return one_block ? MatmulFewColumns<1, 1>(args, part) : MatmulFewColumns<2, 1>(args, part);
-    return one_block ? MatmulFewColumns<1, 3>(args, part) : MatmulFewColumns<2, 3>(args, part);
+    auto* const runs = static_cast<OutputRuns*>(workspace);
+    switch (ColumnTiles(args).used) {
+      case 1:
+        return MatmulFewColumns<1>(args, part, runs);
+      case 2:
+        return MatmulFewColumns<2>(args, part, runs);
+      case 3:
+        return MatmulFewColumns<3>(args, part, runs);
+      default:
+        return MatmulFewColumns<6>(args, part, runs);
+    }
   }
   static_assert(kColumnTilesAtOnce % (2 * kMostParts) == 0, "no row's parts, and no pair of tiles, are apart");
   const ColumnTiles tiles(args);

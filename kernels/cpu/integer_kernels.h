@@ -28,8 +28,6 @@ constexpr int kFewIntegerRows = 4;
 constexpr int kIntegerTileRows = 3;
 constexpr int kIntegerTileVectors = 1;
 #endif
-constexpr int64_t kIntegerPartBytes = 64 * 1024;
-
 // Calls take(Dwords<d>(), dword d of group g) for each dword; what the last group has not is zero. `ahead`: bytes from
 // what is read to what will be read next.
 template <int kDwords, typename Take>
@@ -120,11 +118,6 @@ constexpr int64_t kPanelOutputs = kIntegerTileVectors * kLanes;
 RWKV_INLINE int64_t PanelsOfPart(const MatmulArgs& args) {
   const int64_t panels = kIntegerPartBytes / (kPanelOutputs * RowBytes(args.weight));
   return panels < 1 ? 1 : panels;
-}
-
-RWKV_INLINE int64_t TilesOfPart(const MatmulArgs& args) {
-  const int64_t tiles = kIntegerPartBytes / (kLanes * RowBytes(args.weight));
-  return tiles < 1 ? 1 : tiles;
 }
 
 // Vectors of pairs, and floats of scales and minimums, of kIntegerTileVectors * 16 outputs.
@@ -233,7 +226,10 @@ RWKV_INLINE bool AreDots(const MatmulArgs& args) { return kHasByteDots && args.r
 
 int64_t IntegerMatmulParts(const MatmulArgs& args) {
   if (AreColumns(args)) return Columns(args.weight).blocks;
-  if (args.rows <= kFewIntegerRows || AreTiles(args)) {
+#if defined(RWKV_HAS_TILES)
+  if (AreTiles(args)) return TileParts(args).count();
+#endif
+  if (args.rows <= kFewIntegerRows) {
     const int64_t tiles = TilesOfPart(args);
     return (OutputTiles(args).count + tiles - 1) / tiles;
   }
@@ -245,25 +241,10 @@ int64_t IntegerMatmulWorkspaceBytes(const MatmulArgs& args) {
   if (AreColumns(args)) return 0;
   const IntegerMatrix matrix = IntegerMatrixOf(args.weight);
 #if defined(RWKV_HAS_TILES)
-  if (AreTiles(args)) return CodeTilesBytes(matrix) + IntegerPanel::HalvesBytes(matrix);
+  if (AreTiles(args)) return TileWorkspace::Bytes(matrix);
 #endif
   return args.rows <= kFewIntegerRows ? IntegerPanel::HalvesBytes(matrix) : IntegerPanel::Bytes(matrix);
 }
-
-#if defined(RWKV_HAS_TILES)
-template <typename Codes, int kDwords>
-RWKV_INLINE void ComputeTilesOfPart(const MatmulArgs& args, const IntegerMatrix& matrix, int64_t part,
-                                    void* workspace) {
-  const ScopedTiles tiles_are_ready;
-  auto* const codes = static_cast<uint8_t*>(workspace);
-  auto* const halves = reinterpret_cast<uint16_t*>(codes + CodeTilesBytes(matrix));
-  const OutputTiles outputs(args);
-  const int64_t tiles = TilesOfPart(args);
-  for (int64_t i = part * tiles; i < outputs.count && i < (part + 1) * tiles; ++i) {
-    ComputeTileOutputs<Codes, kDwords>(args, matrix, outputs.first(i), outputs.step, codes, halves);
-  }
-}
-#endif
 
 void IntegerMatmul(const MatmulArgs& args, int64_t part, void* workspace) {
   if (AreColumns(args)) return ComputeColumns(args, part);
@@ -318,7 +299,7 @@ void FixRows(const MatmulArgs& args, int64_t begin, int64_t end) {
 int64_t FixedRowsBytes(const MatmulArgs& args) {
   if (args.by_columns && args.rows == 1) return SparseRow::Bytes(args.weight);
 #if defined(RWKV_HAS_TILES)
-  if (AreTiles(args)) return TileRows(args.weight, args.rows, nullptr).Bytes();
+  if (AreTiles(args)) return TileRows(args).Bytes();
 #endif
   int64_t bytes = args.rows * IntegerRows(args.weight, nullptr).stride;
   if (!AreDots(args)) return bytes;

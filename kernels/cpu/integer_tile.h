@@ -94,11 +94,18 @@ RWKV_INLINE F32 AddGroup(F32 sums, I32 products, float scale, float sum, const T
   return sums + Broadcast(sum) * LoadHalves(tile.minimums + g * kLanes);
 }
 
+constexpr int64_t kIntegerPartBytes = 64 * 1024;  // Of weights, some.
+
+RWKV_INLINE int64_t TilesOfPart(const MatmulArgs& args) {
+  const int64_t tiles = kIntegerPartBytes / (kLanes * RowBytes(args.weight));
+  return tiles < 1 ? 1 : tiles;
+}
+
 // Few rows: which outputs the i-th of `count` tiles has, first(i) + j * step for j < 16. A tile reads 16 streams, as
 // far apart as there are tiles: an odd number of rows, because at powers of two they meet in the same sets of caches.
 struct OutputTiles {
-  explicit OutputTiles(const MatmulArgs& args) : count((args.weight.rows + kLanes - 1) / kLanes) {
-    if (args.by_columns) return;
+  explicit OutputTiles(const MatmulArgs& args, bool far = true) : count((args.weight.rows + kLanes - 1) / kLanes) {
+    if (args.by_columns || !far) return;
     if (count >= 8) count |= 1;
     step = count;
     between = 1;
