@@ -215,7 +215,7 @@ TEST_F(ServerTest, SnapshotAndLeaseSurviveAKill) {
   manifest.set_position(3);
   manifest.set_model_fingerprint(kTestModel);
   *manifest.add_records() = TestRecordInfo("x", 0, data);
-  ASSERT_OK(records_->PutRecord(manifest.records(0), data, Deadline()));
+  ASSERT_OK(records_->PutRecord(manifest.records(0), data, nullptr, Deadline()));
   v1::AcquireLeaseRequest acquire;
   acquire.set_session_id("s");
   acquire.set_holder("router-0");

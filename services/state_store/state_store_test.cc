@@ -40,7 +40,7 @@ class WatchedRecords final : public RecordStore {
   absl::Status Put(const v1::RecordInfo& info, absl::Span<const char> data) override {
     return records_->Put(info, data);
   }
-  absl::StatusOr<std::string> Get(const v1::RecordInfo& info) override { return records_->Get(info); }
+  absl::Status Read(const v1::RecordInfo& info, absl::Span<char> to) override { return records_->Read(info, to); }
   absl::Status Check(const v1::RecordInfo& info) override { return records_->Check(info); }
   absl::Status MakeDurable() override { return make_durable_(); }
   absl::Status Delete(const std::string& snapshot_id) override { return records_->Delete(snapshot_id); }

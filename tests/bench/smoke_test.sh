@@ -130,11 +130,12 @@ lines = {line["case"]: line for line in map(json.loads, open(sys.argv[1]))}
 assert sorted(lines) == ["beside", "resume", "transfer"], sorted(lines)
 transfer = lines["transfer"]
 assert transfer["what"] == "states" and transfer["bytes"] == 12 * (12 * 64 * 64 + 2 * 768) * 4, transfer
-assert sorted(transfer["mb_per_s"]) == ["copy", "disk read", "disk write", "restore", "restore, warm", "save"], transfer
+assert sorted(transfer["mb_per_s"]) == ["copy", "disk read", "disk write", "disk write, direct", "restore",
+                                        "restore, at once", "save"], transfer
 assert all(rate > 0 for rate in transfer["mb_per_s"].values()) and all(transfer["of_slower"].values()), transfer
 assert len(lines["resume"]["resume_seconds"]) == 5 and lines["resume"]["read_seconds"] > 0, lines["resume"]
 assert lines["beside"]["saves"] > 0 and lines["beside"]["ratio_p99"] > 0, lines["beside"]
 assert transfer["command"].startswith("tests/bench/states.sh OUT"), transfer["command"]
 assert "0.1b" in open(sys.argv[2]).read()
 EOF
-if "$PWD/tests/bench/state_bench" save 127.0.0.1:1 huge 1 2>/dev/null; then fail "states of no shape"; fi
+if "$PWD/tests/bench/state_bench" save 127.0.0.1:1 huge 1 . 2>/dev/null; then fail "states of no shape"; fi

@@ -1,8 +1,13 @@
 // state_bench: how fast states go to a store and come back, beside what the machine's memory and disk do. A JSON line a
 // case, times in seconds of each state:
-//   state_bench limits FOLDER SHAPE COUNT    {"case": "copy" | "disk write" | "disk read", ...}  FOLDER: on its disk
-//   state_bench save ADDRESS SHAPE COUNT     {"case": "save", ...}     COUNT snapshots, each of a session of its own
-//   state_bench restore ADDRESS SHAPE COUNT  {"case": "restore", ...}  of what `save` has saved; compared byte by byte
+//   state_bench copy SHAPE COUNT                    {"case": "copy", ...}
+//   state_bench save ADDRESS SHAPE COUNT FOLDER     {"case": "save" | "disk write" | "disk write, direct", ...}
+//   state_bench restore ADDRESS SHAPE COUNT FOLDER  {"case": "restore" | "disk read", ...}  of what `save` has saved
+//   state_bench restore ADDRESS SHAPE COUNT         {"case": "restore", ...}
+// `save` makes COUNT snapshots, each of a session of its own, `restore` compares them byte by byte. In turns with them
+// as many bytes are written to FOLDER, on the store's disk, through the page cache and past it (direct) and made
+// durable, and read past it: what else uses the disk changes its speed by the second. What `save` writes there,
+// `restore` reads and removes.
 // A save begins with the copy out of the slot and ends when the store has committed the manifest; a restore begins with
 // the question for the snapshot and ends with the copy into the slot. Between are the worker's own transfer and the
 // store's client. States are random, of the published RWKV-7 shapes 0.1b, 1.5b and 7.2b.
@@ -93,49 +98,71 @@ void Print(const char* name, const Shape& shape, std::vector<double> seconds) {
 
 absl::Status Errno(const std::string& what) { return absl::ErrnoToStatus(errno, what); }
 
-absl::Status Limits(const std::string& folder, const Shape& shape, int count) {
-  std::vector<double> copies, writes, reads;
+void Copies(const Shape& shape, int count) {
+  std::vector<double> seconds;
   const std::vector<char> state = State(shape, 0);
   // As many slots as fit into no cache.
   std::vector<std::vector<char>> slots(std::max<size_t>(2, (size_t{256} << 20) / shape.bytes()), state);
   for (int i = 0; i < std::max<int>(count, static_cast<int>(slots.size())); ++i) {
     const double begin = Now();
     std::memcpy(slots[i % slots.size()].data(), slots[(i + 1) % slots.size()].data(), shape.bytes());
-    copies.push_back(Now() - begin);
+    seconds.push_back(Now() - begin);
   }
-  void* block = nullptr;
-  if (posix_memalign(&block, 4096, kBlock) != 0) return absl::ResourceExhaustedError("no memory");
-  const std::unique_ptr<void, decltype(&std::free)> owned(block, &std::free);
-  const std::string path = absl::StrCat(folder, "/state_bench.", getpid());
-  absl::Status status;
-  for (int i = 0; i < count && status.ok(); ++i) {
-    double begin = Now();
-    int fd = open(path.c_str(), O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC, 0600);
-    if (fd < 0) return Errno(path);
-    for (size_t at = 0; at < shape.bytes() && status.ok(); at += kBlock) {
-      const size_t bytes = std::min(kBlock, shape.bytes() - at);
-      if (write(fd, state.data() + at, bytes) != static_cast<ssize_t>(bytes)) status = Errno("write");
+  Print("copy", shape, seconds);
+}
+
+// The disk alone, a file a state.
+class Disk {
+ public:
+  Disk(std::string folder, const Shape& shape) : folder_(std::move(folder)), shape_(shape) {
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 4096, shape.bytes()) != 0) std::abort();
+    memory_ = static_cast<char*>(memory);
+    std::memcpy(memory_, State(shape, 0).data(), shape.bytes());
+  }
+  ~Disk() { std::free(memory_); }
+
+  // Seconds until the file is durable.
+  absl::StatusOr<double> Write(int number, bool direct) {
+    const double begin = Now();
+    const int fd = open(Path(number).c_str(), O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC | (direct ? O_DIRECT : 0), 0600);
+    if (fd < 0) return Errno(Path(number));
+    absl::Status status;
+    for (size_t at = 0; at < shape_.bytes() && status.ok(); at += kBlock) {
+      const size_t bytes = std::min(kBlock, shape_.bytes() - at);
+      if (write(fd, memory_ + at, bytes) != static_cast<ssize_t>(bytes)) status = Errno("write");
     }
     if (fdatasync(fd) != 0) status.Update(Errno("fdatasync"));
-    writes.push_back(Now() - begin);
+    const double seconds = Now() - begin;
     close(fd);
-    begin = Now();
-    fd = open(path.c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC);
-    if (fd < 0) return Errno(path);
-    for (ssize_t got = 1; got > 0;) {
-      got = read(fd, block, kBlock);
-      if (got < 0) status.Update(Errno("read"));
-    }
-    reads.push_back(Now() - begin);
-    close(fd);
+    if (!status.ok()) return status;
+    return seconds;
   }
-  unlink(path.c_str());
-  RWKV_RETURN_IF_ERROR(status);
-  Print("copy", shape, copies);
-  Print("disk write", shape, writes);
-  Print("disk read", shape, reads);
-  return absl::OkStatus();
-}
+
+  // And removes it.
+  absl::StatusOr<double> Read(int number) {
+    const double begin = Now();
+    const int fd = open(Path(number).c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC);
+    if (fd < 0) return Errno(Path(number));
+    absl::Status status;
+    for (size_t at = 0; at < shape_.bytes() && status.ok(); at += kBlock) {
+      const size_t bytes = std::min(kBlock, shape_.bytes() - at);
+      if (read(fd, memory_ + at, bytes) != static_cast<ssize_t>(bytes)) status = Errno("read");
+    }
+    const double seconds = Now() - begin;
+    close(fd);
+    unlink(Path(number).c_str());
+    if (!status.ok()) return status;
+    return seconds;
+  }
+
+ private:
+  std::string Path(int number) const { return absl::StrCat(folder_, "/disk_alone.", shape_.name, ".", number); }
+
+  const std::string folder_;
+  const Shape shape_;
+  char* memory_ = nullptr;
+};
 
 class Store {
  public:
@@ -146,14 +173,16 @@ class Store {
         worker_metrics_(*metrics_),
         transfer_(worker::SnapshotTransfer::Options(), &worker_metrics_) {}
 
-  absl::Status Save(const Shape& shape, int count) {
-    std::vector<double> seconds;
-    std::vector<char> aside(shape.bytes());
+  absl::Status Save(const Shape& shape, int count, Disk& disk) {
+    std::vector<double> seconds, writes, direct_writes;
+    const auto aside = std::make_shared<std::vector<char>>(shape.bytes());
     for (int i = 0; i < count; ++i) {
+      RWKV_ASSIGN_OR_RETURN(writes.emplace_back(), disk.Write(i, /*direct=*/false));
+      RWKV_ASSIGN_OR_RETURN(direct_writes.emplace_back(), disk.Write(i, /*direct=*/true));
       RWKV_ASSIGN_OR_RETURN(const v1::AcquireLeaseResponse grant, Begin(shape, i));
       const std::vector<char> slot = State(shape, i);
       const double begin = Now();
-      std::memcpy(aside.data(), slot.data(), slot.size());
+      std::memcpy(aside->data(), slot.data(), slot.size());
       v1::CommitSnapshotRequest commit;
       *commit.mutable_lease() = grant.lease();
       commit.set_log_branch(grant.log_branch());
@@ -170,14 +199,20 @@ class Store {
       *release.mutable_lease() = grant.lease();
       RWKV_RETURN_IF_ERROR(catalog_->ReleaseLease(release, Deadline()).status());
     }
+    Print("disk write", shape, writes);
+    Print("disk write, direct", shape, direct_writes);
     Print("save", shape, seconds);
     return absl::OkStatus();
   }
 
-  absl::Status Restore(const Shape& shape, int count) {
-    std::vector<double> seconds;
-    std::vector<char> slot(shape.bytes());
+  // `disk` may be null.
+  absl::Status Restore(const Shape& shape, int count, Disk* disk) {
+    std::vector<double> seconds, reads;
+    std::vector<char> aside(shape.bytes()), slot(shape.bytes());
     for (int i = 0; i < count; ++i) {
+      if (disk != nullptr) {
+        RWKV_ASSIGN_OR_RETURN(reads.emplace_back(), disk->Read(i));
+      }
       const double begin = Now();
       v1::FindSnapshotRequest find;
       find.set_session_id(Session(shape, i));
@@ -185,10 +220,12 @@ class Store {
       find.set_model_fingerprint(kFingerprint);
       RWKV_ASSIGN_OR_RETURN(const v1::FindSnapshotResponse found, catalog_->FindSnapshot(find, Deadline()));
       if (!found.has_manifest()) return absl::NotFoundError(absl::StrCat(Session(shape, i), " has no snapshot"));
-      RWKV_RETURN_IF_ERROR(Get(found.manifest(), &slot));
+      RWKV_RETURN_IF_ERROR(Get(found.manifest(), &aside));
+      std::memcpy(slot.data(), aside.data(), aside.size());
       seconds.push_back(Now() - begin);
       if (slot != State(shape, i)) return absl::DataLossError(absl::StrCat(Session(shape, i), " came back otherwise"));
     }
+    if (disk != nullptr) Print("disk read", shape, reads);
     Print("restore", shape, seconds);
     return absl::OkStatus();
   }
@@ -222,16 +259,17 @@ class Store {
   }
 
   absl::StatusOr<std::vector<v1::RecordInfo>> Put(const Shape& shape, const std::string& snapshot_id,
-                                                  const std::vector<char>& state) {
+                                                  const std::shared_ptr<const std::vector<char>>& state) {
     std::promise<absl::StatusOr<std::vector<v1::RecordInfo>>> done;
     worker::SnapshotTransfer::SaveJob job;
     job.store = records_;
     job.snapshot_id = snapshot_id;
-    job.bytes = static_cast<int64_t>(state.size());
+    job.bytes = static_cast<int64_t>(state->size());
+    job.owner = state;
     job.records = [&]() -> absl::StatusOr<std::vector<absl::Span<const char>>> {
       std::vector<absl::Span<const char>> records;
       for (size_t layer = 0; layer < shape.layers; ++layer) {
-        records.push_back(absl::MakeConstSpan(state).subspan(layer * shape.record_bytes(), shape.record_bytes()));
+        records.push_back(absl::MakeConstSpan(*state).subspan(layer * shape.record_bytes(), shape.record_bytes()));
       }
       return records;
     };
@@ -241,22 +279,22 @@ class Store {
     return done.get_future().get();
   }
 
-  absl::Status Get(const v1::SnapshotManifest& manifest, std::vector<char>* slot) {
+  absl::Status Get(const v1::SnapshotManifest& manifest, std::vector<char>* aside) {
     std::promise<absl::Status> done;
     worker::SnapshotTransfer::LoadJob job;
     job.store = records_;
     job.records = {manifest.records().begin(), manifest.records().end()};
-    job.wanted = [] { return true; };
-    job.done = [&](const absl::StatusOr<std::vector<std::string>>& records) {
+    job.room = [&]() -> absl::StatusOr<std::vector<absl::Span<char>>> {
+      std::vector<absl::Span<char>> room;
       size_t at = 0;
-      if (records.ok()) {
-        for (const std::string& record : *records) {
-          std::memcpy(slot->data() + at, record.data(), record.size());
-          at += record.size();
-        }
+      for (const v1::RecordInfo& info : manifest.records()) {
+        room.push_back(absl::MakeSpan(*aside).subspan(at, info.bytes()));
+        at += info.bytes();
       }
-      done.set_value(records.status());
+      return room;
     };
+    job.wanted = [] { return true; };
+    job.done = [&](const absl::Status& status) { done.set_value(status); };
     RWKV_RETURN_IF_ERROR(transfer_.Load(std::move(job)));
     return done.get_future().get();
   }
@@ -268,26 +306,34 @@ class Store {
   worker::SnapshotTransfer transfer_;
 };
 
-absl::Status Run(const std::string& what, const std::string& where, const std::string& shape_name, int count) {
-  RWKV_ASSIGN_OR_RETURN(const Shape shape, FindShape(shape_name));
-  if (what == "limits") return Limits(where, shape, count);
-  Store store(where);
-  if (what == "save") return store.Save(shape, count);
-  if (what == "restore") return store.Restore(shape, count);
-  return absl::InvalidArgumentError(absl::StrCat("'", what, "': limits, save or restore"));
+// False: those are the arguments of no command.
+absl::StatusOr<bool> Run(const std::vector<std::string>& arguments) {
+  const size_t size = arguments.size();
+  const bool is_copy = size == 3 && arguments[0] == "copy";
+  const bool is_save = size == 5 && arguments[0] == "save";
+  const bool is_restore = (size == 4 || size == 5) && arguments[0] == "restore";
+  int count = 0;
+  if (!is_copy && !is_save && !is_restore) return false;
+  if (!absl::SimpleAtoi(arguments[is_copy ? 2 : 3], &count) || count < 1) return false;
+  RWKV_ASSIGN_OR_RETURN(const Shape shape, FindShape(arguments[is_copy ? 1 : 2]));
+  if (is_copy) {
+    Copies(shape, count);
+    return true;
+  }
+  Store store(arguments[1]);
+  Disk disk(size == 5 ? arguments[4] : "", shape);
+  RWKV_RETURN_IF_ERROR(is_save ? store.Save(shape, count, disk)
+                               : store.Restore(shape, count, size == 5 ? &disk : nullptr));
+  return true;
 }
 
 }  // namespace
 }  // namespace rwkv
 
 int main(int argc, char** argv) {
-  int count = 0;
-  if (argc != 5 || !absl::SimpleAtoi(argv[4], &count) || count < 1) {
-    std::cerr << "usage: state_bench limits|save|restore FOLDER|ADDRESS SHAPE COUNT\n";
-    return 2;
-  }
   rwkv::common::KeepFreedMemory();  // As the worker does.
-  const absl::Status status = rwkv::Run(argv[1], argv[2], argv[3], count);
-  if (!status.ok()) std::cerr << "state_bench: " << status << "\n";
-  return status.ok() ? 0 : 1;
+  const absl::StatusOr<bool> done = rwkv::Run({argv + 1, argv + argc});
+  if (!done.ok()) std::cerr << "state_bench: " << done.status() << "\n";
+  if (done.ok() && !*done) std::cerr << "usage: state_bench copy|save|restore ..., as its source begins with\n";
+  return done.ok() && *done ? 0 : 2;
 }

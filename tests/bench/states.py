@@ -40,46 +40,51 @@ class States:
 
     # ---- save and restore ----
 
-    def measure(self, what, where, shape):
-        done = bench.run([self.binary("tests/bench/state_bench"), what, where, shape, str(self.options.count)])
+    def measure(self, *arguments):
+        done = bench.run([self.binary("tests/bench/state_bench"), *arguments])
         return {row["case"]: row for row in map(json.loads, done.splitlines())}
 
     def transfer(self, shape):
-        """A round: limits, save, and restore by a store that has just started, with nothing of it in memory."""
+        """A round: save, and restore by a store that has just started, with nothing of it in memory."""
         folder = os.path.join(self.options.out, f"store-{shape}")
         shutil.rmtree(folder, ignore_errors=True)
         os.makedirs(folder)
-        rows = self.measure("limits", folder, shape)
+        count = str(self.options.count)
+        rows = self.measure("copy", shape, count)
         with cluster.Store(self.options.binaries, folder) as address:
-            rows.update(self.measure("save", address, shape))
-            rows["restore, warm"] = self.measure("restore", address, shape)["restore"]
+            rows.update(self.measure("save", address, shape, count, folder))
+            rows["restore, at once"] = self.measure("restore", address, shape, count)["restore"]
         for where, _, names in os.walk(folder):
             for name in names:
                 with open(os.path.join(where, name), "rb") as file:
                     os.fsync(file.fileno())
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         with cluster.Store(self.options.binaries, folder) as address:
-            rows.update(self.measure("restore", address, shape))
+            rows.update(self.measure("restore", address, shape, count, folder))
         shutil.rmtree(folder)
         return rows
 
     def transfers(self):
         self.say("MB/s, median of the states of a round; the median round\n"
-                 "shape    bytes       copy  disk write  disk read      save  of slower   restore  of slower   warm")
+                 "shape    bytes       copy  disk write  direct  disk read      save  of slower  of direct"
+                 "   restore  of slower  at once")
         for shape in self.options.shapes:
             rounds = [self.transfer(shape) for _ in range(self.options.rounds)]
             rate = {case: [r[case]["mb_per_s"]["median"] for r in rounds] for case in rounds[0]}
             # Each round against its own limits: what else runs on the machine changes them by the minute.
             ratio = {
                 "save": [s / min(c, w) for s, c, w in zip(rate["save"], rate["copy"], rate["disk write"])],
+                "save, direct": [s / min(c, w) for s, c, w in
+                                 zip(rate["save"], rate["copy"], rate["disk write, direct"])],
                 "restore": [r / min(c, d) for r, c, d in zip(rate["restore"], rate["copy"], rate["disk read"])],
             }
             median = {case: statistics.median(values) for case, values in rate.items()}
             of = {case: statistics.median(values) for case, values in ratio.items()}
             size = rounds[0]["save"]["bytes"]
             self.say(f"{shape}  {size:10d}  {median['copy']:8.0f}  {median['disk write']:10.0f}  "
-                     f"{median['disk read']:9.0f}  {median['save']:8.0f}  {of['save']:9.0%}  {median['restore']:8.0f}  "
-                     f"{of['restore']:9.0%}  {median['restore, warm']:5.0f}")
+                     f"{median['disk write, direct']:6.0f}  {median['disk read']:9.0f}  {median['save']:8.0f}  "
+                     f"{of['save']:9.0%}  {of['save, direct']:9.0%}  {median['restore']:8.0f}  "
+                     f"{of['restore']:9.0%}  {median['restore, at once']:7.0f}")
             self.add({"case": "transfer", "shape": shape, "bytes": size, "mb_per_s": median, "of_slower": of,
                       "rounds": rounds})
 

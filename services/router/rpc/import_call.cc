@@ -208,7 +208,7 @@ class ImportReactor final : public grpc::ServerReadReactor<v1::SessionsImportReq
       info.set_layer(layer);
       info.set_bytes(record.size());
       info.set_crc32c(state_store::Crc32c(record));
-      RWKV_RETURN_IF_ERROR(calls_.records->PutRecord(info, record, deadline));
+      RWKV_RETURN_IF_ERROR(calls_.records->PutRecord(info, record, nullptr, deadline));
     }
     if (gone_) return absl::CancelledError("the client is gone");
     RWKV_ASSIGN_OR_RETURN(v1::ImportSessionResponse imported, calls_.catalog->ImportSession(*request, deadline));

@@ -78,7 +78,7 @@ FakeCluster::FakeCluster(worker::FakePipeline::Options pipeline, TurnManager::Op
         absl::MutexLock lock(&put_mu_);
         put_records_.push_back(info);
       }
-      return store_->PutRecord(info, bytes, absl::Now() + kTestLimit);
+      return store_->PutRecord(info, bytes, nullptr, absl::Now() + kTestLimit);
     };
     options.get_record = [this](const v1::RecordInfo& info) {
       return store_->GetRecord(info, absl::Now() + kTestLimit);

@@ -305,11 +305,12 @@ absl::StatusOr<v1::PutUsageResponse> FakeStateStore::PutUsage(const v1::PutUsage
   return Run<absl::StatusOr<v1::PutUsageResponse>>([&] { return catalog_->PutUsage(request, deadline); });
 }
 
-absl::Status FakeStateStore::PutRecord(const v1::RecordInfo& info, absl::Span<const char> data, absl::Time deadline) {
-  return Run<absl::Status>([&] { return records_->PutRecord(info, data, deadline); });
+absl::Status FakeStateStore::PutRecord(const v1::RecordInfo& info, absl::Span<const char> data,
+                                       const std::shared_ptr<const void>& owner, absl::Time deadline) {
+  return Run<absl::Status>([&] { return records_->PutRecord(info, data, owner, deadline); });
 }
 
-absl::StatusOr<std::string> FakeStateStore::GetRecord(const v1::RecordInfo& info, absl::Time deadline) {
+absl::Status FakeStateStore::ReadRecord(const v1::RecordInfo& info, absl::Span<char> to, absl::Time deadline) {
   {
     absl::MutexLock lock(&mu_);
     if (failing_get_records_ > 0) {
@@ -317,7 +318,7 @@ absl::StatusOr<std::string> FakeStateStore::GetRecord(const v1::RecordInfo& info
       return fail_get_records_with_;
     }
   }
-  return Run<absl::StatusOr<std::string>>([&] { return records_->GetRecord(info, deadline); });
+  return Run<absl::Status>([&] { return records_->ReadRecord(info, to, deadline); });
 }
 
 }  // namespace rwkv::state_store

@@ -47,7 +47,7 @@ class FakeStateStore final : public CatalogClient, public RecordsClient {
   // The same of CommitSnapshot.
   void HoldCommits(bool held) ABSL_LOCKS_EXCLUDED(mu_);
 
-  // The next `count` calls of GetRecord fail with `status`.
+  // The next `count` reads of records fail with `status`.
   void FailGetRecords(int count, absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
 
   // The next `count` calls of FindTurn fail with `status`.
@@ -102,8 +102,9 @@ class FakeStateStore final : public CatalogClient, public RecordsClient {
   absl::StatusOr<v1::PutUsageResponse> PutUsage(const v1::PutUsageRequest& request, absl::Time deadline) override;
 
   // RecordsClient.
-  absl::Status PutRecord(const v1::RecordInfo& info, absl::Span<const char> data, absl::Time deadline) override;
-  absl::StatusOr<std::string> GetRecord(const v1::RecordInfo& info, absl::Time deadline) override;
+  absl::Status PutRecord(const v1::RecordInfo& info, absl::Span<const char> data,
+                         const std::shared_ptr<const void>& owner, absl::Time deadline) override;
+  absl::Status ReadRecord(const v1::RecordInfo& info, absl::Span<char> to, absl::Time deadline) override;
 
  private:
   struct Server;

@@ -1,19 +1,27 @@
 #include "services/state_store/client/state_store_client.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
+#include "absl/memory/memory.h"
 #include "absl/random/random.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/blocking_counter.h"
 #include "absl/time/clock.h"
 #include "grpcpp/client_context.h"
+#include "grpcpp/impl/rpc_method.h"
+#include "grpcpp/support/byte_buffer.h"
+#include "grpcpp/support/slice.h"
+#include "grpcpp/support/sync_stream.h"
+#include "kernels/base/status_macros.h"
 #include "rwkv/v1/state_store.grpc.pb.h"
 #include "services/common/grpc_status.h"
 #include "services/common/tracing/trace_context.h"
 #include "services/state_store/client/crc32c.h"
 #include "services/state_store/client/store_choice.h"
+#include "services/state_store/client/wire_data.h"
 
 namespace rwkv::state_store {
 namespace {
@@ -254,96 +262,148 @@ class GrpcCatalogClient final : public CatalogClient {
   StoreChoice stores_;
 };
 
+// Not by the generated stub, which copies a record into a message and that onto the wire.
+class RecordsStub {
+ public:
+  explicit RecordsStub(const std::shared_ptr<grpc::Channel>& channel)
+      : channel_(channel),
+        put_record_("/rwkv.v1.StateRecords/PutRecord", grpc::internal::RpcMethod::CLIENT_STREAMING, channel),
+        get_record_("/rwkv.v1.StateRecords/GetRecord", grpc::internal::RpcMethod::SERVER_STREAMING, channel) {}
+
+  // Messages are a PutRecordRequest's.
+  std::unique_ptr<grpc::ClientWriter<grpc::ByteBuffer>> PutRecord(grpc::ClientContext* context,
+                                                                  v1::PutRecordResponse* response) {
+    return absl::WrapUnique(
+        grpc::internal::ClientWriterFactory<grpc::ByteBuffer>::Create(channel_.get(), put_record_, context, response));
+  }
+  // Messages are a GetRecordResponse's.
+  std::unique_ptr<grpc::ClientReader<grpc::ByteBuffer>> GetRecord(grpc::ClientContext* context,
+                                                                  const v1::GetRecordRequest& request) {
+    return absl::WrapUnique(
+        grpc::internal::ClientReaderFactory<grpc::ByteBuffer>::Create(channel_.get(), get_record_, context, request));
+  }
+
+ private:
+  const std::shared_ptr<grpc::Channel> channel_;
+  const grpc::internal::RpcMethod put_record_;
+  const grpc::internal::RpcMethod get_record_;
+};
+
 class GrpcRecordsClient final : public RecordsClient {
  public:
   GrpcRecordsClient(std::vector<std::shared_ptr<grpc::Channel>> channels, size_t home)
-      : stubs_(StubsOf<Stub>(channels)), stores_(std::move(channels), home) {}
+      : stubs_(StubsOf<RecordsStub>(channels)), stores_(std::move(channels), home) {}
 
-  absl::Status PutRecord(const v1::RecordInfo& info, absl::Span<const char> data, absl::Time deadline) override {
+  absl::Status PutRecord(const v1::RecordInfo& info, absl::Span<const char> data,
+                         const std::shared_ptr<const void>& owner, absl::Time deadline) override {
     if (data.size() != info.bytes()) {
       return absl::DataLossError(absl::StrCat("record ", info.snapshot_id(), "/", info.layer(), ": ", data.size(),
                                               " bytes given, its info says ", info.bytes()));
     }
     return Retried(
         stores_, deadline,
-        [&](size_t store, absl::Time limit) { return PutRecordOnce(*stubs_[store], info, data, limit); }, info.bytes());
-  }
-
-  absl::StatusOr<std::string> GetRecord(const v1::RecordInfo& info, absl::Time deadline) override {
-    if (info.bytes() > kMaxRecordBytes) {
-      return common::InvalidFieldError("info.bytes", absl::StrCat(info.bytes(), " is over ", kMaxRecordBytes));
-    }
-    return Retried(
-        stores_, deadline, [&](size_t store, absl::Time limit) { return GetRecordOnce(*stubs_[store], info, limit); },
+        [&](size_t store, absl::Time limit) { return PutRecordOnce(*stubs_[store], info, data, owner, limit); },
         info.bytes());
   }
 
- private:
-  using Stub = v1::StateRecords::Stub;
+  absl::Status ReadRecord(const v1::RecordInfo& info, absl::Span<char> to, absl::Time deadline) override {
+    if (to.size() != info.bytes()) {
+      return absl::DataLossError(absl::StrCat("record ", info.snapshot_id(), "/", info.layer(), " has ", info.bytes(),
+                                              " bytes, its place ", to.size()));
+    }
+    return Retried(
+        stores_, deadline,
+        [&](size_t store, absl::Time limit) { return ReadRecordOnce(*stubs_[store], info, to, limit); }, info.bytes());
+  }
 
-  static absl::Status PutRecordOnce(Stub& stub, const v1::RecordInfo& info, absl::Span<const char> data,
-                                    absl::Time deadline) {
+ private:
+  static absl::Status PutRecordOnce(RecordsStub& stub, const v1::RecordInfo& info, absl::Span<const char> data,
+                                    const std::shared_ptr<const void>& owner, absl::Time deadline) {
     grpc::ClientContext context;
     SetDeadline(context, deadline);
+    context.set_initial_metadata_corked(true);  // Goes with the first message.
     v1::PutRecordResponse response;
     const auto writer = stub.PutRecord(&context, &response);
     v1::PutRecordRequest request;
     *request.mutable_info() = info;
     // A failed Write means that the store has answered already: Finish has the reason.
-    bool open = writer->Write(request, grpc::WriteOptions().set_buffer_hint());
+    const std::string head = request.SerializeAsString();
+    const grpc::Slice head_slice(head);
+    bool open = writer->Write(grpc::ByteBuffer(&head_slice, 1), grpc::WriteOptions().set_buffer_hint());
     while (open && !data.empty()) {
       const absl::Span<const char> piece = data.first(std::min(data.size(), kMaxPieceBytes));
       data.remove_prefix(piece.size());
-      request.set_data(piece.data(), piece.size());
+      const grpc::ByteBuffer message = WireMessage(v1::PutRecordRequest::kDataFieldNumber, piece, owner);
       if (data.empty()) {
-        writer->WriteLast(request, grpc::WriteOptions());
+        writer->WriteLast(message, grpc::WriteOptions());
       } else {
-        open = writer->Write(request);
+        open = writer->Write(message, grpc::WriteOptions().set_buffer_hint());
       }
     }
     if (open && info.bytes() == 0) writer->WritesDone();
     return common::FromGrpcStatus(writer->Finish());
   }
 
-  static absl::StatusOr<std::string> GetRecordOnce(Stub& stub, const v1::RecordInfo& info, absl::Time deadline) {
+  static absl::Status ReadRecordOnce(RecordsStub& stub, const v1::RecordInfo& info, absl::Span<char> to,
+                                     absl::Time deadline) {
     grpc::ClientContext context;
     SetDeadline(context, deadline);
     v1::GetRecordRequest request;
     *request.mutable_info() = info;
-    std::string data;
-    v1::GetRecordResponse response;
     const auto reader = stub.GetRecord(&context, request);
+    grpc::ByteBuffer message;
+    WireData data;
+    size_t came = 0;
+    uint32_t crc = 0;
+    const auto add = [&](absl::Span<const char> piece) {
+      std::memcpy(to.data() + came, piece.data(), piece.size());
+      crc = ExtendCrc32c(crc, to.subspan(came, piece.size()));  // While it is in the cache.
+      came += piece.size();
+    };
     bool too_long = false;
-    while (reader->Read(&response)) {
-      too_long |= data.size() + response.data().size() > info.bytes();
+    while (reader->Read(&message)) {
+      v1::GetRecordResponse response;
+      const bool is_data = data.Read(v1::GetRecordResponse::kDataFieldNumber, message);
+      if (!is_data && !grpc::SerializationTraits<v1::GetRecordResponse>::Deserialize(&message, &response).ok()) {
+        return absl::InternalError("state store: an answer that is not a GetRecordResponse");
+      }
+      too_long |= (is_data ? data.size() : response.data().size()) > to.size() - came;
       if (too_long) {
         context.TryCancel();
-      } else if (data.empty()) {
-        data.swap(*response.mutable_data());  // Most records are one piece.
-        if (data.size() < info.bytes()) data.reserve(info.bytes());
+      } else if (is_data) {
+        data.ForEach(add);
       } else {
-        data += response.data();
+        add(response.data());
       }
     }
     const grpc::Status status = reader->Finish();
     const std::string name = absl::StrCat("record ", info.snapshot_id(), "/", info.layer());
     if (too_long) return absl::DataLossError(absl::StrCat(name, ": more than ", info.bytes(), " bytes came"));
     if (!status.ok()) return common::FromGrpcStatus(status);
-    if (data.size() != info.bytes()) {
-      return absl::DataLossError(absl::StrCat(name, ": ", data.size(), " of ", info.bytes(), " bytes came"));
+    if (came != info.bytes()) {
+      return absl::DataLossError(absl::StrCat(name, ": ", came, " of ", info.bytes(), " bytes came"));
     }
-    if (const uint32_t crc = Crc32c(data); crc != info.crc32c()) {
+    if (crc != info.crc32c()) {
       return absl::DataLossError(absl::StrCat(name, ": CRC32C ", absl::Hex(crc, absl::kZeroPad8), " came, want ",
                                               absl::Hex(info.crc32c(), absl::kZeroPad8)));
     }
-    return data;
+    return absl::OkStatus();
   }
 
-  const std::vector<std::unique_ptr<Stub>> stubs_;
+  const std::vector<std::unique_ptr<RecordsStub>> stubs_;
   StoreChoice stores_;
 };
 
 }  // namespace
+
+absl::StatusOr<std::string> RecordsClient::GetRecord(const v1::RecordInfo& info, absl::Time deadline) {
+  if (info.bytes() > kMaxRecordBytes) {
+    return common::InvalidFieldError("info.bytes", absl::StrCat(info.bytes(), " is over ", kMaxRecordBytes));
+  }
+  std::string data(info.bytes(), '\0');
+  RWKV_RETURN_IF_ERROR(ReadRecord(info, absl::MakeSpan(data), deadline));
+  return data;
+}
 
 std::unique_ptr<CatalogClient> NewCatalogClient(std::shared_ptr<grpc::Channel> channel) {
   return NewCatalogClient(Channels{std::move(channel)}, 0);

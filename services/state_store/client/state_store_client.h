@@ -100,11 +100,17 @@ class RecordsClient {
 
   // Stores `data`, which must be info.bytes() long and have info.crc32c() (services/state_store/client/crc32c.h), else
   // kDataLoss. kAlreadyExists: that layer of that snapshot is there with another length or checksum. Durable only once
-  // CommitSnapshot has named it. Retried: a record is immutable, the same one again changes nothing.
-  virtual absl::Status PutRecord(const v1::RecordInfo& info, absl::Span<const char> data, absl::Time deadline) = 0;
-  // Exactly info.bytes() bytes whose CRC32C is info.crc32c(), checked at both ends (else kDataLoss; the caller drops
-  // the snapshot and goes on from an older one). kNotFound: no such record, for instance dropped meanwhile. Retried.
-  virtual absl::StatusOr<std::string> GetRecord(const v1::RecordInfo& info, absl::Time deadline) = 0;
+  // CommitSnapshot has named it. Retried: a record is immutable, the same one again changes nothing. `owner` keeps
+  // `data`, which is sent from where it lies, sometimes for a moment longer than the call lasts. Null: it is copied.
+  virtual absl::Status PutRecord(const v1::RecordInfo& info, absl::Span<const char> data,
+                                 const std::shared_ptr<const void>& owner, absl::Time deadline) = 0;
+  // Fills `to`, info.bytes() long, with bytes whose CRC32C is info.crc32c(), checked at both ends (else kDataLoss; the
+  // caller drops the snapshot and goes on from an older one). kNotFound: no such record, as one dropped meanwhile. After
+  // an error anything may be in `to`. Retried.
+  virtual absl::Status ReadRecord(const v1::RecordInfo& info, absl::Span<char> to, absl::Time deadline) = 0;
+
+  // The same, in a string.
+  absl::StatusOr<std::string> GetRecord(const v1::RecordInfo& info, absl::Time deadline);
 };
 
 // Over gRPC. The channel (services/common/channel.h) may be shared; it connects on first use and again by itself.

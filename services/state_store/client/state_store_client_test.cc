@@ -224,7 +224,7 @@ TEST_F(StateStoreClientTest, EveryCallOfASessionsLifeWorks) {
   info.set_bytes(data.size());
   info.set_crc32c(Crc32c(data));
   EXPECT_THAT(fake_->CommitSnapshot(commit, Deadline()), StatusIs(StatusCode::kDataLoss));
-  ASSERT_OK(fake_->PutRecord(info, data, Deadline()));
+  ASSERT_OK(fake_->PutRecord(info, data, nullptr, Deadline()));
   ASSERT_OK(fake_->CommitSnapshot(commit, Deadline()));
   EXPECT_THAT(fake_->GetRecord(info, Deadline()), IsOkAndHolds(data));
 
@@ -305,6 +305,10 @@ TEST_F(StateStoreClientTest, RecordStreamsThatBreakTheRulesAreRefused) {
   EXPECT_THAT(put({big}), StatusIs(StatusCode::kInvalidArgument, HasSubstr("info.bytes")));
   piece.set_data(data);
   EXPECT_THAT(put({info, piece}), IsOk());
+  // Of a later version.
+  piece.GetReflection()->MutableUnknownFields(&piece)->AddVarint(100, 1);
+  EXPECT_THAT(put({info, piece}), IsOk());
+  EXPECT_THAT(put({info, piece, piece}), StatusIs(StatusCode::kDataLoss, HasSubstr("more than")));
 }
 
 TEST_F(StateStoreClientTest, FakeCanBeAwayOrLoseItsAnswers) {
@@ -434,7 +438,7 @@ TEST_F(BadStoreTest, RecordThatIsNotWhatItsInfoSaysIsDataLoss) {
   EXPECT_THAT(records_->GetRecord(info, Deadline()), StatusIs(StatusCode::kDataLoss, HasSubstr("more than 6 bytes")));
   store_.record = data;
   EXPECT_THAT(records_->GetRecord(info, Deadline()), IsOkAndHolds(data));
-  EXPECT_THAT(records_->PutRecord(info, absl::MakeConstSpan(data).first(3), Deadline()),
+  EXPECT_THAT(records_->PutRecord(info, absl::MakeConstSpan(data).first(3), nullptr, Deadline()),
               StatusIs(StatusCode::kDataLoss, HasSubstr("3 bytes")));
 }
 

@@ -3,7 +3,7 @@
 // An implementation keeps these laws (services/state_store/records/rocksdb is the embedded one; an object store fits):
 // - Put is all or nothing: no record is ever there in part. It need not be durable when it returns; MakeDurable() makes
 //   every record durable that was put before it.
-// - A record never changes. Get gives back the very bytes that were put, or an error; it never serves others.
+// - A record never changes. Read gives back the very bytes that were put, or an error; it never serves others.
 // - It knows nothing of manifests: who commits, drops and sweeps is StateStore (services/state_store/state_store.h).
 //
 // A record is named by (snapshot_id, layer); a RecordInfo adds what it must be. Arguments are checked for form by
@@ -28,10 +28,18 @@ class RecordStore {
   virtual ~RecordStore() = default;
 
   // kDataLoss: `data` has not the length or the CRC32C that `info` says. kAlreadyExists: the record is there and
-  // differs; if it is equal, nothing changes.
+  // differs; if it is equal, nothing changes. `data`, and `to` below, are best in memory of record_memory.h.
   virtual absl::Status Put(const v1::RecordInfo& info, absl::Span<const char> data) = 0;
-  // kNotFound: no such record. kDataLoss: what is stored differs from `info`, or is corrupt.
-  virtual absl::StatusOr<std::string> Get(const v1::RecordInfo& info) = 0;
+  // Fills the first info.bytes() of `to`; anything may be in the rest, and after an error in all of it. kNotFound: no
+  // such record. kDataLoss: what is stored differs from `info`, or is corrupt.
+  virtual absl::Status Read(const v1::RecordInfo& info, absl::Span<char> to) = 0;
+  // The same, in a string.
+  absl::StatusOr<std::string> Get(const v1::RecordInfo& info) {
+    std::string data(info.bytes(), '\0');
+    const absl::Status status = Read(info, absl::MakeSpan(data));
+    if (!status.ok()) return status;
+    return data;
+  }
   // kDataLoss: no such record, or it was put with another length or checksum. Does not read its bytes.
   virtual absl::Status Check(const v1::RecordInfo& info) = 0;
   virtual absl::Status MakeDurable() = 0;

@@ -3,10 +3,11 @@
 
 #include <cstdint>
 
+#include "grpcpp/impl/service_type.h"
 #include "grpcpp/server_context.h"
+#include "grpcpp/support/byte_buffer.h"
 #include "grpcpp/support/status.h"
 #include "grpcpp/support/sync_stream.h"
-#include "rwkv/v1/state_store.grpc.pb.h"
 #include "rwkv/v1/state_store.pb.h"
 #include "services/common/metrics.h"
 #include "services/state_store/records/record_store.h"
@@ -17,7 +18,9 @@ namespace rwkv::state_store {
 
 // Thread-safe. A record is whole in memory while it is checked, so calls in progress share a budget; beyond it they are
 // RESOURCE_EXHAUSTED with RetryInfo.
-class StateRecordsService final : public v1::StateRecords::Service {
+//
+// Not the generated class, which copies each record out of a message or into one.
+class StateRecordsService final : public grpc::Service {
  public:
   struct Options {
     int64_t max_bytes_in_flight = int64_t{1} << 30;
@@ -25,12 +28,12 @@ class StateRecordsService final : public v1::StateRecords::Service {
   // Records and metrics outlive the service.
   StateRecordsService(const Options& options, RecordStore* records, common::Metrics* metrics);
 
-  grpc::Status PutRecord(grpc::ServerContext* context, grpc::ServerReader<v1::PutRecordRequest>* reader,
-                         v1::PutRecordResponse* response) override;
-  grpc::Status GetRecord(grpc::ServerContext* context, const v1::GetRecordRequest* request,
-                         grpc::ServerWriter<v1::GetRecordResponse>* writer) override;
-
  private:
+  // Messages are a PutRecordRequest's.
+  grpc::Status PutRecord(grpc::ServerContext* context, grpc::ServerReader<grpc::ByteBuffer>* reader);
+  // Messages are a GetRecordResponse's.
+  grpc::Status GetRecord(const v1::GetRecordRequest& request, grpc::ServerWriter<grpc::ByteBuffer>* writer);
+
   RecordStore* const records_;
   ByteBudget budget_;
   const RpcMetrics metrics_;

@@ -74,9 +74,9 @@ void SnapshotTransfer::LoadLoop() {
       loads_.pop_front();
     }
     if (!load.job.wanted()) continue;
-    absl::StatusOr<std::vector<std::string>> records = RunLoad(load.job);
-    if (records.ok()) metrics_->snapshot_load_seconds.Observe(absl::ToDoubleSeconds(absl::Now() - load.begin));
-    load.job.done(std::move(records));
+    const absl::Status status = RunLoad(load.job);
+    if (status.ok()) metrics_->snapshot_load_seconds.Observe(absl::ToDoubleSeconds(absl::Now() - load.begin));
+    load.job.done(status);
   }
 }
 
@@ -147,24 +147,22 @@ absl::Status SnapshotTransfer::RunAll(Batches SnapshotTransfer::*batches, size_t
   return batch.status;
 }
 
-absl::StatusOr<std::vector<std::string>> SnapshotTransfer::RunLoad(const LoadJob& job) {
-  std::vector<std::string> records(job.records.size());
-  RWKV_RETURN_IF_ERROR(RunAll(&SnapshotTransfer::loading_, records.size(), [&](size_t i) -> absl::Status {
+absl::Status SnapshotTransfer::RunLoad(const LoadJob& job) {
+  RWKV_ASSIGN_OR_RETURN(const std::vector<absl::Span<char>> room, job.room());
+  if (room.size() != job.records.size()) {
+    return absl::DataLossError(absl::StrCat(job.records.size(), " state records for ", room.size(), " layers"));
+  }
+  return RunAll(&SnapshotTransfer::loading_, room.size(), [&](size_t i) -> absl::Status {
     if (!job.wanted()) return absl::CancelledError("no longer wanted");
     const common::ScopedTrace scope(job.trace);  // Of this thread: others may help.
     const v1::RecordInfo& info = job.records[i];
-    absl::StatusOr<std::string> record = job.store->GetRecord(info, absl::Now() + options_.record_timeout);
-    if (!record.ok()) {
-      // To the router a record that is gone and one that is damaged are the same: the snapshot is of no use.
-      const absl::StatusCode code =
-          absl::IsNotFound(record.status()) ? absl::StatusCode::kDataLoss : record.status().code();
-      return absl::Status(code, absl::StrCat("snapshot ", info.snapshot_id(), ", layer ", info.layer(), ": ",
-                                             record.status().message()));
-    }
-    records[i] = *std::move(record);
-    return absl::OkStatus();
-  }));
-  return records;
+    const absl::Status status = job.store->ReadRecord(info, room[i], absl::Now() + options_.record_timeout);
+    if (status.ok()) return status;
+    // To the router a record that is gone and one that is damaged are the same: the snapshot is of no use.
+    const absl::StatusCode code = absl::IsNotFound(status) ? absl::StatusCode::kDataLoss : status.code();
+    return absl::Status(
+        code, absl::StrCat("snapshot ", info.snapshot_id(), ", layer ", info.layer(), ": ", status.message()));
+  });
 }
 
 absl::StatusOr<std::vector<v1::RecordInfo>> SnapshotTransfer::RunSave(const SaveJob& job) {
@@ -178,7 +176,8 @@ absl::StatusOr<std::vector<v1::RecordInfo>> SnapshotTransfer::RunSave(const Save
     info.set_layer(job.first_layer + static_cast<int>(i));
     info.set_bytes(records[i].size());
     info.set_crc32c(state_store::Crc32c(records[i]));
-    const absl::Status status = job.store->PutRecord(info, records[i], absl::Now() + options_.record_timeout);
+    const absl::Time deadline = absl::Now() + options_.record_timeout;
+    const absl::Status status = job.store->PutRecord(info, records[i], job.owner, deadline);
     if (status.ok()) return status;
     return absl::Status(status.code(),
                         absl::StrCat("snapshot ", job.snapshot_id, ", layer ", info.layer(), ": ", status.message()));

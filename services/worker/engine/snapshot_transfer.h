@@ -41,10 +41,14 @@ class SnapshotTransfer {
     std::shared_ptr<state_store::RecordsClient> store;
     std::vector<v1::RecordInfo> records;
     common::TraceContext trace;  // That its calls to the store are part of; not valid: none.
+    // Where each record goes, RecordInfo.bytes long: memory that lives as long as this function. Called once, from a
+    // loader thread, before the first is asked for, unless the job is no longer wanted.
+    std::function<absl::StatusOr<std::vector<absl::Span<char>>>()> room;
     std::function<bool()> wanted;
     // Called once, from a loader thread, unless the job is no longer wanted. May block, which bounds the states in
     // memory. kDataLoss: a record is missing or corrupt. kUnavailable, kDeadlineExceeded: the store cannot be reached.
-    std::function<void(absl::StatusOr<std::vector<std::string>>)> done;
+    // An error of `room` comes as it is.
+    std::function<void(absl::Status)> done;
   };
 
   struct SaveJob {
@@ -56,6 +60,7 @@ class SnapshotTransfer {
     // One record per layer, of memory that lives as long as this function, once they are there and checked. Called
     // once, from a saver thread, unless the job is no longer wanted.
     std::function<absl::StatusOr<std::vector<absl::Span<const char>>>()> records;
+    std::shared_ptr<const void> owner;  // Of that memory. Null: it is copied (RecordsClient::PutRecord).
     std::function<bool()> wanted;
     // Called once, from a saver thread, unless the job is no longer wanted. An error of `records` comes as it is.
     std::function<void(absl::StatusOr<std::vector<v1::RecordInfo>>)> done;
@@ -97,7 +102,7 @@ class SnapshotTransfer {
 
   void LoadLoop();
   void SaveLoop();
-  absl::StatusOr<std::vector<std::string>> RunLoad(const LoadJob& job);
+  absl::Status RunLoad(const LoadJob& job);
   absl::StatusOr<std::vector<v1::RecordInfo>> RunSave(const SaveJob& job);
   // run(0) .. run(count - 1), with the help of others; the first error, after which none is begun.
   absl::Status RunAll(Batches SnapshotTransfer::*batches, size_t count, absl::FunctionRef<absl::Status(size_t)> run)

@@ -52,23 +52,36 @@ class SnapshotTransferTest : public ::testing::Test {
     return job;
   }
 
-  SnapshotTransfer::LoadJob MakeLoad(const std::string& id, int records) {
+  // Into `to`, which is as long as the records are to be.
+  SnapshotTransfer::LoadJob MakeLoad(std::vector<v1::RecordInfo> infos, std::vector<std::string>* to) {
     SnapshotTransfer::LoadJob job;
     job.store = store_;
-    for (int i = 0; i < records; ++i) {
-      job.records.emplace_back();
-      job.records.back().set_snapshot_id(id);
-      job.records.back().set_layer(4 + i);
-    }
+    job.records = std::move(infos);
+    job.room = [to]() -> absl::StatusOr<std::vector<absl::Span<char>>> {
+      std::vector<absl::Span<char>> room;
+      for (std::string& record : *to) room.push_back(absl::MakeSpan(record));
+      return room;
+    };
     job.wanted = [] { return true; };
     return job;
+  }
+  // Of a byte each, into loaded_.
+  SnapshotTransfer::LoadJob MakeLoad(const std::string& id, int records) {
+    std::vector<v1::RecordInfo> infos(records);
+    for (int i = 0; i < records; ++i) {
+      infos[i].set_snapshot_id(id);
+      infos[i].set_layer(4 + i);
+      infos[i].set_bytes(1);
+    }
+    loaded_.assign(records, " ");
+    return MakeLoad(std::move(infos), &loaded_);
   }
   // What the job answers.
   absl::Status Answer(SnapshotTransfer::LoadJob job) {
     const auto answer = std::make_shared<absl::Status>();
     const auto done = std::make_shared<absl::Notification>();
-    job.done = [answer, done](const absl::StatusOr<std::vector<std::string>>& result) {
-      *answer = result.status();
+    job.done = [answer, done](const absl::Status& status) {
+      *answer = status;
       done->Notify();
     };
     EXPECT_THAT(transfer_->Load(std::move(job)), IsOk());
@@ -85,6 +98,7 @@ class SnapshotTransferTest : public ::testing::Test {
   const std::unique_ptr<common::Metrics> metrics_;
   WorkerMetrics worker_metrics_;
   const std::shared_ptr<MemoryRecords> store_ = std::make_shared<MemoryRecords>();
+  std::vector<std::string> loaded_;
   std::unique_ptr<SnapshotTransfer> transfer_;
 };
 
@@ -107,17 +121,45 @@ TEST_F(SnapshotTransferTest, WhatWasSavedIsLoaded) {
   EXPECT_EQ(infos[1].crc32c(), state_store::Crc32c(std::string("second!")));
 
   absl::Notification loaded;
-  SnapshotTransfer::LoadJob load;
-  load.store = store_;
-  load.records = infos;
-  load.wanted = [] { return true; };
-  load.done = [&](absl::StatusOr<std::vector<std::string>> result) {
-    ASSERT_THAT(result, IsOk());
-    EXPECT_THAT(*result, ElementsAre("first", "second!"));
+  std::vector<std::string> records = {std::string(5, ' '), std::string(7, ' ')};
+  SnapshotTransfer::LoadJob load = MakeLoad(infos, &records);
+  load.done = [&](const absl::Status& status) {
+    EXPECT_THAT(status, IsOk());
     loaded.Notify();
   };
   ASSERT_THAT(transfer_->Load(std::move(load)), IsOk());
   ASSERT_TRUE(loaded.WaitForNotificationWithTimeout(absl::Seconds(30))) << "no answer to the load";
+  EXPECT_THAT(records, ElementsAre("first", "second!"));
+}
+
+TEST_F(SnapshotTransferTest, ALoadIntoRoomForOtherRecordsIsDataLoss) {
+  Start();
+  ASSERT_THAT(store_->PutRecord({}, absl::MakeConstSpan("four", 4), nullptr, absl::InfiniteFuture()), IsOk());
+  for (std::vector<std::string> records : {std::vector<std::string>{}, {"    ", "    "}, {"     "}}) {
+    absl::Notification done;
+    SnapshotTransfer::LoadJob load = MakeLoad({v1::RecordInfo()}, &records);
+    load.done = [&](const absl::Status& status) {
+      EXPECT_THAT(status, StatusIs(absl::StatusCode::kDataLoss));
+      done.Notify();
+    };
+    ASSERT_THAT(transfer_->Load(std::move(load)), IsOk());
+    ASSERT_TRUE(done.WaitForNotificationWithTimeout(absl::Seconds(30))) << "no answer to the load";
+  }
+}
+
+TEST_F(SnapshotTransferTest, ALoadWithoutRoomFailsAndAsksForNothing) {
+  Start();
+  store_->Close();
+  absl::Notification done;
+  std::vector<std::string> records;
+  SnapshotTransfer::LoadJob load = MakeLoad({v1::RecordInfo()}, &records);
+  load.room = [] { return absl::ResourceExhaustedError("no memory"); };
+  load.done = [&](const absl::Status& status) {
+    EXPECT_THAT(status, StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("no memory")));
+    done.Notify();
+  };
+  ASSERT_THAT(transfer_->Load(std::move(load)), IsOk());
+  ASSERT_TRUE(done.WaitForNotificationWithTimeout(absl::Seconds(30))) << "no answer to the load";
 }
 
 TEST_F(SnapshotTransferTest, WhatIsNoLongerWantedIsDropped) {
@@ -149,10 +191,8 @@ TEST_F(SnapshotTransferTest, ALoadThatIsNoLongerWantedIsNotAnswered) {
   Start(options);
   store_->Close();
   absl::Notification first_done, third_done;
-  SnapshotTransfer::LoadJob first;
-  first.store = store_;
-  first.records.resize(1);
-  first.wanted = [] { return true; };
+  std::vector<std::string> room(1);
+  SnapshotTransfer::LoadJob first = MakeLoad({v1::RecordInfo()}, &room);
   first.done = [&](const auto&) { first_done.Notify(); };
   ASSERT_THAT(transfer_->Load(first), IsOk());
   store_->WaitForWaiting(1);
@@ -255,9 +295,9 @@ TEST_F(SnapshotTransferTest, TheRecordsOfAJobTravelTogether) {
       ASSERT_THAT(transfer_->Save(std::move(job)), IsOk());
     } else {
       SnapshotTransfer::LoadJob job = MakeLoad("s", 3);
-      job.done = [&](const absl::StatusOr<std::vector<std::string>>& result) {
-        EXPECT_THAT(result, IsOk());
-        EXPECT_THAT(*result, ElementsAre("a", "b", "c"));
+      job.done = [&](const absl::Status& status) {
+        EXPECT_THAT(status, IsOk());
+        EXPECT_THAT(loaded_, ElementsAre("a", "b", "c"));
         done.Notify();
       };
       ASSERT_THAT(transfer_->Load(std::move(job)), IsOk());
@@ -307,11 +347,9 @@ TEST_F(SnapshotTransferTest, WaitingLoadsAreBounded) {
   options.max_waiting_loads = 2;
   Start(options);
   store_->Close();
-  const auto load = [this] {
-    SnapshotTransfer::LoadJob job;
-    job.store = store_;
-    job.records.emplace_back();
-    job.wanted = [] { return true; };
+  std::vector<std::string> room(1);
+  const auto load = [&] {
+    SnapshotTransfer::LoadJob job = MakeLoad({v1::RecordInfo()}, &room);
     job.done = [](const auto&) {};
     return transfer_->Load(std::move(job));
   };

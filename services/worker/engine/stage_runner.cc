@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "absl/types/span.h"
 #include "kernels/base/status_macros.h"
 #include "services/common/grpc_status.h"
 #include "services/common/logging.h"
@@ -31,14 +32,6 @@ v1::ExecuteResponse Saved(const std::string& snapshot_id, const absl::StatusOr<s
     for (const v1::RecordInfo& record : *records) *response.mutable_saved()->add_records() = record;
   }
   return response;
-}
-
-absl::StatusOr<std::shared_ptr<StateCopy>> ToCopy(const absl::StatusOr<std::vector<std::string>>& records,
-                                                  StateCopies& copies) {
-  RWKV_RETURN_IF_ERROR(records.status());
-  RWKV_ASSIGN_OR_RETURN(std::shared_ptr<StateCopy> copy, copies.Take());
-  RWKV_RETURN_IF_ERROR(copy->SetRecords(*records));
-  return copy;
 }
 
 }  // namespace
@@ -317,11 +310,18 @@ void StageRunner::Attach(const std::shared_ptr<Epoch>& epoch, const v1::AttachSe
       job.wanted = [epoch] { return !epoch->ended(); };
       const int slot = attach.slot();
       const uint64_t sequence = attach.sequence();
-      job.done = [epoch, slot, sequence, &copies = engine_->copies(), kept = attach.keep() ? kept_ : nullptr,
-                  infos = job.records](const absl::StatusOr<std::vector<std::string>>& records) {
-        absl::StatusOr<std::shared_ptr<StateCopy>> state = ToCopy(records, copies);
-        if (kept != nullptr && state.ok()) kept->Put(infos, *state, copies.bytes());
-        epoch->PushLoaded({slot, sequence, std::move(state)});
+      StateCopies& copies = engine_->copies();
+      const auto state = std::make_shared<std::shared_ptr<StateCopy>>();
+      job.room = [state, &copies]() -> absl::StatusOr<std::vector<absl::Span<char>>> {
+        RWKV_ASSIGN_OR_RETURN(*state, copies.Take());
+        return (*state)->Room();
+      };
+      job.done = [epoch, slot, sequence, state, kept = attach.keep() ? kept_ : nullptr, infos = job.records,
+                  bytes = copies.bytes()](absl::Status status) {
+        if (status.ok()) status = (*state)->CheckRoom();
+        if (!status.ok()) return epoch->PushLoaded({slot, sequence, status});
+        if (kept != nullptr) kept->Put(infos, *state, bytes);
+        epoch->PushLoaded({slot, sequence, std::move(*state)});
       };
       status = transfer_->Load(std::move(job));
       if (status.ok()) return;  // FinishLoad answers.
@@ -361,6 +361,7 @@ absl::Status StageRunner::BeginSave(const std::shared_ptr<Epoch>& epoch, const v
   job.bytes = bytes;
   if (span != nullptr) job.trace = span->context();
   job.records = [state, slot = save.slot()] { return state->Records(slot); };
+  job.owner = state;
   job.wanted = [epoch] { return !epoch->ended(); };
   job.done = [epoch, id = save.snapshot_id(), span, state = save.keep() ? std::move(state) : nullptr, kept = kept_,
               bytes](const absl::StatusOr<std::vector<v1::RecordInfo>>& infos) {

@@ -291,10 +291,12 @@ TEST_P(StageRunnerStoreTest, SavesBesideRunningStepsChangeNoBit) {
   ASSERT_THAT(twin.AttachFresh(0, 1), IsOk());
   for (int i = 0; i < steps; ++i) {
     ASSERT_THAT(twin.Feed(0, 1, i, {tokens_[i % tokens_.size()]}), IsOk());
+    const std::string expected = (*twin.CopyState(0, 1, i + 1))[1];
     v1::RecordInfo info;
     info.set_snapshot_id(absl::StrCat("snap-", i + 1));
     info.set_layer(1);
-    EXPECT_EQ(*store_->GetRecord(info, absl::InfiniteFuture()), (*twin.CopyState(0, 1, i + 1))[1]) << i + 1;
+    info.set_bytes(expected.size());
+    EXPECT_EQ(*store_->GetRecord(info, absl::InfiniteFuture()), expected) << i + 1;
   }
 }
 

@@ -1,7 +1,6 @@
 #include "services/worker/engine/state_copy.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -45,20 +44,18 @@ absl::StatusOr<std::vector<absl::Span<const char>>> StateCopy::Records(int slot)
   return records;
 }
 
-absl::Status StateCopy::SetRecords(absl::Span<const std::string> records) {
-  if (static_cast<int>(records.size()) != layers_.size()) {
-    return absl::DataLossError(absl::StrCat(records.size(), " state records for ", layers_.size(), " layers"));
-  }
+std::vector<absl::Span<char>> StateCopy::Room() {
+  std::vector<absl::Span<char>> room;
   for (int i = 0; i < layers_.size(); ++i) {
-    const int layer = layers_.begin + i;
-    if (static_cast<int64_t>(records[i].size()) != layout_.record_bytes()) {
-      return absl::DataLossError(absl::StrCat("state record of layer ", layer, " has ", records[i].size(),
-                                              " bytes, not ", layout_.record_bytes()));
-    }
-    float* const to = values_.data() + i * layout_.size();
-    std::memcpy(to, records[i].data(), records[i].size());
-    if (!AllFinite(to, layout_.size())) {
-      return absl::DataLossError(absl::StrCat("state record of layer ", layer, " is not finite"));
+    room.emplace_back(reinterpret_cast<char*>(values_.data() + i * layout_.size()), layout_.record_bytes());
+  }
+  return room;
+}
+
+absl::Status StateCopy::CheckRoom() const {
+  for (int i = 0; i < layers_.size(); ++i) {
+    if (!AllFinite(values_.data() + i * layout_.size(), layout_.size())) {
+      return absl::DataLossError(absl::StrCat("state record of layer ", layers_.begin + i, " is not finite"));
     }
   }
   return absl::OkStatus();

@@ -32,9 +32,10 @@ class StateCopy {
   // kInternal: the device failed, or `slot`'s state is not finite: a broken model must not be stored.
   absl::StatusOr<std::vector<absl::Span<const char>>> Records(int slot) const;
 
-  // The opposite, nothing being asked of a stream yet. kDataLoss: not one per layer, not record_bytes() long, or not
-  // finite.
-  absl::Status SetRecords(absl::Span<const std::string> records);
+  // The opposite, nothing being asked of a stream yet: where the record of each layer goes, layout.record_bytes() long.
+  std::vector<absl::Span<char>> Room();
+  // What came. kDataLoss: it is not finite.
+  absl::Status CheckRoom() const;
 
  private:
   const StateLayout& layout_;

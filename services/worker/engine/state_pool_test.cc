@@ -59,7 +59,7 @@ class StatePoolTest : public ::testing::Test {
 
   absl::Status CopyIn(int slot, const std::string& record) {
     const std::shared_ptr<StateCopy> copy = *engine_->copies().Take();
-    if (absl::Status status = copy->SetRecords({record}); !status.ok()) return status;
+    if (absl::Status status = Fill(*copy, {record}); !status.ok()) return status;
     return pool_->CopyIn(slot, copy->values(), *stream_);
   }
 
@@ -112,17 +112,13 @@ TEST_F(StatePoolTest, ATunedStateIsTheMatrixAndNothingElse) {
   EXPECT_EQ(*CopyOut(1), Bytes(expected));
 }
 
-TEST_F(StatePoolTest, ARecordThatDoesNotFitIsDataLoss) {
+TEST_F(StatePoolTest, ARecordThatIsNotFiniteIsDataLoss) {
   const std::shared_ptr<StateCopy> copy = *engine_->copies().Take();
-  EXPECT_THAT(copy->SetRecords({Record(1)}), IsOk());
-  for (const std::string& bad : {std::string(), Record(2).substr(1), Record(2) + "x"}) {
-    EXPECT_THAT(copy->SetRecords({bad}), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("layer 2")));
-  }
-  EXPECT_THAT(copy->SetRecords({}), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("0 state records for 1 layers")));
+  EXPECT_THAT(Fill(*copy, {Record(1)}), IsOk());
   std::string infinite = Record(2);
   const uint32_t bits = 0x7f800000;
   std::memcpy(&infinite[infinite.size() - 4], &bits, 4);
-  EXPECT_THAT(copy->SetRecords({infinite}), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("not finite")));
+  EXPECT_THAT(Fill(*copy, {infinite}), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("layer 2 is not finite")));
 }
 
 TEST_F(StatePoolTest, AStateThatIsNotFiniteGivesNoRecords) {

@@ -2,7 +2,9 @@
 // store.)
 #pragma once
 
+#include <algorithm>
 #include <map>
+#include <memory>
 #include <string>
 #include <utility>
 
@@ -23,19 +25,22 @@ namespace rwkv::worker {
 // Thread-safe.
 class MemoryRecords final : public state_store::RecordsClient {
  public:
-  absl::Status PutRecord(const v1::RecordInfo& info, absl::Span<const char> data, absl::Time deadline) override {
+  absl::Status PutRecord(const v1::RecordInfo& info, absl::Span<const char> data,
+                         const std::shared_ptr<const void>& owner, absl::Time deadline) override {
     absl::MutexLock lock(&mu_);
     if (absl::Status status = Gate(deadline); !status.ok()) return status;
     records_[{info.snapshot_id(), info.layer()}] = std::string(data.data(), data.size());
     return absl::OkStatus();
   }
 
-  absl::StatusOr<std::string> GetRecord(const v1::RecordInfo& info, absl::Time deadline) override {
+  absl::Status ReadRecord(const v1::RecordInfo& info, absl::Span<char> to, absl::Time deadline) override {
     absl::MutexLock lock(&mu_);
     if (absl::Status status = Gate(deadline); !status.ok()) return status;
     const auto it = records_.find({info.snapshot_id(), info.layer()});
     if (it == records_.end()) return absl::NotFoundError("no such record");
-    return it->second;
+    if (it->second.size() != to.size()) return absl::DataLossError("the record has another length");
+    std::copy(it->second.begin(), it->second.end(), to.begin());
+    return absl::OkStatus();
   }
 
   // From now on calls wait until Open(), or fail with their deadline.

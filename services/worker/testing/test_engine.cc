@@ -150,9 +150,20 @@ const LinkFrame* Pass(const LinkFrame& frame, StageEngine& next) {
   return &input;
 }
 
+absl::Status Fill(StateCopy& state, absl::Span<const std::string> records) {
+  const std::vector<absl::Span<char>> room = state.Room();
+  for (size_t i = 0; i < room.size(); ++i) {
+    if (records.size() != room.size() || records[i].size() != room[i].size()) {
+      return absl::InvalidArgumentError("not a record of each layer");
+    }
+    std::copy(records[i].begin(), records[i].end(), room[i].begin());
+  }
+  return state.CheckRoom();
+}
+
 absl::Status Install(StageEngine& stage, int slot, uint64_t sequence, absl::Span<const std::string> records) {
   RWKV_ASSIGN_OR_RETURN(std::shared_ptr<StateCopy> state, stage.copies().Take());
-  if (absl::Status status = state->SetRecords(records); !status.ok()) {
+  if (absl::Status status = Fill(*state, records); !status.ok()) {
     stage.AbandonLoad(slot, sequence);
     return status;
   }

@@ -76,7 +76,9 @@ class EnginePipeline {
 // Puts one stage's output where the next one's next step looks for it.
 const LinkFrame* Pass(const LinkFrame& frame, StageEngine& next);
 
-// As the runner does with what comes from the store.
+// As a loader does with what comes from the store.
+absl::Status Fill(StateCopy& state, absl::Span<const std::string> records);
+// As the runner does with it.
 absl::Status Install(StageEngine& stage, int slot, uint64_t sequence, absl::Span<const std::string> records);
 
 // Of a step's messages for one sequence, in order, as raw bytes: equal bits and nothing else are equal.

@@ -1,11 +1,14 @@
 #include "services/state_store/records/rocksdb/record_files.h"
 
+#include <cstdint>
+#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
 #include "kernels/base/status_macros.h"
+#include "services/state_store/records/record_memory.h"
 #include "services/state_store/rocksdb/rocksdb_status.h"
 
 namespace rwkv::state_store {
@@ -13,10 +16,17 @@ namespace {
 
 constexpr size_t kMaxOpenFiles = 256;  // Of snapshots that nobody commits.
 
+// Whether the disk can take them from where they lie.
+bool AreBlocks(absl::Span<const char> data) {
+  return data.size() % kRecordAlignment == 0 && reinterpret_cast<uintptr_t>(data.data()) % kRecordAlignment == 0;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<RecordFiles>> RecordFiles::Open(rocksdb::Env* env, const std::string& folder) {
   RWKV_RETURN_IF_ERROR(FromRocksdbStatus(env->CreateDirIfMissing(folder), absl::StrCat("cannot make ", folder)));
+  // Else the size of the disk's blocks is looked up for every file that is opened.
+  env->RegisterDbPaths({folder}).PermitUncheckedError();
   return std::unique_ptr<RecordFiles>(new RecordFiles(env, folder));
 }
 
@@ -29,15 +39,41 @@ absl::StatusOr<std::shared_ptr<RecordFiles::File>> RecordFiles::OpenFile(const s
   const std::string path = Path(snapshot_id);
   auto file = std::make_shared<File>();
   absl::MutexLock lock(&file->mu);
-  rocksdb::EnvOptions options;
-  options.use_mmap_writes = false;
-  if (env_->GetFileSize(path, &file->bytes).ok()) {
-    RWKV_RETURN_IF_ERROR(FromRocksdbStatus(env_->ReopenWritableFile(path, &file->file, options), path));
-  } else {
-    file->bytes = 0;
-    RWKV_RETURN_IF_ERROR(FromRocksdbStatus(env_->NewWritableFile(path, &file->file, options), path));
-  }
+  const bool is_there = env_->GetFileSize(path, &file->bytes).ok();
+  if (!is_there) file->bytes = 0;
+  const auto open = [&](bool direct) ABSL_EXCLUSIVE_LOCKS_REQUIRED(file->mu) {
+    rocksdb::EnvOptions options;
+    options.use_mmap_writes = false;
+    options.use_direct_writes = file->direct = direct;
+    return is_there ? env_->ReopenWritableFile(path, &file->file, options)
+                    : env_->NewWritableFile(path, &file->file, options);
+  };
+  // One that ends within a block is of a build that did not write in blocks, or has half of a record that failed.
+  rocksdb::Status status = open(file->bytes % kRecordAlignment == 0);
+  if (!status.ok() && file->direct) status = open(false);  // The file system may be one that cannot.
+  RWKV_RETURN_IF_ERROR(FromRocksdbStatus(status, path));
   return file;
+}
+
+rocksdb::Status RecordFiles::AppendTo(File& file, absl::Span<const char> data) {
+  if (!file.direct) {
+    rocksdb::Status status = file.file->Append(rocksdb::Slice(data.data(), data.size()));
+    if (status.ok()) status = file.file->Flush();
+    // The disk begins at once, not at the Sync() that somebody waits for.
+    if (status.ok()) file.file->RangeSync(file.bytes, data.size()).PermitUncheckedError();
+    file.bytes += data.size();
+    return status;
+  }
+  const size_t blocks = WholeBlocks(data.size());
+  RecordMemory padded;
+  if (!AreBlocks(data)) {
+    padded = NewRecordMemory(blocks);
+    std::memcpy(padded.get(), data.data(), data.size());
+    std::memset(padded.get() + data.size(), 0, blocks - data.size());
+    data = absl::MakeConstSpan(padded.get(), blocks);
+  }
+  file.bytes += blocks;
+  return file.file->Append(rocksdb::Slice(data.data(), data.size()));
 }
 
 absl::StatusOr<uint64_t> RecordFiles::Append(const std::string& snapshot_id, absl::Span<const char> data) {
@@ -53,11 +89,7 @@ absl::StatusOr<uint64_t> RecordFiles::Append(const std::string& snapshot_id, abs
   {
     absl::MutexLock lock(&file->mu);
     offset = file->bytes;
-    status = file->file->Append(rocksdb::Slice(data.data(), data.size()));
-    if (status.ok()) status = file->file->Flush();
-    file->bytes += data.size();
-    // The disk begins at once, not at the Sync() that somebody waits for.
-    if (status.ok()) file->file->RangeSync(offset, data.size()).PermitUncheckedError();
+    status = AppendTo(*file, data);
   }
   absl::MutexLock lock(&mu_);
   if (status.ok()) {
@@ -69,18 +101,34 @@ absl::StatusOr<uint64_t> RecordFiles::Append(const std::string& snapshot_id, abs
   return offset;
 }
 
-absl::Status RecordFiles::Read(const std::string& snapshot_id, uint64_t offset, std::string* data) const {
+absl::Status RecordFiles::Read(const std::string& snapshot_id, uint64_t offset, size_t bytes,
+                               absl::Span<char> to) const {
   const std::string path = Path(snapshot_id);
   std::unique_ptr<rocksdb::RandomAccessFile> file;
-  rocksdb::Status status = env_->NewRandomAccessFile(path, &file, rocksdb::EnvOptions());
-  if (status.IsPathNotFound() || status.IsNotFound()) return absl::DataLossError("its bytes are gone");
-  rocksdb::Slice found;
-  if (status.ok()) status = file->Read(offset, data->size(), &found, data->data());
-  if (!status.ok()) return absl::DataLossError(absl::StrCat("its bytes cannot be read: ", status.ToString()));
-  if (found.size() != data->size()) {
-    return absl::DataLossError(absl::StrCat("only ", found.size(), " of its ", data->size(), " bytes are there"));
+  rocksdb::EnvOptions options;
+  options.use_direct_reads = offset % kRecordAlignment == 0;
+  rocksdb::Status status = env_->NewRandomAccessFile(path, &file, options);
+  if (!status.ok() && options.use_direct_reads) {  // The file system may be one that cannot.
+    options.use_direct_reads = false;
+    status = env_->NewRandomAccessFile(path, &file, options);
   }
-  if (found.data() != data->data()) data->assign(found.data(), found.size());
+  if (status.IsPathNotFound() || status.IsNotFound()) return absl::DataLossError("its bytes are gone");
+  absl::Span<char> room = to.first(bytes);
+  RecordMemory padded;
+  if (options.use_direct_reads) {
+    room = absl::MakeSpan(to.data(), WholeBlocks(bytes));
+    if (to.size() < room.size() || !AreBlocks(room)) {
+      padded = NewRecordMemory(room.size());
+      room = absl::MakeSpan(padded.get(), room.size());
+    }
+  }
+  rocksdb::Slice found;
+  if (status.ok()) status = file->Read(offset, room.size(), &found, room.data());
+  if (!status.ok()) return absl::DataLossError(absl::StrCat("its bytes cannot be read: ", status.ToString()));
+  if (found.size() < bytes) {
+    return absl::DataLossError(absl::StrCat("only ", found.size(), " of its ", bytes, " bytes are there"));
+  }
+  if (found.data() != to.data()) std::memcpy(to.data(), found.data(), bytes);
   return absl::OkStatus();
 }
 

@@ -1,6 +1,9 @@
 // The bytes of large records: a file a snapshot, to which its records are appended. RocksDB would write each of them
 // twice (log, then blob file) and check each with a slow CRC; a file takes them as fast as the disk does.
 //
+// They are written past the page cache, in whole blocks, where the file system can: a state is read back seldom, and by
+// then the kernel would have copied it, written it behind our back and kept it in place of what is read.
+//
 // It knows offsets, not records: which bytes are a record is in the database (rocksdb_record_store.h). A file may hold
 // more than that, after an append that failed.
 #pragma once
@@ -28,8 +31,9 @@ class RecordFiles {
 
   // Where in the snapshot's file `data` is now; durable after a Sync() that begins later.
   absl::StatusOr<uint64_t> Append(const std::string& snapshot_id, absl::Span<const char> data);
-  // Fills `data`. kDataLoss: there is no such file, it is too short, or cannot be read there.
-  absl::Status Read(const std::string& snapshot_id, uint64_t offset, std::string* data) const;
+  // Fills the first `bytes` of `to`; anything may be in the rest. kDataLoss: there is no such file, it is too short, or
+  // cannot be read there.
+  absl::Status Read(const std::string& snapshot_id, uint64_t offset, size_t bytes, absl::Span<char> to) const;
   // All that was appended before.
   absl::Status Sync() ABSL_LOCKS_EXCLUDED(sync_mu_, mu_);
   // Fine if there is none.
@@ -42,6 +46,7 @@ class RecordFiles {
   struct File {
     absl::Mutex mu;  // Held to append and to sync.
     std::unique_ptr<rocksdb::WritableFile> file ABSL_GUARDED_BY(mu);
+    bool direct ABSL_GUARDED_BY(mu) = false;  // Past the page cache.
     uint64_t bytes ABSL_GUARDED_BY(mu) = 0;
   };
 
@@ -49,6 +54,8 @@ class RecordFiles {
 
   std::string Path(const std::string& snapshot_id) const { return folder_ + "/" + snapshot_id + ".record"; }
   absl::StatusOr<std::shared_ptr<File>> OpenFile(const std::string& snapshot_id) ABSL_LOCKS_EXCLUDED(mu_);
+  // At the end of the file. What is put after it begins at a whole block.
+  static rocksdb::Status AppendTo(File& file, absl::Span<const char> data) ABSL_EXCLUSIVE_LOCKS_REQUIRED(file.mu);
 
   rocksdb::Env* const env_;
   const std::string folder_;

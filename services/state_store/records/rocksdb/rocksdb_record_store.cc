@@ -1,6 +1,7 @@
 #include "services/state_store/records/rocksdb/rocksdb_record_store.h"
 
 #include <algorithm>
+#include <cstring>
 #include <set>
 #include <utility>
 #include <vector>
@@ -11,6 +12,7 @@
 #include "absl/types/optional.h"
 #include "kernels/base/status_macros.h"
 #include "rocksdb/iterator.h"
+#include "rocksdb/slice.h"
 #include "rocksdb/write_batch.h"
 #include "services/common/logging.h"
 #include "services/state_store/client/crc32c.h"
@@ -146,8 +148,10 @@ absl::Status RocksdbRecordStore::Put(const v1::RecordInfo& info, absl::Span<cons
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::string> RocksdbRecordStore::Load(const v1::RecordInfo& info) {
-  std::string data;
+absl::Status RocksdbRecordStore::Load(const v1::RecordInfo& info, absl::Span<char> to) {
+  if (to.size() < info.bytes()) {
+    return absl::DataLossError(absl::StrCat(Name(info), " has ", info.bytes(), " bytes, its place ", to.size()));
+  }
   RWKV_ASSIGN_OR_RETURN(const Database::Access access, database_->Read());
   RWKV_ASSIGN_OR_RETURN(const absl::optional<InfoRow> row, ReadInfo(access, info));
   if (!row.has_value()) return absl::NotFoundError(absl::StrCat(Name(info), " does not exist"));
@@ -158,13 +162,18 @@ absl::StatusOr<std::string> RocksdbRecordStore::Load(const v1::RecordInfo& info)
   absl::Status lost;
   rocksdb::Status status;
   if (row->offset.has_value()) {
-    data.resize(info.bytes());
-    lost = files_->Read(info.snapshot_id(), *row->offset, &data);
+    lost = files_->Read(info.snapshot_id(), *row->offset, info.bytes(), to);
   } else {
     rocksdb::ReadOptions options;
     options.fill_cache = false;
+    rocksdb::PinnableSlice data;
     status = access.db().Get(options, access.family(Family::kRecords), Key(info), &data);
     if (status.IsNotFound()) lost = absl::DataLossError("its bytes are gone");
+    if (status.ok() && data.size() != info.bytes()) {
+      lost = absl::DataLossError(absl::StrCat("stored are ", data.size(), " bytes, want ", info.bytes()));
+    } else if (status.ok()) {
+      std::memcpy(to.data(), data.data(), data.size());
+    }
   }
   if (!lost.ok()) {
     // Deleted between the two reads, or lost.
@@ -176,18 +185,18 @@ absl::StatusOr<std::string> RocksdbRecordStore::Load(const v1::RecordInfo& info)
   const bool gone =
       status.IsPathNotFound() || (status.IsIOError() && absl::StrContains(status.ToString(), "No such file"));
   if (status.IsCorruption() || gone) return Corrupt(info, status.ToString());
-  RWKV_RETURN_IF_ERROR(FromRocksdbStatus(status, Name(info)));
-  return data;
+  return FromRocksdbStatus(status, Name(info));
 }
 
-absl::StatusOr<std::string> RocksdbRecordStore::Get(const v1::RecordInfo& info) {
-  RWKV_ASSIGN_OR_RETURN(std::string data, Load(info));
-  if (const uint32_t crc32c = Crc32c(data); data.size() != info.bytes() || crc32c != info.crc32c()) {
-    return Corrupt(info, absl::StrCat("stored are ", Describe(data.size(), crc32c), ", want ",
+absl::Status RocksdbRecordStore::Read(const v1::RecordInfo& info, absl::Span<char> to) {
+  RWKV_RETURN_IF_ERROR(Load(info, to));
+  to = to.first(info.bytes());
+  if (const uint32_t crc32c = Crc32c(to); crc32c != info.crc32c()) {
+    return Corrupt(info, absl::StrCat("stored are ", Describe(to.size(), crc32c), ", want ",
                                       Describe(info.bytes(), info.crc32c())));
   }
-  read_bytes_total_.Increment(static_cast<double>(data.size()));
-  return data;
+  read_bytes_total_.Increment(static_cast<double>(to.size()));
+  return absl::OkStatus();
 }
 
 absl::Status RocksdbRecordStore::Check(const v1::RecordInfo& info) {

@@ -33,7 +33,7 @@ class RocksdbRecordStore final : public RecordStore {
                                                                     common::Metrics* metrics);
 
   absl::Status Put(const v1::RecordInfo& info, absl::Span<const char> data) override;
-  absl::StatusOr<std::string> Get(const v1::RecordInfo& info) override;
+  absl::Status Read(const v1::RecordInfo& info, absl::Span<char> to) override;
   absl::Status Check(const v1::RecordInfo& info) override;
   absl::Status MakeDurable() override;
   absl::Status Delete(const std::string& snapshot_id) override;
@@ -48,7 +48,7 @@ class RocksdbRecordStore final : public RecordStore {
   absl::Status Corrupt(const v1::RecordInfo& info, const std::string& what);
 
   // The record's bytes, unchecked.
-  absl::StatusOr<std::string> Load(const v1::RecordInfo& info);
+  absl::Status Load(const v1::RecordInfo& info, absl::Span<char> to);
 
   Database* const database_;
   std::unique_ptr<RecordFiles> files_;

@@ -1,6 +1,7 @@
 #include "services/state_store/records/s3/s3_record_store.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -76,7 +77,10 @@ absl::Status S3RecordStore::Put(const v1::RecordInfo& info, absl::Span<const cha
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::string> S3RecordStore::Get(const v1::RecordInfo& info) {
+absl::Status S3RecordStore::Read(const v1::RecordInfo& info, absl::Span<char> to) {
+  if (to.size() < info.bytes()) {
+    return absl::DataLossError(absl::StrCat(Name(info), " has ", info.bytes(), " bytes, its place ", to.size()));
+  }
   absl::StatusOr<std::string> data = client_->Get(Key(info), info.bytes());
   absl::Status damage;
   if (absl::IsNotFound(data.status())) {
@@ -98,8 +102,10 @@ absl::StatusOr<std::string> S3RecordStore::Get(const v1::RecordInfo& info) {
                      {{"snapshot", info.snapshot_id()}, {"layer", static_cast<int>(info.layer())}, {"reason", damage}});
     return damage;
   }
-  if (data.ok()) read_bytes_total_.Increment(static_cast<double>(data->size()));
-  return data;
+  RWKV_RETURN_IF_ERROR(data.status());
+  std::memcpy(to.data(), data->data(), data->size());
+  read_bytes_total_.Increment(static_cast<double>(data->size()));
+  return absl::OkStatus();
 }
 
 absl::Status S3RecordStore::Check(const v1::RecordInfo& info) {

@@ -24,7 +24,7 @@ class S3RecordStore final : public RecordStore {
                                                                common::Metrics* metrics);
 
   absl::Status Put(const v1::RecordInfo& info, absl::Span<const char> data) override;
-  absl::StatusOr<std::string> Get(const v1::RecordInfo& info) override;
+  absl::Status Read(const v1::RecordInfo& info, absl::Span<char> to) override;
   absl::Status Check(const v1::RecordInfo& info) override;
   absl::Status MakeDurable() override { return absl::OkStatus(); }  // Each Put was.
   absl::Status Delete(const std::string& snapshot_id) override;
