@@ -148,10 +148,13 @@ TEST_P(StageRunnerOwnStepsTest, TheyEndWithTheirEpoch) {
   v1::Step first;
   *first.add_entries() = Entry(0, 1, 0, tokens_);
   first.mutable_entries(0)->set_sample(true);
-  first.mutable_entries(0)->set_go_on_until(tokens_.size() + 100'000);
   ASSERT_THAT(driver.WriteStep(std::move(first)), IsOk());
-  for (int i = 0; i < 3; ++i) ASSERT_THAT(driver.stream(0).Read(), IsOk());
+  ASSERT_THAT(driver.stream(0).Read(), IsOk());  // It could go on from here.
   ASSERT_THAT(driver.Open("router-0", "e2"), IsOk());
+  v1::ExecuteRequest go_on;
+  go_on.mutable_go_on()->set_sequence(1);
+  go_on.mutable_go_on()->set_until(1000);
+  ASSERT_THAT(driver.stream(0).Write(go_on), IsOk());
   ASSERT_THAT(driver.AttachFresh(1, 2), IsOk());
   for (uint64_t i = 0; i < 3; ++i) EXPECT_THAT(driver.Feed(1, 2, i, {4}), IsOk()) << "nothing else comes";
 }
