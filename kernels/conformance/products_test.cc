@@ -155,7 +155,7 @@ std::vector<std::shared_ptr<const OpCase>> Cases() {
     }
   }
   for (const Storage& storage : Storages()) {
-    for (int64_t rows : {1, 3, 17}) {
+    for (int64_t rows : {1, 3, 6, 17, 34}) {
       const std::string name = absl::StrCat(storage.name, "_sparse_rows_", rows);
       const auto add = [&](absl::string_view suffix, float zeros, int64_t inputs, int64_t outputs) {
         table.Add(absl::StrCat(name, suffix), [=](Case& c) {
@@ -206,6 +206,21 @@ std::vector<std::shared_ptr<const OpCase>> Cases() {
               [=](Case& c) { c.rows = rows, c.inputs = 1100, c.outputs = 300, c.bias = true; });
   }
   table.Add("tiles_many_rows", [](Case& c) { c.rows = 530, c.inputs = 70, c.outputs = 20; });
+  // A tile's outputs far apart, whose sums are stored as runs: several parts, the last one short, and outputs that are
+  // left over. More rows as tiles than the cache is to hold. int8 with minimums, which no tile has.
+  for (const Storage& storage : Storages()) {
+    if (storage.dtype != DType::kBFloat16 && storage.group != 64) continue;
+    for (int64_t rows : {8, 17}) {
+      table.Add(absl::StrCat(storage.name, "_far_outputs_rows_", rows), [=](Case& c) {
+        c.storage = storage, c.rows = rows, c.inputs = 70, c.outputs = 2101, c.bias = c.accumulate = c.gate = true;
+      });
+    }
+    if (storage.quantization != Quantization::kInt8) continue;
+    table.Add("rows_beyond_cache",
+              [=](Case& c) { c.storage = storage, c.rows = 100, c.inputs = 5000, c.outputs = 18; });
+    table.Add("int8_group_64_minimums",
+              [=](Case& c) { c.storage = storage, c.storage.has_minimums = true, c.rows = 6, c.inputs = 192; });
+  }
   // One tile of outputs is more than the panel.
   table.Add("inputs_beyond_panel", [](Case& c) { c.inputs = 17000, c.outputs = 5, c.rows = 7; });
   return table.Build(Make);

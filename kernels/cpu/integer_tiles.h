@@ -298,7 +298,7 @@ RWKV_INLINE void ComputeTilesOfPart(const MatmulArgs& args, const IntegerMatrix&
                                            : ComputeTileOutputs<Codes, kDwords, minimums(), false, columns()>;
       compute_rows(args, matrix, parts, begin, end, first + i, i, workspace);
     };
-    constexpr bool kBytes = Codes::kByteVectors == 1;  // Have no minimums; others never lie by columns.
+    constexpr bool kBytes = Codes::kByteVectors == 1;  // Have no minimums (AreTiles); others never lie by columns.
     if (kBytes ? args.by_columns : matrix.minimums != nullptr) {
       compute(std::bool_constant<!kBytes>(), std::bool_constant<kBytes>());
     } else {
@@ -312,10 +312,11 @@ RWKV_INLINE void ComputeTilesOfPart(const MatmulArgs& args, const IntegerMatrix&
   }
 }
 
-// Whether the rows are multiplied here.
+// Whether the rows are multiplied here. Codes of int8 with minimums, which no file of ours has, are not.
 RWKV_INLINE bool AreTiles(const MatmulArgs& args) {
+  const bool bytes = args.weight.quantization == Quantization::kInt8;
   return args.rows >= kFewestTileRows && args.weight.quantization != Quantization::kBlocks &&
-         args.weight.group == kTileInputs;
+         args.weight.group == kTileInputs && !(bytes && args.weight.minimums != nullptr);
 }
 
 #else

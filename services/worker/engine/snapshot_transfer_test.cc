@@ -73,7 +73,7 @@ class SnapshotTransferTest : public ::testing::Test {
       infos[i].set_layer(4 + i);
       infos[i].set_bytes(1);
     }
-    loaded_.assign(records, " ");
+    loaded_.resize(records, " ");
     return MakeLoad(std::move(infos), &loaded_);
   }
   // What the job answers.
@@ -347,9 +347,8 @@ TEST_F(SnapshotTransferTest, WaitingLoadsAreBounded) {
   options.max_waiting_loads = 2;
   Start(options);
   store_->Close();
-  std::vector<std::string> room(1);
   const auto load = [&] {
-    SnapshotTransfer::LoadJob job = MakeLoad({v1::RecordInfo()}, &room);
+    SnapshotTransfer::LoadJob job = MakeLoad("s", 1);  // Some run when the test is over.
     job.done = [](const auto&) {};
     return transfer_->Load(std::move(job));
   };
