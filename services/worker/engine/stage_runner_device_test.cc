@@ -63,6 +63,12 @@ class StageRunnerDeviceTest : public RunnerFixture {
     ASSERT_THAT(driver.Open("router-0", "e1", "store"), IsOk());
     ASSERT_THAT(driver.AttachFresh(0, 1), IsOk());
   }
+  void StartWithAStepThatHangs(PipelineDriver& driver) {
+    StartWithASequence(driver);
+    faults_.Hang();
+    ASSERT_THAT(WriteStep(driver), IsOk());
+    faults_.WaitForWaiting();
+  }
   // Epoch e2, which waits for e1.
   std::unique_ptr<ExecuteStream> OpenNext(const std::string& router = "router-0") {
     std::unique_ptr<ExecuteStream> stream = clients_[0]->Execute();
@@ -111,10 +117,7 @@ TEST_P(StageRunnerDeviceTest, NoEpochOpensOnADeviceThatHasFaulted) {
 TEST_P(StageRunnerDeviceTest, AStepThatHangsEndsTheEpochAndIsTold) {
   Start(1);
   PipelineDriver driver(clients_);
-  StartWithASequence(driver);
-  faults_.Hang();
-  ASSERT_THAT(WriteStep(driver), IsOk());
-  faults_.WaitForWaiting();
+  StartWithAStepThatHangs(driver);
   EXPECT_THAT(lost(), IsEmpty());
   faults_.GiveUp();
   EXPECT_THAT(driver.stream(0).Read().status(),
@@ -164,10 +167,7 @@ TEST_P(StageRunnerDeviceTest, WithoutMemoryASnapshotIsRefusedAndStepsGoOn) {
 TEST_P(StageRunnerDeviceTest, DrainEndsAnEpochWhoseStepHangsAtHalfItsTime) {
   Start(1);
   PipelineDriver driver(clients_);
-  StartWithASequence(driver);
-  faults_.Hang();
-  ASSERT_THAT(WriteStep(driver), IsOk());
-  faults_.WaitForWaiting();
+  StartWithAStepThatHangs(driver);
   const absl::Time begin = absl::Now();
   stages_[0].runner->Drain(begin + absl::Seconds(4));
   const absl::Duration took = absl::Now() - begin;
@@ -206,10 +206,7 @@ TEST_P(StageRunnerDeviceTest, DrainWaitsNoLongerThanItMayForSnapshots) {
 TEST_P(StageRunnerDeviceTest, DrainEndsAnEpochThatWaitsForOneThatHangs) {
   Start(1);
   PipelineDriver driver(clients_);
-  StartWithASequence(driver);
-  faults_.Hang();
-  ASSERT_THAT(WriteStep(driver), IsOk());
-  faults_.WaitForWaiting();
+  StartWithAStepThatHangs(driver);
   const std::unique_ptr<ExecuteStream> next = OpenNext();
   EXPECT_THAT(driver.stream(0).Read().status(), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("e2 took over")));
   EXPECT_EQ(stages_[0].runner->driver().epoch, "e2");
@@ -226,10 +223,7 @@ TEST_P(StageRunnerDeviceTest, DrainEndsAnEpochThatWaitsForOneThatHangs) {
 TEST_P(StageRunnerDeviceTest, AnotherRouterFollowsAnEpochThatHasEndedAndHangs) {
   Start(1);
   PipelineDriver driver(clients_);
-  StartWithASequence(driver);
-  faults_.Hang();
-  ASSERT_THAT(WriteStep(driver), IsOk());
-  faults_.WaitForWaiting();
+  StartWithAStepThatHangs(driver);
   driver.stream(0).Cancel();
   const std::unique_ptr<ExecuteStream> next = OpenNext("router-1");
   EXPECT_EQ(stages_[0].runner->driver().router, "router-1");
@@ -241,10 +235,7 @@ TEST_P(StageRunnerDeviceTest, AnotherRouterFollowsAnEpochThatHasEndedAndHangs) {
 TEST_P(StageRunnerDeviceTest, ARunnerThatGoesEndsTheEpochThatWaits) {
   Start(1);
   PipelineDriver driver(clients_);
-  StartWithASequence(driver);
-  faults_.Hang();
-  ASSERT_THAT(WriteStep(driver), IsOk());
-  faults_.WaitForWaiting();
+  StartWithAStepThatHangs(driver);
   const std::unique_ptr<ExecuteStream> waiting = OpenNext();
   std::thread goes([this] { stages_[0].runner.reset(); });
   EXPECT_THAT(waiting->Read().status(), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("shuts down")));
