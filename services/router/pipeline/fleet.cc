@@ -105,6 +105,7 @@ void Fleet::Run() {
         if (worker->asking || worker->next_ask > now) continue;
         if (worker->client == nullptr) worker->client = source_->Connect(address);
         asked.push_back(worker);
+        BeginAsking(*worker);
       }
       std::vector<std::string> names;
       std::vector<SeenModel> seen;
@@ -317,30 +318,35 @@ std::map<std::string, Fleet::SeenModel> Fleet::ModelsSeen() const {
   return models;
 }
 
+void Fleet::BeginAsking(Worker& worker) {
+  ++worker.asking;
+  ++asking_;
+}
+
 void Fleet::Ask(const std::shared_ptr<Worker>& worker, absl::Time deadline,
                 std::function<void(const absl::StatusOr<v1::DescribeResponse>&)> also) {
   std::shared_ptr<worker::WorkerClient> client;
   {
     absl::MutexLock lock(&mu_);
-    worker->asking = true;
-    ++asking_;
     client = worker->client;
   }
   v1::DescribeRequest request;
   request.mutable_router()->set_name(options_.lane.router);
   if (options_.announce) options_.announce(request.mutable_router());
-  client->AskToDescribe(request, deadline, [this, worker, also](const absl::StatusOr<v1::DescribeResponse>& answer) {
+  // It stays while it is asked: its end is not for gRPC's thread.
+  const auto done = [this, asked = worker.get(), also](const absl::StatusOr<v1::DescribeResponse>& answer) {
     if (also) also(answer);
     absl::MutexLock lock(&mu_);
-    Answered(*worker, answer);
+    Answered(*asked, answer);
     --asking_;
     woken_ = true;
-  });
+  };
+  client->AskToDescribe(request, deadline, done);
 }
 
 void Fleet::Answered(Worker& worker, const absl::StatusOr<v1::DescribeResponse>& answer) {
   const absl::Time now = absl::Now();
-  worker.asking = false;
+  --worker.asking;
   worker.status = answer.status();
   worker.answers = answer.ok();
   if (answer.ok()) {

@@ -108,7 +108,7 @@ class Fleet {
     std::string address;
     std::shared_ptr<worker::WorkerClient> client;
     bool listed = true;
-    bool asking = false;
+    int asking = 0;        // Questions on their way; it stays as long.
     bool answers = false;  // Since it was last lost.
     absl::Time next_ask = absl::InfinitePast();
     absl::Duration backoff;
@@ -146,6 +146,8 @@ class Fleet {
   State WhyNoLane() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // By fingerprint and family.
   std::map<std::string, SeenModel> ModelsSeen() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // With the look at it that found it to be asked: neither it nor the fleet goes before Ask()'s answer.
+  void BeginAsking(Worker& worker) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Ask(const std::shared_ptr<Worker>& worker, absl::Time deadline,
            std::function<void(const absl::StatusOr<v1::DescribeResponse>&)> also) ABSL_LOCKS_EXCLUDED(mu_);
   void Answered(Worker& worker, const absl::StatusOr<v1::DescribeResponse>& answer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -50,7 +50,9 @@ std::vector<Fleet::WorkerStatus> Fleet::Probe(absl::Time deadline) {
   {
     absl::MutexLock lock(&mu_);
     for (const auto& [address, worker] : workers_) {
-      if (worker->client != nullptr && !stopping_) workers.push_back(worker);
+      if (worker->client == nullptr || stopping_) continue;
+      workers.push_back(worker);
+      BeginAsking(*worker);
     }
   }
   {

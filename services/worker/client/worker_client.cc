@@ -82,14 +82,17 @@ class GrpcWorkerClient final : public WorkerClient {
       v1::DescribeResponse response;
       Described done;
     };
-    auto call = std::make_shared<Call>();
+    Call* const call = new Call;
     call->context.set_deadline(absl::ToChronoTime(deadline));
     call->request = request;
     call->done = std::move(done);
     stub_->async()->Describe(&call->context, &call->request, &call->response, [this, call](grpc::Status status) {
-      // The call's parts are its own: `done` may end the client.
       const Described done = std::move(call->done);
-      done(Answer(status, &call->response));
+      absl::StatusOr<v1::DescribeResponse> answer = Answer(status, &call->response);
+      // Its context holds the channel, and whoever hears of the answer may end that and the process: this thread of
+      // gRPC's would be the last to hold it then, and take it down while all else is gone.
+      delete call;
+      done(std::move(answer));
     });
   }
 

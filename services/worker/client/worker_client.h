@@ -45,7 +45,8 @@ class WorkerClient {
   // kUnavailable: not reachable; kDeadlineExceeded: no answer until `deadline`.
   virtual absl::StatusOr<v1::DescribeResponse> Describe(absl::Time deadline) = 0;
 
-  // The same, saying who asks. Calls `done` once, on any thread, maybe before it returns; until then the client lives.
+  // The same, saying who asks. Calls `done` once, on any thread, maybe before it returns; until then the client lives,
+  // and `done` does not end it. Once `done` is called nothing of the call holds the channel any more.
   // Of a client over a network it doesn't block; this one, for all others, asks Describe() and waits.
   using Described = std::function<void(absl::StatusOr<v1::DescribeResponse>)>;
   virtual void AskToDescribe(const v1::DescribeRequest& request, absl::Time deadline, Described done) {
