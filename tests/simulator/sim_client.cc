@@ -7,6 +7,7 @@
 #include "services/common/grpc_status.h"
 #include "services/common/sampling/sampling_params.h"
 #include "services/common/tenant_ids.h"
+#include "services/router/turns/call_kinds.h"
 #include "services/worker/client/fake_worker.h"
 #include "tests/simulator/world.h"
 
@@ -159,9 +160,8 @@ std::shared_ptr<SimClient::Attempt> SimClient::Call(int index, uint64_t resume_f
   attempt->number = turn_;
   attempt->first = resume_from;
   auto turn = std::make_shared<router::Turn>();
-  turn->kind = router::Turn::Kind::kGenerate;
+  turn->kind = std::make_unique<router::GenerateCall>(std::make_shared<SimStream>(cluster_, this, attempt));
   turn->call = attempt->call;
-  turn->stream = std::make_shared<SimStream>(cluster_, this, attempt);
   turn->model = cluster_->model;
   turn->session_id = session_;
   turn->tenant = tenant_;

@@ -8,6 +8,7 @@
 #include "services/common/grpc_status.h"
 #include "services/common/sampling/sampling_params.h"
 #include "services/common/tenant_ids.h"
+#include "services/router/turns/call_kinds.h"
 #include "services/router/turns/turn_input.h"
 #include "services/worker/client/fake_worker.h"
 #include "tests/simulator/world.h"
@@ -222,9 +223,8 @@ absl::Status SimVisitor::Enter(const std::shared_ptr<Attempt>& attempt, const st
           : MakeTurnInput(request, *cluster_->model, cluster_->turn_options.limits, cluster_->Draw());
   if (!input.ok()) return input.status();
   auto turn = std::make_shared<router::Turn>();
-  turn->kind = router::Turn::Kind::kGenerate;
+  turn->kind = std::make_unique<router::GenerateCall>(std::make_shared<Stream>(cluster_, this, attempt));
   turn->call = attempt->call;
-  turn->stream = std::make_shared<Stream>(cluster_, this, attempt);
   turn->model = cluster_->model;
   turn->tenant = tenant_;
   // Of nobody's else, whatever the bytes say.

@@ -7,12 +7,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "services/common/grpc_status.h"
-#include "services/router/turns/embedding.h"
 #include "services/router/turns/turn_input.h"
 
 namespace rwkv::router {
-
-using Kind = Turn::Kind;
 
 TurnLane* Placement::Find(uint64_t epoch) const {
   const auto it = lanes_.find(epoch);
@@ -131,7 +128,7 @@ absl::Status Placement::CheckLane(const Turn& turn, const TurnLane& lane) const 
   if (const absl::Status status = CheckOffered(turn.initial_state, lane.plan.model); !status.ok()) {
     return common::Annotate(status, "the tuned states have changed");
   }
-  return turn.kind == Kind::kEmbed ? CheckEmbedSource(turn.embed.source(), lane.plan.state_layout) : absl::OkStatus();
+  return turn.kind->CheckLayout(lane.plan.state_layout);
 }
 
 bool Placement::IsOpenTo(const Turn& turn, const TurnLane& lane) const {

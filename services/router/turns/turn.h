@@ -17,8 +17,8 @@
 #include "rwkv/v1/turn_spec.pb.h"
 #include "services/router/scheduler/scheduler.h"
 #include "services/router/turns/answer.h"
+#include "services/router/turns/call_kind.h"
 #include "services/router/turns/patience.h"
-#include "services/router/turns/response_stream.h"
 #include "services/router/turns/serving_model.h"
 #include "services/router/turns/turn_options.h"
 #include "services/router/turns/turn_trace.h"
@@ -28,19 +28,9 @@ namespace rwkv::router {
 struct Session;
 struct TurnLane;
 
-// One call. A kGenerate with a session is a turn in the word's narrow sense; the others share its way through the
-// pipeline.
+// One call. One that generates with a session is a turn in the word's narrow sense; the others share its way through
+// the pipeline.
 struct Turn {
-  enum class Kind {
-    kGenerate,
-    kScore,
-    kDocument,  // A kScore whose results are streamed.
-    kLogits,
-    kEmbed,
-    kExport,     // Feeds what the log has beyond the newest snapshot, and saves.
-    kExclusive,  // Holds the session's lease for a job that changes the log; no slot.
-  };
-
   // Where it stands with the pipeline.
   enum class Phase {
     kWaiting,    // Not started: no slot is free, too many run, or the session is busy closing.
@@ -54,7 +44,7 @@ struct Turn {
   };
 
   uint64_t id = 0;
-  Kind kind = Kind::kGenerate;
+  std::unique_ptr<CallKind> kind;  // What it is for, and its client. Never null.
   Phase phase = Phase::kWaiting;
   absl::Time arrival;
   std::shared_ptr<const ServingModel> model;
@@ -65,35 +55,23 @@ struct Turn {
   // What was asked for.
   std::string request_id;
   bool named = false;            // The client gave the request_id.
-  std::vector<uint32_t> prompt;  // kScore, kDocument: without the last token. kGenerate: empty to go on from the log.
+  std::vector<uint32_t> prompt;  // What is fed; empty: goes on from the log.
   std::string input_field;       // The field that the prompt came in, for messages.
-  uint32_t last_target = 0;      // kScore, kDocument: the last token, which is only scored.
   v1::TurnSpec spec;
-  v1::EmbedRequest embed;  // kEmbed: without its input.
   uint64_t resume_from = 0;
   // The tuned state it begins with, in full; empty: the model's own. With a session: what the request named (empty:
   // none) until the opening, from then on the session's.
   std::string initial_state;
-  // kGenerate in a session: tokens that may complete a stop string. Unset: too many, or any may.
+  // With a log: tokens that may complete a stop string. Unset: too many, or any may.
   absl::optional<std::vector<uint32_t>> pause_token_ids = std::vector<uint32_t>();
 
   std::shared_ptr<TurnTrace> trace;  // Null: not traced.
 
-  // Where messages go; null once closed.
   CallId call = 0;
-  std::shared_ptr<ResponseStream<v1::GenerateResponse>> stream;
-  std::shared_ptr<ResponseStream<v1::LogitsResponse>> logits_stream;
-  std::shared_ptr<ResponseStream<v1::ScoreDocumentResponse>> document_stream;
-  std::function<void(absl::StatusOr<v1::ScoreResponse>)> score_done;
-  std::function<void(absl::StatusOr<v1::EmbedResponse>)> embed_done;
-  std::function<void(absl::StatusOr<ExportedState>)> export_done;
-  ExclusiveJob exclusive_job;
-  std::function<void(absl::Status)> exclusive_done;
-  bool deletes = false;
 
   // Positions in the session's log (from 0 without a session): [begin, begin + prompt) is the input, then the answer.
   uint64_t begin = 0;
-  absl::optional<Answer> answer;  // From the opening on.
+  absl::optional<Answer> answer;  // Of one that generates, from the opening on.
   std::vector<uint32_t> counted;  // Tokens of the log before it that the penalties count as generated in it; the
                                   // input, too, if sampling.penalize_prompt says so.
   absl::Status error;             // What the answer ended with, if its reason is ERROR.
@@ -131,11 +109,14 @@ struct Turn {
   std::vector<uint32_t> tail;                      // The log's tokens [attach_position, begin), until they are fed.
   bool tail_pending = false;                       // Being read.
   uint64_t fed_end = 0;                            // The scheduler was given everything before this position.
-  uint64_t planned_end = 0;           // Everything before this position is in commands, or decoded without.
-  bool goes_on = false;               // Its worker has the token drawn last, and decodes up to planned_end.
-  bool paused = false;                // It waits until it is told that this one knows of the token drawn last.
-  bool halting = false;               // It was told to stop, and has not done so yet, as far as is known here.
-  absl::optional<uint64_t> stops_at;  // It said where, and results up to there are on their way.
+  uint64_t planned_end = 0;  // Everything before this position is in commands, or decoded without.
+  // Its worker has the token drawn last, and decodes up to planned_end without being asked.
+  struct {
+    bool on = false;
+    bool paused = false;   // The worker waits until it is told that this one knows of the token drawn last.
+    bool halting = false;  // It was told to stop, and has not done so yet, as far as is known here.
+    absl::optional<uint64_t> stops_at;  // It said where, and results up to there are on their way.
+  } going_on;
   uint64_t done_end = 0;              // Everything before this position has come back.
   uint64_t saved_position = 0;        // Of the last snapshot asked for, or attached from.
   int saves = 0;                      // Snapshots asked for and not yet there, or failed.
@@ -159,24 +140,17 @@ struct Turn {
   } prefix;
 
   // Results.
-  std::vector<float> scores;     // kDocument: those that are not sent yet.
-  uint64_t scores_sent = 0;      // kDocument
-  uint64_t logits_received = 0;  // Rows.
-  std::string embedding;         // fp32, as it came; empty until then.
-  std::string export_snapshot;   // Its id while it is being saved.
   uint64_t reused_tokens = 0;
   absl::optional<absl::Time> first_rows;
   absl::optional<absl::Time> first_token;
   absl::optional<absl::Time> last_token;
 
-  bool HasLog() const { return kind == Kind::kGenerate && !session_id.empty(); }
+  bool HasLog() const { return kind->generates() && !session_id.empty(); }
   bool decided() const { return answer.has_value() && answer->finished(); }
-  bool Streaming() const {
-    return stream != nullptr || logits_stream != nullptr || document_stream != nullptr || score_done != nullptr ||
-           export_done != nullptr || embed_done != nullptr || exclusive_done != nullptr;
-  }
   // Has a part of the slots: what may start depends on how many these are.
-  bool Active() const { return phase != Phase::kWaiting && phase != Phase::kYielded && phase != Phase::kComputed; }
+  bool Active() const {
+    return kind->takes_slot() && phase != Phase::kWaiting && phase != Phase::kYielded && phase != Phase::kComputed;
+  }
   // All tokens that are known: those to be fed.
   uint64_t KnownEnd() const { return begin + prompt.size() + (answer.has_value() ? answer->size() : 0); }
   // How far a state may have come that this turn can go on from: a session's last token is fed by whoever needs what
@@ -187,17 +161,11 @@ struct Turn {
     const uint64_t i = position - begin;
     return i < prompt.size() ? prompt[i] : answer->ids()[i - prompt.size()];
   }
-  // kScore, kDocument: the token after the one at `position`.
-  uint32_t ScoreTarget(uint64_t position) const {
-    return position + 1 < prompt.size() ? prompt[position + 1] : last_target;
-  }
   uint64_t FeedEnd() const { return WantsToken() ? KnownEnd() : StateEnd(); }
   // Its worker may be at any position from done_end to planned_end.
-  bool Going() const { return goes_on && done_end < planned_end; }
+  bool Going() const { return going_on.on && done_end < planned_end; }
   // The token after the last known one is wanted.
-  bool WantsToken() const {
-    return kind == Kind::kGenerate && !stopped && answer.has_value() && !answer->finished() && spec.max_tokens() > 0;
-  }
+  bool WantsToken() const { return !stopped && answer.has_value() && !answer->finished() && spec.max_tokens() > 0; }
 };
 
 // A session that this router holds, or is about to hold, the lease of.

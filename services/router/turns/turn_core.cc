@@ -12,16 +12,13 @@
 namespace rwkv::router {
 namespace {
 
-using Kind = Turn::Kind;
 using Phase = Turn::Phase;
 
 // When one of many that are refused at once may come again: not all in the same instant, which those who decode would
 // feel.
 absl::Duration ComeAgain(World* world) { return absl::Milliseconds(500) + absl::Milliseconds(world->Random() % 1000); }
 
-bool SameTurn(const Turn& a, const Turn& b) {
-  return a.kind == Kind::kGenerate && b.kind == Kind::kGenerate && a.named && b.named && a.request_id == b.request_id;
-}
+bool SameTurn(const Turn& a, const Turn& b) { return a.named && b.named && a.request_id == b.request_id; }
 
 }  // namespace
 
@@ -36,7 +33,13 @@ TurnCore::TurnCore(const Options& options, World* world, state_store::CatalogCli
       log_writer_(world, catalog,
                   [this](const std::vector<LogWriter::Item>& items, absl::Duration took) { OnCommitted(items, took); }),
       counted_at_(world->Now()),
-      placement_(options.max_running) {}
+      placement_(options.max_running),
+      prefixes_(options_.prefix_cache, &placement_, world, catalog, metrics, [this] { return StoreDeadline(); }),
+      saves_(
+          options_, world, catalog, &sessions_, &prefixes_, metrics, [this] { return StoreDeadline(); },
+          [this](const PendingSave& save, bool is_whole, const absl::Status& status) {
+            OnSaveEnded(save, is_whole, status);
+          }) {}
 
 void TurnCore::Stop() {
   const absl::Status status = DrainingStatus();
@@ -88,7 +91,7 @@ void TurnCore::Arrive(const TurnPtr& turn) {
       return Reject(*turn, busy());
     }
   }
-  if (turn->kind != Kind::kExclusive && !placement_.HasLane(*turn)) {
+  if (turn->kind->takes_slot() && !placement_.HasLane(*turn)) {
     absl::Status why = world_->WhyNoLane();
     if (why.ok()) {
       why = absl::UnavailableError(
@@ -132,7 +135,7 @@ void TurnCore::Join(const TurnPtr& live, Turn& call) {
   }
   EndCall(*live, absl::AbortedError("a later call with the same request_id took over"));
   live->call = call.call;
-  live->stream = std::move(call.stream);
+  live->kind = std::move(call.kind);
   live->trace = std::move(call.trace);
   live->resume_from = call.resume_from;
   live->sent = call.resume_from;
@@ -146,7 +149,7 @@ bool TurnCore::RunsMost() const { return running_.size() - yielded_ >= static_ca
 bool TurnCore::Fits(const Turn& turn, const PoolUse& active) const {
   if (RunsMost()) return false;
   // One whose model is gone may start, too: that is its end.
-  if (turn.kind == Kind::kExclusive || !placement_.KnowsModel(turn.model->info.fingerprint())) return true;
+  if (!turn.kind->takes_slot() || !placement_.KnowsModel(turn.model->info.fingerprint())) return true;
   if (kept_.empty()) return placement_.ChoosePool(turn, active) != nullptr;
   PoolUse with_kept = active;
   size_t kept = 0;
@@ -166,7 +169,7 @@ bool TurnCore::SessionFree(const Turn& turn) const {
   if (session.turn != nullptr || session.releasing) return false;
   if (session.next != nullptr && session.next.get() != &turn) return false;
   // Both want the snapshots that are on their way: one to read, the other not to be crossed by.
-  if (turn.kind == Kind::kExport || turn.kind == Kind::kExclusive) return session.saves == 0;
+  if (turn.kind->wants_snapshot() || !turn.kind->takes_slot()) return session.saves == 0;
   return true;
 }
 
@@ -177,7 +180,7 @@ double TurnCore::WeightOf(absl::string_view tenant) const {
 std::map<std::string, int> TurnCore::HeldByTenant(const std::string& pool) const {
   std::map<std::string, int> held;
   for (const auto& [id, turn] : running_) {
-    if (!turn->Active() || turn->kind == Kind::kExclusive || turn->yielding) continue;
+    if (!turn->Active() || turn->yielding) continue;
     if (pool.empty() || turn->pool == pool) ++held[turn->tenant];
   }
   return held;
@@ -240,30 +243,17 @@ void TurnCore::StartTurn(const TurnPtr& turn) {
     session.turn = turn;
     turn->session = &session;
   }
-  if (turn->kind != Kind::kExclusive) {
-    if (const Pool* pool = placement_.ChoosePool(*turn, ActiveByPool()); pool != nullptr) turn->pool = pool->name;
-    kept_.Use(turn->pool, turn->tenant);
-    if (const absl::Status status = placement_.CheckServed(*turn); !status.ok()) {
-      turn->phase = Phase::kComputed;
-      return Fail(*turn, status);
-    }
+  if (!turn->kind->takes_slot()) return RunExclusive(turn);
+  if (const Pool* pool = placement_.ChoosePool(*turn, ActiveByPool()); pool != nullptr) turn->pool = pool->name;
+  kept_.Use(turn->pool, turn->tenant);
+  if (const absl::Status status = placement_.CheckServed(*turn); !status.ok()) {
+    turn->phase = Phase::kComputed;
+    return Fail(*turn, status);
   }
-  switch (turn->kind) {
-    case Kind::kGenerate:
-      metrics_->prompt_tokens.Increment(static_cast<double>(turn->prompt.size()));
-      if (turn->session != nullptr) return OpenTurn(turn);
-      turn->answer.emplace(turn->model->tokenizer, turn->spec);
-      return Park(*turn);
-    case Kind::kScore:
-    case Kind::kDocument:
-    case Kind::kLogits:
-    case Kind::kEmbed:
-      return Park(*turn);
-    case Kind::kExport:
-      return OpenTurn(turn);
-    case Kind::kExclusive:
-      return RunExclusive(turn);
-  }
+  if (turn->kind->generates()) metrics_->prompt_tokens.Increment(static_cast<double>(turn->prompt.size()));
+  if (turn->session != nullptr) return OpenTurn(turn);
+  if (turn->kind->generates()) turn->answer.emplace(turn->model->tokenizer, turn->spec);
+  Park(*turn);
 }
 
 void TurnCore::EndCall(Turn& turn, const absl::Status& status) {
@@ -272,20 +262,12 @@ void TurnCore::EndCall(Turn& turn, const absl::Status& status) {
 }
 
 void TurnCore::CloseStreams(Turn& turn, const absl::Status& status) {
-  if (!turn.Streaming()) return;
+  if (!turn.kind->IsOpen()) return;
   metrics_->CountError(status);
   if (absl::IsInternal(status) || absl::IsDataLoss(status) || absl::IsUnknown(status)) {
     common::LogError("call_failed", {{"session", turn.session_id}, {"status", status}});
   }
-  if (auto stream = std::exchange(turn.stream, nullptr)) stream->Close(status);
-  if (auto stream = std::exchange(turn.logits_stream, nullptr)) stream->Close(status);
-  if (auto stream = std::exchange(turn.document_stream, nullptr)) stream->Close(status);
-  if (!status.ok()) {
-    if (auto done = std::exchange(turn.score_done, nullptr)) done(status);
-    if (auto done = std::exchange(turn.embed_done, nullptr)) done(status);
-    if (auto done = std::exchange(turn.export_done, nullptr)) done(status);
-  }
-  if (auto done = std::exchange(turn.exclusive_done, nullptr)) done(status);
+  turn.kind->Close(status);
 }
 
 void TurnCore::Fail(Turn& turn, const absl::Status& status) {

@@ -4,16 +4,16 @@
 //   turn_core_sweep.cc      what is done after each batch of events
 //   turn_core_messages.cc   what goes to clients
 //   turn_core_log.cc        turns in the log: how they are opened, committed, lost
-//   turn_core_saves.cc      snapshots, yielding
+//   turn_core_saves.cc      snapshots of turns
+//   turn_core_yields.cc     slots that turns give away to others
 //   turn_core_lanes.cc      lanes come and go
 //   turn_core_pipeline.cc   giving a turn its slot
 //   turn_core_steps.cc      feeding, results
 //   turn_core_go_on.cc      sequences that decode without being asked for each token
-//   turn_core_kinds.cc      what each kind of call does next
-//   turn_core_prefix.cc     states of beginnings that inputs share
+//   turn_core_advance.cc    what a running sequence does next
 // What can be told apart has its own type: session_table (leases held), log_writer (group commit), placement (lanes,
-// and which of them a turn runs on), ../scheduler (what runs in a lane's next steps), turn_opening, patience,
-// fair_slots.
+// and which of them a turn runs on), saves (snapshots on their way), prefixes (states of beginnings that inputs share),
+// ../scheduler (what runs in a lane's next steps), turn_opening, patience, fair_slots.
 #pragma once
 
 #include <algorithm>
@@ -33,12 +33,14 @@
 #include "rwkv/v1/state_store.pb.h"
 #include "rwkv/v1/worker.pb.h"
 #include "services/router/pipeline/stage_plan.h"
-#include "services/router/prefix_cache/recent_inputs.h"
+#include "services/router/scheduler/fair_slots.h"
 #include "services/router/scheduler/kept_slots.h"
 #include "services/router/scheduler/scheduler.h"
 #include "services/router/turns/log_writer.h"
 #include "services/router/turns/placement.h"
+#include "services/router/turns/prefixes.h"
 #include "services/router/turns/router_metrics.h"
+#include "services/router/turns/saves.h"
 #include "services/router/turns/session_table.h"
 #include "services/router/turns/turn.h"
 #include "services/router/turns/turn_lane.h"
@@ -123,11 +125,8 @@ class TurnCore {
   // Where the turn stands, for its trace.
   static void TraceStage(Turn& turn);
   bool CommitClean(const Turn& turn) const;
+  void SweepParked(Turn& turn);
   void SweepWaiting();
-  void SweepYields();
-  // A turn whose answer can pause.
-  static bool CanYield(const Turn& turn);
-  void BeginYield(Turn& turn);
   void SweepDrain();
   void Watch();
   void UpdateGauges();
@@ -138,11 +137,9 @@ class TurnCore {
   // Whether `limit` messages are in the turn's stream; then the loop hears when there are fewer. Fails the turn of a
   // client that takes nothing for too long.
   bool IsFull(Turn& turn, size_t limit);
-  // Whether the client of Logits or ScoreDocument takes more, with `queued` messages in its stream. Fails the turn of
-  // one that takes nothing for too long.
+  // As CallKind::HasRoom.
   bool HasRoom(Turn& turn, size_t queued);
   v1::GenerateResponse FinishMessage(const Turn& turn) const;
-  void SendScores(Turn& turn);
 
   // --- turn_core_log.cc
   void OpenTurn(const TurnPtr& turn);
@@ -162,39 +159,44 @@ class TurnCore {
   }
 
   // --- turn_core_saves.cc
-  bool Save(Turn& turn);
-  // The same for `prefix`, if it is set; null: not attached.
-  PendingSave* BeginSave(Turn& turn, std::shared_ptr<const v1::PutPrefixRequest> prefix);
-  void SaveAndRetire(Turn& turn);
-  // Gives the slot to others; the turn goes to the end of the line.
-  void Yield(const TurnPtr& turn);
+  // A snapshot on the way would not be one too many.
+  bool MaySave(const Turn& turn) const;
+  void SavePrefix(Turn& turn);
+  // As Saves::Ended.
+  void OnSaveEnded(const PendingSave& save, bool is_whole, const absl::Status& status);
   // The state that a turn without a session left behind is not needed any more.
   void DropOwn(Turn& turn);
-  void OnSaved(const v1::SnapshotSaved& saved);
-  void SweepSaves();
-  static v1::SnapshotManifest ManifestOf(const PendingSave& save);
-  void OnManifest(const std::string& snapshot_id, const absl::Status& status);
-  void EndSave(const std::string& snapshot_id, const absl::Status& status);
+  void SaveAndRetire(Turn& turn);
+
+  // --- turn_core_yields.cc
+  // What a pool has for those that wait.
+  struct PoolDemand {
+    std::vector<FairHolder> holders;  // Who could give a slot away.
+    int coming = 0;                   // Slots that come free without anybody else giving one away.
+    std::vector<std::string> line;    // The tenants of those that want one, the longest waiting first.
+  };
+  void SweepYields();
+  // Of pools in which anybody could give a slot away.
+  std::map<std::string, PoolDemand> DemandByPool() const;
+  // Who is to give its slot away; `most` states may be saved.
+  std::vector<uint64_t> ChooseYields(const std::string& pool, const PoolDemand& demand, int most) const;
+  // A turn whose answer can pause.
+  static bool CanYield(const Turn& turn);
+  void BeginYield(Turn& turn);
+  // Gives the slot to others; the turn goes to the end of the line.
+  void Yield(const TurnPtr& turn);
+  // The turn is over and has left its slot, which waits for the tenant's next one if others would take it, and the
+  // tenant has no more than its share.
+  void KeepSlot(const Turn& turn);
 
   // --- turn_core_lanes.cc
   // A turn that lost its slot with the lane is parked, or at its end.
   void Unseat(Turn& turn, const absl::Status& why);
   // Turns that have a part of the slots.
   PoolUse ActiveByPool() const;
-  // The turn is over and has left its slot, which waits for the tenant's next one if others would take it, and the
-  // tenant has no more than its share.
-  void KeepSlot(const Turn& turn);
   void SweepClosing();
 
   // --- turn_core_pipeline.cc
-  struct Located {
-    absl::Status status;
-    v1::SnapshotManifest manifest;
-    std::vector<uint32_t> tail;
-    bool asked_for_prefix = false;
-    absl::Status prefix_status;
-    bool is_prefix = false;  // The manifest is.
-  };
   void Park(Turn& turn);
   void Locate(const TurnPtr& turn);
   // Takes a warm slot at a position in [at_least, at_most], if there is one.
@@ -202,17 +204,25 @@ class TurnCore {
   // The slot of a turn that yielded is warm under these two names.
   static std::string WarmSession(const Turn& turn);
   static std::string WarmBranch(const Turn& turn);
+  // Of a turn that has nothing else to begin from.
+  void LocatePrefix(const TurnPtr& turn, v1::FindPrefixRequest find);
   void OnLocated(const TurnPtr& turn, Located located);
   void Admit(const TurnPtr& turn, uint64_t position);
   void BeginAttach(const TurnPtr& turn, TurnLane& lane, SequenceId sequence, uint64_t position);
   void OnAttachAnswer(const v1::SequenceAttached& attached);
   void OnAttachFailed(Turn& turn, const absl::Status& status);
+  // Of its session. An older one is taken, or none.
+  void OnSnapshotUnusable(Turn& turn, const absl::Status& why);
+  // It needs no slot any more.
   void RemoveSequence(Turn& turn);
+  // Its slot is another's, or nobody's, from now on.
+  void LeaveSlot(Turn& turn);
 
   // --- turn_core_steps.cc
   void FeedKnown(Turn& turn);
   void OnStep(TurnLane& lane, const v1::StepResult& result);
   void OnEntry(Turn& turn, const v1::EntryResult& result);
+  void OnToken(Turn& turn, const v1::EntryResult& result);
   void OnEntryFailed(Turn& turn, const absl::Status& status);
   void OnLogits(const v1::LogitsRows& rows);
   void SendCommands(TurnLane& lane);
@@ -236,43 +246,15 @@ class TurnCore {
   // The worker goes no further than what has come back.
   void StandStill(Turn& turn);
 
-  // --- turn_core_kinds.cc
-  // What a running sequence does next; `idle`: all that it was fed has come back, as for those without it.
+  // --- turn_core_advance.cc
   void Advance(Turn& turn);
+  void Feed(Turn& turn, uint64_t end, Scheduler::FeedKind kind);
+  // `idle`: all that it was fed has come back.
   void AdvanceGenerate(Turn& turn, bool idle);
-  void AdvanceScore(Turn& turn);
-  void AdvanceDocument(Turn& turn);
-  void AdvanceLogits(Turn& turn);
-  void AdvanceEmbed(Turn& turn);
-  void AdvanceExport(Turn& turn);
-  bool Lagging(const Turn& turn) const;
-  // A snapshot on the way would not be one too many.
-  bool MaySave(const Turn& turn) const;
-
-  // --- turn_core_prefix.cc
-  bool UsesPrefixes(const Turn& turn) const;
-  bool PausesPrefixes(absl::Time failed) const;
-  v1::PrefixScope PrefixScopeOf(const Turn& turn) const;
-  // Where its state will be kept.
-  void PlanPrefixes(Turn& turn);
-  // What to ask for; unset: nothing.
-  absl::optional<v1::FindPrefixRequest> PrefixLookup(const Turn& turn) const;
-  // Where it may wait. Takes what is found if it is further than what `located` has.
-  void FindPrefix(const v1::FindPrefixRequest& find, Located* located) const;
-  // Of a turn that has nothing else to begin from.
-  void LocatePrefix(const TurnPtr& turn, v1::FindPrefixRequest find);
-  void CountPrefixLookup(Turn& turn, const Located& located);
-  // The input is fed so far and no further, until the state there is saved.
-  uint64_t PrefixFeedEnd(Turn& turn) const;
-  // Saves if it is there, and feeds what comes behind. False: there is nothing of that to wait for.
+  // Saves the state of a prefix if it is there, and feeds what comes behind. False: there is nothing of that to wait
+  // for.
   bool FeedPastPrefix(Turn& turn);
-  void SavePrefix(Turn& turn);
-  // False: too much waits for the store just now.
-  bool CommitPrefix(const std::string& id, PendingSave& save);
-  // What is there of one that did not come to be kept is deleted.
-  void OnPrefixSaved(const std::string& snapshot_id, const absl::Status& status);
-  // False: it was attached from something else.
-  bool OnPrefixAttachFailed(Turn& turn, const absl::Status& status, bool unusable);
+  bool Lagging(const Turn& turn) const;
 
   const Options options_;
   World* const world_;
@@ -299,14 +281,11 @@ class TurnCore {
   absl::Time pause_at_ = absl::InfiniteFuture();  // Draining: who still runs then is paused.
 
   Placement placement_;
+  Prefixes prefixes_;
+  Saves saves_;
   KeptSlots kept_;
   std::map<SequenceId, TurnPtr> by_sequence_;
   SequenceId next_sequence_ = 1;
-  std::map<std::string, PendingSave> saves_;
-  RecentInputs recent_inputs_;
-  // When that did not work out; for a while from then it is not tried again.
-  absl::Time prefix_lookup_failed_ = absl::InfinitePast();
-  absl::Time prefix_save_failed_ = absl::InfinitePast();
 };
 
 }  // namespace rwkv::router

@@ -1,46 +1,48 @@
-// What a running sequence does next, for each kind of call.
+// What a running sequence does next.
 #include <algorithm>
-#include <utility>
 
-#include "services/router/turns/embedding.h"
 #include "services/router/turns/turn_core.h"
 
 namespace rwkv::router {
-namespace {
-
-using Kind = Turn::Kind;
-
-// Logits that may be on their way to one client, of all steps together.
-constexpr int64_t kLogitsWindowBytes = 8 << 20;
-// Tokens of a document that may be on their way, or scored and not sent.
-constexpr uint64_t kDocumentWindow = 16384;
-
-}  // namespace
 
 void TurnCore::Advance(Turn& turn) {
   const bool idle = turn.done_end == turn.fed_end && !turn.tail_pending;  // Everything fed has come back.
-  if (turn.yielding && !turn.decided()) {
-    // What came back is with the client, or can be sent at any time.
-    const bool passed_on = turn.kind == Kind::kDocument ? turn.scores.empty() : turn.logits_received >= turn.done_end;
-    if (idle && (turn.kind == Kind::kGenerate || passed_on)) return Yield(running_.at(turn.id));
-    if (turn.kind != Kind::kDocument) return;
-  }
-  switch (turn.kind) {
-    case Kind::kGenerate:
-      return AdvanceGenerate(turn, idle);
-    case Kind::kDocument:
-      return AdvanceDocument(turn);
-    case Kind::kScore:
-      return idle ? AdvanceScore(turn) : void();
-    case Kind::kLogits:
-      return idle ? AdvanceLogits(turn) : void();
-    case Kind::kEmbed:
-      return idle ? AdvanceEmbed(turn) : void();
-    case Kind::kExport:
-      return idle ? AdvanceExport(turn) : void();
-    case Kind::kExclusive:
+  if (turn.yielding && !turn.decided() && idle && turn.kind->IsPassedOn(turn)) return Yield(running_.at(turn.id));
+  if (turn.kind->generates()) return AdvanceGenerate(turn, idle);
+  using What = CallKind::Next::What;
+  const CallKind::Next next =
+      turn.kind->Advance(turn, idle, [this, &turn](size_t queued) { return HasRoom(turn, queued); });
+  switch (next.what) {
+    case What::kWait:
       return;
+    case What::kFeed:
+      return turn.yielding ? void() : Feed(turn, turn.fed_end + next.tokens, Scheduler::FeedKind::kPrefill);
+    case What::kSave: {
+      const PendingSave* const save = saves_.Begin(turn);
+      if (save == nullptr) return Fail(turn, absl::InternalError("the state could not be saved"));
+      return turn.kind->OnSaveBegan(save->snapshot_id);
+    }
+    case What::kEnd:
+      if (!next.status.ok()) return Fail(turn, next.status);
+      EndCall(turn, next.status);
+      return RemoveSequence(turn);
   }
+}
+
+void TurnCore::Feed(Turn& turn, uint64_t end, Scheduler::FeedKind kind) {
+  turn.lane->scheduler.Feed(turn.sequence, static_cast<int64_t>(end - turn.fed_end), kind);
+  turn.fed_end = end;
+}
+
+bool TurnCore::FeedPastPrefix(Turn& turn) {
+  if (turn.prefix.next_end == turn.prefix.ends.size()) return false;
+  const uint64_t end = turn.prefix.ends[turn.prefix.next_end];
+  if (turn.planned_end < end) return true;  // On its way there.
+  if (turn.planned_end == end) SavePrefix(turn);
+  ++turn.prefix.next_end;
+  const uint64_t fed = turn.fed_end;
+  FeedKnown(turn);
+  return turn.prefix.next_end < turn.prefix.ends.size() || turn.fed_end > fed;
 }
 
 bool TurnCore::Lagging(const Turn& turn) const {
@@ -50,6 +52,7 @@ bool TurnCore::Lagging(const Turn& turn) const {
 }
 
 void TurnCore::AdvanceGenerate(Turn& turn, bool idle) {
+  if (turn.yielding && !turn.decided()) return;
   if (!turn.decided() && !turn.stopped && FeedPastPrefix(turn)) return;
   if (turn.spec.max_tokens() == 0 && idle && turn.fed_end == turn.FeedEnd() && !turn.decided()) {
     turn.answer->Finish(v1::FINISH_REASON_LENGTH, absl::nullopt, "");
@@ -60,76 +63,11 @@ void TurnCore::AdvanceGenerate(Turn& turn, bool idle) {
     if (idle) SaveAndRetire(turn);
     return;
   }
-  if (turn.goes_on) return AdvanceGoing(turn, idle);
+  if (turn.going_on.on) return AdvanceGoing(turn, idle);
   if (turn.fed_end < turn.FeedEnd() && !turn.tail_pending && !Lagging(turn)) {
-    turn.lane->scheduler.Feed(turn.sequence, static_cast<int64_t>(turn.FeedEnd() - turn.fed_end),
-                              Scheduler::FeedKind::kDecode);
-    turn.fed_end = turn.FeedEnd();
-    return;
+    return Feed(turn, turn.FeedEnd(), Scheduler::FeedKind::kDecode);
   }
-  if (MaySave(turn) && turn.planned_end >= turn.saved_position + options_.snapshot_interval_tokens) Save(turn);
-}
-
-bool TurnCore::MaySave(const Turn& turn) const {
-  return turn.HasLog() && turn.saves == 0 && saves_.size() < kSavesPerSlot * placement_.TotalSlots();
-}
-
-void TurnCore::AdvanceScore(Turn& turn) {
-  if (turn.done_end < turn.KnownEnd()) return;
-  if (auto done = std::exchange(turn.score_done, nullptr)) {
-    v1::ScoreResponse response;
-    response.mutable_token_ids()->Add(turn.prompt.begin(), turn.prompt.end());
-    response.add_token_ids(turn.last_target);
-    response.mutable_logprobs()->Add(turn.scores.begin(), turn.scores.end());
-    done(std::move(response));
-  }
-  EndCall(turn, absl::OkStatus());
-  RemoveSequence(turn);
-}
-
-void TurnCore::AdvanceDocument(Turn& turn) {
-  if (turn.document_stream == nullptr) return;
-  if (!turn.scores.empty() && HasRoom(turn, turn.document_stream->queued())) SendScores(turn);
-  if (turn.stopped) return;
-  if (turn.scores_sent == turn.KnownEnd()) {
-    EndCall(turn, absl::OkStatus());
-    return RemoveSequence(turn);
-  }
-  if (turn.yielding || turn.fed_end == turn.KnownEnd() || turn.done_end < turn.scores_sent) return;
-  const uint64_t ahead = turn.fed_end - turn.scores_sent;
-  if (ahead > kDocumentWindow / 2) return;
-  const uint64_t tokens = std::min(kDocumentWindow - ahead, turn.KnownEnd() - turn.fed_end);
-  turn.lane->scheduler.Feed(turn.sequence, static_cast<int64_t>(tokens), Scheduler::FeedKind::kPrefill);
-  turn.fed_end += tokens;
-}
-
-void TurnCore::AdvanceLogits(Turn& turn) {
-  if (turn.logits_received < turn.fed_end || turn.logits_stream == nullptr) return;
-  if (turn.fed_end == turn.KnownEnd()) {
-    EndCall(turn, absl::OkStatus());
-    return RemoveSequence(turn);
-  }
-  if (!HasRoom(turn, turn.logits_stream->queued())) return;
-  const int64_t row_bytes = static_cast<int64_t>(turn.model->info.vocab_size()) * sizeof(float);
-  const uint64_t window = std::max<int64_t>(1, kLogitsWindowBytes / row_bytes);
-  const uint64_t rows = std::min(window, turn.KnownEnd() - turn.fed_end);
-  turn.lane->scheduler.Feed(turn.sequence, static_cast<int64_t>(rows), Scheduler::FeedKind::kPrefill);
-  turn.fed_end += rows;
-}
-
-void TurnCore::AdvanceEmbed(Turn& turn) {
-  if (turn.done_end < turn.KnownEnd() || turn.embed_done == nullptr) return;
-  absl::StatusOr<v1::EmbedResponse> response =
-      MakeEmbedding(turn.embed, turn.embedding, static_cast<uint32_t>(turn.prompt.size()));
-  if (!response.ok()) return Fail(turn, response.status());
-  std::exchange(turn.embed_done, nullptr)(*std::move(response));
-  EndCall(turn, absl::OkStatus());
-  RemoveSequence(turn);
-}
-
-void TurnCore::AdvanceExport(Turn& turn) {
-  if (turn.fed_end < turn.KnownEnd() || !turn.export_snapshot.empty()) return;
-  if (!Save(turn)) Fail(turn, absl::InternalError("the state could not be saved"));
+  if (MaySave(turn) && turn.planned_end >= turn.saved_position + options_.snapshot_interval_tokens) saves_.Begin(turn);
 }
 
 }  // namespace rwkv::router

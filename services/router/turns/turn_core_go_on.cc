@@ -8,12 +8,10 @@
 
 namespace rwkv::router {
 
-using Kind = Turn::Kind;
-
 bool TurnCore::MayGoOn(const Turn& turn) const {
   // A stop string is seen here alone: the worker waits where one may end, or the slot would go too far for others to go
   // on from.
-  return turn.kind == Kind::kGenerate && !turn.yielding && (!turn.HasLog() || turn.pause_token_ids.has_value());
+  return !turn.yielding && (!turn.HasLog() || turn.pause_token_ids.has_value());
 }
 
 uint64_t TurnCore::GoOnLimit(const Turn& turn) const {
@@ -30,38 +28,40 @@ uint64_t TurnCore::GoOnLimit(const Turn& turn) const {
 }
 
 void TurnCore::BeginGoingOn(Turn& turn, v1::StepEntry* entry) {
-  turn.goes_on = true;
-  turn.paused = false;
+  turn.going_on.on = true;
+  turn.going_on.paused = false;
   turn.fed_end = turn.planned_end = GoOnLimit(turn);
   entry->set_go_on_until(turn.planned_end);
   turn.lane->scheduler.MoveTo(turn.sequence, turn.planned_end);
 }
 
 void TurnCore::AdvanceGoing(Turn& turn, bool idle) {
-  if (turn.halting) return;
-  if (idle && MaySave(turn) && turn.planned_end >= turn.saved_position + options_.snapshot_interval_tokens) Save(turn);
+  if (turn.going_on.halting) return;
+  if (idle && MaySave(turn) && turn.planned_end >= turn.saved_position + options_.snapshot_interval_tokens) {
+    saves_.Begin(turn);
+  }
   const uint64_t limit = GoOnLimit(turn);
   // Told early enough that it never waits, and not for every token.
   const bool is_far = limit == turn.planned_end || turn.planned_end - turn.done_end > (limit - turn.done_end) / 2;
-  if (is_far && !turn.paused) return;
-  turn.paused = false;
+  if (is_far && !turn.going_on.paused) return;
+  turn.going_on.paused = false;
   turn.fed_end = turn.planned_end = limit;
   turn.lane->scheduler.GoOn(turn.sequence, limit);
 }
 
 void TurnCore::Halt(Turn& turn) {
-  if (turn.halting) return;
-  turn.halting = true;
+  if (turn.going_on.halting) return;
+  turn.going_on.halting = true;
   turn.lane->scheduler.Halt(turn.sequence);
 }
 
 void TurnCore::FollowStop(Turn& turn, uint32_t token_id) {
   if (turn.HasLog()) {
     const std::vector<uint32_t>& pauses = *turn.pause_token_ids;
-    turn.paused = std::binary_search(pauses.begin(), pauses.end(), token_id);
+    turn.going_on.paused = std::binary_search(pauses.begin(), pauses.end(), token_id);
   }
   if (!turn.answer->finished()) return;
-  if (turn.answer->reason() == v1::FINISH_REASON_STOP_TOKEN || turn.paused) return StandStill(turn);
+  if (turn.answer->reason() == v1::FINISH_REASON_STOP_TOKEN || turn.going_on.paused) return StandStill(turn);
   // Its slot goes beyond the answer: of no use to anybody.
   if (turn.answer->reason() == v1::FINISH_REASON_STOP_STRING) RemoveSequence(turn);
 }
@@ -70,20 +70,20 @@ void TurnCore::OnStopped(const v1::SequenceStopped& stopped) {
   const auto it = by_sequence_.find(stopped.sequence());
   if (it == by_sequence_.end()) return;
   Turn& turn = *it->second;
-  if (!turn.halting || stopped.position() < turn.done_end || stopped.position() > turn.planned_end) {
+  if (!turn.going_on.halting || stopped.position() < turn.done_end || stopped.position() > turn.planned_end) {
     return OnEntryFailed(turn, absl::InternalError(absl::StrCat("a sequence stopped at position ", stopped.position(),
                                                                 ", its results at ", turn.done_end,
                                                                 ", and it was sent to ", turn.planned_end)));
   }
-  turn.stops_at = stopped.position();
+  turn.going_on.stops_at = stopped.position();
   SettleStop(turn);
 }
 
 void TurnCore::SettleStop(Turn& turn) {
   // The first stage says so, and the last one's results may come later.
-  if (turn.stops_at != turn.done_end) return;
-  turn.stops_at = absl::nullopt;
-  turn.halting = false;
+  if (turn.going_on.stops_at != turn.done_end) return;
+  turn.going_on.stops_at = absl::nullopt;
+  turn.going_on.halting = false;
   StandStill(turn);
 }
 

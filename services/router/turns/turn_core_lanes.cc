@@ -1,5 +1,4 @@
 // Lanes come and go.
-#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -8,13 +7,11 @@
 #include "absl/strings/str_cat.h"
 #include "services/common/grpc_status.h"
 #include "services/common/logging.h"
-#include "services/router/scheduler/fair_slots.h"
 #include "services/router/turns/turn_core.h"
 
 namespace rwkv::router {
 namespace {
 
-using Kind = Turn::Kind;
 using Phase = Turn::Phase;
 
 }  // namespace
@@ -41,14 +38,10 @@ void TurnCore::EpochDown(uint64_t epoch, const absl::Status& why) {
   const bool pools_dropped = placement_.Remove(epoch, &lane);
   if (lane == nullptr) return;
   if (!stopping_) metrics_->epochs_lost.Increment();
-  std::vector<std::string> lost;
-  for (const auto& [id, save] : saves_) {
-    if (save.epoch == epoch && !save.committing && save.answers_left > 0) lost.push_back(id);
-  }
   for (auto& [id, turn] : running_) {
     if (turn->lane == lane.get()) Unseat(*turn, why);
   }
-  for (const std::string& id : lost) EndSave(id, why);
+  saves_.EndOfLane(epoch, why);
   if (pools_dropped) world_->PoolsDropped();
   if (!placement_.lanes().empty()) return;
   serving_ = false;
@@ -58,14 +51,7 @@ void TurnCore::EpochDown(uint64_t epoch, const absl::Status& why) {
 void TurnCore::Unseat(Turn& turn, const absl::Status& why) {
   const bool computing = turn.phase == Phase::kRunning ? turn.planned_end > turn.attach_position
                                                        : turn.attach_since != absl::InfiniteFuture();
-  by_sequence_.erase(turn.sequence);
-  turn.sequence = 0;
-  turn.lane = nullptr;
-  turn.yielding = false;
-  turn.tail.clear();
-  turn.tail_pending = false;
-  turn.attach_since = absl::InfiniteFuture();
-  turn.export_snapshot.clear();
+  LeaveSlot(turn);
   if (turn.decided() || turn.stopped) {
     turn.phase = Phase::kComputed;  // Its state is not in a slot any more; the log has it all.
     return;
@@ -86,24 +72,9 @@ void TurnCore::Unseat(Turn& turn, const absl::Status& why) {
 PoolUse TurnCore::ActiveByPool() const {
   PoolUse active;
   for (const auto& [id, turn] : running_) {
-    if (turn->Active() && turn->kind != Kind::kExclusive) ++active[turn->pool];
+    if (turn->Active()) ++active[turn->pool];
   }
   return active;
-}
-
-void TurnCore::KeepSlot(const Turn& turn) {
-  if (waiting_.empty() || turn.kind == Turn::Kind::kExclusive || !turn.decided()) return;
-  std::map<std::string, int> held = HeldByTenant(turn.pool), demand = held;
-  int slots = 1;
-  for (const auto& [tenant, count] : held) slots += count;
-  for (const TurnPtr& other : waiting_) {
-    if (other->tenant == turn.tenant) return;  // That one takes it.
-    ++demand[other->tenant];
-  }
-  ++demand[turn.tenant];
-  const auto weight = [this](absl::string_view tenant) { return WeightOf(tenant); };
-  if (FairAllocation(slots, demand, weight)[turn.tenant] <= held[turn.tenant]) return;
-  kept_.Keep(turn.pool, turn.tenant, Now() + options_.slot_kept);
 }
 
 void TurnCore::SweepClosing() {
@@ -115,8 +86,7 @@ void TurnCore::SweepClosing() {
       is_used = true;
       if (turn->phase == Phase::kRunning && !turn->yielding && CanYield(*turn)) BeginYield(*turn);
     }
-    for (const auto& [id, save] : saves_) is_used |= save.epoch == epoch && save.answers_left > 0;
-    if (!is_used) world_->EndEpoch(epoch, absl::UnavailableError("its turns have left it"));
+    if (!is_used && !saves_.UseLane(epoch)) world_->EndEpoch(epoch, absl::UnavailableError("its turns have left it"));
   }
 }
 

@@ -11,7 +11,6 @@
 namespace rwkv::router {
 namespace {
 
-using Kind = Turn::Kind;
 using Phase = Turn::Phase;
 
 }  // namespace
@@ -37,7 +36,7 @@ void TurnCore::OpenTurn(const TurnPtr& turn) {
     request.session_base = session.base_position;
     request.session_log_begin = session.log_begin;
   }
-  request.begins = turn->kind == Kind::kGenerate;
+  request.begins = turn->HasLog();
   request.begin.set_request_id(turn->request_id);
   request.begin.mutable_token_ids()->Add(turn->prompt.begin(), turn->prompt.end());
   request.begin.set_model_fingerprint(turn->model->info.fingerprint());
@@ -79,7 +78,7 @@ void TurnCore::OnOpened(const TurnPtr& turn, const Opened& opened) {
   if (!status.ok()) return Fail(*turn, StoreError(status));
   if (turn->stopped) return;
   turn->initial_state = session.initial_state;
-  if (turn->kind == Kind::kExport) {
+  if (!turn->HasLog()) {
     ChooseModelOf(session, *turn);
     if (!session.model_fingerprint.empty() && session.model_fingerprint != turn->model->info.fingerprint()) {
       return Fail(*turn, absl::FailedPreconditionError(absl::StrCat("session \"", session.id,
@@ -154,7 +153,7 @@ void TurnCore::RunExclusive(const TurnPtr& turn) {
   turn->phase = Phase::kOpening;
   TraceStage(*turn);
   v1::AcquireLeaseRequest acquire = sessions_.AcquireRequest(turn->session_id);
-  const auto work = [this, job = turn->exclusive_job, acquire = std::move(acquire)] {
+  const auto work = [this, job = turn->kind->job(), acquire = std::move(acquire)] {
     Opened opened;
     absl::StatusOr<v1::AcquireLeaseResponse> lease = catalog_->AcquireLease(acquire, StoreDeadline());
     opened.status = lease.status();
@@ -173,7 +172,7 @@ void TurnCore::RunExclusive(const TurnPtr& turn) {
     const bool changed = opened.lease.has_value() && (opened.status.ok() || MayHaveHappened(opened.status));
     session.stale = changed || !opened.status.ok();
     if (changed) placement_.DropWarm(session.id);
-    if (turn->deletes && opened.status.ok()) session.leased = false;  // It went with the session.
+    if (turn->kind->deletes() && opened.status.ok()) session.leased = false;  // It went with the session.
     turn->phase = Phase::kComputed;
     EndCall(*turn, opened.status.ok() ? opened.status : StoreError(opened.status));
     turn->stopped = true;
@@ -225,11 +224,7 @@ void TurnCore::OnCommitted(const std::vector<LogWriter::Item>& items, absl::Dura
     Fail(*turn, StoreError(result.status));
     if (turn->sequence != 0) RemoveSequence(*turn);
     placement_.DropWarm(session.id);
-    std::vector<std::string> beyond;
-    for (const auto& [id, save] : saves_) {
-      if (save.session_id == session.id && save.position > session.durable_length) beyond.push_back(id);
-    }
-    for (const std::string& id : beyond) EndSave(id, absl::AbortedError("its tokens are not in the log"));
+    saves_.EndBeyond(session, absl::AbortedError("its tokens are not in the log"));
   }
 }
 

@@ -8,7 +8,7 @@
 namespace rwkv::router {
 namespace {
 
-// Messages that may wait in the stream of a client of Logits or ScoreDocument.
+// Messages that may wait in the stream of a call that generates nothing.
 constexpr size_t kQueuedMessages = 4;
 
 void SetDuration(absl::Duration duration, google::protobuf::Duration* proto) {
@@ -21,7 +21,7 @@ void SetDuration(absl::Duration duration, google::protobuf::Duration* proto) {
 
 bool TurnCore::IsFull(Turn& turn, size_t limit) {
   const absl::Time now = Now();
-  const size_t queued = turn.stream->queued();
+  const size_t queued = turn.kind->stream()->queued();
   if (queued < limit) {
     turn.stalled_since = absl::InfiniteFuture();
     return false;
@@ -37,7 +37,7 @@ bool TurnCore::IsFull(Turn& turn, size_t limit) {
   if (!turn.waits_for_room) {
     turn.waits_for_room = true;
     const CallId call = turn.call;
-    turn.stream->OnRoom([this, call] {
+    turn.kind->stream()->OnRoom([this, call] {
       world_->Post([this, call] {
         const auto it = by_call_.find(call);
         if (it != by_call_.end()) it->second->waits_for_room = false;
@@ -66,14 +66,15 @@ void TurnCore::ObserveCall(const Turn& turn) {
 }
 
 void TurnCore::Pump(Turn& turn) {
-  if (turn.stream == nullptr || !turn.answer.has_value()) return;
+  ResponseStream<v1::GenerateResponse>* const stream = turn.kind->stream();
+  if (stream == nullptr || !turn.answer.has_value()) return;
   const uint64_t ready = turn.HasLog() ? turn.durable : turn.answer->size();
   while (turn.sent < ready) {
     if (IsFull(turn, options_.max_stream_messages)) return;
     if (turn.sent == 0 && turn.first_token.has_value()) {
       metrics_->ttft_seconds.Observe(absl::ToDoubleSeconds(Now() - turn.arrival));
     }
-    turn.stream->Send(turn.answer->Message(turn.sent));
+    stream->Send(turn.answer->Message(turn.sent));
     ++turn.sent;
     turn.answer->Sent(turn.sent);
   }
@@ -89,7 +90,7 @@ void TurnCore::Pump(Turn& turn) {
   }
   v1::GenerateResponse message = FinishMessage(turn);
   if (turn.trace != nullptr) turn.trace->OnFinish(message.finish());
-  turn.stream->Send(std::move(message));
+  stream->Send(std::move(message));
   ObserveCall(turn);
   EndCall(turn, absl::OkStatus());
 }
@@ -133,17 +134,6 @@ bool TurnCore::HasRoom(Turn& turn, size_t queued) {
     Fail(turn, absl::ResourceExhaustedError("the client does not read"));
   }
   return false;
-}
-
-void TurnCore::SendScores(Turn& turn) {
-  v1::ScoreDocumentResponse response;
-  response.set_token_count(turn.prompt.size() + 1);
-  response.set_first(turn.scores_sent + 1);
-  for (size_t i = 0; i < turn.scores.size(); ++i) response.add_token_ids(turn.ScoreTarget(turn.scores_sent + i));
-  response.mutable_logprobs()->Add(turn.scores.begin(), turn.scores.end());
-  turn.scores_sent += turn.scores.size();
-  turn.scores.clear();
-  turn.document_stream->Send(std::move(response));
 }
 
 }  // namespace rwkv::router

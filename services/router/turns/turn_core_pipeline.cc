@@ -11,7 +11,6 @@
 namespace rwkv::router {
 namespace {
 
-using Kind = Turn::Kind;
 using Phase = Turn::Phase;
 
 // No log stands for what a session was imported with.
@@ -34,7 +33,7 @@ void TurnCore::Handle(uint64_t epoch, int stage, const v1::ExecuteResponse& resp
     case v1::ExecuteResponse::kStep:
       return OnStep(lane, response.step());
     case v1::ExecuteResponse::kSaved:
-      return OnSaved(response.saved());
+      return saves_.OnSaved(response.saved());
     case v1::ExecuteResponse::kStopped:
       return OnStopped(response.stopped());
     case v1::ExecuteResponse::kOpened:
@@ -54,10 +53,10 @@ void TurnCore::Locate(const TurnPtr& turn) {
   turn->warm_source = absl::nullopt;
   turn->tail.clear();
   turn->prefix.attached = false;
-  PlanPrefixes(*turn);
+  prefixes_.Plan(*turn);
   const uint64_t at_most = turn->StateEnd();
-  if (turn->kind != Kind::kExport && LocateWarm(turn, 0, at_most)) return;
-  absl::optional<v1::FindPrefixRequest> prefix = PrefixLookup(*turn);
+  if (!turn->kind->wants_snapshot() && LocateWarm(turn, 0, at_most)) return;
+  absl::optional<v1::FindPrefixRequest> prefix = prefixes_.Lookup(*turn);
   if (turn->session == nullptr) {
     turn->snapshot = turn->own_snapshot;
     if (prefix.has_value() && turn->snapshot.snapshot_id().empty()) return LocatePrefix(turn, *std::move(prefix));
@@ -87,7 +86,7 @@ void TurnCore::Locate(const TurnPtr& turn) {
         return located;
       }
     }
-    if (prefix.has_value()) FindPrefix(*prefix, &located);
+    if (prefix.has_value()) prefixes_.Find(*prefix, &located);
     if (located.manifest.position() >= begin) return located;
     v1::ReadTokensRequest read;
     read.set_session_id(find.session_id());
@@ -103,6 +102,21 @@ void TurnCore::Locate(const TurnPtr& turn) {
     Park(*turn);
     turn->not_before = Now() + options_.retry_delay;
   }
+}
+
+void TurnCore::LocatePrefix(const TurnPtr& turn, v1::FindPrefixRequest find) {
+  turn->phase = Phase::kLocating;
+  TraceStage(*turn);
+  const auto work = [this, find = std::move(find)] {
+    Located located;
+    prefixes_.Find(find, &located);
+    return located;
+  };
+  if (RunStoreJob<Located>(world_, Traced<Located>(turn->trace, work),
+                           [this, turn](Located located) { OnLocated(turn, std::move(located)); })) {
+    return;
+  }
+  Admit(turn, 0);
 }
 
 bool TurnCore::LocateWarm(const TurnPtr& turn, uint64_t at_least, uint64_t at_most) {
@@ -167,16 +181,15 @@ void TurnCore::OnLocated(const TurnPtr& turn, Located located) {
     turn->phase = Phase::kComputed;
     return Fail(*turn, StoreError(located.status));
   }
-  if (turn->kind == Kind::kExport && !located.manifest.snapshot_id().empty() &&
-      located.manifest.position() == turn->begin) {
-    turn->phase = Phase::kComputed;
-    if (auto done = std::exchange(turn->export_done, nullptr)) {
-      done(ExportedState{std::move(located.manifest), turn->model->state_layout});
+  if (turn->kind->wants_snapshot()) {
+    if (!located.manifest.snapshot_id().empty() && located.manifest.position() == turn->begin) {
+      turn->phase = Phase::kComputed;
+      turn->kind->OnSnapshot(*turn, std::move(located.manifest));
+      return EndCall(*turn, absl::OkStatus());
     }
-    return EndCall(*turn, absl::OkStatus());
+    if (LocateWarm(turn, located.manifest.position(), turn->begin)) return;
   }
-  if (turn->kind == Kind::kExport && LocateWarm(turn, located.manifest.position(), turn->begin)) return;
-  CountPrefixLookup(*turn, located);
+  prefixes_.OnFound(*turn, located);
   turn->snapshot = std::move(located.manifest);
   turn->tail = std::move(located.tail);
   Admit(turn, turn->snapshot.position());
@@ -206,13 +219,9 @@ void TurnCore::BeginAttach(const TurnPtr& turn, TurnLane& lane, SequenceId seque
   turn->fed_end = position;
   turn->planned_end = position;
   turn->done_end = position;
-  turn->goes_on = false;
-  turn->paused = false;
-  turn->halting = false;
-  turn->stops_at = absl::nullopt;
+  turn->going_on = {};
   turn->saved_position = turn->prefix.attached ? 0 : position;  // A session has a state of its own before long.
   turn->attach_since = absl::InfiniteFuture();                  // Until there is a slot.
-  turn->scores.clear();
 }
 
 void TurnCore::OnAttachAnswer(const v1::SequenceAttached& attached) {
@@ -254,26 +263,9 @@ void TurnCore::OnAttachFailed(Turn& turn, const absl::Status& status) {
   }
   const bool unusable = absl::IsDataLoss(status) || absl::IsNotFound(status) || absl::IsFailedPrecondition(status) ||
                         absl::IsInvalidArgument(status);
-  if (OnPrefixAttachFailed(turn, status, unusable)) return;
+  if (prefixes_.OnAttachFailed(turn, status, unusable)) return;
   if (unusable && !turn.snapshot.snapshot_id().empty()) {
-    if (turn.session == nullptr) return DropOwn(turn);
-    metrics_->snapshots_dropped.Increment();
-    if (turn.session->base_position == turn.snapshot.position()) {
-      return Fail(turn, BaseLost(turn.session_id, turn.snapshot.position(), status.message()));
-    }
-    if (turn.snapshot.position() == 0) {
-      turn.no_snapshot = true;
-    } else {
-      turn.snapshot_limit = turn.snapshot.position() - 1;
-    }
-    v1::DropSnapshotRequest drop;
-    drop.set_session_id(turn.session_id);
-    drop.set_snapshot_id(turn.snapshot.snapshot_id());
-    drop.set_reason(status.ToString());
-    // If it stays, the next one who needs it drops it.
-    world_->Run(World::Queue::kStore,
-                [this, drop = std::move(drop)] { (void)catalog_->DropSnapshot(drop, StoreDeadline()); });
-    return;
+    return turn.session == nullptr ? DropOwn(turn) : OnSnapshotUnusable(turn, status);
   }
   const Patience::Verdict verdict = turn.patience.AttachFailed();
   turn.not_before = Now() + options_.retry_delay * std::min(turn.patience.failures(), 5);
@@ -281,8 +273,33 @@ void TurnCore::OnAttachFailed(Turn& turn, const absl::Status& status) {
   if (verdict != Patience::Verdict::kTryAgain) Fail(turn, common::Annotate(status, "no slot could be made ready"));
 }
 
+void TurnCore::OnSnapshotUnusable(Turn& turn, const absl::Status& why) {
+  metrics_->snapshots_dropped.Increment();
+  if (turn.session->base_position == turn.snapshot.position()) {
+    return Fail(turn, BaseLost(turn.session_id, turn.snapshot.position(), why.message()));
+  }
+  if (turn.snapshot.position() == 0) {
+    turn.no_snapshot = true;
+  } else {
+    turn.snapshot_limit = turn.snapshot.position() - 1;
+  }
+  v1::DropSnapshotRequest drop;
+  drop.set_session_id(turn.session_id);
+  drop.set_snapshot_id(turn.snapshot.snapshot_id());
+  drop.set_reason(why.ToString());
+  // If it stays, the next one who needs it drops it.
+  world_->Run(World::Queue::kStore,
+              [this, drop = std::move(drop)] { (void)catalog_->DropSnapshot(drop, StoreDeadline()); });
+}
+
 void TurnCore::RemoveSequence(Turn& turn) {
   if (turn.lane != nullptr) turn.lane->scheduler.Cancel(turn.sequence);
+  LeaveSlot(turn);
+  turn.phase = Phase::kComputed;
+  KeepSlot(turn);
+}
+
+void TurnCore::LeaveSlot(Turn& turn) {
   by_sequence_.erase(turn.sequence);
   turn.sequence = 0;
   turn.lane = nullptr;
@@ -290,8 +307,7 @@ void TurnCore::RemoveSequence(Turn& turn) {
   turn.tail_pending = false;
   turn.yielding = false;
   turn.attach_since = absl::InfiniteFuture();
-  turn.phase = Phase::kComputed;
-  KeepSlot(turn);
+  turn.kind->LeftSlot();
 }
 
 }  // namespace rwkv::router

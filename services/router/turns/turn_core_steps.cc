@@ -7,13 +7,10 @@
 #include "services/common/grpc_status.h"
 #include "services/common/logging.h"
 #include "services/common/sampling/sampling_params.h"
-#include "services/router/turns/embedding.h"
 #include "services/router/turns/turn_core.h"
 
 namespace rwkv::router {
 namespace {
-
-using Kind = Turn::Kind;
 
 // Of a refusal, in the error that ends a turn.
 constexpr size_t kMaxErrorBytes = 2048;
@@ -21,14 +18,9 @@ constexpr size_t kMaxErrorBytes = 2048;
 }  // namespace
 
 void TurnCore::FeedKnown(Turn& turn) {
-  uint64_t end = turn.FeedEnd();
-  // After a loss: what the client has is fed, and not returned again.
-  if (turn.kind == Kind::kLogits) end = turn.logits_received;
-  if (turn.kind == Kind::kDocument) end = turn.scores_sent;
-  end = std::min(end, PrefixFeedEnd(turn));
+  const uint64_t end = std::min(turn.kind->FeedAtOnce(turn), Prefixes::FeedEnd(turn));
   if (end <= turn.fed_end) return;
-  turn.lane->scheduler.Feed(turn.sequence, static_cast<int64_t>(end - turn.fed_end), Scheduler::FeedKind::kPrefill);
-  turn.fed_end = end;
+  Feed(turn, end, Scheduler::FeedKind::kPrefill);
 }
 
 void TurnCore::OnStep(TurnLane& lane, const v1::StepResult& result) {
@@ -53,13 +45,13 @@ void TurnCore::OnEntry(Turn& turn, const v1::EntryResult& result) {
   turn.done_end = result.position();
   SettleStop(turn);
   turn.patience.Came(turn.done_end);
-  turn.scores.insert(turn.scores.end(), result.scores().begin(), result.scores().end());
-  if (turn.kind == Kind::kEmbed && turn.done_end == turn.KnownEnd()) {
-    turn.embedding = EmbeddingBytes(turn.embed.source(), result);
-  }
-  if (!result.has_token_id()) return;
+  turn.kind->OnResult(turn, result);
+  if (result.has_token_id()) OnToken(turn, result);
+}
+
+void TurnCore::OnToken(Turn& turn, const v1::EntryResult& result) {
   // Of one that was told to stop: it counts all the same, since its slot has seen it.
-  const bool wanted = turn.WantsToken() || (turn.stopped && turn.goes_on && !turn.decided());
+  const bool wanted = turn.WantsToken() || (turn.stopped && turn.going_on.on && !turn.decided());
   if (!wanted || result.position() != turn.KnownEnd()) {
     return OnEntryFailed(turn, absl::InternalError(absl::StrCat("a token for position ", result.position(),
                                                                 " came while ", turn.KnownEnd(), " are known")));
@@ -95,16 +87,7 @@ void TurnCore::OnEntryFailed(Turn& turn, const absl::Status& status) {
 
 void TurnCore::OnLogits(const v1::LogitsRows& rows) {
   const auto it = by_sequence_.find(rows.sequence());
-  if (it == by_sequence_.end()) return;
-  Turn& turn = *it->second;
-  if (turn.logits_stream == nullptr || rows.first_position() != turn.logits_received) return;
-  v1::LogitsResponse response;
-  response.set_first_row(rows.first_position());
-  response.set_rows(rows.rows());
-  response.set_vocab_size(turn.model->info.vocab_size());
-  response.set_logits(rows.logits());
-  turn.logits_received += rows.rows();
-  turn.logits_stream->Send(std::move(response));
+  if (it != by_sequence_.end()) it->second->kind->OnLogits(*it->second, rows);
 }
 
 void TurnCore::FillAttach(const AttachCommand& command, v1::AttachSequence* attach) {
@@ -134,23 +117,22 @@ void TurnCore::FillAttach(const AttachCommand& command, v1::AttachSequence* atta
     attach->set_fresh(true);
     attach->set_initial_state(turn.initial_state);
   }
-  *attach->mutable_sampling() =
-      turn.kind == Kind::kGenerate ? turn.spec.sampling() : common::CompleteSampling(v1::Sampling(), 0);
+  attach->mutable_banned_token_ids()->Add(turn.model->banned_token_ids.begin(), turn.model->banned_token_ids.end());
+  if (!turn.answer.has_value()) {
+    *attach->mutable_sampling() = common::CompleteSampling(v1::Sampling(), 0);
+    return;
+  }
+  *attach->mutable_sampling() = turn.spec.sampling();
   attach->mutable_turn_token_ids()->Add(turn.counted.begin(), turn.counted.end());
   if (turn.spec.sampling().penalize_prompt()) {
     attach->mutable_turn_token_ids()->Add(turn.prompt.begin(), turn.prompt.end());
   }
-  if (turn.kind == Kind::kGenerate) {
-    const std::vector<uint32_t>& stops = turn.answer->stop_token_ids();
-    attach->mutable_stop_token_ids()->Add(stops.begin(), stops.end());
-    const std::vector<uint32_t> pauses =
-        turn.HasLog() ? turn.pause_token_ids.value_or(std::vector<uint32_t>()) : std::vector<uint32_t>();
-    attach->mutable_pause_token_ids()->Add(pauses.begin(), pauses.end());
+  attach->mutable_turn_token_ids()->Add(turn.answer->ids().begin(), turn.answer->ids().end());
+  const std::vector<uint32_t>& stops = turn.answer->stop_token_ids();
+  attach->mutable_stop_token_ids()->Add(stops.begin(), stops.end());
+  if (turn.HasLog() && turn.pause_token_ids.has_value()) {
+    attach->mutable_pause_token_ids()->Add(turn.pause_token_ids->begin(), turn.pause_token_ids->end());
   }
-  if (turn.answer.has_value()) {
-    attach->mutable_turn_token_ids()->Add(turn.answer->ids().begin(), turn.answer->ids().end());
-  }
-  attach->mutable_banned_token_ids()->Add(turn.model->banned_token_ids.begin(), turn.model->banned_token_ids.end());
 }
 
 void TurnCore::FillStep(const StepCommand& command, v1::Step* step) {
@@ -163,15 +145,9 @@ void TurnCore::FillStep(const StepCommand& command, v1::Step* step) {
     entry.set_sequence(planned.sequence);
     entry.set_expected_position(planned.position);
     const uint64_t end = planned.position + planned.tokens;
-    const bool scores =
-        turn.kind == Kind::kScore || (turn.kind == Kind::kDocument && planned.position >= turn.scores_sent);
-    for (uint64_t position = planned.position; position < end; ++position) {
-      entry.add_token_ids(turn.TokenAt(position));
-      if (scores) entry.add_score_token_ids(turn.ScoreTarget(position));
-    }
+    for (uint64_t position = planned.position; position < end; ++position) entry.add_token_ids(turn.TokenAt(position));
+    turn.kind->Ask(turn, planned.position, end, &entry);
     entry.set_sample(turn.WantsToken() && end == turn.KnownEnd());
-    entry.set_logits(turn.kind == Kind::kLogits && planned.position >= turn.logits_received);
-    if (turn.kind == Kind::kEmbed) AskForEmbedding(turn.embed.source(), end == turn.KnownEnd(), &entry);
     turn.planned_end = end;
     if (entry.sample() && MayGoOn(turn)) BeginGoingOn(turn, &entry);
     if (end >= turn.begin && !turn.tail.empty()) std::vector<uint32_t>().swap(turn.tail);
@@ -194,8 +170,8 @@ void TurnCore::SendCommands(TurnLane& lane) {
     } else if (const auto* save = std::get_if<SaveCommand>(&planned)) {
       const auto id = lane.save_ids.lower_bound({save->sequence, save->position});
       if (id == lane.save_ids.end() || id->first != std::make_pair(save->sequence, save->position)) continue;
-      const auto pending = saves_.find(id->second);
-      command->mutable_save()->set_keep(pending != saves_.end() && pending->second.prefix != nullptr);
+      const PendingSave* const pending = saves_.Find(id->second);
+      command->mutable_save()->set_keep(pending != nullptr && pending->prefix != nullptr);
       command->mutable_save()->set_slot(save->slot);
       command->mutable_save()->set_sequence(save->sequence);
       command->mutable_save()->set_expected_position(save->position);

@@ -1,21 +1,16 @@
 // What the loop does after each batch of events: what a turn may do next follows from what it is.
 #include <algorithm>
-#include <map>
 #include <set>
-#include <string>
 #include <utility>
-#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "services/common/grpc_status.h"
-#include "services/router/scheduler/fair_slots.h"
 #include "services/router/turns/turn_core.h"
 
 namespace rwkv::router {
 namespace {
 
-using Kind = Turn::Kind;
 using Phase = Turn::Phase;
 
 // Over which tokens a second are counted.
@@ -48,37 +43,36 @@ void TurnCore::TraceStage(Turn& turn) {
       case Phase::kYielded:
         return "yield";
       case Phase::kComputed:
-        return turn.Streaming() ? "commit" : "";
+        return turn.kind->IsOpen() ? "commit" : "";
     }
     return "";
   };
   turn.trace->Enter(stage());
 }
 
-void TurnCore::SweepTurn(Turn& turn) {
+void TurnCore::SweepParked(Turn& turn) {
   const absl::Time now = Now();
+  if (const absl::Status status = placement_.CheckServed(turn); !status.ok()) return Fail(turn, status);
   // What it left behind when it gave its slot away is on its way to where it is looked for.
   const bool saving = turn.yielded && turn.saves > 0;
-  if (turn.phase == Phase::kParked) {
-    if (const absl::Status status = placement_.CheckServed(turn); !status.ok()) {
-      Fail(turn, status);
-    } else if (now >= turn.not_before && !saving && placement_.ChooseLane(turn) != nullptr) {
-      Locate(running_.at(turn.id));
-    }
+  const bool has_lane = placement_.ChooseLane(turn) != nullptr;
+  if (has_lane && now >= turn.not_before && !saving) return Locate(running_.at(turn.id));
+  const absl::Duration parked = now - turn.parked_since;
+  if (!has_lane && turn.named && turn.HasLog() && parked > options_.handover_after && world_->OthersDrive(turn.pool)) {
+    return Fail(turn, common::WithRetryInfo(
+                          absl::UnavailableError("this router has lost its pipeline; another goes on with the turn"),
+                          options_.retry_delay));
   }
-  if (turn.phase == Phase::kParked && turn.named && turn.HasLog() &&
-      now - turn.parked_since > options_.handover_after && placement_.ChooseLane(turn) == nullptr &&
-      world_->OthersDrive(turn.pool)) {
-    Fail(turn, common::WithRetryInfo(
-                   absl::UnavailableError("this router has lost its pipeline; another goes on with the turn"),
-                   options_.retry_delay));
-  }
-  if (turn.phase == Phase::kParked && now - turn.parked_since > options_.outage_timeout) {
+  if (parked > options_.outage_timeout) {
     Fail(turn, common::WithRetryInfo(absl::UnavailableError(absl::StrCat("no pipeline for ",
                                                                          absl::FormatDuration(options_.outage_timeout),
                                                                          ": ", world_->WhyNoLane().message())),
                                      absl::Seconds(1)));
   }
+}
+
+void TurnCore::SweepTurn(Turn& turn) {
+  if (turn.phase == Phase::kParked) SweepParked(turn);
   if (turn.phase == Phase::kRunning) Advance(turn);
   Pump(turn);
   if (turn.phase == Phase::kRunning) Advance(turn);  // Sending may have made room to decode.
@@ -96,7 +90,7 @@ void TurnCore::Sweep() {
     const TurnPtr turn = it->second;
     SweepTurn(*turn);
     const bool over =
-        turn->phase == Phase::kComputed && turn->session == nullptr && CommitClean(*turn) && !turn->Streaming();
+        turn->phase == Phase::kComputed && turn->session == nullptr && CommitClean(*turn) && !turn->kind->IsOpen();
     if (over) DropOwn(*turn);
     it = over ? running_.erase(it) : std::next(it);
   }
@@ -104,7 +98,7 @@ void TurnCore::Sweep() {
   SweepYields();
   SweepClosing();
   SweepCommits();
-  SweepSaves();
+  saves_.Sweep();
   sessions_.Sweep();
   SweepDrain();
   StartWaiting();
@@ -127,98 +121,6 @@ void TurnCore::SweepWaiting() {
                         " to be started: ", running_.size() - yielded_, " run and ", waiting_.size(), " wait")),
                     absl::Seconds(1)));
   }
-}
-
-void TurnCore::SweepYields() {
-  if (waiting_.empty() || placement_.lanes().empty()) return;
-  const absl::Time now = Now();
-  std::map<std::string, std::vector<FairHolder>> holders;      // By pool.
-  std::map<std::string, std::vector<std::string>> candidates;  // By pool: the tenants of those that want a slot there.
-  std::map<std::string, int> coming;  // By pool: slots that come free without anybody else giving one away.
-  int yielding = 0;
-  for (const auto& [id, turn] : running_) {
-    yielding += turn->yielding;
-    coming[turn->pool] += turn->yielding;
-    if (turn->phase != Phase::kRunning || turn->yielding || !CanYield(*turn)) continue;
-    // Each time it has a slot it gets further than before, whatever became of its snapshots.
-    if (turn->tail_pending || turn->patience.furthest() <= turn->progress_at_slot) continue;
-    holders[turn->pool].push_back({id, turn->slot_since, turn->tenant});
-  }
-  if (holders.empty()) return;
-  const PoolUse active = ActiveByPool();
-  for (const auto& [name, pool] : placement_.pools()) {
-    const auto used = active.find(name);
-    coming[name] += std::max(0, pool.slots - (used == active.end() ? 0 : used->second));
-  }
-  for (const TurnPtr& turn : waiting_) {
-    if (turn->kind == Kind::kExclusive || !SessionFree(*turn)) continue;
-    // Whoever has no pool yet takes a slot wherever one comes free.
-    for (auto& [pool, of_pool] : holders) {
-      if (turn->pool.empty() ? placement_.pools().count(pool) > 0 &&
-                                   placement_.pools().at(pool).model.fingerprint() == turn->model->info.fingerprint()
-                             : turn->pool == pool) {
-        candidates[pool].push_back(turn->tenant);
-        break;
-      }
-    }
-  }
-  int saves = static_cast<int>(kSavesPerSlot * placement_.TotalSlots()) - static_cast<int>(saves_.size()) - yielding;
-  const auto weight = [this](absl::string_view tenant) { return WeightOf(tenant); };
-  for (auto& [pool, of_pool] : holders) {
-    std::map<std::string, int> held = HeldByTenant(pool);
-    std::vector<std::string>& line = candidates[pool];
-    // Whoever gets one of those has no need of another.
-    if (coming[pool] > 0) {
-      const std::vector<size_t> order = FairOrder(held, line, weight);
-      std::vector<std::string> others;
-      for (size_t i = 0; i < order.size(); ++i) {
-        const std::string& tenant = line[order[i]];
-        if (i < static_cast<size_t>(coming[pool])) {
-          ++held[tenant];
-        } else {
-          others.push_back(tenant);
-        }
-      }
-      line = std::move(others);
-    }
-    if (line.empty()) continue;
-    // Behind a flood this is asked with every step and every refusal, and mostly nobody is to yield: nobody has had a
-    // slot for long, and whoever waits has its share.
-    const auto had_its_time = [&](const FairHolder& holder) { return now - holder.since >= options_.slot_quantum; };
-    if (std::none_of(of_pool.begin(), of_pool.end(), had_its_time)) {
-      std::map<std::string, int> demand = held;
-      for (const std::string& tenant : line) ++demand[tenant];
-      int slots = 0;
-      for (const auto& [tenant, count] : held) slots += count;
-      const std::map<std::string, int> fair = FairAllocation(slots, demand, weight);
-      const auto has_its_share = [&held](const auto& share) {
-        const auto has = held.find(share.first);
-        return share.second <= (has == held.end() ? 0 : has->second);
-      };
-      if (std::all_of(fair.begin(), fair.end(), has_its_share)) continue;
-    }
-    std::vector<std::string> next;
-    for (const size_t i : FairOrder(held, line, weight)) {
-      if (static_cast<int>(next.size()) >= saves) break;
-      next.push_back(line[i]);
-    }
-    for (const uint64_t id : ChooseFairYields(of_pool, held, next, weight, options_.slot_quantum, now)) {
-      BeginYield(*running_.at(id));
-      --saves;
-    }
-  }
-}
-
-bool TurnCore::CanYield(const Turn& turn) {
-  const bool streams = turn.kind == Kind::kGenerate || turn.kind == Kind::kDocument || turn.kind == Kind::kLogits;
-  return streams && !turn.stopped && !turn.decided();
-}
-
-void TurnCore::BeginYield(Turn& turn) {
-  turn.yielding = true;
-  if (turn.Going()) return Halt(turn);
-  turn.lane->scheduler.Unfeed(turn.sequence);
-  turn.fed_end = turn.planned_end;
 }
 
 void TurnCore::SweepDrain() {

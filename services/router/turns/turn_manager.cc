@@ -9,11 +9,27 @@
 #include "kernels/base/status_macros.h"
 #include "services/common/grpc_status.h"
 #include "services/common/tenant_ids.h"
+#include "services/router/turns/call_kinds.h"
 #include "services/router/turns/driver.h"
 #include "services/router/turns/turn.h"
 #include "services/tokenizer/completing_tokens.h"
 
 namespace rwkv::router {
+namespace {
+
+std::shared_ptr<Turn> NewTurn(CallId call, std::unique_ptr<CallKind> kind, const std::string& tenant,
+                              std::shared_ptr<TurnTrace> trace) {
+  auto turn = std::make_shared<Turn>();
+  turn->kind = std::move(kind);
+  turn->call = call;
+  turn->tenant = tenant;
+  turn->trace = std::move(trace);
+  return turn;
+}
+
+std::string TenantOf(const std::string& session_id) { return std::string(common::SplitScopedId(session_id).tenant); }
+
+}  // namespace
 
 TurnManager::TurnManager(const Options& options, Fleet::Options fleet_options, std::unique_ptr<WorkerSource> workers,
                          state_store::CatalogClient* catalog, std::vector<const tokenizer::Tokenizer*> tokenizers,
@@ -68,8 +84,23 @@ absl::Status TurnManager::ChooseModel(absl::string_view model, absl::string_view
   return absl::OkStatus();
 }
 
-void TurnManager::SubmitFed(absl::string_view input_field, std::shared_ptr<Turn> turn) {
-  const absl::Status fits = CheckContext(input_field, 0, turn->prompt.size(), 0, turn->model->info);
+template <typename Request>
+absl::Status TurnManager::TakeInput(const Request& request, const std::string* text, const v1::TokenList* tokens,
+                                    Turn* turn) const {
+  RWKV_RETURN_IF_ERROR(ChooseModel(request.model(), request.initial_state(), turn));
+  RWKV_ASSIGN_OR_RETURN(turn->prompt, MakeTokens(text, tokens, *turn->model, driver_->options().limits));
+  turn->input_field = text != nullptr ? "text" : "tokens.ids";
+  return absl::OkStatus();
+}
+
+template <typename Request>
+absl::Status TurnManager::TakeTextOrTokens(const Request& request, Turn* turn) const {
+  return TakeInput(request, request.has_text() ? &request.text() : nullptr,
+                   request.has_tokens() ? &request.tokens() : nullptr, turn);
+}
+
+void TurnManager::SubmitFed(std::shared_ptr<Turn> turn) {
+  const absl::Status fits = CheckContext(turn->input_field, 0, turn->prompt.size(), 0, turn->model->info);
   if (!fits.ok()) return driver_->Reject(*turn, fits);
   driver_->Submit(std::move(turn));
 }
@@ -77,12 +108,7 @@ void TurnManager::SubmitFed(absl::string_view input_field, std::shared_ptr<Turn>
 void TurnManager::Generate(CallId call, const v1::GenerateRequest& request,
                            std::shared_ptr<ResponseStream<v1::GenerateResponse>> stream, const std::string& tenant,
                            std::shared_ptr<TurnTrace> trace) {
-  auto turn = std::make_shared<Turn>();
-  turn->kind = Turn::Kind::kGenerate;
-  turn->call = call;
-  turn->tenant = tenant;
-  turn->trace = std::move(trace);
-  turn->stream = std::move(stream);
+  auto turn = NewTurn(call, std::make_unique<GenerateCall>(std::move(stream)), tenant, std::move(trace));
   if (const absl::Status status = CheckRequest(request); !status.ok()) return driver_->Reject(*turn, status);
   const absl::StatusOr<std::shared_ptr<const ServingModel>> model = ModelOrWhyNot(request.model());
   if (!model.ok()) return driver_->Reject(*turn, model.status());
@@ -111,115 +137,67 @@ void TurnManager::Generate(CallId call, const v1::GenerateRequest& request,
 void TurnManager::Score(CallId call, const v1::ScoreRequest& request,
                         std::function<void(absl::StatusOr<v1::ScoreResponse>)> done, const std::string& tenant,
                         std::shared_ptr<TurnTrace> trace) {
-  auto turn = std::make_shared<Turn>();
-  turn->kind = Turn::Kind::kScore;
-  turn->call = call;
-  turn->tenant = tenant;
-  turn->trace = std::move(trace);
-  turn->score_done = std::move(done);
-  if (const absl::Status status = ChooseModel(request.model(), request.initial_state(), turn.get()); !status.ok()) {
+  auto score = std::make_unique<ScoreCall>(std::move(done));
+  ScoreCall* const kind = score.get();
+  auto turn = NewTurn(call, std::move(score), tenant, std::move(trace));
+  if (const absl::Status status = TakeTextOrTokens(request, turn.get()); !status.ok()) {
     return driver_->Reject(*turn, status);
   }
-  absl::StatusOr<std::vector<uint32_t>> tokens =
-      MakeTokens(request.has_text() ? &request.text() : nullptr, request.has_tokens() ? &request.tokens() : nullptr,
-                 *turn->model, driver_->options().limits);
-  if (!tokens.ok()) return driver_->Reject(*turn, tokens.status());
-  if (tokens->size() == 1) {  // Nothing comes before it.
-    v1::ScoreResponse response;
-    response.add_token_ids(tokens->front());
-    return turn->score_done(std::move(response));
-  }
-  turn->last_target = tokens->back();
-  tokens->pop_back();
-  turn->prompt = *std::move(tokens);
-  SubmitFed(request.has_text() ? "text" : "tokens.ids", std::move(turn));
+  kind->TakeLast(&turn->prompt);
+  if (turn->prompt.empty()) return kind->Answer(*turn);  // Nothing comes before it.
+  SubmitFed(std::move(turn));
 }
 
 void TurnManager::ScoreDocument(CallId call, const Document& document,
                                 std::shared_ptr<ResponseStream<v1::ScoreDocumentResponse>> stream,
                                 const std::string& tenant, std::shared_ptr<TurnTrace> trace) {
-  auto turn = std::make_shared<Turn>();
-  turn->kind = Turn::Kind::kDocument;
-  turn->call = call;
-  turn->tenant = tenant;
-  turn->trace = std::move(trace);
-  turn->document_stream = std::move(stream);
-  const absl::StatusOr<std::shared_ptr<const ServingModel>> model = ModelOrWhyNot(document.model);
-  if (!model.ok()) return driver_->Reject(*turn, model.status());
-  absl::StatusOr<std::string> initial_state = FindInitialState(document.initial_state, (*model)->info);
-  if (!initial_state.ok()) return driver_->Reject(*turn, initial_state.status());
-  absl::StatusOr<std::vector<uint32_t>> tokens = MakeDocumentTokens(document, **model, driver_->options().limits);
-  if (!tokens.ok()) return driver_->Reject(*turn, tokens.status());
-  if (tokens->size() == 1) {  // Nothing comes before it.
-    v1::ScoreDocumentResponse response;
-    response.set_token_count(1);
-    response.set_first(1);
-    turn->document_stream->Send(std::move(response));
-    return turn->document_stream->Close(absl::OkStatus());
+  auto scoring = std::make_unique<DocumentCall>(std::move(stream));
+  DocumentCall* const kind = scoring.get();
+  auto turn = NewTurn(call, std::move(scoring), tenant, std::move(trace));
+  if (const absl::Status status = ChooseModel(document.model, document.initial_state, turn.get()); !status.ok()) {
+    return driver_->Reject(*turn, status);
   }
-  turn->model = *model;
-  turn->initial_state = *std::move(initial_state);
-  turn->last_target = tokens->back();
-  tokens->pop_back();
+  absl::StatusOr<std::vector<uint32_t>> tokens = MakeDocumentTokens(document, *turn->model, driver_->options().limits);
+  if (!tokens.ok()) return driver_->Reject(*turn, tokens.status());
   turn->prompt = *std::move(tokens);
-  SubmitFed(document.text.empty() ? "token_ids" : "text", std::move(turn));
+  turn->input_field = document.text.empty() ? "token_ids" : "text";
+  kind->TakeLast(&turn->prompt);
+  if (turn->prompt.empty()) {  // Nothing comes before it.
+    kind->Send(*turn);
+    return kind->Close(absl::OkStatus());
+  }
+  SubmitFed(std::move(turn));
 }
 
 void TurnManager::Logits(CallId call, const v1::LogitsRequest& request,
                          std::shared_ptr<ResponseStream<v1::LogitsResponse>> stream, const std::string& tenant,
                          std::shared_ptr<TurnTrace> trace) {
-  auto turn = std::make_shared<Turn>();
-  turn->kind = Turn::Kind::kLogits;
-  turn->call = call;
-  turn->tenant = tenant;
-  turn->trace = std::move(trace);
-  turn->logits_stream = std::move(stream);
+  auto turn = NewTurn(call, std::make_unique<LogitsCall>(std::move(stream)), tenant, std::move(trace));
   if (!driver_->options().allow_logits) {
     return driver_->Reject(*turn, absl::PermissionDeniedError("this router runs without --allow_logits"));
   }
-  if (const absl::Status status = ChooseModel(request.model(), request.initial_state(), turn.get()); !status.ok()) {
+  if (const absl::Status status = TakeInput(request, nullptr, &request.tokens(), turn.get()); !status.ok()) {
     return driver_->Reject(*turn, status);
   }
-  absl::StatusOr<std::vector<uint32_t>> tokens =
-      MakeTokens(nullptr, &request.tokens(), *turn->model, driver_->options().limits);
-  if (!tokens.ok()) return driver_->Reject(*turn, tokens.status());
-  turn->prompt = *std::move(tokens);
-  SubmitFed("tokens.ids", std::move(turn));
+  SubmitFed(std::move(turn));
 }
 
 void TurnManager::Embed(CallId call, const v1::EmbedRequest& request,
                         std::function<void(absl::StatusOr<v1::EmbedResponse>)> done, const std::string& tenant,
                         std::shared_ptr<TurnTrace> trace) {
-  auto turn = std::make_shared<Turn>();
-  turn->kind = Turn::Kind::kEmbed;
-  turn->call = call;
-  turn->tenant = tenant;
-  turn->trace = std::move(trace);
-  turn->embed_done = std::move(done);
+  auto turn = NewTurn(call, std::make_unique<EmbedCall>(request, std::move(done)), tenant, std::move(trace));
   if (!v1::EmbedSource_IsValid(request.source())) {
     return driver_->Reject(*turn, common::InvalidFieldError("source", absl::StrCat("there is no ", request.source())));
   }
-  if (const absl::Status status = ChooseModel(request.model(), request.initial_state(), turn.get()); !status.ok()) {
+  if (const absl::Status status = TakeTextOrTokens(request, turn.get()); !status.ok()) {
     return driver_->Reject(*turn, status);
   }
-  absl::StatusOr<std::vector<uint32_t>> tokens =
-      MakeTokens(request.has_text() ? &request.text() : nullptr, request.has_tokens() ? &request.tokens() : nullptr,
-                 *turn->model, driver_->options().limits);
-  if (!tokens.ok()) return driver_->Reject(*turn, tokens.status());
-  turn->embed.set_source(request.source());
-  turn->embed.set_normalize(request.normalize());
-  turn->prompt = *std::move(tokens);
-  SubmitFed(request.has_text() ? "text" : "tokens.ids", std::move(turn));
+  SubmitFed(std::move(turn));
 }
 
 void TurnManager::Export(CallId call, const std::string& session_id,
                          std::function<void(absl::StatusOr<ExportedState>)> done, std::shared_ptr<TurnTrace> trace) {
-  auto turn = std::make_shared<Turn>();
-  turn->kind = Turn::Kind::kExport;
-  turn->call = call;
-  turn->trace = std::move(trace);
-  turn->tenant = std::string(common::SplitScopedId(session_id).tenant);
-  turn->export_done = std::move(done);
+  auto turn = NewTurn(call, std::make_unique<ExportCall>(std::move(done)), TenantOf(session_id), std::move(trace));
   turn->session_id = session_id;
   if (const absl::Status status = CheckSessionId("session_id", session_id); !status.ok()) {
     return driver_->Reject(*turn, status);
@@ -234,14 +212,8 @@ void TurnManager::Export(CallId call, const std::string& session_id,
 
 void TurnManager::Exclusive(CallId call, const std::string& session_id, bool deletes, ExclusiveJob job,
                             std::function<void(absl::Status)> done, std::shared_ptr<TurnTrace> trace) {
-  auto turn = std::make_shared<Turn>();
-  turn->kind = Turn::Kind::kExclusive;
-  turn->call = call;
-  turn->trace = std::move(trace);
-  turn->tenant = std::string(common::SplitScopedId(session_id).tenant);
-  turn->deletes = deletes;
-  turn->exclusive_job = std::move(job);
-  turn->exclusive_done = std::move(done);
+  auto turn = NewTurn(call, std::make_unique<ExclusiveCall>(std::move(job), deletes, std::move(done)),
+                      TenantOf(session_id), std::move(trace));
   turn->session_id = session_id;
   if (const absl::Status status = CheckSessionId("session_id", session_id); !status.ok()) {
     return driver_->Reject(*turn, status);

@@ -126,8 +126,14 @@ class TurnManager {
 
   // Sets model and initial state of a call without a session, as its request names them.
   absl::Status ChooseModel(absl::string_view model, absl::string_view initial_state, Turn* turn) const;
+  // The same, and its input: one of both, or neither, which is an error.
+  template <typename Request>
+  absl::Status TakeInput(const Request& request, const std::string* text, const v1::TokenList* tokens,
+                         Turn* turn) const;
+  template <typename Request>
+  absl::Status TakeTextOrTokens(const Request& request, Turn* turn) const;
   // Hands in a turn that feeds its prompt from a fresh state, unless the model does not take so many tokens.
-  void SubmitFed(absl::string_view input_field, std::shared_ptr<Turn> turn);
+  void SubmitFed(std::shared_ptr<Turn> turn);
 
   std::atomic<CallId> next_call_{1};
   const std::unique_ptr<Driver> driver_;

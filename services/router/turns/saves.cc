@@ -1,0 +1,178 @@
+#include "services/router/turns/saves.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_format.h"
+#include "services/common/grpc_status.h"
+#include "services/common/logging.h"
+#include "services/router/turns/turn_lane.h"
+
+namespace rwkv::router {
+
+Saves::Saves(const TurnOptions& options, World* world, state_store::CatalogClient* catalog, SessionTable* sessions,
+             Prefixes* prefixes, RouterMetrics* metrics, std::function<absl::Time()> store_deadline, Ended ended)
+    : options_(options),
+      world_(world),
+      catalog_(catalog),
+      sessions_(sessions),
+      prefixes_(prefixes),
+      metrics_(metrics),
+      store_deadline_(std::move(store_deadline)),
+      ended_(std::move(ended)) {}
+
+const PendingSave* Saves::Find(const std::string& snapshot_id) const {
+  const auto it = saves_.find(snapshot_id);
+  return it == saves_.end() ? nullptr : &it->second;
+}
+
+bool Saves::UseLane(uint64_t epoch) const {
+  return std::any_of(saves_.begin(), saves_.end(),
+                     [epoch](const auto& save) { return save.second.epoch == epoch && save.second.answers_left > 0; });
+}
+
+PendingSave* Saves::Add(Turn& turn) {
+  const absl::optional<uint64_t> position = turn.lane->scheduler.Save(turn.sequence);
+  if (!position.has_value()) return nullptr;
+  const std::string id = absl::StrFormat("%016x%016x", world_->Random(), world_->Random());
+  PendingSave& save = saves_[id];
+  save.snapshot_id = id;
+  save.model_fingerprint = turn.model->info.fingerprint();
+  save.trace = turn.trace;
+  save.epoch = turn.lane->epoch;
+  save.position = *position;
+  save.answers_left = static_cast<int>(turn.lane->plan.stages.size());
+  save.deadline = world_->Now() + options_.save_timeout;
+  turn.lane->save_ids.emplace(std::make_pair(turn.sequence, *position), id);
+  return &save;
+}
+
+const PendingSave* Saves::Begin(Turn& turn) {
+  PendingSave* const save = Add(turn);
+  if (save == nullptr) return nullptr;
+  save->session_id = turn.session_id;
+  save->turn_id = turn.id;
+  turn.saved_position = save->position;
+  ++turn.saves;
+  if (turn.session != nullptr) ++turn.session->saves;
+  return save;
+}
+
+void Saves::BeginPrefix(Turn& turn, std::shared_ptr<const v1::PutPrefixRequest> prefix, const std::string& replaces) {
+  PendingSave* const save = Add(turn);
+  if (save == nullptr) return;
+  save->prefix = std::move(prefix);
+  save->replaces = replaces;
+}
+
+void Saves::OnSaved(const v1::SnapshotSaved& saved) {
+  const auto it = saves_.find(saved.snapshot_id());
+  if (it == saves_.end()) return;
+  PendingSave& save = it->second;
+  const absl::Status status = common::FromStatusProto(saved.status());
+  if (!status.ok() && save.status.ok()) save.status = status;
+  save.records.insert(save.records.end(), saved.records().begin(), saved.records().end());
+  --save.answers_left;
+}
+
+v1::SnapshotManifest Saves::ManifestOf(const PendingSave& save) {
+  v1::SnapshotManifest manifest;
+  manifest.set_snapshot_id(save.snapshot_id);
+  manifest.set_session_id(save.session_id);
+  manifest.set_position(save.position);
+  manifest.set_model_fingerprint(save.model_fingerprint);
+  std::vector<v1::RecordInfo> records = save.records;
+  std::sort(records.begin(), records.end(),
+            [](const v1::RecordInfo& a, const v1::RecordInfo& b) { return a.layer() < b.layer(); });
+  for (const v1::RecordInfo& record : records) *manifest.add_records() = record;
+  return manifest;
+}
+
+void Saves::Sweep() {
+  struct Over {
+    std::string id;
+    bool is_whole;
+    absl::Status status;
+  };
+  std::vector<Over> over;
+  for (auto& [id, save] : saves_) {
+    if (save.committing) continue;
+    if (world_->Now() >= save.deadline) {
+      over.push_back({id, false, absl::DeadlineExceededError("the snapshot took too long")});
+      continue;
+    }
+    if (save.answers_left > 0) continue;
+    const Session* const session = save.session_id.empty() ? nullptr : sessions_->Find(save.session_id);
+    if (!save.status.ok()) {
+      over.push_back({id, false, save.status});
+    } else if (save.prefix != nullptr) {
+      Commit(id, save);
+    } else if (session == nullptr) {  // Its turn alone knows of it.
+      over.push_back({id, true, absl::OkStatus()});
+    } else if (!session->leased) {
+      over.push_back({id, false, absl::AbortedError("the lease is lost")});
+    } else if (session->durable_length < save.position) {
+      continue;                       // The log comes first.
+    } else if (save.position == 0) {  // Of an export: the initial state is no snapshot of anything.
+      over.push_back({id, true, absl::OkStatus()});
+    } else {
+      Commit(id, save);
+    }
+  }
+  for (const Over& one : over) End(one.id, one.is_whole, one.status);
+}
+
+void Saves::Commit(const std::string& id, PendingSave& save) {
+  std::function<absl::Status()> work;
+  if (save.prefix != nullptr) {
+    work = prefixes_->CommitJob(save, ManifestOf(save));
+  } else {
+    const Session& session = *sessions_->Find(save.session_id);
+    v1::CommitSnapshotRequest request;
+    *request.mutable_lease() = session.lease;
+    request.set_log_branch(session.log_branch);
+    *request.mutable_manifest() = ManifestOf(save);
+    work = [this, request = std::move(request)] {
+      return catalog_->CommitSnapshot(request, store_deadline_()).status();
+    };
+  }
+  // False: too much waits for the store just now, and the next sweep asks again.
+  save.committing = RunStoreJob<absl::Status>(world_, Traced<absl::Status>(save.trace, std::move(work)),
+                                              [this, id](absl::Status status) { End(id, true, status); });
+}
+
+void Saves::EndOfLane(uint64_t epoch, const absl::Status& why) {
+  std::vector<std::string> lost;
+  for (const auto& [id, save] : saves_) {
+    if (save.epoch == epoch && !save.committing && save.answers_left > 0) lost.push_back(id);
+  }
+  for (const std::string& id : lost) End(id, false, why);
+}
+
+void Saves::EndBeyond(const Session& session, const absl::Status& why) {
+  std::vector<std::string> beyond;
+  for (const auto& [id, save] : saves_) {
+    if (save.session_id == session.id && save.position > session.durable_length) beyond.push_back(id);
+  }
+  for (const std::string& id : beyond) End(id, false, why);
+}
+
+void Saves::End(const std::string& snapshot_id, bool is_whole, const absl::Status& status) {
+  const auto it = saves_.find(snapshot_id);
+  if (it == saves_.end()) return;
+  const PendingSave save = std::move(it->second);
+  saves_.erase(it);
+  if (!save.session_id.empty()) {
+    --sessions_->Find(save.session_id)->saves;
+    if (save.position > 0) (status.ok() ? metrics_->snapshots_committed : metrics_->snapshots_failed).Increment();
+  }
+  if (save.prefix != nullptr) prefixes_->OnSaveEnded(snapshot_id, status);
+  if (!status.ok()) {
+    common::LogWarning("snapshot_failed",
+                       {{"session", save.session_id}, {"position", save.position}, {"status", status}});
+  }
+  ended_(save, is_whole, status);
+}
+
+}  // namespace rwkv::router
