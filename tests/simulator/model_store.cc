@@ -230,7 +230,8 @@ absl::StatusOr<v1::FindPrefixResponse> ModelStore::FindPrefix(const v1::FindPref
     const auto& ids = request.token_ids();
     auto longest = prefixes_.end();
     for (auto it = prefixes_.begin(); it != prefixes_.end(); ++it) {
-      if (it->scope != scope || it->tokens.size() > static_cast<size_t>(ids.size())) continue;
+      if ((it->scope != scope && !broken_.store_scopes_nothing) || it->tokens.size() > static_cast<size_t>(ids.size()))
+        continue;
       const size_t compared = broken_.store_compares_nothing ? 16 : it->tokens.size();
       if (!std::equal(it->tokens.begin(), it->tokens.begin() + compared, ids.begin())) continue;
       if (longest == prefixes_.end() || longest->tokens.size() < it->tokens.size()) longest = it;

@@ -104,7 +104,7 @@ std::vector<uint32_t> SimClient::Prompt(int turn) const {
 v1::Sampling SimClient::TurnSampling() const {
   v1::Sampling sampling;
   sampling.set_temperature(1);
-  return common::CompleteSampling(sampling, 1000 + index_);
+  return common::CompleteSampling(sampling, seed());
 }
 
 std::vector<std::vector<uint32_t>> SimClient::Undisturbed(std::vector<uint32_t> log,

@@ -111,8 +111,29 @@ bool SimRouter::Send(uint64_t epoch, const std::shared_ptr<const v1::ExecuteRequ
   if (const absl::Status status = CheckCommand(*command); !status.ok()) {
     cluster_->Violated(absl::StrCat("B2: a worker is told of ", status.ToString()));
   }
+  CheckPrefix(it->second, *command);
   it->second.model->Send(command);
   return true;
+}
+
+void SimRouter::CheckPrefix(SimLane& lane, const v1::ExecuteRequest& command) {
+  if (command.has_save() && command.save().keep()) {
+    const auto owner = lane.owners.find(command.save().sequence());
+    if (owner != lane.owners.end()) cluster_->prefix_owners[command.save().snapshot_id()] = owner->second;
+  }
+  if (!command.has_attach()) return;
+  const v1::AttachSequence& attach = command.attach();
+  const absl::optional<std::string> tenant = cluster_->TenantOf(attach.sampling().seed());
+  if (!tenant.has_value()) return;
+  const PrefixOwner own = {*tenant, cluster_->workers[lane.workers.front()].family};
+  lane.owners[attach.sequence()] = own;
+  const auto found = cluster_->prefix_owners.find(attach.snapshot().snapshot_id());
+  if (!attach.keep() || found == cluster_->prefix_owners.end()) return;
+  if (found->second.tenant != own.tenant) {
+    cluster_->Violated(absl::StrCat("B3: a turn of ", own.tenant, " begins with a prefix of ", found->second.tenant));
+  } else if (found->second.family != own.family) {
+    cluster_->Violated("N1: a turn begins with a prefix of another numeric family");
+  }
 }
 
 void SimRouter::Thawed(const std::string& epoch_name) {

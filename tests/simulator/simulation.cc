@@ -168,6 +168,16 @@ void Cluster::Violated(const std::string& what) {
       absl::StrCat(what, " (after ", absl::FormatDuration(time.Now() - absl::FromUnixSeconds(1767225600)), ")");
 }
 
+absl::optional<std::string> Cluster::TenantOf(uint64_t seed) const {
+  for (const auto& client : clients) {
+    if (client->seed() == seed) return client->tenant();
+  }
+  for (const auto& visitor : visitors) {
+    if (visitor->seed() == seed) return visitor->tenant();
+  }
+  return absl::nullopt;
+}
+
 void Cluster::LoseWorker(int worker, const std::string& why) {
   const std::string epoch = workers[worker].epoch;
   if (epoch.empty()) return;

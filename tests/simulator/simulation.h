@@ -50,6 +50,7 @@ struct Broken {
   bool worker_feeds_unasked = false;     // S4: what a sequence drew is fed to the next in its slot.
   bool worker_checks_no_sums = false;    // N1: a state that is damaged is begun with.
   bool store_compares_nothing = false;   // N1: a state is found by how its tokens begin.
+  bool store_scopes_nothing = false;     // B3: a state is found by whoever asks for its tokens.
   bool door_checks_nothing = false;      // B2: what somebody sent is taken as it is.
   bool core_queues_all = false;          // B1: whoever comes waits.
   bool core_floods_clients = false;      // B1: messages for a client that takes none.

@@ -80,6 +80,7 @@ TEST(SimulationTest, EveryBrokenPartIsFound) {
       {"worker_feeds_unasked", With(&Broken::worker_feeds_unasked), {"T3", "S1"}},
       {"worker_checks_no_sums", With(&Broken::worker_checks_no_sums), {"N1", "T3", "S1"}},
       {"store_compares_nothing", With(&Broken::store_compares_nothing), {"N1", "T3"}},
+      {"store_scopes_nothing", With(&Broken::store_scopes_nothing), {"B3", "N1"}},
       {"door_checks_nothing", With(&Broken::door_checks_nothing), {"B2"}},
       {"core_queues_all", With(&Broken::core_queues_all), {"B1"}},
       {"core_floods_clients", With(&Broken::core_floods_clients), {"B1"}},

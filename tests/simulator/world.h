@@ -14,6 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "absl/types/optional.h"
 #include "rwkv/v1/generation.pb.h"
 #include "rwkv/v1/worker.pb.h"
 #include "services/common/clock.h"
@@ -67,6 +68,12 @@ struct SimWorker {
 
 class Cluster;
 
+// Whom a state of the prefix cache may serve.
+struct PrefixOwner {
+  std::string tenant;
+  int family = 0;
+};
+
 // A lane as its router holds it.
 struct SimLane {
   std::string name;  // Of the epoch.
@@ -77,6 +84,7 @@ struct SimLane {
   bool over = false;
   absl::Time close_by = absl::InfiniteFuture();
   int turns = 0;
+  std::map<uint64_t, PrefixOwner> owners;  // By sequence: whose it is, if that is known.
 };
 
 // One router process; lives through several lives.
@@ -127,6 +135,8 @@ class SimRouter final : public router::World {
  private:
   void Tick();
   void PollOn();
+  // B3, N1: a turn begins with a state of the prefix cache that one of its own tenant and numeric family left there.
+  void CheckPrefix(SimLane& lane, const v1::ExecuteRequest& command);
   void Open(const std::vector<int>& chain, const std::string& kind);
   std::unique_ptr<ModelLane> MakeModel(uint64_t epoch, const std::vector<int>& chain);
 
@@ -152,6 +162,8 @@ class SimClient {
   void Start() { NextAttempt(absl::ZeroDuration()); }
   bool done() const { return turn_ == turns_; }
   const std::string& session() const { return session_; }
+  const std::string& tenant() const { return tenant_; }
+  uint64_t seed() const { return 1000 + index_; }
   // T2, T3: the session's log is that of turns one after the other, each with the tokens of an undisturbed run; those
   // that were told whole are whole.
   void CheckLog();
@@ -225,6 +237,8 @@ class SimVisitor {
   SimVisitor(Cluster* cluster, int index, const std::string& tenant, int visits);
   void Start() { Next(absl::ZeroDuration()); }
   bool done() const { return visit_ == visits_; }
+  const std::string& tenant() const { return tenant_; }
+  uint64_t seed() const { return 5000 + index_; }
 
  private:
   class Stream;
@@ -280,6 +294,8 @@ class Cluster {
   bool lanes_are_sound() const { return lanes_are_sound_; }
   // Of an entry, now.
   bool LosesChunk() { return chunks_lost_ > 0 && Chance(0.3); }
+  // Who draws with this seed. Unset: nobody who is known.
+  absl::optional<std::string> TenantOf(uint64_t seed) const;
   // Ends the lanes that a worker is in.
   void LoseWorker(int worker, const std::string& why);
 
@@ -298,7 +314,8 @@ class Cluster {
   int families = 1;
   int strangers = 0;  // Faults under way that send what is no request.
   uint64_t tokens = 0;
-  uint64_t reused_tokens = 0;  // Of visitors.
+  uint64_t reused_tokens = 0;                        // Of visitors.
+  std::map<std::string, PrefixOwner> prefix_owners;  // By snapshot.
   router::CallId next_call = 1;
   SimRouter* caller = nullptr;  // Whose store job runs, and in which life of it.
   uint64_t caller_life = 0;
