@@ -30,6 +30,14 @@ class RecordStore {
   // kDataLoss: `data` has not the length or the CRC32C that `info` says. kAlreadyExists: the record is there and
   // differs; if it is equal, nothing changes. `data`, and `to` below, are best in memory of record_memory.h.
   virtual absl::Status Put(const v1::RecordInfo& info, absl::Span<const char> data) = 0;
+  // Several records of one snapshot, with the data of each. After an error some of them may be there.
+  virtual absl::Status PutAll(absl::Span<const v1::RecordInfo> infos, absl::Span<const absl::Span<const char>> data) {
+    for (size_t i = 0; i < infos.size(); ++i) {
+      const absl::Status status = Put(infos[i], data[i]);
+      if (!status.ok()) return status;
+    }
+    return absl::OkStatus();
+  }
   // Fills the first info.bytes() of `to`; anything may be in the rest, and after an error in all of it. kNotFound: no
   // such record. kDataLoss: what is stored differs from `info`, or is corrupt.
   virtual absl::Status Read(const v1::RecordInfo& info, absl::Span<char> to) = 0;

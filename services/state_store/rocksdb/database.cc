@@ -12,6 +12,7 @@
 #include "rocksdb/cache.h"
 #include "rocksdb/convenience.h"
 #include "services/common/logging.h"
+#include "services/state_store/rocksdb/directories.h"
 #include "services/state_store/rocksdb/layout.h"
 #include "services/state_store/rocksdb/reclaim.h"
 #include "services/state_store/rocksdb/rocksdb_status.h"

@@ -58,21 +58,6 @@ std::string FamilyName(Family family) {
   return "";
 }
 
-absl::Status MakeDirectories(rocksdb::Env& env, const std::string& path, const std::string& name) {
-  for (size_t slash = path.find('/', 1);; slash = path.find('/', slash + 1)) {
-    const std::string part = path.substr(0, slash);
-    bool is_directory = false;
-    if (env.FileExists(part).ok()) {
-      if (env.IsDirectory(part, &is_directory).ok() && !is_directory) {
-        return absl::FailedPreconditionError(absl::StrCat(name, ": ", part, " is not a directory"));
-      }
-    } else if (rocksdb::Status status = env.CreateDirIfMissing(part); !status.ok()) {
-      return FromRocksdbStatus(status, absl::StrCat(name, ": cannot make ", part));
-    }
-    if (slash == std::string::npos) return absl::OkStatus();
-  }
-}
-
 absl::Status CheckWritable(rocksdb::Env& env, const std::string& data_dir, const std::string& name) {
   const std::string path = data_dir + "/.writable";
   std::unique_ptr<rocksdb::WritableFile> file;

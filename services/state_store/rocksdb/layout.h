@@ -20,9 +20,6 @@ inline constexpr char kFormerCatalog[] = "catalog";
 rocksdb::ColumnFamilyOptions FamilyOptions(Family family, const std::shared_ptr<rocksdb::Cache>& block_cache);
 std::string FamilyName(Family family);
 
-// Makes `path` and its parents. Errors begin with `name`.
-absl::Status MakeDirectories(rocksdb::Env& env, const std::string& path, const std::string& name);
-
 // Whether a file can be written and fsynced. At start RocksDB would find out too, but only in the middle of its
 // recovery and with a message to match; later this tells whether it is worth disturbing RocksDB.
 absl::Status CheckWritable(rocksdb::Env& env, const std::string& data_dir, const std::string& name);

@@ -57,7 +57,11 @@ class FaultFileSystem::File final : public rocksdb::FSWritableFileOwnerWrapper {
  private:
   template <typename Sync>
   rocksdb::IOStatus DoSync(Sync sync) {
-    if (rocksdb::IOStatus error = fs_->SyncError(); !error.ok()) return error;
+    if (rocksdb::IOStatus error = fs_->SyncError(); !error.ok()) {
+      absl::MutexLock lock(&fs_->mu_);
+      if (length_->written > length_->synced) length_->lost.emplace_back(length_->synced, length_->written);
+      return error;
+    }
     uint64_t written;
     absl::Duration duration;
     {
@@ -74,6 +78,37 @@ class FaultFileSystem::File final : public rocksdb::FSWritableFileOwnerWrapper {
 
   FaultFileSystem* const fs_;
   const std::shared_ptr<Length> length_;
+};
+
+class FaultFileSystem::Directory final : public rocksdb::FSDirectoryWrapper {
+ public:
+  Directory(FaultFileSystem* fs, std::string path, std::unique_ptr<rocksdb::FSDirectory> directory)
+      : FSDirectoryWrapper(std::move(directory)), fs_(fs), path_(std::move(path)) {}
+
+  rocksdb::IOStatus Fsync(const rocksdb::IOOptions& options, rocksdb::IODebugContext* debug) override {
+    return FsyncWithDirOptions(options, debug, rocksdb::DirFsyncOptions());
+  }
+  rocksdb::IOStatus FsyncWithDirOptions(const rocksdb::IOOptions& options, rocksdb::IODebugContext* debug,
+                                        const rocksdb::DirFsyncOptions& how) override {
+    if (rocksdb::IOStatus error = fs_->SyncError(); !error.ok()) return error;
+    std::set<std::string> names;
+    {
+      absl::MutexLock lock(&fs_->mu_);
+      for (const std::string& name : fs_->new_names_) {
+        if (std::filesystem::path(name).parent_path() == path_) names.insert(name);
+      }
+    }
+    rocksdb::IOStatus status = FSDirectoryWrapper::FsyncWithDirOptions(options, debug, how);
+    absl::MutexLock lock(&fs_->mu_);
+    if (status.ok()) {
+      for (const std::string& name : names) fs_->new_names_.erase(name);
+    }
+    return status;
+  }
+
+ private:
+  FaultFileSystem* const fs_;
+  const std::filesystem::path path_;
 };
 
 FaultFileSystem::FaultFileSystem() : FileSystemWrapper(rocksdb::FileSystem::Default()) {}
@@ -113,19 +148,31 @@ std::unique_ptr<rocksdb::FSWritableFile> FaultFileSystem::Wrap(const std::string
   return std::make_unique<File>(this, std::move(length), std::move(file));
 }
 
-void FaultFileSystem::CopyAsAfterCrash(const std::string& from, const std::string& to) {
+void FaultFileSystem::CopyAsAfterCrash(const std::string& from, const std::string& to,
+                                       const std::function<bool(const std::string& path)>& survives) {
   std::filesystem::create_directories(to);
   absl::MutexLock lock(&mu_);  // So that no file is renamed, deleted or synced meanwhile.
-  for (const auto& entry : std::filesystem::recursive_directory_iterator(from)) {
-    const std::string name = std::filesystem::relative(entry.path(), from).string();
-    if (entry.is_directory()) std::filesystem::create_directories(to + "/" + name);
-    if (!entry.is_regular_file() || entry.path().filename() == "LOCK") continue;
-    std::ifstream in(entry.path(), std::ios::binary);
+  for (auto entry = std::filesystem::recursive_directory_iterator(from); entry != end(entry); ++entry) {
+    const std::string path = entry->path().string();
+    const std::string name = std::filesystem::relative(entry->path(), from).string();
+    const bool whole = survives != nullptr && survives(path);
+    if (!whole && new_names_.count(path) > 0) {
+      entry.disable_recursion_pending();
+      continue;
+    }
+    if (entry->is_directory()) std::filesystem::create_directories(to + "/" + name);
+    if (!entry->is_regular_file() || entry->path().filename() == "LOCK") continue;
+    std::ifstream in(path, std::ios::binary);
     std::stringstream content;
     content << in.rdbuf();
     std::string bytes = content.str();
-    const auto length = lengths_.find(entry.path().string());
-    if (length != lengths_.end() && bytes.size() > length->second->synced) bytes.resize(length->second->synced);
+    const auto length = lengths_.find(path);
+    if (!whole && length != lengths_.end()) {
+      bytes.resize(std::min<uint64_t>(bytes.size(), length->second->synced));
+      for (const auto& [lost_from, lost_to] : length->second->lost) {
+        if (lost_to <= bytes.size()) std::fill(bytes.begin() + lost_from, bytes.begin() + lost_to, '\0');
+      }
+    }
     std::ofstream(to + "/" + name, std::ios::binary) << bytes;
   }
 }
@@ -134,9 +181,13 @@ rocksdb::IOStatus FaultFileSystem::NewWritableFile(const std::string& path, cons
                                                    std::unique_ptr<rocksdb::FSWritableFile>* file,
                                                    rocksdb::IODebugContext* debug) {
   if (rocksdb::IOStatus error = WriteError(); !error.ok()) return error;
+  const bool is_new = !std::filesystem::exists(path);
   std::unique_ptr<rocksdb::FSWritableFile> real;
   rocksdb::IOStatus status = target()->NewWritableFile(path, options, &real, debug);
-  if (status.ok()) *file = Wrap(path, std::move(real));
+  if (!status.ok()) return status;
+  *file = Wrap(path, std::move(real));
+  absl::MutexLock lock(&mu_);
+  if (is_new) new_names_.insert(path);
   return status;
 }
 
@@ -173,6 +224,8 @@ rocksdb::IOStatus FaultFileSystem::RenameFile(const std::string& from, const std
   rocksdb::IOStatus status = target()->RenameFile(from, to, options, debug);
   if (status.ok()) {
     lengths_.erase(to);
+    new_names_.erase(to);
+    if (new_names_.erase(from) > 0) new_names_.insert(to);
     if (auto length = lengths_.extract(from); !length.empty()) {
       length.key() = to;
       lengths_.insert(std::move(length));
@@ -185,13 +238,27 @@ rocksdb::IOStatus FaultFileSystem::DeleteFile(const std::string& path, const roc
                                               rocksdb::IODebugContext* debug) {
   absl::MutexLock lock(&mu_);
   lengths_.erase(path);
+  new_names_.erase(path);
   return target()->DeleteFile(path, options, debug);
 }
 
 rocksdb::IOStatus FaultFileSystem::CreateDirIfMissing(const std::string& path, const rocksdb::IOOptions& options,
                                                       rocksdb::IODebugContext* debug) {
   if (rocksdb::IOStatus error = WriteError(); !error.ok()) return error;
-  return target()->CreateDirIfMissing(path, options, debug);
+  const bool is_new = !std::filesystem::exists(path);
+  rocksdb::IOStatus status = target()->CreateDirIfMissing(path, options, debug);
+  absl::MutexLock lock(&mu_);
+  if (status.ok() && is_new) new_names_.insert(path);
+  return status;
+}
+
+rocksdb::IOStatus FaultFileSystem::NewDirectory(const std::string& path, const rocksdb::IOOptions& options,
+                                                std::unique_ptr<rocksdb::FSDirectory>* directory,
+                                                rocksdb::IODebugContext* debug) {
+  std::unique_ptr<rocksdb::FSDirectory> real;
+  rocksdb::IOStatus status = target()->NewDirectory(path, options, &real, debug);
+  if (status.ok()) *directory = std::make_unique<Directory>(this, path, std::move(real));
+  return status;
 }
 
 }  // namespace rwkv::state_store

@@ -1,5 +1,6 @@
 #include "services/state_store/records/rocksdb/record_files.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -9,22 +10,29 @@
 #include "absl/strings/strip.h"
 #include "kernels/base/status_macros.h"
 #include "services/state_store/records/record_memory.h"
+#include "services/state_store/rocksdb/directories.h"
 #include "services/state_store/rocksdb/rocksdb_status.h"
 
 namespace rwkv::state_store {
 namespace {
 
-constexpr size_t kMaxOpenFiles = 256;  // Of snapshots that nobody commits.
+constexpr size_t kManyFiles = 256;  // Open, of snapshots that nobody commits.
 
-// Whether the disk can take them from where they lie.
-bool AreBlocks(absl::Span<const char> data) {
-  return data.size() % kRecordAlignment == 0 && reinterpret_cast<uintptr_t>(data.data()) % kRecordAlignment == 0;
+// Whether the disk can take them from where they lie, in one write.
+bool AreBlocks(absl::Span<const absl::Span<const char>> records) {
+  const char* end = records[0].data();
+  if (reinterpret_cast<uintptr_t>(end) % kRecordAlignment != 0) return false;
+  return std::all_of(records.begin(), records.end(), [&](absl::Span<const char> record) {
+    const bool follows = record.data() == end;
+    end += record.size();
+    return follows && record.size() % kRecordAlignment == 0;
+  });
 }
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<RecordFiles>> RecordFiles::Open(rocksdb::Env* env, const std::string& folder) {
-  RWKV_RETURN_IF_ERROR(FromRocksdbStatus(env->CreateDirIfMissing(folder), absl::StrCat("cannot make ", folder)));
+  RWKV_RETURN_IF_ERROR(MakeDirectories(*env, folder, "records"));
   // Else the size of the disk's blocks is looked up for every file that is opened.
   env->RegisterDbPaths({folder}).PermitUncheckedError();
   return std::unique_ptr<RecordFiles>(new RecordFiles(env, folder));
@@ -55,41 +63,44 @@ absl::StatusOr<std::shared_ptr<RecordFiles::File>> RecordFiles::OpenFile(const s
   return file;
 }
 
-rocksdb::Status RecordFiles::AppendTo(File& file, absl::Span<const char> data) {
+rocksdb::Status RecordFiles::AppendTo(File& file, absl::Span<const absl::Span<const char>> records) {
+  const uint64_t begin = file.bytes;
+  for (absl::Span<const char> record : records) file.bytes += file.direct ? WholeBlocks(record.size()) : record.size();
+  const size_t bytes = file.bytes - begin;
   if (!file.direct) {
-    rocksdb::Status status = file.file->Append(rocksdb::Slice(data.data(), data.size()));
+    rocksdb::Status status;
+    for (absl::Span<const char> record : records) {
+      if (status.ok()) status = file.file->Append(rocksdb::Slice(record.data(), record.size()));
+    }
     if (status.ok()) status = file.file->Flush();
     // The disk begins at once, not at the Sync() that somebody waits for.
-    if (status.ok()) file.file->RangeSync(file.bytes, data.size()).PermitUncheckedError();
-    file.bytes += data.size();
+    if (status.ok()) file.file->RangeSync(begin, bytes).PermitUncheckedError();
     return status;
   }
-  const size_t blocks = WholeBlocks(data.size());
-  RecordMemory padded;
-  if (!AreBlocks(data)) {
-    padded = NewRecordMemory(blocks);
-    std::memcpy(padded.get(), data.data(), data.size());
-    std::memset(padded.get() + data.size(), 0, blocks - data.size());
-    data = absl::MakeConstSpan(padded.get(), blocks);
+  if (AreBlocks(records)) return file.file->Append(rocksdb::Slice(records[0].data(), bytes));
+  const RecordMemory padded = NewRecordMemory(bytes);
+  char* to = padded.get();
+  for (absl::Span<const char> record : records) {
+    std::memcpy(to, record.data(), record.size());
+    std::memset(to + record.size(), 0, WholeBlocks(record.size()) - record.size());
+    to += WholeBlocks(record.size());
   }
-  file.bytes += blocks;
-  return file.file->Append(rocksdb::Slice(data.data(), data.size()));
+  return file.file->Append(rocksdb::Slice(padded.get(), bytes));
 }
 
-absl::StatusOr<uint64_t> RecordFiles::Append(const std::string& snapshot_id, absl::Span<const char> data) {
-  size_t open = 0;
-  {
-    absl::MutexLock lock(&mu_);
-    open = files_.size();
-  }
-  if (open > kMaxOpenFiles) RWKV_RETURN_IF_ERROR(Sync());
+absl::StatusOr<std::vector<uint64_t>> RecordFiles::Append(const std::string& snapshot_id,
+                                                          absl::Span<const absl::Span<const char>> records) {
   RWKV_ASSIGN_OR_RETURN(const std::shared_ptr<File> file, OpenFile(snapshot_id));
-  uint64_t offset = 0;
+  std::vector<uint64_t> offsets;
   rocksdb::Status status;
   {
     absl::MutexLock lock(&file->mu);
-    offset = file->bytes;
-    status = AppendTo(*file, data);
+    uint64_t offset = file->bytes;
+    for (absl::Span<const char> record : records) {
+      offsets.push_back(offset);
+      offset += file->direct ? WholeBlocks(record.size()) : record.size();
+    }
+    status = AppendTo(*file, records);
   }
   absl::MutexLock lock(&mu_);
   if (status.ok()) {
@@ -98,7 +109,7 @@ absl::StatusOr<uint64_t> RecordFiles::Append(const std::string& snapshot_id, abs
     files_.erase(snapshot_id);  // Where its end is now, only the file knows.
   }
   RWKV_RETURN_IF_ERROR(FromRocksdbStatus(status, Path(snapshot_id)));
-  return offset;
+  return offsets;
 }
 
 absl::Status RecordFiles::Read(const std::string& snapshot_id, uint64_t offset, size_t bytes,
@@ -117,7 +128,7 @@ absl::Status RecordFiles::Read(const std::string& snapshot_id, uint64_t offset, 
   RecordMemory padded;
   if (options.use_direct_reads) {
     room = absl::MakeSpan(to.data(), WholeBlocks(bytes));
-    if (to.size() < room.size() || !AreBlocks(room)) {
+    if (to.size() < room.size() || reinterpret_cast<uintptr_t>(room.data()) % kRecordAlignment != 0) {
       padded = NewRecordMemory(room.size());
       room = absl::MakeSpan(padded.get(), room.size());
     }
@@ -132,8 +143,7 @@ absl::Status RecordFiles::Read(const std::string& snapshot_id, uint64_t offset, 
   return absl::OkStatus();
 }
 
-absl::Status RecordFiles::Sync() {
-  absl::MutexLock one_at_a_time(&sync_mu_);
+absl::Status RecordFiles::Sync(std::vector<std::string>* lost) {
   std::map<std::string, std::shared_ptr<File>> files;
   {
     absl::MutexLock lock(&mu_);
@@ -143,16 +153,26 @@ absl::Status RecordFiles::Sync() {
   absl::Status first;
   for (const auto& [snapshot_id, file] : files) {
     absl::MutexLock lock(&file->mu);
-    first.Update(FromRocksdbStatus(file->file->Sync(), Path(snapshot_id)));
+    const absl::Status status = FromRocksdbStatus(file->file->Sync(), Path(snapshot_id));
+    if (!status.ok()) lost->push_back(snapshot_id);
+    first.Update(status);
   }
-  std::unique_ptr<rocksdb::Directory> directory;
-  rocksdb::Status status = env_->NewDirectory(folder_, &directory);
-  if (status.ok()) status = directory->Fsync();
-  first.Update(FromRocksdbStatus(status, folder_));
-  if (first.ok()) return first;
-  absl::MutexLock lock(&mu_);
-  files_.merge(files);  // The next one tries again.
+  if (const absl::Status status = SyncDirectory(*env_, folder_); !status.ok()) {
+    lost->clear();
+    for (const auto& [snapshot_id, file] : files) lost->push_back(snapshot_id);
+    first.Update(status);
+  }
   return first;
+}
+
+bool RecordFiles::ManyUnsynced() const {
+  absl::MutexLock lock(&mu_);
+  return files_.size() > kManyFiles;
+}
+
+bool RecordFiles::Holds(const std::string& snapshot_id, uint64_t bytes) const {
+  uint64_t found = 0;
+  return env_->GetFileSize(Path(snapshot_id), &found).ok() && found >= bytes;
 }
 
 absl::Status RecordFiles::Delete(const std::string& snapshot_id) {

@@ -23,19 +23,26 @@
 
 namespace rwkv::state_store {
 
-// Thread-safe, except that Append and Delete of one snapshot are called one at a time.
+// Thread-safe, except that Append and Delete of one snapshot are called one at a time, and Sync is.
 class RecordFiles {
  public:
   // kUnavailable: the folder cannot be made. `env` outlives it.
   static absl::StatusOr<std::unique_ptr<RecordFiles>> Open(rocksdb::Env* env, const std::string& folder);
 
-  // Where in the snapshot's file `data` is now; durable after a Sync() that begins later.
-  absl::StatusOr<uint64_t> Append(const std::string& snapshot_id, absl::Span<const char> data);
+  // Where in the snapshot's file each of `records` is now; durable after a Sync() that begins later. One write: several
+  // small ones, one after the other or at once, take the disk longer.
+  absl::StatusOr<std::vector<uint64_t>> Append(const std::string& snapshot_id,
+                                               absl::Span<const absl::Span<const char>> records);
   // Fills the first `bytes` of `to`; anything may be in the rest. kDataLoss: there is no such file, it is too short, or
   // cannot be read there.
   absl::Status Read(const std::string& snapshot_id, uint64_t offset, size_t bytes, absl::Span<char> to) const;
-  // All that was appended before.
-  absl::Status Sync() ABSL_LOCKS_EXCLUDED(sync_mu_, mu_);
+  // All that was appended before, and that the files are there. On an error nobody can tell what of the snapshots in
+  // *lost is on the disk, now or after another Sync(): the kernel tells of a write that failed once.
+  absl::Status Sync(std::vector<std::string>* lost) ABSL_LOCKS_EXCLUDED(mu_);
+  // Whether that many snapshots wait for a Sync() that it is time for one.
+  bool ManyUnsynced() const ABSL_LOCKS_EXCLUDED(mu_);
+  // Whether the snapshot's file is at least so long.
+  bool Holds(const std::string& snapshot_id, uint64_t bytes) const;
   // Fine if there is none.
   absl::Status Delete(const std::string& snapshot_id) ABSL_LOCKS_EXCLUDED(mu_);
   // The snapshots that have a file.
@@ -54,12 +61,12 @@ class RecordFiles {
 
   std::string Path(const std::string& snapshot_id) const { return folder_ + "/" + snapshot_id + ".record"; }
   absl::StatusOr<std::shared_ptr<File>> OpenFile(const std::string& snapshot_id) ABSL_LOCKS_EXCLUDED(mu_);
-  // At the end of the file. What is put after it begins at a whole block.
-  static rocksdb::Status AppendTo(File& file, absl::Span<const char> data) ABSL_EXCLUSIVE_LOCKS_REQUIRED(file.mu);
+  // At the end of the file, each record at a whole block of it, if it is written in blocks.
+  static rocksdb::Status AppendTo(File& file, absl::Span<const absl::Span<const char>> records)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(file.mu);
 
   rocksdb::Env* const env_;
   const std::string folder_;
-  absl::Mutex sync_mu_;  // Whose bytes one Sync() has taken up, another waits for.
   mutable absl::Mutex mu_;
   std::map<std::string, std::shared_ptr<File>> files_ ABSL_GUARDED_BY(mu_);  // Since the last Sync().
 };

@@ -20,38 +20,47 @@
 #include "services/state_store/rows/numbers.h"
 
 namespace rwkv::state_store {
-namespace {
 
 // A row of kRecordInfos: three numbers, or four.
-struct InfoRow {
+struct RocksdbRecordStore::InfoRow {
   uint64_t bytes = 0;
   uint64_t crc32c = 0;
   absl::Time put_time;
   absl::optional<uint64_t> offset;  // In the snapshot's file; unset: the bytes are in kRecords.
+
+  std::string Encode() const {
+    std::string row;
+    AppendNumber(row, bytes);
+    AppendNumber(row, crc32c);
+    AppendNumber(row, static_cast<uint64_t>(absl::ToUnixNanos(put_time)));
+    if (offset.has_value()) AppendNumber(row, *offset);
+    return row;
+  }
+
+  static absl::optional<InfoRow> Decode(const rocksdb::Slice& slice) {
+    const absl::string_view row(slice.data(), slice.size());
+    if (row.size() != 24 && row.size() != 32) return absl::nullopt;
+    InfoRow info{NumberAt(row, 0), NumberAt(row, 8), absl::FromUnixNanos(static_cast<int64_t>(NumberAt(row, 16))),
+                 absl::nullopt};
+    if (row.size() == 32) info.offset = NumberAt(row, 24);
+    return info;
+  }
+
+  bool Is(const v1::RecordInfo& info) const { return bytes == info.bytes() && crc32c == info.crc32c(); }
 };
 
-std::string EncodeRow(const InfoRow& row) {
-  std::string bytes;
-  AppendNumber(bytes, row.bytes);
-  AppendNumber(bytes, row.crc32c);
-  AppendNumber(bytes, static_cast<uint64_t>(absl::ToUnixNanos(row.put_time)));
-  if (row.offset.has_value()) AppendNumber(bytes, *row.offset);
-  return bytes;
-}
-
-absl::optional<InfoRow> DecodeRow(absl::string_view bytes) {
-  if (bytes.size() != 24 && bytes.size() != 32) return absl::nullopt;
-  InfoRow row{NumberAt(bytes, 0), NumberAt(bytes, 8), absl::FromUnixNanos(static_cast<int64_t>(NumberAt(bytes, 16))),
-              absl::nullopt};
-  if (bytes.size() == 32) row.offset = NumberAt(bytes, 24);
-  return row;
-}
+namespace {
 
 // Ids hold no zero byte, so no snapshot's records lie among another's.
 std::string Prefix(absl::string_view snapshot_id) {
   std::string prefix(snapshot_id);
   prefix.push_back('\0');
   return prefix;
+}
+
+std::string SnapshotOf(const rocksdb::Slice& key) {
+  const absl::string_view bytes(key.data(), key.size());
+  return std::string(bytes.substr(0, bytes.find('\0')));
 }
 
 std::string Key(const v1::RecordInfo& info) {
@@ -64,21 +73,6 @@ std::string Name(const v1::RecordInfo& info) { return absl::StrCat("record ", in
 
 std::string Describe(uint64_t bytes, uint64_t crc32c) {
   return absl::StrCat(bytes, " bytes with CRC32C ", absl::Hex(crc32c, absl::kZeroPad8));
-}
-
-absl::StatusOr<absl::optional<InfoRow>> ReadInfo(const Database::Access& access, const v1::RecordInfo& info) {
-  std::string value;
-  const rocksdb::Status status =
-      access.db().Get(rocksdb::ReadOptions(), access.family(Family::kRecordInfos), Key(info), &value);
-  if (status.IsNotFound()) return absl::optional<InfoRow>();
-  RWKV_RETURN_IF_ERROR(FromRocksdbStatus(status, Name(info)));
-  const absl::optional<InfoRow> row = DecodeRow(value);
-  if (!row.has_value()) return absl::DataLossError(absl::StrCat(Name(info), ": its info is corrupt"));
-  return row;
-}
-
-bool Matches(const InfoRow& row, const v1::RecordInfo& info) {
-  return row.bytes == info.bytes() && row.crc32c == info.crc32c();
 }
 
 }  // namespace
@@ -97,7 +91,7 @@ absl::StatusOr<std::unique_ptr<RocksdbRecordStore>> RocksdbRecordStore::Create(D
   std::unique_ptr<RocksdbRecordStore> store(new RocksdbRecordStore(database, clock, metrics));
   RWKV_ASSIGN_OR_RETURN(store->files_, RecordFiles::Open(database->env(), database->data_dir() + "/files"));
   RWKV_ASSIGN_OR_RETURN(const std::vector<std::string> with_files, store->files_->List());
-  // What a crash left of records that never were put, or that were deleted.
+  // What a crash left of records that never were made durable, or that were deleted.
   std::set<std::string> unknown(with_files.begin(), with_files.end());
   int64_t bytes = 0;
   RWKV_RETURN_IF_ERROR(store->ForEach([&](const Stored& stored) {
@@ -107,6 +101,28 @@ absl::StatusOr<std::unique_ptr<RocksdbRecordStore>> RocksdbRecordStore::Create(D
   store->CountBytes(bytes);
   for (const std::string& snapshot_id : unknown) RWKV_RETURN_IF_ERROR(store->files_->Delete(snapshot_id));
   return store;
+}
+
+RocksdbRecordStore::~RocksdbRecordStore() {
+  if (files_ != nullptr) WriteWaiting().IgnoreError();  // What failed is in the log and the metrics.
+}
+
+absl::StatusOr<absl::optional<RocksdbRecordStore::InfoRow>> RocksdbRecordStore::ReadInfo(const Database::Access& access,
+                                                                                         const v1::RecordInfo& info) {
+  const std::string key = Key(info);
+  {
+    // First: a row moves from here to the database.
+    absl::MutexLock lock(&waiting_mu_);
+    if (const auto row = waiting_.find(key); row != waiting_.end()) return InfoRow::Decode(row->second);
+  }
+  std::string value;
+  const rocksdb::Status status =
+      access.db().Get(rocksdb::ReadOptions(), access.family(Family::kRecordInfos), key, &value);
+  if (status.IsNotFound()) return absl::optional<InfoRow>();
+  RWKV_RETURN_IF_ERROR(FromRocksdbStatus(status, Name(info)));
+  const absl::optional<InfoRow> row = InfoRow::Decode(value);
+  if (!row.has_value()) return absl::DataLossError(absl::StrCat(Name(info), ": its info is corrupt"));
+  return row;
 }
 
 void RocksdbRecordStore::CountBytes(int64_t delta) {
@@ -120,32 +136,71 @@ absl::Status RocksdbRecordStore::Corrupt(const v1::RecordInfo& info, const std::
   return absl::DataLossError(absl::StrCat(Name(info), ": ", what));
 }
 
-absl::Status RocksdbRecordStore::Put(const v1::RecordInfo& info, absl::Span<const char> data) {
-  const uint32_t crc32c = Crc32c(data);
-  if (data.size() != info.bytes() || crc32c != info.crc32c()) {
-    return absl::DataLossError(absl::StrCat(Name(info), ": ", Describe(data.size(), crc32c), " came, its info says ",
-                                            Describe(info.bytes(), info.crc32c())));
+absl::Status RocksdbRecordStore::PutAll(absl::Span<const v1::RecordInfo> infos,
+                                        absl::Span<const absl::Span<const char>> data) {
+  for (size_t i = 0; i < infos.size(); ++i) {
+    const uint32_t crc32c = Crc32c(data[i]);
+    if (data[i].size() == infos[i].bytes() && crc32c == infos[i].crc32c()) continue;
+    return absl::DataLossError(absl::StrCat(Name(infos[i]), ": ", Describe(data[i].size(), crc32c),
+                                            " came, its info says ", Describe(infos[i].bytes(), infos[i].crc32c())));
   }
-  RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, snapshot_locks_.Lock({info.snapshot_id()}));
+  if (files_->ManyUnsynced()) RWKV_RETURN_IF_ERROR(WriteWaiting());
+  RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, snapshot_locks_.Lock({infos[0].snapshot_id()}));
   RWKV_ASSIGN_OR_RETURN(Database::Access access, database_->Read());
-  RWKV_ASSIGN_OR_RETURN(const absl::optional<InfoRow> existing, ReadInfo(access, info));
-  if (existing.has_value()) {
-    if (Matches(*existing, info)) return absl::OkStatus();
-    return absl::AlreadyExistsError(
-        absl::StrCat(Name(info), " exists already, ", Describe(existing->bytes, existing->crc32c)));
+  std::vector<v1::RecordInfo> large;
+  std::vector<absl::Span<const char>> large_data;
+  rocksdb::WriteBatch small;
+  int64_t bytes = 0;
+  for (size_t i = 0; i < infos.size(); ++i) {
+    const v1::RecordInfo& info = infos[i];
+    RWKV_ASSIGN_OR_RETURN(const absl::optional<InfoRow> existing, ReadInfo(access, info));
+    if (existing.has_value()) {
+      if (!existing->Is(info)) {
+        return absl::AlreadyExistsError(
+            absl::StrCat(Name(info), " exists already, ", Describe(existing->bytes, existing->crc32c)));
+      }
+      RWKV_RETURN_IF_ERROR(CheckFile(info, *existing));
+      continue;
+    }
+    bytes += static_cast<int64_t>(data[i].size());
+    if (data[i].size() >= kFileBytes) {
+      large.push_back(info);
+      large_data.push_back(data[i]);
+      continue;
+    }
+    const InfoRow row{info.bytes(), info.crc32c(), clock_->Now(), absl::nullopt};
+    small.Put(access.family(Family::kRecords), Key(info), rocksdb::Slice(data[i].data(), data[i].size()));
+    small.Put(access.family(Family::kRecordInfos), Key(info), row.Encode());
   }
-  InfoRow row{info.bytes(), crc32c, clock_->Now(), absl::nullopt};
-  rocksdb::WriteBatch batch;
-  if (data.size() >= kFileBytes) {
-    RWKV_ASSIGN_OR_RETURN(row.offset, files_->Append(info.snapshot_id(), data));
-  } else {
-    batch.Put(access.family(Family::kRecords), Key(info), rocksdb::Slice(data.data(), data.size()));
-  }
-  batch.Put(access.family(Family::kRecordInfos), Key(info), EncodeRow(row));
-  RWKV_RETURN_IF_ERROR(database_->Write(std::move(access), batch, Durability::kBuffered));
-  CountBytes(static_cast<int64_t>(data.size()));
-  written_bytes_total_.Increment(static_cast<double>(data.size()));
+  if (!large.empty()) RWKV_RETURN_IF_ERROR(PutInFile(large, large_data));
+  if (small.Count() > 0) RWKV_RETURN_IF_ERROR(database_->Write(std::move(access), small, Durability::kBuffered));
+  CountBytes(bytes);
+  written_bytes_total_.Increment(static_cast<double>(bytes));
   return absl::OkStatus();
+}
+
+absl::Status RocksdbRecordStore::PutInFile(absl::Span<const v1::RecordInfo> infos,
+                                           absl::Span<const absl::Span<const char>> data) {
+  uint64_t failed_syncs;
+  {
+    absl::MutexLock lock(&waiting_mu_);
+    failed_syncs = failed_syncs_;
+  }
+  RWKV_ASSIGN_OR_RETURN(const std::vector<uint64_t> offsets, files_->Append(infos[0].snapshot_id(), data));
+  absl::MutexLock lock(&waiting_mu_);
+  if (failed_syncs_ != failed_syncs) {
+    return absl::UnavailableError(absl::StrCat(Name(infos[0]), ": an fsync failed that it may have been part of"));
+  }
+  for (size_t i = 0; i < infos.size(); ++i) {
+    const InfoRow row{infos[i].bytes(), infos[i].crc32c(), clock_->Now(), offsets[i]};
+    waiting_[Key(infos[i])] = row.Encode();
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RocksdbRecordStore::CheckFile(const v1::RecordInfo& info, const InfoRow& row) const {
+  if (!row.offset.has_value() || files_->Holds(info.snapshot_id(), *row.offset + row.bytes)) return absl::OkStatus();
+  return absl::DataLossError(absl::StrCat(Name(info), ": its bytes are gone"));
 }
 
 absl::Status RocksdbRecordStore::Load(const v1::RecordInfo& info, absl::Span<char> to) {
@@ -155,7 +210,7 @@ absl::Status RocksdbRecordStore::Load(const v1::RecordInfo& info, absl::Span<cha
   RWKV_ASSIGN_OR_RETURN(const Database::Access access, database_->Read());
   RWKV_ASSIGN_OR_RETURN(const absl::optional<InfoRow> row, ReadInfo(access, info));
   if (!row.has_value()) return absl::NotFoundError(absl::StrCat(Name(info), " does not exist"));
-  if (!Matches(*row, info)) {
+  if (!row->Is(info)) {
     return absl::DataLossError(absl::StrCat(Name(info), " is ", Describe(row->bytes, row->crc32c), ", not ",
                                             Describe(info.bytes(), info.crc32c())));
   }
@@ -203,20 +258,64 @@ absl::Status RocksdbRecordStore::Check(const v1::RecordInfo& info) {
   RWKV_ASSIGN_OR_RETURN(const Database::Access access, database_->Read());
   RWKV_ASSIGN_OR_RETURN(const absl::optional<InfoRow> row, ReadInfo(access, info));
   if (!row.has_value()) return absl::DataLossError(absl::StrCat(Name(info), " does not exist"));
-  if (!Matches(*row, info)) {
+  if (!row->Is(info)) {
     return absl::DataLossError(absl::StrCat(Name(info), " is ", Describe(row->bytes, row->crc32c), ", not ",
                                             Describe(info.bytes(), info.crc32c())));
   }
-  return absl::OkStatus();
+  return CheckFile(info, *row);
 }
 
 absl::Status RocksdbRecordStore::MakeDurable() {
-  RWKV_RETURN_IF_ERROR(files_->Sync());
+  RWKV_RETURN_IF_ERROR(WriteWaiting());
   return database_->Sync();
+}
+
+absl::Status RocksdbRecordStore::WriteWaiting() {
+  absl::MutexLock one_at_a_time(&one_writer_);
+  std::map<std::string, std::string> rows;
+  {
+    absl::MutexLock lock(&waiting_mu_);
+    rows = waiting_;
+  }
+  std::vector<std::string> lost;
+  if (const absl::Status synced = files_->Sync(&lost); !synced.ok()) {
+    absl::MutexLock lock(&waiting_mu_);
+    ++failed_syncs_;
+    for (const std::string& snapshot_id : lost) ForgetWaiting(snapshot_id);
+    return synced;
+  }
+  if (rows.empty()) return absl::OkStatus();
+  RWKV_ASSIGN_OR_RETURN(Database::Access access, database_->Read());
+  rocksdb::WriteBatch batch;
+  std::vector<std::string> written;
+  absl::MutexLock lock(&waiting_mu_);  // Until they are in the database, so that none is written that was deleted.
+  for (const auto& [key, row] : rows) {
+    const auto waiting = waiting_.find(key);
+    if (waiting == waiting_.end() || waiting->second != row) continue;
+    batch.Put(access.family(Family::kRecordInfos), key, row);
+    written.push_back(key);
+  }
+  RWKV_RETURN_IF_ERROR(database_->Write(std::move(access), batch, Durability::kBuffered));
+  for (const std::string& key : written) waiting_.erase(key);
+  return absl::OkStatus();
+}
+
+void RocksdbRecordStore::ForgetWaiting(const std::string& snapshot_id) {
+  const std::string prefix = Prefix(snapshot_id);
+  int64_t bytes = 0;
+  for (auto row = waiting_.lower_bound(prefix); row != waiting_.end() && absl::StartsWith(row->first, prefix);) {
+    bytes += static_cast<int64_t>(InfoRow::Decode(row->second)->bytes);
+    row = waiting_.erase(row);
+  }
+  CountBytes(-bytes);
 }
 
 absl::Status RocksdbRecordStore::Delete(const std::string& snapshot_id) {
   RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, snapshot_locks_.Lock({snapshot_id}));
+  {
+    absl::MutexLock lock(&waiting_mu_);
+    ForgetWaiting(snapshot_id);
+  }
   RWKV_ASSIGN_OR_RETURN(Database::Access access, database_->Read());
   rocksdb::WriteBatch batch;
   int64_t bytes = 0;
@@ -227,19 +326,19 @@ absl::Status RocksdbRecordStore::Delete(const std::string& snapshot_id) {
     for (it->Seek(prefix); it->Valid() && it->key().starts_with(prefix); it->Next()) {
       batch.Delete(access.family(Family::kRecordInfos), it->key());
       batch.Delete(access.family(Family::kRecords), it->key());
-      const absl::optional<InfoRow> row = DecodeRow(absl::string_view(it->value().data(), it->value().size()));
+      const absl::optional<InfoRow> row = InfoRow::Decode(it->value());
       if (row.has_value()) bytes += static_cast<int64_t>(row->bytes);
     }
     RWKV_RETURN_IF_ERROR(FromRocksdbStatus(it->status(), absl::StrCat("records of snapshot ", snapshot_id)));
   }
-  if (batch.Count() == 0) return absl::OkStatus();
-  // If a crash undoes this, the records are orphans, which a sweep finds.
-  RWKV_RETURN_IF_ERROR(database_->Write(std::move(access), batch, Durability::kBuffered));
+  // If a crash undoes this, the records are orphans, which a sweep or the next start finds.
+  if (batch.Count() > 0) RWKV_RETURN_IF_ERROR(database_->Write(std::move(access), batch, Durability::kBuffered));
   CountBytes(-bytes);
   return files_->Delete(snapshot_id);
 }
 
 absl::Status RocksdbRecordStore::ForEach(absl::FunctionRef<void(const Stored&)> visit) {
+  RWKV_RETURN_IF_ERROR(WriteWaiting());  // So that all rows are in one place.
   // In pages, so that neither the database nor `visit` waits for the other for long.
   constexpr size_t kPage = 1024;
   std::string next;
@@ -251,7 +350,7 @@ absl::Status RocksdbRecordStore::ForEach(absl::FunctionRef<void(const Stored&)> 
           access.db().NewIterator(rocksdb::ReadOptions(), access.family(Family::kRecordInfos)));
       for (it->Seek(next); it->Valid(); it->Next()) {
         const std::string key = it->key().ToString();
-        const std::string snapshot_id = key.substr(0, key.find('\0'));
+        const std::string snapshot_id = SnapshotOf(it->key());
         if (page.empty() || page.back().snapshot_id != snapshot_id) {
           if (page.size() == kPage) {
             next = key;
@@ -259,7 +358,7 @@ absl::Status RocksdbRecordStore::ForEach(absl::FunctionRef<void(const Stored&)> 
           }
           page.push_back({snapshot_id, absl::InfinitePast(), 0});
         }
-        const absl::optional<InfoRow> row = DecodeRow(absl::string_view(it->value().data(), it->value().size()));
+        const absl::optional<InfoRow> row = InfoRow::Decode(it->value());
         if (!row.has_value()) continue;  // Reading it will say so; what has no time is old.
         page.back().newest_put = std::max(page.back().newest_put, row->put_time);
         page.back().bytes += row->bytes;

@@ -3,16 +3,26 @@
 //
 // Rows, in two families under the key SNAPSHOT 0 LAYER: kRecordInfos has length, CRC32C, time and, of a large record,
 // where it begins in the file, so that checking and sweeping read no states; kRecords has the bytes of a small one.
-// Both are written in one batch, so neither is there without the other. The row of a large one is written behind its
-// bytes, and made durable behind them.
+// Both are written in one batch, so neither is there without the other.
+//
+// The row of a large record is written when its bytes and the name of its file are durable; until then it is kept in
+// memory. So a row speaks of bytes that a crash of the machine has left, whichever part of the database it has left:
+//
+//   Put: bytes ──► memory     MakeDurable: fsync of files and folder ──► rows ──► fsync of the database
+//
+// A crash in between, also one of this process alone, loses the record, as it may (records/record_store.h).
 #pragma once
 
 #include <atomic>
+#include <map>
 #include <memory>
 #include <string>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/types/optional.h"
 #include "services/common/clock.h"
 #include "services/common/metrics.h"
 #include "services/state_store/key_locks.h"
@@ -31,8 +41,12 @@ class RocksdbRecordStore final : public RecordStore {
   // the store.
   static absl::StatusOr<std::unique_ptr<RocksdbRecordStore>> Create(Database* database, common::Clock* clock,
                                                                     common::Metrics* metrics);
+  ~RocksdbRecordStore() override;  // MakeDurable(), so that a stop loses nothing.
 
-  absl::Status Put(const v1::RecordInfo& info, absl::Span<const char> data) override;
+  absl::Status Put(const v1::RecordInfo& info, absl::Span<const char> data) override {
+    return PutAll({&info, 1}, {&data, 1});
+  }
+  absl::Status PutAll(absl::Span<const v1::RecordInfo> infos, absl::Span<const absl::Span<const char>> data) override;
   absl::Status Read(const v1::RecordInfo& info, absl::Span<char> to) override;
   absl::Status Check(const v1::RecordInfo& info) override;
   absl::Status MakeDurable() override;
@@ -41,7 +55,21 @@ class RocksdbRecordStore final : public RecordStore {
   int64_t bytes() const override { return bytes_.load(std::memory_order_relaxed); }
 
  private:
+  struct InfoRow;
+
   RocksdbRecordStore(Database* database, common::Clock* clock, common::Metrics* metrics);
+
+  absl::StatusOr<absl::optional<InfoRow>> ReadInfo(const Database::Access& access, const v1::RecordInfo& info)
+      ABSL_LOCKS_EXCLUDED(waiting_mu_);
+  // kDataLoss: the record's file has been lost, or cut. A crash can undo the deletion of a row and not of the file.
+  absl::Status CheckFile(const v1::RecordInfo& info, const InfoRow& row) const;
+  // Appends to the snapshot's file. The rows wait.
+  absl::Status PutInFile(absl::Span<const v1::RecordInfo> infos, absl::Span<const absl::Span<const char>> data)
+      ABSL_LOCKS_EXCLUDED(waiting_mu_);
+  // Makes the bytes of the records that wait durable, then writes their rows. Those whose bytes may be lost by an error
+  // are forgotten, to be put again.
+  absl::Status WriteWaiting() ABSL_LOCKS_EXCLUDED(one_writer_, waiting_mu_);
+  void ForgetWaiting(const std::string& snapshot_id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiting_mu_);
 
   void CountBytes(int64_t delta);
   // Counts and returns kDataLoss.
@@ -54,6 +82,11 @@ class RocksdbRecordStore final : public RecordStore {
   std::unique_ptr<RecordFiles> files_;
   common::Clock* const clock_;
   KeyLocks snapshot_locks_;  // Held to change the records of a snapshot.
+  absl::Mutex one_writer_;   // Whose records one WriteWaiting() has taken up, another waits for.
+  absl::Mutex waiting_mu_;
+  // Rows of large records, as the database will have them, whose bytes nobody has made durable.
+  std::map<std::string, std::string> waiting_ ABSL_GUARDED_BY(waiting_mu_);
+  uint64_t failed_syncs_ ABSL_GUARDED_BY(waiting_mu_) = 0;
   std::atomic<int64_t> bytes_{0};
   prometheus::Gauge& bytes_gauge_;
   prometheus::Counter& written_bytes_total_;

@@ -221,6 +221,13 @@ constexpr size_t kLarge = RocksdbRecordStore::kFileBytes;
 
 class RecordFilesTest : public RocksdbRecordStoreTest {
  protected:
+  static absl::StatusOr<uint64_t> AppendOne(RecordFiles& files, const std::string& snapshot_id,
+                                            const std::string& record) {
+    const absl::Span<const char> data(record);
+    const auto offsets = files.Append(snapshot_id, {&data, 1});
+    if (!offsets.ok()) return offsets.status();
+    return offsets->at(0);
+  }
   std::string Path(const std::string& snapshot_id) {
     return absl::StrCat(store_.data_dir(), "/records/files/", snapshot_id, ".record");
   }
@@ -268,15 +275,16 @@ TEST_F(RecordFilesTest, ARecordMayBeginAndEndAnywhereInAFile) {
   // By a build that did not write whole blocks.
   const std::string old = TestRecordData(1, kLarge + 1), next = TestRecordData(2, kLarge), last = TestRecordData(3, 5);
   std::ofstream(folder + "/x.record", std::ios::binary) << old;
+  std::vector<std::string> lost;
   const auto read = [&](uint64_t offset, size_t bytes, absl::Span<char> to) {
     const absl::Status status = files->Read("x", offset, bytes, to);
     return status.ok() ? std::string(to.data(), bytes) : status.ToString();
   };
   for (int round = 0; round < 2; ++round) {
-    ASSERT_OK_AND_ASSIGN(const uint64_t next_at, files->Append("x", next));
-    ASSERT_OK_AND_ASSIGN(const uint64_t last_at, files->Append("x", last));
+    ASSERT_OK_AND_ASSIGN(const uint64_t next_at, AppendOne(*files, "x", next));
+    ASSERT_OK_AND_ASSIGN(const uint64_t last_at, AppendOne(*files, "x", last));
     EXPECT_THAT(next_at, testing::Ge(old.size()));
-    ASSERT_OK(files->Sync());  // The next round opens it again.
+    ASSERT_OK(files->Sync(&lost));  // The next round opens it again.
     // Into memory that is as long, too short for whole blocks, of whole blocks, and not aligned.
     const RecordMemory memory = NewRecordMemory(2 * WholeBlocks(old.size()));
     for (const size_t room : {old.size(), WholeBlocks(old.size())}) {
@@ -288,6 +296,38 @@ TEST_F(RecordFilesTest, ARecordMayBeginAndEndAnywhereInAFile) {
       }
     }
   }
+}
+
+TEST_F(RecordFilesTest, RecordsOfOneCallAreOneWriteAndEachIsWhole) {
+  constexpr size_t kSizes[] = {2 * kLarge, kLarge + 1, 100, kLarge, kLarge};
+  const RecordMemory memory = NewRecordMemory(8 * kLarge);
+  size_t begin = 0;
+  std::vector<std::string> records_data;
+  std::vector<v1::RecordInfo> infos;
+  std::vector<absl::Span<const char>> data;
+  for (const size_t bytes : kSizes) {
+    const int layer = static_cast<int>(infos.size());
+    records_data.push_back(TestRecordData(static_cast<uint32_t>(layer), bytes));
+    std::copy(records_data.back().begin(), records_data.back().end(), memory.get() + begin);
+    infos.push_back(TestRecordInfo("x", layer, records_data.back()));
+    data.emplace_back(memory.get() + begin, bytes);
+    begin += WholeBlocks(bytes);
+  }
+  // The last two lie as they will in the file, the others do not.
+  const std::vector<absl::Span<const char>> last(data.begin() + 3, data.end());
+  ASSERT_OK(records().PutAll(absl::MakeConstSpan(infos).subspan(3), last));
+  ASSERT_OK(records().PutAll(infos, data));
+  ASSERT_OK(records().PutAll(infos, data)) << "again";
+  EXPECT_EQ(records().bytes(), 5 * kLarge + 101);
+  for (int round = 0; round < 2; ++round) {
+    for (size_t i = 0; i < infos.size(); ++i) EXPECT_THAT(records().Get(infos[i]), IsOkAndHolds(records_data[i])) << i;
+    ASSERT_OK(store_.Reopen());
+  }
+  // One that is wrong, or another's: none is put.
+  infos[1].set_crc32c(infos[1].crc32c() ^ 1);
+  for (v1::RecordInfo& info : infos) info.set_snapshot_id("y");
+  EXPECT_THAT(records().PutAll(infos, data), StatusIs(StatusCode::kDataLoss, HasSubstr("record y/1")));
+  EXPECT_THAT(records().Check(infos[0]), StatusIs(StatusCode::kDataLoss));
 }
 
 TEST_F(RecordFilesTest, AFileSystemThatOnlyHasAPageCacheWillDo) {
@@ -313,9 +353,10 @@ TEST_F(RecordFilesTest, AFileSystemThatOnlyHasAPageCacheWillDo) {
   } env;
   const std::string folder = NewTestFolder();
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<RecordFiles> files, RecordFiles::Open(&env, folder));
+  std::vector<std::string> lost;
   for (const std::string& record : {TestRecordData(1, 2 * kRecordAlignment), TestRecordData(2, kLarge + 1)}) {
-    ASSERT_OK_AND_ASSIGN(const uint64_t at, files->Append("x", record));
-    ASSERT_OK(files->Sync());
+    ASSERT_OK_AND_ASSIGN(const uint64_t at, AppendOne(*files, "x", record));
+    ASSERT_OK(files->Sync(&lost));
     std::string found(record.size(), ' ');
     EXPECT_OK(files->Read("x", at, found.size(), absl::MakeSpan(found)));
     EXPECT_EQ(found, record);
@@ -352,27 +393,6 @@ TEST_F(RecordFilesTest, FilesThatBelongToNoRecordAreRemovedAtStart) {
   EXPECT_THAT(records().Get(info), IsOk());
 }
 
-TEST_F(RecordFilesTest, WhatWasMadeDurableOutlivesACrash) {
-  const auto file_system = std::make_shared<FaultFileSystem>();
-  const std::unique_ptr<rocksdb::Env> env = rocksdb::NewCompositeEnv(file_system);
-  TestStore::Options options;
-  options.env = env.get();
-  TestStore store(options);
-  const std::string data = TestRecordData(1, kLarge);
-  const v1::RecordInfo durable = TestRecordInfo("durable", 0, data), buffered = TestRecordInfo("buffered", 0, data);
-  ASSERT_OK(store.records().Put(durable, data));
-  ASSERT_OK(store.records().MakeDurable());
-  ASSERT_OK(store.records().Put(buffered, data));
-  const std::string copy = NewTestFolder();
-  file_system->CopyAsAfterCrash(store.data_dir(), copy);
-  TestStore::Options after;
-  after.data_dir = copy;
-  TestStore restarted(after);
-  EXPECT_THAT(restarted.records().Get(durable), IsOkAndHolds(data));
-  EXPECT_THAT(restarted.records().Get(buffered),
-              testing::AnyOf(StatusIs(StatusCode::kNotFound), StatusIs(StatusCode::kDataLoss)));
-}
-
 TEST_F(RecordFilesTest, AFullDiskIsToldAndWhatCameBeforeAndAfterIsWhole) {
   const auto file_system = std::make_shared<FaultFileSystem>();
   const std::unique_ptr<rocksdb::Env> env = rocksdb::NewCompositeEnv(file_system);
@@ -380,17 +400,16 @@ TEST_F(RecordFilesTest, AFullDiskIsToldAndWhatCameBeforeAndAfterIsWhole) {
   const auto files = RecordFiles::Open(env.get(), folder);
   ASSERT_THAT(files, IsOk());
   const std::string first = TestRecordData(1, 1000), second = TestRecordData(2, 2000);
-  ASSERT_OK_AND_ASSIGN(const uint64_t first_at, (*files)->Append("x", first));
+  ASSERT_OK_AND_ASSIGN(const uint64_t first_at, AppendOne(**files, "x", first));
   file_system->FailWritesWith(rocksdb::IOStatus::NoSpace("full"));
-  EXPECT_THAT((*files)->Append("x", second), StatusIs(StatusCode::kResourceExhausted, HasSubstr("full")));
-  EXPECT_THAT((*files)->Append("y", second), StatusIs(StatusCode::kResourceExhausted));
+  EXPECT_THAT(AppendOne(**files, "x", second), StatusIs(StatusCode::kResourceExhausted, HasSubstr("full")));
+  EXPECT_THAT(AppendOne(**files, "y", second), StatusIs(StatusCode::kResourceExhausted));
   file_system->FailWritesWith(rocksdb::IOStatus::OK());
-  ASSERT_OK_AND_ASSIGN(const uint64_t second_at, (*files)->Append("x", second));
+  ASSERT_OK_AND_ASSIGN(const uint64_t second_at, AppendOne(**files, "x", second));
   EXPECT_GT(second_at, first_at + first.size()) << "behind the half that was written";
-  file_system->FailSyncsWith(rocksdb::IOStatus::IOError("broken"));
-  EXPECT_THAT((*files)->Sync(), StatusIs(StatusCode::kUnavailable, HasSubstr("broken")));
-  file_system->FailSyncsWith(rocksdb::IOStatus::OK());
-  EXPECT_OK((*files)->Sync());
+  std::vector<std::string> lost;
+  EXPECT_OK((*files)->Sync(&lost));
+  EXPECT_THAT(lost, testing::IsEmpty());
   std::string read(first.size(), ' ');
   ASSERT_OK((*files)->Read("x", first_at, read.size(), absl::MakeSpan(read)));
   EXPECT_EQ(read, first);
