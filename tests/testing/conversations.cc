@@ -11,6 +11,15 @@
 #include "tests/testing/wait_until.h"
 
 namespace rwkv::testing {
+namespace {
+
+// The session may be with a router that was lost; and one that is there may be without a pipeline or a store for a
+// moment, or full.
+bool MayPass(const absl::Status& status) {
+  return absl::IsAborted(status) || absl::IsUnavailable(status) || absl::IsResourceExhausted(status);
+}
+
+}  // namespace
 
 router::RouterClientOptions Patience() {
   router::RouterClientOptions options;
@@ -35,17 +44,28 @@ absl::Status Conversations::CreateSession(router::RouterClient& client, const st
   absl::Status status;
   const auto answered = [&] {
     status = client.CreateSession(create).status();
-    return !absl::IsUnavailable(status);
+    return !MayPass(status);
   };
   (void)WaitUntil(answered, options_.limit);
-  return status;
+  // The answer to the call before may have been lost.
+  return absl::IsAlreadyExists(status) ? absl::OkStatus() : status;
 }
 
-absl::StatusOr<Conversations::Tokens> Conversations::Turn(router::RouterClient& client, const std::string& session,
-                                                          int story, int number) {
+absl::StatusOr<Conversations::Tokens> Conversations::Turn(router::RouterClient& client, const std::string& name,
+                                                          int story, int number, uint64_t* reused_tokens) {
+  const int of_session = options_.turns_per_session > 0 ? number / options_.turns_per_session : 0;
+  const bool is_first = of_session * options_.turns_per_session == number;
+  const std::string session = absl::StrCat(name, "-", of_session);
+  if (is_first) {
+    const absl::Status created = CreateSession(client, session);
+    if (!created.ok()) return created;
+  }
   v1::GenerateRequest request;
   request.set_session_id(session);
   request.set_request_id(absl::StrCat("turn-", number));
+  for (int i = 0; is_first && i < options_.shared_tokens; ++i) {
+    request.mutable_tokens()->add_ids(static_cast<uint32_t>(i * i * 7 + i) % kVocabulary);
+  }
   for (uint32_t i = 0; i < 5; ++i) {
     request.mutable_tokens()->add_ids((31 * story + 7 * number + 3 * i + 1) % kVocabulary);
   }
@@ -64,7 +84,10 @@ absl::StatusOr<Conversations::Tokens> Conversations::Turn(router::RouterClient& 
       for (int64_t longest = longest_pause_; pause > longest;) {
         if (longest_pause_.compare_exchange_weak(longest, pause)) break;
       }
-      if (response.has_finish()) return absl::OkStatus();
+      if (response.has_finish()) {
+        if (is_first) *reused_tokens = response.finish().reused_tokens();
+        return absl::OkStatus();
+      }
       if (response.index() != tokens.size()) {
         return absl::InternalError(absl::StrCat("index ", response.index(), " came after ", tokens.size(), " tokens"));
       }
@@ -72,9 +95,7 @@ absl::StatusOr<Conversations::Tokens> Conversations::Turn(router::RouterClient& 
       return absl::OkStatus();
     });
     request.set_resume_from(tokens.size());
-    // Between two turns, too, the session may be with a router that was lost; and one that is there may be without a
-    // pipeline or a store for a moment, or full.
-    return !absl::IsAborted(status) && !absl::IsUnavailable(status) && !absl::IsResourceExhausted(status);
+    return !MayPass(status);
   };
   (void)WaitUntil(ended, options_.limit);
   if (!status.ok()) return status;
@@ -83,8 +104,10 @@ absl::StatusOr<Conversations::Tokens> Conversations::Turn(router::RouterClient& 
 
 void Conversations::Run(Conversation& conversation) {
   while (!stop_) {
+    uint64_t reused_tokens = 0;
     absl::StatusOr<Tokens> tokens =
-        Turn(*conversation.client, conversation.session, conversation.story, conversation.done);
+        Turn(*conversation.client, conversation.name, conversation.story, conversation.done, &reused_tokens);
+    reused_tokens_ += reused_tokens;
     conversation.status = tokens.status();
     if (!tokens.ok()) {
       conversation.failed = true;
@@ -98,11 +121,9 @@ void Conversations::Run(Conversation& conversation) {
 void Conversations::Start() {
   for (int i = 0; i < options_.count; ++i) {
     auto conversation = std::make_unique<Conversation>();
-    conversation->session = absl::StrCat("s", i);
+    conversation->name = absl::StrCat("s", i);
     conversation->story = i % options_.stories;
     conversation->client = make_client_(i);
-    const absl::Status created = CreateSession(*conversation->client, conversation->session);
-    ASSERT_TRUE(created.ok()) << created;
     Conversation& its = *conversations_.emplace_back(std::move(conversation));
     its.thread = std::thread([this, &its] { Run(its); });
   }
@@ -127,7 +148,7 @@ void Conversations::ExpectProgress() {
 bool Conversations::NoneFailed() {
   for (const auto& conversation : conversations_) {
     if (!conversation->failed) continue;
-    ADD_FAILURE() << conversation->session << ", turn " << conversation->done << ": " << conversation->status;
+    ADD_FAILURE() << conversation->name << ", turn " << conversation->done << ": " << conversation->status;
     return false;
   }
   return true;
@@ -139,7 +160,7 @@ void Conversations::Stop() {
     if (!conversation->thread.joinable()) continue;
     conversation->thread.join();
     EXPECT_TRUE(conversation->status.ok())
-        << conversation->session << ", turn " << conversation->done << ": " << conversation->status;
+        << conversation->name << ", turn " << conversation->done << ": " << conversation->status;
   }
 }
 
@@ -160,17 +181,17 @@ void Conversations::Compare() {
     for (size_t turn = 0; turn < conversation->turns.size(); ++turn) {
       const Tokens& undisturbed = stories[conversation->story].turns[turn];
       ASSERT_EQ(undisturbed.size(), static_cast<size_t>(options_.tokens_per_turn));
-      ASSERT_EQ(conversation->turns[turn], undisturbed) << conversation->session << ", turn " << turn;
+      ASSERT_EQ(conversation->turns[turn], undisturbed) << conversation->name << ", turn " << turn;
     }
   }
 }
 
 void Conversations::Tell(int number, Story& story) {
-  const std::unique_ptr<router::RouterClient> client = make_client_(0);
-  const std::string session = absl::StrCat("story-", number);
-  story.status = CreateSession(*client, session);
+  const std::unique_ptr<router::RouterClient> client = make_client_(kTeller);
+  uint64_t reused_tokens = 0;
   while (story.status.ok() && story.turns.size() < story.length) {
-    absl::StatusOr<Tokens> tokens = Turn(*client, session, number, static_cast<int>(story.turns.size()));
+    absl::StatusOr<Tokens> tokens =
+        Turn(*client, absl::StrCat("story-", number), number, static_cast<int>(story.turns.size()), &reused_tokens);
     story.status = tokens.status();
     if (tokens.ok()) story.turns.push_back(*std::move(tokens));
   }

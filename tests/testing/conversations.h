@@ -2,6 +2,7 @@
 // what it says undisturbed.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -32,6 +33,8 @@ class Conversations {
     int count = 6;
     int stories = 2;  // Conversation I tells story I % stories.
     int tokens_per_turn = 300;
+    int turns_per_session = 0;  // Then a conversation goes on in a session of its own anew; 0: it has one session.
+    int shared_tokens = 0;      // Every session's first input begins with these.
     // Of a whole turn, with every pause that faults cause; and of ExpectProgress().
     absl::Duration limit = absl::Seconds(60);
   };
@@ -40,14 +43,15 @@ class Conversations {
   // The model must have kVocabulary tokens at least. `cluster` outlives it.
   static constexpr uint32_t kVocabulary = 101;
   Conversations(LocalCluster* cluster, const Options& options)
-      : Conversations([cluster](int number) { return PatientClient(*cluster, number); }, options) {}
-  // The client of each conversation, and of each story (number 0).
+      : Conversations([cluster](int number) { return PatientClient(*cluster, std::max(number, 0)); }, options) {}
+  // The client of each conversation, and of the stories (kTeller).
+  static constexpr int kTeller = -1;
   using MakeClient = std::function<std::unique_ptr<router::RouterClient>(int number)>;
   Conversations(MakeClient make_client, const Options& options)
       : options_(options), make_client_(std::move(make_client)) {}
   ~Conversations();
 
-  // Makes the sessions and begins; the test has failed if it cannot.
+  // Begins; the test has failed if it cannot.
   void Start();
   // Each conversation ends a turn that was not ended at the call; else the test fails.
   void ExpectProgress();
@@ -60,12 +64,14 @@ class Conversations {
   void Compare();
 
   int turns() const;
+  // Of the conversations' inputs, what was not read again but began with a state that was there.
+  uint64_t reused_tokens() const { return reused_tokens_; }
   // The longest time between two tokens of a turn, or before its first: what clients saw of the faults.
   absl::Duration longest_pause() const { return absl::Nanoseconds(longest_pause_.load()); }
 
  private:
   struct Conversation {
-    std::string session;
+    std::string name;
     int story = 0;
     std::unique_ptr<router::RouterClient> client;
     std::thread thread;
@@ -84,14 +90,16 @@ class Conversations {
 
   void Run(Conversation& conversation);
   void Tell(int number, Story& story);
-  // One turn, however often it takes to be let in.
-  absl::StatusOr<Tokens> Turn(router::RouterClient& client, const std::string& session, int story, int number);
+  // One turn, however often it takes to be let in, in the session of `name` that it belongs to.
+  absl::StatusOr<Tokens> Turn(router::RouterClient& client, const std::string& name, int story, int number,
+                              uint64_t* reused_tokens);
   absl::Status CreateSession(router::RouterClient& client, const std::string& id) const;
 
   const Options options_;
   const MakeClient make_client_;
   std::atomic<bool> stop_{false};
   std::atomic<int64_t> longest_pause_{0};  // Nanoseconds.
+  std::atomic<uint64_t> reused_tokens_{0};
   std::vector<std::unique_ptr<Conversation>> conversations_;
 };
 
