@@ -96,7 +96,7 @@ absl::StatusOr<std::shared_ptr<Epoch>> StageRunner::Open(const v1::OpenEpoch& op
     for (const std::shared_ptr<Epoch>& other : {current_, pending_}) {
       if (other == nullptr || other->ended()) continue;
       const std::string& driver = other->open().router();
-      if (driver != open.router() && (routers_ == nullptr || !routers_->IsSilent(driver))) {
+      if (driver != open.router() && !routers_->IsSilent(driver)) {
         return absl::UnavailableError(absl::StrCat("router ", driver, " drives this worker"));
       }
       if (other->open().epoch() == open.epoch()) {

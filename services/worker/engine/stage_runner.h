@@ -46,10 +46,9 @@ class StageRunner {
   // Null: this worker has none. Never of an address that a caller names: he could have states sent anywhere.
   using StoreFactory = std::function<std::shared_ptr<state_store::RecordsClient>()>;
 
-  // All borrowed, to outlive the runner. The engine is the runner's thread's alone from here on. `routers` may be null:
-  // then no router is ever taken for silent.
+  // All borrowed, to outlive the runner. The engine is the runner's thread's alone from here on.
   StageRunner(StageEngine* engine, LinkTransport* links, SnapshotTransfer* transfer, StoreFactory open_store,
-              WorkerMetrics* metrics, const RouterRegistry* routers = nullptr, StageRunnerOptions options = {});
+              WorkerMetrics* metrics, const RouterRegistry* routers, StageRunnerOptions options);
   // Ends the epoch and joins the thread.
   ~StageRunner();
 

@@ -13,14 +13,12 @@
 #include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "kernels/base/device.h"
 #include "rwkv/v1/worker.pb.h"
 #include "services/worker/client/worker_client.h"
 #include "services/worker/engine/stage_runner.h"
 #include "services/worker/engine/worker_metrics.h"
-#include "services/worker/testing/faulty_device.h"
+#include "services/worker/testing/faulty_runner_fixture.h"
 #include "services/worker/testing/pipeline_driver.h"
-#include "services/worker/testing/runner_fixture.h"
 #include "services/worker/testing/test_engine.h"
 #include "tests/testing/status_matchers.h"
 
@@ -33,14 +31,9 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
-constexpr absl::Duration kPatience = absl::Seconds(60);
-
-class StageRunnerDeviceTest : public RunnerFixture {
+class StageRunnerDeviceTest : public FaultyRunnerFixture {
  protected:
   StageRunnerDeviceTest() {
-    engine_options_.wrap = [this](std::unique_ptr<kernels::Device> device) -> std::unique_ptr<kernels::Device> {
-      return std::make_unique<FaultyDevice>(std::move(device), &faults_);
-    };
     options_.on_device_lost = [this](const absl::Status& why) {
       absl::MutexLock lock(&mu_);
       lost_.push_back(why);
@@ -48,15 +41,13 @@ class StageRunnerDeviceTest : public RunnerFixture {
   }
   ~StageRunnerDeviceTest() override {
     faults_.GoOn();
-    store_->Open();
-    stages_.clear();
+    stages_.clear();  // They tell of the device until they are gone.
   }
 
   std::vector<absl::Status> lost() {
     absl::MutexLock lock(&mu_);
     return lost_;
   }
-  bool IsIdleSoon() { return stages_[0].runner->WaitUntilIdle(absl::Now() + kPatience); }
 
   // One stage, and a sequence in slot 0.
   void StartWithASequence(PipelineDriver& driver) {
@@ -85,7 +76,6 @@ class StageRunnerDeviceTest : public RunnerFixture {
     return driver.WriteStep(std::move(step));
   }
 
-  DeviceFaults faults_;
   absl::Mutex mu_;
   std::vector<absl::Status> lost_ ABSL_GUARDED_BY(mu_);
 };
@@ -217,6 +207,35 @@ TEST_P(StageRunnerDeviceTest, DrainEndsAnEpochThatWaitsForOneThatHangs) {
   faults_.GoOn();
   EXPECT_TRUE(IsIdleSoon());
   EXPECT_EQ(stages_[0].worker_metrics->epochs.Value(), 1) << "e2 has never been open";
+}
+
+// All of them wait behind a step that hangs: neither the router's steps nor the worker's own go first twice.
+TEST_P(StageRunnerDeviceTest, OwnStepsAndTheRoutersTakeTurns) {
+  Start(1);
+  PipelineDriver driver(clients_);
+  StartWithASequence(driver);
+  ASSERT_THAT(driver.AttachFresh(1, 2), IsOk());
+  faults_.Hang();
+  v1::Step first;
+  *first.add_entries() = Entry(0, 1, 0, tokens_, false, true);
+  first.mutable_entries(0)->set_go_on_until(tokens_.size() + 1000);
+  ASSERT_THAT(driver.WriteStep(std::move(first)), IsOk());
+  constexpr uint64_t kSteps = 30;
+  for (uint64_t i = 0; i < kSteps; ++i) {
+    v1::Step step;
+    *step.add_entries() = Entry(1, 2, i, {4}, false);
+    ASSERT_THAT(driver.WriteStep(std::move(step)), IsOk());
+  }
+  faults_.GoOn();
+  std::vector<uint64_t> ids;
+  do {
+    const absl::StatusOr<v1::ExecuteResponse> response = driver.stream(0).Read();
+    ASSERT_THAT(response, IsOk());
+    ids.push_back(response->step().step_id());
+    ASSERT_LE(ids.size(), 3 * kSteps) << "the router's wait";
+  } while (ids.back() != 1 + kSteps);
+  // Of the router's three are begun before the first has a result.
+  for (size_t i = 3; i + 1 < ids.size(); ++i) EXPECT_NE(ids[i] == 0, ids[i + 1] == 0) << "twice at " << i;
 }
 
 // What hangs is not that router's any more.

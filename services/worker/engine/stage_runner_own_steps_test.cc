@@ -159,6 +159,30 @@ TEST_P(StageRunnerOwnStepsTest, TheyEndWithTheirEpoch) {
   for (uint64_t i = 0; i < 3; ++i) EXPECT_THAT(driver.Feed(1, 2, i, {4}), IsOk()) << "nothing else comes";
 }
 
+TEST_P(StageRunnerOwnStepsTest, AnAttachThatFailsLeavesTheSlotsSequenceAlone) {
+  Start(1);
+  PipelineDriver driver(clients_);
+  ASSERT_THAT(driver.Open("router-0", "e1"), IsOk());
+  ASSERT_THAT(driver.AttachFresh(0, 1), IsOk());
+  ASSERT_THAT(driver.Feed(0, 1, 0, tokens_, false, true), IsOk());
+  v1::AttachSequence attach;
+  attach.set_sequence(2);
+  attach.set_fresh(true);
+  attach.set_initial_state("nobody's");
+  EXPECT_FALSE(driver.Attach(attach).ok());
+  v1::ExecuteRequest stop;
+  stop.mutable_go_on()->set_sequence(1);
+  ASSERT_THAT(driver.WriteAll(stop), IsOk());
+  attach.set_slot(1);
+  v1::ExecuteRequest again;
+  *again.mutable_attach() = attach;
+  ASSERT_THAT(driver.WriteAll(again), IsOk());
+  const absl::StatusOr<v1::ExecuteResponse> stopped = driver.stream(0).Read();
+  ASSERT_THAT(stopped, IsOk());
+  EXPECT_EQ(stopped->stopped().sequence(), 1u);
+  EXPECT_EQ(stopped->stopped().position(), tokens_.size());
+}
+
 // It is refused, and whoever has the slot by then is not touched.
 TEST_P(StageRunnerOwnStepsTest, WhatAnotherSequenceDrewMovesNobody) {
   Start(2);

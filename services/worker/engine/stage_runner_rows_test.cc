@@ -7,12 +7,12 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "kernels/base/device.h"
 #include "prometheus/histogram.h"
 #include "rwkv/v1/worker.pb.h"
 #include "services/worker/client/worker_client.h"
@@ -20,8 +20,7 @@
 #include "services/worker/engine/stage_runner.h"
 #include "services/worker/engine/worker_metrics.h"
 #include "services/worker/link/link.h"
-#include "services/worker/testing/faulty_device.h"
-#include "services/worker/testing/runner_fixture.h"
+#include "services/worker/testing/faulty_runner_fixture.h"
 #include "services/worker/testing/scripted_links.h"
 #include "services/worker/testing/test_engine.h"
 #include "tests/testing/status_matchers.h"
@@ -35,15 +34,10 @@ using ::rwkv::testing::StatusIs;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-constexpr absl::Duration kPatience = absl::Seconds(60);
-
 // One of several stages is driven.
-class StageRunnerRowsTest : public RunnerFixture {
+class StageRunnerRowsTest : public FaultyRunnerFixture {
  protected:
   StageRunnerRowsTest() {
-    engine_options_.wrap = [this](std::unique_ptr<kernels::Device> device) -> std::unique_ptr<kernels::Device> {
-      return std::make_unique<FaultyDevice>(std::move(device), &faults_);
-    };
     options_.on_device_lost = [this](const absl::Status& why) { script_.Note(absl::StrCat("lost: ", why.message())); };
     wrap_links_ = [this](std::unique_ptr<LinkTransport> links) -> std::unique_ptr<LinkTransport> {
       return std::make_unique<ScriptedLinks>(&script_, &faults_);
@@ -51,7 +45,7 @@ class StageRunnerRowsTest : public RunnerFixture {
   }
   ~StageRunnerRowsTest() override {
     faults_.GoOn();
-    stages_.clear();
+    stages_.clear();  // They tell of links until they are gone.
   }
 
   // Sequence 1 is in slot 0.
@@ -81,9 +75,9 @@ class StageRunnerRowsTest : public RunnerFixture {
     ASSERT_THAT(stream_->Read(), IsOk());
   }
   absl::Status WriteStep(uint64_t go_on_until = 0) { return WriteStepOf(tokens_, go_on_until); }
-  absl::Status WriteStepOf(const std::vector<uint32_t>& tokens, uint64_t go_on_until = 0) {
+  absl::Status WriteStepOf(const std::vector<uint32_t>& tokens, uint64_t go_on_until = 0, uint64_t id = 1) {
     v1::ExecuteRequest request;
-    request.mutable_step()->set_step_id(1);
+    request.mutable_step()->set_step_id(id);
     *request.mutable_step()->add_entries() = Entry(0, 1, 0, tokens, false, true);
     request.mutable_step()->mutable_entries(0)->set_go_on_until(go_on_until);
     return stream_->Write(request);
@@ -102,9 +96,7 @@ class StageRunnerRowsTest : public RunnerFixture {
     return drawn;
   }
   const WorkerMetrics& metrics() const { return *stages_[index_].worker_metrics; }
-  bool IsIdleSoon() { return stages_[index_].runner->WaitUntilIdle(absl::Now() + kPatience); }
 
-  DeviceFaults faults_;
   LinkScript script_;
   int index_ = 0;
   std::unique_ptr<ExecuteStream> stream_;
@@ -120,7 +112,7 @@ TEST_P(StageRunnerRowsTest, RowsLeaveBehindTheirHeader) {
   ASSERT_TRUE(script_.WaitForNotes(4));
   ASSERT_TRUE(rwkv::testing::WaitUntil([this] { return metrics().tokens.Value() == 12; }));
   stream_->Cancel();
-  ASSERT_TRUE(IsIdleSoon());
+  ASSERT_TRUE(IsIdleSoon(index_));
   EXPECT_THAT(script_.notes(),
               ElementsAre("sent 11", "output moves 11", "sent 1 own after 2", "output moves 1", "output ends"));
   const LinkShape shape = stages_[0].engine->link_shape();
@@ -139,7 +131,7 @@ TEST_P(StageRunnerRowsTest, ALinkThatTakesNoRowsEndsTheEpoch) {
     script_.Set(answers);
     ASSERT_THAT(WriteStep(), IsOk());
     EXPECT_THAT(stream_->Read().status(), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("pair is broken")));
-    ASSERT_TRUE(IsIdleSoon());
+    ASSERT_TRUE(IsIdleSoon(index_));
     EXPECT_EQ(metrics().link_errors.Value(), 1);
     EXPECT_EQ(metrics().step_errors.Value(), 0);
     stages_.clear();
@@ -161,7 +153,7 @@ TEST_P(StageRunnerRowsTest, ALinkThatBreaksWhileAStepWaitsEndsTheEpoch) {
     answers.check = absl::UnavailableError("the other end is gone");
     script_.Set(answers);
     EXPECT_THAT(stream_->Read().status(), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("other end is gone")));
-    ASSERT_TRUE(IsIdleSoon());
+    ASSERT_TRUE(IsIdleSoon(index_));
     EXPECT_EQ(metrics().link_errors.Value(), 1);
     EXPECT_EQ(metrics().tokens.Value(), 0);
     EXPECT_EQ(script_.notes().back(), absl::StrCat(index == 0 ? "output" : "input", " ends"));
@@ -179,7 +171,7 @@ TEST_P(StageRunnerRowsTest, AStepWaitsNoLongerForALinkThanItMay) {
   EXPECT_THAT(stream_->Read().status(),
               StatusIs(absl::StatusCode::kUnavailable, HasSubstr("link: a step waits for 50ms, for a neighbour")));
   EXPECT_GE(absl::Now() - begin, absl::Milliseconds(50));
-  ASSERT_TRUE(IsIdleSoon());
+  ASSERT_TRUE(IsIdleSoon(index_));
   EXPECT_EQ(metrics().link_errors.Value(), 1);
   EXPECT_THAT(script_.notes(), ElementsAre("sent 11", "output moves 11", "output ends"));
 }
@@ -190,7 +182,7 @@ TEST_P(StageRunnerRowsTest, ALinkThatDoesNotEndIsALostDevice) {
   answers.end = absl::DeadlineExceededError("abort of a communicator hangs");
   script_.Set(answers);
   stream_->Cancel();
-  ASSERT_TRUE(IsIdleSoon());
+  ASSERT_TRUE(IsIdleSoon(index_));
   EXPECT_THAT(script_.notes(), ElementsAre("output ends", "lost: abort of a communicator hangs"));
 }
 
@@ -200,7 +192,7 @@ TEST_P(StageRunnerRowsTest, ALinkThatEndsWithAnErrorIsNone) {
   answers.end = absl::UnavailableError("the other end had left");
   script_.Set(answers);
   stream_->Cancel();
-  ASSERT_TRUE(IsIdleSoon());
+  ASSERT_TRUE(IsIdleSoon(index_));
   EXPECT_THAT(script_.notes(), ElementsAre("output ends"));
 }
 
@@ -215,8 +207,38 @@ TEST_P(StageRunnerRowsTest, TheLastStageTakesRowsAndReturnsWhatItDrew) {
   EXPECT_THAT(script_.notes(), ElementsAre("input moves 11", "returned 11"));
   EXPECT_EQ(metrics().link_sent_bytes.Value(), 0);
   stream_->Cancel();
-  ASSERT_TRUE(IsIdleSoon());
+  ASSERT_TRUE(IsIdleSoon(index_));
   EXPECT_THAT(script_.notes(), ElementsAre("input moves 11", "returned 11", "input ends"));
+}
+
+// Its frames say in which order the first stage has computed them.
+TEST_P(StageRunnerRowsTest, StepsOfTheFirstStagesOwnComeBeforeTheRoutersWhereTheirFramesDo) {
+  StartStage(1);
+  for (uint64_t position : {0, 1}) {
+    LinkHeader own = Header(1);
+    own.step_id = position + 1;
+    *own.own_step.add_entries() = Entry(0, 1, position, {4}, false, true);
+    script_.Push(own);
+  }
+  LinkHeader routers = Header();
+  routers.step_id = 3;
+  script_.Push(routers);
+  v1::ExecuteRequest request;
+  request.mutable_step()->set_step_id(1);
+  *request.mutable_step()->add_entries() = Entry(0, 1, 2, tokens_, false, true);
+  ASSERT_THAT(stream_->Write(request), IsOk());
+  for (uint64_t step : {1, 2, 3}) {
+    const absl::StatusOr<v1::ExecuteResponse> response = stream_->Read();
+    ASSERT_THAT(response, IsOk());
+    EXPECT_EQ(response->step().step_id(), step == 3 ? 1 : 0) << "own ones have none";
+    EXPECT_EQ(response->step().entries(0).status().code(), 0);
+    EXPECT_EQ(response->step().entries(0).position(), step == 3 ? 2 + tokens_.size() : step);
+  }
+  std::vector<std::string> moves;
+  for (const std::string& note : script_.notes()) {
+    if (absl::StartsWith(note, "input moves")) moves.push_back(note);
+  }
+  EXPECT_THAT(moves, ElementsAre("input moves 1", "input moves 1", "input moves 11"));
 }
 
 TEST_P(StageRunnerRowsTest, ALastStageThatCannotReturnEndsTheEpoch) {
@@ -227,7 +249,7 @@ TEST_P(StageRunnerRowsTest, ALastStageThatCannotReturnEndsTheEpoch) {
   script_.Push(Header());
   ASSERT_THAT(WriteStep(), IsOk());
   EXPECT_THAT(stream_->Read().status(), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("first stage is gone")));
-  ASSERT_TRUE(IsIdleSoon());
+  ASSERT_TRUE(IsIdleSoon(index_));
   EXPECT_EQ(metrics().link_errors.Value(), 1);
 }
 
@@ -249,7 +271,7 @@ TEST_P(StageRunnerRowsTest, ANextStageThatIsNotThereEndsTheEpochBeforeItIsOpen) 
   Start(2);
   Open("e1");
   EXPECT_THAT(stream_->Read().status(), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("is not there")));
-  ASSERT_TRUE(IsIdleSoon());
+  ASSERT_TRUE(IsIdleSoon(index_));
   EXPECT_EQ(metrics().epochs.Value(), 0);
 }
 
@@ -264,13 +286,28 @@ TEST_P(StageRunnerRowsTest, AStageBetweenHandsOnWhatWasDrawnOrEndsTheEpoch) {
   EXPECT_THAT(stream_->Read().status(), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("first stage is gone")));
 }
 
+// For one more there is no room before the oldest is done, which it never is.
+TEST_P(StageRunnerRowsTest, NoStepBeginsInAnEpochThatHasEnded) {
+  StartStage(0);
+  faults_.Hang();
+  script_.HoldSends(true);
+  for (uint64_t id = 1; id <= kMaxPendingSteps + 1; ++id) ASSERT_THAT(WriteStepOf({4}, 0, id), IsOk());
+  script_.HoldSends(false);
+  ASSERT_TRUE(script_.WaitForCheck());
+  stream_->Cancel();
+  ASSERT_TRUE(IsIdleSoon(index_));
+  EXPECT_THAT(script_.notes(), ElementsAre("sent 1", "output moves 1", "sent 1", "output moves 1", "output ends"));
+  EXPECT_EQ(metrics().step_errors.Value(), 0);
+  EXPECT_EQ(metrics().link_errors.Value(), 0);
+}
+
 TEST_P(StageRunnerRowsTest, StepsOfAnEpochThatHasEndedAreForgotten) {
   StartStage(0);
   faults_.Hang();
   ASSERT_THAT(WriteStep(), IsOk());
   ASSERT_TRUE(script_.WaitForNotes(2));
   stream_->Cancel();
-  ASSERT_TRUE(IsIdleSoon());
+  ASSERT_TRUE(IsIdleSoon(index_));
   Open("e2");
   ASSERT_THAT(stream_->Read(), IsOk());
   Attach();

@@ -67,6 +67,25 @@ class LinkScript {
     absl::MutexLock lock(&mu_);
     aborted_ = true;
   }
+  // Whoever sends waits, until they are let go.
+  void HoldSends(bool hold) {
+    absl::MutexLock lock(&mu_);
+    holds_sends_ = hold;
+  }
+  void AwaitSends() {
+    absl::MutexLock lock(&mu_);
+    const auto goes = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return !holds_sends_; };
+    EXPECT_TRUE(mu_.AwaitWithTimeout(absl::Condition(&goes), absl::Seconds(60)));
+  }
+  // The host looks after rows that a step waits for.
+  void NoteCheck() {
+    absl::MutexLock lock(&mu_);
+    is_checked_ = true;
+  }
+  bool WaitForCheck() {
+    absl::MutexLock lock(&mu_);
+    return mu_.AwaitWithTimeout(absl::Condition(&is_checked_), absl::Seconds(60));
+  }
   // What the next one returns.
   void SetDrawn(LinkSender::Drawn drawn) {
     absl::MutexLock lock(&mu_);
@@ -92,6 +111,8 @@ class LinkScript {
   std::vector<std::string> notes_ ABSL_GUARDED_BY(mu_);
   std::deque<LinkHeader> headers_ ABSL_GUARDED_BY(mu_);
   bool aborted_ ABSL_GUARDED_BY(mu_) = false;
+  bool holds_sends_ ABSL_GUARDED_BY(mu_) = false;
+  bool is_checked_ ABSL_GUARDED_BY(mu_) = false;
   LinkSender::Drawn drawn_ ABSL_GUARDED_BY(mu_);
 };
 
@@ -103,7 +124,10 @@ class ScriptedRows final : public DeviceRows {
     script_->Note(absl::StrCat(name_, " moves ", rows));
     return script_->answers().move;
   }
-  absl::Status Check() override { return script_->answers().check; }
+  absl::Status Check() override {
+    script_->NoteCheck();
+    return script_->answers().check;
+  }
   absl::Status End() override {
     script_->Note(absl::StrCat(name_, " ends"));
     faults_->GoOn();
@@ -124,6 +148,7 @@ class ScriptedSender final : public LinkSender {
   DeviceRows* device_rows() override { return &rows_; }
   absl::Status Send(const LinkFrame& frame) override {
     EXPECT_EQ(frame.rows, &rows_);
+    script_->AwaitSends();
     const std::string own = frame.header.is_own() ? absl::StrCat(" own after ", frame.header.commands_before) : "";
     script_->Note(absl::StrCat("sent ", frame.header.rows, own));
     return script_->answers().send;
