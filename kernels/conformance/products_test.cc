@@ -384,17 +384,18 @@ TEST_P(ProductsTest, InputsAtTheLimitsOfFixedPointAreTheReferences) {
     const StoredMatrix weight(storage, outputs, inputs, random.Uniforms(outputs * inputs, -1.0f, 1.0f));
     if (FixedPointGroup(weight.view()) == 0) continue;
     const float sizes[] = {0.0f, 0x0.fffffep-100f, 0x1p-100f, 3.4028234e38f, INFINITY, -INFINITY, NAN};
-    const int64_t all = 2 * std::size(sizes);
+    const int64_t all = 3 * std::size(sizes);
     Floats x = random.Uniforms(all * inputs, -2.0f, 2.0f);
     for (int64_t row = 0; row < all; ++row) {
-      // The whole second group of 64, or one number of it.
+      // The whole second group of 64, one number of it, or one number of the row: beside none the smallest counts.
       for (int64_t k = 64; k < 128; ++k) {
-        if (row % 2 == 0) x[row * inputs + k] = k % 3 == 0 ? -sizes[row / 2] : sizes[row / 2];
+        if (row % 3 == 0) x[row * inputs + k] = k % 3 == 0 ? -sizes[row / 3] : sizes[row / 3];
       }
-      if (row % 2 == 1) x[row * inputs + 64 + 3 * row] = sizes[row / 2];
+      if (row % 3 == 2) std::fill_n(x.begin() + row * inputs, inputs, 0.0f);
+      if (row % 3 > 0) x[row * inputs + 64 + 3 * row] = sizes[row / 3];
     }
     const Floats expected = Multiply(reference, reference.Load(weight.view()), all, x);
-    for (const int64_t rows : {1, 3, 14}) {
+    for (const int64_t rows : {1, 3, 10, 21}) {
       for (int64_t begin = 0; begin + rows <= all; begin += rows) {
         const Floats of_rows(x.begin() + begin * inputs, x.begin() + (begin + rows) * inputs);
         const Floats y = Multiply(memory_.Load(weight.view()), rows, of_rows);
