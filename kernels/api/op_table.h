@@ -26,8 +26,12 @@ struct OpTable {
   Wkv6Op* wkv6 = nullptr;
   Wkv7Op* wkv7 = nullptr;
   DeepEmbedOp* deep_embed = nullptr;
+  // Where the host cannot read the states, one that is refused elsewhere (kDataLoss) gives rows of NaN, and stays as it
+  // is if its length is what is wrong.
   DeepEmbedAttentionOp* deep_embed_attention = nullptr;
   int64_t max_head_size = std::numeric_limits<int64_t>::max();  // Of wkv6 and wkv7.
+  // Of deep_embed_attention: Q + D.
+  int64_t max_attention_channels = std::numeric_limits<int64_t>::max();
 };
 
 }  // namespace rwkv::kernels

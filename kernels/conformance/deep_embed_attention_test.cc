@@ -3,15 +3,24 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
+#include "absl/strings/match.h"
+#include "absl/types/span.h"
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/api/op_table.h"
+#include "kernels/api/sequence_span.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/conformance/bounded.h"
 #include "kernels/conformance/conformance.h"
 #include "kernels/conformance/device_memory.h"
 #include "kernels/conformance/op_suite.h"
+#include "tests/testing/status_matchers.h"
 
 namespace rwkv::kernels::conformance {
 namespace {
@@ -201,18 +210,108 @@ std::vector<std::shared_ptr<const OpCase>> Cases() {
   return table.Build(Make);
 }
 
-// CUDA devices have no such kernel yet, and say so.
-std::vector<std::string> BackendsWithAttention() {
-  std::vector<std::string> backends = Backends();
-  backends.erase(std::remove_if(backends.begin(), backends.end(),
-                                [](const std::string& name) { return name.rfind("cuda", 0) == 0; }),
-                 backends.end());
-  return backends;
+RWKV_TEST_OPERATION(DeepEmbedAttention, Cases());
+
+// A call of all sequences of a case, in slots without gaps, and what its states are before it.
+struct PutCall {
+  PutCall(DeviceMemory& memory, const Case& c, const OpCase& op) {
+    const std::vector<SequenceSpan> spans = PackSpans(c.lengths, c.packing.slots);
+    std::vector<int32_t> tokens;
+    std::vector<Floats> inputs(op.sequences[0].inputs.size());
+    for (const Sequence& sequence : op.sequences) {
+      tokens.insert(tokens.end(), sequence.tokens.begin(), sequence.tokens.end());
+      for (size_t i = 0; i < inputs.size(); ++i) {
+        inputs[i].insert(inputs[i].end(), sequence.inputs[i].begin(), sequence.inputs[i].end());
+      }
+    }
+    const auto rows = static_cast<int64_t>(tokens.size());
+    call.is_padding.assign(tokens.size(), false);
+    call.step = {rows, static_cast<int64_t>(spans.size()), memory.Put(absl::MakeConstSpan(spans)),
+                 memory.Put(absl::MakeConstSpan(tokens))};
+    for (const Floats& input : inputs) call.inputs.push_back(memory.Put(input));
+    for (size_t i = 0; i < op.sequences[0].states.size(); ++i) {
+      const auto stride = static_cast<int64_t>(op.sequences[0].states[i].size());
+      pools.emplace_back(static_cast<size_t>(3 * stride));
+      for (size_t s = 0; s < op.sequences.size(); ++s) {
+        std::copy_n(op.sequences[s].states[i].begin(), stride, pools[i].begin() + c.packing.slots[s] * stride);
+      }
+      call.states.push_back({memory.Put(pools[i]), stride});
+    }
+    call.y = memory.Unwritten(rows * c.width);
+  }
+  OpCall call;
+  std::vector<Floats> pools;
+};
+
+// A length or an id that is none, or more tokens than there is room for. Where the host cannot read states, rows of NaN
+// say so, and beside them another sequence goes on.
+TEST(DeepEmbedAttentionTest, AStateThatIsNoCacheIsRefusedOrGivesNoNumber) {
+  struct Row {
+    const char* name;
+    State state;
+    int64_t at;
+    float value;
+    bool changes;  // Where it is not refused.
+  };
+  Case c;
+  c.lengths = {3, 2};
+  c.cached = {4, 7};
+  c.packing.slots = {2, 0};
+  for (const Row& bad : {Row{"too long", kLength, 0, 22.0f, false}, Row{"negative", kLength, 0, -1.0f, false},
+                         Row{"no whole number", kLength, 0, 3.5f, false}, Row{"NaN", kLength, 0, NAN, false},
+                         Row{"beyond the capacity", kLength, 0, 3e9f, false}, Row{"no token", kTokens, 3, 7.0f, true},
+                         Row{"a negative id", kTokens, 0, -1.0f, true}, Row{"half an id", kTokens, 2, 1.5f, true}}) {
+    const OpCase good = Make(c);
+    OpCase op = good;
+    op.sequences[0].states[bad.state][bad.at] = bad.value;
+    for (const std::string& backend : Backends()) {
+      SCOPED_TRACE(std::string(bad.name) + " on " + backend);
+      DeviceMemory memory(OpenedDevice(backend));
+      const PutCall put(memory, c, op);
+      const absl::Status status = op.run(memory, put.call);
+      const bool refuses = !absl::StartsWith(backend, "cuda");
+      EXPECT_EQ(status.ok(), !refuses) << status;
+      for (size_t i = 0; i < put.pools.size(); ++i) {
+        const int64_t slot = 2 * put.call.states[i].stride;
+        const Floats after = memory.Get(put.call.states[i].data, static_cast<int64_t>(put.pools[i].size()));
+        if (refuses) {
+          EXPECT_TRUE(SameBits(put.pools[i], after)) << "state " << i;
+        } else if (!bad.changes) {
+          EXPECT_TRUE(
+              SameBits(absl::MakeConstSpan(put.pools[i]).subspan(slot), absl::MakeConstSpan(after).subspan(slot)))
+              << "state " << i;
+        }
+      }
+      if (refuses) continue;
+      const Floats y = memory.Get(put.call.y, 5 * c.width);
+      for (int64_t i = 0; i < 3 * c.width; ++i) ASSERT_TRUE(std::isnan(y[i])) << i;
+      EXPECT_TRUE(SameBits(Compute(backend, good, {good.sequences[1]}, {{0}, 1, 0})[0].y,
+                           absl::MakeConstSpan(y).subspan(3 * c.width)));
+    }
+  }
 }
 
-INSTANTIATE_TEST_SUITE_P(DeepEmbedAttention, OpTest,
-                         ::testing::Combine(::testing::ValuesIn(BackendsWithAttention()), ::testing::ValuesIn(Cases())),
-                         OpTestName);
+TEST(DeepEmbedAttentionTest, AsManyChannelsAsTheDeviceSays) {
+  Case c;
+  c.lengths = {2};
+  c.cached = {1};
+  c.packing.slots = {1};
+  c.rank = 2;
+  for (const std::string& backend : Backends()) {
+    DeviceMemory memory(OpenedDevice(backend));
+    const int64_t most = memory.device().ops().max_attention_channels;
+    if (most == std::numeric_limits<int64_t>::max()) continue;
+    c.width = most - c.query_width;
+    const OpCase largest = Make(c);
+    EXPECT_OK(largest.run(memory, PutCall(memory, c, largest).call)) << backend;
+    EXPECT_OK(memory.stream().Synchronize());
+    ++c.width;
+    const OpCase op = Make(c);
+    EXPECT_THAT(op.run(memory, PutCall(memory, c, op).call),
+                rwkv::testing::StatusIs(absl::StatusCode::kUnimplemented, ::testing::HasSubstr("more than")))
+        << backend;
+  }
+}
 
 }  // namespace
 }  // namespace rwkv::kernels::conformance

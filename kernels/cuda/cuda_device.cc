@@ -64,6 +64,17 @@ absl::Status DeepEmbed(const DeepEmbedArgs& args, Stream& stream) {
   return Run("deep_embed", &KernelSet::deep_embed, args, stream);
 }
 
+absl::Status DeepEmbedAttention(const DeepEmbedAttentionArgs& args, Stream& stream) {
+  RWKV_RETURN_IF_ERROR(Validate(args));
+  const int64_t channels = args.k2->matrix.rows + args.v2->matrix.rows;
+  if (channels > kMaxAttentionChannels) {
+    return absl::UnimplementedError(absl::StrCat("deep_embed_attention: ", args.k2->matrix.rows, " query channels and ",
+                                                 args.v2->matrix.rows, " of the model are more than ",
+                                                 kMaxAttentionChannels, ", the most on this device"));
+  }
+  return static_cast<CudaStream&>(stream).Run("deep_embed_attention", &KernelSet::deep_embed_attention, args);
+}
+
 class CudaDevice final : public Device {
  public:
   CudaDevice(const Runtime& runtime, const KernelSet& kernels, int ordinal, absl::string_view name,
@@ -108,8 +119,17 @@ class CudaDevice final : public Device {
   absl::StatusOr<Weight> Load(const MatrixView& matrix, WeightUse) override { return uploader_.Load(matrix); }
 
   const OpTable& ops() const override {
-    static constexpr OpTable kOps = {Embed, LayerNorm, MixInput,  Products, Wkv4,
-                                     Wkv6,  Wkv7,      DeepEmbed, nullptr,  kMaxHeadSize};
+    static constexpr OpTable kOps = {Embed,
+                                     LayerNorm,
+                                     MixInput,
+                                     Products,
+                                     Wkv4,
+                                     Wkv6,
+                                     Wkv7,
+                                     DeepEmbed,
+                                     DeepEmbedAttention,
+                                     kMaxHeadSize,
+                                     kMaxAttentionChannels};
     return kOps;
   }
 

@@ -2,8 +2,8 @@
 
 namespace rwkv::kernels::cuda {
 
-const KernelSet RWKV_CUDA_KERNEL_SET = {LaunchEmbed,    LaunchLayerNorm,      LaunchMixInput,
-                                        LaunchProducts, LaunchTensorProducts, LaunchWkv4,
-                                        LaunchWkv6,     LaunchWkv7,           LaunchDeepEmbed};
+const KernelSet RWKV_CUDA_KERNEL_SET = {
+    LaunchEmbed, LaunchLayerNorm, LaunchMixInput, LaunchProducts,  LaunchTensorProducts,
+    LaunchWkv4,  LaunchWkv6,      LaunchWkv7,     LaunchDeepEmbed, LaunchDeepEmbedAttention};
 
 }  // namespace rwkv::kernels::cuda

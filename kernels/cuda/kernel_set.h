@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/api/deep_embed.h"
+#include "kernels/api/deep_embed_attention.h"
 #include "kernels/api/embed.h"
 #include "kernels/api/layer_norm.h"
 #include "kernels/api/mix_input.h"
@@ -15,6 +16,7 @@
 namespace rwkv::kernels::cuda {
 
 constexpr int64_t kMaxHeadSize = 128;
+constexpr int kMaxAttentionChannels = 4032;  // Of queries and values, together.
 
 struct KernelSet {
   int (*embed)(const EmbedArgs& args, StreamHandle stream);
@@ -26,6 +28,8 @@ struct KernelSet {
   int (*wkv6)(const Wkv6Args& args, StreamHandle stream);  // head_size <= kMaxHeadSize
   int (*wkv7)(const Wkv7Args& args, StreamHandle stream);  // head_size <= kMaxHeadSize
   int (*deep_embed)(const DeepEmbedArgs& args, StreamHandle stream);
+  // Rows of k2 and v2, together, <= kMaxAttentionChannels.
+  int (*deep_embed_attention)(const DeepEmbedAttentionArgs& args, StreamHandle stream);
 };
 
 extern const KernelSet kDeviceKernels;    // By nvcc, for a GPU.

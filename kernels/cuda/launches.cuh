@@ -16,6 +16,7 @@ int LaunchWkv4(const Wkv4Args& args, StreamHandle stream);
 int LaunchWkv6(const Wkv6Args& args, StreamHandle stream);
 int LaunchWkv7(const Wkv7Args& args, StreamHandle stream);
 int LaunchDeepEmbed(const DeepEmbedArgs& args, StreamHandle stream);
+int LaunchDeepEmbedAttention(const DeepEmbedAttentionArgs& args, StreamHandle stream);
 
 }  // namespace RWKV_CUDA_BUILD
 }  // namespace rwkv::kernels::cuda

@@ -54,8 +54,8 @@ std::vector<std::string> Decode(const std::string& path, int stages, const std::
 
 TEST(GraphsTest, GraphsAndLaunchesGiveTheSameBits) {
   using checkpoint::ModelVersion;
-  for (const ModelVersion version :
-       {ModelVersion::k4, ModelVersion::k5_2, ModelVersion::k6, ModelVersion::k7, ModelVersion::k7a}) {
+  for (const ModelVersion version : {ModelVersion::k4, ModelVersion::k5_2, ModelVersion::k6, ModelVersion::k7,
+                                     ModelVersion::k7a, ModelVersion::k7b}) {
     SCOPED_TRACE(checkpoint::Name(version));
     testing::RandomModelOptions model;
     model.version = version;

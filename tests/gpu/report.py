@@ -53,6 +53,8 @@ KERNELS = {
     "wkv6": "Wkv6Kernel",
     "wkv7": "Wkv7Kernel",
     "deep_embed": "DeepEmbedKernel",
+    "attention": "AttentionKernel",
+    "attention_state": "AttentionStateKernel",
 }
 SM = {"registers": 65536, "warps": 64, "blocks": 32, "shared": {"sm_80": 164 << 10, "sm_90": 228 << 10}}
 

@@ -168,6 +168,56 @@ TEST_F(OurKernelsTest, DeepEmbed) {
   EXPECT_THAT(checker_.findings(), IsEmpty());
 }
 
+TEST_F(OurKernelsTest, DeepEmbedAttention) {
+  const int32_t tokens[] = {2, 0, 1, 2};
+  checker_.Allow(tokens, sizeof(tokens));
+  step_.tokens = tokens;
+  const int64_t queries = 70, width = 300, rank = 34, capacity = 6;
+  const std::vector<uint16_t> scales(static_cast<size_t>(width * 2), 0x3c00);  // one
+  checker_.Allow(scales.data(), width * 2 * 2);
+  for (const Quantization quantization : {Quantization::kNone, Quantization::kInt8, Quantization::kInt4}) {
+    Weight k2, v2;
+    for (Weight* weight : {&k2, &v2}) {
+      const int64_t rows = weight == &k2 ? queries : width;
+      weight->matrix = {DType::kFloat16, rows, rank, memory_.Floats(rows * 96 / 4)};
+      weight->matrix.quantization = quantization;
+      if (quantization == Quantization::kNone) continue;
+      weight->matrix.group = 32;
+      weight->matrix.scales = scales.data();
+      if (quantization == Quantization::kInt4) weight->matrix.minimums = scales.data();
+    }
+    DeepEmbedAttentionArgs args;
+    args.step = &step_;
+    args.vocabulary = 3;
+    args.capacity = capacity;
+    args.length = {memory_.Floats(2), 1};
+    args.token_cache = {memory_.Floats(2 * capacity), capacity};
+    args.key_cache = {memory_.Floats(2 * capacity * rank), capacity * rank};
+    args.value_cache = {memory_.Floats(2 * capacity * rank), capacity * rank};
+    args.q_previous = {memory_.Floats(2 * queries), queries};
+    for (int slot : {0, 1}) {
+      *args.length.of(slot) = 2.0f;
+      for (int t = 0; t < 2; ++t) args.token_cache.of(slot)[t] = static_cast<float>(t);
+    }
+    args.k2 = &k2;
+    args.v2 = &v2;
+    args.k_emb = memory_.Floats(3 * queries);
+    args.v_emb = memory_.Floats(3 * width);
+    for (const float** vector :
+         {&args.x_q, &args.x_k, &args.lnq_weight, &args.lnq_bias, &args.lnk_weight, &args.lnk_bias}) {
+      *vector = memory_.Floats(queries);
+    }
+    for (const float** vector : {&args.x_v, &args.lnv_weight, &args.lnv_bias}) *vector = memory_.Floats(width);
+    args.q = memory_.Floats(4 * queries);
+    args.key = memory_.Floats(4 * rank);
+    args.value = memory_.Floats(4 * rank);
+    args.y = memory_.Floats(4 * width);
+    EXPECT_EQ(kCheckedKernels.deep_embed_attention(args, nullptr), 0);
+    EXPECT_EQ(*args.length.of(1), 5.0f);
+  }
+  EXPECT_THAT(checker_.findings(), IsEmpty());
+}
+
 TEST_F(OurKernelsTest, Wkv6) {
   Wkv6Args args;
   args.step = &step_;
@@ -244,7 +294,8 @@ TEST_F(OurKernelsTest, FixedPointProducts) {
           product.x = memory_.Floats(rows * inputs);
           product.y = memory_.Floats(rows * outputs);
           EXPECT_EQ(kCheckedKernels.tensor_products({rows, &product, 1}, nullptr), 0);
-          if (rows == 1 || (rows == 6 && inputs <= 130)) EXPECT_EQ(kCheckedKernels.products({rows, &product, 1}, nullptr), 0);
+          if (rows == 1 || (rows == 6 && inputs <= 130))
+            EXPECT_EQ(kCheckedKernels.products({rows, &product, 1}, nullptr), 0);
         }
       }
     }

@@ -141,6 +141,33 @@ TEST_F(LaunchShapesTest, RowsHaveAThreadForFourChannels) {
   EXPECT_THAT(Take(), ElementsAre(Shape("deep_embed", 3, 32, 0)));
 }
 
+TEST_F(LaunchShapesTest, AttentionHasABlockOfARowAndThenOfASequence) {
+  const StepRows step = {7, 5, spans_};
+  DeepEmbedAttentionArgs args;
+  args.step = &step;
+  Weight k2, v2;
+  args.k2 = &k2;
+  args.v2 = &v2;
+  // Queries, width, threads, channels that there is room for.
+  for (const auto& [queries, width, threads, channels] :
+       std::vector<std::tuple<int64_t, int64_t, uint32_t, uint32_t>>{{1, 32, 32, 512},
+                                                                     {33, 20, 64, 512},
+                                                                     {256, 256, 256, 512},
+                                                                     {256, 257, 256, 1024},
+                                                                     {256, 768, 256, 1024},
+                                                                     {256, 769, 256, 2048},
+                                                                     {1024, 1024, 256, 2048},
+                                                                     {1024, 1025, 256, 4032},
+                                                                     {1984, 2048, 256, 4032}}) {
+    k2.matrix = {DType::kFloat16, queries, 32};
+    v2.matrix = {DType::kFloat16, width, 32};
+    EXPECT_EQ(kEmulatedKernels.deep_embed_attention(args, nullptr), 0);
+    EXPECT_THAT(Take(), ElementsAre(Shape("attention", 7, threads, (3 * channels + 5 * 8) * 4),
+                                    Shape("attention_state", 5, threads, 0)))
+        << queries << " + " << width;
+  }
+}
+
 // A state that a longer span leaves is written by a launch of its own.
 TEST_F(LaunchShapesTest, MixInputHasASecondLaunchOnlyForLongSpans) {
   StepRows step = {7, 5, spans_};

@@ -168,7 +168,7 @@ TEST(GoldenTest, OwnModelsMatchTheOracle) {
 }
 
 // Emulated, and every GPU of this machine. The emulated one shows that the engine orders its copies and waits as CUDA
-// wants it, too: it does nothing before somebody waits for it. RWKV-7b has no kernel there.
+// wants it, too: it does nothing before somebody waits for it.
 TEST(GoldenTest, CudaDevicesMatchTheOracle) {
   if (!kernels::cuda::HasEmulatedDevice()) GTEST_SKIP() << "this build has no CUDA headers: nvcc was not found";
   const std::string root = GoldenFolder();
@@ -178,6 +178,7 @@ TEST(GoldenTest, CudaDevicesMatchTheOracle) {
           {root + "rwkv7-bf16.safetensors", root + "rwkv7-bf16", 3},
           {root + "rwkv7-fp16.pth", root + "rwkv7-fp16", 2},
           {root + "rwkv7a-bf16.safetensors", root + "rwkv7a-bf16", 2},
+          {root + "rwkv7b-bf16.safetensors", root + "rwkv7b-bf16", 3},
           {root + "rwkv7-quantized.gguf", root + "rwkv7-quantized", 3, 64e-5f, "", kFixedPointTolerance},
           {root + "rwkv7-int4.safetensors", root + "rwkv7-int4", 2, 64e-5f, "", kFixedPointTolerance}},
          DevicesOf(/*gpus=*/true));

@@ -48,13 +48,14 @@ class StingyDevice final : public kernels::HostDevice {
   const kernels::OpTable& ops_;
 };
 
-absl::Status LoadOn(const kernels::OpTable& ops, ModelVersion version, int head_size) {
+absl::Status LoadOn(const kernels::OpTable& ops, ModelVersion version, int head_size, int64_t query_width = 20) {
   rwkv::testing::RandomModelOptions options;
   options.version = version;
   options.layers = 2;
   options.width = 2 * head_size;
   options.head_size = head_size;
   options.vocab_size = 11;
+  options.query_width = query_width;
   const std::string path = absl::StrCat(::testing::TempDir(), "/model.safetensors");
   EXPECT_THAT(rwkv::testing::WriteRandomModel(options, path), IsOk());
   const std::shared_ptr<const checkpoint::Checkpoint> checkpoint = *checkpoint::Checkpoint::Open(path);
@@ -77,14 +78,16 @@ TEST(DeviceNeedsTest, AreSaidBeforeAnythingIsRead) {
               StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("stingy: a model of RWKV-7b needs deep_embed_att")));
 }
 
-TEST(DeviceNeedsTest, AGpuHasHeadsOf128AndNoRwkv7b) {
+TEST(DeviceNeedsTest, AGpuHasHeadsOf128AndAttentionOf4032Channels) {
   if (!kernels::cuda::HasEmulatedDevice()) GTEST_SKIP() << "this build has no CUDA headers";
   const std::unique_ptr<kernels::Device> device = *kernels::cuda::OpenEmulatedDevice();
   EXPECT_THAT(LoadOn(device->ops(), ModelVersion::k7, 128), StatusIs(absl::StatusCode::kResourceExhausted));
   EXPECT_THAT(LoadOn(device->ops(), ModelVersion::k7, 136),
               StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("head_size 136 is more than 128")));
-  EXPECT_THAT(LoadOn(device->ops(), ModelVersion::k7b, 16),
-              StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("7b")));
+  EXPECT_THAT(LoadOn(device->ops(), ModelVersion::k7b, 16, 4032 - 32), StatusIs(absl::StatusCode::kResourceExhausted));
+  EXPECT_THAT(LoadOn(device->ops(), ModelVersion::k7b, 16, 4033 - 32),
+              StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("4033 together, are more than 4032")));
+  EXPECT_THAT(LoadOn(device->ops(), ModelVersion::k7a, 16, 4033 - 32), StatusIs(absl::StatusCode::kResourceExhausted));
 }
 
 }  // namespace

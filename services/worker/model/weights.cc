@@ -31,6 +31,14 @@ absl::Status CheckDevice(const kernels::Device& device, const checkpoint::ModelC
     return absl::UnimplementedError(absl::StrCat(device.name(), ": a model of RWKV-", Name(config.version),
                                                  " needs deep_embed_attention, which this device has not"));
   }
+  const int64_t attention_channels = config.version == checkpoint::ModelVersion::k7b
+                                         ? config.width + config.layer_sizes[0][checkpoint::Size::kQueryWidth]
+                                         : 0;
+  if (attention_channels > ops.max_attention_channels) {
+    return absl::UnimplementedError(absl::StrCat(device.name(), ": width and query width of the model, ",
+                                                 attention_channels, " together, are more than ",
+                                                 ops.max_attention_channels, ", the most on this device"));
+  }
   if (config.head_size > ops.max_head_size) {
     return absl::UnimplementedError(absl::StrCat(device.name(), ": the model's head_size ", config.head_size,
                                                  " is more than ", ops.max_head_size, ", the largest on this device"));

@@ -49,6 +49,7 @@ std::vector<Case> Cases() {
   add("v7_fp32", [](Model& m) { m.dtype = kernels::DType::kFloat32; });
   add("v7_fp16", [](Model& m) { m.dtype = kernels::DType::kFloat16; });
   add("v7a", [](Model& m) { m.version = ModelVersion::k7a; });
+  add("v7b", [](Model& m) { m.version = ModelVersion::k7b; });
   return cases;
 }
 
