@@ -86,7 +86,7 @@ TEST(SimulationTest, EveryBrokenPartIsFound) {
       {"core_floods_clients", With(&Broken::core_floods_clients), {"B1"}},
       {"core_refuses_in_silence", With(&Broken::core_refuses_in_silence), {"B1"}},
       {"tenants_share_ids", With(&Broken::tenants_share_ids), {"B3"}},
-      {"family_is_hidden", With(&Broken::family_is_hidden), {"T3"}},
+      {"family_is_hidden", With(&Broken::family_is_hidden), {"N1", "T3"}},
       {"worker_has_two_drivers", With(&Broken::worker_has_two_drivers), {"two drivers"}},
   };
   for (const BrokenCase& one : cases) {
