@@ -1,12 +1,11 @@
 #include "services/state_store/embedded_state_store.h"
 
-#include <algorithm>
+#include <cstdint>
 #include <string>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 #include "services/common/logging.h"
-#include "services/state_store/catalog/keys.h"
 #include "services/state_store/catalog/lost_rows.h"
 #include "services/state_store/records/rocksdb/open_records.h"
 
@@ -25,8 +24,7 @@ absl::Status NameTheRemedy(const absl::Status& status, const EmbeddedStateStore:
 
 // kDataLoss: acknowledged changes are missing.
 absl::Status LossError(const Database& database) {
-  const auto& rows = database.lost_rows();
-  const auto lost = std::count_if(rows.begin(), rows.end(), [](const std::string& key) { return !IsCacheKey(key); });
+  const int64_t lost = CountLoss(database.lost_rows());
   if (lost == 0) return absl::OkStatus();
   return absl::DataLossError(absl::StrCat(database.name(), ": its write-ahead log was cut or damaged: ", lost,
                                           " acknowledged rows are missing or old, of ",

@@ -1,6 +1,9 @@
-// Which sessions rows belong to, for words about rows that are lost.
+// What rows that are lost were of, for words about them.
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
+#include <iterator>
 #include <set>
 #include <string>
 #include <vector>
@@ -10,6 +13,11 @@
 #include "services/state_store/catalog/keys.h"
 
 namespace rwkv::state_store {
+
+// Of lost rows how many are a loss: those of a cache are not.
+inline int64_t CountLoss(const std::vector<std::string>& keys) {
+  return std::count_if(keys.begin(), keys.end(), [](const std::string& key) { return !IsCacheKey(key); });
+}
 
 // The sessions that the keys name. Rows of branches name none; a change of a session's log always changes its own row.
 inline std::set<std::string> LostSessions(const std::vector<std::string>& keys) {

@@ -8,12 +8,15 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
+#include "rocksdb/env.h"
 #include "services/common/clock.h"
 #include "services/common/metrics.h"
 #include "services/state_store/catalog/keys.h"
 #include "services/state_store/embedded_state_store.h"
+#include "services/state_store/offline/scratch.h"
 #include "services/state_store/offline/survey.h"
 #include "services/state_store/rocksdb/database.h"
+#include "services/state_store/rocksdb/directories.h"
 #include "services/state_store/rows/rocksdb/rocksdb_row_store.h"
 
 namespace rwkv::state_store {
@@ -28,10 +31,15 @@ void Report(const Survey& survey, const Say& say) {
   say(absl::StrCat(survey.sessions.size(), " sessions, ", survey.tokens, " tokens, ", survey.snapshots, " snapshots, ",
                    survey.records, " records"));
   if (survey.unreadable_rows > 0) say(absl::StrCat(survey.unreadable_rows, " rows or blocks of them are damaged"));
+  if (survey.unreadable_tables > 0) {
+    say(absl::StrCat(survey.unreadable_tables,
+                     " files of rows cannot be read at all: sessions that were in them alone are lost, and not known"));
+  }
   if (survey.bad_records > 0) say(absl::StrCat(survey.bad_records, " records are damaged or missing"));
   for (const auto& [id, why] : survey.damaged) say(absl::StrCat("lost: session ", id, ": ", why));
   for (const auto& [id, why] : survey.regressed) say(absl::StrCat("older than acknowledged: session ", id, ": ", why));
   for (const auto& [id, why] : survey.stateless) say(absl::StrCat("slower: session ", id, ": ", why));
+  for (const auto& [tenant, why] : survey.usage) say(absl::StrCat("what tenant ", tenant, " has used: ", why));
 }
 
 // Puts rows in transactions of bounded size.
@@ -44,18 +52,51 @@ absl::Status PutRows(RowStore& store, const std::map<std::string, std::string>& 
   return absl::OkStatus();
 }
 
-// Of a folder: everything but what is named in `but`, to the new folder `to`.
-absl::Status MoveFiles(const std::string& from, const std::string& to, const std::vector<std::string>& but) {
+absl::Status Rename(const fs::path& from, const fs::path& to) {
   std::error_code failed;
-  fs::create_directories(to, failed);
-  std::vector<fs::path> paths;
-  for (const auto& entry : fs::directory_iterator(from)) paths.push_back(entry.path());
-  for (const fs::path& path : paths) {
-    const std::string name = path.filename().string();
-    if (std::find(but.begin(), but.end(), name) != but.end() || name.rfind("damaged-", 0) == 0) continue;
-    fs::rename(path, fs::path(to) / name, failed);
-    if (failed) return absl::UnavailableError(absl::StrCat("cannot move ", path.string(), ": ", failed.message()));
+  fs::rename(from, to, failed);
+  if (!failed) return absl::OkStatus();
+  return absl::UnavailableError(absl::StrCat("cannot move ", from.string(), ": ", failed.message()));
+}
+
+absl::Status Sync(const std::string& folder) { return SyncDirectory(*rocksdb::Env::Default(), folder); }
+
+// Where CURRENT is not, there is no database: it is the first to leave and the last to come.
+absl::Status MoveCurrent(const std::string& from, const std::string& to) {
+  if (!fs::exists(from + "/CURRENT")) return absl::OkStatus();
+  RWKV_RETURN_IF_ERROR(Rename(from + "/CURRENT", to + "/CURRENT"));
+  RWKV_RETURN_IF_ERROR(Sync(to));
+  return Sync(from);
+}
+
+// A database's other files.
+absl::Status MoveFiles(const std::string& from, const std::string& to) {
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(from)) {
+    const std::string name = entry.path().filename().string();
+    if (entry.is_regular_file() && name != "LOCK" && name != "CURRENT") names.push_back(name);
   }
+  for (const std::string& name : names) RWKV_RETURN_IF_ERROR(Rename(fs::path(from) / name, fs::path(to) / name));
+  RWKV_RETURN_IF_ERROR(Sync(to));
+  return Sync(from);
+}
+
+// Puts what kRepairReady or kRepairMoving holds in the place of the damaged files, which go to a new folder, *aside. May
+// be broken off anywhere and called again.
+absl::Status PutInPlace(const std::string& data_dir, std::string* aside) {
+  for (int n = 0; aside->empty() || fs::exists(*aside); ++n) *aside = absl::StrCat(data_dir, "/damaged-", n);
+  const std::string ready = data_dir + kRepairReady, moving = data_dir + kRepairMoving;
+  if (fs::exists(ready)) {
+    RWKV_RETURN_IF_ERROR(MakeDirectories(*rocksdb::Env::Default(), *aside, "repair"));
+    RWKV_RETURN_IF_ERROR(MoveCurrent(data_dir, *aside));
+    RWKV_RETURN_IF_ERROR(MoveFiles(data_dir, *aside));
+    RWKV_RETURN_IF_ERROR(Rename(ready, moving));
+    RWKV_RETURN_IF_ERROR(Sync(data_dir));
+  }
+  RWKV_RETURN_IF_ERROR(MoveFiles(moving, data_dir));
+  RWKV_RETURN_IF_ERROR(MoveCurrent(moving, data_dir));
+  std::error_code ignored;
+  fs::remove_all(moving, ignored);
   return absl::OkStatus();
 }
 
@@ -74,9 +115,15 @@ absl::Status CheckStore(const std::string& data_dir, const Say& say) {
 }
 
 absl::Status RepairStore(const std::string& data_dir, const Say& say) {
+  std::string aside;
+  if (IsRepairBrokenOff(data_dir)) {
+    RWKV_RETURN_IF_ERROR(PutInPlace(data_dir, &aside));
+    say("ended a repair that was broken off: what was saved then is in place");
+  }
   RWKV_ASSIGN_OR_RETURN(const Survey survey, SurveyStore(data_dir));
   Report(survey, say);
-  if (survey.opening.empty() && survey.unreadable_rows == 0 && survey.damaged.empty() && survey.regressed.empty()) {
+  if (survey.opening.empty() && survey.unreadable_rows == 0 && survey.damaged.empty() && survey.regressed.empty() &&
+      survey.lost_snapshots.empty()) {
     say("nothing to repair: the store starts, and drops states that are damaged by itself");
     return absl::OkStatus();
   }
@@ -84,7 +131,10 @@ absl::Status RepairStore(const std::string& data_dir, const Say& say) {
   AppendNumber(rows[RocksdbRowStore::kNextIdKey], survey.next_id);
   const std::string fresh = data_dir + "/.repaired";
   std::error_code ignored;
-  fs::remove_all(fresh, ignored);
+  // And what a repair left that was broken off before it changed anything.
+  for (const std::string& left : {fresh, data_dir + kRepairReady, data_dir + kRepairMoving}) {
+    fs::remove_all(left, ignored);
+  }
   RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<common::Metrics> metrics, common::Metrics::Create(""));
   {
     Database::Options options;
@@ -93,13 +143,13 @@ absl::Status RepairStore(const std::string& data_dir, const Say& say) {
     RocksdbRowStore store(database.get());
     RWKV_RETURN_IF_ERROR(PutRows(store, rows));
   }
-  std::string aside;
-  for (int n = 0; aside.empty() || fs::exists(aside); ++n) aside = absl::StrCat(data_dir, "/damaged-", n);
-  RWKV_RETURN_IF_ERROR(MoveFiles(data_dir, aside, {"records", ".repaired", "LOCK"}));
-  RWKV_RETURN_IF_ERROR(MoveFiles(fresh, data_dir, {"LOCK"}));
-  fs::remove_all(fresh, ignored);
-  say(absl::StrCat(survey.sessions.size() - survey.damaged.size(), " sessions saved, ", survey.damaged.size(),
-                   " lost; the damaged files are in ", aside));
+  RWKV_RETURN_IF_ERROR(Sync(fresh));
+  RWKV_RETURN_IF_ERROR(Rename(fresh, data_dir + kRepairReady));
+  RWKV_RETURN_IF_ERROR(Sync(data_dir));
+  RWKV_RETURN_IF_ERROR(PutInPlace(data_dir, &aside));
+  say(absl::StrCat(survey.sessions.size() - survey.damaged.size(), " sessions saved, ", survey.damaged.size(), " lost",
+                   survey.unreadable_tables > 0 ? " and maybe others that are not known" : "",
+                   "; the damaged files are in ", aside));
   return absl::OkStatus();
 }
 

@@ -6,6 +6,8 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 #include "rocksdb/env.h"
+#include "rocksdb/options.h"
+#include "rocksdb/sst_file_reader.h"
 #include "services/state_store/rocksdb/rocksdb_status.h"
 
 namespace rwkv::state_store {
@@ -31,9 +33,22 @@ absl::Status CopyFiles(const fs::path& from, const fs::path& to) {
 
 }  // namespace
 
+bool IsRepairBrokenOff(const std::string& data_dir) {
+  return !fs::exists(data_dir + "/CURRENT") &&
+         (fs::exists(data_dir + kRepairReady) || fs::exists(data_dir + kRepairMoving));
+}
+
 absl::StatusOr<std::string> CopyToScratch(const std::string& data_dir) {
   if (!fs::is_directory(data_dir) || fs::is_empty(data_dir)) {
     return absl::NotFoundError(absl::StrCat("there is no state store in ", data_dir));
+  }
+  if (IsRepairBrokenOff(data_dir)) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "a repair of the state store in ", data_dir, " was broken off: `rwkvctl store repair ", data_dir, "` ends it"));
+  }
+  if (fs::exists(data_dir + "/records.saved") && !fs::exists(data_dir + "/records")) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the state store in ", data_dir, " was ended while it put saved states in place: start it once"));
   }
   rocksdb::Env* const env = rocksdb::Env::Default();
   rocksdb::FileLock* lock = nullptr;
@@ -54,6 +69,18 @@ absl::StatusOr<std::string> CopyToScratch(const std::string& data_dir) {
   env->UnlockFile(lock).PermitUncheckedError();
   RWKV_RETURN_IF_ERROR(copied);
   return scratch;
+}
+
+int64_t CountLostTables(const std::string& scratch) {
+  int64_t tables = 0;
+  for (const std::string& folder : {scratch, scratch + "/lost"}) {  // The second is Database::Rebuild's.
+    std::error_code none;
+    for (const auto& entry : fs::directory_iterator(folder, none)) {
+      if (entry.path().extension() != ".sst") continue;
+      tables += rocksdb::SstFileReader(rocksdb::Options()).Open(entry.path().string()).ok() ? 0 : 1;
+    }
+  }
+  return tables;
 }
 
 absl::StatusOr<std::unique_ptr<Database>> OpenScratch(const std::string& scratch, common::Metrics* metrics,

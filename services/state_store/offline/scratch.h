@@ -10,8 +10,18 @@
 
 namespace rwkv::state_store {
 
-// Makes DIR/.survey. kUnavailable: the store runs. kNotFound: there is none.
+// What a repair has made is in one of these folders of DIR until it is in DIR itself: in the first while the damaged
+// files go, in the second while what it made comes in their place. (While it is made, in .repaired.)
+inline constexpr char kRepairReady[] = "/.repaired.ready";
+inline constexpr char kRepairMoving[] = "/.repaired.moving";
+// Whether one was broken off there. Until it is repaired again, the store does not start.
+bool IsRepairBrokenOff(const std::string& data_dir);
+
+// Makes DIR/.survey. kUnavailable: the store runs. kNotFound: there is none. kFailedPrecondition: IsRepairBrokenOff().
 absl::StatusOr<std::string> CopyToScratch(const std::string& data_dir);
+
+// Files of rows of which nothing can be read. After OpenScratch().
+int64_t CountLostTables(const std::string& scratch);
 
 // Opens it by whatever means; *why: what keeps a store from starting on it, empty if nothing does.
 absl::StatusOr<std::unique_ptr<Database>> OpenScratch(const std::string& scratch, common::Metrics* metrics,

@@ -19,6 +19,7 @@
 #include "services/state_store/catalog/lost_rows.h"
 #include "services/state_store/catalog/rows.pb.h"
 #include "services/state_store/offline/scratch.h"
+#include "services/state_store/records/rocksdb/open_records.h"
 #include "services/state_store/records/rocksdb/rocksdb_record_store.h"
 #include "services/state_store/rocksdb/ack_journal.h"
 #include "services/state_store/rocksdb/database.h"
@@ -26,6 +27,12 @@
 
 namespace rwkv::state_store {
 namespace {
+
+// Whom the loss of a row that is no session's touches.
+void NoteLost(const std::string& key, const char* why, Survey& survey) {
+  if (key[0] == 'g') survey.usage[key.substr(1, key.find('\0', 1) - 1)] = why;
+  if (key[0] == 'p' && key.size() == 17) survey.lost_snapshots.emplace(FirstNumber(key), SecondNumber(key));
+}
 
 // Takes a row, or notes that it cannot be read.
 void Take(const std::string& key, const std::string& sealed, Survey& survey, std::map<std::string, uint32_t>& seals) {
@@ -40,6 +47,7 @@ void Take(const std::string& key, const std::string& sealed, Survey& survey, std
     survey.sessions.insert(session);
     survey.damaged[session] = absl::StrCat("row ", PrintableKey(key), " is damaged");
   }
+  NoteLost(key, "a row of it is damaged", survey);
 }
 
 // From both ends, so that a block that cannot be read costs what is in it and no more.
@@ -115,6 +123,15 @@ absl::Status CheckSession(const Survey& survey, const std::string& id, const Ses
   return absl::OkStatus();
 }
 
+// Of the snapshot whose row of its id is `at`.
+bool HasManifest(const Survey& survey, const std::string& snapshot_id, const std::string& at) {
+  const uint64_t branch = NumberAt(at, 0);
+  if (survey.rows.count(SnapshotKey(branch, NumberAt(at, 8))) > 0) return true;
+  const auto base = survey.rows.find(BaseKey(branch));
+  v1::SnapshotManifest manifest;
+  return base != survey.rows.end() && manifest.ParseFromString(base->second) && manifest.snapshot_id() == snapshot_id;
+}
+
 // Sessions, tokens, branches; and what the journal says must be there.
 void CheckCatalog(const AcknowledgedRows& acknowledged, const std::map<std::string, uint32_t>& seals, Survey& survey) {
   std::map<std::string, SessionRow> sessions;
@@ -125,6 +142,9 @@ void CheckCatalog(const AcknowledgedRows& acknowledged, const std::map<std::stri
     for (const std::string& session : LostSessions({key})) survey.sessions.insert(session);
     if (key[0] == 'b') survey.next_id = std::max(survey.next_id, FirstNumber(key) + 1);
     if (key[0] == 'i') ++survey.snapshots;
+    if (key[0] == 'i' && value.size() == 16 && !HasManifest(survey, key.substr(1), value)) {
+      survey.lost_snapshots.emplace(NumberAt(value, 0), NumberAt(value, 8));
+    }
     if (key == "next_id" && value.size() == 8) survey.next_id = std::max(survey.next_id, NumberAt(value, 0));
     if (key[0] == 'l') {
       const absl::optional<LogChunk> chunk = DecodeChunk(value);
@@ -136,7 +156,9 @@ void CheckCatalog(const AcknowledgedRows& acknowledged, const std::map<std::stri
     const auto seal = seals.find(key);
     absl::optional<uint32_t> stored;
     if (seal != seals.end()) stored = seal->second;
-    if (!acknowledged.Agrees(key, stored)) lost.push_back(key);
+    if (acknowledged.Agrees(key, stored)) continue;
+    lost.push_back(key);
+    NoteLost(key, "acknowledged changes of it are gone", survey);
   }
   for (const std::string& id : LostSessions(lost)) {
     survey.sessions.insert(id);
@@ -157,16 +179,41 @@ void CheckCatalog(const AcknowledgedRows& acknowledged, const std::map<std::stri
   survey.next_id += 4096;
 }
 
+// What the loss of states does to the sessions that reach them, forks too. `bases`: branches whose base is lost.
+void NameSessions(const std::map<std::pair<uint64_t, uint64_t>, std::string>& states, const std::set<uint64_t>& bases,
+                  Survey& survey) {
+  for (const std::string& id : survey.sessions) {
+    SessionRow session;
+    const auto row = survey.rows.find(SessionKey(id));
+    if (row == survey.rows.end() || !session.ParseFromString(row->second)) continue;
+    const absl::StatusOr<std::vector<Part>> chain = Chain(survey, session);
+    if (!chain.ok() || chain->empty()) continue;
+    if (session.has_base_position() && bases.count(chain->back().branch) > 0) {
+      survey.damaged[id] = "the state that it was imported with is gone";
+      survey.regressed.erase(id);
+    }
+    for (const Part& part : *chain) {
+      const auto state = states.upper_bound({part.branch, part.begin});
+      if (state != states.end() && state->first <= std::make_pair(part.branch, part.end)) {
+        survey.stateless[id] = absl::StrCat("the state at ", state->first.second, " is ", state->second);
+      }
+    }
+  }
+}
+
+// Of the store in `data_dir`.
 absl::Status CheckRecords(const std::string& data_dir, Survey& survey) {
   RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<common::Metrics> metrics, common::Metrics::Create(""));
   common::SystemClock clock;
   Database::Options options;
   options.data_dir = data_dir;
-  options.journal = false;
-  absl::StatusOr<std::unique_ptr<Database>> database = absl::NotFoundError("no records");
-  if (std::filesystem::exists(data_dir + "/CURRENT")) database = Database::Open(options, metrics.get());
-  absl::StatusOr<std::unique_ptr<RocksdbRecordStore>> records = absl::NotFoundError("no records");
-  if (database.ok()) records = RocksdbRecordStore::Create(database->get(), &clock, metrics.get());
+  // As the store does, which leaves out what is damaged.
+  const absl::StatusOr<std::unique_ptr<Database>> database = OpenRecords(options, metrics.get());
+  const auto records = database.ok() ? RocksdbRecordStore::Create(database->get(), &clock, metrics.get())
+                                     : absl::StatusOr<std::unique_ptr<RocksdbRecordStore>>(database.status());
+  std::map<std::pair<uint64_t, uint64_t>, std::string> states;
+  std::set<uint64_t> bases;
+  for (const auto& at : survey.lost_snapshots) states[at] = "gone";
   for (const auto& [key, value] : survey.rows) {
     if (key[0] != 'p' && key[0] != 'm') continue;
     v1::SnapshotManifest manifest;
@@ -177,12 +224,13 @@ absl::Status CheckRecords(const std::string& data_dir, Survey& survey) {
       if (status.ok()) continue;
       ++survey.bad_records;
       if (key[0] == 'm') {
-        survey.damaged[manifest.session_id()] = "the state that it was imported with is gone";
+        bases.insert(FirstNumber(key));
       } else {
-        survey.stateless[manifest.session_id()] = absl::StrCat("the state at ", manifest.position(), " is damaged");
+        states[{FirstNumber(key), manifest.position()}] = "damaged";
       }
     }
   }
+  NameSessions(states, bases, survey);
   return absl::OkStatus();
 }
 
@@ -201,15 +249,14 @@ absl::StatusOr<Survey> SurveyStore(const std::string& data_dir) {
   {
     RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<Database> database,
                           OpenScratch(scratch, metrics.get(), &survey.opening));
-    const auto& rows = database->lost_rows();
-    const auto lost = std::count_if(rows.begin(), rows.end(), [](const std::string& key) { return !IsCacheKey(key); });
-    if (survey.opening.empty() && lost > 0) {
+    if (const int64_t lost = CountLoss(database->lost_rows()); survey.opening.empty() && lost > 0) {
       survey.opening = absl::StrCat(lost, " acknowledged rows are missing or old");
     }
     RWKV_RETURN_IF_ERROR(ReadRows(*database, survey, seals));
+    survey.unreadable_tables = CountLostTables(scratch);
   }
   CheckCatalog(acknowledged, seals, survey);
-  RWKV_RETURN_IF_ERROR(CheckRecords(scratch + "/records", survey));
+  RWKV_RETURN_IF_ERROR(CheckRecords(scratch, survey));
   return survey;
 }
 
@@ -220,7 +267,9 @@ std::map<std::string, std::string> SurvivingRows(const Survey& survey) {
   };
   std::map<uint64_t, Use> branches;
   std::map<std::string, std::string> rows;
-  std::map<std::string, SessionRow> kept;
+  for (const auto& [key, value] : survey.rows) {
+    if (key[0] == 'g') rows.emplace(key, value);
+  }
   for (const std::string& id : survey.sessions) {
     SessionRow session;
     if (survey.damaged.count(id) > 0 || !session.ParseFromString(survey.rows.at(SessionKey(id)))) continue;

@@ -6,6 +6,7 @@
 #include <map>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -17,10 +18,14 @@ struct Survey {
   // Rows that are whole, by key; for all of the catalog, so in memory.
   std::map<std::string, std::string> rows;
   int64_t unreadable_rows = 0;
+  int64_t unreadable_tables = 0;  // Files of rows of which nothing can be read.
   std::set<std::string> sessions;                // All that are known, be it by a broken row only.
   std::map<std::string, std::string> damaged;    // Sessions that cannot be served, and why.
   std::map<std::string, std::string> regressed;  // Sessions that are whole, but older than what was acknowledged.
   std::map<std::string, std::string> stateless;  // Sessions that lost states: they are made anew from the log.
+  std::map<std::string, std::string> usage;      // Tenants of whose use a part is not known, and why.
+  // Snapshots whose rows are lost, by branch and position.
+  std::set<std::pair<uint64_t, uint64_t>> lost_snapshots;
   int64_t tokens = 0;
   int64_t snapshots = 0;
   int64_t records = 0;
@@ -28,14 +33,17 @@ struct Survey {
   uint64_t next_id = 1;
 
   bool healthy() const {
-    return opening.empty() && unreadable_rows == 0 && damaged.empty() && regressed.empty() && bad_records == 0;
+    return opening.empty() && unreadable_rows == 0 && unreadable_tables == 0 && damaged.empty() && regressed.empty() && stateless.empty() &&
+           usage.empty() && bad_records == 0;
   }
 };
 
-// kUnavailable: the store runs, or its folder cannot be read. kNotFound: there is no store.
+// kUnavailable: the store runs, or its folder cannot be read. kNotFound: there is no store. kFailedPrecondition: a
+// repair of it was broken off.
 absl::StatusOr<Survey> SurveyStore(const std::string& data_dir);
 
-// The rows of the sessions of `survey` that are not damaged, as a catalog holds them: nothing that nobody reaches.
+// The rows of the sessions of `survey` that are not damaged, as a catalog holds them: nothing that nobody reaches. And
+// what tenants have used.
 std::map<std::string, std::string> SurvivingRows(const Survey& survey);
 
 }  // namespace rwkv::state_store

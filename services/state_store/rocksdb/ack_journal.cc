@@ -184,7 +184,9 @@ absl::Status AckJournal::CheckFiles(const std::string& name) const {
     std::vector<std::string> files;
     env_->GetChildren(directory_, &files).PermitUncheckedError();
     for (const std::string& file : files) {
-      if (!absl::StartsWith(file, "MANIFEST-") && !absl::EndsWith(file, ".sst") && !absl::StartsWith(file, kPrefix)) {
+      // The last two: of the states, and of a repair that was broken off.
+      if (!absl::StartsWith(file, "MANIFEST-") && !absl::EndsWith(file, ".sst") && !absl::StartsWith(file, kPrefix) &&
+          file != "records" && !absl::StartsWith(file, ".repaired.")) {
         continue;
       }
       return absl::DataLossError(absl::StrCat(name, ": the file CURRENT is missing beside ", file));

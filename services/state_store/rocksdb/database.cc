@@ -179,10 +179,12 @@ absl::Status Database::CheckFormat() {
     batch.Put(access.family(Family::kMeta), kFormatKey, kFormatVersion).PermitUncheckedError();
     // A family that has a table can be told from it if the list of files is ever lost.
     batch.Put(access.family(Family::kCatalog), "!", SealValue("!", "")).PermitUncheckedError();
+    for (const Family family : {Family::kRecordInfos, Family::kRecords}) {
+      batch.Delete(access.family(family), "!").PermitUncheckedError();
+    }
     RWKV_RETURN_IF_ERROR(Write(std::move(access), batch, Durability::kSynced));
     RWKV_ASSIGN_OR_RETURN(access, Read());
-    return FromRocksdbStatus(access.db().Flush({}, {access.family(Family::kMeta), access.family(Family::kCatalog)}),
-                             name_);
+    return FromRocksdbStatus(access.db().Flush({}, {access.families_, access.families_ + kFamilyCount}), name_);
   }
   RWKV_RETURN_IF_ERROR(FromRocksdbStatus(status, name_));
   if (version != kFormatVersion && version != kFormerFormatVersion) {

@@ -3,12 +3,14 @@
 #include <cstdint>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 #include "rocksdb/iterator.h"
 #include "rocksdb/write_batch.h"
 #include "services/common/logging.h"
+#include "services/state_store/rocksdb/directories.h"
 #include "services/state_store/rocksdb/rocksdb_status.h"
 
 namespace rwkv::state_store {
@@ -81,6 +83,61 @@ absl::Status ReadInfos(Database& database) {
   return FromRocksdbStatus(it->status(), database.name());
 }
 
+absl::Status Rename(rocksdb::Env& env, const std::string& from, const std::string& to) {
+  return FromRocksdbStatus(env.RenameFile(from, to), absl::StrCat("cannot move ", from));
+}
+
+// A folder without folders in it.
+void RemoveFolder(rocksdb::Env& env, const std::string& path) {
+  std::vector<std::string> names;
+  env.GetChildren(path, &names).PermitUncheckedError();
+  for (const std::string& name : names) env.DeleteFile(path + "/" + name).PermitUncheckedError();
+  env.DeleteDir(path).PermitUncheckedError();
+}
+
+// The folders of a rescue. It may be broken off anywhere, and goes on at the next start:
+//   records, damaged ──► saved: what can be read ──► records to aside ──► its files to saved ──► saved to records
+struct Rescue {
+  explicit Rescue(const std::string& data_dir)
+      : records(data_dir + "/records"), saved(data_dir + "/records.saved"), aside(data_dir + "/records.damaged-") {}
+
+  std::string Aside(int n) const { return absl::StrCat(aside, n); }
+  // The first that is free.
+  int Next(rocksdb::Env& env) const {
+    int n = 0;
+    while (env.FileExists(Aside(n)).ok()) ++n;
+    return n;
+  }
+
+  const std::string records, saved, aside;
+};
+
+// What follows on saving.
+absl::Status PutInPlace(rocksdb::Env& env, const std::string& data_dir, const Rescue& rescue) {
+  if (env.FileExists(rescue.records).ok()) {
+    RWKV_RETURN_IF_ERROR(Rename(env, rescue.records, rescue.Aside(rescue.Next(env))));
+    RWKV_RETURN_IF_ERROR(SyncDirectory(env, data_dir));
+  }
+  const std::string aside = rescue.Aside(rescue.Next(env) - 1);
+  if (env.FileExists(aside + "/files").ok()) {
+    RWKV_RETURN_IF_ERROR(Rename(env, aside + "/files", rescue.saved + "/files"));
+    RWKV_RETURN_IF_ERROR(SyncDirectory(env, rescue.saved));
+  }
+  RWKV_RETURN_IF_ERROR(Rename(env, rescue.saved, rescue.records));
+  return SyncDirectory(env, data_dir);
+}
+
+// Opens damaged files by whatever means. What it cannot read may be gone afterwards.
+absl::StatusOr<std::unique_ptr<Database>> OpenDamaged(Database::Options options, common::Metrics* metrics) {
+  absl::StatusOr<std::unique_ptr<Database>> database = Database::Open(options, metrics);
+  if (database.ok()) return database;
+  options.salvage = true;
+  database = Database::Open(options, metrics);
+  if (database.ok()) return database;
+  RWKV_RETURN_IF_ERROR(Database::Rebuild(options));
+  return Database::Open(options, metrics);
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Database>> OpenRecords(const Database::Options& catalog, common::Metrics* metrics) {
@@ -88,7 +145,15 @@ absl::StatusOr<std::unique_ptr<Database>> OpenRecords(const Database::Options& c
   options.data_dir = catalog.data_dir + "/records";
   options.journal = false;
   options.metrics_labels = {{"database", "records"}};
-  rocksdb::Env* const env = options.env != nullptr ? options.env : rocksdb::Env::Default();
+  rocksdb::Env& env = options.env != nullptr ? *options.env : *rocksdb::Env::Default();
+  const Rescue rescue(catalog.data_dir);
+  if (env.FileExists(rescue.saved).ok()) {
+    if (env.FileExists(rescue.records).ok()) {
+      RemoveFolder(env, rescue.saved);  // It was still being filled.
+    } else {
+      RWKV_RETURN_IF_ERROR(PutInPlace(env, catalog.data_dir, rescue));
+    }
+  }
   absl::StatusOr<std::unique_ptr<Database>> database = Database::Open(options, metrics);
   absl::Status damage = database.status();
   if (database.ok()) damage = ReadInfos(**database);
@@ -98,28 +163,23 @@ absl::StatusOr<std::unique_ptr<Database>> OpenRecords(const Database::Options& c
   if (damage.ok() || absl::IsResourceExhausted(damage) || !writable) return database;
   database = damage;
 
-  std::string aside;
-  for (int n = 0; aside.empty() || env->FileExists(aside).ok(); ++n) {
-    aside = absl::StrCat(catalog.data_dir, "/records.damaged-", n);
-  }
-  RWKV_RETURN_IF_ERROR(
-      FromRocksdbStatus(env->RenameFile(options.data_dir, aside), absl::StrCat("cannot move ", options.data_dir)));
-  RWKV_ASSIGN_OR_RETURN(std::unique_ptr<Database> fresh, Database::Open(options, metrics));
-  if (const std::string files = aside + "/files"; env->FileExists(files).ok()) {
-    RWKV_RETURN_IF_ERROR(
-        FromRocksdbStatus(env->RenameFile(files, options.data_dir + "/files"), absl::StrCat("cannot move ", files)));
-  }
-  options.data_dir = aside;
   Copied copied;
-  if (const auto damaged = Database::Open(options, metrics); damaged.ok()) {
-    RWKV_ASSIGN_OR_RETURN(copied, CopyRecords(**damaged, *fresh, /*tolerant=*/true));
+  {
+    Database::Options to = options;
+    to.data_dir = rescue.saved;
+    RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<Database> saved, Database::Open(to, metrics));
+    if (const auto damaged = OpenDamaged(options, metrics); damaged.ok()) {
+      RWKV_ASSIGN_OR_RETURN(copied, CopyRecords(**damaged, *saved, /*tolerant=*/true));
+    }
   }
+  const std::string aside = rescue.Aside(rescue.Next(env));
+  RWKV_RETURN_IF_ERROR(PutInPlace(env, catalog.data_dir, rescue));
   common::LogError("records_damaged", {{"error", damage},
                                        {"saved", copied.records},
                                        {"unreadable", copied.lost},
                                        {"damaged_files", aside},
                                        {"then", "states that are missing are made anew from the logs"}});
-  return fresh;
+  return Database::Open(options, metrics);
 }
 
 absl::Status MoveRecords(Database& from, Database& to) {

@@ -1,0 +1,367 @@
+// Files of a store that has everything in it, damaged at random: whatever becomes of them, nothing is served that is not
+// what was stored, `rwkvctl store check` names what is touched, and `repair` saves the rest.
+#include <algorithm>
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <memory>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "services/common/metrics.h"
+#include "services/state_store/embedded_state_store.h"
+#include "services/state_store/offline/repair.h"
+#include "services/state_store/testing/test_store.h"
+#include "tests/testing/fake_clock.h"
+#include "tests/testing/files.h"
+#include "tests/testing/status_matchers.h"
+
+namespace rwkv::state_store {
+namespace {
+
+namespace fs = std::filesystem;
+
+using absl::StatusCode;
+using testing::AllOf;
+using testing::HasSubstr;
+using testing::StatusIs;
+
+// Trials of each store. Hundreds: --test_arg=--gtest_repeat=N gives each round another seed.
+constexpr int kTrials = 24;
+constexpr size_t kSmall = 6000, kLarge = size_t{130} << 10;  // In the database, and in a file.
+constexpr char kTenant[] = "acme";
+
+void WriteFile(const std::string& path, const std::string& bytes) { std::ofstream(path, std::ios::binary) << bytes; }
+
+// The bytes of a record follow from its name.
+std::string Data(const std::string& snapshot_id, int layer, size_t bytes) {
+  return TestRecordData(static_cast<uint32_t>(std::hash<std::string>()(snapshot_id)) + layer, bytes);
+}
+
+struct Session {
+  std::vector<uint32_t> tokens;               // From `begin` on.
+  uint64_t begin = 0;                         // Of an imported one.
+  std::map<uint64_t, std::string> snapshots;  // By position; its base is the first of an imported one.
+};
+
+// One folder's damage.
+std::string Damage(const std::string& folder, std::mt19937& random) {
+  // Kinds of files as often as each other, however many there are of each.
+  std::map<std::string, std::vector<std::string>> kinds;
+  for (const auto& entry : fs::recursive_directory_iterator(folder)) {
+    const std::string name = fs::relative(entry.path(), folder).string();
+    if (!entry.is_regular_file() || entry.file_size() == 0 || absl::EndsWith(name, "LOCK")) continue;
+    std::string kind = entry.path().extension().string();
+    if (kind.empty()) kind = entry.path().filename().string().substr(0, 4);
+    kinds[(absl::StartsWith(name, "records/") ? "records/" : "") + kind].push_back(name);
+  }
+  auto kind = kinds.begin();
+  std::advance(kind, random() % kinds.size());
+  std::sort(kind->second.begin(), kind->second.end());
+  const std::string name = kind->second[random() % kind->second.size()];
+  std::string bytes = rwkv::testing::ReadFile(folder + "/" + name);
+  const size_t at = random() % bytes.size();
+  std::string what;
+  switch (random() % 3) {
+    case 0:
+      bytes[at] = static_cast<char>(bytes[at] ^ (1 << random() % 8));
+      what = "a bit flipped at ";
+      break;
+    case 1:
+      bytes.resize(at);
+      what = "cut at ";
+      break;
+    default: {
+      const size_t count = std::min<size_t>(bytes.size() - at, 1 + random() % 4096);
+      std::fill_n(bytes.begin() + at, count, '\0');
+      what = absl::StrCat(count, " bytes zeroed at ");
+    }
+  }
+  WriteFile(folder + "/" + name, bytes);
+  return absl::StrCat(name, ", ", what, at);
+}
+
+class DamageTrialsTest : public ::testing::Test {
+ protected:
+  DamageTrialsTest() : store_(std::make_unique<TestStore>()) { Fill(); }
+
+  absl::StatusOr<v1::SnapshotManifest> Put(const std::string& session_id, uint64_t position, size_t bytes) {
+    v1::SnapshotManifest manifest;
+    manifest.set_snapshot_id(absl::StrCat("at:", session_id, ":", position));
+    manifest.set_session_id(session_id);
+    manifest.set_position(position);
+    manifest.set_model_fingerprint(kTestModel);
+    for (int layer = 0; layer < 2; ++layer) {
+      const std::string data = Data(manifest.snapshot_id(), layer, bytes);
+      *manifest.add_records() = TestRecordInfo(manifest.snapshot_id(), layer, data);
+      if (absl::Status status = store_->records().Put(manifest.records(layer), data); !status.ok()) return status;
+    }
+    return manifest;
+  }
+
+  void AddTurns(const std::string& id, size_t bytes) {
+    Session& session = sessions_[id];
+    ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_->Acquire(id));
+    for (uint32_t turn = 0; turn < 4; ++turn) {
+      const std::vector<uint32_t> prompt(20, turn), answer(30, static_cast<uint32_t>(sessions_.size()));
+      ASSERT_OK(store_->AddTurn(lease, absl::StrCat("r", turn), prompt, answer));
+      session.tokens.insert(session.tokens.end(), prompt.begin(), prompt.end());
+      session.tokens.insert(session.tokens.end(), answer.begin(), answer.end());
+      if (turn % 2 == 0) continue;
+      const uint64_t position = session.begin + session.tokens.size();
+      ASSERT_OK_AND_ASSIGN(const v1::SnapshotManifest manifest, Put(id, position, bytes));
+      ASSERT_OK(store_->store().CommitSnapshot(lease, store_->LogBranch(id), manifest));
+      session.snapshots[position] = manifest.snapshot_id();
+    }
+  }
+
+  void Fill() {
+    for (int i = 0; i < 4; ++i) {
+      const std::string id = absl::StrCat("session-", i);
+      ASSERT_OK(store_->store().CreateSession(id, ""));
+      AddTurns(id, i % 2 == 0 ? kSmall : kLarge);
+    }
+    ASSERT_OK(store_->catalog().ForkSession("session-0", 120, "fork"));
+    Session& fork = sessions_["fork"];
+    fork.tokens.assign(sessions_["session-0"].tokens.begin(), sessions_["session-0"].tokens.begin() + 120);
+    fork.snapshots.insert(*sessions_["session-0"].snapshots.begin());
+    for (const auto& [id, bytes] : std::map<std::string, size_t>{{"import-0", kSmall}, {"import-1", kLarge}}) {
+      NewImport import;
+      import.base = true;
+      ASSERT_OK_AND_ASSIGN(import.manifest, Put(id, 1000, bytes));
+      ASSERT_OK(store_->store().ImportSession(id, import));
+      sessions_[id].begin = 1000;
+      sessions_[id].snapshots[1000] = import.manifest.snapshot_id();
+      AddTurns(id, bytes);
+    }
+    ASSERT_OK(store_->catalog().ForkSession("import-0", absl::nullopt, "fork-of-import"));
+    sessions_["fork-of-import"] = sessions_["import-0"];
+    TenantUsage usage;
+    usage.turns = 7;
+    ASSERT_OK(store_->catalog().PutUsage(kTenant, "router-0", usage));
+    scope_.set_tenant(kTenant);
+    scope_.set_model_fingerprint(kTestModel);
+    NewPrefix prefix;
+    prefix.scope = scope_;
+    prefix.token_ids = prefix_tokens_;
+    ASSERT_OK_AND_ASSIGN(prefix.manifest, Put("", prefix_tokens_.size(), kLarge));
+    ASSERT_OK(store_->store().PutPrefix(prefix));
+  }
+
+  static std::string Copy(const std::string& folder) {
+    const std::string copy = NewTestFolder() + "/data";
+    fs::copy(folder, copy, fs::copy_options::recursive);
+    return copy;
+  }
+
+  absl::StatusOr<std::unique_ptr<EmbeddedStateStore>> Open(const std::string& folder) {
+    EmbeddedStateStore::Options options;
+    options.database.data_dir = folder;
+    options.store.prefix_cache_bytes = 64 << 20;
+    options.sweep_interval = options.session_sweep_interval = absl::ZeroDuration();
+    options.reclaim_interval = options.resume_check_interval = absl::ZeroDuration();
+    metrics_ = *common::Metrics::Create("");
+    return EmbeddedStateStore::Create(options, &clock_, metrics_.get());
+  }
+
+  // False: a record of it is not what was stored, and says so.
+  static bool IsWhole(RecordStore& records, const v1::SnapshotManifest& manifest) {
+    bool whole = true;
+    for (const v1::RecordInfo& info : manifest.records()) {
+      const auto data = records.Get(info);
+      whole &= data.ok();
+      const StatusCode code = data.status().code();
+      EXPECT_TRUE(code == StatusCode::kOk || code == StatusCode::kDataLoss || code == StatusCode::kNotFound)
+          << data.status();
+      if (data.ok()) EXPECT_EQ(*data, Data(info.snapshot_id(), info.layer(), info.bytes())) << info.snapshot_id();
+    }
+    return whole;
+  }
+
+  // Of an open store: each thing is what was stored, or an error, or gone; and what is not as it was is in `said`.
+  // Returns the sessions whose tokens are all there.
+  int ExpectHonest(StateStore& store, const std::string& said) {
+    int whole = 0;
+    const bool names_all = !absl::StrContains(said, "not known");  // Else the file is lost that has the names.
+    for (const auto& [id, session] : sessions_) {
+      SCOPED_TRACE(id);
+      const std::string name = absl::StrCat("session ", id, ":");
+      const auto found = store.catalog().GetSession(id);
+      const absl::StatusOr<TokenPage> page =
+          found.ok() ? store.catalog().ReadTokens(id, session.begin, std::max(session.begin, found->token_count()))
+                     : absl::StatusOr<TokenPage>(found.status());
+      if (page.ok() && page->token_ids == session.tokens) {
+        ++whole;
+      } else {
+        if (names_all || page.ok()) EXPECT_THAT(said, HasSubstr(name)) << page.status();
+        // After a repair it may be gone, or older.
+        if (page.ok()) {
+          const std::vector<uint32_t>& got = page->token_ids;
+          EXPECT_TRUE(got.size() <= session.tokens.size() &&
+                      std::equal(got.begin(), got.end(), session.tokens.begin()));
+        }
+        continue;
+      }
+      for (const auto& [position, snapshot_id] : session.snapshots) {
+        const auto manifest = store.catalog().FindSnapshot(id, position, kTestModel);
+        const bool there = manifest.ok() && manifest->has_value() && (*manifest)->snapshot_id() == snapshot_id;
+        if (!there || !IsWhole(store.records(), **manifest)) {
+          EXPECT_THAT(said, HasSubstr(name)) << "snapshot " << snapshot_id << ": " << manifest.status();
+        }
+      }
+    }
+    const auto usage = store.catalog().GetUsage(kTenant);
+    if (names_all && (!usage.ok() || usage->turns != 7)) {
+      EXPECT_THAT(said, HasSubstr(absl::StrCat("tenant ", kTenant)));
+    }
+    const auto prefix = store.FindPrefix(scope_, prefix_tokens_);
+    if (prefix.ok() && prefix->has_value()) IsWhole(store.records(), **prefix);
+    return whole;
+  }
+
+  void Try(const std::string& original, uint32_t seed) {
+    std::mt19937 random(seed);
+    int refused = 0, saved = 0;
+    for (int trial = 0; trial < kTrials && !HasFailure(); ++trial) {
+      const std::string damaged = Copy(original);
+      SCOPED_TRACE(absl::StrCat("seed ", seed, ", trial ", trial, ": ", Damage(damaged, random)));
+      std::string said;
+      const auto say = [&](const std::string& line) { absl::StrAppend(&said, line, "\n"); };
+      const absl::Status checked = CheckStore(damaged, say);
+      EXPECT_TRUE(checked.ok() || absl::IsDataLoss(checked)) << checked;
+      if (checked.ok()) said.clear();  // Then nothing may be touched.
+      {
+        const std::string copy = Copy(damaged);
+        const auto embedded = Open(copy);
+        if (embedded.ok()) {
+          EXPECT_THAT(said, testing::Not(HasSubstr("does not start")));
+          ExpectHonest((*embedded)->store(), said);
+        } else {
+          ++refused;
+          EXPECT_THAT(embedded.status(),
+                      StatusIs(StatusCode::kDataLoss, AllOf(HasSubstr(copy), HasSubstr("rwkvctl store repair"))));
+          EXPECT_THAT(said, HasSubstr("does not start"));
+        }
+      }
+      said.clear();
+      ASSERT_OK(RepairStore(damaged, say)) << said;
+      {
+        ASSERT_OK_AND_ASSIGN(const auto embedded, Open(damaged));
+        ASSERT_OK(CheckCatalogRows(embedded->rows(), 8)) << said;
+        const int whole = ExpectHonest(embedded->store(), said);
+        saved += whole;
+        if (HasFailure()) ADD_FAILURE() << said;
+      }
+      std::error_code busy;  // A store that was closed may still delete files of its own.
+      fs::remove_all(fs::path(damaged).parent_path(), busy);
+    }
+    std::printf("seed %u: %d of %d damaged stores did not start, %d of %d sessions saved\n", seed, refused, kTrials,
+                saved, kTrials * static_cast<int>(sessions_.size()));
+    EXPECT_GT(saved, kTrials * static_cast<int>(sessions_.size()) * 3 / 4);
+  }
+
+  std::unique_ptr<TestStore> store_;
+  std::map<std::string, Session> sessions_;
+  v1::PrefixScope scope_;
+  const std::vector<uint32_t> prefix_tokens_ = std::vector<uint32_t>(40, 5);
+  rwkv::testing::FakeClock clock_;
+  std::unique_ptr<common::Metrics> metrics_;
+};
+
+TEST_F(DamageTrialsTest, OfAStoppedStore) {
+  static uint32_t seed = 0;
+  const std::string folder = store_->data_dir();
+  store_.reset();
+  Try(folder, ++seed);
+}
+
+TEST_F(DamageTrialsTest, OfAKilledStore) {
+  static uint32_t seed = 1000;
+  Try(Copy(store_->data_dir()), ++seed);
+}
+
+// --- Repairs that are broken off -------------------------------------------------------------------------------------
+
+// What a repair has done, step by step, as files: after each of them the process may have been killed.
+TEST_F(DamageTrialsTest, ARepairThatWasBrokenOffIsEndedByTheNextAndTheStoreDoesNotStartEmpty) {
+  const std::string original = Copy(store_->data_dir());
+  ASSERT_OK(RepairStore(Copy(original), [](const std::string&) {})) << "nothing to do";
+  // The repaired database, made of a damaged one.
+  const std::string repaired = Copy(original);
+  WriteFile(repaired + "/CURRENT", "");
+  ASSERT_OK(RepairStore(repaired, [](const std::string&) {}));
+  std::vector<std::string> files;
+  for (const auto& entry : fs::directory_iterator(repaired)) {
+    const std::string name = entry.path().filename().string();
+    if (entry.is_regular_file() && name != "LOCK" && name != "CURRENT") files.push_back(name);
+  }
+  for (const char* phase : {".repaired.ready", ".repaired.moving"}) {
+    for (const size_t moved : {size_t{0}, size_t{1}, files.size()}) {
+      SCOPED_TRACE(absl::StrCat(phase, ", ", moved, " files moved"));
+      const std::string folder = Copy(original);
+      // The damaged files: all there but CURRENT, or all gone.
+      for (const auto& entry : fs::directory_iterator(folder)) {
+        const bool gone = phase == std::string(".repaired.moving") || entry.path().filename() == "CURRENT";
+        if (entry.is_regular_file() && gone) fs::remove(entry.path());
+      }
+      fs::create_directories(folder + "/" + phase);
+      for (size_t i = 0; i < files.size(); ++i) {
+        const bool in_place = phase == std::string(".repaired.moving") && i < moved;
+        fs::copy(repaired + "/" + files[i], folder + (in_place ? "/" : absl::StrCat("/", phase, "/")) + files[i]);
+      }
+      fs::copy(repaired + "/CURRENT", folder + "/" + phase + "/CURRENT");
+      EXPECT_THAT(Open(folder), StatusIs(StatusCode::kDataLoss, HasSubstr("rwkvctl store repair")));
+      const auto ignore = [](const std::string&) {};
+      EXPECT_THAT(CheckStore(folder, ignore), StatusIs(StatusCode::kFailedPrecondition, HasSubstr("broken off")));
+      std::string said;
+      ASSERT_OK(RepairStore(folder, [&](const std::string& line) { absl::StrAppend(&said, line, "\n"); }));
+      EXPECT_THAT(said, HasSubstr("broken off"));
+      ASSERT_OK_AND_ASSIGN(const auto embedded, Open(folder));
+      EXPECT_EQ(ExpectHonest(embedded->store(), ""), static_cast<int>(sessions_.size()));
+      EXPECT_FALSE(fs::exists(folder + "/" + phase));
+    }
+  }
+}
+
+TEST_F(DamageTrialsTest, ARescueOfStatesThatWasBrokenOffGoesOn) {
+  const std::string original = Copy(store_->data_dir());
+  const auto manifest = [](const std::string& folder) {
+    for (const auto& entry : fs::directory_iterator(folder + "/records")) {
+      if (absl::StartsWith(entry.path().filename().string(), "MANIFEST")) return entry.path().string();
+    }
+    return std::string();
+  };
+  // Damaged beyond opening, and all the same nothing is lost: the tables and the log are whole.
+  const std::string whole = Copy(original);
+  fs::resize_file(manifest(whole), 40);
+  {
+    ASSERT_OK_AND_ASSIGN(const auto embedded, Open(whole));
+    EXPECT_EQ(ExpectHonest(embedded->store(), ""), static_cast<int>(sessions_.size()));
+  }
+  ASSERT_TRUE(fs::exists(whole + "/records.damaged-0"));
+  // While the saved ones were written; before they were in place; before their files were.
+  for (const int step : {0, 1, 2}) {
+    SCOPED_TRACE(step);
+    const std::string folder = Copy(original);
+    fs::copy(whole + "/records", folder + "/records.saved");  // Without the folder of files.
+    if (step > 0) fs::rename(folder + "/records", folder + "/records.damaged-0");
+    if (step > 1) fs::rename(folder + "/records.damaged-0/files", folder + "/records.saved/files");
+    if (step > 0) EXPECT_THAT(CheckStore(folder, [](const std::string&) {}), StatusIs(StatusCode::kFailedPrecondition));
+    ASSERT_OK_AND_ASSIGN(const auto embedded, Open(folder));
+    EXPECT_EQ(ExpectHonest(embedded->store(), ""), static_cast<int>(sessions_.size()));
+    EXPECT_FALSE(fs::exists(folder + "/records.saved"));
+  }
+}
+
+}  // namespace
+}  // namespace rwkv::state_store
