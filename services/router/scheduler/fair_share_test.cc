@@ -125,5 +125,40 @@ TEST(FairShareTest, FlowsThatAreGoneAreForgotten) {
   EXPECT_LE(share.flows(), 2100u);
 }
 
+TEST(FairShareTest, WhoHasHadMoreThanOthersIsNotForgivenByLeaving) {
+  FairShare share;
+  share.Begin("greedy", 1);
+  share.Begin("other", 1);
+  share.Charge("greedy", 100);
+  share.Charge("other", 10);
+  share.End("greedy");
+  share.Begin("greedy", 1);
+  EXPECT_EQ(share.counter("greedy"), 100);
+}
+
+TEST(FairShareTest, WhoeverIsUnknownBeginsWhereTheOthersAre) {
+  FairShare share;
+  share.Begin("a", 1);
+  share.Charge("a", 50);
+  share.End("a");
+  EXPECT_EQ(share.counter("nobody"), 50);
+}
+
+TEST(FairShareTest, NobodyIsForgottenWhoHasWorkOrHadMoreThanTheOthers) {
+  FairShare share;
+  share.Begin("works", 1);
+  share.Begin("greedy", 1);
+  share.Charge("greedy", 1000);
+  share.End("greedy");
+  for (int i = 0; i < 100; ++i) {
+    const std::string name = absl::StrCat("other-", i);
+    share.Begin(name, 1);
+    share.Charge(name, 1);
+    share.End(name);
+  }
+  EXPECT_EQ(share.counter("works"), 0);
+  EXPECT_EQ(share.counter("greedy"), 1000);
+}
+
 }  // namespace
 }  // namespace rwkv::router

@@ -12,6 +12,7 @@
 namespace rwkv::router {
 namespace {
 
+using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
 using ::testing::Pair;
@@ -80,6 +81,21 @@ TEST(FairSlotsTest, FreeSlotsGoToWhoHasFewestForItsWeight) {
               ElementsAre(2, 3, 0, 4, 1));
   EXPECT_THAT(FairOrder({}, {"", "", ""}, One), ElementsAre(0, 1, 2));
   EXPECT_THAT(FairOrder({}, {"b", "heavy", "heavy", "heavy", "b"}, Heavy), ElementsAre(1, 2, 0, 3, 4));
+}
+
+TEST(FairSlotsTest, ASingleSlotIsTheHeaviestTenants) {
+  EXPECT_THAT(FairAllocation(1, {{"a", 1}, {"heavy", 1}}, Heavy), Contains(Pair("heavy", 1)));
+}
+
+TEST(FairSlotsTest, WhoHasItsShareGivesNothingThoughOthersCannot) {
+  // "b" has two, and can give neither away now.
+  EXPECT_THAT(ChooseFairYields({Holder(1, "a", absl::Seconds(1))}, {{"a", 1}, {"b", 2}}, {"c"}, One, kQuantum, kNow),
+              IsEmpty());
+}
+
+TEST(FairSlotsTest, WithFewerSlotsThanTenantsWhoHadItLongestGives) {
+  const std::vector<FairHolder> holders = {Holder(1, "a", absl::Seconds(6)), Holder(2, "b", absl::Seconds(9))};
+  EXPECT_THAT(ChooseFairYields(holders, {{"a", 1}, {"b", 1}}, {"c"}, One, kQuantum, kNow), ElementsAre(2));
 }
 
 }  // namespace
