@@ -25,12 +25,6 @@ Scheduler::Options Options(int stages, int slots, int rows) {
   return options;
 }
 
-void Attach(Scheduler& scheduler, SequenceId id, absl::string_view tenant = "", double weight = 1) {
-  ASSERT_TRUE(scheduler.Admit(id, 0, tenant, weight));
-  scheduler.Plan();
-  scheduler.OnAttached(id);
-}
-
 std::vector<StepCommand> Steps(const std::vector<Command>& commands) {
   std::vector<StepCommand> steps;
   for (const Command& command : commands) {
@@ -49,6 +43,12 @@ std::map<SequenceId, int> Serve(Scheduler& scheduler, int rounds) {
     }
   }
   return rows;
+}
+
+void Attach(Scheduler& scheduler, SequenceId id, absl::string_view tenant = "", double weight = 1) {
+  ASSERT_TRUE(scheduler.Admit(id, 0, tenant, weight));
+  Serve(scheduler, 1);
+  scheduler.OnAttached(id);
 }
 
 TEST(SchedulerSequencesTest, OneThatWaitsForASlotIsNotAttachedWhateverIsSaid) {
@@ -117,6 +117,7 @@ TEST(SchedulerSequencesTest, WorkThatLeavesWithItsSequenceIsNobodys) {
     Attach(scheduler, 3, "new");
     scheduler.Feed(3, 100, FeedKind::kPrefill);
     std::map<SequenceId, int> rows = Serve(scheduler, 5);
+    EXPECT_EQ(rows[2] + rows[3], 10);
     EXPECT_NEAR(rows[2], rows[3], 2) << (retires ? "retired" : "cancelled");
   }
 }
