@@ -74,6 +74,16 @@ class StageRunner {
   bool WaitUntilIdle(absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
+  struct BegunStep {
+    uint64_t id = 0;  // As the router counts; 0: an own one.
+    absl::Time begin;
+    bool prefill = false;
+    std::vector<int> traced_slots;
+    // For the next stage, of an own one.
+    v1::Step own_step;
+    uint64_t commands_before = 0;
+  };
+
   absl::Status CheckPlan(const v1::OpenEpoch& open) const;
   void Loop();
   void RunEpoch(const std::shared_ptr<Epoch>& epoch);
@@ -95,6 +105,9 @@ class StageRunner {
   // Of sequences that decode by themselves: the first stage's, and what a later one has to do for them.
   void BeginOwnStep(const std::shared_ptr<Epoch>& epoch);
   void FollowOwnStep(const std::shared_ptr<Epoch>& epoch);
+  // They go along with a step of the router's, as far as there is room: the weights are read once for both. Of a
+  // pipeline of one stage: later stages have the router's step from the router.
+  void AddOwnEntries(v1::Step& step, BegunStep& begun);
   // The next frame of the stage before, when there is room for one more step. Null: the epoch has ended.
   LinkFrame* Receive(const std::shared_ptr<Epoch>& epoch);
   void EnqueueStep(const std::shared_ptr<Epoch>& epoch, uint64_t step_id, v1::Step step, LinkFrame* input);
@@ -111,16 +124,6 @@ class StageRunner {
   bool HasWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return stopping_ || pending_ != nullptr; }
   bool IsIdle() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return pending_ == nullptr && current_ == nullptr; }
 
-  struct BegunStep {
-    uint64_t id = 0;  // As the router counts; 0: an own one.
-    absl::Time begin;
-    bool prefill = false;
-    std::vector<int> traced_slots;
-    // For the next stage, of an own one.
-    v1::Step own_step;
-    uint64_t commands_before = 0;
-  };
-
   StageEngine* const engine_;
   LinkTransport* const links_;
   SnapshotTransfer* const transfer_;
@@ -136,7 +139,8 @@ class StageRunner {
   uint64_t engine_steps_ = 0;    // and of all.
   OwnSteps own_steps_;
   SequenceSpans spans_;
-  bool own_step_is_due_ = false;  // After each step of the router's: neither keeps the other waiting.
+  // After a step of the router's, unless all went along with it: neither keeps the other waiting.
+  bool own_step_is_due_ = false;
 
   mutable absl::Mutex mu_;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;

@@ -1,4 +1,6 @@
 // Sequences that decode by themselves.
+#include <map>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -8,11 +10,14 @@
 #include "absl/types/optional.h"
 #include "gtest/gtest.h"
 #include "rwkv/v1/worker.pb.h"
+#include "services/common/metrics.h"
+#include "services/common/tracing/tracer.h"
 #include "services/worker/engine/stage_runner.h"
 #include "services/worker/engine/worker_metrics.h"
 #include "services/worker/testing/pipeline_driver.h"
 #include "services/worker/testing/runner_fixture.h"
 #include "services/worker/testing/test_engine.h"
+#include "tests/testing/span_collector.h"
 #include "tests/testing/status_matchers.h"
 
 namespace rwkv::worker {
@@ -75,37 +80,94 @@ class StageRunnerOwnStepsTest : public RunnerFixture {
     EXPECT_EQ(stopped->stopped().sequence(), 1u);
     EXPECT_EQ(stopped->stopped().position(), position) << "it went too far";
   }
+
+  // Tokens of a sequence that goes on by itself beside 30 steps of the router's.
+  struct Beside {
+    int with = 0;     // In results of the router's steps,
+    int between = 0;  // and of others.
+  };
+  Beside RunBeside(int stages, size_t rows) {
+    Beside beside;
+    Start(stages);
+    PipelineDriver driver(clients_);
+    EXPECT_THAT(driver.Open("router-0", "e1"), IsOk());
+    for (int slot : {0, 1}) {
+      v1::AttachSequence attach;
+      attach.set_slot(slot);
+      attach.set_sequence(slot + 1);
+      attach.set_fresh(true);
+      if (slot == 0) attach.set_trace_parent("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+      EXPECT_THAT(driver.Attach(attach), IsOk());
+    }
+    v1::Step first;
+    *first.add_entries() = Entry(0, 1, 0, tokens_);
+    first.mutable_entries(0)->set_sample(true);
+    first.mutable_entries(0)->set_go_on_until(tokens_.size() + 1000);
+    EXPECT_THAT(driver.WriteStep(std::move(first)), IsOk());
+    constexpr uint64_t kSteps = 30;
+    for (uint64_t i = 0; i < kSteps; ++i) {
+      v1::Step step;
+      *step.add_entries() = Entry(1, 2, i * rows, std::vector<uint32_t>(rows, 4), false);
+      EXPECT_THAT(driver.WriteStep(std::move(step)), IsOk());
+    }
+    uint64_t position = tokens_.size();
+    for (uint64_t last = 0; last < 1 + kSteps;) {
+      const absl::StatusOr<v1::ExecuteResponse> response = driver.stream(stages - 1).Read();
+      EXPECT_THAT(response, IsOk());
+      if (!response.ok()) return beside;
+      const v1::StepResult& result = response->step();
+      if (result.step_id() != 0) EXPECT_EQ(result.step_id(), ++last) << "each step of the router's is answered, once";
+      for (const v1::EntryResult& entry : result.entries()) {
+        EXPECT_EQ(entry.status().code(), 0) << entry.status().message();
+        if (entry.sequence() != 1) continue;
+        EXPECT_EQ(entry.position(), position++);
+        if (result.step_id() > 1) ++beside.with;
+        if (result.step_id() == 0) ++beside.between;
+      }
+    }
+    return beside;
+  }
 };
 
 TEST_P(StageRunnerOwnStepsTest, ASequenceGoesOnByItselfWithTheTokensItIsAskedFor) { ExpectGoesOnByItself(1); }
 
 TEST_P(StageRunnerOwnStepsTest, OfThreeStagesItGoesOnByItselfToo) { ExpectGoesOnByItself(3); }
 
-TEST_P(StageRunnerOwnStepsTest, TheyTakeTurnsWithTheRoutersSteps) {
+TEST_P(StageRunnerOwnStepsTest, TheyGoAlongWithTheRoutersSteps) {
   if (protects_memory()) GTEST_SKIP() << "slow, and other tests touch the same memory";
-  Start(1);
-  PipelineDriver driver(clients_);
-  ASSERT_THAT(driver.Open("router-0", "e1"), IsOk());
-  for (int slot : {0, 1}) ASSERT_THAT(driver.AttachFresh(slot, slot + 1), IsOk());
-  v1::Step first;
-  *first.add_entries() = Entry(0, 1, 0, tokens_);
-  first.mutable_entries(0)->set_sample(true);
-  first.mutable_entries(0)->set_go_on_until(tokens_.size() + 1000);
-  ASSERT_THAT(driver.WriteStep(std::move(first)), IsOk());
-  constexpr uint64_t kSteps = 30;
-  for (uint64_t i = 0; i < kSteps; ++i) {
-    v1::Step step;
-    *step.add_entries() = Entry(1, 2, i, {4}, false);
-    ASSERT_THAT(driver.WriteStep(std::move(step)), IsOk());
-  }
-  int between = 0;
-  for (uint64_t last = 0; last < 1 + kSteps;) {
-    const absl::StatusOr<v1::ExecuteResponse> response = driver.stream(0).Read();
-    ASSERT_THAT(response, IsOk());
-    if (response->step().step_id() != 0) last = response->step().step_id();
-    between += response->step().step_id() == 0;
-  }
-  EXPECT_GE(between, 5) << "the router's waited, and went first every time";
+  const Beside beside = RunBeside(1, 1);
+  EXPECT_GE(beside.with, 10) << "the weights were read for each of them anew; between: " << beside.between;
+}
+
+// In whatever steps they are.
+TEST_P(StageRunnerOwnStepsTest, TheirTokensAreOneSpan) {
+  if (protects_memory()) GTEST_SKIP() << "slow, and other tests touch the same memory";
+  rwkv::testing::SpanCollector collector;
+  const std::unique_ptr<common::Metrics> metrics = *common::Metrics::Create("");
+  common::Tracer::Options options;
+  options.endpoint = collector.address();
+  options.flush_timeout = absl::Seconds(30);
+  std::unique_ptr<common::Tracer> tracer = *common::Tracer::Create(options, metrics.get());
+  options_.tracer = tracer.get();
+  EXPECT_GE(RunBeside(1, 1).with, 10);
+  stages_.clear();  // Spans end.
+  tracer = nullptr;
+  std::map<std::string, int> spans;
+  for (const auto& one : collector.spans()) ++spans[one.span.name()];
+  EXPECT_EQ(spans, (std::map<std::string, int>{{"worker.attach", 1}, {"worker.prefill", 1}, {"worker.lease", 1}}));
+}
+
+TEST_P(StageRunnerOwnStepsTest, TheyTakeTurnsWithStepsThatHaveNoRoom) {
+  if (protects_memory()) GTEST_SKIP() << "slow, and other tests touch the same memory";
+  engine_options_.max_batch_tokens = static_cast<int>(tokens_.size());
+  const Beside beside = RunBeside(1, engine_options_.max_batch_tokens);
+  EXPECT_EQ(beside.with, 0);
+  EXPECT_GE(beside.between, 5) << "the router's waited, and went first every time";
+}
+
+TEST_P(StageRunnerOwnStepsTest, OfTwoStagesTheyHaveStepsOfTheirOwn) {
+  if (protects_memory()) GTEST_SKIP() << "slow, and other tests touch the same memory";
+  EXPECT_EQ(RunBeside(2, 1).with, 0) << "the second stage knows of the router's entries alone";
 }
 
 // What the router says comes to each stage by a stream of its own, and one may be late.

@@ -81,8 +81,22 @@ void StageRunner::BeginStep(const std::shared_ptr<Epoch>& epoch, v1::Step step) 
     return epoch->End(absl::InvalidArgumentError(absl::StrCat("step ", step_id, " after step ", router_steps_)));
   }
   router_steps_ = step_id;
-  own_step_is_due_ = true;
+  if (epoch->open().stage_count() > 1) {
+    own_step_is_due_ = true;
+    return EnqueueStep(epoch, step_id, std::move(step), input);
+  }
   EnqueueStep(epoch, step_id, std::move(step), input);
+  own_step_is_due_ = own_steps_.ready();  // There was no room for all of them.
+}
+
+void StageRunner::AddOwnEntries(v1::Step& step, BegunStep& begun) {
+  int room = engine_->options().max_batch_tokens;
+  for (const v1::StepEntry& entry : step.entries()) room -= entry.token_ids_size();
+  if (room <= 0 || !own_steps_.ready()) return;
+  const v1::Step own = own_steps_.Next(room);
+  own_steps_.OnStep(own);
+  for (const int slot : spans_.OnStep(own, true)) begun.traced_slots.push_back(slot);
+  step.mutable_entries()->MergeFrom(own.entries());
 }
 
 void StageRunner::BeginOwnStep(const std::shared_ptr<Epoch>& epoch) {
@@ -142,6 +156,7 @@ void StageRunner::EnqueueStep(const std::shared_ptr<Epoch>& epoch, uint64_t step
   for (const v1::StepEntry& entry : step.entries()) begun.prefill |= entry.token_ids_size() > 1;
   if (engine_->is_first()) own_steps_.OnStep(step);
   begun.traced_slots = spans_.OnStep(step, step_id == 0);
+  if (step_id > 0 && epoch->open().stage_count() == 1) AddOwnEntries(step, begun);
   if (step_id == 0 && epoch->sender_ != nullptr) {
     begun.own_step = step;
     begun.commands_before = input == nullptr ? epoch->commands_taken() : input->header.commands_before;
