@@ -143,6 +143,9 @@ class OwnAddress {
 };
 
 absl::Status CheckFlags() {
+  RWKV_RETURN_IF_ERROR(common::CheckServerFlags(absl::GetFlag(FLAGS_listen), absl::GetFlag(FLAGS_metrics_listen),
+                                                absl::GetFlag(FLAGS_drain_timeout)));
+  if (absl::GetFlag(FLAGS_name).empty()) return absl::InvalidArgumentError("--name is empty: it holds leases by it");
   if (absl::GetFlag(FLAGS_workers).empty()) return absl::InvalidArgumentError("--workers is required");
   if (absl::GetFlag(FLAGS_state_store).empty()) return absl::InvalidArgumentError("--state_store is required");
   for (const std::string& address : absl::GetFlag(FLAGS_state_store)) {
@@ -152,21 +155,30 @@ absl::Status CheckFlags() {
     return absl::InvalidArgumentError("--max_running has to be positive, --max_waiting not negative");
   }
   if (absl::GetFlag(FLAGS_max_prompt_tokens) < 1 || absl::GetFlag(FLAGS_max_document_bytes) < 1 ||
-      absl::GetFlag(FLAGS_snapshot_interval_tokens) < 1) {
+      absl::GetFlag(FLAGS_snapshot_interval_tokens) < 1 || absl::GetFlag(FLAGS_max_generated_tokens) < 1) {
     return absl::InvalidArgumentError(
-        "--max_prompt_tokens, --max_document_bytes and --snapshot_interval_tokens have to be positive");
+        "--max_prompt_tokens, --max_document_bytes, --max_generated_tokens and --snapshot_interval_tokens have to be "
+        "positive");
   }
   if (absl::GetFlag(FLAGS_prefix_min_tokens) < static_cast<int64_t>(kShortestPrefix) ||
       absl::GetFlag(FLAGS_prefix_chunk_tokens) < 1) {
     return absl::InvalidArgumentError(
         absl::StrCat("--prefix_min_tokens has to be at least ", kShortestPrefix, ", --prefix_chunk_tokens positive"));
   }
-  for (const absl::Duration timeout :
-       {absl::GetFlag(FLAGS_lease_ttl), absl::GetFlag(FLAGS_store_timeout), absl::GetFlag(FLAGS_progress_timeout),
-        absl::GetFlag(FLAGS_outage_timeout), absl::GetFlag(FLAGS_slow_client_timeout), absl::GetFlag(FLAGS_max_wait),
-        absl::GetFlag(FLAGS_slot_quantum), absl::GetFlag(FLAGS_upload_piece_timeout),
-        absl::GetFlag(FLAGS_upload_timeout)}) {
-    if (timeout <= absl::ZeroDuration()) return absl::InvalidArgumentError("timeouts have to be positive");
+  const std::vector<std::pair<const char*, absl::Duration>> timeouts = {
+      {"lease_ttl", absl::GetFlag(FLAGS_lease_ttl)},
+      {"store_timeout", absl::GetFlag(FLAGS_store_timeout)},
+      {"progress_timeout", absl::GetFlag(FLAGS_progress_timeout)},
+      {"outage_timeout", absl::GetFlag(FLAGS_outage_timeout)},
+      {"slow_client_timeout", absl::GetFlag(FLAGS_slow_client_timeout)},
+      {"max_wait", absl::GetFlag(FLAGS_max_wait)},
+      {"slot_quantum", absl::GetFlag(FLAGS_slot_quantum)},
+      {"upload_piece_timeout", absl::GetFlag(FLAGS_upload_piece_timeout)},
+      {"upload_timeout", absl::GetFlag(FLAGS_upload_timeout)}};
+  for (const auto& [flag, timeout] : timeouts) {
+    if (timeout > absl::ZeroDuration()) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("--", flag, ": ", absl::FormatDuration(timeout), " is not positive"));
   }
   return absl::OkStatus();
 }
@@ -177,7 +189,7 @@ absl::Status Run() {
   RWKV_RETURN_IF_ERROR(CheckFlags());
   RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<common::Metrics> metrics,
                         common::Metrics::Create(absl::GetFlag(FLAGS_metrics_listen), {{"process", name}}));
-  common::Security::Options security_options = common::SecurityOptionsFromFlags();
+  common::Security::Options security_options = common::SecurityOptionsFromFlags(common::Role::kRouter);
   security_options.api_keys = absl::GetFlag(FLAGS_api_keys);
   RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<common::Security> security,
                         common::Security::Create(security_options, metrics.get()));

@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/str_split.h"
+#include "grpc/support/log.h"
 #include "grpcpp/channel.h"
 #include "services/common/channel.h"
 #include "services/common/security/security.h"
@@ -44,6 +45,7 @@ absl::StatusOr<std::unique_ptr<rwkv::router::RouterClient>> Connect(
 }  // namespace
 
 int main(int argc, char** argv) {
+  gpr_set_log_function([](gpr_log_func_args*) {});  // What came of it is in the status that is told.
   rwkv::rwkvctl::SignalInterrupts& interrupts = rwkv::rwkvctl::SignalInterrupts::Start();
   std::ios::sync_with_stdio(false);
   std::cin.tie(nullptr);

@@ -232,6 +232,10 @@ int Run(const std::vector<std::string>& arguments, const Environment& environmen
         !absl::StrContains(message, *router)) {
       absl::StrAppend(&message, " (router ", *router, ")");
     }
+    // A server that does not believe a certificate hangs up without a word.
+    if (absl::IsUnavailable(status) && !security.certificate.empty() && absl::StrContains(message, "Socket closed")) {
+      absl::StrAppend(&message, "; perhaps it does not believe ", security.certificate);
+    }
     return fail(kFailed, message);
   }
   return 0;

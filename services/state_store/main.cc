@@ -51,7 +51,7 @@ ABSL_FLAG(std::string, offline, "",
           "and --records.");
 ABSL_FLAG(int, snapshots_per_branch, 8, "Newest snapshots kept of each branch of a log, besides those forks need.");
 ABSL_FLAG(absl::Duration, orphan_age, absl::Hours(1), "State records that no snapshot has named are deleted after it.");
-ABSL_FLAG(absl::Duration, sweep_interval, absl::Minutes(10), "Time between two searches for such records.");
+ABSL_FLAG(absl::Duration, sweep_interval, absl::Minutes(10), "Time between two searches for such records; 0: never.");
 ABSL_FLAG(absl::Duration, session_idle_ttl, absl::ZeroDuration(),
           "Sessions that nobody has used for so long are deleted; 0: never.");
 ABSL_FLAG(int64_t, max_stored_bytes, 0,
@@ -81,6 +81,9 @@ absl::StatusOr<SharedStateStore::Options> SharedOptions(const EmbeddedStateStore
     RWKV_ASSIGN_OR_RETURN(options.catalog.password, SharedStateStore::ReadPassword(path));
   }
   RWKV_RETURN_IF_ERROR(SharedStateStore::ParseRecords(absl::GetFlag(FLAGS_records), &options));
+  if (absl::GetFlag(FLAGS_s3_endpoint).empty() || absl::GetFlag(FLAGS_s3_credentials_file).empty()) {
+    return absl::InvalidArgumentError("--records wants --s3_endpoint and --s3_credentials_file");
+  }
   RWKV_RETURN_IF_ERROR(SharedStateStore::ReadS3Credentials(absl::GetFlag(FLAGS_s3_credentials_file), &options.records));
   options.records.endpoint = absl::GetFlag(FLAGS_s3_endpoint);
   options.records.region = absl::GetFlag(FLAGS_s3_region);
@@ -107,15 +110,38 @@ absl::Status RunOffline(const std::string& what) {
   return MoveStore(data_dir, to, say);
 }
 
+absl::Status CheckFlags() {
+  RWKV_RETURN_IF_ERROR(common::CheckServerFlags(absl::GetFlag(FLAGS_listen), absl::GetFlag(FLAGS_metrics_listen),
+                                                absl::GetFlag(FLAGS_drain_timeout)));
+  if (absl::GetFlag(FLAGS_catalog).empty() && absl::GetFlag(FLAGS_records).empty() &&
+      absl::GetFlag(FLAGS_data_dir).empty()) {
+    return absl::InvalidArgumentError("--data_dir is required, or --catalog and --records");
+  }
+  if (absl::GetFlag(FLAGS_prefix_cache_bytes) < 0) {
+    return absl::InvalidArgumentError("--prefix_cache_bytes is negative; 0 means none");
+  }
+  // A record is there before the snapshot that names it: without patience it would be deleted between the two.
+  if (absl::GetFlag(FLAGS_orphan_age) < absl::Minutes(1)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--orphan_age: ", absl::FormatDuration(absl::GetFlag(FLAGS_orphan_age)), " is less than a minute"));
+  }
+  if (absl::GetFlag(FLAGS_sweep_interval) < absl::ZeroDuration()) {
+    return absl::InvalidArgumentError("--sweep_interval is negative; 0 means never");
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Run() {
   const std::string name = absl::GetFlag(FLAGS_name);
   common::InitLogging(name);
   common::KeepFreedMemory();
   if (const std::string what = absl::GetFlag(FLAGS_offline); !what.empty()) return RunOffline(what);
+  RWKV_RETURN_IF_ERROR(CheckFlags());
   RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<common::Metrics> metrics,
                         common::Metrics::Create(absl::GetFlag(FLAGS_metrics_listen), {{"process", name}}));
-  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<common::Security> security,
-                        common::Security::Create(common::SecurityOptionsFromFlags(), metrics.get()));
+  RWKV_ASSIGN_OR_RETURN(
+      const std::unique_ptr<common::Security> security,
+      common::Security::Create(common::SecurityOptionsFromFlags(common::Role::kStore), metrics.get()));
   RWKV_ASSIGN_OR_RETURN(
       const std::unique_ptr<common::Tracer> tracer,
       common::Tracer::Create(common::TracerOptionsFromFlags("rwkv-state-store", name), metrics.get()));
@@ -125,9 +151,6 @@ absl::Status Run() {
   options.database.data_dir = absl::GetFlag(FLAGS_data_dir);
   options.catalog.snapshots_per_branch = absl::GetFlag(FLAGS_snapshots_per_branch);
   options.store.orphan_age = absl::GetFlag(FLAGS_orphan_age);
-  if (absl::GetFlag(FLAGS_prefix_cache_bytes) < 0) {
-    return absl::InvalidArgumentError("--prefix_cache_bytes is negative; 0 means none");
-  }
   options.store.prefix_cache_bytes = absl::GetFlag(FLAGS_prefix_cache_bytes);
   options.store.limits.idle_ttl = absl::GetFlag(FLAGS_session_idle_ttl);
   options.store.limits.max_stored_bytes = absl::GetFlag(FLAGS_max_stored_bytes);

@@ -198,6 +198,8 @@ absl::Status WorkerImpl::Init(const Options& options, const Platform& platform) 
   RWKV_ASSIGN_OR_RETURN(const LayerRange layers, ChooseLayers(options, config.layer_count));
   RWKV_ASSIGN_OR_RETURN(metrics_, common::Metrics::Create(options.metrics_listen, {{"process", options.name}}));
   worker_metrics_ = std::make_unique<WorkerMetrics>(*metrics_);
+  RWKV_ASSIGN_OR_RETURN(security_, common::Security::Create(options.security, metrics_.get()));
+  RWKV_ASSIGN_OR_RETURN(tracer_, common::Tracer::Create(options.tracing, metrics_.get()));
 
   const absl::Time begin = absl::Now();
   RWKV_ASSIGN_OR_RETURN(std::shared_ptr<const StageWeights> weights,
@@ -259,8 +261,6 @@ absl::Status WorkerImpl::Init(const Options& options, const Platform& platform) 
                                   {"state_bytes", engine_->pool().bytes()},
                                   {"seconds", absl::ToDoubleSeconds(absl::Now() - begin)}});
 
-  RWKV_ASSIGN_OR_RETURN(security_, common::Security::Create(options.security, metrics_.get()));
-  RWKV_ASSIGN_OR_RETURN(tracer_, common::Tracer::Create(options.tracing, metrics_.get()));
   common::ChannelOptions to_worker, to_store;
   to_worker.credentials = security_->ForChannelTo(common::Role::kWorker);
   to_store.credentials = security_->ForChannelTo(common::Role::kStore);

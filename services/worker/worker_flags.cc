@@ -67,7 +67,7 @@ Worker::Options OptionsOfFlags() {
   options.metrics_listen = absl::GetFlag(FLAGS_metrics_listen);
   options.port_file = absl::GetFlag(FLAGS_port_file);
   options.health_listen = common::HealthAddressFromFlags();
-  options.security = common::SecurityOptionsFromFlags();
+  options.security = common::SecurityOptionsFromFlags(common::Role::kWorker);
   options.tracing = common::TracerOptionsFromFlags("rwkv-worker", options.name);
   options.state_store = absl::GetFlag(FLAGS_state_store);
   options.model = absl::GetFlag(FLAGS_model);

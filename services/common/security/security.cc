@@ -209,6 +209,10 @@ absl::StatusOr<std::unique_ptr<Security>> Security::Create(const Options& option
   }
   RWKV_ASSIGN_OR_RETURN(const CertificateInfo own, ReadCertificate(options.certificate));
   RWKV_RETURN_IF_ERROR(CheckNow(options.certificate, own));
+  if (options.role.has_value() && !own.roles.Has(*options.role)) {
+    return absl::InvalidArgumentError(absl::StrCat(options.certificate, " is of the role ", own.roles.ToString(),
+                                                   ", this process is a ", RoleName(*options.role)));
+  }
   RWKV_RETURN_IF_ERROR(CheckKeyOfCertificate(options.key, options.certificate));
   RWKV_RETURN_IF_ERROR(ReadAuthorities(options.authorities).status());
   if (!options.api_keys.empty()) {
@@ -287,7 +291,11 @@ absl::StatusOr<ClientCredentials> MakeClientCredentials(const ClientSecurityOpti
     return absl::InvalidArgumentError("a certificate and its key: one without the other");
   }
   RWKV_RETURN_IF_ERROR(ReadAuthorities(options.authorities).status());
-  if (!options.key.empty()) RWKV_RETURN_IF_ERROR(CheckKeyOfCertificate(options.key, options.certificate));
+  if (!options.key.empty()) {
+    RWKV_ASSIGN_OR_RETURN(const CertificateInfo own, ReadCertificate(options.certificate));
+    RWKV_RETURN_IF_ERROR(CheckNow(options.certificate, own));
+    RWKV_RETURN_IF_ERROR(CheckKeyOfCertificate(options.key, options.certificate));
+  }
   TlsChannelCredentialsOptions tls;
   tls.set_certificate_provider(
       std::make_shared<FileWatcherCertificateProvider>(options.key, options.certificate, options.authorities, 60));

@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "absl/types/optional.h"
 #include "grpcpp/security/auth_context.h"
 #include "grpcpp/security/credentials.h"
 #include "grpcpp/security/server_credentials.h"
@@ -36,16 +37,17 @@ struct Identity {
 class Security {
  public:
   struct Options {
-    std::string certificate;  // PEM: the process's own, then what signed it. With `key` and `authorities`, or none.
-    std::string key;          // PEM.
-    std::string authorities;  // PEM: whose certificates are believed. Two while one takes over from the other.
-    std::string api_keys;     // api_keys.h. Then a caller may come without a certificate. Empty: none may.
+    std::string certificate;    // PEM: the process's own, then what signed it. With `key` and `authorities`, or none.
+    std::string key;            // PEM.
+    std::string authorities;    // PEM: whose certificates are believed. Two while one takes over from the other.
+    absl::optional<Role> role;  // That `certificate` must say: with another, nobody would talk to the process.
+    std::string api_keys;       // api_keys.h. Then a caller may come without a certificate. Empty: none may.
     absl::Duration reload_interval = absl::Seconds(1);  // Whole seconds.
   };
 
   // Without files everything it gives is null, which stands for no encryption. `metrics` outlives it.
   // kInvalidArgument: only some of the files are named, or one does not hold what it should, or the key is not the
-  // certificate's, or the certificate is not valid now. Other codes: a file cannot be read.
+  // certificate's, or the certificate is not valid now or says another role. Other codes: a file cannot be read.
   static absl::StatusOr<std::unique_ptr<Security>> Create(const Options& options, Metrics* metrics);
 
   bool enabled() const { return provider_ != nullptr; }

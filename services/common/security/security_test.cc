@@ -287,9 +287,39 @@ TEST_F(SecurityTest, FilesThatAreWrongEndTheStart) {
   expired.starts_in = -absl::Hours(2);
   expired.ends_in = -absl::Hours(1);
   EXPECT_THAT(create(Files("e", authority_.Issue(expired), authorities)), invalid("not now"));
+  // Swapped: the certificate of another process.
+  options = Files("g", authority_.IssueRole("worker"), authorities);
+  EXPECT_THAT(create(options), IsOk()) << "no role is wanted";
+  options.role = Role::kRouter;
+  EXPECT_THAT(create(options), invalid("is of the role worker, this process is a router"));
+  options.role = Role::kWorker;
+  EXPECT_THAT(create(options), IsOk());
+  options = Files("h", authority_.Issue({}), authorities);
+  options.role = Role::kStore;
+  EXPECT_THAT(create(options), invalid("is of the role none"));
   options = Files("f", pair, authorities);
   options.certificate = "/nonexistent/tls.crt";
   EXPECT_THAT(create(options), StatusIs(absl::StatusCode::kNotFound, HasSubstr("/nonexistent/tls.crt")));
+}
+
+TEST_F(SecurityTest, AClientsCertificateThatIsWrongIsToldBeforeItIsShown) {
+  TestAuthority::Subject expired;
+  expired.starts_in = -absl::Hours(2);
+  expired.ends_in = -absl::Hours(1);
+  const auto make = [&](const Security::Options& files) {
+    ClientSecurityOptions client;
+    client.authorities = files.authorities;
+    client.certificate = files.certificate;
+    client.key = files.key;
+    return MakeClientCredentials(client).status();
+  };
+  const std::string authorities = authority_.certificate();
+  EXPECT_THAT(make(Files("a", authority_.IssueRole("client"), authorities)), IsOk());
+  EXPECT_THAT(make(Files("b", authority_.Issue(expired), authorities)),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("not now")));
+  EXPECT_THAT(
+      make(Files("c", {authority_.IssueRole("client").certificate, authority_.IssueRole("client").key}, authorities)),
+      StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("is not the key of")));
 }
 
 TEST_F(SecurityTest, ApiKeysOpenWhatTheirRoleMay) {

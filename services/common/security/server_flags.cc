@@ -1,6 +1,10 @@
 #include "services/common/security/server_flags.h"
 
 #include "absl/flags/flag.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/base/status_macros.h"
+#include "services/common/address.h"
+#include "services/common/grpc_status.h"
 
 // main_loop.cc shows the flags of this file in --help too.
 ABSL_FLAG(std::string, tls_certificate, "",
@@ -15,8 +19,9 @@ ABSL_FLAG(std::string, health_listen, "",
 
 namespace rwkv::common {
 
-Security::Options SecurityOptionsFromFlags() {
+Security::Options SecurityOptionsFromFlags(Role role) {
   Security::Options options;
+  options.role = role;
   options.certificate = absl::GetFlag(FLAGS_tls_certificate);
   options.key = absl::GetFlag(FLAGS_tls_key);
   options.authorities = absl::GetFlag(FLAGS_tls_authorities);
@@ -24,5 +29,19 @@ Security::Options SecurityOptionsFromFlags() {
 }
 
 std::string HealthAddressFromFlags() { return absl::GetFlag(FLAGS_health_listen); }
+
+absl::Status CheckServerFlags(const std::string& listen, const std::string& metrics_listen,
+                              absl::Duration drain_timeout) {
+  RWKV_RETURN_IF_ERROR(Annotate(ParseHostPort(listen).status(), "--listen"));
+  if (!metrics_listen.empty()) {
+    RWKV_RETURN_IF_ERROR(Annotate(ParseHostPort(metrics_listen).status(), "--metrics_listen"));
+  }
+  if (const std::string health = HealthAddressFromFlags(); !health.empty()) {
+    RWKV_RETURN_IF_ERROR(Annotate(ParseHostPort(health).status(), "--health_listen"));
+  }
+  if (drain_timeout >= absl::ZeroDuration()) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("--drain_timeout: ", absl::FormatDuration(drain_timeout), " is negative"));
+}
 
 }  // namespace rwkv::common
