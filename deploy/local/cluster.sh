@@ -8,6 +8,7 @@
 #   bin/            the programs it runs, copied at the start so that a later build changes nothing under it
 #   run/            port files
 #   cluster.env     what was started: settings, and per process its pid, start time and addresses
+#   stopped.env     the same, of the cluster that was stopped here last
 #   lock            held while a cluster is started or stopped
 export HOME=${HOME:-$(getent passwd "$(id -u)" | cut -d: -f6)}
 readonly cache=$HOME/.cache/rwkv-serving
@@ -38,6 +39,8 @@ declare -A cluster=()
 declare -A given=()
 readonly settings=(model tokenizer stores routers pipelines stages postgres s3 s3_credentials
   lora lora_alpha group_norm_eps device threads initial_state tls)
+# What run.sh takes where nobody says.
+declare -A default=()
 # What stays when another model is served: how many processes, where the sessions are, and TLS.
 readonly settings_of_any_model=(stores routers pipelines stages postgres s3 s3_credentials tls)
 
@@ -50,6 +53,16 @@ differing_settings() {
     if [[ -z ${cluster[$key]:-} ]]; then text+="no --${key//_/-}"; else text+="--${key//_/-} ${cluster[$key]}"; fi
   done
   echo "$text"
+}
+
+# settings_left_out: what the cluster has and `given` does not say; empty: nothing.
+settings_left_out() {
+  local key text=''
+  for key in "${settings[@]}"; do
+    [[ -n ${given[$key]:-} || -z ${cluster[$key]:-} || ${cluster[$key]} == "${default[$key]:-}" ]] ||
+      text+="${text:+ }--${key//_/-} ${cluster[$key]}"
+  done
+  echo "${text//--tls on/--tls}"
 }
 
 # inherit_settings: what `given` leaves open is as the cluster had it; with another model only what fits any.
@@ -79,14 +92,14 @@ tls_flags() {
   [[ $2 != router ]] || echo "--api_keys=$1/tls/api_keys"
 }
 
-# load_cluster DIR: fills `cluster`; false if there is no cluster.env.
+# load_cluster DIR [FILE]: fills `cluster`; false if there is no cluster.env, or FILE.
 load_cluster() {
   cluster=()
-  [[ -f $1/cluster.env ]] || return 1
-  local key value
+  local file=$1/${2:-cluster.env} key value
+  [[ -f $file ]] || return 1
   while IFS='=' read -r key value; do
     [[ -z $key || $key == \#* ]] || cluster[$key]=$value
-  done <"$1/cluster.env"
+  done <"$file"
   : "${cluster[stores]:=1}" "${cluster[routers]:=1}" "${cluster[pipelines]:=1}"
 }
 

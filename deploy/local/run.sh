@@ -6,7 +6,7 @@
 #                       [--stores K --postgres URL --s3 URL --s3-credentials FILE]
 #                       [--data-dir DIR] [--lora FILE --lora-alpha A]
 #                       [--initial-state NAME=FILE]... [--group-norm-eps X] [--device NAME] [--threads N] [--tls]
-#                       [--programs DIR] [PROMPT]
+#                       [--programs DIR] [--again] [PROMPT]
 #
 #   --model PATH    an RWKV checkpoint: .pth, .safetensors, GGUF or .bin of rwkv.cpp; of one in several files the
 #                   folder, the index or a part. Default: the small model in deploy/demo_model
@@ -33,6 +33,8 @@
 #   --threads N     threads of each worker's CPU device (1 to 1024; default: the processors that it may use)
 #   --tls           every connection encrypted, with certificates on both sides, and an API key for clients, all made by
 #                   make_certificates.sh in DIR/tls; rwkvctl finds them
+#   --again         what is not said here is as the cluster had it that was stopped in DIR last; its routers listen
+#                   where they did
 #   --programs DIR  installs and builds nothing: DIR has state_store, worker, router and rwkvctl
 #   --data-dir DIR  where sessions and logs live (default: ~/.local/share/rwkv-serving/default)
 #   PROMPT          streams the model's answer on standard output; everything else goes to standard error
@@ -42,14 +44,15 @@ set -euo pipefail
 readonly here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 readonly root=$(cd "$here/../.." && pwd)
 source "$here/cluster.sh"
-readonly default_stages=2 default_pipelines=1 default_routers=1 default_stores=1
 readonly default_model=$root/deploy/demo_model/rwkv7_demo.safetensors
+default=([model]=$default_model [stages]=2 [pipelines]=1 [routers]=1 [stores]=1)
 readonly start_seconds=300 # For one process to come up; a large model takes long to map and check.
+readonly tell_seconds=5    # Then it is said what it waits for: a store waits for PostgreSQL and S3.
 
 exec 3>&1 1>&2 # Standard output is for the answer alone.
 
 # ---- Arguments. -----------------------------------------------------------------------------------------------------
-data_dir=$default_data_dir prompt='' has_prompt=false programs='' postgres_password=''
+data_dir=$default_data_dir prompt='' has_prompt=false programs='' postgres_password='' again=false
 set_prompt() {
   $has_prompt && usage_error "more than one prompt: '$1'; quote it"
   prompt=$1 has_prompt=true
@@ -135,6 +138,7 @@ while [[ $# -gt 0 ]]; do
       break
       ;;
     --tls) given[tls]=on ;;
+    --again) again=true ;;
     --*=*) set_flag "${1%%=*}" "${1#*=}" ;;
     -*)
       set_flag "$1" "${2:-}"
@@ -151,7 +155,10 @@ check_stores() {
   missing=$(missing_of_stores)
   [[ -z $missing ]] || usage_error "$missing"
 }
-[[ -f $data_dir/cluster.env ]] || check_stores # Before the build; what an earlier cluster had is not known yet.
+$again && [[ ! -f $data_dir/stopped.env && ! -f $data_dir/cluster.env ]] &&
+  usage_error "--again: no cluster was stopped in $data_dir"
+# Before the build; what an earlier cluster had is not known yet.
+$again || [[ -f $data_dir/cluster.env ]] || check_stores
 
 # ---- Install and build. ---------------------------------------------------------------------------------------------
 readonly binaries=(state_store worker router rwkvctl)
@@ -184,6 +191,7 @@ declare -A log_begin=() # NAME -> bytes of its log before this call.
 # start NAME FLAG...: runs bin/<NAME without number> and waits until its port file says where it listens.
 start() {
   local name=$1 port_file=$data_dir/run/$1.ports log=$data_dir/logs/$1.log deadline=$((SECONDS + start_seconds))
+  local tell=$((SECONDS + tell_seconds))
   shift
   rm -f "$port_file"
   if [[ -f $log && $(stat -c %s "$log") -gt 16777216 ]]; then mv "$log" "$log.old"; fi
@@ -200,6 +208,10 @@ start() {
   while [[ ! -s $port_file ]]; do
     is_running "$name" || fail_start "$name" "died while starting"
     ((SECONDS < deadline)) || fail_start "$name" "is not up after $start_seconds s"
+    if ((SECONDS >= tell)); then
+      say "$name is not up yet; its log ends: $(tail -c "+$((log_begin[$name] + 1))" "$log" | tail -n 1)"
+      tell=$((deadline + 1)) # Once.
+    fi
     sleep 0.02
   done
   cluster[$name.grpc]=$(sed -n 's/^grpc=//p' "$port_file")
@@ -322,9 +334,21 @@ else
     say "the last cluster here died without being stopped; starting it again"
     inherit_settings
     check_stores
+  elif load_cluster "$data_dir" stopped.env; then
+    if $again; then
+      inherit_settings
+      check_stores
+    elif left_out=$(settings_left_out) && [[ -n $left_out ]]; then
+      say "note: the cluster that was stopped here had $left_out (--again: as it was)"
+    fi
   fi
-  cluster=([model]=$default_model [stages]=$default_stages [pipelines]=$default_pipelines [routers]=$default_routers
-    [stores]=$default_stores)
+  declare -A places=()
+  if $again; then
+    for ((i = 0; i < cluster[routers]; ++i)); do places[router-$i.grpc]=${cluster[router-$i.grpc]:-}; done
+  fi
+  cluster=()
+  for key in "${!default[@]}"; do cluster[$key]=${default[$key]}; done
+  for key in "${!places[@]}"; do cluster[$key]=${places[$key]}; done
   for key in "${!given[@]}"; do cluster[$key]=${given[$key]}; done
   if [[ -n ${cluster[postgres]:-} && -n $(ls -A "$data_dir/state") ]]; then
     say "note: sessions in $data_dir/state are not those in PostgreSQL; to take them along: rwkvctl store move"

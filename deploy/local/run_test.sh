@@ -1,6 +1,6 @@
 #!/bin/bash
 # run.sh --tls: the cluster comes up encrypted, rwkvctl finds it and its key by itself, who has neither is kept out, a
-# process that died comes back as it was, and no log holds the key.
+# process that died comes back as it was, so does a cluster that was stopped, and no log holds the key.
 #
 #   run_test.sh PROGRAM...   state_store, worker, router and rwkvctl
 set -euo pipefail
@@ -55,13 +55,27 @@ run
   fail "the answer is another one after a worker died: $(<"$folder/says")"
 rwkvctl generate --session "$session" --max-tokens 4 >/dev/null || fail "the session does not go on: $(<"$folder/says")"
 
-# Stopped and started again: the key of before is good, and the session is there.
+# Stopped and started again as it was: the key of before is good, the session is there, and the router where it was.
 before=$(<"$data/tls/api_key")
 "$local_scripts/stop.sh" --data-dir "$data" 2>"$folder/stop"
-run --model "$folder/rwkv7_demo.safetensors" --tls --threads 1
+run --again
 [[ $(<"$data/tls/api_key") == "$before" ]] || fail "a restart changes the key"
+grep -qx "router=$address" "$HOME"/.cache/rwkv-serving/clusters/* || fail "the router is not at $address any more"
+for setting in tls=on threads=1 "model=$folder/rwkv7_demo.safetensors"; do
+  grep -qx "$setting" "$data/cluster.env" || fail "started again without $setting"
+done
 rwkvctl sessions show "$session" >/dev/null ||
   fail "the session is gone: $(<"$folder/says")"
+
+# Whoever leaves it to memory is told what is left out.
+"$local_scripts/stop.sh" --data-dir "$data" 2>"$folder/stop"
+run --model "$folder/rwkv7_demo.safetensors"
+grep -q "had --threads 1 --tls " "$folder/says" || fail "nobody says that TLS is off now: $(<"$folder/says")"
+"$local_scripts/stop.sh" --data-dir "$data" 2>"$folder/stop"
+if "$local_scripts/run.sh" --programs "$folder/programs" --data-dir "$folder/none" --again 2>"$folder/says"; then
+  fail "--again where nothing was"
+fi
+grep -q "no cluster was stopped in $folder/none" "$folder/says" || fail "said otherwise: $(<"$folder/says")"
 
 [[ $(stat -c %a "$data/tls/api_key") == 600 ]] || fail "others may read the key"
 if grep -rqF "$before" "$data/logs" "$data/cluster.env" "$HOME"; then fail "the key stands in a log or an open file"; fi

@@ -37,5 +37,5 @@ fi
 # A process drains for 10 s at most by itself.
 for name in $(process_names | tac); do stop_process "$name" 15; done
 withdraw_cluster "$data_dir"
-rm -f "$data_dir/cluster.env"
+mv "$data_dir/cluster.env" "$data_dir/stopped.env"
 say "the cluster in $data_dir is stopped; its sessions stay there"
