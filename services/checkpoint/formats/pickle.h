@@ -97,6 +97,7 @@ class Pickle {
   absl::StatusOr<std::vector<std::pair<absl::string_view, const PickledTensor*>>> StateDict() const;
 
  private:
+  friend class PickleBuilder;
   friend class PickleMachine;
 
   Value root_;
