@@ -302,6 +302,24 @@ TEST_F(RwkvctlTest, StatusShowsEveryProcess) {
   EXPECT_EQ(json["model"]["name"], "tiny");
 }
 
+TEST_F(RwkvctlTest, StatusWaitsUntilThePipelineServes) {
+  int asked = 0;
+  router_.on_status = [&]() -> absl::Status {
+    if (++asked == 1) return absl::UnavailableError("connection refused");
+    router_.status.set_pipeline_state(asked == 2 ? "opening" : "serving");
+    return absl::OkStatus();
+  };
+  EXPECT_EQ(Call({"status", "--wait", "60", "--json"}), 0);
+  EXPECT_EQ(asked, 3);
+  EXPECT_EQ(nlohmann::json::parse(out_)["pipeline_state"], "serving");
+
+  router_.on_status = nullptr;
+  router_.status.set_pipeline_state("no worker answers");
+  EXPECT_EQ(Call({"status", "--wait=1"}), 1);
+  EXPECT_EQ(err_, "rwkvctl: DEADLINE_EXCEEDED: the cluster does not serve after 1s: no worker answers\n");
+  EXPECT_EQ(Call({"status", "--wait=1", "--watch"}), 2);
+}
+
 TEST_F(RwkvctlTest, StatusShowsWhoDrivesWhat) {
   router_.status.set_pipeline_state("serving");
   for (const char* name : {"router-0", "router-1"}) {

@@ -7,7 +7,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/string_view.h"
 #include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "rwkv/v1/cluster.pb.h"
 #include "services/rwkvctl/json.h"
@@ -18,6 +20,8 @@ namespace {
 
 constexpr char kClearScreen[] = "\x1b[H\x1b[2J";
 constexpr absl::Duration kWatchInterval = absl::Seconds(1);
+constexpr absl::Duration kWaitInterval = absl::Milliseconds(10);
+constexpr char kServing[] = "serving";
 
 Json ToJson(const v1::GetStatusResponse& status) {
   Json processes = Json::array();
@@ -148,19 +152,46 @@ class StatusCommand : public Command {
   void AddFlags(FlagSet& flags) override {
     flags.AddBool("json", "JSON", &json_);
     flags.AddBool("watch", "draw it anew every second, until Ctrl-C", &watch_);
+    flags.AddUint32("wait", "until the pipeline serves, for so many seconds at most",
+                    [this](uint32_t seconds) { wait_ = absl::Seconds(seconds); });
   }
 
-  absl::Status Check(const std::vector<std::string>& positional) override { return CheckNoArguments(positional); }
+  absl::Status Check(const std::vector<std::string>& positional) override {
+    if (watch_ && wait_ > absl::ZeroDuration()) {
+      return absl::InvalidArgumentError("--watch and --wait: only one of them");
+    }
+    return CheckNoArguments(positional);
+  }
 
   absl::Status Run(Context& context) override {
     if (watch_) return Watch(context);
-    absl::StatusOr<v1::GetStatusResponse> status = context.client->GetStatus();
+    absl::StatusOr<v1::GetStatusResponse> status =
+        wait_ > absl::ZeroDuration() ? Wait(context) : context.client->GetStatus();
     if (!status.ok()) return status.status();
     context.out << (json_ ? DumpIndented(ToJson(*status)) : ToText(*status));
     return absl::OkStatus();
   }
 
  private:
+  // The status that says that it serves.
+  absl::StatusOr<v1::GetStatusResponse> Wait(Context& context) const {
+    absl::Notification stop;
+    std::atomic<bool> stopped{false};
+    const InterruptScope interrupts(context.interrupts, [&] {
+      if (!stopped.exchange(true)) stop.Notify();
+    });
+    const absl::Time limit = absl::Now() + wait_;
+    absl::StatusOr<v1::GetStatusResponse> status;
+    do {
+      status = context.client->GetStatus();
+      if (status.ok() && status->pipeline_state() == kServing) return status;
+    } while (!stop.WaitForNotificationWithTimeout(kWaitInterval) && absl::Now() < limit);
+    const absl::string_view state = status.ok() ? status->pipeline_state() : status.status().message();
+    if (stopped) return absl::CancelledError(absl::StrCat("interrupted; the cluster: ", state));
+    return absl::DeadlineExceededError(
+        absl::StrCat("the cluster does not serve after ", absl::FormatDuration(wait_), ": ", state));
+  }
+
   // A cluster whose routers are away for a moment is shown as that.
   absl::Status Watch(Context& context) const {
     absl::Notification stop;
@@ -184,6 +215,7 @@ class StatusCommand : public Command {
 
   bool json_ = false;
   bool watch_ = false;
+  absl::Duration wait_ = absl::ZeroDuration();
 };
 
 }  // namespace

@@ -159,16 +159,18 @@ class Cluster:
         return process
 
     def _wait_until_serving(self):
-        limit = time.monotonic() + START_SECONDS
-        command = [f"{self._binaries}/services/rwkvctl/rwkvctl", "status", "--router", self.router, "--json"]
+        command = [f"{self._binaries}/services/rwkvctl/rwkvctl", "status", "--router", self.router, "--json", "--wait",
+                   str(START_SECONDS)]
+        waiting = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         while True:
-            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-            state = json.loads(done.stdout)["pipeline_state"] if done.returncode == 0 else "no answer"
-            if state == "serving":
-                return
-            if time.monotonic() > limit or any(process.poll() is not None for process in self._processes):
-                raise RuntimeError(f"the cluster does not serve: {state}{self._ends_of_logs()}")
-            time.sleep(0.01)
+            try:
+                _, said = waiting.communicate(timeout=1)
+                break
+            except subprocess.TimeoutExpired:
+                if any(process.poll() is not None for process in self._processes):
+                    waiting.kill()
+        if waiting.returncode != 0:
+            raise RuntimeError(f"the cluster does not serve: {said}{self._ends_of_logs()}")
 
     def _ends_of_logs(self):
         ends = []

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/base/status_macros.h"
 #include "services/common/grpc_status.h"
 
 namespace rwkv::router {
@@ -312,7 +313,10 @@ absl::StatusOr<v1::Session> FakeRouterClient::ImportSession(const std::string& s
   return CreateSession(create);
 }
 
-absl::StatusOr<v1::GetStatusResponse> FakeRouterClient::GetStatus() { return state_->status; }
+absl::StatusOr<v1::GetStatusResponse> FakeRouterClient::GetStatus() {
+  if (state_->on_status) RWKV_RETURN_IF_ERROR(state_->on_status());
+  return state_->status;
+}
 
 absl::StatusOr<v1::GetTenantUsageResponse> FakeRouterClient::GetTenantUsage(const v1::GetTenantUsageRequest& request) {
   v1::GetTenantUsageResponse usage = state_->usage;

@@ -50,6 +50,7 @@ class FakeRouterClient : public RouterClient {
     std::vector<v1::TokenizeRequest> tokenize_requests;
     std::vector<v1::ScoreDocumentRequest> documents;
     v1::GetStatusResponse status;
+    std::function<absl::Status()> on_status;  // Before each status, or instead of it.
     v1::GetTenantUsageResponse usage;  // Of whatever tenant is asked for.
     std::vector<v1::SessionsExportStateResponse> exported_state;
     std::function<void()> on_export;               // After the last message.
