@@ -50,7 +50,7 @@ cudaError_t GraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
   ++fake.counts.graph_launches;
   for (const Work& node : executable->nodes) {
     const cudaError_t error =
-        node.kernel == nullptr ? Enqueue(fake, stream, node.task) : LaunchFromGraph(fake, stream, node.kernel);
+        node.kernel == nullptr ? Enqueue(fake, stream, node.task) : LaunchFromGraph(fake, stream, node);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;

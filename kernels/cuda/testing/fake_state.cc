@@ -102,34 +102,43 @@ cudaError_t Give(Fake& fake, CUstream_st* stream, Work work) {
   return fake.fault;
 }
 
-// What a kernel's arguments point to in the device's memory, or may: words that look so. Null: to memory that is there.
-const char* FindGone(const Fake& fake, const emulation::Kernel& kernel) {
-  const char* const begin = static_cast<const char*>(kernel.body.arguments.get());
-  for (int64_t at = 0; at + 8 <= kernel.body.argument_bytes; at += 8) {
-    const char* pointer;
-    std::memcpy(&pointer, begin + at, sizeof(pointer));
-    if (fake.arena == nullptr || pointer < fake.arena || pointer >= fake.arena + fake.used) continue;
-    auto after = fake.device_memory.upper_bound(pointer);
-    if (after == fake.device_memory.begin()) return pointer;
-    const auto& [first, size] = *std::prev(after);
-    if (pointer > first + size) return pointer;
-  }
-  return nullptr;
+const char* WordOf(const emulation::Kernel& kernel, int64_t at) {
+  const char* word;
+  std::memcpy(&word, static_cast<const char*>(kernel.body.arguments.get()) + at, sizeof(word));
+  return word;
 }
 
-cudaError_t Launch(Fake& fake, CUstream_st* stream, SharedKernel kernel, bool from_graph) {
-  if (stream != nullptr && stream->captured != nullptr) return Give(fake, stream, {nullptr, std::move(kernel)});
+// Whether it points into memory of the device, or to its end.
+bool IsThere(const Fake& fake, const char* pointer) {
+  auto after = fake.device_memory.upper_bound(pointer);
+  if (after == fake.device_memory.begin()) return false;
+  const auto& [first, size] = *std::prev(after);
+  return pointer <= first + size;
+}
+
+// Places of words that look like pointers to what is there: what looks like one to what is not may be a rest of
+// something else between two members.
+std::vector<int64_t> PointersOf(const Fake& fake, const emulation::Kernel& kernel) {
+  std::vector<int64_t> pointers;
+  for (int64_t at = 0; at + 8 <= kernel.body.argument_bytes; at += 8) {
+    if (IsThere(fake, WordOf(kernel, at))) pointers.push_back(at);
+  }
+  return pointers;
+}
+
+cudaError_t Launch(Fake& fake, CUstream_st* stream, SharedKernel kernel, std::vector<int64_t> pointers) {
   const int64_t launch = fake.counts.launches++;
   fake.launches.push_back({kernel->name, kernel->shape});
   if (fake.launches.size() > kKeptLaunches) fake.launches.pop_front();
   const bool faults = launch == fake.faults.fail_launch;
   const bool hangs = launch == fake.faults.hang_launch;
-  const auto run = [kernel = std::move(kernel), faults, hangs, from_graph] {
+  const auto run = [kernel = std::move(kernel), pointers = std::move(pointers), faults, hangs] {
     Fake& fake = TheFake();
     if (hangs) return false;
+    const auto is_gone = [&](int64_t at) { return !IsThere(fake, WordOf(*kernel, at)); };
     if (faults) {
       fake.fault = cudaErrorIllegalAddress;
-    } else if (from_graph && FindGone(fake, *kernel) != nullptr) {
+    } else if (std::any_of(pointers.begin(), pointers.end(), is_gone)) {
       Violate(fake, absl::StrCat("a graph's ", kernel->name, " has a pointer to memory that was freed"));
       fake.fault = cudaErrorIllegalAddress;
     } else if (const absl::Status status = emulation::Run(*kernel); !status.ok()) {
@@ -138,21 +147,23 @@ cudaError_t Launch(Fake& fake, CUstream_st* stream, SharedKernel kernel, bool fr
     }
     return true;
   };
-  return Give(fake, stream, {run, nullptr});
+  return Give(fake, stream, {run, nullptr, {}});
 }
 
 }  // namespace
 
 cudaError_t Enqueue(Fake& fake, CUstream_st* stream, Task task) {
-  return Give(fake, stream, {std::move(task), nullptr});
+  return Give(fake, stream, {std::move(task), nullptr, {}});
 }
 
 cudaError_t Launch(Fake& fake, CUstream_st* stream, SharedKernel kernel) {
-  return Launch(fake, stream, std::move(kernel), false);
+  if (stream == nullptr || stream->captured == nullptr) return Launch(fake, stream, std::move(kernel), {});
+  std::vector<int64_t> pointers = PointersOf(fake, *kernel);
+  return Give(fake, stream, {nullptr, std::move(kernel), std::move(pointers)});
 }
 
-cudaError_t LaunchFromGraph(Fake& fake, CUstream_st* stream, SharedKernel kernel) {
-  return Launch(fake, stream, std::move(kernel), true);
+cudaError_t LaunchFromGraph(Fake& fake, CUstream_st* stream, const Work& work) {
+  return Launch(fake, stream, work.kernel, work.pointers);
 }
 
 namespace {

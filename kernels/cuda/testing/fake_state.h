@@ -25,6 +25,8 @@ using SharedKernel = std::shared_ptr<const emulation::Kernel>;
 struct Work {
   Task task;
   SharedKernel kernel;
+  // Of a captured kernel: where in its arguments there were pointers to memory of the device then.
+  std::vector<int64_t> pointers;
 };
 }  // namespace rwkv::kernels::cuda::fake
 
@@ -105,7 +107,7 @@ void DrainAll(Fake& fake) ABSL_EXCLUSIVE_LOCKS_REQUIRED(fake.mu);
 cudaError_t Enqueue(Fake& fake, CUstream_st* stream, Task task);
 cudaError_t Launch(Fake& fake, CUstream_st* stream, SharedKernel kernel);
 // Those of a graph that runs now: it may hold what has gone since.
-cudaError_t LaunchFromGraph(Fake& fake, CUstream_st* stream, SharedKernel kernel);
+cudaError_t LaunchFromGraph(Fake& fake, CUstream_st* stream, const Work& work);
 
 // A task that is done when it has run.
 template <typename Function>
