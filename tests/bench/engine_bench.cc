@@ -2,9 +2,10 @@
 // A JSON line a case:
 //   {"case": "decode", "batch": B, "threads": N, "tokens_per_s": {"best": X, "median": X}, ...}  B sequences, greedy
 //   {"case": "prefill", "length": T, ...}  T tokens of one sequence in one step, of the last one logits
+//   {"case": "prefill", "length": T, "sequences": B, ...}  as many of B, in as few steps of kMostRows as it takes
 //   {"case": "position", "position": P, ...}  decode of one sequence that has read P tokens
-// BATCHES, LENGTHS and POSITIONS are numbers by commas, or "-"; a length may be "BxT": B sequences in one step, told
-// with "sequences": B. Each case runs for SECONDS, and three times at least.
+// BATCHES, LENGTHS and POSITIONS are numbers by commas, or "-"; a length may be "BxT". Each case runs for SECONDS, and
+// three times at least.
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -88,29 +89,37 @@ absl::Status Decode(EnginePipeline& pipeline, int batch, int threads, double sec
   return absl::OkStatus();
 }
 
+constexpr int kMostRows = 8192;  // Of a step.
+
 struct Prompts {
   int sequences = 1;
   int length = 0;
+  int TokensOfStep() const { return std::min(length, kMostRows / sequences); }  // Of each sequence.
 };
 
 absl::Status Prefill(EnginePipeline& pipeline, const Prompts& prompts, int threads, double seconds) {
-  const auto [sequences, length] = prompts;
-  std::vector<uint32_t> tokens(length);
-  for (int t = 0; t < length; ++t) tokens[t] = 1 + (t * 7) % 100;
+  const int sequences = prompts.sequences;
   for (int s = 0; s < sequences; ++s) RWKV_RETURN_IF_ERROR(pipeline.AttachFresh(s, s + 1));
   uint64_t position = 0;
-  RWKV_ASSIGN_OR_RETURN(const Times times, Measure(seconds, [&] {
-                          v1::Step step;
-                          for (int s = 0; s < prompts.sequences; ++s) {
-                            *step.add_entries() = worker::Entry(s, s + 1, position, tokens, false, true);
+  RWKV_ASSIGN_OR_RETURN(const Times times, Measure(seconds, [&]() -> absl::Status {
+                          for (int left = prompts.length; left > 0;) {
+                            const int count = std::min(left, prompts.TokensOfStep());
+                            left -= count;
+                            std::vector<uint32_t> tokens(count);
+                            for (int t = 0; t < count; ++t) tokens[t] = 1 + (position + t) * 7 % 100;
+                            v1::Step step;
+                            for (int s = 0; s < sequences; ++s) {
+                              *step.add_entries() = worker::Entry(s, s + 1, position, tokens, false, left == 0);
+                            }
+                            position += count;
+                            RWKV_ASSIGN_OR_RETURN(const StepOutput output, pipeline.Step(std::move(step)));
+                            RWKV_RETURN_IF_ERROR(EntriesAreOk(output));
                           }
-                          position += prompts.length;
-                          RWKV_ASSIGN_OR_RETURN(const StepOutput output, pipeline.Step(std::move(step)));
-                          return EntriesAreOk(output);
+                          return absl::OkStatus();
                         }));
-  std::string size = absl::StrCat("\"length\": ", length);
+  std::string size = absl::StrCat("\"length\": ", prompts.length);
   if (sequences > 1) absl::StrAppend(&size, ", \"sequences\": ", sequences);
-  Print("prefill", size, threads, static_cast<double>(sequences) * length, times);
+  Print("prefill", size, threads, static_cast<double>(sequences) * prompts.length, times);
   return absl::OkStatus();
 }
 
@@ -137,7 +146,6 @@ absl::Status Positions(EnginePipeline& pipeline, const std::vector<int>& positio
   return absl::OkStatus();
 }
 
-constexpr int kMostRows = 8192;
 constexpr int kMostTokens = 10000000;
 
 // False: a number is missing, or not in 1 .. most.
@@ -181,7 +189,7 @@ int Main(int argc, char** argv) {
   options.max_batch_tokens = options.slots;
   for (const Prompts& prompts : lengths) {
     options.slots = std::max(options.slots, prompts.sequences);
-    options.max_batch_tokens = std::max(options.max_batch_tokens, prompts.sequences * prompts.length);
+    options.max_batch_tokens = std::max(options.max_batch_tokens, prompts.sequences * prompts.TokensOfStep());
   }
   if (!positions.empty()) options.max_batch_tokens = std::max(options.max_batch_tokens, kChunk);
   std::sort(positions.begin(), positions.end());

@@ -14,7 +14,7 @@ import sys
 TOKENS = {"decode_1.5b_1": {"H200": 1070, "H100": 930}, "decode_1.5b_32": {"H200": 13500, "H100": 12500}}
 SERVING = {"H200": 40000, "H100": 40000}  # tokens/s of the whole path, many streams
 OF_COPY = 0.85  # 7.2B at one row: of the measured bandwidth of copies
-OF_MATRIX = 0.60  # prefill of 1024 tokens, many sequences: of the measured matrix rate
+OF_MATRIX = 0.60  # prefill of 32 prompts of 1024 tokens: of the measured matrix rate
 GAP_US = 2.6  # a kernel's boundary, as static_report.md guesses
 # Weights of a step without the embedding, and state read and written a sequence, in bytes; operations a token.
 BYTES_7_2B = 13.863e9 + 68.2e6
@@ -78,7 +78,7 @@ def judge(name, gpu, rates, ops, speed):
             return None, "not measured"
         share = got * BYTES_7_2B / copy
         return share >= OF_COPY, f"{got:.0f} tokens/s, {share:.0%} of the copies' bandwidth, {OF_COPY:.0%} wanted"
-    got = best(speed, "1.5b", "prefill", length=1024, sequences=8)
+    got = best(speed, "1.5b", "prefill", length=1024, sequences=32)
     if got is None:
         return None, "not measured"
     share = got * 2 * WEIGHTS_1_5B / matrix

@@ -117,6 +117,9 @@ sanitize() {  # TOOL
   compute-sanitizer --tool "$1" --error-exitcode 9 "$bin/tests/gpu/device_tests" --gtest_brief=1 \
     --gtest_filter="*EqualsTheFormula/${name}_base:*EqualsTheFormula/${name}_one_row:*BlockTest*/$name"
 }
+graphs() {
+  proof graphs "$TEST_TMPDIR"
+}
 op_times() {  # WIDTH ROWS
   proof op_times "$1" "$2" "$seconds" | tee -a "$out/ops.jsonl"
 }
@@ -146,8 +149,8 @@ peer() {  # NAME SHAPE
 
 seconds=2 epochs=1000 drawn=256 served=(1.5b 256 256) widths=(1024 2048 4096) rows=(1 32 256)
 shapes=(0.4b 1.5b 7.2b)
-batches=1,8,32,64,256
-lengths=128,1024,4096,8x1024
+batches=1,8,32,64,256,1024
+lengths=128,1024,4096,32x1024
 laws="*LawTest*/$name*"
 if $emulated; then
   seconds=0.01 epochs=12 drawn=24 served=(tiny 2 4) widths=(128) rows=(3)
@@ -156,7 +159,7 @@ if $emulated; then
 fi
 
 export bin name device peers out here emulated seconds batches
-export -f cases machine proof bits rates bench sanitize op_times goals cluster serve peer
+export -f cases machine proof bits rates bench sanitize graphs op_times goals cluster serve peer
 
 step 1 'driver, clocks and card' 30 machine
 step 1 'copy bandwidth and matrix rate' 60 rates
@@ -171,6 +174,7 @@ for tool in memcheck racecheck synccheck initcheck; do
   step 5 "compute-sanitizer $tool" 120 sanitize "$tool"
 done
 step 6 'the same bits in every company, cut and chunk' 120 cases "$laws"
+step 7 'graphs of decode steps: made, and with the bits of launches' 60 graphs
 for shape in "${shapes[@]}"; do
   step 7 "decode steps of $shape" 400 bench "$shape" "$batches" -
   step 8 "prefill of $shape" 120 bench "$shape" - "$lengths"

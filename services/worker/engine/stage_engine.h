@@ -114,6 +114,8 @@ class StageEngine {
   kernels::Device& device() const { return *device_; }
   const StageModel& model() const { return *model_; }
   const StatePool& pool() const { return *pool_; }
+  // Null: of a device that enqueues every step anew.
+  const kernels::RepeatingStream* repeating() const { return repeating_; }
   const Options& options() const { return options_; }
   std::vector<std::string> tuned_state_ids() const;
   LinkShape link_shape() const;

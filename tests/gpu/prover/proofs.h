@@ -19,6 +19,10 @@ absl::Status Probes(const std::string& device);
 // or empty.
 absl::Status Bits(const std::string& device, const std::string& folder, const std::string& expected);
 
+// Decode steps of 1 to 5 rows as graphs and as launches have the same bits, and every graph that was asked for was made.
+// {"graphs": N, "us_a_step": T, "us_a_step_launched": T}: of one row of a small model.
+absl::Status Graphs(const std::string& device, const std::string& folder);
+
 // {"op": NAME, "rows": N, "us": T, "bytes": B, "gb_per_s": G, "tflop_per_s": F} of each operation of a layer at the
 // width, median of `seconds` each.
 absl::Status OpTimes(const std::string& device, int64_t width, int64_t rows, double seconds);

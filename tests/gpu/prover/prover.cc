@@ -3,6 +3,7 @@
 //   prover rates DEVICE                      copy bandwidth and matrix rate
 //   prover probes DEVICE                     every primitive of device.cuh against the emulation
 //   prover bits DEVICE FOLDER [FILE]         hashes of what small models compute; FILE: those expected
+//   prover graphs DEVICE FOLDER              decode steps as graphs and as launches
 //   prover op_times DEVICE WIDTH ROWS SECS   each operation of a layer
 //   prover epochs DEVICE FOLDER N            saves beside a running batch, memory after N epochs
 //   prover pair DEVICE                       rows between two processes by NCCL, with deaths and silences
@@ -30,6 +31,7 @@ absl::Status Run(const std::vector<std::string>& arguments, bool& understood) {
   if (proof == "rates" && count == 3) return Rates(device);
   if (proof == "probes" && count == 3) return Probes(device);
   if (proof == "bits" && (count == 4 || count == 5)) return Bits(device, arguments[3], count == 5 ? arguments[4] : "");
+  if (proof == "graphs" && count == 4) return Graphs(device, arguments[3]);
   int64_t width = 0;
   int64_t rows = 0;
   double seconds = 0;
@@ -56,7 +58,7 @@ int main(int argc, char** argv) {
   absl::Status status;
   if (understood) status = rwkv::gpu::Run(arguments, understood);
   if (!understood) {
-    std::cerr << "usage: prover rates|probes|bits|op_times|epochs|pair DEVICE ...: see tests/gpu/prover/prover.cc\n";
+    std::cerr << "usage: prover rates|probes|bits|graphs|op_times|epochs|pair DEVICE ...: see tests/gpu/prover/prover.cc\n";
     return 2;
   }
   if (status.ok()) status = rwkv::gpu::CheckViolations(argv[2]);
