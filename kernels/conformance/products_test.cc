@@ -221,6 +221,11 @@ std::vector<std::shared_ptr<const OpCase>> Cases() {
     table.Add("int8_group_64_minimums",
               [=](Case& c) { c.storage = storage, c.storage.has_minimums = true, c.rows = 6, c.inputs = 192; });
   }
+  // Sums that wait in memory for the next block of inputs, of a few tens of rows and of more.
+  for (int64_t rows : {20, 70}) {
+    table.Add(absl::StrCat("blocks_of_inputs_rows_", rows),
+              [=](Case& c) { c.rows = rows, c.inputs = 1700, c.outputs = 75, c.gate = c.accumulate = true; });
+  }
   // One tile of outputs is more than the panel.
   table.Add("inputs_beyond_panel", [](Case& c) { c.inputs = 17000, c.outputs = 5, c.rows = 7; });
   return table.Build(Make);

@@ -31,6 +31,15 @@ RWKV_INLINE I32 AddPairs(I32 sum, U32 a, U32 b) {
 #endif
 }
 
+// The compiler computes v here: not before what the last such call was for, and not behind the next one. It would
+// otherwise widen all weights of a group at once, and keep in memory what has no place in the registers.
+template <typename V>
+RWKV_INLINE void ComputeHere(V& v) {
+#if defined(__AVX512F__)
+  asm volatile("" : "+v"(v));
+#endif
+}
+
 // How codes lie in the four bytes of a dword. Widen<i>() makes of each lane's dword its i-th pair; Pairs() makes of 32
 // inputs (v0, v1) the 16 pairs that fit, in the order in which dwords and pairs come. Bytes<i>() makes of 64 bytes the
 // i-th half of their codes as bytes without sign, kByteCentre above their values; First() and Second() are the inputs

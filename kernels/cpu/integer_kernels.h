@@ -22,7 +22,7 @@ namespace {
 #if defined(__AVX512F__)
 constexpr int kFewIntegerRows = 8;
 constexpr int kIntegerTileRows = 6;
-constexpr int kIntegerTileVectors = 2;
+constexpr int kIntegerTileVectors = 4;
 #else
 constexpr int kFewIntegerRows = 4;
 constexpr int kIntegerTileRows = 3;
@@ -84,7 +84,8 @@ __attribute__((noinline)) void ComputeFewRows(const MatmulArgs& args, const Inte
     ForEachDword<kDwords>(tile, matrix, g, kPrefetch, [&](auto d, U32 dword) RWKV_INLINE_LAMBDA {
       ForEachNumber<Codes::kPairs>([&](auto i) RWKV_INLINE_LAMBDA {
         constexpr int kPair = decltype(d)::kDwords * Codes::kPairs + decltype(i)::kDwords;
-        const U32 weights = Codes::template Widen<decltype(i)::kDwords>(dword);
+        U32 weights = Codes::template Widen<decltype(i)::kDwords>(dword);
+        if constexpr (Codes::kPairs > 2) ComputeHere(weights);
         I32* const sum = products[kPair % kChains];
 #pragma clang loop unroll(full)
         for (int r = 0; r < kRows; ++r) sum[r] = AddPairs(sum[r], weights, U32{} + pairs[r][kPair]);

@@ -18,10 +18,17 @@ namespace {
 // Bytes of weights in a part of a product with few rows: some microseconds.
 constexpr int64_t kPartBytes = 64 * 1024;
 
-// With many rows: floats of widened weights that are kept in the second-level cache while all rows pass by, and how
-// many such panels are a part.
-constexpr int64_t kPanelFloats = 16 * 1024;
-constexpr int64_t kPanelsOfPart = 2;
+// With more rows: floats of widened weights that stay in the second-level cache while all rows pass by. Many rows do not
+// fit into it themselves, and pass by as seldom as may be.
+#if defined(__AVX512F__)
+constexpr int64_t kLargePanelFloats = 96 * 1024;
+#else
+constexpr int64_t kLargePanelFloats = 32 * 1024;
+#endif
+constexpr int64_t kSmallPanelFloats = 24 * 1024;
+constexpr int64_t kSmallPanelRows = 64;
+constexpr int64_t kFewestPanels = 16;  // Of a matrix, so that all threads have some.
+constexpr int64_t kBlockInputs = 768;  // Of which a tile's rows stay in the first-level cache.
 
 // Few rows, weights widened as they are read, from memory each once. The outputs of a tile are a kStep-th of the matrix
 // apart; a part is a few neighbours of each.
@@ -63,11 +70,27 @@ void MatmulFewRows(const MatmulArgs& args, int64_t part) {
   }
 }
 
-// Outputs whose widened weights fit the panel, at least one tile of them.
-RWKV_INLINE int64_t PanelOutputs(int64_t inputs) {
-  const int64_t outputs = kPanelFloats / RoundUpToLanes(inputs) / kManyTileOutputs * kManyTileOutputs;
-  return outputs < kManyTileOutputs ? kManyTileOutputs : outputs;
-}
+// How the outputs are cut into panels and parts. Of a part's small panels the next one's weights come from memory while
+// rows pass by this one's; with many rows there is no such need.
+struct Panels {
+  explicit Panels(const MatmulArgs& args) {
+    const bool small = args.rows <= kSmallPanelRows;
+    const int64_t fit = (small ? kSmallPanelFloats : kLargePanelFloats) / RoundUpToLanes(args.weight.cols);
+    const int64_t fair = args.weight.rows / kFewestPanels;
+    outputs = (fit < fair ? fit : fair) / kManyTileOutputs * kManyTileOutputs;
+    if (outputs < kManyTileOutputs) outputs = kManyTileOutputs;
+    part_outputs = small ? 2 * outputs : outputs;
+    parts = (args.weight.rows + part_outputs - 1) / part_outputs;
+  }
+  int64_t Begin(int64_t part) const { return part * part_outputs; }
+  int64_t End(const MatmulArgs& args, int64_t part) const {
+    return Begin(part + 1) < args.weight.rows ? Begin(part + 1) : args.weight.rows;
+  }
+
+  int64_t outputs;  // Of a panel, at least one tile of them.
+  int64_t part_outputs;
+  int64_t parts;
+};
 
 // Asks for the i-th of `count` shares of the weights of the outputs [begin, end).
 RWKV_INLINE void PrefetchShare(const MatrixView& weight, int64_t begin, int64_t end, int64_t i, int64_t count) {
@@ -84,18 +107,17 @@ template <typename Weights>
 void MatmulManyRows(const MatmulArgs& args, int64_t part, float* panel) {
   const int64_t inputs = args.weight.cols;
   const int64_t panel_stride = RoundUpToLanes(inputs);
-  const int64_t panel_outputs = PanelOutputs(inputs);
+  const Panels panels(args);
+  const int64_t blocks = (panel_stride + kBlockInputs - 1) / kBlockInputs;
   const RowTiles rows(args);
+  F32* const sums = reinterpret_cast<F32*>(panel + panels.outputs * panel_stride);
   MatrixView widened;
-  widened.rows = panel_outputs;
+  widened.rows = panels.outputs;
   widened.cols = panel_stride;
   widened.data = panel;
-  const int64_t part_begin = part * kPanelsOfPart * panel_outputs;
-  const int64_t part_end = part_begin + kPanelsOfPart * panel_outputs < args.weight.rows
-                               ? part_begin + kPanelsOfPart * panel_outputs
-                               : args.weight.rows;
-  for (int64_t begin = part_begin; begin < part_end; begin += panel_outputs) {
-    const int64_t count = part_end - begin < panel_outputs ? part_end - begin : panel_outputs;
+  const int64_t part_end = panels.End(args, part);
+  for (int64_t begin = panels.Begin(part); begin < part_end; begin += panels.outputs) {
+    const int64_t count = part_end - begin < panels.outputs ? part_end - begin : panels.outputs;
     for (int64_t o = 0; o < count; ++o) {
       const typename Weights::Row row = Weights::RowOf(args.weight, begin + o);
       const int64_t in_tile = o % kManyTileOutputs;
@@ -105,19 +127,26 @@ void MatmulManyRows(const MatmulArgs& args, int64_t part, float* panel) {
       }
     }
     const int64_t next = begin + count;
-    const int64_t next_end = next + panel_outputs < part_end ? next + panel_outputs : part_end;
+    const int64_t next_end = next + panels.outputs < part_end ? next + panels.outputs : part_end;
     for (int64_t i = 0; i < rows.tiles; ++i) {
       PrefetchShare(args.weight, next, next_end, i, rows.tiles);
       const float* const x = rows.Tile(args, i);
       const int64_t row = rows.Begin(i);
       const int64_t size = rows.Begin(i + 1) - row;
-      int64_t o = 0;
-      for (; o + kManyTileOutputs <= count; o += kManyTileOutputs) {
-        ComputeTileOfRows<PanelWeights, kManyTileRows, kManyTileOutputs>(args, size,
-                                                                         {x, row, begin + o, 1, widened, o});
-      }
-      for (; o < count; ++o) {
-        ComputeTileOfRows<PanelWeights, kManyTileRows, 1>(args, size, {x, row, begin + o, 1, widened, o});
+      // Of so many inputs the rows stay in the first-level cache while all outputs pass by.
+      for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t from = block * panel_stride / blocks / kLanes * kLanes;
+        const int64_t to = (block + 1) * panel_stride / blocks / kLanes * kLanes;
+        F32* tile_sums = sums;
+        int64_t o = 0;
+        for (; o + kManyTileOutputs <= count; o += kManyTileOutputs, tile_sums += kManyTileRows * kManyTileOutputs) {
+          ComputeTileOfRows<PanelWeights, kManyTileRows, kManyTileOutputs>(
+              args, size, {x, row, begin + o, 1, widened, o, from, to, tile_sums});
+        }
+        for (; o < count; ++o, tile_sums += kManyTileRows) {
+          ComputeTileOfRows<PanelWeights, kManyTileRows, 1>(args, size,
+                                                            {x, row, begin + o, 1, widened, o, from, to, tile_sums});
+        }
       }
     }
   }
@@ -126,14 +155,12 @@ void MatmulManyRows(const MatmulArgs& args, int64_t part, float* panel) {
 #if defined(RWKV_HAS_PAIRS)
 // All rows past the part's outputs, whose weights are read as they are and stay in the cache meanwhile.
 void MatmulManyPairs(const MatmulArgs& args, int64_t part) {
-  const int64_t panel_outputs = PanelOutputs(args.weight.cols);
+  const Panels panels(args);
   const RowTiles rows(args);
-  const int64_t part_begin = part * kPanelsOfPart * panel_outputs;
-  const int64_t limit = part_begin + kPanelsOfPart * panel_outputs;
-  const int64_t part_end = limit < args.weight.rows ? limit : args.weight.rows;
-  for (int64_t begin = part_begin; begin < part_end; begin += panel_outputs) {
-    const int64_t end = part_end - begin < panel_outputs ? part_end : begin + panel_outputs;
-    const int64_t next_end = part_end - end < panel_outputs ? part_end : end + panel_outputs;
+  const int64_t part_end = panels.End(args, part);
+  for (int64_t begin = panels.Begin(part); begin < part_end; begin += panels.outputs) {
+    const int64_t end = part_end - begin < panels.outputs ? part_end : begin + panels.outputs;
+    const int64_t next_end = part_end - end < panels.outputs ? part_end : end + panels.outputs;
     for (int64_t i = 0; i < rows.tiles; ++i) {
       PrefetchShare(args.weight, end, next_end, i, rows.tiles);
       const float* const x = rows.Tile(args, i);
@@ -163,8 +190,7 @@ int64_t MatmulParts(const MatmulArgs& args) {
   if (AreBf16Tiles(args)) return Bf16TilesParts(args);
 #endif
   if (args.rows <= kFewRows) return FewRows(args).parts;
-  const int64_t outputs = kPanelsOfPart * PanelOutputs(args.weight.cols);
-  return (args.weight.rows + outputs - 1) / outputs;
+  return Panels(args).parts;
 }
 
 int64_t MatmulWorkspaceBytes(const MatmulArgs& args) {
@@ -173,7 +199,9 @@ int64_t MatmulWorkspaceBytes(const MatmulArgs& args) {
   if (AreBf16Tiles(args)) return Bf16TilesWorkspaceBytes(args);
 #endif
   if (args.rows <= kFewRows || ArePairs(args)) return 0;
-  return PanelOutputs(args.weight.cols) * RoundUpToLanes(args.weight.cols) * static_cast<int64_t>(sizeof(float));
+  const int64_t outputs = Panels(args).outputs;
+  return outputs * RoundUpToLanes(args.weight.cols) * static_cast<int64_t>(sizeof(float)) +
+         outputs * kManyTileRows * static_cast<int64_t>(sizeof(F32));
 }
 
 // What the product reads instead of args.x.

@@ -92,18 +92,12 @@ struct RowTiles {
 
 // Widened weights in the cache, [tile of kManyTileOutputs][step of 16][output][16].
 struct PanelWeights {
-  static constexpr int64_t kStep = kLanes;
-  struct Row {
-    const float* weights;
-  };
-  struct Group {};
-  static RWKV_INLINE Row RowOf(const MatrixView& matrix, int64_t row) {
+  // Of the step of input `col`; the next output's are kLanes further.
+  static RWKV_INLINE const float* At(const MatrixView& matrix, int64_t row, int64_t col) {
     const int64_t first = row / kManyTileOutputs * kManyTileOutputs;
-    return {static_cast<const float*>(matrix.data) + first * matrix.cols + (row - first) * kLanes};
+    return static_cast<const float*>(matrix.data) + first * matrix.cols + (row - first) * kLanes +
+           col * kManyTileOutputs;
   }
-  static RWKV_INLINE Group GroupOf(Row, int64_t) { return {}; }
-  static RWKV_INLINE F32 Load(Row row, Group, int64_t col) { return cpu::Load(row.weights + col * kManyTileOutputs); }
-  static RWKV_INLINE F32 LoadTail(Row row, Group, int64_t col, int64_t) { return Load(row, {}, col); }
 };
 
 // A tile's place: its rows, its first row and output, how far its outputs are apart, and where the weights of those
@@ -115,19 +109,32 @@ struct Tile {
   int64_t output_step;
   const MatrixView& weight;
   int64_t weight_row;  // of the first output
+  // Of a panel: the inputs of this block, and the tile's sums between one block and the next.
+  int64_t begin = 0;
+  int64_t end = 0;
+  F32* sums = nullptr;
 };
+
+// z[i] = Sum(sums[i]), as many at a time as it goes.
+template <int kCount>
+RWKV_INLINE void SumEach(const F32* sums, float* z) {
+  if constexpr (kCount >= 16) {
+    Store(z, Sum16(sums));
+    SumEach<kCount - 16>(sums + 16, z + 16);
+  } else if constexpr (kCount >= 4) {
+    StoreFour(z, Sum4(sums[0], sums[1], sums[2], sums[3]));
+    SumEach<kCount - 4>(sums + 4, z + 4);
+  } else if constexpr (kCount > 0) {
+    *z = Sum(*sums);
+    SumEach<kCount - 1>(sums + 1, z + 1);
+  }
+}
 
 // What follows a tile's sums, [row][output].
 template <int kOutputs, int kCells>
 RWKV_INLINE void FinishTile(const MatmulArgs& args, const Tile& tile, const F32 (&sums)[kCells]) {
   alignas(64) float z[RoundUpToLanes(kCells)] = {};
-#pragma clang loop unroll(full)
-  for (int cell = 0; cell + 4 <= kCells; cell += 4) {
-    const F32x4 four = Sum4(sums[cell], sums[cell + 1], sums[cell + 2], sums[cell + 3]);
-    for (int i = 0; i < 4; ++i) z[cell + i] = four[i];
-  }
-#pragma clang loop unroll(full)
-  for (int cell = kCells / 4 * 4; cell < kCells; ++cell) z[cell] = Sum(sums[cell]);
+  SumEach<kCells>(sums, z);
   if (args.bias != nullptr) {
     for (int cell = 0; cell < kCells; ++cell) {
       z[cell] += args.bias[tile.output + cell % kOutputs * tile.output_step];
@@ -136,9 +143,25 @@ RWKV_INLINE void FinishTile(const MatmulArgs& args, const Tile& tile, const F32 
   if (args.activation != Activation::kNone) {
     for (int cell = 0; cell < kCells; cell += kLanes) Store(z + cell, Activate(args.activation, Load(z + cell)));
   }
+  const int64_t first = tile.row * args.weight.rows + tile.output;
+  if (kOutputs == 4 && tile.output_step == 1) {
+#pragma clang loop unroll(full)
+    for (int row = 0; row < kCells / kOutputs; ++row) {
+      const int64_t at = first + row * args.weight.rows;
+      F32x4 value = LoadFour(z + row * kOutputs);
+      if (args.gate != nullptr) value = value * LoadFour(args.gate + at);
+      StoreFour(args.y + at, args.accumulate ? LoadFour(args.y + at) + value : value);
+    }
+    return;
+  }
+  const bool alone = args.gate == nullptr && !args.accumulate;
+#pragma clang loop unroll(full)
   for (int cell = 0; cell < kCells; ++cell) {
-    const int64_t at =
-        (tile.row + cell / kOutputs) * args.weight.rows + tile.output + cell % kOutputs * tile.output_step;
+    const int64_t at = first + cell / kOutputs * args.weight.rows + cell % kOutputs * tile.output_step;
+    if (alone) {
+      args.y[at] = z[cell];
+      continue;
+    }
     const float value = args.gate != nullptr ? z[cell] * args.gate[at] : z[cell];
     args.y[at] = args.accumulate ? args.y[at] + value : value;
   }
@@ -147,7 +170,7 @@ RWKV_INLINE void FinishTile(const MatmulArgs& args, const Tile& tile, const F32 
 template <typename Weights, int kRows, int kOutputs>
 __attribute__((noinline)) void ComputeTile(const MatmulArgs& args, const Tile& tile) {
   constexpr int kCells = kRows * kOutputs;
-  constexpr bool kPrefetches = Weights::kStep == kLanes && !std::is_same_v<Weights, PanelWeights>;
+  constexpr bool kPrefetches = Weights::kStep == kLanes;
   F32 sums[kCells] = {};
   const int64_t inputs = args.weight.cols;
   const float* const x = tile.x;
@@ -189,6 +212,33 @@ __attribute__((noinline)) void ComputeTile(const MatmulArgs& args, const Tile& t
   }
 
   FinishTile<kOutputs>(args, tile, sums);
+}
+
+// A block of the inputs of a tile whose weights are a panel's. Sums in memory are the bits of sums in registers.
+template <int kRows, int kOutputs>
+__attribute__((noinline)) void ComputePanelTile(const MatmulArgs& args, const Tile& tile) {
+  constexpr int kCells = kRows * kOutputs;
+  F32 sums[kCells] = {};
+  if (tile.begin > 0) {
+#pragma clang loop unroll(full)
+    for (int cell = 0; cell < kCells; ++cell) sums[cell] = tile.sums[cell];
+  }
+  const float* weights = PanelWeights::At(tile.weight, tile.weight_row, tile.begin);
+  const float* x = tile.x + tile.begin * kRows;
+  for (int64_t k = tile.begin; k < tile.end; k += kLanes, weights += kManyTileOutputs * kLanes, x += kRows * kLanes) {
+    F32 w[kOutputs];
+#pragma clang loop unroll(full)
+    for (int o = 0; o < kOutputs; ++o) w[o] = Load(weights + o * kLanes);
+#pragma clang loop unroll(full)
+    for (int r = 0; r < kRows; ++r) {
+      const F32 row = Load(x + r * kLanes);
+#pragma clang loop unroll(full)
+      for (int o = 0; o < kOutputs; ++o) sums[r * kOutputs + o] = Fma(row, w[o], sums[r * kOutputs + o]);
+    }
+  }
+  if (tile.end >= args.weight.cols) return FinishTile<kOutputs>(args, tile, sums);
+#pragma clang loop unroll(full)
+  for (int cell = 0; cell < kCells; ++cell) tile.sums[cell] = sums[cell];
 }
 
 #if defined(RWKV_HAS_PAIRS)
@@ -234,15 +284,15 @@ RWKV_INLINE void ComputeTileOfRows(const MatmulArgs& args, int64_t rows, const T
     if (rows < kMostRows) return ComputeTileOfRows<Weights, kMostRows - 1, kOutputs>(args, rows, tile);
   }
   constexpr int kTileOutputs = kOutputs == 0 ? TileOutputs(kMostRows) : kOutputs;
+  if constexpr (std::is_same_v<Weights, PanelWeights>) {
+    ComputePanelTile<kMostRows, kTileOutputs>(args, tile);
 #if defined(RWKV_HAS_PAIRS)
-  if constexpr (std::is_same_v<Weights, BFloat16Pairs>) {
+  } else if constexpr (std::is_same_v<Weights, BFloat16Pairs>) {
     ComputePairTile<kMostRows, kTileOutputs>(args, tile);
+#endif
   } else {
     ComputeTile<Weights, kMostRows, kTileOutputs>(args, tile);
   }
-#else
-  ComputeTile<Weights, kMostRows, kTileOutputs>(args, tile);
-#endif
 }
 
 }  // namespace

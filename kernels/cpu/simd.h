@@ -31,6 +31,7 @@ typedef int32_t I32 __attribute__((vector_size(64)));
 typedef uint16_t U16 __attribute__((vector_size(32)));
 typedef float F32x8 __attribute__((vector_size(32)));
 typedef float F32x4 __attribute__((vector_size(16)));
+typedef float F32x4Unaligned __attribute__((vector_size(16), aligned(4), may_alias));
 typedef float F32Unaligned __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int8_t I8 __attribute__((vector_size(16)));
 typedef uint8_t U8 __attribute__((vector_size(16)));
@@ -44,6 +45,8 @@ RWKV_INLINE F32 Broadcast(float value) { return F32{} + value; }
 
 RWKV_INLINE F32 Load(const float* p) { return *reinterpret_cast<const F32Unaligned*>(p); }
 RWKV_INLINE void Store(float* p, F32 v) { *reinterpret_cast<F32Unaligned*>(p) = v; }
+RWKV_INLINE F32x4 LoadFour(const float* p) { return *reinterpret_cast<const F32x4Unaligned*>(p); }
+RWKV_INLINE void StoreFour(float* p, F32x4 v) { *reinterpret_cast<F32x4Unaligned*>(p) = v; }
 
 // The first `count` < 16 elements; the other lanes are zero.
 RWKV_INLINE F32 LoadTail(const float* p, int64_t count) {
