@@ -296,6 +296,42 @@ TEST_F(DamageTest, RepairSavesTheOthersAndSaysWhatIsLost) {
   EXPECT_GT(saved, damaged) << "of " << damaged << " stores";
 }
 
+TEST_F(DamageTest, CheckSaysThatAStoreDoesNotStartJustWhenItDoesNot) {
+  Fill();
+  const std::string original = Stopped();
+  std::string table;  // Of the rows.
+  for (const std::string& file : Files(original)) {
+    const bool catalogs = absl::EndsWith(file, ".sst") && !absl::StrContains(file, "/records/");
+    if (catalogs && (table.empty() || std::filesystem::file_size(file) > std::filesystem::file_size(table))) {
+      table = file;
+    }
+  }
+  ASSERT_FALSE(table.empty());
+  const std::string bytes = testing::ReadFile(table);
+  int saved = 0;
+  for (size_t at = 0; at < bytes.size(); at += bytes.size() / 24) {
+    const std::string copy = Copy(original);
+    SCOPED_TRACE(absl::StrCat("a bit flipped at ", at, " of ", bytes.size()));
+    std::string damaged = bytes;
+    damaged[at] = static_cast<char>(damaged[at] ^ 1);
+    WriteFile(copy + "/" + std::filesystem::relative(table, original).string(), damaged);
+    std::string said;
+    CheckStore(copy, [&](const std::string& line) { absl::StrAppend(&said, line, "\n"); }).IgnoreError();
+    const int refused = refused_;
+    ExpectHonest(copy, /*records_only=*/false);
+    EXPECT_EQ(absl::StrContains(said, "does not start"), refused_ > refused) << said;
+    ASSERT_OK(RepairStore(copy, [](const std::string&) {}));
+    ASSERT_OK_AND_ASSIGN(const auto embedded, Open(copy));
+    for (const auto& [id, tokens] : tokens_) {
+      const auto got = Tokens(embedded->store().catalog(), id);
+      saved += got.ok() && *got == tokens;
+    }
+  }
+  EXPECT_GT(opened_, 3);
+  EXPECT_GT(refused_, 3);
+  EXPECT_GT(saved, 30) << "of stores whose sessions share a few blocks";
+}
+
 TEST_F(DamageTest, AWholeStoreIsFoundToBeWhole) {
   Fill();
   const std::string folder = Stopped();

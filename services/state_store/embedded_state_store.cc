@@ -33,6 +33,13 @@ absl::Status LossError(const Database& database) {
 
 }  // namespace
 
+absl::StatusOr<std::unique_ptr<RowCatalog>> StartCatalog(const RowCatalog::Options& options, const Database& database,
+                                                         RowStore* rows, common::Clock* clock,
+                                                         common::Metrics* metrics) {
+  RWKV_RETURN_IF_ERROR(LossError(database));
+  return RowCatalog::Create(options, rows, clock, metrics);
+}
+
 absl::StatusOr<std::unique_ptr<EmbeddedStateStore>> EmbeddedStateStore::Create(const Options& options,
                                                                                common::Clock* clock,
                                                                                common::Metrics* metrics) {
@@ -97,9 +104,8 @@ EmbeddedStateStore::~EmbeddedStateStore() {
 absl::Status EmbeddedStateStore::OpenCatalog(const RowCatalog::Options& catalog_options, const Options& options,
                                              common::Clock* clock, common::Metrics* metrics) {
   RWKV_ASSIGN_OR_RETURN(database_, Database::Open(options.database, metrics));
-  RWKV_RETURN_IF_ERROR(LossError(*database_));
   rows_ = std::make_unique<RocksdbRowStore>(database_.get());
-  RWKV_ASSIGN_OR_RETURN(catalog_, RowCatalog::Create(catalog_options, rows_.get(), clock, metrics));
+  RWKV_ASSIGN_OR_RETURN(catalog_, StartCatalog(catalog_options, *database_, rows_.get(), clock, metrics));
   return absl::OkStatus();
 }
 

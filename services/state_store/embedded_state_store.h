@@ -22,6 +22,12 @@
 
 namespace rwkv::state_store {
 
+// The catalog of a database that is open, whose rows are `rows`, as the store opens it at its start. kDataLoss: it is
+// damaged, or acknowledged changes are missing. All but `options` outlive it.
+absl::StatusOr<std::unique_ptr<RowCatalog>> StartCatalog(const RowCatalog::Options& options, const Database& database,
+                                                         RowStore* rows, common::Clock* clock,
+                                                         common::Metrics* metrics);
+
 // Thread-safe.
 class EmbeddedStateStore {
  public:

@@ -30,7 +30,8 @@ void Report(const Survey& survey, const Say& say) {
   if (!survey.opening.empty()) say(absl::StrCat("does not start: ", survey.opening));
   say(absl::StrCat(survey.sessions.size(), " sessions, ", survey.tokens, " tokens, ", survey.snapshots, " snapshots, ",
                    survey.records, " records"));
-  if (survey.unreadable_rows > 0) say(absl::StrCat(survey.unreadable_rows, " rows or blocks of them are damaged"));
+  if (survey.unreadable_rows > 0) say(absl::StrCat(survey.unreadable_rows, " rows are damaged"));
+  if (survey.has_gap) say("blocks of rows cannot be read: sessions that were in them alone are lost, and not known");
   if (survey.unreadable_tables > 0) {
     say(absl::StrCat(survey.unreadable_tables,
                      " files of rows cannot be read at all: sessions that were in them alone are lost, and not known"));
@@ -122,8 +123,8 @@ absl::Status RepairStore(const std::string& data_dir, const Say& say) {
   }
   RWKV_ASSIGN_OR_RETURN(const Survey survey, SurveyStore(data_dir));
   Report(survey, say);
-  if (survey.opening.empty() && survey.unreadable_rows == 0 && survey.damaged.empty() && survey.regressed.empty() &&
-      survey.lost_snapshots.empty()) {
+  if (survey.opening.empty() && survey.unreadable_rows == 0 && !survey.has_gap && survey.damaged.empty() &&
+      survey.regressed.empty() && survey.lost_snapshots.empty()) {
     say("nothing to repair: the store starts, and drops states that are damaged by itself");
     return absl::OkStatus();
   }
@@ -148,7 +149,7 @@ absl::Status RepairStore(const std::string& data_dir, const Say& say) {
   RWKV_RETURN_IF_ERROR(Sync(data_dir));
   RWKV_RETURN_IF_ERROR(PutInPlace(data_dir, &aside));
   say(absl::StrCat(survey.sessions.size() - survey.damaged.size(), " sessions saved, ", survey.damaged.size(), " lost",
-                   survey.unreadable_tables > 0 ? " and maybe others that are not known" : "",
+                   survey.unreadable_tables > 0 || survey.has_gap ? " and maybe others that are not known" : "",
                    "; the damaged files are in ", aside));
   return absl::OkStatus();
 }

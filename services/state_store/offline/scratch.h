@@ -23,7 +23,7 @@ absl::StatusOr<std::string> CopyToScratch(const std::string& data_dir);
 // Files of rows of which nothing can be read. After OpenScratch().
 int64_t CountLostTables(const std::string& scratch);
 
-// Opens it by whatever means; *why: what keeps a store from starting on it, empty if nothing does.
+// Opens it by whatever means; *why: what keeps a store from opening it, empty if nothing does.
 absl::StatusOr<std::unique_ptr<Database>> OpenScratch(const std::string& scratch, common::Metrics* metrics,
                                                       std::string* why);
 

@@ -18,11 +18,13 @@
 #include "services/state_store/catalog/keys.h"
 #include "services/state_store/catalog/lost_rows.h"
 #include "services/state_store/catalog/rows.pb.h"
+#include "services/state_store/embedded_state_store.h"
 #include "services/state_store/offline/scratch.h"
 #include "services/state_store/records/rocksdb/open_records.h"
 #include "services/state_store/records/rocksdb/rocksdb_record_store.h"
 #include "services/state_store/rocksdb/ack_journal.h"
 #include "services/state_store/rocksdb/database.h"
+#include "services/state_store/rows/rocksdb/rocksdb_row_store.h"
 #include "services/state_store/rows/sealed_value.h"
 
 namespace rwkv::state_store {
@@ -50,19 +52,19 @@ void Take(const std::string& key, const std::string& sealed, Survey& survey, std
   NoteLost(key, "a row of it is damaged", survey);
 }
 
-// From both ends, so that a block that cannot be read costs what is in it and no more.
+// From both ends: of the rows between the first and the last block that cannot be read nothing is known. Blocks with a
+// wrong checksum are not looked into: RocksDB ends the process over some of them.
 absl::Status ReadRows(Database& database, Survey& survey, std::map<std::string, uint32_t>& seals) {
   RWKV_ASSIGN_OR_RETURN(const Database::Access access, database.Read());
-  rocksdb::ReadOptions options;
-  options.verify_checksums = false;  // Each row has its own.
-  const std::unique_ptr<rocksdb::Iterator> it(access.db().NewIterator(options, access.family(Family::kCatalog)));
+  const std::unique_ptr<rocksdb::Iterator> it(
+      access.db().NewIterator(rocksdb::ReadOptions(), access.family(Family::kCatalog)));
   std::string last;
   for (it->SeekToFirst(); it->Valid(); it->Next()) {
     last = it->key().ToString();
     Take(last, it->value().ToString(), survey, seals);
   }
   if (it->status().ok()) return absl::OkStatus();
-  ++survey.unreadable_rows;
+  survey.has_gap = true;
   for (it->SeekToLast(); it->Valid() && it->key().compare(last) > 0; it->Prev()) {
     Take(it->key().ToString(), it->value().ToString(), survey, seals);
   }
@@ -249,10 +251,14 @@ absl::StatusOr<Survey> SurveyStore(const std::string& data_dir) {
   {
     RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<Database> database,
                           OpenScratch(scratch, metrics.get(), &survey.opening));
-    if (const int64_t lost = CountLoss(database->lost_rows()); survey.opening.empty() && lost > 0) {
-      survey.opening = absl::StrCat(lost, " acknowledged rows are missing or old");
-    }
     RWKV_RETURN_IF_ERROR(ReadRows(*database, survey, seals));
+    if (survey.opening.empty()) {
+      // After the rows were read: it may change some.
+      RocksdbRowStore rows(database.get());
+      common::SystemClock clock;
+      survey.opening = std::string(
+          StartCatalog(RowCatalog::Options(), *database, &rows, &clock, metrics.get()).status().message());
+    }
     survey.unreadable_tables = CountLostTables(scratch);
   }
   CheckCatalog(acknowledged, seals, survey);

@@ -19,6 +19,7 @@ struct Survey {
   std::map<std::string, std::string> rows;
   int64_t unreadable_rows = 0;
   int64_t unreadable_tables = 0;  // Files of rows of which nothing can be read.
+  bool has_gap = false;           // Blocks of rows cannot be read.
   std::set<std::string> sessions;                // All that are known, be it by a broken row only.
   std::map<std::string, std::string> damaged;    // Sessions that cannot be served, and why.
   std::map<std::string, std::string> regressed;  // Sessions that are whole, but older than what was acknowledged.
@@ -33,8 +34,8 @@ struct Survey {
   uint64_t next_id = 1;
 
   bool healthy() const {
-    return opening.empty() && unreadable_rows == 0 && unreadable_tables == 0 && damaged.empty() && regressed.empty() && stateless.empty() &&
-           usage.empty() && bad_records == 0;
+    return opening.empty() && unreadable_rows == 0 && unreadable_tables == 0 && !has_gap && damaged.empty() &&
+           regressed.empty() && stateless.empty() && usage.empty() && bad_records == 0;
   }
 };
 

@@ -13,11 +13,13 @@
 #include "kernels/base/status_macros.h"
 #include "services/state_store/client/crc32c.h"
 #include "services/state_store/rocksdb/rocksdb_status.h"
+#include "services/state_store/rows/sealed_value.h"
 
 namespace rwkv::state_store {
 namespace {
 
 constexpr char kPrefix[] = "ACKNOWLEDGED-";
+constexpr char kManifestPrefix[] = "MANIFEST-";  // RocksDB's.
 constexpr size_t kMaxFrameBytes = size_t{256} << 20;
 
 uint32_t Checksum(absl::string_view bytes) { return Crc32c(absl::MakeConstSpan(bytes.data(), bytes.size())); }
@@ -185,8 +187,8 @@ absl::Status AckJournal::CheckFiles(const std::string& name) const {
     env_->GetChildren(directory_, &files).PermitUncheckedError();
     for (const std::string& file : files) {
       // The last two: of the states, and of a repair that was broken off.
-      if (!absl::StartsWith(file, "MANIFEST-") && !absl::EndsWith(file, ".sst") && !absl::StartsWith(file, kPrefix) &&
-          file != "records" && !absl::StartsWith(file, ".repaired.")) {
+      if (!absl::StartsWith(file, kManifestPrefix) && !absl::EndsWith(file, ".sst") &&
+          !absl::StartsWith(file, kPrefix) && file != "records" && !absl::StartsWith(file, ".repaired.")) {
         continue;
       }
       return absl::DataLossError(absl::StrCat(name, ": the file CURRENT is missing beside ", file));
@@ -194,6 +196,12 @@ absl::Status AckJournal::CheckFiles(const std::string& name) const {
     return absl::OkStatus();
   }
   const std::string manifest = Manifest();
+  // What cannot be read at present is no damage, and RocksDB says it.
+  if (!manifest.empty() && (!absl::StartsWith(manifest, kManifestPrefix) ||
+                            env_->FileExists(absl::StrCat(directory_, "/", manifest)).IsNotFound())) {
+    return absl::DataLossError(
+        absl::StrCat(name, ": the file CURRENT names ", PrintableKey(manifest), ", which is not there"));
+  }
   for (const uint64_t number : numbers) {
     bool damaged = false;
     const std::vector<std::string> frames = Frames(Content(*env_, Path(number)).value_or(""), &damaged);

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "gmock/gmock.h"
@@ -148,6 +149,18 @@ TEST_F(DatabaseTest, MessagesAreOneLine) {
   const absl::Status status = Open();
   EXPECT_THAT(status, Not(IsOk()));
   EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr(options_.data_dir), Not(HasSubstr("\n"))));
+}
+
+TEST_F(DatabaseTest, ListOfFilesThatCurrentNamesAndIsNotThereIsDataLoss) {
+  ASSERT_OK(Open());
+  database_.reset();
+  for (const char* damaged : {"MANIFEST-999999\n", "MANIFEST-0\x01\n04\n", "NANIFEST-000004\n", ".\n"}) {
+    std::ofstream(options_.data_dir + "/CURRENT") << damaged;
+    const absl::Status status = Open();
+    EXPECT_THAT(status, StatusIs(StatusCode::kDataLoss, AllOf(HasSubstr(options_.data_dir), HasSubstr("CURRENT"),
+                                                              HasSubstr("not there"))));
+    for (const char c : status.message()) EXPECT_TRUE(absl::ascii_isprint(static_cast<unsigned char>(c))) << status;
+  }
 }
 
 TEST_F(DatabaseTest, DamageInTheMiddleOfTheLogIsDataLossAndNotItsEnd) {
