@@ -329,7 +329,7 @@ TEST_F(ServerTest, BadFolderEndsItWithAReason) {
   if (HasFatalFailure()) return;
   status = Wait();
   EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 1);
-  EXPECT_THAT(log(), HasSubstr("data_dir is empty"));
+  EXPECT_THAT(log(), HasSubstr("--data_dir is required"));
 }
 
 }  // namespace
