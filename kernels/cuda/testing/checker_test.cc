@@ -219,15 +219,17 @@ TEST_F(OurKernelsTest, DeepEmbedAttention) {
 }
 
 TEST_F(OurKernelsTest, Wkv6) {
-  Wkv6Args args;
-  args.step = &step_;
-  args.heads = 2;
-  args.head_size = 64;
-  args.state = {memory_.Floats(2 * 2 * 64 * 64), 2 * 64 * 64};
-  for (const float** vector : {&args.bonus, &args.ln_weight, &args.ln_bias}) *vector = memory_.Floats(128);
-  for (const float** rows : {&args.r, &args.w, &args.k, &args.v, &args.gate}) *rows = memory_.Floats(4 * 128);
-  args.y = memory_.Floats(4 * 128);
-  EXPECT_EQ(kCheckedKernels.wkv6(args, nullptr), 0);
+  for (const int64_t n : {17, 64}) {
+    Wkv6Args args;
+    args.step = &step_;
+    args.heads = 2;
+    args.head_size = n;
+    args.state = {memory_.Floats(2 * 2 * n * n), 2 * n * n};
+    for (const float** vector : {&args.bonus, &args.ln_weight, &args.ln_bias}) *vector = memory_.Floats(2 * n);
+    for (const float** rows : {&args.r, &args.w, &args.k, &args.v, &args.gate}) *rows = memory_.Floats(4 * 2 * n);
+    args.y = memory_.Floats(4 * 2 * n);
+    EXPECT_EQ(kCheckedKernels.wkv6(args, nullptr), 0);
+  }
   EXPECT_THAT(checker_.findings(), IsEmpty());
 }
 
