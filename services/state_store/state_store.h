@@ -1,7 +1,7 @@
 // What needs both halves of the state store: the order in which a snapshot becomes visible and is freed (law S2), and
 // the collection of records that belong to none.
 //
-//   workers: PutRecord, a layer each ──► router: CommitSnapshot ──► records checked and made durable, then the manifest
+//   workers: PutRecords, layers ──► router: CommitSnapshot ──► records checked and made durable, then the manifest
 //   session ended (by a client, or by the limits) ──► its branches and manifests freed, as far as no fork shares them
 //   manifest freed (rewind, delete, retention, drop) ──► its records deleted; after a crash between, by SweepOrphans
 #pragma once

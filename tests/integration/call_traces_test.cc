@@ -141,10 +141,10 @@ TEST_F(TracesTest, CallsOfSessionsAreTracedOverTheStore) {
   ExpectTree(6, {call("ExportState") + " < client", "router-0 open < " + call("ExportState"),
                  "router-0 locate < " + call("ExportState"), store("Catalog/FindSnapshot", "router-0 locate"),
                  store("Catalog/ReadTokens", "router-0 locate"), "worker-0 worker.attach < " + call("ExportState"),
-                 "worker-0 worker.save < " + call("ExportState"), store("Records/PutRecord", "worker-0 worker.save"),
-                 store("Records/GetRecord", call("ExportState"))});
+                 "worker-0 worker.save < " + call("ExportState"), store("Records/PutRecords", "worker-0 worker.save"),
+                 store("Records/GetRecords", call("ExportState"))});
   ExpectTree(7, {call("Import") + " < client", store("Catalog/GetSession", call("Import")),
-                 store("Records/PutRecord", call("Import")), store("Catalog/ImportSession", call("Import"))});
+                 store("Records/PutRecords", call("Import")), store("Catalog/ImportSession", call("Import"))});
   ExpectTree(8, {call("Delete") + " < client", "router-0 open < " + call("Delete"),
                  store("Catalog/AcquireLease", "router-0 open"), store("Catalog/DeleteSession", "router-0 open")});
 }
@@ -161,7 +161,7 @@ TEST_F(TracesTest, TheLookForABeginningThatInputsShareIsTraced) {
   const std::string call = absl::StrCat("router-0 ", kCall);
   ExpectTree(1, {absl::StrCat(call, " < client"), absl::StrCat("router-0 locate < ", call),
                  "state_store-0 rwkv.v1.StateCatalog/FindPrefix < router-0 locate",
-                 "state_store-0 rwkv.v1.StateRecords/PutRecord < worker-0 worker.save"});
+                 "state_store-0 rwkv.v1.StateRecords/PutRecords < worker-0 worker.save"});
   // Of the stage that the turn is in by then, or of the call.
   EXPECT_THAT(Tree(OfTrace(collector_.spans(), 1)),
               Contains(HasSubstr("state_store-0 rwkv.v1.StateCatalog/PutPrefix < router-0")));

@@ -41,9 +41,9 @@ TEST_F(TracesTest, OneTraceOverAllProcessesAndNothingIsLostAtTheEnd) {
       for (const char* span : {"attach", "prefill", "save"}) {
         expected.push_back(absl::StrCat(worker, " worker.", span, " < ", call));
       }
-      expected.push_back(absl::StrCat("state_store-0 rwkv.v1.StateRecords/PutRecord < ", worker, " worker.save"));
+      expected.push_back(absl::StrCat("state_store-0 rwkv.v1.StateRecords/PutRecords < ", worker, " worker.save"));
       if (trace == 3) {
-        expected.push_back(absl::StrCat("state_store-0 rwkv.v1.StateRecords/GetRecord < ", worker, " worker.attach"));
+        expected.push_back(absl::StrCat("state_store-0 rwkv.v1.StateRecords/GetRecords < ", worker, " worker.attach"));
       }
     }
     expected.push_back("state_store-0 rwkv.v1.StateCatalog/BeginTurn < router-0 open");

@@ -73,6 +73,8 @@ const absl::flat_hash_map<absl::string_view, RoleSet>& Table() {
       {"/rwkv.v1.StateCatalog/PutUsage", {Role::kRouter}},
       {"/rwkv.v1.StateRecords/PutRecord", {Role::kRouter, Role::kWorker}},
       {"/rwkv.v1.StateRecords/GetRecord", {Role::kRouter, Role::kWorker}},
+      {"/rwkv.v1.StateRecords/PutRecords", {Role::kRouter, Role::kWorker}},
+      {"/rwkv.v1.StateRecords/GetRecords", {Role::kRouter, Role::kWorker}},
   };
   return *table;
 }

@@ -187,6 +187,8 @@ TEST_F(SecurityTest, EveryRoleReachesItsMethodsAndNoOthers) {
       "/rwkv.v1.StateCatalog/AcquireLease",
       "/rwkv.v1.StateRecords/PutRecord",
       "/rwkv.v1.StateRecords/GetRecord",
+      "/rwkv.v1.StateRecords/PutRecords",
+      "/rwkv.v1.StateRecords/GetRecords",
       "/rwkv.v1.Nothing/Here",
   };
   for (const Role role : AllRoles()) {

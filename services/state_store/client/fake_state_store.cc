@@ -305,12 +305,14 @@ absl::StatusOr<v1::PutUsageResponse> FakeStateStore::PutUsage(const v1::PutUsage
   return Run<absl::StatusOr<v1::PutUsageResponse>>([&] { return catalog_->PutUsage(request, deadline); });
 }
 
-absl::Status FakeStateStore::PutRecord(const v1::RecordInfo& info, absl::Span<const char> data,
-                                       const std::shared_ptr<const void>& owner, absl::Time deadline) {
-  return Run<absl::Status>([&] { return records_->PutRecord(info, data, owner, deadline); });
+absl::Status FakeStateStore::PutRecords(absl::Span<const v1::RecordInfo> infos,
+                                        absl::Span<const absl::Span<const char>> data,
+                                        const std::shared_ptr<const void>& owner, absl::Time deadline) {
+  return Run<absl::Status>([&] { return records_->PutRecords(infos, data, owner, deadline); });
 }
 
-absl::Status FakeStateStore::ReadRecord(const v1::RecordInfo& info, absl::Span<char> to, absl::Time deadline) {
+absl::Status FakeStateStore::ReadRecords(absl::Span<const v1::RecordInfo> infos, absl::Span<const absl::Span<char>> to,
+                                         absl::Time deadline) {
   {
     absl::MutexLock lock(&mu_);
     if (failing_get_records_ > 0) {
@@ -318,7 +320,7 @@ absl::Status FakeStateStore::ReadRecord(const v1::RecordInfo& info, absl::Span<c
       return fail_get_records_with_;
     }
   }
-  return Run<absl::Status>([&] { return records_->ReadRecord(info, to, deadline); });
+  return Run<absl::Status>([&] { return records_->ReadRecords(infos, to, deadline); });
 }
 
 }  // namespace rwkv::state_store

@@ -102,9 +102,10 @@ class FakeStateStore final : public CatalogClient, public RecordsClient {
   absl::StatusOr<v1::PutUsageResponse> PutUsage(const v1::PutUsageRequest& request, absl::Time deadline) override;
 
   // RecordsClient.
-  absl::Status PutRecord(const v1::RecordInfo& info, absl::Span<const char> data,
-                         const std::shared_ptr<const void>& owner, absl::Time deadline) override;
-  absl::Status ReadRecord(const v1::RecordInfo& info, absl::Span<char> to, absl::Time deadline) override;
+  absl::Status PutRecords(absl::Span<const v1::RecordInfo> infos, absl::Span<const absl::Span<const char>> data,
+                          const std::shared_ptr<const void>& owner, absl::Time deadline) override;
+  absl::Status ReadRecords(absl::Span<const v1::RecordInfo> infos, absl::Span<const absl::Span<char>> to,
+                           absl::Time deadline) override;
 
  private:
   struct Server;

@@ -98,17 +98,27 @@ class RecordsClient {
  public:
   virtual ~RecordsClient() = default;
 
-  // Stores `data`, which must be info.bytes() long and have info.crc32c() (services/state_store/client/crc32c.h), else
-  // kDataLoss. kAlreadyExists: that layer of that snapshot is there with another length or checksum. Durable only once
-  // CommitSnapshot has named it. Retried: a record is immutable, the same one again changes nothing. `owner` keeps
+  // Stores records of one snapshot, layers ascending, in one call. Each of `data` must have the length and the checksum
+  // (services/state_store/client/crc32c.h) that its info says, else kDataLoss. kAlreadyExists: a layer of that snapshot
+  // is there with another length or checksum. After an error some of them may be there. Durable only once
+  // CommitSnapshot has named them. Retried: a record is immutable, the same one again changes nothing. `owner` keeps
   // `data`, which is sent from where it lies, sometimes for a moment longer than the call lasts. Null: it is copied.
-  virtual absl::Status PutRecord(const v1::RecordInfo& info, absl::Span<const char> data,
-                                 const std::shared_ptr<const void>& owner, absl::Time deadline) = 0;
-  // Fills `to`, info.bytes() long, with bytes whose CRC32C is info.crc32c(), checked at both ends (else kDataLoss; the
-  // caller drops the snapshot and goes on from an older one). kNotFound: no such record, as one dropped meanwhile. After
-  // an error anything may be in `to`. Retried.
-  virtual absl::Status ReadRecord(const v1::RecordInfo& info, absl::Span<char> to, absl::Time deadline) = 0;
+  virtual absl::Status PutRecords(absl::Span<const v1::RecordInfo> infos, absl::Span<const absl::Span<const char>> data,
+                                  const std::shared_ptr<const void>& owner, absl::Time deadline) = 0;
+  // Fills `to`, each as long as its info says, with bytes whose CRC32C is that of the info, checked at both ends (else
+  // kDataLoss; the caller drops the snapshot and goes on from an older one). One snapshot, layers ascending. kNotFound:
+  // no such record, as one dropped meanwhile. After an error anything may be in `to`. Retried.
+  virtual absl::Status ReadRecords(absl::Span<const v1::RecordInfo> infos, absl::Span<const absl::Span<char>> to,
+                                   absl::Time deadline) = 0;
 
+  // One of them.
+  absl::Status PutRecord(const v1::RecordInfo& info, absl::Span<const char> data,
+                         const std::shared_ptr<const void>& owner, absl::Time deadline) {
+    return PutRecords({&info, 1}, {&data, 1}, owner, deadline);
+  }
+  absl::Status ReadRecord(const v1::RecordInfo& info, absl::Span<char> to, absl::Time deadline) {
+    return ReadRecords({&info, 1}, {&to, 1}, deadline);
+  }
   // The same, in a string.
   absl::StatusOr<std::string> GetRecord(const v1::RecordInfo& info, absl::Time deadline);
 };

@@ -1,18 +1,14 @@
 #include "services/state_store/client/state_store_client.h"
 
-#include <atomic>
 #include <memory>
 #include <numeric>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
-#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "gmock/gmock.h"
-#include "grpcpp/server.h"
-#include "grpcpp/server_builder.h"
 #include "gtest/gtest.h"
 #include "rwkv/v1/state_store.grpc.pb.h"
 #include "services/common/grpc_status.h"
@@ -273,44 +269,6 @@ TEST_F(StateStoreClientTest, EveryCallOfASessionsLifeWorks) {
   EXPECT_THAT(fake_->ReleaseLease(release, Deadline()), StatusIs(StatusCode::kNotFound));
 }
 
-TEST_F(StateStoreClientTest, RecordStreamsThatBreakTheRulesAreRefused) {
-  const auto put = [&](const std::vector<v1::PutRecordRequest>& messages) {
-    const auto stub = v1::StateRecords::NewStub(fake_->channel());
-    grpc::ClientContext context;
-    v1::PutRecordResponse response;
-    const auto writer = stub->PutRecord(&context, &response);
-    for (const v1::PutRecordRequest& message : messages) {
-      if (!writer->Write(message)) break;
-    }
-    writer->WritesDone();
-    return common::FromGrpcStatus(writer->Finish());
-  };
-  const std::string data = "abcdef";
-  v1::PutRecordRequest info, piece, big;
-  info.mutable_info()->set_snapshot_id("x");
-  info.mutable_info()->set_bytes(data.size());
-  info.mutable_info()->set_crc32c(Crc32c(data));
-  piece.set_data("abc");
-  EXPECT_THAT(put({}), StatusIs(StatusCode::kInvalidArgument, HasSubstr("info")));
-  EXPECT_THAT(put({piece}), StatusIs(StatusCode::kInvalidArgument, HasSubstr("info")));
-  EXPECT_THAT(put({info, info}), StatusIs(StatusCode::kInvalidArgument, HasSubstr("data")));
-  EXPECT_THAT(put({info, piece}), StatusIs(StatusCode::kDataLoss, HasSubstr("3 bytes")));
-  EXPECT_THAT(put({info, piece, piece, piece}), StatusIs(StatusCode::kDataLoss, HasSubstr("more than")));
-  EXPECT_THAT(put({info, piece, piece}), StatusIs(StatusCode::kDataLoss, HasSubstr("CRC32C")));
-  big = info;
-  big.mutable_info()->set_bytes(2 << 20);
-  piece.set_data(std::string((1 << 20) + 1, 'x'));
-  EXPECT_THAT(put({big, piece}), StatusIs(StatusCode::kInvalidArgument, HasSubstr("1048577 bytes in one message")));
-  big.mutable_info()->set_bytes((uint64_t{256} << 20) + 1);
-  EXPECT_THAT(put({big}), StatusIs(StatusCode::kInvalidArgument, HasSubstr("info.bytes")));
-  piece.set_data(data);
-  EXPECT_THAT(put({info, piece}), IsOk());
-  // Of a later version.
-  piece.GetReflection()->MutableUnknownFields(&piece)->AddVarint(100, 1);
-  EXPECT_THAT(put({info, piece}), IsOk());
-  EXPECT_THAT(put({info, piece, piece}), StatusIs(StatusCode::kDataLoss, HasSubstr("more than")));
-}
-
 TEST_F(StateStoreClientTest, FakeCanBeAwayOrLoseItsAnswers) {
   const v1::AcquireLeaseResponse grant = Create("s");
   fake_->FailWith(absl::UnavailableError("away"));
@@ -322,124 +280,6 @@ TEST_F(StateStoreClientTest, FakeCanBeAwayOrLoseItsAnswers) {
   ASSERT_OK_AND_ASSIGN(const v1::BeginTurnResponse turn, Begin(grant.lease(), {1}));
   EXPECT_TRUE(turn.existed());
   EXPECT_EQ(turn.session_tokens(), 1u);
-}
-
-// --- Against a server that misbehaves -------------------------------------------------------------------------------
-
-class BadStore : public v1::StateCatalog::Service, public v1::StateRecords::Service {
- public:
-  grpc::Status BeginTurn(grpc::ServerContext*, const v1::BeginTurnRequest*, v1::BeginTurnResponse*) override {
-    return Fail();
-  }
-  grpc::Status AppendTokens(grpc::ServerContext*, const v1::AppendTokensRequest*, v1::AppendTokensResponse*) override {
-    return Fail();
-  }
-  grpc::Status ReadTokens(grpc::ServerContext*, const v1::ReadTokensRequest*,
-                          grpc::ServerWriter<v1::ReadTokensResponse>* writer) override {
-    v1::ReadTokensResponse response;
-    response.add_token_ids(1);
-    writer->Write(response);
-    return Fail();
-  }
-  grpc::Status GetRecord(grpc::ServerContext*, const v1::GetRecordRequest*,
-                         grpc::ServerWriter<v1::GetRecordResponse>* writer) override {
-    v1::GetRecordResponse response;
-    response.set_data(record);
-    writer->Write(response);
-    return Fail();
-  }
-
-  std::atomic<int> calls{0};
-  int failures = 0;
-  grpc::StatusCode code = grpc::StatusCode::UNAVAILABLE;  // Of the failures.
-  std::string record;
-
- private:
-  grpc::Status Fail() { return ++calls <= failures ? grpc::Status(code, "restarting") : grpc::Status::OK; }
-};
-
-class BadStoreTest : public ::testing::Test {
- protected:
-  BadStoreTest() {
-    grpc::ServerBuilder builder;
-    builder.RegisterService(static_cast<v1::StateCatalog::Service*>(&store_));
-    builder.RegisterService(static_cast<v1::StateRecords::Service*>(&store_));
-    server_ = builder.BuildAndStart();
-    catalog_ = NewCatalogClient(server_->InProcessChannel({}));
-    records_ = NewRecordsClient(server_->InProcessChannel({}));
-  }
-  ~BadStoreTest() override { server_->Shutdown(); }
-
-  BadStore store_;
-  std::unique_ptr<grpc::Server> server_;
-  std::unique_ptr<CatalogClient> catalog_;
-  std::unique_ptr<RecordsClient> records_;
-};
-
-TEST_F(BadStoreTest, CallsThatMayRunTwiceAreRetriedAFewTimes) {
-  store_.failures = 2;
-  EXPECT_THAT(catalog_->BeginTurn({}, Deadline()), IsOk());
-  EXPECT_EQ(store_.calls, 3);
-  store_.failures = 1000;
-  store_.calls = 0;
-  EXPECT_THAT(catalog_->BeginTurn({}, Deadline()), StatusIs(StatusCode::kUnavailable, HasSubstr("restarting")));
-  EXPECT_EQ(store_.calls, 4);
-}
-
-TEST_F(BadStoreTest, OnlyUnavailableIsRetried) {
-  store_.failures = 1000;
-  for (const grpc::StatusCode code : {grpc::StatusCode::ABORTED, grpc::StatusCode::RESOURCE_EXHAUSTED,
-                                      grpc::StatusCode::DATA_LOSS, grpc::StatusCode::INTERNAL}) {
-    store_.code = code;
-    store_.calls = 0;
-    EXPECT_THAT(catalog_->BeginTurn({}, Deadline()), StatusIs(static_cast<StatusCode>(code)));
-    EXPECT_EQ(store_.calls, 1) << code;
-  }
-}
-
-TEST_F(BadStoreTest, AppendIsNeverRetried) {
-  store_.failures = 1;
-  EXPECT_THAT(catalog_->AppendTokens({}, Deadline()), StatusIs(StatusCode::kUnavailable));
-  EXPECT_EQ(store_.calls, 1);
-}
-
-TEST_F(BadStoreTest, RetriesEndWithTheDeadline) {
-  store_.failures = 1000;
-  EXPECT_THAT(catalog_->BeginTurn({}, absl::Now() + absl::Milliseconds(5)),
-              testing::AnyOf(StatusIs(StatusCode::kUnavailable), StatusIs(StatusCode::kDeadlineExceeded)));
-  EXPECT_LE(store_.calls, 1);
-}
-
-TEST_F(BadStoreTest, BrokenReadStartsAgainFromTheBeginning) {
-  store_.failures = 1;
-  v1::ReadTokensRequest read;
-  read.set_end(1);
-  EXPECT_THAT(catalog_->ReadTokens(read, Deadline()), IsOkAndHolds(ElementsAre(1)));
-}
-
-TEST_F(BadStoreTest, TokensThatDoNotFitTheRangeAreAnError) {
-  v1::ReadTokensRequest read;
-  read.set_end(2);
-  EXPECT_THAT(catalog_->ReadTokens(read, Deadline()), StatusIs(StatusCode::kInternal, HasSubstr("1 tokens")));
-}
-
-TEST_F(BadStoreTest, RecordThatIsNotWhatItsInfoSaysIsDataLoss) {
-  const std::string data = "abcdef";
-  v1::RecordInfo info;
-  info.set_snapshot_id("x");
-  info.set_bytes(data.size());
-  info.set_crc32c(Crc32c(data));
-  for (const char* wrong : {"abcdeg", "abcde", "abcdefg", ""}) {
-    store_.record = wrong;
-    EXPECT_THAT(records_->GetRecord(info, Deadline()), StatusIs(StatusCode::kDataLoss, HasSubstr("record x/0")))
-        << wrong;
-  }
-  store_.record = std::string(1 << 20, 'x');  // Not more is kept than was asked for.
-  EXPECT_THAT(records_->GetRecord(info, Deadline()), StatusIs(StatusCode::kDataLoss, HasSubstr("more than 6 bytes")));
-  store_.record = data;
-  EXPECT_THAT(records_->GetRecord(info, Deadline()), IsOkAndHolds(data));
-  EXPECT_THAT(records_->PutRecord(info, absl::MakeConstSpan(data).first(3), nullptr, Deadline()),
-              StatusIs(StatusCode::kDataLoss, HasSubstr("3 bytes")));
 }
 
 }  // namespace

@@ -73,10 +73,10 @@ class Store final : public v1::StateCatalog::Service, public v1::StateRecords::S
     ++calls;
     return Answer(context);
   }
-  grpc::Status GetRecord(grpc::ServerContext* context, const v1::GetRecordRequest*,
-                         grpc::ServerWriter<v1::GetRecordResponse>* writer) override {
+  grpc::Status GetRecords(grpc::ServerContext* context, const v1::GetRecordsRequest*,
+                          grpc::ServerWriter<v1::GetRecordsResponse>* writer) override {
     ++calls;
-    v1::GetRecordResponse response;
+    v1::GetRecordsResponse response;
     response.set_data("abc");
     writer->Write(response);
     if (silent || unable) return Answer(context);

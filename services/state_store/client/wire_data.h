@@ -1,5 +1,5 @@
-// The bytes of records as they lie on the wire, without the copies into a message and out of it: two messages of
-// proto/rwkv/v1/state_store.proto carry them in one field, PutRecordRequest.data and GetRecordResponse.data.
+// The bytes of records as they lie on the wire, without the copies into a message and out of it: messages of
+// proto/rwkv/v1/state_store.proto carry them in one field: `data` of PutRecord(s)Request and of GetRecord(s)Response.
 #pragma once
 
 #include <cstddef>

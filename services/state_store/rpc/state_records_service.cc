@@ -4,6 +4,7 @@
 #include <cstring>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -21,30 +22,54 @@
 namespace rwkv::state_store {
 namespace {
 
-enum Method : size_t { kPutRecord, kGetRecord };
+enum Method : size_t { kPutRecord, kGetRecord, kPutRecords, kGetRecords };
 
 using grpc::internal::RpcMethod;
 
-bool Parse(grpc::ByteBuffer* message, v1::PutRecordRequest* request) {
-  return grpc::SerializationTraits<v1::PutRecordRequest>::Deserialize(message, request).ok();
+// Pieces of records are the same field of the messages of one record and of several.
+static_assert(v1::PutRecordsRequest::kDataFieldNumber == v1::PutRecordRequest::kDataFieldNumber);
+static_assert(v1::GetRecordsResponse::kDataFieldNumber == v1::GetRecordResponse::kDataFieldNumber);
+
+template <typename Message>
+bool Parse(grpc::ByteBuffer* from, Message* message) {
+  return grpc::SerializationTraits<Message>::Deserialize(from, message).ok();
+}
+
+std::string Name(const v1::RecordInfo& info) { return absl::StrCat("record ", info.snapshot_id(), "/", info.layer()); }
+
+int64_t BytesOf(absl::Span<const v1::RecordInfo> infos) {
+  int64_t bytes = 0;
+  for (const v1::RecordInfo& info : infos) bytes += static_cast<int64_t>(info.bytes());
+  return bytes;
 }
 
 }  // namespace
 
 StateRecordsService::StateRecordsService(const Options& options, RecordStore* records, common::Metrics* metrics)
-    : records_(records), budget_(options.max_bytes_in_flight), metrics_(metrics, {"put_record", "get_record"}) {
-  using Put = grpc::internal::ClientStreamingHandler<StateRecordsService, grpc::ByteBuffer, v1::PutRecordResponse>;
-  using Get = grpc::internal::ServerStreamingHandler<StateRecordsService, v1::GetRecordRequest, grpc::ByteBuffer>;
-  AddMethod(new grpc::internal::RpcServiceMethod(
-      "/rwkv.v1.StateRecords/PutRecord", RpcMethod::CLIENT_STREAMING,
-      new Put([](StateRecordsService* self, grpc::ServerContext* context, grpc::ServerReader<grpc::ByteBuffer>* reader,
-                 v1::PutRecordResponse*) { return self->PutRecord(context, reader); },
-              this)));
-  AddMethod(new grpc::internal::RpcServiceMethod(
-      "/rwkv.v1.StateRecords/GetRecord", RpcMethod::SERVER_STREAMING,
-      new Get([](StateRecordsService* self, grpc::ServerContext*, const v1::GetRecordRequest* request,
-                 grpc::ServerWriter<grpc::ByteBuffer>* writer) { return self->GetRecord(*request, writer); },
-              this)));
+    : records_(records),
+      budget_(options.max_bytes_in_flight),
+      metrics_(metrics, {"put_record", "get_record", "put_records", "get_records"}) {
+  const auto add_put = [this](const char* name, auto response, auto method) {
+    using Put = grpc::internal::ClientStreamingHandler<StateRecordsService, grpc::ByteBuffer, decltype(response)>;
+    AddMethod(new grpc::internal::RpcServiceMethod(
+        name, RpcMethod::CLIENT_STREAMING,
+        new Put([method](StateRecordsService* self, grpc::ServerContext* context,
+                         grpc::ServerReader<grpc::ByteBuffer>* reader,
+                         decltype(response)*) { return (self->*method)(context, reader); },
+                this)));
+  };
+  const auto add_get = [this](const char* name, auto request, auto method) {
+    using Get = grpc::internal::ServerStreamingHandler<StateRecordsService, decltype(request), grpc::ByteBuffer>;
+    AddMethod(new grpc::internal::RpcServiceMethod(
+        name, RpcMethod::SERVER_STREAMING,
+        new Get([method](StateRecordsService* self, grpc::ServerContext*, const decltype(request)* asked,
+                         grpc::ServerWriter<grpc::ByteBuffer>* writer) { return (self->*method)(*asked, writer); },
+                this)));
+  };
+  add_put("/rwkv.v1.StateRecords/PutRecord", v1::PutRecordResponse(), &StateRecordsService::PutRecord);
+  add_get("/rwkv.v1.StateRecords/GetRecord", v1::GetRecordRequest(), &StateRecordsService::GetRecord);
+  add_put("/rwkv.v1.StateRecords/PutRecords", v1::PutRecordsResponse(), &StateRecordsService::PutRecords);
+  add_get("/rwkv.v1.StateRecords/GetRecords", v1::GetRecordsRequest(), &StateRecordsService::GetRecords);
 }
 
 grpc::Status StateRecordsService::PutRecord(grpc::ServerContext* context,
@@ -56,50 +81,98 @@ grpc::Status StateRecordsService::PutRecord(grpc::ServerContext* context,
     if (!Parse(&message, &request) || !request.has_info()) {
       return common::InvalidFieldError("info", "missing: it must be the first message");
     }
-    const v1::RecordInfo info = request.info();
-    RWKV_RETURN_IF_ERROR(ValidateRecordInfo("info", info));
-    const std::string name = absl::StrCat("record ", info.snapshot_id(), "/", info.layer());
-    RWKV_ASSIGN_OR_RETURN(const ByteBudget::Share share, budget_.Take(static_cast<int64_t>(info.bytes()), name));
-    // A claim alone takes up none of it.
-    const RecordMemory memory = NewRecordMemory(info.bytes());
-    size_t came = 0;
-    const auto add = [&](absl::Span<const char> piece) {
-      std::memcpy(memory.get() + came, piece.data(), piece.size());
-      came += piece.size();
-    };
-    WireData data;
-    while (reader->Read(&message)) {
-      const bool is_data = data.Read(v1::PutRecordRequest::kDataFieldNumber, message);
-      if (!is_data && (!Parse(&message, &request) || !request.has_data())) {
-        return common::InvalidFieldError("data", "missing: only the first message is info");
-      }
-      const size_t bytes = is_data ? data.size() : request.data().size();
-      if (bytes > kMaxPieceBytes) {
-        return common::InvalidFieldError("data",
-                                         absl::StrCat(bytes, " bytes in one message, want at most ", kMaxPieceBytes));
-      }
-      if (bytes > info.bytes() - came) {
-        return absl::DataLossError(absl::StrCat(name, ": more than the ", info.bytes(), " bytes of its info came"));
-      }
-      if (is_data) {
-        data.ForEach(add);
-      } else {
-        add(request.data());
-      }
-    }
-    // Reading also ends when the caller is gone; then what came is a part at best.
-    if (context->IsCancelled()) return absl::CancelledError(absl::StrCat(name, ": the caller has gone"));
-    return records_->Put(info, absl::MakeConstSpan(memory.get(), came));
+    RWKV_RETURN_IF_ERROR(ValidateRecordInfo("info", request.info()));
+    return Receive({&request.info(), 1}, context, reader);
   });
+}
+
+grpc::Status StateRecordsService::PutRecords(grpc::ServerContext* context,
+                                             grpc::ServerReader<grpc::ByteBuffer>* reader) {
+  return metrics_.Answer(kPutRecords, [&]() -> absl::Status {
+    grpc::ByteBuffer message;
+    v1::PutRecordsRequest request;
+    if (!reader->Read(&message)) return common::InvalidFieldError("infos", "missing: the stream is empty");
+    if (!Parse(&message, &request) || !request.has_infos()) {
+      return common::InvalidFieldError("infos", "missing: it must be the first message");
+    }
+    RWKV_RETURN_IF_ERROR(ValidateRecordInfos(request.infos()));
+    const std::vector<v1::RecordInfo> infos(request.infos().records().begin(), request.infos().records().end());
+    return Receive(infos, context, reader);
+  });
+}
+
+absl::Status StateRecordsService::Receive(Infos infos, grpc::ServerContext* context,
+                                          grpc::ServerReader<grpc::ByteBuffer>* reader) {
+  RWKV_ASSIGN_OR_RETURN(const ByteBudget::Share share, budget_.Take(BytesOf(infos), Name(infos[0])));
+  size_t room = 0;
+  for (const v1::RecordInfo& info : infos) room += WholeBlocks(info.bytes());
+  // A claim alone takes up none of it.
+  const RecordMemory memory = NewRecordMemory(room);
+  std::vector<absl::Span<const char>> records;
+  char* begin = memory.get();  // Of the record that is coming.
+  size_t came = 0;             // Of it.
+  const auto add = [&](absl::Span<const char> piece) {
+    std::memcpy(begin + came, piece.data(), piece.size());
+    came += piece.size();
+  };
+  grpc::ByteBuffer message;
+  v1::PutRecordRequest request;
+  WireData data;
+  while (reader->Read(&message)) {
+    const bool is_data = data.Read(v1::PutRecordRequest::kDataFieldNumber, message);
+    if (!is_data && (!Parse(&message, &request) || !request.has_data())) {
+      return common::InvalidFieldError("data", "missing: only the first message has none");
+    }
+    const size_t bytes = is_data ? data.size() : request.data().size();
+    if (bytes > kMaxPieceBytes) {
+      return common::InvalidFieldError("data",
+                                       absl::StrCat(bytes, " bytes in one message, want at most ", kMaxPieceBytes));
+    }
+    const bool all_came = records.size() == infos.size();
+    const v1::RecordInfo& info = infos[all_came ? infos.size() - 1 : records.size()];
+    if (bytes > (all_came ? 0 : info.bytes() - came)) {
+      return absl::DataLossError(absl::StrCat(Name(info), ": more than the ", info.bytes(), " bytes of its info came"));
+    }
+    if (is_data) {
+      data.ForEach(add);
+    } else {
+      add(request.data());
+    }
+    if (all_came || came < info.bytes()) continue;
+    records.emplace_back(begin, came);
+    begin += WholeBlocks(came);
+    came = 0;
+  }
+  // Reading also ends when the caller is gone; then what came is a part at best.
+  if (context->IsCancelled()) return absl::CancelledError(absl::StrCat(Name(infos[0]), ": the caller has gone"));
+  if (records.size() < infos.size()) {
+    const v1::RecordInfo& info = infos[records.size()];
+    return absl::DataLossError(
+        absl::StrCat(Name(info), ": ", came, " bytes of the ", info.bytes(), " of its info came"));
+  }
+  return records_->PutAll(infos, records);
 }
 
 grpc::Status StateRecordsService::GetRecord(const v1::GetRecordRequest& request,
                                             grpc::ServerWriter<grpc::ByteBuffer>* writer) {
   return metrics_.Answer(kGetRecord, [&]() -> absl::Status {
-    const v1::RecordInfo& info = request.info();
-    RWKV_RETURN_IF_ERROR(ValidateRecordInfo("info", info));
-    const std::string name = absl::StrCat("record ", info.snapshot_id(), "/", info.layer());
-    RWKV_ASSIGN_OR_RETURN(const ByteBudget::Share share, budget_.Take(static_cast<int64_t>(info.bytes()), name));
+    RWKV_RETURN_IF_ERROR(ValidateRecordInfo("info", request.info()));
+    return Send({&request.info(), 1}, writer);
+  });
+}
+
+grpc::Status StateRecordsService::GetRecords(const v1::GetRecordsRequest& request,
+                                             grpc::ServerWriter<grpc::ByteBuffer>* writer) {
+  return metrics_.Answer(kGetRecords, [&]() -> absl::Status {
+    RWKV_RETURN_IF_ERROR(ValidateRecordInfos(request.infos()));
+    const std::vector<v1::RecordInfo> infos(request.infos().records().begin(), request.infos().records().end());
+    return Send(infos, writer);
+  });
+}
+
+absl::Status StateRecordsService::Send(Infos infos, grpc::ServerWriter<grpc::ByteBuffer>* writer) {
+  RWKV_ASSIGN_OR_RETURN(const ByteBudget::Share share, budget_.Take(BytesOf(infos), Name(infos[0])));
+  for (const v1::RecordInfo& info : infos) {
     const size_t blocks = WholeBlocks(info.bytes());
     const std::shared_ptr<char> memory = NewRecordMemory(blocks);
     RWKV_RETURN_IF_ERROR(records_->Read(info, absl::MakeSpan(memory.get(), blocks)));
@@ -108,11 +181,11 @@ grpc::Status StateRecordsService::GetRecord(const v1::GetRecordRequest& request,
       const absl::Span<const char> piece = left.first(std::min(left.size(), kMaxPieceBytes));
       left.remove_prefix(piece.size());
       if (!writer->Write(WireMessage(v1::GetRecordResponse::kDataFieldNumber, piece, memory))) {
-        return absl::CancelledError(absl::StrCat(name, ": the caller has gone"));
+        return absl::CancelledError(absl::StrCat(Name(info), ": the caller has gone"));
       }
     } while (!left.empty());
-    return absl::OkStatus();
-  });
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace rwkv::state_store

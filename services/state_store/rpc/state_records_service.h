@@ -16,8 +16,8 @@
 
 namespace rwkv::state_store {
 
-// Thread-safe. A record is whole in memory while it is checked, so calls in progress share a budget; beyond it they are
-// RESOURCE_EXHAUSTED with RetryInfo.
+// Thread-safe. The records of a call are whole in memory while they are checked, so calls in progress share a budget;
+// beyond it they are RESOURCE_EXHAUSTED with RetryInfo.
 //
 // Not the generated class, which copies each record out of a message or into one.
 class StateRecordsService final : public grpc::Service {
@@ -29,10 +29,17 @@ class StateRecordsService final : public grpc::Service {
   StateRecordsService(const Options& options, RecordStore* records, common::Metrics* metrics);
 
  private:
-  // Messages are a PutRecordRequest's.
+  using Infos = absl::Span<const v1::RecordInfo>;
+
+  // Messages are those of the method: PutRecordRequest and PutRecordsRequest, GetRecordResponse and GetRecordsResponse.
   grpc::Status PutRecord(grpc::ServerContext* context, grpc::ServerReader<grpc::ByteBuffer>* reader);
-  // Messages are a GetRecordResponse's.
+  grpc::Status PutRecords(grpc::ServerContext* context, grpc::ServerReader<grpc::ByteBuffer>* reader);
   grpc::Status GetRecord(const v1::GetRecordRequest& request, grpc::ServerWriter<grpc::ByteBuffer>* writer);
+  grpc::Status GetRecords(const v1::GetRecordsRequest& request, grpc::ServerWriter<grpc::ByteBuffer>* writer);
+
+  // The messages with data, and the putting of them.
+  absl::Status Receive(Infos infos, grpc::ServerContext* context, grpc::ServerReader<grpc::ByteBuffer>* reader);
+  absl::Status Send(Infos infos, grpc::ServerWriter<grpc::ByteBuffer>* writer);
 
   RecordStore* const records_;
   ByteBudget budget_;

@@ -117,6 +117,24 @@ absl::Status ValidateRecordInfo(absl::string_view field, const v1::RecordInfo& i
   return absl::OkStatus();
 }
 
+absl::Status ValidateRecordInfos(const v1::RecordInfos& infos) {
+  if (infos.records().empty()) return InvalidFieldError("infos", "missing: at least one record");
+  for (int i = 0; i < infos.records_size(); ++i) {
+    const std::string field = absl::StrCat("infos.records[", i, "]");
+    RWKV_RETURN_IF_ERROR(ValidateRecordInfo(field, infos.records(i)));
+    if (i == 0) continue;
+    if (infos.records(i).snapshot_id() != infos.records(0).snapshot_id()) {
+      return InvalidFieldError(field + ".snapshot_id", absl::StrCat(Quoted(infos.records(i).snapshot_id()), " after ",
+                                                                    infos.records(0).snapshot_id()));
+    }
+    if (infos.records(i).layer() <= infos.records(i - 1).layer()) {
+      return InvalidFieldError(field + ".layer", absl::StrCat(infos.records(i).layer(), " after ",
+                                                              infos.records(i - 1).layer(), ": layers ascend"));
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Validate(const v1::CreateSessionRequest& request) {
   RWKV_RETURN_IF_ERROR(ValidateSessionId("session_id", request.session_id()));
   return ValidateText("initial_state", request.initial_state(), 0, kMaxInitialStateBytes);

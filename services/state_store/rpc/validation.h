@@ -39,6 +39,7 @@ absl::Status ValidateLease(absl::string_view field, const v1::Lease& lease);
 // In (0, kMaxLeaseTtl].
 absl::StatusOr<absl::Duration> ValidateTtl(absl::string_view field, bool is_set, const google::protobuf::Duration& ttl);
 absl::Status ValidateRecordInfo(absl::string_view field, const v1::RecordInfo& info);
+absl::Status ValidateRecordInfos(const v1::RecordInfos& infos);
 
 absl::Status Validate(const v1::CreateSessionRequest& request);
 absl::Status Validate(const v1::ImportSessionRequest& request);

@@ -9,6 +9,37 @@
 #include "services/state_store/client/crc32c.h"
 
 namespace rwkv::worker {
+namespace {
+
+// Records that follow each other.
+struct Run {
+  size_t begin = 0;
+  size_t count = 0;
+};
+
+// All records, in order, in runs of at most `bytes`, or of one record.
+template <typename T>
+std::vector<Run> Runs(absl::Span<const absl::Span<T>> records, size_t bytes) {
+  std::vector<Run> runs;
+  size_t room = 0;
+  for (size_t i = 0; i < records.size(); ++i) {
+    if (runs.empty() || records[i].size() > room) {
+      runs.push_back({i, 0});
+      room = std::max(bytes, records[i].size());
+    }
+    ++runs.back().count;
+    room -= records[i].size();
+  }
+  return runs;
+}
+
+std::string Name(absl::Span<const v1::RecordInfo> infos) {
+  const int first = infos.front().layer(), last = infos.back().layer();
+  return absl::StrCat("snapshot ", infos.front().snapshot_id(), first == last ? ", layer " : ", layers ", first,
+                      first == last ? "" : absl::StrCat(" to ", last));
+}
+
+}  // namespace
 
 SnapshotTransfer::SnapshotTransfer(const Options& options, WorkerMetrics* metrics)
     : options_(options), metrics_(metrics) {
@@ -152,35 +183,39 @@ absl::Status SnapshotTransfer::RunLoad(const LoadJob& job) {
   if (room.size() != job.records.size()) {
     return absl::DataLossError(absl::StrCat(job.records.size(), " state records for ", room.size(), " layers"));
   }
-  return RunAll(&SnapshotTransfer::loading_, room.size(), [&](size_t i) -> absl::Status {
+  const std::vector<Run> calls = Runs<char>(room, options_.call_bytes);
+  return RunAll(&SnapshotTransfer::loading_, calls.size(), [&](size_t i) -> absl::Status {
     if (!job.wanted()) return absl::CancelledError("no longer wanted");
     const common::ScopedTrace scope(job.trace);  // Of this thread: others may help.
-    const v1::RecordInfo& info = job.records[i];
-    const absl::Status status = job.store->ReadRecord(info, room[i], absl::Now() + options_.record_timeout);
+    const auto infos = absl::MakeConstSpan(job.records).subspan(calls[i].begin, calls[i].count);
+    const absl::Status status = job.store->ReadRecords(
+        infos, absl::MakeConstSpan(room).subspan(calls[i].begin, calls[i].count), absl::Now() + options_.call_timeout);
     if (status.ok()) return status;
     // To the router a record that is gone and one that is damaged are the same: the snapshot is of no use.
     const absl::StatusCode code = absl::IsNotFound(status) ? absl::StatusCode::kDataLoss : status.code();
-    return absl::Status(
-        code, absl::StrCat("snapshot ", info.snapshot_id(), ", layer ", info.layer(), ": ", status.message()));
+    return absl::Status(code, absl::StrCat(Name(infos), ": ", status.message()));
   });
 }
 
 absl::StatusOr<std::vector<v1::RecordInfo>> SnapshotTransfer::RunSave(const SaveJob& job) {
   RWKV_ASSIGN_OR_RETURN(const std::vector<absl::Span<const char>> records, job.records());
   std::vector<v1::RecordInfo> infos(records.size());
-  RWKV_RETURN_IF_ERROR(RunAll(&SnapshotTransfer::storing_, records.size(), [&](size_t i) -> absl::Status {
+  const std::vector<Run> calls = Runs<const char>(records, options_.call_bytes);
+  RWKV_RETURN_IF_ERROR(RunAll(&SnapshotTransfer::storing_, calls.size(), [&](size_t i) -> absl::Status {
     if (!job.wanted()) return absl::CancelledError("no longer wanted");
     const common::ScopedTrace scope(job.trace);
-    v1::RecordInfo& info = infos[i];
-    info.set_snapshot_id(job.snapshot_id);
-    info.set_layer(job.first_layer + static_cast<int>(i));
-    info.set_bytes(records[i].size());
-    info.set_crc32c(state_store::Crc32c(records[i]));
-    const absl::Time deadline = absl::Now() + options_.record_timeout;
-    const absl::Status status = job.store->PutRecord(info, records[i], job.owner, deadline);
-    if (status.ok()) return status;
-    return absl::Status(status.code(),
-                        absl::StrCat("snapshot ", job.snapshot_id, ", layer ", info.layer(), ": ", status.message()));
+    const auto sent = absl::MakeSpan(infos).subspan(calls[i].begin, calls[i].count);
+    for (size_t j = 0; j < sent.size(); ++j) {
+      const size_t layer = calls[i].begin + j;
+      sent[j].set_snapshot_id(job.snapshot_id);
+      sent[j].set_layer(job.first_layer + static_cast<int>(layer));
+      sent[j].set_bytes(records[layer].size());
+      sent[j].set_crc32c(state_store::Crc32c(records[layer]));
+    }
+    const absl::Status status =
+        job.store->PutRecords(sent, absl::MakeConstSpan(records).subspan(calls[i].begin, calls[i].count), job.owner,
+                              absl::Now() + options_.call_timeout);
+    return status.ok() ? status : absl::Status(status.code(), absl::StrCat(Name(sent), ": ", status.message()));
   }));
   return infos;
 }

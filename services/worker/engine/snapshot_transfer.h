@@ -24,9 +24,9 @@
 
 namespace rwkv::worker {
 
-// Thread-safe. Jobs of one kind start in order; answers come in any order. Each job has a thread, and who has none helps
-// with the records of those that run. It outlives epochs: what an ended epoch left behind is dropped before it starts
-// (`wanted`), and finishes in its own time if it runs.
+// Thread-safe. Jobs of one kind start in order; answers come in any order. Each job has a thread, and who has none
+// helps with the calls of those that run. It outlives epochs: what an ended epoch left behind is dropped before it
+// starts (`wanted`), and finishes in its own time if it runs.
 class SnapshotTransfer {
  public:
   struct Options {
@@ -34,7 +34,9 @@ class SnapshotTransfer {
     int save_threads = 4;
     int max_waiting_loads = 1024;
     int64_t max_save_bytes = int64_t{256} << 20;  // Copies that wait or travel. One snapshot always fits.
-    absl::Duration record_timeout = absl::Seconds(10);
+    // Records of a job go in one call up to so many bytes: a call takes both processes about as long as 0.5 MB do.
+    size_t call_bytes = size_t{1} << 20;
+    absl::Duration call_timeout = absl::Seconds(10);
   };
 
   struct LoadJob {
@@ -67,7 +69,7 @@ class SnapshotTransfer {
   };
 
   SnapshotTransfer(const Options& options, WorkerMetrics* metrics);
-  // Drops what waits and joins the threads; what travels ends within record_timeout.
+  // Drops what waits and joins the threads; what travels ends within call_timeout.
   ~SnapshotTransfer();
 
   // All return at once. kResourceExhausted: too much is waiting; `done` is not called then.
@@ -89,7 +91,7 @@ class SnapshotTransfer {
     absl::Time begin;
   };
 
-  // The records of a job that runs, on the stack of its thread.
+  // The calls of a job that runs, on the stack of its thread.
   struct Batch {
     size_t count = 0;
     absl::FunctionRef<absl::Status(size_t)> run;

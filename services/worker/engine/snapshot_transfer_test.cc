@@ -35,7 +35,9 @@ class SnapshotTransferTest : public ::testing::Test {
   SnapshotTransferTest() : metrics_(*common::Metrics::Create("")), worker_metrics_(*metrics_) {}
   ~SnapshotTransferTest() override { store_->Open(); }
 
-  void Start(SnapshotTransfer::Options options = {}) {
+  // Each record in a call of its own, unless they are to share it.
+  void Start(SnapshotTransfer::Options options = {}, size_t call_bytes = 1) {
+    options.call_bytes = call_bytes;
     transfer_ = std::make_unique<SnapshotTransfer>(options, &worker_metrics_);
   }
 
@@ -130,6 +132,21 @@ TEST_F(SnapshotTransferTest, WhatWasSavedIsLoaded) {
   ASSERT_THAT(transfer_->Load(std::move(load)), IsOk());
   ASSERT_TRUE(loaded.WaitForNotificationWithTimeout(absl::Seconds(30))) << "no answer to the load";
   EXPECT_THAT(records, ElementsAre("first", "second!"));
+}
+
+TEST_F(SnapshotTransferTest, SmallRecordsShareACall) {
+  Start({}, /*call_bytes=*/7);
+  EXPECT_THAT(Answer(MakeSave("s", {"abc", "defg", "h", "longer than a call", "i", "j"})), IsOk());
+  EXPECT_EQ(store_->calls(), 4) << "abc defg, h, the long one, i j";
+  EXPECT_EQ(store_->size(), 6u);
+  EXPECT_THAT(Answer(MakeSave("t", {"a", "b", "c"})), IsOk());
+  EXPECT_EQ(store_->calls(), 5);
+  EXPECT_THAT(Answer(MakeLoad("t", 3)), IsOk());
+  EXPECT_THAT(loaded_, ElementsAre("a", "b", "c"));
+  EXPECT_EQ(store_->calls(), 6);
+  store_->Drop("t", 5);
+  EXPECT_THAT(Answer(MakeLoad("t", 3)),
+              StatusIs(absl::StatusCode::kDataLoss, HasSubstr("snapshot t, layers 4 to 6: no such")));
 }
 
 TEST_F(SnapshotTransferTest, ALoadIntoRoomForOtherRecordsIsDataLoss) {
@@ -361,7 +378,7 @@ TEST_F(SnapshotTransferTest, WaitingLoadsAreBounded) {
 
 TEST_F(SnapshotTransferTest, AStoreThatHangsCostsTheTimeoutOnly) {
   SnapshotTransfer::Options options;
-  options.record_timeout = absl::Milliseconds(20);
+  options.call_timeout = absl::Milliseconds(20);
   Start(options);
   store_->Close();
   absl::Notification done;

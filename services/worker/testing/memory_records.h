@@ -25,21 +25,28 @@ namespace rwkv::worker {
 // Thread-safe.
 class MemoryRecords final : public state_store::RecordsClient {
  public:
-  absl::Status PutRecord(const v1::RecordInfo& info, absl::Span<const char> data,
-                         const std::shared_ptr<const void>& owner, absl::Time deadline) override {
+  absl::Status PutRecords(absl::Span<const v1::RecordInfo> infos, absl::Span<const absl::Span<const char>> data,
+                          const std::shared_ptr<const void>& owner, absl::Time deadline) override {
     absl::MutexLock lock(&mu_);
+    ++calls_;
     if (absl::Status status = Gate(deadline); !status.ok()) return status;
-    records_[{info.snapshot_id(), info.layer()}] = std::string(data.data(), data.size());
+    for (size_t i = 0; i < infos.size(); ++i) {
+      records_[{infos[i].snapshot_id(), infos[i].layer()}] = std::string(data[i].data(), data[i].size());
+    }
     return absl::OkStatus();
   }
 
-  absl::Status ReadRecord(const v1::RecordInfo& info, absl::Span<char> to, absl::Time deadline) override {
+  absl::Status ReadRecords(absl::Span<const v1::RecordInfo> infos, absl::Span<const absl::Span<char>> to,
+                           absl::Time deadline) override {
     absl::MutexLock lock(&mu_);
+    ++calls_;
     if (absl::Status status = Gate(deadline); !status.ok()) return status;
-    const auto it = records_.find({info.snapshot_id(), info.layer()});
-    if (it == records_.end()) return absl::NotFoundError("no such record");
-    if (it->second.size() != to.size()) return absl::DataLossError("the record has another length");
-    std::copy(it->second.begin(), it->second.end(), to.begin());
+    for (size_t i = 0; i < infos.size(); ++i) {
+      const auto it = records_.find({infos[i].snapshot_id(), infos[i].layer()});
+      if (it == records_.end()) return absl::NotFoundError("no such record");
+      if (it->second.size() != to[i].size()) return absl::DataLossError("the record has another length");
+      std::copy(it->second.begin(), it->second.end(), to[i].begin());
+    }
     return absl::OkStatus();
   }
 
@@ -71,6 +78,10 @@ class MemoryRecords final : public state_store::RecordsClient {
     absl::MutexLock lock(&mu_);
     return records_.size();
   }
+  int calls() {
+    absl::MutexLock lock(&mu_);
+    return calls_;
+  }
 
  private:
   absl::Status Gate(absl::Time deadline) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
@@ -84,6 +95,7 @@ class MemoryRecords final : public state_store::RecordsClient {
   absl::Mutex mu_;
   bool open_ ABSL_GUARDED_BY(mu_) = true;
   int waiting_ ABSL_GUARDED_BY(mu_) = 0;
+  int calls_ ABSL_GUARDED_BY(mu_) = 0;
   absl::Status fail_ ABSL_GUARDED_BY(mu_);
   std::map<std::pair<std::string, int>, std::string> records_ ABSL_GUARDED_BY(mu_);
 };
