@@ -117,8 +117,9 @@ RWKV_INLINE void ComputeFewRowsOf(const MatmulArgs& args, const IntegerMatrix& m
 constexpr int64_t kPanelOutputs = kIntegerTileVectors * kLanes;
 
 RWKV_INLINE int64_t PanelsOfPart(const MatmulArgs& args) {
-  const int64_t panels = kIntegerPartBytes / (kPanelOutputs * RowBytes(args.weight));
-  return panels < 1 ? 1 : panels;
+  constexpr int64_t kFewestIntegerParts = 12, kMost = 8;
+  const int64_t panels = args.weight.rows / kPanelOutputs / kFewestIntegerParts;
+  return panels < 1 ? 1 : panels > kMost ? kMost : panels;
 }
 
 // Vectors of pairs, and floats of scales and minimums, of kIntegerTileVectors * 16 outputs.
@@ -167,8 +168,10 @@ RWKV_INLINE void FillPanel(const MatmulArgs& args, const IntegerMatrix& matrix, 
 // kRows rows from `row` on, times the panel's outputs.
 template <int kRows>
 __attribute__((noinline)) void ComputePanel(const MatmulArgs& args, const IntegerPanel& panel, bool has_minimums,
-                                            int64_t row, int64_t first) {
+                                            int64_t row, int64_t first, Ahead& ahead) {
   constexpr int kVectors = kIntegerTileVectors;
+  const int64_t ahead_step = ahead.step;
+  const char* next = ahead.data;
   const IntegerRows rows(args.weight, args.prepared);
   F32 sums[kRows * kVectors] = {};
   for (int64_t g = 0; g < panel.groups; ++g) {
@@ -184,6 +187,8 @@ __attribute__((noinline)) void ComputePanel(const MatmulArgs& args, const Intege
 #pragma clang loop unroll(full)
     for (int v = 0; v < kVectors; ++v) codes[v] = panel.codes + (v * panel.groups + g) * panel.pairs_of_group;
     for (int64_t p = 0; p < panel.pairs_of_group; ++p) {
+      __builtin_prefetch(next, 0, 2);
+      next += ahead_step;
       U32 weights[kVectors];
 #pragma clang loop unroll(full)
       for (int v = 0; v < kVectors; ++v) weights[v] = codes[v][p];
@@ -208,6 +213,7 @@ __attribute__((noinline)) void ComputePanel(const MatmulArgs& args, const Intege
       }
     }
   }
+  ahead.data = next;
   for (int r = 0; r < kRows; ++r) {
     for (int v = 0; v < kVectors; ++v) Finish(args, row + r, first + v * kLanes, 1, sums[r * kVectors + v]);
   }
@@ -215,11 +221,11 @@ __attribute__((noinline)) void ComputePanel(const MatmulArgs& args, const Intege
 
 template <int kRows = kIntegerTileRows>
 RWKV_INLINE void ComputePanelOf(const MatmulArgs& args, const IntegerPanel& panel, bool has_minimums, int64_t row,
-                                int64_t count, int64_t first) {
+                                int64_t count, int64_t first, Ahead& ahead) {
   if constexpr (kRows > 1) {
-    if (count < kRows) return ComputePanelOf<kRows - 1>(args, panel, has_minimums, row, count, first);
+    if (count < kRows) return ComputePanelOf<kRows - 1>(args, panel, has_minimums, row, count, first, ahead);
   }
-  ComputePanel<kRows>(args, panel, has_minimums, row, first);
+  ComputePanel<kRows>(args, panel, has_minimums, row, first, ahead);
 }
 
 // Whether the row is multiplied as integer_dots.h does it.
@@ -273,13 +279,19 @@ void IntegerMatmul(const MatmulArgs& args, int64_t part, void* workspace) {
     }
     const IntegerPanel panel(matrix, workspace);
     const int64_t blocks = (args.rows + kIntegerTileRows - 1) / kIntegerTileRows;
-    const int64_t end = (part + 1) * PanelsOfPart(args) * kPanelOutputs;
-    for (int64_t first = part * PanelsOfPart(args) * kPanelOutputs; first < end && first < args.weight.rows;
-         first += kPanelOutputs) {
+    const int64_t part_end = (part + 1) * PanelsOfPart(args) * kPanelOutputs;
+    const int64_t end = part_end < args.weight.rows ? part_end : args.weight.rows;
+    for (int64_t first = part * PanelsOfPart(args) * kPanelOutputs; first < end; first += kPanelOutputs) {
       FillPanel<Codes, kDwords>(args, matrix, first, panel);
+      // The next panel's weights come step by step, as in product_kernels.h.
+      const int64_t next = first + kPanelOutputs < end ? first + kPanelOutputs : end;
+      const int64_t next_count = end - next < kPanelOutputs ? end - next : kPanelOutputs;
+      Ahead ahead = {reinterpret_cast<const char*>(matrix.codes) + next * matrix.row_bytes,
+                     next_count * matrix.row_bytes / (blocks * panel.groups * panel.pairs_of_group)};
       for (int64_t block = 0; block < blocks; ++block) {  // Of even sizes: a rest of one row costs as much as a tile.
         const int64_t row = block * args.rows / blocks;
-        ComputePanelOf(args, panel, matrix.minimums != nullptr, row, (block + 1) * args.rows / blocks - row, first);
+        ComputePanelOf(args, panel, matrix.minimums != nullptr, row, (block + 1) * args.rows / blocks - row, first,
+                       ahead);
       }
     }
   });

@@ -22,4 +22,10 @@ struct MatmulArgs {
   bool by_columns = false;      // weight.data lies as columns.h says.
 };
 
+// What is asked of memory while something else is computed: so many bytes a step.
+struct Ahead {
+  const char* data;
+  int64_t step;
+};
+
 }  // namespace rwkv::kernels::cpu

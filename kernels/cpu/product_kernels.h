@@ -28,6 +28,8 @@ constexpr int64_t kLargePanelFloats = 32 * 1024;
 constexpr int64_t kSmallPanelFloats = 24 * 1024;
 constexpr int64_t kSmallPanelRows = 64;
 constexpr int64_t kFewestPanels = 16;  // Of a matrix, so that all threads have some.
+constexpr int64_t kFewestParts = 12;   // Of several panels each.
+constexpr int64_t kMostPanelsOfPart = 8;
 constexpr int64_t kBlockInputs = 768;  // Of which a tile's rows stay in the first-level cache.
 
 // Few rows, weights widened as they are read, from memory each once. The outputs of a tile are a kStep-th of the matrix
@@ -79,7 +81,8 @@ struct Panels {
     const int64_t fair = args.weight.rows / kFewestPanels;
     outputs = (fit < fair ? fit : fair) / kManyTileOutputs * kManyTileOutputs;
     if (outputs < kManyTileOutputs) outputs = kManyTileOutputs;
-    part_outputs = small ? 2 * outputs : outputs;
+    const int64_t panels = small ? args.weight.rows / outputs / kFewestParts : 1;
+    part_outputs = outputs * (panels < 1 ? 1 : panels > kMostPanelsOfPart ? kMostPanelsOfPart : panels);
     parts = (args.weight.rows + part_outputs - 1) / part_outputs;
   }
   int64_t Begin(int64_t part) const { return part * part_outputs; }
@@ -91,16 +94,6 @@ struct Panels {
   int64_t part_outputs;
   int64_t parts;
 };
-
-// Asks for the i-th of `count` shares of the weights of the outputs [begin, end).
-RWKV_INLINE void PrefetchShare(const MatrixView& weight, int64_t begin, int64_t end, int64_t i, int64_t count) {
-  constexpr int64_t kLine = 64;
-  const char* const data = static_cast<const char*>(weight.data) + begin * RowBytes(weight);
-  const int64_t lines = (end - begin) * RowBytes(weight) / kLine;
-  for (int64_t line = lines * i / count; line < lines * (i + 1) / count; ++line) {
-    __builtin_prefetch(data + line * kLine, 0, 2);
-  }
-}
 
 // All rows past the part's panels of outputs, one after another; the next one's weights are fetched meanwhile.
 template <typename Weights>
@@ -126,10 +119,13 @@ void MatmulManyRows(const MatmulArgs& args, int64_t part, float* panel) {
         Store(to + k * kManyTileOutputs, LoadSomeWeights<Weights>(row, k, inputs - k));
       }
     }
+    // The next panel's weights come step by step: many at once would wait for each other, and all else for them.
     const int64_t next = begin + count;
-    const int64_t next_end = next + panels.outputs < part_end ? next + panels.outputs : part_end;
+    const int64_t next_count = part_end - next < panels.outputs ? part_end - next : panels.outputs;
+    const int64_t steps = (count / kManyTileOutputs + count % kManyTileOutputs) * rows.tiles * (panel_stride / kLanes);
+    Ahead ahead = {static_cast<const char*>(args.weight.data) + next * RowBytes(args.weight),
+                   next_count * RowBytes(args.weight) / steps};
     for (int64_t i = 0; i < rows.tiles; ++i) {
-      PrefetchShare(args.weight, next, next_end, i, rows.tiles);
       const float* const x = rows.Tile(args, i);
       const int64_t row = rows.Begin(i);
       const int64_t size = rows.Begin(i + 1) - row;
@@ -141,11 +137,11 @@ void MatmulManyRows(const MatmulArgs& args, int64_t part, float* panel) {
         int64_t o = 0;
         for (; o + kManyTileOutputs <= count; o += kManyTileOutputs, tile_sums += kManyTileRows * kManyTileOutputs) {
           ComputeTileOfRows<PanelWeights, kManyTileRows, kManyTileOutputs>(
-              args, size, {x, row, begin + o, 1, widened, o, from, to, tile_sums});
+              args, size, {x, row, begin + o, 1, widened, o, from, to, tile_sums, &ahead});
         }
         for (; o < count; ++o, tile_sums += kManyTileRows) {
-          ComputeTileOfRows<PanelWeights, kManyTileRows, 1>(args, size,
-                                                            {x, row, begin + o, 1, widened, o, from, to, tile_sums});
+          ComputeTileOfRows<PanelWeights, kManyTileRows, 1>(
+              args, size, {x, row, begin + o, 1, widened, o, from, to, tile_sums, &ahead});
         }
       }
     }
@@ -153,6 +149,16 @@ void MatmulManyRows(const MatmulArgs& args, int64_t part, float* panel) {
 }
 
 #if defined(RWKV_HAS_PAIRS)
+// Asks for the i-th of `count` shares of the weights of the outputs [begin, end).
+RWKV_INLINE void PrefetchShare(const MatrixView& weight, int64_t begin, int64_t end, int64_t i, int64_t count) {
+  constexpr int64_t kLine = 64;
+  const char* const data = static_cast<const char*>(weight.data) + begin * RowBytes(weight);
+  const int64_t lines = (end - begin) * RowBytes(weight) / kLine;
+  for (int64_t line = lines * i / count; line < lines * (i + 1) / count; ++line) {
+    __builtin_prefetch(data + line * kLine, 0, 2);
+  }
+}
+
 // All rows past the part's outputs, whose weights are read as they are and stay in the cache meanwhile.
 void MatmulManyPairs(const MatmulArgs& args, int64_t part) {
   const Panels panels(args);

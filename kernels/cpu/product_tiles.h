@@ -113,6 +113,7 @@ struct Tile {
   int64_t begin = 0;
   int64_t end = 0;
   F32* sums = nullptr;
+  Ahead* ahead = nullptr;
 };
 
 // z[i] = Sum(sums[i]), as many at a time as it goes.
@@ -225,7 +226,11 @@ __attribute__((noinline)) void ComputePanelTile(const MatmulArgs& args, const Ti
   }
   const float* weights = PanelWeights::At(tile.weight, tile.weight_row, tile.begin);
   const float* x = tile.x + tile.begin * kRows;
+  const Ahead ahead = *tile.ahead;
+  const char* next = ahead.data;
   for (int64_t k = tile.begin; k < tile.end; k += kLanes, weights += kManyTileOutputs * kLanes, x += kRows * kLanes) {
+    __builtin_prefetch(next, 0, 2);
+    next += ahead.step;
     F32 w[kOutputs];
 #pragma clang loop unroll(full)
     for (int o = 0; o < kOutputs; ++o) w[o] = Load(weights + o * kLanes);
@@ -236,6 +241,7 @@ __attribute__((noinline)) void ComputePanelTile(const MatmulArgs& args, const Ti
       for (int o = 0; o < kOutputs; ++o) sums[r * kOutputs + o] = Fma(row, w[o], sums[r * kOutputs + o]);
     }
   }
+  tile.ahead->data = next;
   if (tile.end >= args.weight.cols) return FinishTile<kOutputs>(args, tile, sums);
 #pragma clang loop unroll(full)
   for (int cell = 0; cell < kCells; ++cell) tile.sums[cell] = sums[cell];
