@@ -121,8 +121,9 @@ OpCase Make(const Case& c) {
   Weights p;
   p.k2 = StoredMatrix(c.storage, c.query_width, c.rank, random.Uniforms(c.query_width * c.rank, -1.0f, 1.0f));
   p.v2 = StoredMatrix(c.storage, c.width, c.rank, random.Uniforms(c.width * c.rank, -1.0f, 1.0f));
-  p.k_emb = random.Uniforms(kVocabulary * c.query_width, -1.0f, 1.0f);
-  p.v_emb = random.Uniforms(kVocabulary * c.width, -1.0f, 1.0f);
+  // With a row of numbers behind the vocabulary's, which an id beyond it must not find.
+  p.k_emb = random.Uniforms((kVocabulary + 1) * c.query_width, -1.0f, 1.0f);
+  p.v_emb = random.Uniforms((kVocabulary + 1) * c.width, -1.0f, 1.0f);
   for (Floats* mix : {&p.x_q, &p.x_k}) *mix = random.Uniforms(c.query_width, -0.2f, 1.2f);
   p.x_v = random.Uniforms(c.width, -0.2f, 1.2f);
   for (Floats* weight : {&p.lnq_weight, &p.lnk_weight}) *weight = random.Uniforms(c.query_width, 0.5f, 2.0f);
@@ -206,7 +207,11 @@ std::vector<std::shared_ptr<const OpCase>> Cases() {
     table.Add("width_" + suffix, [=](Case& c) { c.width = size + 1; });
     table.Add("query_width_" + suffix, [=](Case& c) { c.query_width = size + 1; });
   }
-  for (const Storage& storage : Storages()) table.Add(storage.name, [=](Case& c) { c.storage = storage; });
+  for (const Storage& storage : Storages()) {
+    table.Add(storage.name, [=](Case& c) { c.storage = storage; });
+    // Several groups, the last one short.
+    table.Add(storage.name + "_rank_85", [=](Case& c) { c.storage = storage, c.rank = 85; });
+  }
   return table.Build(Make);
 }
 

@@ -23,10 +23,11 @@ class LaunchShapesTest : public ::testing::Test {
  protected:
   LaunchShapesTest() {
     shapes_.clear();
+    fails_at_ = 0;
     emulation::SetLauncher([](StreamHandle, emulation::Kernel kernel) {
       EXPECT_EQ(kernel.shape.grid_y, 1u);
       shapes_.emplace_back(kernel.name, kernel.shape.grid_x, kernel.shape.threads, kernel.shape.shared_bytes);
-      return 0;  // Nothing runs.
+      return static_cast<int>(shapes_.size()) == fails_at_ ? 719 : 0;  // Nothing runs.
     });
   }
   ~LaunchShapesTest() override { emulation::SetLauncher(nullptr); }
@@ -53,9 +54,11 @@ class LaunchShapesTest : public ::testing::Test {
   alignas(16) float memory_[16] = {};
   SequenceSpan spans_[5] = {{0, 0, 1}, {1, 1, 1}, {2, 2, 1}, {3, 3, 3}, {4, 6, 1}};
   static std::vector<Shape> shapes_;
+  static int fails_at_;  // The launch, from 1 on, that has an error; 0: none.
 };
 
 std::vector<Shape> LaunchShapesTest::shapes_;
+int LaunchShapesTest::fails_at_ = 0;
 
 MatrixView Codes(Quantization quantization) {
   MatrixView matrix = {DType::kFloat16, 1, 1};
@@ -151,7 +154,7 @@ TEST_F(LaunchShapesTest, AttentionHasABlockOfARowAndThenOfASequence) {
   // Queries, width, threads, channels that there is room for.
   for (const auto& [queries, width, threads, channels] :
        std::vector<std::tuple<int64_t, int64_t, uint32_t, uint32_t>>{{1, 32, 32, 512},
-                                                                     {33, 20, 64, 512},
+                                                                     {33, 32, 64, 512},
                                                                      {256, 256, 256, 512},
                                                                      {256, 257, 256, 1024},
                                                                      {256, 768, 256, 1024},
@@ -183,6 +186,39 @@ TEST_F(LaunchShapesTest, MixInputHasASecondLaunchOnlyForLongSpans) {
   args.keep_state = false;
   EXPECT_EQ(kEmulatedKernels.mix_input(args, nullptr), 0);
   EXPECT_THAT(Take(), ElementsAre(Shape("mix_input", 3, 64, 128)));
+}
+
+// Its error comes back, and nothing is launched behind it.
+TEST_F(LaunchShapesTest, ALaunchThatFailsIsTheLast) {
+  const auto expect_launches = [](int count, const auto& launch) {
+    for (fails_at_ = 1; fails_at_ <= count; ++fails_at_) {
+      EXPECT_EQ(launch(), 719) << "launch " << fails_at_ << " of " << count;
+      EXPECT_EQ(Take().size(), static_cast<size_t>(fails_at_));
+    }
+    EXPECT_EQ(launch(), 0);
+    EXPECT_EQ(Take().size(), static_cast<size_t>(count));
+  };
+  const StepRows step = {7, 5, spans_};
+  MixInputArgs mix;
+  mix.step = &step;
+  mix.width = 64;
+  expect_launches(2, [&] { return kEmulatedKernels.mix_input(mix, nullptr); });
+  Weight floats, halves;
+  floats.matrix = {DType::kFloat32, 64, 64};
+  halves.matrix = {DType::kFloat16, 64, 64};
+  DeepEmbedAttentionArgs attention;
+  attention.step = &step;
+  attention.k2 = attention.v2 = &floats;
+  expect_launches(2, [&] { return kEmulatedKernels.deep_embed_attention(attention, nullptr); });
+  // Eight of the first kind, one that is left over, and one of another kind.
+  std::vector<Product> products(10);
+  for (size_t i = 0; i < products.size(); ++i) {
+    products[i].weight = i < 9 ? &floats : &halves;
+    products[i].x = memory_;
+  }
+  const ProductsArgs args = {3, products.data(), static_cast<int64_t>(products.size())};
+  expect_launches(3, [&] { return kEmulatedKernels.products(args, nullptr); });
+  expect_launches(3, [&] { return kEmulatedKernels.tensor_products(args, nullptr); });
 }
 
 TEST_F(LaunchShapesTest, HeadsHaveABlockOfASequence) {
