@@ -110,7 +110,10 @@ std::vector<std::shared_ptr<const OpCase>> EmbedCases() {
   AddShapes(&table);
   for (const Storage& storage : Storages()) {
     table.Add(storage.name, [=](Case& c) { c.storage = storage; });
-    table.Add(storage.name + "_tail", [=](Case& c) { c.storage = storage, c.width = 21; });
+    for (int64_t width : {21, 22, 23}) {  // One, two and three channels behind the last four.
+      table.Add(storage.name + "_tail_" + std::to_string(width),
+                [=](Case& c) { c.storage = storage, c.width = width; });
+    }
     table.Add(storage.name + "_odd_groups", [=](Case& c) { c.storage = storage, c.width = 85; });
     table.Add(storage.name + "_without_norm", [=](Case& c) { c.storage = storage, c.width = 85, c.norm = false; });
   }

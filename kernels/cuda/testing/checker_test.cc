@@ -58,19 +58,19 @@ class Memory {
   std::vector<std::vector<float>> floats_;
 };
 
-// The smallest shapes with two blocks, several rows and a ragged end.
+// The smallest shapes with two blocks, several rows, one of nobody and a ragged end.
 class OurKernelsTest : public ::testing::Test {
  protected:
   OurKernelsTest() {
     checker_.Allow(spans_, sizeof(spans_));
-    step_.rows = 4;
-    step_.span_count = 2;
+    step_.rows = 5;
+    step_.span_count = 3;
     step_.spans = spans_;
   }
 
   Checker checker_;
   Memory memory_{checker_};
-  SequenceSpan spans_[2] = {{1, 0, 3}, {0, 3, 1}};
+  SequenceSpan spans_[3] = {{1, 0, 3}, {kPaddingSlot, 3, 1}, {0, 4, 1}};
   StepRows step_;
 };
 
@@ -79,14 +79,14 @@ TEST_F(OurKernelsTest, MixInput) {
     MixInputArgs args;
     args.step = &step_;
     args.width = width;
-    args.x = memory_.Floats(4 * width);
+    args.x = memory_.Floats(5 * width);
     args.weight = memory_.Floats(width);
     args.bias = memory_.Floats(width);
     args.shift = {memory_.Floats(2 * width), width};
     args.outputs = 2;
     for (int m = 0; m < 2; ++m) {
       args.mix[m] = memory_.Floats(width);
-      args.y[m] = memory_.Floats(4 * width);
+      args.y[m] = memory_.Floats(5 * width);
     }
     EXPECT_EQ(kCheckedKernels.mix_input(args, nullptr), 0);
   }
@@ -105,9 +105,9 @@ TEST_F(OurKernelsTest, Wkv7) {
       *vector = memory_.Floats(2 * n);
     }
     for (const float** rows : {&args.r, &args.k, &args.v, &args.g, &args.decay_lora, &args.iclr_lora}) {
-      *rows = memory_.Floats(4 * 2 * n);
+      *rows = memory_.Floats(5 * 2 * n);
     }
-    args.y = memory_.Floats(4 * 2 * n);
+    args.y = memory_.Floats(5 * 2 * n);
     EXPECT_EQ(kCheckedKernels.wkv7(args, nullptr), 0);
   }
   EXPECT_THAT(checker_.findings(), IsEmpty());
@@ -119,8 +119,8 @@ TEST_F(OurKernelsTest, Wkv4) {
   args.width = 130;
   for (StateTensor* state : {&args.aa, &args.bb, &args.pp}) *state = {memory_.Floats(2 * 130), 130};
   for (const float** vector : {&args.decay, &args.bonus}) *vector = memory_.Floats(130);
-  for (const float** rows : {&args.r, &args.k, &args.v}) *rows = memory_.Floats(4 * 130);
-  args.y = memory_.Floats(4 * 130);
+  for (const float** rows : {&args.r, &args.k, &args.v}) *rows = memory_.Floats(5 * 130);
+  args.y = memory_.Floats(5 * 130);
   EXPECT_EQ(kCheckedKernels.wkv4(args, nullptr), 0);
   EXPECT_THAT(checker_.findings(), IsEmpty());
 }
@@ -169,7 +169,7 @@ TEST_F(OurKernelsTest, DeepEmbed) {
 }
 
 TEST_F(OurKernelsTest, DeepEmbedAttention) {
-  const int32_t tokens[] = {2, 0, 1, 2};
+  const int32_t tokens[] = {2, 0, 1, 2, 2};
   checker_.Allow(tokens, sizeof(tokens));
   step_.tokens = tokens;
   const int64_t queries = 212, width = 300, rank = 34, capacity = 6;  // All channels of the smallest kernel.
@@ -208,10 +208,10 @@ TEST_F(OurKernelsTest, DeepEmbedAttention) {
       *vector = memory_.Floats(queries);
     }
     for (const float** vector : {&args.x_v, &args.lnv_weight, &args.lnv_bias}) *vector = memory_.Floats(width);
-    args.q = memory_.Floats(4 * queries);
-    args.key = memory_.Floats(4 * rank);
-    args.value = memory_.Floats(4 * rank);
-    args.y = memory_.Floats(4 * width);
+    args.q = memory_.Floats(5 * queries);
+    args.key = memory_.Floats(5 * rank);
+    args.value = memory_.Floats(5 * rank);
+    args.y = memory_.Floats(5 * width);
     EXPECT_EQ(kCheckedKernels.deep_embed_attention(args, nullptr), 0);
     EXPECT_EQ(*args.length.of(1), 5.0f);
   }
@@ -226,8 +226,8 @@ TEST_F(OurKernelsTest, Wkv6) {
     args.head_size = n;
     args.state = {memory_.Floats(2 * 2 * n * n), 2 * n * n};
     for (const float** vector : {&args.bonus, &args.ln_weight, &args.ln_bias}) *vector = memory_.Floats(2 * n);
-    for (const float** rows : {&args.r, &args.w, &args.k, &args.v, &args.gate}) *rows = memory_.Floats(4 * 2 * n);
-    args.y = memory_.Floats(4 * 2 * n);
+    for (const float** rows : {&args.r, &args.w, &args.k, &args.v, &args.gate}) *rows = memory_.Floats(5 * 2 * n);
+    args.y = memory_.Floats(5 * 2 * n);
     EXPECT_EQ(kCheckedKernels.wkv6(args, nullptr), 0);
   }
   EXPECT_THAT(checker_.findings(), IsEmpty());
