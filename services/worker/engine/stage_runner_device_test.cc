@@ -209,7 +209,8 @@ TEST_P(StageRunnerDeviceTest, DrainEndsAnEpochThatWaitsForOneThatHangs) {
   EXPECT_EQ(stages_[0].worker_metrics->epochs.Value(), 1) << "e2 has never been open";
 }
 
-// All of them wait behind a step that hangs: neither the router's steps nor the worker's own go first twice.
+// All of them wait behind a step that hangs: neither the router's steps, in which there is no room for anything else,
+// nor the worker's own go first twice.
 TEST_P(StageRunnerDeviceTest, OwnStepsAndTheRoutersTakeTurns) {
   Start(1);
   PipelineDriver driver(clients_);
@@ -221,9 +222,10 @@ TEST_P(StageRunnerDeviceTest, OwnStepsAndTheRoutersTakeTurns) {
   first.mutable_entries(0)->set_go_on_until(tokens_.size() + 1000);
   ASSERT_THAT(driver.WriteStep(std::move(first)), IsOk());
   constexpr uint64_t kSteps = 30;
+  const uint64_t rows = stages_[0].engine->options().max_batch_tokens;
   for (uint64_t i = 0; i < kSteps; ++i) {
     v1::Step step;
-    *step.add_entries() = Entry(1, 2, i, {4}, false);
+    *step.add_entries() = Entry(1, 2, i * rows, std::vector<uint32_t>(rows, 4), false);
     ASSERT_THAT(driver.WriteStep(std::move(step)), IsOk());
   }
   faults_.GoOn();

@@ -104,13 +104,13 @@ TEST_P(StageRunnerStoreTest, AMissingRecordIsDataLossAndOtherErrorsPass) {
   ASSERT_THAT(manifest, IsOk());
   store_->FailWith(absl::UnavailableError("the store is away"));
   EXPECT_THAT(driver.Attach(FromSnapshot(1, 2, *manifest)),
-              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("snapshot snap, layer ")));  // They travel together.
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("snapshot snap, layers ")));
   EXPECT_THAT(driver.Save(0, 1, tokens_.size(), "other", kTestFingerprint).status(),
               StatusIs(absl::StatusCode::kUnavailable, HasSubstr("away")));
   store_->FailWith(absl::OkStatus());
   store_->Drop("snap", 4);
   EXPECT_THAT(driver.Attach(FromSnapshot(1, 3, *manifest)),
-              StatusIs(absl::StatusCode::kDataLoss, HasSubstr("layer 4")));
+              StatusIs(absl::StatusCode::kDataLoss, HasSubstr("layers 3 to 4: no such")));
   EXPECT_EQ(stages_[0].worker_metrics->attach_errors.Value(), 1);
   EXPECT_EQ(stages_[1].worker_metrics->attach_errors.Value(), 2);
   for (Stage& stage : stages_) EXPECT_EQ(stage.worker_metrics->save_errors.Value(), 1);
