@@ -45,6 +45,9 @@ absl::StatusOr<std::unique_ptr<rwkv::router::RouterClient>> Connect(
 }  // namespace
 
 int main(int argc, char** argv) {
+  // While a command pauses between two calls, nobody but gRPC's own poller finishes a connection that was begun, every
+  // 5 s unless told otherwise: `status --wait` would hear of a router that much later.
+  setenv("GRPC_CLIENT_CHANNEL_BACKUP_POLL_INTERVAL_MS", "50", /*overwrite=*/0);
   gpr_set_log_function([](gpr_log_func_args*) {});  // What came of it is in the status that is told.
   rwkv::rwkvctl::SignalInterrupts& interrupts = rwkv::rwkvctl::SignalInterrupts::Start();
   std::ios::sync_with_stdio(false);
