@@ -18,6 +18,7 @@
 #include "services/common/metrics.h"
 #include "services/state_store/embedded_state_store.h"
 #include "services/state_store/offline/repair.h"
+#include "services/state_store/testing/damage.h"
 #include "services/state_store/testing/test_store.h"
 #include "tests/testing/fake_clock.h"
 #include "tests/testing/files.h"
@@ -142,24 +143,8 @@ class DamageTest : public ::testing::Test {
       const std::string relative = std::filesystem::relative(files[random() % files.size()], original).string();
       std::string bytes = testing::ReadFile(copy + "/" + relative);
       if (bytes.empty()) continue;
-      const size_t at = random() % bytes.size();
-      std::string what;
-      switch (random() % 3) {
-        case 0:
-          bytes[at] = static_cast<char>(bytes[at] ^ (1 << random() % 8));
-          what = "a bit flipped at ";
-          break;
-        case 1:
-          bytes.resize(at);
-          what = "cut at ";
-          break;
-        default: {
-          const size_t count = std::min<size_t>(bytes.size() - at, 1 + random() % 4096);
-          std::fill_n(bytes.begin() + at, count, '\0');
-          what = absl::StrCat(count, " bytes zeroed at ");
-        }
-      }
-      SCOPED_TRACE(absl::StrCat("seed ", seed, ", trial ", trial, ": ", relative, ", ", what, at));
+      const std::string what = DamageAtRandom(bytes, random);
+      SCOPED_TRACE(absl::StrCat("seed ", seed, ", trial ", trial, ": ", relative, ", ", what));
       WriteFile(copy + "/" + relative, bytes);
       ExpectHonest(copy, absl::StartsWith(relative, "records/"));
       std::filesystem::remove_all(copy);

@@ -24,6 +24,7 @@
 #include "services/state_store/embedded_state_store.h"
 #include "services/state_store/offline/repair.h"
 #include "services/state_store/rocksdb/database.h"
+#include "services/state_store/testing/damage.h"
 #include "services/state_store/testing/test_store.h"
 #include "tests/testing/fake_clock.h"
 #include "tests/testing/files.h"
@@ -73,25 +74,9 @@ std::pair<std::string, std::string> Damage(const std::string& folder, std::mt199
   std::sort(kind->second.begin(), kind->second.end());
   const std::string name = kind->second[random() % kind->second.size()];
   std::string bytes = rwkv::testing::ReadFile(folder + "/" + name);
-  const size_t at = random() % bytes.size();
-  std::string what;
-  switch (random() % 3) {
-    case 0:
-      bytes[at] = static_cast<char>(bytes[at] ^ (1 << random() % 8));
-      what = "a bit flipped at ";
-      break;
-    case 1:
-      bytes.resize(at);
-      what = "cut at ";
-      break;
-    default: {
-      const size_t count = std::min<size_t>(bytes.size() - at, 1 + random() % 4096);
-      std::fill_n(bytes.begin() + at, count, '\0');
-      what = absl::StrCat(count, " bytes zeroed at ");
-    }
-  }
+  const std::string what = DamageAtRandom(bytes, random);
   WriteFile(folder + "/" + name, bytes);
-  return {name, absl::StrCat(what, at)};
+  return {name, what};
 }
 
 class DamageTrialsTest : public ::testing::Test {
