@@ -296,6 +296,27 @@ TEST(DeepEmbedAttentionTest, AStateThatIsNoCacheIsRefusedOrGivesNoNumber) {
   }
 }
 
+// Inputs below half a step of their group's fixed point are zeros to weights of few bits, and to no others.
+TEST(DeepEmbedAttentionTest, WeightsOfFewBitsMeetInputsInFixedPoint) {
+  for (const Storage& storage : Storages()) {
+    Case c;
+    c.storage = storage;
+    const OpCase op = Make(c);
+    const auto sequence = [&](float small) {
+      Sequence s = op.sequences[0];
+      for (Floats* rows : {&s.inputs[kKey], &s.inputs[kValue], &s.states[kKeys], &s.states[kValues]}) {
+        for (size_t i = 0; i < rows->size(); ++i) (*rows)[i] = static_cast<int64_t>(i) % c.rank == 0 ? 1.0f : small;
+      }
+      return s;
+    };
+    for (const std::string& backend : Backends()) {
+      const Floats zeros = Compute(backend, op, {sequence(0.0f)}, {{0}, 1, 0})[0].y;
+      const Floats small = Compute(backend, op, {sequence(1e-5f)}, {{0}, 1, 0})[0].y;
+      EXPECT_EQ(SameBits(zeros, small), storage.quantization != Quantization::kNone) << storage.name << " " << backend;
+    }
+  }
+}
+
 TEST(DeepEmbedAttentionTest, AsManyChannelsAsTheDeviceSays) {
   Case c;
   c.lengths = {2};
