@@ -10,6 +10,7 @@
 #include "kernels/api/layer_norm.h"
 #include "kernels/api/mix_input.h"
 #include "kernels/api/products.h"
+#include "kernels/api/sample.h"
 #include "kernels/api/wkv4.h"
 #include "kernels/api/wkv6.h"
 #include "kernels/api/wkv7.h"
@@ -29,6 +30,7 @@ struct OpTable {
   // Where the host cannot read the states, one that is refused elsewhere (kDataLoss) gives rows of NaN, and stays as it
   // is if its length is what is wrong.
   DeepEmbedAttentionOp* deep_embed_attention = nullptr;
+  SampleOp* sample = nullptr;                                   // Null: the host draws, from logits in its memory.
   int64_t max_head_size = std::numeric_limits<int64_t>::max();  // Of wkv6 and wkv7.
   // Of deep_embed_attention: Q + D.
   int64_t max_attention_channels = std::numeric_limits<int64_t>::max();

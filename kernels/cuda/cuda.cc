@@ -16,7 +16,8 @@ namespace rwkv::kernels::cuda {
 namespace {
 
 absl::Status NoName(absl::string_view name) {
-  return absl::InvalidArgumentError(absl::StrCat("device \"", name, "\" is not cuda:<number>[/fma][/launches]"));
+  return absl::InvalidArgumentError(
+      absl::StrCat("device \"", name, "\" is not cuda:<number>[/serial][/fma][/launches]"));
 }
 
 }  // namespace

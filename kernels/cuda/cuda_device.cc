@@ -16,12 +16,13 @@
 namespace rwkv::kernels::cuda {
 namespace {
 
-constexpr int kOldestMajor = 8;  // sm_80: Ampere
+constexpr int kOldestMajor = 8;       // sm_80: Ampere
+constexpr int kOverlappingMajor = 9;  // Programmatic dependent launch: from Hopper on.
 
 // The table's functions: check, enqueue. Their stream is always one of this device.
 
 template <typename Args>
-absl::Status Run(absl::string_view op, int (*KernelSet::*kernel)(const Args&, StreamHandle), const Args& args,
+absl::Status Run(absl::string_view op, int (*KernelSet::*kernel)(const Args&, LaunchStream), const Args& args,
                  Stream& stream) {
   RWKV_RETURN_IF_ERROR(Validate(args));
   return static_cast<CudaStream&>(stream).Run(op, kernel, args);
@@ -75,6 +76,8 @@ absl::Status DeepEmbedAttention(const DeepEmbedAttentionArgs& args, Stream& stre
   return static_cast<CudaStream&>(stream).Run("deep_embed_attention", &KernelSet::deep_embed_attention, args);
 }
 
+absl::Status Sample(const SampleArgs& args, Stream& stream) { return Run("sample", &KernelSet::sample, args, stream); }
+
 class CudaDevice final : public Device {
  public:
   CudaDevice(const Runtime& runtime, const KernelSet& kernels, int ordinal, absl::string_view name,
@@ -119,17 +122,9 @@ class CudaDevice final : public Device {
   absl::StatusOr<Weight> Load(const MatrixView& matrix, WeightUse) override { return uploader_.Load(matrix); }
 
   const OpTable& ops() const override {
-    static constexpr OpTable kOps = {Embed,
-                                     LayerNorm,
-                                     MixInput,
-                                     Products,
-                                     Wkv4,
-                                     Wkv6,
-                                     Wkv7,
-                                     DeepEmbed,
-                                     DeepEmbedAttention,
-                                     kMaxHeadSize,
-                                     kMaxAttentionChannels};
+    static constexpr OpTable kOps = {
+        Embed, LayerNorm, MixInput,           Products, Wkv4,         Wkv6,
+        Wkv7,  DeepEmbed, DeepEmbedAttention, Sample,   kMaxHeadSize, kMaxAttentionChannels};
     return kOps;
   }
 
@@ -164,14 +159,17 @@ absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const Runtime& runtime, const
   const absl::string_view uuid(properties.uuid.bytes, sizeof(properties.uuid.bytes));
   std::string family = options.tensor_cores ? absl::StrCat("cuda/tensor/sm_", properties.major, properties.minor)
                                             : std::string(kFp32Family);
+  DeviceOptions possible = options;
+  possible.overlaps = options.overlaps && properties.major >= kOverlappingMajor;
   return std::make_unique<CudaDevice>(runtime, kernels, ordinal, name,
-                                      absl::StrCat("cuda/", absl::BytesToHexString(uuid)), std::move(family), options);
+                                      absl::StrCat("cuda/", absl::BytesToHexString(uuid)), std::move(family), possible);
 }
 
 DeviceOptions TakeOptions(absl::string_view& name) {
   DeviceOptions options;
   options.graphs = !absl::ConsumeSuffix(&name, "/launches");
   options.tensor_cores = !absl::ConsumeSuffix(&name, "/fma");
+  options.overlaps = !absl::ConsumeSuffix(&name, "/serial");
   return options;
 }
 

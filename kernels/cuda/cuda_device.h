@@ -24,10 +24,12 @@ constexpr absl::Duration kHangLimit = absl::Seconds(60);
 struct DeviceOptions {
   absl::Duration hang_limit = kHangLimit;
   bool tensor_cores = true;  // For products with 16-bit weights; without: the plain twin.
+  bool overlaps = true;      // A kernel's blocks begin while the one before ends, from 9.0 on; without: the plain twin.
   bool graphs = true;  // Steps that come again are launched as a graph; without: kernel by kernel, the plain twin.
 };
 
-// Takes what may follow a device's name, "/fma" (no tensor cores) and then "/launches" (no graphs), off its end.
+// Takes what may follow a device's name, "/serial" (kernels do not overlap), "/fma" (no tensor cores) and "/launches"
+// (no graphs) in this order, off its end.
 DeviceOptions TakeOptions(absl::string_view& name);
 
 // The runtime's device `ordinal` under a name of the caller's. Runtime and kernels outlive it. After a fault of the

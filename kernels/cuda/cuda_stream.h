@@ -71,9 +71,9 @@ class CudaStream final : public RepeatingStream {
 
   // Enqueues a function of the kernel set.
   template <typename Args>
-  absl::Status Run(absl::string_view op, int (*KernelSet::*kernel)(const Args&, StreamHandle), const Args& args) {
+  absl::Status Run(absl::string_view op, int (*KernelSet::*kernel)(const Args&, LaunchStream), const Args& args) {
     RWKV_RETURN_IF_ERROR(Check(op, runtime_.set_device(ordinal_)));
-    return Check(op, static_cast<cudaError_t>((kernels_.*kernel)(args, stream_)));
+    return Check(op, static_cast<cudaError_t>((kernels_.*kernel)(args, {stream_, options_.overlaps})));
   }
 
  private:

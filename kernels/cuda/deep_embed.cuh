@@ -8,6 +8,7 @@ namespace rwkv::kernels::cuda {
 inline namespace RWKV_CUDA_BUILD {
 
 RWKV_KERNEL(kRowThreads) DeepEmbedKernel(DeepEmbedArgs args) {
+  BeginKernel();
   const int64_t n = args.width;
   const float* const x = args.x + BlockIndexX() * n;
   const float* const matrix = args.matrices + BlockIndexX() * n * n;

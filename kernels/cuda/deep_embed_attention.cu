@@ -4,7 +4,7 @@
 namespace rwkv::kernels::cuda {
 inline namespace RWKV_CUDA_BUILD {
 
-int LaunchDeepEmbedAttention(const DeepEmbedAttentionArgs& args, StreamHandle stream) {
+int LaunchDeepEmbedAttention(const DeepEmbedAttentionArgs& args, LaunchStream stream) {
   AttentionParameters p = {args, *args.step, OnDevice(args.k2->matrix), OnDevice(args.v2->matrix)};
   p.args.step = nullptr;  // The host's, as the weights.
   p.args.k2 = p.args.v2 = nullptr;

@@ -91,6 +91,7 @@ RWKV_DEVICE int64_t CachedTokens(const DeepEmbedAttentionArgs& args, const Seque
 template <int kChannels>
 RWKV_KERNEL(kRowThreads)
 AttentionKernel(AttentionParameters p) {
+  BeginKernel();
   const DeepEmbedAttentionArgs& args = p.args;
   const int64_t row = BlockIndexX();
   const SequenceSpan span = SpanOf(p.step, row);
@@ -165,6 +166,7 @@ AttentionKernel(AttentionParameters p) {
 
 // What the step leaves in the caches: a block a span.
 RWKV_KERNEL(kRowThreads) AttentionStateKernel(AttentionParameters p) {
+  BeginKernel();
   const DeepEmbedAttentionArgs& args = p.args;
   const SequenceSpan span = p.step.spans[BlockIndexX()];
   if (span.slot == kPaddingSlot) return;

@@ -23,6 +23,8 @@
 #define RWKV_CUDA_PROBE_SET kDeviceProbes
 #define RWKV_DEVICE __device__ __forceinline__
 #define RWKV_KERNEL(threads) __global__ void __launch_bounds__(threads)
+// With registers for one block of it on a multiprocessor.
+#define RWKV_LARGE_KERNEL(threads) __global__ void __launch_bounds__(threads, 1)
 
 #else
 
@@ -36,6 +38,7 @@
 #endif
 #define RWKV_DEVICE inline
 #define RWKV_KERNEL(threads) void
+#define RWKV_LARGE_KERNEL(threads) void
 
 #endif
 
@@ -62,11 +65,28 @@ RWKV_DEVICE int BlockThreads() { return static_cast<int>(blockDim.x); }
 RWKV_DEVICE int BlockIndexX() { return static_cast<int>(blockIdx.x); }
 RWKV_DEVICE int BlockIndexY() { return static_cast<int>(blockIdx.y); }
 
+// The first thing that every thread of a kernel does but for fetching weights, which nobody writes while kernels run.
+// Where launches overlap, a block may begin while the kernel before still runs: here it waits until that one is done
+// and what it wrote is seen, and lets the next one begin. Elsewhere this is nothing.
+RWKV_DEVICE void BeginKernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+// Brings a line of memory into the second-level cache. It may be called before BeginKernel().
+RWKV_DEVICE void Prefetch(const void* line) { asm volatile("prefetch.global.L2 [%0];" ::"l"(line)); }
+
 RWKV_DEVICE void SyncBlock() { __syncthreads(); }
 RWKV_DEVICE void SyncWarp() { __syncwarp(); }
 
 // The value of the lane whose number differs in the bits of `mask`.
 RWKV_DEVICE float ShuffleXor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+
+// Adds to a number in the block's shared memory that others add to meanwhile. It orders nothing.
+RWKV_DEVICE void AtomicAdd(uint64_t* to, uint64_t value) {
+  atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(value));
+}
 
 // The block's shared memory, undefined at its start. One T in a kernel; the launch gives sizeof(T).
 template <typename T>
@@ -104,6 +124,8 @@ RWKV_DEVICE uint32_t Field(uint32_t word, int index) {
 }
 RWKV_DEVICE float AsFloat(uint32_t bits) { return __uint_as_float(bits); }
 RWKV_DEVICE uint32_t AsBits(float value) { return __float_as_uint(value); }
+RWKV_DEVICE double AsDouble(uint64_t bits) { return __longlong_as_double(static_cast<long long>(bits)); }
+RWKV_DEVICE uint64_t AsBits(double value) { return static_cast<uint64_t>(__double_as_longlong(value)); }
 RWKV_DEVICE float HalfToFloat(uint32_t bits) {
   return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
 }
@@ -140,13 +162,18 @@ RWKV_DEVICE void MmaInt8(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t
 
 // Enqueues a kernel; arguments are copied. The runtime's error code, 0 if there is none. Never the default stream.
 template <typename... Parameters, typename... Arguments>
-int Launch(StreamHandle stream, const LaunchShape& shape, const char*, void (*kernel)(Parameters...),
+int Launch(LaunchStream stream, const LaunchShape& shape, const char*, void (*kernel)(Parameters...),
            Arguments&&... arguments) {
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(shape.grid_x, shape.grid_y);
   config.blockDim = dim3(shape.threads);
   config.dynamicSmemBytes = shape.shared_bytes;
-  config.stream = stream;
+  config.stream = stream.handle;
+  cudaLaunchAttribute overlap = {};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &overlap;
+  config.numAttrs = stream.overlaps ? 1 : 0;
   return static_cast<int>(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
 }
 
@@ -157,12 +184,17 @@ inline int BlockThreads() { return emulation::BlockThreads(); }
 inline int BlockIndexX() { return emulation::BlockIndexX(); }
 inline int BlockIndexY() { return emulation::BlockIndexY(); }
 
+inline void BeginKernel() { emulation::BeginKernel(); }
+inline void Prefetch(const void* line) { emulation::CheckPrefetch(line); }
+
 inline void SyncBlock(emulation::Site site = emulation::Site::Here()) { emulation::SyncBlock(site); }
 inline void SyncWarp(emulation::Site site = emulation::Site::Here()) { emulation::SyncWarp(site); }
 
 inline float ShuffleXor(float value, int mask, emulation::Site site = emulation::Site::Here()) {
   return emulation::ShuffleXor(value, mask, site);
 }
+
+inline void AtomicAdd(uint64_t* to, uint64_t value) { emulation::AtomicAdd(to, value, __builtin_return_address(0)); }
 
 template <typename T>
 T& BlockShared() {
@@ -204,6 +236,16 @@ inline uint32_t AsBits(float value) {
   __builtin_memcpy(&bits, &value, sizeof(bits));
   return bits;
 }
+inline double AsDouble(uint64_t bits) {
+  double value;
+  __builtin_memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+inline uint64_t AsBits(double value) {
+  uint64_t bits;
+  __builtin_memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
 inline float HalfToFloat(uint32_t bits) {
   const float scaled = AsFloat((bits & 0x7fffu) << 13) * 0x1p112f;  // Exact; infinity and NaN come out finite.
   const uint32_t special = (bits & 0x7c00u) == 0x7c00u ? 0x7f800000u : 0u;
@@ -221,7 +263,7 @@ inline void MmaInt8(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)
 }
 
 template <typename... Parameters, typename... Arguments>
-int Launch(StreamHandle stream, const LaunchShape& shape, const char* name, void (*kernel)(Parameters...),
+int Launch(LaunchStream stream, const LaunchShape& shape, const char* name, void (*kernel)(Parameters...),
            Arguments&&... arguments) {
   static_assert((std::is_trivially_copyable_v<std::decay_t<Parameters> > && ...), "a device gets copies of bytes");
   static_assert((sizeof(std::decay_t<Parameters>) + ... + 0) <= 4096, "parameters have 4 KB");

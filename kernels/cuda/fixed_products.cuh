@@ -86,6 +86,9 @@ FixedProductsKernel(ProductsParameters p, bool wide) {
   int index = 0;
   while (index + 1 < p.count && block >= p.products[index + 1].first_block) ++index;
   const ProductParameters& product = p.products[index];
+  constexpr int kBlockOutputs = kProductWarps;
+  PrefetchRows(product.weight, static_cast<int>(block - product.first_block) * kBlockOutputs, kBlockOutputs);
+  BeginKernel();
   const DeviceWeight& weight = product.weight;
   const int lane = ThreadIndex() % kWarpThreads;
   const int warp = ThreadIndex() / kWarpThreads;

@@ -3,7 +3,7 @@
 namespace rwkv::kernels::cuda {
 
 const KernelSet RWKV_CUDA_KERNEL_SET = {
-    LaunchEmbed, LaunchLayerNorm, LaunchMixInput, LaunchProducts,  LaunchTensorProducts,
-    LaunchWkv4,  LaunchWkv6,      LaunchWkv7,     LaunchDeepEmbed, LaunchDeepEmbedAttention};
+    LaunchEmbed, LaunchLayerNorm, LaunchMixInput,  LaunchProducts,           LaunchTensorProducts, LaunchWkv4,
+    LaunchWkv6,  LaunchWkv7,      LaunchDeepEmbed, LaunchDeepEmbedAttention, LaunchSample};
 
 }  // namespace rwkv::kernels::cuda

@@ -8,6 +8,7 @@
 #include "kernels/api/layer_norm.h"
 #include "kernels/api/mix_input.h"
 #include "kernels/api/products.h"
+#include "kernels/api/sample.h"
 #include "kernels/api/wkv4.h"
 #include "kernels/api/wkv6.h"
 #include "kernels/api/wkv7.h"
@@ -19,17 +20,18 @@ constexpr int64_t kMaxHeadSize = 128;
 constexpr int kMaxAttentionChannels = 4032;  // Of queries and values, together.
 
 struct KernelSet {
-  int (*embed)(const EmbedArgs& args, StreamHandle stream);
-  int (*layer_norm)(const LayerNormArgs& args, StreamHandle stream);
-  int (*mix_input)(const MixInputArgs& args, StreamHandle stream);
-  int (*products)(const ProductsArgs& args, StreamHandle stream);
-  int (*tensor_products)(const ProductsArgs& args, StreamHandle stream);  // All but fp32 weights: on tensor cores.
-  int (*wkv4)(const Wkv4Args& args, StreamHandle stream);
-  int (*wkv6)(const Wkv6Args& args, StreamHandle stream);  // head_size <= kMaxHeadSize
-  int (*wkv7)(const Wkv7Args& args, StreamHandle stream);  // head_size <= kMaxHeadSize
-  int (*deep_embed)(const DeepEmbedArgs& args, StreamHandle stream);
+  int (*embed)(const EmbedArgs& args, LaunchStream stream);
+  int (*layer_norm)(const LayerNormArgs& args, LaunchStream stream);
+  int (*mix_input)(const MixInputArgs& args, LaunchStream stream);
+  int (*products)(const ProductsArgs& args, LaunchStream stream);
+  int (*tensor_products)(const ProductsArgs& args, LaunchStream stream);  // All but fp32 weights: on tensor cores.
+  int (*wkv4)(const Wkv4Args& args, LaunchStream stream);
+  int (*wkv6)(const Wkv6Args& args, LaunchStream stream);  // head_size <= kMaxHeadSize
+  int (*wkv7)(const Wkv7Args& args, LaunchStream stream);  // head_size <= kMaxHeadSize
+  int (*deep_embed)(const DeepEmbedArgs& args, LaunchStream stream);
   // Rows of k2 and v2, together, <= kMaxAttentionChannels.
-  int (*deep_embed_attention)(const DeepEmbedAttentionArgs& args, StreamHandle stream);
+  int (*deep_embed_attention)(const DeepEmbedAttentionArgs& args, LaunchStream stream);
+  int (*sample)(const SampleArgs& args, LaunchStream stream);
 };
 
 extern const KernelSet kDeviceKernels;    // By nvcc, for a GPU.

@@ -1,4 +1,4 @@
-// How large a launch is.
+// How large a launch is, and where it goes.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +9,16 @@ struct CUstream_st;
 namespace rwkv::kernels::cuda {
 
 using StreamHandle = CUstream_st*;
+
+// A stream, and whether a kernel's blocks may begin there while the kernel before still ends (programmatic dependent
+// launch, compute capability 9.0).
+struct LaunchStream {
+  LaunchStream(StreamHandle stream, bool may_overlap = false)  // NOLINT: a handle is one.
+      : handle(stream), overlaps(may_overlap) {}
+
+  StreamHandle handle;
+  bool overlaps;
+};
 
 struct LaunchShape {
   uint32_t grid_x = 1;

@@ -7,16 +7,17 @@
 namespace rwkv::kernels::cuda {
 inline namespace RWKV_CUDA_BUILD {
 
-int LaunchEmbed(const EmbedArgs& args, StreamHandle stream);
-int LaunchLayerNorm(const LayerNormArgs& args, StreamHandle stream);
-int LaunchMixInput(const MixInputArgs& args, StreamHandle stream);
-int LaunchProducts(const ProductsArgs& args, StreamHandle stream);
-int LaunchTensorProducts(const ProductsArgs& args, StreamHandle stream);
-int LaunchWkv4(const Wkv4Args& args, StreamHandle stream);
-int LaunchWkv6(const Wkv6Args& args, StreamHandle stream);
-int LaunchWkv7(const Wkv7Args& args, StreamHandle stream);
-int LaunchDeepEmbed(const DeepEmbedArgs& args, StreamHandle stream);
-int LaunchDeepEmbedAttention(const DeepEmbedAttentionArgs& args, StreamHandle stream);
+int LaunchEmbed(const EmbedArgs& args, LaunchStream stream);
+int LaunchLayerNorm(const LayerNormArgs& args, LaunchStream stream);
+int LaunchMixInput(const MixInputArgs& args, LaunchStream stream);
+int LaunchProducts(const ProductsArgs& args, LaunchStream stream);
+int LaunchTensorProducts(const ProductsArgs& args, LaunchStream stream);
+int LaunchSample(const SampleArgs& args, LaunchStream stream);
+int LaunchWkv4(const Wkv4Args& args, LaunchStream stream);
+int LaunchWkv6(const Wkv6Args& args, LaunchStream stream);
+int LaunchWkv7(const Wkv7Args& args, LaunchStream stream);
+int LaunchDeepEmbed(const DeepEmbedArgs& args, LaunchStream stream);
+int LaunchDeepEmbedAttention(const DeepEmbedAttentionArgs& args, LaunchStream stream);
 
 }  // namespace RWKV_CUDA_BUILD
 }  // namespace rwkv::kernels::cuda

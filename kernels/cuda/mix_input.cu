@@ -4,7 +4,7 @@
 namespace rwkv::kernels::cuda {
 inline namespace RWKV_CUDA_BUILD {
 
-int LaunchMixInput(const MixInputArgs& args, StreamHandle stream) {
+int LaunchMixInput(const MixInputArgs& args, LaunchStream stream) {
   MixInputParameters p = {args, *args.step, true};
   p.args.step = nullptr;  // The host's.
   const void* const memory[] = {args.x, args.weight, args.bias, args.shift.data, args.normed};

@@ -43,6 +43,7 @@ RWKV_DEVICE Float4 MixChannels(const MixInputArgs& args, const MixRow& row, int 
 }
 
 RWKV_KERNEL(kRowThreads) MixInputKernel(MixInputParameters p) {
+  BeginKernel();
   const MixInputArgs& args = p.args;
   const auto n = static_cast<int>(args.width);
   const int64_t row = BlockIndexX();
@@ -85,6 +86,7 @@ RWKV_KERNEL(kRowThreads) MixInputKernel(MixInputParameters p) {
 
 // The state that a span of several rows leaves: a block a span.
 RWKV_KERNEL(kRowThreads) MixStateKernel(MixInputParameters p) {
+  BeginKernel();
   const MixInputArgs& args = p.args;
   const auto n = static_cast<int>(args.width);
   const SequenceSpan span = p.step.spans[BlockIndexX()];

@@ -4,14 +4,14 @@
 namespace rwkv::kernels::cuda {
 inline namespace RWKV_CUDA_BUILD {
 
-int LaunchLayerNorm(const LayerNormArgs& args, StreamHandle stream) {
+int LaunchLayerNorm(const LayerNormArgs& args, LaunchStream stream) {
   const bool wide = args.width % 4 == 0 && IsAligned16(args.x) && IsAligned16(args.weight) && IsAligned16(args.bias) &&
                     IsAligned16(args.y);
   const LaunchShape shape = {static_cast<uint32_t>(args.rows), 1, RowThreads(args.width), sizeof(MomentsShared)};
   return Launch(stream, shape, "layer_norm", LayerNormKernel, args, wide);
 }
 
-int LaunchEmbed(const EmbedArgs& args, StreamHandle stream) {
+int LaunchEmbed(const EmbedArgs& args, LaunchStream stream) {
   const DeviceWeight embedding = OnDevice(args.embedding->matrix);
   const bool wide =
       embedding.cols % 4 == 0 && IsAligned16(args.weight) && IsAligned16(args.bias) && IsAligned16(args.x);

@@ -10,6 +10,7 @@ namespace rwkv::kernels::cuda {
 inline namespace RWKV_CUDA_BUILD {
 
 RWKV_KERNEL(kRowThreads) LayerNormKernel(LayerNormArgs args, bool wide) {
+  BeginKernel();
   const auto n = static_cast<int>(args.width);
   const float* const x = args.x + int64_t{BlockIndexX()} * n;
   float* const y = args.y + int64_t{BlockIndexX()} * n;
@@ -33,6 +34,7 @@ struct EmbedParameters {
 };
 
 RWKV_KERNEL(kRowThreads) EmbedKernel(EmbedParameters p) {
+  BeginKernel();
   const int n = p.embedding.cols;
   const int64_t token = p.tokens[BlockIndexX()];
   float* const x = p.x + int64_t{BlockIndexX()} * n;

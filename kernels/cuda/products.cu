@@ -20,13 +20,13 @@ uint32_t CutProducts(int outputs, int rows, ProductsParameters& p) {
 }
 
 template <WeightKind kKind, int kRows, int kOutputs, bool kWide>
-int LaunchTiles(ProductsParameters p, StreamHandle stream) {
+int LaunchTiles(ProductsParameters p, LaunchStream stream) {
   const uint32_t blocks = CutProducts(kOutputs * kProductWarps, kRows, p);
   return Launch(stream, {blocks, 1, kProductThreads, 0}, "products", ProductsKernel<kKind, kRows, kOutputs, kWide>, p);
 }
 
 template <WeightKind kKind, int kOutTiles, int kRowTiles>
-int LaunchTensorTiles(ProductsParameters p, bool wide, StreamHandle stream) {
+int LaunchTensorTiles(ProductsParameters p, bool wide, LaunchStream stream) {
   using Shared = TensorShared<kOutTiles, kRowTiles>;
   const uint32_t blocks = CutProducts(Shared::kOutputs, Shared::kRows, p);
   return Launch(stream, {blocks, 1, kTensorThreads, sizeof(Shared)}, "tensor_products",
@@ -34,14 +34,14 @@ int LaunchTensorTiles(ProductsParameters p, bool wide, StreamHandle stream) {
 }
 
 template <WeightKind kKind>
-int LaunchTensor(const ProductsParameters& p, bool wide, StreamHandle stream) {
+int LaunchTensor(const ProductsParameters& p, bool wide, LaunchStream stream) {
   if (p.rows <= 8) return LaunchTensorTiles<kKind, 1, 1>(p, wide, stream);
   if (p.rows <= 16) return LaunchTensorTiles<kKind, 1, 2>(p, wide, stream);
   return LaunchTensorTiles<kKind, 2, 4>(p, wide, stream);
 }
 
 template <WeightKind kKind, int kOutTiles, int kRowTiles, int kGroups>
-int LaunchTensorFixedTiles(ProductsParameters p, bool wide, StreamHandle stream) {
+int LaunchTensorFixedTiles(ProductsParameters p, bool wide, LaunchStream stream) {
   using Shared = TensorFixedShared<kOutTiles, kRowTiles, kGroups>;
   const uint32_t blocks = CutProducts(Shared::kOutputs, Shared::kRows, p);
   return Launch(stream, {blocks, 1, kTensorThreads, sizeof(Shared)}, "tensor_fixed_products",
@@ -51,34 +51,34 @@ int LaunchTensorFixedTiles(ProductsParameters p, bool wide, StreamHandle stream)
 // Few rows: many blocks, with much to read in each. Many rows: many outputs a block, for each makes fixed point of its
 // inputs anew.
 template <WeightKind kKind>
-int LaunchTensorFixed(const ProductsParameters& p, bool wide, StreamHandle stream) {
+int LaunchTensorFixed(const ProductsParameters& p, bool wide, LaunchStream stream) {
   if (p.rows <= 8) return LaunchTensorFixedTiles<kKind, 1, 1, 4>(p, wide, stream);
   if (p.rows <= 16) return LaunchTensorFixedTiles<kKind, 1, 2, 2>(p, wide, stream);
   return LaunchTensorFixedTiles<kKind, 4, 2, 1>(p, wide, stream);
 }
 
 template <WeightKind kKind, int kRows>
-int LaunchFixedTiles(ProductsParameters p, bool wide, StreamHandle stream) {
+int LaunchFixedTiles(ProductsParameters p, bool wide, LaunchStream stream) {
   const uint32_t blocks = CutProducts(kProductWarps, kRows, p);
   return Launch(stream, {blocks, 1, kProductThreads, sizeof(FixedShared<kRows>)}, "fixed_products",
                 FixedProductsKernel<kKind, kRows>, p, wide);
 }
 
 template <WeightKind kKind>
-int LaunchFixed(const ProductsParameters& p, bool wide, StreamHandle stream) {
+int LaunchFixed(const ProductsParameters& p, bool wide, LaunchStream stream) {
   if (p.rows == 1) return LaunchFixedTiles<kKind, 1>(p, wide, stream);
   return LaunchFixedTiles<kKind, 4>(p, wide, stream);
 }
 
 template <WeightKind kKind>
-int LaunchKind(const ProductsParameters& p, bool wide, StreamHandle stream) {
+int LaunchKind(const ProductsParameters& p, bool wide, LaunchStream stream) {
   if (!wide) return LaunchTiles<kKind, 1, 1, false>(p, stream);
   if (p.rows == 1) return LaunchTiles<kKind, 1, 1, true>(p, stream);
   if (p.rows <= 4) return LaunchTiles<kKind, 4, 2, true>(p, stream);
   return LaunchTiles<kKind, 8, 4, true>(p, stream);
 }
 
-int LaunchKind(WeightKind kind, const ProductsParameters& p, bool wide, bool tensor, StreamHandle stream) {
+int LaunchKind(WeightKind kind, const ProductsParameters& p, bool wide, bool tensor, LaunchStream stream) {
   if (tensor && kind == WeightKind::kBFloat16) return LaunchTensor<WeightKind::kBFloat16>(p, wide, stream);
   if (tensor && kind == WeightKind::kFloat16) return LaunchTensor<WeightKind::kFloat16>(p, wide, stream);
   if (tensor && kind == WeightKind::kInt8) return LaunchTensorFixed<WeightKind::kInt8>(p, wide, stream);
@@ -99,7 +99,7 @@ int LaunchKind(WeightKind kind, const ProductsParameters& p, bool wide, bool ten
 }
 
 // One launch for all products whose weights are stored alike.
-int LaunchAll(const ProductsArgs& args, bool tensor, StreamHandle stream) {
+int LaunchAll(const ProductsArgs& args, bool tensor, LaunchStream stream) {
   for (int kind = 0; kind < kWeightKinds; ++kind) {
     for (const bool wide : {true, false}) {
       ProductsParameters p = {};
@@ -125,8 +125,8 @@ int LaunchAll(const ProductsArgs& args, bool tensor, StreamHandle stream) {
 
 }  // namespace
 
-int LaunchProducts(const ProductsArgs& args, StreamHandle stream) { return LaunchAll(args, false, stream); }
-int LaunchTensorProducts(const ProductsArgs& args, StreamHandle stream) { return LaunchAll(args, true, stream); }
+int LaunchProducts(const ProductsArgs& args, LaunchStream stream) { return LaunchAll(args, false, stream); }
+int LaunchTensorProducts(const ProductsArgs& args, LaunchStream stream) { return LaunchAll(args, true, stream); }
 
 }  // namespace RWKV_CUDA_BUILD
 }  // namespace rwkv::kernels::cuda

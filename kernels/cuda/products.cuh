@@ -13,7 +13,6 @@ inline namespace RWKV_CUDA_BUILD {
 constexpr int kProductThreads = 128;
 constexpr int kProductWarps = kProductThreads / kWarpThreads;
 constexpr int kProductsOfLaunch = 8;
-constexpr float kLargestFloat = 3.40282347e+38f;
 
 struct ProductParameters {
   DeviceWeight weight;
@@ -66,6 +65,9 @@ ProductsKernel(ProductsParameters p) {
   int index = 0;
   while (index + 1 < p.count && block >= p.products[index + 1].first_block) ++index;
   const ProductParameters& product = p.products[index];
+  constexpr int kBlockOutputs = kProductWarps * kOutputs;
+  PrefetchRows(product.weight, static_cast<int>(block - product.first_block) * kBlockOutputs, kBlockOutputs);
+  BeginKernel();
   const int inputs = product.weight.cols;
   const int lane = ThreadIndex() % kWarpThreads;
   const int warp = ThreadIndex() / kWarpThreads;

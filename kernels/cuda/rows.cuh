@@ -8,6 +8,7 @@
 namespace rwkv::kernels::cuda {
 inline namespace RWKV_CUDA_BUILD {
 
+constexpr float kLargestFloat = 3.40282347e+38f;
 constexpr int kRowThreads = 256;  // at most, of a block that works on one row
 
 // Threads for a row of n channels, four each.

@@ -67,6 +67,9 @@ TensorFixedProductsKernel(ProductsParameters p, bool wide) {
   int index = 0;
   while (index + 1 < p.count && block >= p.products[index + 1].first_block) ++index;
   const ProductParameters& product = p.products[index];
+  constexpr int kBlockOutputs = Shared::kOutputs;
+  PrefetchRows(product.weight, static_cast<int>(block - product.first_block) * kBlockOutputs, kBlockOutputs);
+  BeginKernel();
   const DeviceWeight& weight = product.weight;
   const int inputs = weight.cols;
   const int lane = ThreadIndex() % kWarpThreads;

@@ -9,6 +9,21 @@ inline namespace RWKV_CUDA_BUILD {
 
 constexpr int kChunk = 8;  // weights
 
+constexpr int kLineBytes = 128;
+constexpr int kPrefetchedLines = 8;  // of a row
+
+// Before BeginKernel(): the beginnings of rows [first, first + count), as far as there are any, on their way into the
+// second-level cache, while the kernel before ends.
+RWKV_DEVICE void PrefetchRows(const DeviceWeight& weight, int first, int count) {
+  for (int i = ThreadIndex(); i < count * kPrefetchedLines; i += BlockThreads()) {
+    const int row = first + i / kPrefetchedLines;
+    const int64_t at = i % kPrefetchedLines * kLineBytes;
+    if (row < weight.rows && at < weight.pitch) {
+      Prefetch(static_cast<const char*>(weight.data) + row * weight.pitch + at);
+    }
+  }
+}
+
 struct WeightChunk {
   float w[kChunk];
 };

@@ -16,6 +16,7 @@ struct Wkv4Parameters {
 };
 
 RWKV_KERNEL(kWkv4Threads) Wkv4Kernel(Wkv4Parameters p) {
+  BeginKernel();
   const Wkv4Args& args = p.args;
   const SequenceSpan span = p.step.spans[BlockIndexX() / p.blocks];
   const int64_t c = int64_t{BlockIndexX() % p.blocks} * BlockThreads() + ThreadIndex();

@@ -4,7 +4,7 @@
 namespace rwkv::kernels::cuda {
 inline namespace RWKV_CUDA_BUILD {
 
-int LaunchWkv6(const Wkv6Args& args, StreamHandle stream) {
+int LaunchWkv6(const Wkv6Args& args, LaunchStream stream) {
   Wkv6Parameters p = {args, *args.step};
   p.args.step = nullptr;  // The host's.
   const int64_t n = args.head_size;

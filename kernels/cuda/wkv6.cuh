@@ -22,6 +22,7 @@ struct Wkv6Shared {
 template <int kQuads, bool kWhole>
 RWKV_KERNEL(kHeadThreads<kQuads>)
 Wkv6Kernel(Wkv6Parameters p) {
+  BeginKernel();
   const Wkv6Args& args = p.args;
   const auto heads = static_cast<int>(args.heads);
   const int head = BlockIndexX() % heads;

@@ -4,7 +4,7 @@
 namespace rwkv::kernels::cuda {
 inline namespace RWKV_CUDA_BUILD {
 
-int LaunchWkv7(const Wkv7Args& args, StreamHandle stream) {
+int LaunchWkv7(const Wkv7Args& args, LaunchStream stream) {
   Wkv7Parameters p = {args, *args.step};
   p.args.step = nullptr;  // The host's.
   const int64_t n = args.head_size;

@@ -22,6 +22,7 @@ struct Wkv7Shared {
 template <int kQuads, bool kWhole>
 RWKV_KERNEL(kHeadThreads<kQuads>)
 Wkv7Kernel(Wkv7Parameters p) {
+  BeginKernel();
   const Wkv7Args& args = p.args;
   const auto heads = static_cast<int>(args.heads);
   const int head = BlockIndexX() % heads;

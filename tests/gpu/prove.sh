@@ -103,11 +103,11 @@ bits() {  # Without tensor cores, whose sums are their own.
 rates() {
   proof rates | tee "$out/rates.jsonl"
 }
-bench() {  # SHAPE BATCHES LENGTHS
+bench() {  # SHAPE BATCHES LENGTHS [DEVICE'S TWIN]
   local model=$TEST_TMPDIR/$1.safetensors
   [[ -f $model ]] || "$bin/tests/bench/make_model" "$1" "$model" || return
-  "$bin/tests/bench/engine_bench" "$model" "$device" 1 "$seconds" "$2" "$3" |
-    sed "s/^{/{\"model\": \"$1\", /" | tee -a "$out/speed.jsonl"
+  "$bin/tests/bench/engine_bench" "$model" "$device${4:-}" 1 "$seconds" "$2" "$3" |
+    sed "s|^{|{\"model\": \"$1${4:-}\", |" | tee -a "$out/speed.jsonl"
 }
 sanitize() {  # TOOL
   if $emulated || ! command -v compute-sanitizer > /dev/null; then
@@ -148,12 +148,13 @@ peer() {  # NAME SHAPE
 }
 
 seconds=2 epochs=1000 drawn=256 served=(1.5b 256 256) widths=(1024 2048 4096) rows=(1 32 256)
+layers=(1024 2048 2560 4096)
 shapes=(0.4b 1.5b 7.2b)
 batches=1,8,32,64,256,1024
 lengths=128,1024,4096,32x1024
 laws="*LawTest*/$name*"
 if $emulated; then
-  seconds=0.01 epochs=12 drawn=24 served=(tiny 2 4) widths=(128) rows=(3)
+  seconds=0.01 epochs=12 drawn=24 served=(tiny 2 4) widths=(128) rows=(3) layers=(128)
   shapes=(tiny) batches=1,2 lengths=16,2x8
   laws="*LawTest.AnyNumberOfStages*/$name*:*LawTest.SaveRestore*/$name*"  # The others take long.
 fi
@@ -170,13 +171,18 @@ for op in Block Embed MixInput Norm Products Wkv4 Wkv6 Wkv7; do
   step 3 "conformance of $op" 300 cases "*$op*/$name:*$op*/${name}_$($emulated && echo base || echo '*')"
 done
 step 4 'small models: logits and states of the oracle' 180 cases 'GoldenTest.CudaDevicesMatchTheOracle'
+for width in "${layers[@]}"; do
+  step 4 "a layer of width $width" 90 proof layers "$TEST_TMPDIR" "$width"
+done
 for tool in memcheck racecheck synccheck initcheck; do
   step 5 "compute-sanitizer $tool" 120 sanitize "$tool"
 done
 step 6 'the same bits in every company, cut and chunk' 120 cases "$laws"
+step 6 'what is drawn on the device is what the host draws' 60 cases "*DeviceDrawsTest*/$name*"
 step 7 'graphs of decode steps: made, and with the bits of launches' 60 graphs
 for shape in "${shapes[@]}"; do
   step 7 "decode steps of $shape" 400 bench "$shape" "$batches" -
+  step 7 "decode steps of $shape, whose kernels do not overlap" 120 bench "$shape" "${batches%%,*}" - /serial
   step 8 "prefill of $shape" 120 bench "$shape" - "$lengths"
   [[ $shape != "${served[0]}" ]] || step 7 "serving path of $shape" 240 serve "${served[@]}"
   for folder in ${peers:+"$peers"/*/}; do

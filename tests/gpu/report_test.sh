@@ -32,3 +32,12 @@ sed 's/"wide": [0-9.]*/"wide": 0.1/' "$TEST_TMPDIR/traffic.jsonl" > "$traffic"
 expect_worse 'wkv7, 1: wide 0.1' "$TEST_TMPDIR/launches.jsonl" "${resources[@]}"
 sed 's/"conflicts": [0-9.]*/"conflicts": 3/' "$TEST_TMPDIR/traffic.jsonl" > "$traffic"
 expect_worse 'tensor_products, 16: conflicts 3' "$TEST_TMPDIR/launches.jsonl" "${resources[@]}"
+
+# What the design has to reach on paper: with so many kernels more a layer it would not.
+traffic=$TEST_TMPDIR/traffic.jsonl
+{
+  cat "$TEST_TMPDIR/launches.jsonl"
+  grep '"layers": 3' "$TEST_TMPDIR/launches.jsonl" | grep wkv7 | sort -u | awk '{for (i = 0; i < 8; ++i) print}'
+} > "$TEST_TMPDIR/many.jsonl"
+expect_worse '1.5B at 1 row on H200: .*% of the achievable bandwidth, less than 70%' "$TEST_TMPDIR/many.jsonl" \
+  "${resources[@]}"

@@ -34,7 +34,7 @@ void Checker::OnBlock(const emulation::Running& first) {
 }
 
 bool Checker::InOrder(const Access& before, const Access& now) {
-  if (before.block < 0) return true;
+  if (before.block < 0 || (before.atomic && now.atomic)) return true;
   if (before.block != now.block) return false;
   if (before.thread == now.thread || before.block_epoch != now.block_epoch) return true;
   return before.thread / kWarp == now.thread / kWarp && before.warp_epoch != now.warp_epoch;
@@ -48,6 +48,13 @@ void Checker::Find(const char* kind, const void* address, const Access& other, c
 }
 
 void Checker::OnAccess(const void* memory, int bytes, bool writes, const void*) {
+  Look(memory, bytes, writes ? Kind::kWrite : Kind::kRead);
+}
+
+void Checker::OnAtomic(const void* memory, int bytes, const void*) { Look(memory, bytes, Kind::kAtomic); }
+
+void Checker::Look(const void* memory, int bytes, Kind kind) {
+  const bool writes = kind != Kind::kRead;
   const emulation::Running* const running = emulation::CurrentThread();
   if (running == nullptr) return;  // The host's code in the same file.
   const char* const address = static_cast<const char*>(memory);
@@ -55,9 +62,11 @@ void Checker::OnAccess(const void* memory, int bytes, bool writes, const void*) 
   // The launch itself, which the instrumented code unpacks.
   if (address >= arguments_ && address < arguments_ + kArgumentBytes) return;
   if (address >= launch_ && address < launch_ + sizeof(emulation::Kernel)) return;
-  const Access now = {running->block, running->thread, running->block_epoch, running->warp_epoch};
+  const Access now = {running->block, running->thread, running->block_epoch, running->warp_epoch,
+                      kind == Kind::kAtomic};
   const bool shared = address >= running->shared && address + bytes <= running->shared_end;
   if (!shared) {
+    if (!running->began) Find("access before BeginKernel()", memory, {}, now);
     const auto after = allowed_.upper_bound(address);
     if (after == allowed_.begin() || address + bytes > std::prev(after)->first + std::prev(after)->second) {
       Find("stray address", memory, {}, now);
@@ -67,7 +76,8 @@ void Checker::OnAccess(const void* memory, int bytes, bool writes, const void*) 
   const auto first = reinterpret_cast<uintptr_t>(address);
   for (uintptr_t at = first / kCell; at <= (first + static_cast<uintptr_t>(bytes) - 1) / kCell; ++at) {
     Cell& cell = cells_[at];
-    if (shared && !writes && cell.write.block < 0) Find("shared memory read before it is written", memory, {}, now);
+    if (shared && kind != Kind::kWrite && cell.write.block < 0)
+      Find("shared memory read before it is written", memory, {}, now);
     if (!InOrder(cell.write, now)) Find(writes ? "write after write" : "read after write", memory, cell.write, now);
     if (writes) {
       for (const Access& read : {cell.first_read, cell.last_read}) {

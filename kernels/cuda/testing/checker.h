@@ -1,7 +1,8 @@
 // Sees every load and store of kernels that are built with clang's thread-sanitizer instrumentation, which calls this
 // in place of the sanitizer's own library: races between threads of a launch, shared memory read before it is written,
 // and addresses that are neither stack, shared memory nor what the test has allowed. Two accesses of one launch are in
-// order if their thread is the same, or their block is and a barrier lies between them, or their warp and a SyncWarp.
+// order if their thread is the same, or their block is and a barrier lies between them, or their warp and a SyncWarp,
+// or if both are atomic.
 // Copies that clang makes with memcpy are not seen; device.cuh's wide accesses report themselves.
 #pragma once
 
@@ -31,13 +32,16 @@ class Checker final : public emulation::Observer {
   void OnBlock(const emulation::Running& first) override;
   void OnEnd() override {}
   void OnAccess(const void* address, int bytes, bool writes, const void* caller) override;
+  void OnAtomic(const void* address, int bytes, const void* caller) override;
 
  private:
+  enum class Kind { kRead, kWrite, kAtomic };
   struct Access {
     int64_t block = -1;
     int thread = 0;
     uint32_t block_epoch = 0;
     uint32_t warp_epoch = 0;
+    bool atomic = false;
   };
   // Of four bytes. Of several readers the first and the last are kept.
   struct Cell {
@@ -46,6 +50,7 @@ class Checker final : public emulation::Observer {
     Access last_read;
   };
 
+  void Look(const void* memory, int bytes, Kind kind);
   static bool InOrder(const Access& before, const Access& now);
   void Find(const char* kind, const void* address, const Access& other, const Access& now);
 

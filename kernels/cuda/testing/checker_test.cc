@@ -26,7 +26,10 @@ std::vector<std::string> FindingsIn(Mutant mutant) {
   return checker.findings();
 }
 
-TEST(CheckerTest, RightKernelHasNoFindings) { EXPECT_THAT(FindingsIn(Mutant::kNone), IsEmpty()); }
+TEST(CheckerTest, RightKernelHasNoFindings) {
+  EXPECT_THAT(FindingsIn(Mutant::kNone), IsEmpty());
+  EXPECT_THAT(FindingsIn(Mutant::kAtomic), IsEmpty());
+}
 
 TEST(CheckerTest, EveryMutantIsFound) {
 #if __has_feature(thread_sanitizer)
@@ -39,6 +42,9 @@ TEST(CheckerTest, EveryMutantIsFound) {
   EXPECT_THAT(FindingsIn(Mutant::kTwoBlocks), Contains(HasSubstr("write after write by thread 0 of block 1")));
   EXPECT_THAT(FindingsIn(Mutant::kUnwritten), Contains(HasSubstr("read before it is written")));
   EXPECT_THAT(FindingsIn(Mutant::kStray), Contains(HasSubstr("stray address by thread 63 of block 1")));
+  EXPECT_THAT(FindingsIn(Mutant::kEarly), Contains(HasSubstr("access before BeginKernel() by thread 9")));
+  EXPECT_THAT(FindingsIn(Mutant::kNoAtomic), Contains(HasSubstr("write after write")));
+  EXPECT_THAT(FindingsIn(Mutant::kAtomicRead), Contains(HasSubstr("write after read")));
 }
 
 // Memory of a test, all of which the checker allows.
@@ -88,7 +94,7 @@ TEST_F(OurKernelsTest, MixInput) {
       args.mix[m] = memory_.Floats(width);
       args.y[m] = memory_.Floats(5 * width);
     }
-    EXPECT_EQ(kCheckedKernels.mix_input(args, nullptr), 0);
+    EXPECT_EQ(kCheckedKernels.mix_input(args, {nullptr, true}), 0);
   }
   EXPECT_THAT(checker_.findings(), IsEmpty());
 }
@@ -108,7 +114,7 @@ TEST_F(OurKernelsTest, Wkv7) {
       *rows = memory_.Floats(5 * 2 * n);
     }
     args.y = memory_.Floats(5 * 2 * n);
-    EXPECT_EQ(kCheckedKernels.wkv7(args, nullptr), 0);
+    EXPECT_EQ(kCheckedKernels.wkv7(args, {nullptr, true}), 0);
   }
   EXPECT_THAT(checker_.findings(), IsEmpty());
 }
@@ -121,7 +127,7 @@ TEST_F(OurKernelsTest, Wkv4) {
   for (const float** vector : {&args.decay, &args.bonus}) *vector = memory_.Floats(130);
   for (const float** rows : {&args.r, &args.k, &args.v}) *rows = memory_.Floats(5 * 130);
   args.y = memory_.Floats(5 * 130);
-  EXPECT_EQ(kCheckedKernels.wkv4(args, nullptr), 0);
+  EXPECT_EQ(kCheckedKernels.wkv4(args, {nullptr, true}), 0);
   EXPECT_THAT(checker_.findings(), IsEmpty());
 }
 
@@ -134,7 +140,7 @@ TEST_F(OurKernelsTest, LayerNorm) {
     args.weight = memory_.Floats(width);
     args.bias = memory_.Floats(width);
     args.y = memory_.Floats(2 * width);
-    EXPECT_EQ(kCheckedKernels.layer_norm(args, nullptr), 0);
+    EXPECT_EQ(kCheckedKernels.layer_norm(args, {nullptr, true}), 0);
   }
   EXPECT_THAT(checker_.findings(), IsEmpty());
 }
@@ -154,7 +160,7 @@ TEST_F(OurKernelsTest, Embed) {
       args.weight = memory_.Floats(width);
       args.bias = memory_.Floats(width);
       args.x = memory_.Floats(2 * width);
-      EXPECT_EQ(kCheckedKernels.embed(args, nullptr), 0);
+      EXPECT_EQ(kCheckedKernels.embed(args, {nullptr, true}), 0);
     }
   }
   EXPECT_THAT(checker_.findings(), IsEmpty());
@@ -172,7 +178,7 @@ TEST_F(OurKernelsTest, DeepEmbedAttention) {
   const int32_t tokens[] = {2, 0, 1, 2, 2};
   checker_.Allow(tokens, sizeof(tokens));
   step_.tokens = tokens;
-  const int64_t queries = 212, width = 300, rank = 34, capacity = 6;  // All channels of the smallest kernel.
+  const int64_t queries = 212, width = 300, rank = 34, capacity = 6;           // All channels of the smallest kernel.
   const std::vector<uint16_t> scales(static_cast<size_t>(width * 2), 0x3c00);  // one
   checker_.Allow(scales.data(), width * 2 * 2);
   for (const Quantization quantization : {Quantization::kNone, Quantization::kInt8, Quantization::kInt4}) {
@@ -212,7 +218,7 @@ TEST_F(OurKernelsTest, DeepEmbedAttention) {
     args.key = memory_.Floats(5 * rank);
     args.value = memory_.Floats(5 * rank);
     args.y = memory_.Floats(5 * width);
-    EXPECT_EQ(kCheckedKernels.deep_embed_attention(args, nullptr), 0);
+    EXPECT_EQ(kCheckedKernels.deep_embed_attention(args, {nullptr, true}), 0);
     EXPECT_EQ(*args.length.of(1), 5.0f);
   }
   EXPECT_THAT(checker_.findings(), IsEmpty());
@@ -228,7 +234,7 @@ TEST_F(OurKernelsTest, Wkv6) {
     for (const float** vector : {&args.bonus, &args.ln_weight, &args.ln_bias}) *vector = memory_.Floats(2 * n);
     for (const float** rows : {&args.r, &args.w, &args.k, &args.v, &args.gate}) *rows = memory_.Floats(5 * 2 * n);
     args.y = memory_.Floats(5 * 2 * n);
-    EXPECT_EQ(kCheckedKernels.wkv6(args, nullptr), 0);
+    EXPECT_EQ(kCheckedKernels.wkv6(args, {nullptr, true}), 0);
   }
   EXPECT_THAT(checker_.findings(), IsEmpty());
 }
@@ -247,7 +253,7 @@ TEST_F(OurKernelsTest, Products) {
       product.accumulate = true;
       product.activation = Activation::kTanh;
       product.y = memory_.Floats(rows * 19);
-      EXPECT_EQ(kCheckedKernels.products({rows, &product, 1}, nullptr), 0);
+      EXPECT_EQ(kCheckedKernels.products({rows, &product, 1}, {nullptr, true}), 0);
     }
   }
   EXPECT_THAT(checker_.findings(), IsEmpty());
@@ -266,7 +272,7 @@ TEST_F(OurKernelsTest, TensorProducts) {
         product.x = memory_.Floats(rows * inputs);
         product.accumulate = true;
         product.y = memory_.Floats(rows * 37);
-        EXPECT_EQ(kCheckedKernels.tensor_products({rows, &product, 1}, nullptr), 0);
+        EXPECT_EQ(kCheckedKernels.tensor_products({rows, &product, 1}, {nullptr, true}), 0);
       }
     }
   }
@@ -295,13 +301,39 @@ TEST_F(OurKernelsTest, FixedPointProducts) {
           product.weight = &weight;
           product.x = memory_.Floats(rows * inputs);
           product.y = memory_.Floats(rows * outputs);
-          EXPECT_EQ(kCheckedKernels.tensor_products({rows, &product, 1}, nullptr), 0);
+          EXPECT_EQ(kCheckedKernels.tensor_products({rows, &product, 1}, {nullptr, true}), 0);
           if (rows == 1 || (rows == 6 && inputs <= 130))
-            EXPECT_EQ(kCheckedKernels.products({rows, &product, 1}, nullptr), 0);
+            EXPECT_EQ(kCheckedKernels.products({rows, &product, 1}, {nullptr, true}), 0);
         }
       }
     }
   }
+  EXPECT_THAT(checker_.findings(), IsEmpty());
+}
+
+// Every cut, biases, penalties and bans; ids of two digits.
+TEST_F(OurKernelsTest, Sample) {
+  constexpr int64_t kVocab = 600;
+  SampleArgs args;
+  args.count = 3;
+  args.vocab = kVocab;
+  float* const logits = memory_.Floats(3 * kVocab);
+  for (int i = 0; i < 3 * kVocab; ++i) logits[i] = static_cast<float>(i * 37 % 101) * 0.1f;
+  args.logits = logits;
+  args.adjusted = memory_.Floats(3 * kVocab);
+  const SampleEdit edits[] = {{5, 0, 1.0}, {590, 0, -2.0}, {7, 0, 0.5}, {10, 40, 0.0}};
+  SampleRow rows[3];
+  SampleResult results[3];
+  checker_.Allow(edits, sizeof(edits));
+  checker_.Allow(rows, sizeof(rows));
+  checker_.Allow(results, sizeof(results));
+  for (int r = 1; r < 3; ++r) {
+    rows[r] = {r, 0.8f, 0.9f, 0.8f, 0.01f, 300, 1.1f, r == 2, 3, 0x123456789abcdef0u, 0, 2, 3, 4};
+  }
+  args.rows = rows;
+  args.edits = edits;
+  args.results = results;
+  EXPECT_EQ(kCheckedKernels.sample(args, {nullptr, true}), 0);
   EXPECT_THAT(checker_.findings(), IsEmpty());
 }
 

@@ -143,6 +143,7 @@ void Enter(context::transfer_t from) {
   __sanitizer_finish_switch_fiber(nullptr, &machine->scheduler_stack, &machine->scheduler_stack_bytes);
 #endif
   machine->kernel->body.run();
+  if (!machine->current->running.began) Forbidden("leaves without BeginKernel(), and its kernel may overlap");
   machine->current->state = State::kLeft;
   BackToScheduler();
   std::abort();  // Nobody resumes a thread that has left.
@@ -237,6 +238,7 @@ void RunBlock(const Kernel& kernel, int64_t block) {
     thread.state = State::kReady;
     thread.running.block = block;
     thread.running.block_epoch = thread.running.warp_epoch = 0;
+    thread.running.began = !kernel.overlaps;
     thread.running.shared = machine->shared;
     thread.running.shared_end = redzone;
     const auto bytes = static_cast<size_t>(thread.running.stack_end - thread.running.stack);
@@ -327,6 +329,12 @@ int BlockThreads() { return static_cast<int>(machine->kernel->shape.threads); }
 int BlockIndexX() { return machine->block_x; }
 int BlockIndexY() { return machine->block_y; }
 
+void BeginKernel() { machine->current->running.began = true; }
+
+void CheckPrefetch(const void* line) {
+  if (line == nullptr) Forbidden("fetches nothing");
+}
+
 void SyncBlock(Site site) {
   Thread& thread = *machine->current;
   const auto threads = static_cast<int>(machine->kernel->shape.threads);
@@ -372,24 +380,40 @@ void* BlockShared(size_t bytes) {
   return machine->shared;
 }
 
+void AtomicAdd(uint64_t* to, uint64_t value, const void* caller) {
+  if (reinterpret_cast<uintptr_t>(to) % sizeof(value) != 0) Forbidden("adds to a number that is not aligned");
+  if (machine->observer != nullptr) machine->observer->OnAtomic(to, sizeof(value), caller);
+  *to += value;
+}
+
 void CheckShift(int bits) {
   if (bits < 0 || bits >= 32) Forbidden("shifts a word by ", bits, " bits");
 }
 
+// Of an access by 8 or 16 bytes.
+void CheckWide(const void* address, int bytes, const char* does) {
+  const Running& running = machine->current->running;
+  if (reinterpret_cast<uintptr_t>(address) % static_cast<uintptr_t>(bytes) != 0) {
+    Forbidden(does, bytes, " bytes at an address that is not aligned to ", bytes);
+  }
+  if (running.began || (address >= running.shared && address < running.shared_end)) return;
+  Forbidden(does, bytes, " bytes before BeginKernel(), while the kernel before may still run");
+}
+
 void Read8(const void* from, void* to, const void* caller) {
-  if (reinterpret_cast<uintptr_t>(from) % 8 != 0) Forbidden("reads 8 bytes at an address that is not aligned to 8");
+  CheckWide(from, 8, "reads ");
   if (machine->observer != nullptr) machine->observer->OnAccess(from, 8, false, caller);
   std::memcpy(to, from, 8);
 }
 
 void Read16(const void* from, void* to, const void* caller) {
-  if (reinterpret_cast<uintptr_t>(from) % 16 != 0) Forbidden("reads 16 bytes at an address that is not aligned to 16");
+  CheckWide(from, 16, "reads ");
   if (machine->observer != nullptr) machine->observer->OnAccess(from, 16, false, caller);
   std::memcpy(to, from, 16);
 }
 
 void Write16(void* to, const void* from, const void* caller) {
-  if (reinterpret_cast<uintptr_t>(to) % 16 != 0) Forbidden("writes 16 bytes at an address that is not aligned to 16");
+  CheckWide(to, 16, "writes ");
   if (machine->observer != nullptr) machine->observer->OnAccess(to, 16, true, caller);
   std::memcpy(to, from, 16);
 }
@@ -431,8 +455,8 @@ absl::Status Run(const Kernel& kernel) {
   return absl::InternalError(machine->violation);
 }
 
-int Submit(StreamHandle stream, const LaunchShape& shape, const char* name, Body body) {
-  return the_launcher(stream, {name, shape, std::move(body)});
+int Submit(LaunchStream stream, const LaunchShape& shape, const char* name, Body body) {
+  return the_launcher(stream.handle, {name, shape, std::move(body), stream.overlaps});
 }
 
 void SetLauncher(Launcher launcher) { the_launcher = launcher == nullptr ? RunAtOnce : launcher; }

@@ -2,7 +2,8 @@
 // reaches it through device.cuh. What a GPU would leave undefined is made bad on purpose: shared memory is fresh NaN
 // for every block, every thread runs as far as it can before another does, in an order that tests choose; and what CUDA
 // forbids ends the launch with words: a barrier that some threads do not reach or reach elsewhere, a collective without
-// a lane, more shared memory than the launch gave, a misaligned wide access, a launch beyond the limits.
+// a lane, more shared memory than the launch gave, a misaligned wide access, a launch beyond the limits; where launches
+// overlap, a thread that touches memory (wide; the checker sees all) or leaves without BeginKernel().
 //
 // It is stricter than hardware, and it shares its authors' reading of CUDA's rules: a wrong belief passes. There are no
 // weak memory orders here, and nothing about time.
@@ -35,6 +36,8 @@ int ThreadIndex();
 int BlockThreads();
 int BlockIndexX();
 int BlockIndexY();
+void BeginKernel();
+void CheckPrefetch(const void* line);
 void SyncBlock(Site site);
 void SyncWarp(Site site);
 float ShuffleXor(float value, int mask, Site site);
@@ -44,6 +47,7 @@ void MmaBf16(float* c, const uint32_t* a, const uint32_t* b, int steps, Site sit
 // Of one product, [4] and [2].
 void MmaInt8(int32_t* c, const uint32_t* a, const uint32_t* b, Site site);
 void* BlockShared(size_t bytes);
+void AtomicAdd(uint64_t* to, uint64_t value, const void* caller);
 void CheckShift(int bits);  // Of a word by 32 or more: zero on a GPU, anything here.
 void Read8(const void* from, void* to, const void* caller);
 void Read16(const void* from, void* to, const void* caller);
@@ -74,6 +78,7 @@ struct Kernel {
   std::string name;
   LaunchShape shape;
   Body body;
+  bool overlaps = false;  // With the kernel before.
 };
 
 // The order in which threads, and blocks, get their turn.
@@ -91,7 +96,7 @@ absl::Status Run(const Kernel& kernel);
 
 // Launches of device.cuh go to the process's launcher, which at its start is one that runs them at once and says 0 or
 // what cudart calls cudaErrorInvalidConfiguration or cudaErrorLaunchFailure.
-int Submit(StreamHandle stream, const LaunchShape& shape, const char* name, Body body);
+int Submit(LaunchStream stream, const LaunchShape& shape, const char* name, Body body);
 using Launcher = int (*)(StreamHandle stream, Kernel kernel);
 void SetLauncher(Launcher launcher);  // Null: that one again.
 // What the last launch that it ran came to.
@@ -103,6 +108,7 @@ struct Running {
   int64_t block = 0;         // y * grid_x + x
   uint32_t block_epoch = 0;  // barriers of the block that this thread has passed
   uint32_t warp_epoch = 0;   // of the warp
+  bool began = true;         // It may touch memory: the kernel before is done.
   const char* stack = nullptr;
   const char* stack_end = nullptr;
   const char* shared = nullptr;
@@ -115,6 +121,8 @@ class Observer {
   virtual void OnBlock(const Running& first) = 0;  // Its shared memory is fresh.
   virtual void OnEnd() = 0;
   virtual void OnAccess(const void* address, int bytes, bool writes, const void* caller) = 0;
+  // Reads and writes; against others of its kind in any order.
+  virtual void OnAtomic(const void* address, int bytes, const void* caller) { OnAccess(address, bytes, true, caller); }
 };
 void SetObserver(Observer* observer);  // Or null. Not while a kernel runs.
 Observer* CurrentObserver();

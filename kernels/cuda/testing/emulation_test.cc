@@ -251,6 +251,70 @@ TEST_P(EmulationTest, LaunchBeyondTheLimitsIsRefused) {
   }
 }
 
+// Where launches overlap, the kernel before may still run until BeginKernel().
+RWKV_KERNEL(32) ReadsTooEarly(const float* from, float* to) {
+  const Float4 v = Load4(from);
+  BeginKernel();
+  Store4(to, v);
+}
+RWKV_KERNEL(32) NeverBegins(float* to) { to[ThreadIndex()] = 1.0f; }
+RWKV_KERNEL(32) SomeLeave(float* to) {
+  if (ThreadIndex() == 7) return;
+  BeginKernel();
+  to[ThreadIndex()] = 1.0f;
+}
+RWKV_KERNEL(32) Begins(const float* weights, float* to) {
+  Prefetch(weights);
+  BlockShared<Float4>() = {1.0f, 2.0f, 3.0f, 4.0f};
+  const float y = Load4(reinterpret_cast<const float*>(&BlockShared<Float4>())).y;
+  BeginKernel();
+  to[ThreadIndex()] = y;
+}
+
+TEST_P(EmulationTest, OverlappingKernelThatTouchesMemoryTooEarlyIsFound) {
+  alignas(16) float from[4] = {};
+  alignas(16) float to[32] = {};
+  const auto launch = [](bool overlaps, auto kernel, auto... arguments) {
+    (void)Launch({nullptr, overlaps}, {1, 1, 32, sizeof(Float4)}, "kernel", kernel, arguments...);
+    return emulation::LastStatus();
+  };
+  const float* const in = from;
+  EXPECT_THAT(launch(true, ReadsTooEarly, in, to),
+              StatusIs(absl::StatusCode::kInternal, HasSubstr("reads 16 bytes before BeginKernel()")));
+  EXPECT_THAT(launch(true, NeverBegins, to),
+              StatusIs(absl::StatusCode::kInternal, HasSubstr("leaves without BeginKernel()")));
+  EXPECT_THAT(launch(true, SomeLeave, to),
+              StatusIs(absl::StatusCode::kInternal, HasSubstr("thread 7: leaves without BeginKernel()")));
+  EXPECT_THAT(launch(true, Begins, in, to), IsOk());
+  EXPECT_EQ(to[31], 2.0f);
+  EXPECT_THAT(launch(false, ReadsTooEarly, in, to), IsOk());
+  EXPECT_THAT(launch(false, NeverBegins, to), IsOk());
+}
+
+struct Counters {
+  uint64_t values[2];
+};
+RWKV_KERNEL(64) Counts(uint64_t* to) {
+  Counters& shared = BlockShared<Counters>();
+  if (ThreadIndex() < 2) shared.values[ThreadIndex()] = 0;
+  SyncBlock();
+  AtomicAdd(&shared.values[ThreadIndex() % 2], uint64_t{1} << 40 | 1u);
+  SyncBlock();
+  if (ThreadIndex() < 2) to[ThreadIndex()] = shared.values[ThreadIndex()];
+}
+RWKV_KERNEL(32) AddsAskew(uint64_t*) {
+  AtomicAdd(reinterpret_cast<uint64_t*>(reinterpret_cast<char*>(&BlockShared<Counters>()) + 4), 1);
+}
+
+TEST_P(EmulationTest, AtomicsAddUp) {
+  uint64_t to[2] = {};
+  EXPECT_THAT(RunKernel({1, 1, 64, sizeof(Counters)}, Counts, static_cast<uint64_t*>(to)), IsOk());
+  EXPECT_EQ(to[0], uint64_t{32} << 40 | 32u);
+  EXPECT_EQ(to[1], to[0]);
+  EXPECT_THAT(RunKernel({1, 1, 32, sizeof(Counters)}, AddsAskew, static_cast<uint64_t*>(to)),
+              StatusIs(absl::StatusCode::kInternal, HasSubstr("not aligned")));
+}
+
 // What a launcher that runs them later finds is what they were when they were enqueued.
 struct Parameter {
   float values[5];

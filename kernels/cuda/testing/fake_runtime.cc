@@ -54,6 +54,7 @@ int LaunchOnFake(StreamHandle stream, emulation::Kernel kernel) {
     Violate(fake, absl::StrCat(kernel.name, ": ", status.message()));
     return cudaErrorInvalidConfiguration;
   }
+  if (kernel.overlaps && fake.faults.major < 9) Violate(fake, absl::StrCat(kernel.name, ": overlaps, which needs 9.0"));
   return Launch(fake, stream, std::make_shared<emulation::Kernel>(std::move(kernel)));
 }
 

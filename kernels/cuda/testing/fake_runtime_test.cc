@@ -19,6 +19,7 @@
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/kernel_set.h"
 #include "kernels/cuda/testing/emulated_cuda.h"
+#include "kernels/cuda/testing/emulation.h"
 #include "tests/testing/status_matchers.h"
 
 namespace rwkv::kernels::cuda {
@@ -239,20 +240,49 @@ TEST_F(FakeRuntimeTest, DeviceThatIsNotThereIsUnimplementedInWords) {
 TEST_F(FakeRuntimeTest, ANameSaysWhichTwinsAreMeant) {
   struct Row {
     const char* name;
-    bool tensor_cores, graphs;
+    bool overlaps, tensor_cores, graphs;
   };
-  for (const Row& row : {Row{"cuda/emulated", true, true}, Row{"cuda/emulated/fma", false, true},
-                         Row{"cuda/emulated/launches", true, false}, Row{"cuda/emulated/fma/launches", false, false}}) {
+  for (const Row& row :
+       {Row{"cuda/emulated", true, true, true}, Row{"cuda/emulated/fma", true, false, true},
+        Row{"cuda/emulated/launches", true, true, false}, Row{"cuda/emulated/fma/launches", true, false, false},
+        Row{"cuda/emulated/serial", false, true, true},
+        Row{"cuda/emulated/serial/fma/launches", false, false, false}}) {
     SCOPED_TRACE(row.name);
     absl::string_view rest = row.name;
     const DeviceOptions options = TakeOptions(rest);
     EXPECT_EQ(rest, kEmulatedDevice);
     EXPECT_EQ(options.tensor_cores, row.tensor_cores);
     EXPECT_EQ(options.graphs, row.graphs);
+    EXPECT_EQ(options.overlaps, row.overlaps);
     ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Device> device, OpenEmulatedDevice(row.name));
     EXPECT_EQ(device->name(), row.name);
     EXPECT_THAT(std::string(device->numeric_family()),
                 StartsWith(row.tensor_cores ? "cuda/tensor/sm_" : std::string(kFp32Family)));
+  }
+}
+
+TEST_F(FakeRuntimeTest, KernelsOverlapFromHopperOnUnlessTheyAreToBeSerial) {
+  static bool overlaps;
+  for (const int major : {8, 9}) {
+    FakeFaults faults;
+    faults.major = major;
+    ResetFake(faults);
+    for (const char* name : {"cuda/emulated", "cuda/emulated/serial"}) {
+      ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Device> device, OpenEmulatedDevice(name));
+      ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Stream> stream, device->NewStream());
+      emulation::SetLauncher([](StreamHandle, emulation::Kernel kernel) {
+        overlaps = kernel.overlaps;
+        return 0;
+      });
+      LayerNormArgs args;
+      args.rows = 1;
+      args.width = 4;
+      args.x = args.weight = args.bias = x_.data();
+      args.y = y_.data();
+      overlaps = false;
+      EXPECT_OK(device->ops().layer_norm(args, *stream));
+      EXPECT_EQ(overlaps, major == 9 && std::string(name) == "cuda/emulated") << name << " " << major;
+    }
   }
 }
 

@@ -8,6 +8,7 @@ namespace {
 struct MutantShared {
   float row[64];
   float lanes[64];
+  uint64_t count;
 };
 
 template <Mutant kMutant>
@@ -16,7 +17,19 @@ MutantKernel(const float* x, float* y) {
   MutantShared& shared = BlockShared<MutantShared>();
   const int t = ThreadIndex();
   const int at = BlockIndexX() * 64 + t;
-  float sum = 0.0f;
+  float sum = kMutant == Mutant::kEarly && t == 9 ? x[at] * 0.0f : 0.0f;
+  BeginKernel();
+  if constexpr (kMutant == Mutant::kAtomic || kMutant == Mutant::kNoAtomic || kMutant == Mutant::kAtomicRead) {
+    if (t == 0) shared.count = 0;
+    SyncBlock();
+    if (kMutant == Mutant::kNoAtomic) {
+      shared.count += 1;
+    } else {
+      AtomicAdd(&shared.count, 1);
+    }
+    if (kMutant != Mutant::kAtomicRead) SyncBlock();
+    sum += static_cast<float>(shared.count) * 0.0f;
+  }
   for (int round = 0; round < 2; ++round) {
     if (kMutant != Mutant::kUnwritten || t != 17)
       shared.row[t] = x[kMutant == Mutant::kStrided ? at * 2 % 128 : at] + static_cast<float>(round);
@@ -33,7 +46,7 @@ MutantKernel(const float* x, float* y) {
 
 template <Mutant kMutant>
 int LaunchIt(const float* x, float* y) {
-  return Launch(nullptr, {2, 1, 64, sizeof(MutantShared)}, "mutant", MutantKernel<kMutant>, x, y);
+  return Launch({nullptr, true}, {2, 1, 64, sizeof(MutantShared)}, "mutant", MutantKernel<kMutant>, x, y);
 }
 
 }  // namespace
@@ -57,6 +70,14 @@ int LaunchMutant(Mutant mutant, const float* x, float* y) {
       return LaunchIt<Mutant::kStray>(x, y);
     case Mutant::kStrided:
       return LaunchIt<Mutant::kStrided>(x, y);
+    case Mutant::kEarly:
+      return LaunchIt<Mutant::kEarly>(x, y);
+    case Mutant::kAtomic:
+      return LaunchIt<Mutant::kAtomic>(x, y);
+    case Mutant::kNoAtomic:
+      return LaunchIt<Mutant::kNoAtomic>(x, y);
+    case Mutant::kAtomicRead:
+      return LaunchIt<Mutant::kAtomicRead>(x, y);
     case Mutant::kConflicts:
       return LaunchIt<Mutant::kConflicts>(x, y);
   }

@@ -12,6 +12,10 @@ enum class Mutant {
   kUnwritten,      // one element of the row is never written
   kStray,          // one element behind y
   kStrided,        // reads every other element of x: right, and slow
+  kEarly,          // an element of x is read before BeginKernel()
+  kAtomic,         // all threads add to one number: right
+  kNoAtomic,       // all threads add to one number, each by reading and writing it
+  kAtomicRead,     // such a number is read before a barrier
   kConflicts,      // reads every other element of the row: so too
 };
 

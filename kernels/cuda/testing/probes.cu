@@ -1,3 +1,4 @@
+#include "kernels/base/deterministic_math.h"
 #include "kernels/cuda/device_math.cuh"
 #include "kernels/cuda/rows.cuh"
 #include "kernels/cuda/testing/probes.h"
@@ -9,6 +10,7 @@ namespace {
 struct ProbeShared {
   float values[kProbeThreads];
   float sums[kProbeThreads / kWarpThreads];
+  uint64_t counts[4];
 };
 
 // The bfloat16 bits of the float's upper half, twice in a word.
@@ -58,6 +60,15 @@ RWKV_KERNEL(kProbeThreads) ProbeKernel(Probe probe, const float* all, float* out
       values[2] = Tanh(x);
       values[3] = Abs(x);
       break;
+    case Probe::kDoubles: {
+      const double wide = static_cast<double>(x) * static_cast<double>(y);
+      const double size = wide < 0.0 ? -wide : wide;
+      const uint64_t parts[2] = {AsBits(deterministic::Exp(-size)), AsBits(deterministic::Log(size + 0x1p-60))};
+#pragma unroll
+      for (int i = 0; i < 8; ++i) values[i] = static_cast<float>(parts[i / 4] >> (16 * (i % 4)) & 0xffffu);
+      values[7] += AsDouble(parts[0]) < 0.5 ? 0.5f : 0.0f;
+      break;
+    }
     case Probe::kShuffle:
       values[0] = ShuffleXor(x, 1);
       values[1] = ShuffleXor(x, 2);
@@ -90,6 +101,12 @@ RWKV_KERNEL(kProbeThreads) ProbeKernel(Probe probe, const float* all, float* out
       shared.values[t ^ 5] = y;
       SyncWarp();
       values[2] = shared.values[t ^ 9];
+      if (t < 4) shared.counts[t] = static_cast<uint64_t>(t) << 32;
+      SyncBlock();
+      AtomicAdd(&shared.counts[t % 4], AsBits(x));
+      SyncBlock();
+      values[3] = static_cast<float>(shared.counts[t / 4 % 4] & 0xffffffu);
+      values[4] = static_cast<float>(shared.counts[t / 4 % 4] >> 24 & 0xffffffu);
       break;
     case Probe::kMatrix:
       ProbeMatrix<true>(in, t, values);

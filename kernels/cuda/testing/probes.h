@@ -12,15 +12,16 @@ enum class Probe : uint8_t {
   kArithmetic,     // + - * / with and without fusing, Sqrt, to int and back
   kHalf,           // every half of the inputs' bits
   kMath,           // Exp, Sigmoid, Tanh, Abs
+  kDoubles,        // exp and log of deterministic_math.h, in parts of 16 bits; AsBits, AsDouble
   kShuffle,        // ShuffleXor by every power of two, and by 31
   kSums,           // WarpSum of every width, BlockSum
   kWide,           // Load4, Store4, LoadStreaming16
-  kShared,         // BlockShared, SyncBlock, SyncWarp
+  kShared,         // BlockShared, SyncBlock, SyncWarp, AtomicAdd
   kMatrix,         // MmaBf16 of small whole numbers, whose sums are exact: which lane has what
   kMatrixOfBytes,  // MmaInt8, LoadStreaming8
   kMatrixOfReals   // MmaBf16 of any numbers, whose order of sums is the hardware's own
 };
-constexpr int kProbes = 10;
+constexpr int kProbes = 11;
 
 constexpr int kProbeThreads = 256;  // of a block
 constexpr int kProbeOutputs = 8;    // of a thread

@@ -29,6 +29,7 @@ struct Turn {
 
   SamplingParams sampling;
   PenaltyState penalties;
+  int pending_draws = 0;          // Of steps that are not finished: `penalties` has not counted their tokens.
   std::vector<float> hidden_sum;  // [D]; empty: nobody asked.
 };
 

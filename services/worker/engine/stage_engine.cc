@@ -9,6 +9,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
+#include "kernels/api/op_table.h"
 #include "kernels/base/status_macros.h"
 #include "services/common/logging.h"
 #include "services/common/sampling/sampling_params.h"
@@ -75,6 +76,12 @@ absl::Status StageEngine::Allocate(TunedStates tuned_states) {
   const int64_t rows = options_.max_batch_tokens;
   RWKV_ASSIGN_OR_RETURN(x_, DeviceArray<float>::Create(*device_, rows * width_));
   RWKV_ASSIGN_OR_RETURN(v_first_, DeviceArray<float>::Create(*device_, rows * v_first_width_));
+  RWKV_ASSIGN_OR_RETURN(before_, device_->NewEvent());
+  draws_here_ = is_last() && device_->ops().sample != nullptr;
+  if (draws_here_) {
+    RWKV_ASSIGN_OR_RETURN(logits_, DeviceArray<float>::Create(*device_, rows * vocab_size_));
+    RWKV_ASSIGN_OR_RETURN(adjusted_, DeviceArray<float>::Create(*device_, MostDraws() * vocab_size_));
+  }
   for (Place& place : places_) RWKV_RETURN_IF_ERROR(AllocatePlace(place));
   return absl::OkStatus();
 }
@@ -93,8 +100,13 @@ absl::Status StageEngine::AllocatePlace(Place& place) {
   if (!is_last()) return absl::OkStatus();
   RWKV_ASSIGN_OR_RETURN(place.logits, DeviceArray<float>::Create(*device_, rows * vocab_size_, MemoryKind::kPinned));
   RWKV_ASSIGN_OR_RETURN(place.hidden, DeviceArray<float>::Create(*device_, rows * width_, MemoryKind::kPinned));
+  if (draws_here_) {
+    RWKV_ASSIGN_OR_RETURN(place.draws, DeviceDraws::Create(*device_, MostDraws()));
+  }
   return absl::OkStatus();
 }
+
+int64_t StageEngine::MostDraws() const { return std::min<int64_t>(options_.slots, options_.max_batch_tokens); }
 
 LinkShape StageEngine::link_shape() const { return {width_, v_first_width_, options_.max_batch_tokens}; }
 
@@ -116,7 +128,7 @@ absl::Status StageEngine::WarmUp() {
   // Enough for the kernels of many rows; a full step's activations would be most of what loading a small model takes.
   int64_t many = std::min<int64_t>(options_.max_batch_tokens, 8);
   if (model_->max_tokens() != 0) many = std::min(many, model_->max_tokens());
-  const Place& place = places_[0];
+  Place& place = places_[0];
   for (const int64_t rows : {many, int64_t{1}}) {
     RWKV_RETURN_IF_ERROR(pool_->Reset(0, nullptr, *stream_));
     RWKV_RETURN_IF_ERROR(stream_->Zero(x_.data(), Bytes(rows * width_)));
@@ -134,8 +146,15 @@ absl::Status StageEngine::WarmUp() {
     step.x = x_.data();
     step.v_first = v_first_.data();
     step.logit_rows = logit_rows;
-    step.logits = place.logits.data();
+    step.logits = LogitsOf(place);
     RWKV_RETURN_IF_ERROR(model_->Forward(step, pool_->view(), *stream_));
+    if (draws_here_) {
+      place.draws.Clear();
+      RWKV_ASSIGN_OR_RETURN(common::SamplingParams greedy, common::SamplingParams::Create({}, vocab_size_));
+      place.draws.Add(Turn(std::move(greedy)), 0, 0);
+      RWKV_RETURN_IF_ERROR(EnqueueDraws(place));
+      RWKV_RETURN_IF_ERROR(stream_->Copy(place.logits.data(), logits_.data(), Bytes(rows * vocab_size_)));
+    }
     RWKV_RETURN_IF_ERROR(stream_->Copy(place.output.x, x_.data(), Bytes(rows * width_)));
     RWKV_RETURN_IF_ERROR(stream_->Synchronize());
     if (is_last() ? IsBroken(place.logits.data(), rows * vocab_size_) : IsBroken(place.output.x, rows * width_)) {
@@ -148,14 +167,14 @@ absl::Status StageEngine::WarmUp() {
 
 absl::Status StageEngine::PrepareSteps(kernels::RepeatingStream& stream) {
   const absl::Time begin = absl::Now();
-  const int64_t rows = std::min<int64_t>(options_.slots, options_.max_batch_tokens);
+  const int64_t rows = MostDraws();
   const int64_t every_row = 0;
   for (const Place& place : places_) {
     StageStep step;
     step.x = x_.data();
     step.v_first = v_first_.data();
     if (is_last()) step.logit_rows = absl::MakeConstSpan(&every_row, 1);
-    step.logits = place.logits.data();
+    step.logits = LogitsOf(place);
     step.hidden = place.hidden.data();
     RWKV_RETURN_IF_ERROR(model_->PrepareSteps(step, rows, pool_->view(), stream));
   }

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/optional.h"
@@ -22,6 +23,7 @@
 #include "kernels/base/stream.h"
 #include "rwkv/v1/state_store.pb.h"
 #include "rwkv/v1/worker.pb.h"
+#include "services/worker/engine/device_draws.h"
 #include "services/worker/engine/slot_table.h"
 #include "services/worker/engine/state_copy.h"
 #include "services/worker/engine/state_pool.h"
@@ -84,8 +86,11 @@ class StageEngine {
   // until the step is finished (input_frame()); null on the first stage. An error ends the epoch (kInvalidArgument:
   // step out of order or input that contradicts it; else the device failed); what is wrong with one entry is told in
   // the output and harms no other. `output_stays`: the rows for the next stage stay in the device's memory, and
-  // MoveOutput() follows.
-  absl::Status Enqueue(v1::Step step, const LinkFrame* input, bool output_stays = false);
+  // MoveOutput() follows. Of a model that waits for what was enqueued before, `await` is called first, with an event
+  // that is done when all of it has run: it returns when that is so, or with an error, which Enqueue gives back.
+  using Await = absl::FunctionRef<absl::Status(const kernels::Event&)>;
+  static absl::Status AwaitNothing(const kernels::Event&) { return absl::OkStatus(); }
+  absl::Status Enqueue(v1::Step step, const LinkFrame* input, bool output_stays = false, Await await = AwaitNothing);
   // What the next stage must know of the step that was enqueued last, and the move of its rows behind it.
   LinkHeader OutputHeader() const;
   absl::Status MoveOutput(DeviceRows& rows);
@@ -126,6 +131,7 @@ class StageEngine {
   // An entry of a pending step that this stage computes.
   struct ActiveEntry {
     int entry = 0;
+    bool copies_logits = false;  // From the device, where it draws, into numbers.logits.
     EntryNumbers numbers;
     std::shared_ptr<Turn> turn;
   };
@@ -143,7 +149,8 @@ class StageEngine {
     LinkFrame input;
     LinkFrame output;
     kernels::DeviceArray<float> memory;    // Of input and output.
-    kernels::DeviceArray<float> logits;    // [max_batch_tokens, V]; last stage only
+    kernels::DeviceArray<float> logits;    // [max_batch_tokens, V]; last stage only, of rows that the host needs
+    DeviceDraws draws;                     // Last stage only, where the device draws.
     kernels::DeviceArray<float> hidden;    // [max_batch_tokens, D]; last stage only
     kernels::DeviceArray<float> matrices;  // Of the entries that ask for theirs; grows.
   };
@@ -152,6 +159,7 @@ class StageEngine {
 
   static int64_t Bytes(int64_t floats) { return floats * static_cast<int64_t>(sizeof(float)); }
 
+  int64_t MostDraws() const;  // Of a step.
   absl::Status Allocate(TunedStates tuned_states);
   absl::Status AllocatePlace(Place& place);
   absl::Status PrepareSteps(kernels::RepeatingStream& stream);
@@ -164,7 +172,12 @@ class StageEngine {
   // Which entries are computed, and their rows packed one after the other, into `place` and the vectors below.
   absl::Status Pack(Place& place, const LinkHeader* input);
   void PackEntry(Place& place, int entry);
-  absl::Status EnqueueForward(Place& place, const LinkFrame* input, bool output_stays);
+  // Its rows of logits; the step's logit rows do not have them yet.
+  void PackLogits(Place& place, const v1::StepEntry& entry, ActiveEntry& active);
+  // Where Forward() leaves logits: [rows, V].
+  float* LogitsOf(const Place& place) const { return draws_here_ ? logits_.data() : place.logits.data(); }
+  absl::Status EnqueueForward(Place& place, const LinkFrame* input, bool output_stays, Await await);
+  absl::Status EnqueueDraws(Place& place);
   absl::Status EnqueueMatrices(Place& place);
   void AnswerAll(Place& place, StepOutput& output);
 
@@ -184,6 +197,7 @@ class StageEngine {
   uint64_t last_step_ = 0;                      // Enqueued.
   uint64_t finished_step_ = 0;                  // <= last_step_
   int64_t told_failures_ = 0;                   // Of the stream's repeated().
+  std::unique_ptr<kernels::Event> before_;      // Of a model that waits: all that its step is behind.
   std::array<Place, kMaxPendingSteps> places_;  // Step n has place n % kMaxPendingSteps.
 
   // Of the step that is being packed, reused.
@@ -191,8 +205,11 @@ class StageEngine {
   std::vector<int32_t> tokens_;
   std::vector<int64_t> logit_rows_;
   std::vector<int64_t> hidden_rows_;
-  kernels::DeviceArray<float> x_;        // [max_batch_tokens, D]
-  kernels::DeviceArray<float> v_first_;  // [max_batch_tokens, v_first_width]
+  kernels::DeviceArray<float> x_;         // [max_batch_tokens, D]
+  kernels::DeviceArray<float> v_first_;   // [max_batch_tokens, v_first_width]
+  bool draws_here_ = false;               // The device draws; then:
+  kernels::DeviceArray<float> logits_;    // [max_batch_tokens, V]
+  kernels::DeviceArray<float> adjusted_;  // [draws of a step, V]
 };
 
 }  // namespace rwkv::worker

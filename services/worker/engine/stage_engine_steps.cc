@@ -3,13 +3,14 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/api/op_table.h"
 #include "kernels/base/status_macros.h"
 #include "services/common/grpc_status.h"
 #include "services/worker/engine/stage_engine.h"
 
 namespace rwkv::worker {
 
-absl::Status StageEngine::Enqueue(v1::Step step, const LinkFrame* input, bool output_stays) {
+absl::Status StageEngine::Enqueue(v1::Step step, const LinkFrame* input, bool output_stays, Await await) {
   if (pending_steps() >= kMaxPendingSteps) {
     return absl::InternalError(absl::StrCat("step ", step.step_id(), " behind ", pending_steps(), " pending ones"));
   }
@@ -23,7 +24,7 @@ absl::Status StageEngine::Enqueue(v1::Step step, const LinkFrame* input, bool ou
   Place& place = places_[step.step_id() % kMaxPendingSteps];
   place.step = std::move(step);
   RWKV_RETURN_IF_ERROR(Pack(place, input == nullptr ? nullptr : &input->header));
-  if (absl::Status status = EnqueueForward(place, input, output_stays); !status.ok()) {
+  if (absl::Status status = EnqueueForward(place, input, output_stays, await); !status.ok()) {
     if (absl::IsUnavailable(status)) return status;  // The link.
     return absl::InternalError(absl::StrCat("step ", place.step.step_id(), ": ", status.message()));
   }
@@ -43,6 +44,7 @@ absl::Status StageEngine::Pack(Place& place, const LinkHeader* input) {
   place.refused_here.clear();
   place.active.clear();
   place.positions.clear();
+  place.draws.Clear();
   const v1::Step& step = place.step;
   size_t next_refused = 0;  // Of the input's.
   for (int i = 0; i < step.entries_size(); ++i) {
@@ -87,7 +89,7 @@ void StageEngine::PackEntry(Place& place, int i) {
   active.turn = slots_.at(entry.slot()).turn;
   if (is_last()) {
     active.numbers = StepAnswers::Needs(entry);
-    active.numbers.logits = place.logits.data() + static_cast<int64_t>(logit_rows_.size()) * vocab_size_;
+    PackLogits(place, entry, active);
     for (int64_t row = active.numbers.logit_row_begin; row < active.numbers.logit_row_end; ++row) {
       logit_rows_.push_back(place.rows + row);
     }
@@ -103,6 +105,22 @@ void StageEngine::PackEntry(Place& place, int i) {
   place.computed += count;
 }
 
+void StageEngine::PackLogits(Place& place, const v1::StepEntry& entry, ActiveEntry& active) {
+  const auto first = static_cast<int64_t>(logit_rows_.size());
+  active.numbers.logits = place.logits.data() + first * vocab_size_;
+  if (draws_here_) {
+    int draw = -1;
+    // A token that is still to be counted is one that the penalties do not know of yet.
+    if (StepAnswers::OnlyDraws(entry) && active.turn->pending_draws == 0) {
+      const uint64_t position = entry.expected_position() + static_cast<uint64_t>(entry.token_ids_size());
+      draw = place.draws.Add(*active.turn, position, first);
+    }
+    if (draw >= 0) active.numbers.drawn = &place.draws.at(draw);
+    active.copies_logits = draw < 0 && active.numbers.logit_row_end > active.numbers.logit_row_begin;
+  }
+  if (entry.sample()) ++active.turn->pending_draws;
+}
+
 LinkHeader StageEngine::OutputHeader() const {
   const Place& place = places_[last_step_ % kMaxPendingSteps];
   return {last_step_, place.rows, place.refused};
@@ -114,7 +132,7 @@ absl::Status StageEngine::MoveOutput(DeviceRows& rows) {
   return stream_->Record(*place.done);  // The step is done when its rows have left.
 }
 
-absl::Status StageEngine::EnqueueForward(Place& place, const LinkFrame* input, bool output_stays) {
+absl::Status StageEngine::EnqueueForward(Place& place, const LinkFrame* input, bool output_stays, Await await) {
   // Whatever comes of the step here: the stage before moves them in any case.
   if (input != nullptr && input->rows != nullptr && place.rows > 0) {
     RWKV_RETURN_IF_ERROR(input->rows->Move(place.rows, x_.data(), v_first_.data(), *stream_));
@@ -131,12 +149,17 @@ absl::Status StageEngine::EnqueueForward(Place& place, const LinkFrame* input, b
     forward.x = x_.data();
     forward.v_first = v_first_.data();
     forward.logit_rows = logit_rows_;
-    forward.logits = place.logits.data();
+    forward.logits = LogitsOf(place);
     forward.hidden_rows = hidden_rows_;
     forward.hidden = place.hidden.data();
+    if (model_->Waits()) {
+      RWKV_RETURN_IF_ERROR(stream_->Record(*before_));
+      RWKV_RETURN_IF_ERROR(await(*before_));
+    }
     RWKV_RETURN_IF_ERROR(model_->Forward(forward, pool_->view(), *stream_));
     TellOfFailures();
     if (is_last()) {
+      RWKV_RETURN_IF_ERROR(EnqueueDraws(place));
       RWKV_RETURN_IF_ERROR(EnqueueMatrices(place));
     } else if (!output_stays) {
       RWKV_RETURN_IF_ERROR(stream_->Copy(place.output.x, x_.data(), Bytes(place.rows * width_)));
@@ -144,6 +167,18 @@ absl::Status StageEngine::EnqueueForward(Place& place, const LinkFrame* input, b
     }
   }
   return stream_->Record(*place.done);
+}
+
+absl::Status StageEngine::EnqueueDraws(Place& place) {
+  if (!draws_here_) return absl::OkStatus();
+  for (const ActiveEntry& active : place.active) {
+    if (!active.copies_logits) continue;
+    const int64_t rows = active.numbers.logit_row_end - active.numbers.logit_row_begin;
+    const int64_t offset = active.numbers.logits - place.logits.data();
+    RWKV_RETURN_IF_ERROR(
+        stream_->Copy(place.logits.data() + offset, logits_.data() + offset, Bytes(rows * vocab_size_)));
+  }
+  return place.draws.Enqueue(device_->ops().sample, vocab_size_, logits_.data(), adjusted_.data(), *stream_);
 }
 
 absl::Status StageEngine::EnqueueMatrices(Place& place) {
@@ -211,6 +246,7 @@ void StageEngine::AnswerAll(Place& place, StepOutput& output) {
       continue;
     }
     const ActiveEntry& active = place.active[next_active++];
+    if (entry.sample()) --active.turn->pending_draws;
     if (!answers_.Answer(step.step_id(), entry, active.numbers, *active.turn, output.logits, result)) {
       output.refused_here.push_back(RefusalCause::kNumeric);
     }

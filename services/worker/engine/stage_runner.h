@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
@@ -90,8 +91,9 @@ class StageRunner {
   // Both links, and the answer to the router between them.
   void OpenEpoch(Epoch& epoch);
   void CloseLinks(Epoch& epoch);
-  // Where rows go from device to device: waits until the oldest pending step is done, or the epoch has ended.
-  void AwaitLinks(Epoch& epoch);
+  // Where rows go from device to device: waits until what waits for them is done, or says why it never will be:
+  // kUnavailable, a link broke or took too long, or the epoch has ended.
+  absl::Status AwaitLinks(Epoch& epoch, absl::FunctionRef<bool()> done);
   // To the next stage's device, behind the step that was begun last.
   absl::Status SendFromDevice(Epoch& epoch);
   void LoseDevice(const absl::Status& why);

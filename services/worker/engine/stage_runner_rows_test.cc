@@ -1,5 +1,6 @@
 // Rows that go from device to device: what a stage does with its end of such a link, and what becomes of an epoch whose
 // link is slow, broken or does not end.
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <utility>
@@ -15,6 +16,7 @@
 #include "gtest/gtest.h"
 #include "prometheus/histogram.h"
 #include "rwkv/v1/worker.pb.h"
+#include "services/checkpoint/model_config.h"
 #include "services/worker/client/worker_client.h"
 #include "services/worker/engine/stage_engine.h"
 #include "services/worker/engine/stage_runner.h"
@@ -23,6 +25,7 @@
 #include "services/worker/testing/faulty_runner_fixture.h"
 #include "services/worker/testing/scripted_links.h"
 #include "services/worker/testing/test_engine.h"
+#include "tests/testing/random_model.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/wait_until.h"
 
@@ -176,6 +179,61 @@ TEST_P(StageRunnerRowsTest, AStepWaitsNoLongerForALinkThanItMay) {
   EXPECT_THAT(script_.notes(), ElementsAre("sent 11", "output moves 11", "output ends"));
 }
 
+// RWKV-7b waits for its device before it enqueues a step: for a neighbour, too, whose rows are on their way.
+class StageRunnerWaitingTest : public StageRunnerRowsTest {
+ protected:
+  static void SetUpTestSuite() {
+    path_ = absl::StrCat(std::getenv("TEST_TMPDIR"), "/waiting.safetensors");
+    rwkv::testing::RandomModelOptions options;
+    options.version = checkpoint::ModelVersion::k7b;
+    options.layers = 2;
+    options.width = 32;
+    options.head_size = 16;
+    options.vocab_size = 67;
+    ASSERT_THAT(rwkv::testing::WriteRandomModel(options, path_), IsOk());
+  }
+};
+
+TEST_P(StageRunnerWaitingTest, AStepThatWaitsBeforeItBeginsWaitsNoLongerForALinkThanItMay) {
+  options_.link_timeout = absl::Milliseconds(50);
+  StartStage(1);
+  faults_.Hang();
+  script_.Push(Header());
+  ASSERT_THAT(WriteStep(), IsOk());
+  EXPECT_THAT(stream_->Read().status(),
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("link: a step waits for 50ms, for a neighbour")));
+  ASSERT_TRUE(IsIdleSoon(index_));
+  EXPECT_EQ(metrics().link_errors.Value(), 1);
+  EXPECT_EQ(metrics().step_errors.Value(), 0);
+  EXPECT_THAT(script_.notes(), ElementsAre("input moves 11", "input ends"));
+}
+
+TEST_P(StageRunnerWaitingTest, ALinkThatBreaksWhileAStepWaitsToBeginEndsTheEpoch) {
+  StartStage(1);
+  faults_.Hang();
+  script_.Push(Header());
+  ASSERT_THAT(WriteStep(), IsOk());
+  ASSERT_TRUE(script_.WaitForCheck());
+  LinkScript::Answers answers;
+  answers.check = absl::UnavailableError("the other end is gone");
+  script_.Set(answers);
+  EXPECT_THAT(stream_->Read().status(), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("other end is gone")));
+  ASSERT_TRUE(IsIdleSoon(index_));
+  EXPECT_EQ(metrics().tokens.Value(), 0);
+}
+
+TEST_P(StageRunnerWaitingTest, AStepThatWaitsToBeginEndsWithItsEpoch) {
+  StartStage(1);
+  faults_.Hang();
+  script_.Push(Header());
+  ASSERT_THAT(WriteStep(), IsOk());
+  ASSERT_TRUE(script_.WaitForCheck());
+  stream_->Cancel();
+  ASSERT_TRUE(IsIdleSoon(index_));
+  EXPECT_EQ(metrics().link_errors.Value(), 0);
+  EXPECT_EQ(metrics().step_errors.Value(), 0);
+}
+
 TEST_P(StageRunnerRowsTest, ALinkThatDoesNotEndIsALostDevice) {
   StartStage(0);
   LinkScript::Answers answers;
@@ -318,6 +376,8 @@ TEST_P(StageRunnerRowsTest, StepsOfAnEpochThatHasEndedAreForgotten) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Devices, StageRunnerRowsTest, ::testing::Values("reference"),
+                         [](const ::testing::TestParamInfo<const char*>& info) { return std::string(info.param); });
+INSTANTIATE_TEST_SUITE_P(Devices, StageRunnerWaitingTest, ::testing::Values("reference"),
                          [](const ::testing::TestParamInfo<const char*>& info) { return std::string(info.param); });
 
 }  // namespace

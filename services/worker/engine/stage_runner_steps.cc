@@ -2,9 +2,11 @@
 #include <thread>
 #include <utility>
 
+#include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "kernels/base/status_macros.h"
+#include "kernels/base/stream.h"
 #include "services/common/logging.h"
 #include "services/worker/engine/stage_runner.h"
 
@@ -32,9 +34,11 @@ v1::StepResult DrawnOf(const v1::StepResult& result) {
 
 }  // namespace
 
-void StageRunner::AwaitLinks(Epoch& epoch) {
+absl::Status StageRunner::AwaitLinks(Epoch& epoch, absl::FunctionRef<bool()> done) {
+  if (epoch.input_rows() == nullptr && epoch.output_rows() == nullptr) return absl::OkStatus();
   const absl::Time begin = absl::Now();
-  while (!engine_->IsOldestDone() && !epoch.ended()) {
+  while (!done()) {
+    if (epoch.ended()) return absl::UnavailableError("link: the epoch has ended");
     absl::Status status;
     for (DeviceRows* rows : {epoch.input_rows(), epoch.output_rows()}) {
       if (rows != nullptr) status.Update(rows->Check());
@@ -47,10 +51,11 @@ void StageRunner::AwaitLinks(Epoch& epoch) {
     }
     if (!status.ok()) {
       if (!epoch.ended()) metrics_->link_errors.Increment();
-      return epoch.End(status);
+      return status;
     }
     waited < kSpin ? std::this_thread::yield() : absl::SleepFor(kNap);
   }
+  return absl::OkStatus();
 }
 
 absl::Status StageRunner::SendFromDevice(Epoch& epoch) {
@@ -163,7 +168,12 @@ void StageRunner::EnqueueStep(const std::shared_ptr<Epoch>& epoch, uint64_t step
   }
   step.set_step_id(++engine_steps_);  // With own steps in between the engine's count is another.
   const bool output_stays = epoch->output_rows() != nullptr;
-  if (absl::Status status = engine_->Enqueue(std::move(step), input, output_stays); !status.ok()) {
+  absl::Status link;
+  const auto await = [&](const kernels::Event& event) {
+    return link = AwaitLinks(*epoch, [&event] { return event.Done(); });
+  };
+  if (absl::Status status = engine_->Enqueue(std::move(step), input, output_stays, await); !status.ok()) {
+    if (!link.ok()) return epoch->End(link);
     metrics_->step_errors.Increment();
     common::LogError("step_failed", {{"step", step_id}, {"error", status}});
     return epoch->End(status);
@@ -177,7 +187,9 @@ void StageRunner::EnqueueStep(const std::shared_ptr<Epoch>& epoch, uint64_t step
 }
 
 void StageRunner::FinishStep(const std::shared_ptr<Epoch>& epoch) {
-  if (epoch->input_rows() != nullptr || epoch->output_rows() != nullptr) AwaitLinks(*epoch);
+  if (absl::Status link = AwaitLinks(*epoch, [this] { return engine_->IsOldestDone(); }); !link.ok()) {
+    return epoch->End(link);
+  }
   if (epoch->ended()) return;
   BegunStep begun = std::move(begun_.front());
   begun_.pop_front();

@@ -11,12 +11,18 @@
 #include "kernels/base/finite.h"
 #include "kernels/base/status_macros.h"
 #include "services/common/grpc_status.h"
+#include "services/worker/engine/device_draws.h"
 
 namespace rwkv::worker {
 namespace {
 
 constexpr int64_t kLogitsMessageBytes = 1 << 20;
 constexpr int64_t kMaxMatrixBytes = 1 << 20;
+
+absl::Status NotFinite(const v1::StepEntry& entry, int64_t row) {
+  return absl::InternalError(absl::StrCat("slot ", entry.slot(), ": the model's logits after position ",
+                                          entry.expected_position() + row, " are not finite"));
+}
 
 }  // namespace
 
@@ -28,6 +34,10 @@ bool IsBroken(const float* logits, int64_t count) {
 
 StepAnswers::StepAnswers(int64_t width, int64_t vocab_size, const StateLayout& layout)
     : width_(width), vocab_size_(vocab_size), layout_(layout) {}
+
+bool StepAnswers::OnlyDraws(const v1::StepEntry& entry) {
+  return entry.sample() && !entry.logits() && entry.score_token_ids_size() == 0;
+}
 
 EntryNumbers StepAnswers::Needs(const v1::StepEntry& entry) {
   const int64_t count = entry.token_ids_size();
@@ -73,11 +83,8 @@ absl::Status StepAnswers::Fill(uint64_t step_id, const v1::StepEntry& entry, con
     return numbers.logits + (row - numbers.logit_row_begin) * vocab_size_;
   };
   const int64_t count = entry.token_ids_size();
-  for (int64_t row = numbers.logit_row_begin; row < numbers.logit_row_end; ++row) {
-    if (IsBroken(row_at(row), vocab_size_)) {
-      return absl::InternalError(absl::StrCat("slot ", entry.slot(), ": the model's logits after position ",
-                                              entry.expected_position() + row, " are not finite"));
-    }
+  for (int64_t row = numbers.logit_row_begin; numbers.drawn == nullptr && row < numbers.logit_row_end; ++row) {
+    if (IsBroken(row_at(row), vocab_size_)) return NotFinite(entry, row);
   }
   for (int i = 0; i < entry.score_token_ids_size(); ++i) {
     RWKV_ASSIGN_OR_RETURN(const float logprob,
@@ -85,9 +92,7 @@ absl::Status StepAnswers::Fill(uint64_t step_id, const v1::StepEntry& entry, con
     result.add_scores(logprob);
   }
   if (entry.sample()) {
-    RWKV_ASSIGN_OR_RETURN(const SampledToken sampled,
-                          sampler_.Sample(absl::MakeConstSpan(row_at(count - 1), vocab_size_), turn.sampling,
-                                          entry.expected_position() + count, turn.penalties));
+    RWKV_ASSIGN_OR_RETURN(const SampledToken sampled, Draw(entry, numbers, turn));
     result.set_token_id(sampled.token);
     result.set_logprob(sampled.logprob);
     for (const LogprobOf& top : sampled.top_logprobs) {
@@ -115,6 +120,19 @@ absl::Status StepAnswers::Fill(uint64_t step_id, const v1::StepEntry& entry, con
   RWKV_RETURN_IF_ERROR(CheckMatrix(entry.slot()));
   result.set_wkv_state(numbers.matrix, layout_.tensors()[layout_.matrix()].size() * sizeof(float));
   return absl::OkStatus();
+}
+
+absl::StatusOr<SampledToken> StepAnswers::Draw(const v1::StepEntry& entry, const EntryNumbers& numbers, Turn& turn) {
+  const int64_t count = entry.token_ids_size();
+  if (numbers.drawn == nullptr) {
+    const float* const row = numbers.logits + (count - 1 - numbers.logit_row_begin) * vocab_size_;
+    return sampler_.Sample(absl::MakeConstSpan(row, vocab_size_), turn.sampling, entry.expected_position() + count,
+                           turn.penalties);
+  }
+  if (numbers.drawn->status == kernels::SampleStatus::kNotFinite) return NotFinite(entry, count - 1);
+  RWKV_ASSIGN_OR_RETURN(SampledToken sampled, ToSampledToken(*numbers.drawn));
+  turn.penalties.Count(turn.sampling, sampled.token);
+  return sampled;
 }
 
 absl::Status StepAnswers::FillHidden(const v1::StepEntry& entry, const EntryNumbers& numbers, Turn& turn,

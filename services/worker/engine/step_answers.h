@@ -5,6 +5,8 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/api/sample.h"
 #include "rwkv/v1/worker.pb.h"
 #include "services/worker/engine/slot_table.h"
 #include "services/worker/model/block/state_layout.h"
@@ -12,14 +14,15 @@
 
 namespace rwkv::worker {
 
-// Where the numbers of an entry lie.
+// Where the numbers of an entry lie. Of logits that the device has drawn from nothing is there.
 struct EntryNumbers {
   const float* logits = nullptr;  // [logit_row_end - logit_row_begin, V]
   int64_t logit_row_begin = 0;    // Its rows that have logits: [begin, end), counted from its first.
   int64_t logit_row_end = 0;
   const float* hidden = nullptr;  // [hidden_rows, D], of its last rows
   int64_t hidden_rows = 0;
-  const float* matrix = nullptr;  // Its matrix state; null: not asked, or CheckMatrix() says no.
+  const kernels::SampleResult* drawn = nullptr;  // What the device drew of its one row of logits; null: the host draws.
+  const float* matrix = nullptr;                 // Its matrix state; null: not asked, or CheckMatrix() says no.
 };
 
 // One thread at a time.
@@ -28,6 +31,8 @@ class StepAnswers {
   // `layout` lives on.
   StepAnswers(int64_t width, int64_t vocab_size, const StateLayout& layout);
 
+  // Whether all that the entry needs of logits is what may be drawn from the last row.
+  static bool OnlyDraws(const v1::StepEntry& entry);
   // Which numbers the entry needs: logit_row_begin, logit_row_end and hidden_rows.
   static EntryNumbers Needs(const v1::StepEntry& entry);
 
@@ -40,6 +45,7 @@ class StepAnswers {
               std::vector<v1::LogitsRows>& logits, v1::EntryResult& result);
 
  private:
+  absl::StatusOr<SampledToken> Draw(const v1::StepEntry& entry, const EntryNumbers& numbers, Turn& turn);
   absl::Status Fill(uint64_t step_id, const v1::StepEntry& entry, const EntryNumbers& numbers, Turn& turn,
                     std::vector<v1::LogitsRows>& logits, v1::EntryResult& result);
   absl::Status FillHidden(const v1::StepEntry& entry, const EntryNumbers& numbers, Turn& turn,

@@ -1,10 +1,9 @@
 #include "services/worker/sampler/row_math.h"
 
 #include <array>
-#include <cstring>
 #include <limits>
 
-#include "services/worker/sampler/deterministic_math.h"
+#include "kernels/base/deterministic_math.h"
 
 namespace rwkv::worker {
 namespace {
@@ -38,22 +37,6 @@ RWKV_BODY float MaxLogitBody(const float* logits, size_t n) {
   return bad[0] != 0 ? std::numeric_limits<float>::quiet_NaN() : max[0];
 }
 
-RWKV_BODY double SumExpBody(const float* logits, size_t n, double max) {
-  // In blocks, so that the exponentials are one vector loop and the sums another.
-  constexpr size_t kBlock = 64 * kLanes;
-  std::array<double, kBlock> exponentials;
-  std::array<double, kLanes> sums = {};
-  const size_t whole = n / kBlock * kBlock;
-  for (size_t i = 0; i < whole; i += kBlock) {
-    for (size_t j = 0; j < kBlock; ++j) exponentials[j] = Exp(static_cast<double>(logits[i + j]) - max);
-    for (size_t j = 0; j < kBlock; j += kLanes) {
-      for (size_t k = 0; k < kLanes; ++k) sums[k] += exponentials[j + k];
-    }
-  }
-  for (size_t i = whole; i < n; ++i) sums[i % kLanes] += Exp(static_cast<double>(logits[i]) - max);
-  return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
-}
-
 RWKV_BODY void FixedPointExpBody(const float* logits, size_t n, double max, double temperature, int bits,
                                  uint64_t* weights) {
 #if defined(__clang__)
@@ -61,14 +44,22 @@ RWKV_BODY void FixedPointExpBody(const float* logits, size_t n, double max, doub
 #endif
   const double inverse = 1 / temperature;
   const auto scale = static_cast<double>(uint64_t{1} << bits);
-  // Adding 2^52 rounds to an integer, which then stands in the low bits.
-  constexpr double kRound = 0x1p52;
   for (size_t i = 0; i < n; ++i) {
-    const double shifted = Exp((static_cast<double>(logits[i]) - max) * inverse) * scale + kRound;
-    uint64_t pattern;
-    std::memcpy(&pattern, &shifted, sizeof(pattern));
-    weights[i] = pattern & ((uint64_t{1} << 52) - 1);
+    weights[i] = kernels::deterministic::FixedPointExp((static_cast<double>(logits[i]) - max) * inverse, scale);
   }
+}
+
+RWKV_BODY uint64_t SumFixedPointExpBody(const float* logits, size_t n, double max, int bits) {
+  // In blocks, so that the exponentials are one vector loop and the sums another.
+  constexpr size_t kBlock = 64 * kLanes;
+  std::array<uint64_t, kBlock> weights;
+  uint64_t sum = 0;
+  for (size_t i = 0; i < n; i += kBlock) {
+    const size_t count = n - i < kBlock ? n - i : kBlock;
+    FixedPointExpBody(logits + i, count, max, 1, bits, weights.data());
+    for (size_t j = 0; j < count; ++j) sum += weights[j];
+  }
+  return sum;
 }
 
 #undef RWKV_BODY
@@ -77,7 +68,9 @@ RWKV_BODY void FixedPointExpBody(const float* logits, size_t n, double max, doub
 #define RWKV_AVX2 __attribute__((target("avx2")))
 
 RWKV_AVX2 float MaxLogitAvx2(const float* logits, size_t n) { return MaxLogitBody(logits, n); }
-RWKV_AVX2 double SumExpAvx2(const float* logits, size_t n, double max) { return SumExpBody(logits, n, max); }
+RWKV_AVX2 uint64_t SumFixedPointExpAvx2(const float* logits, size_t n, double max, int bits) {
+  return SumFixedPointExpBody(logits, n, max, bits);
+}
 RWKV_AVX2 void FixedPointExpAvx2(const float* logits, size_t n, double max, double temperature, int bits,
                                  uint64_t* weights) {
   FixedPointExpBody(logits, n, max, temperature, bits, weights);
@@ -100,11 +93,11 @@ float MaxLogit(const float* logits, size_t n) {
   return MaxLogitBody(logits, n);
 }
 
-double SumExp(const float* logits, size_t n, double max) {
+uint64_t SumFixedPointExp(const float* logits, size_t n, double max, int bits) {
 #if defined(__x86_64__)
-  if (HasAvx2()) return SumExpAvx2(logits, n, max);
+  if (HasAvx2()) return SumFixedPointExpAvx2(logits, n, max, bits);
 #endif
-  return SumExpBody(logits, n, max);
+  return SumFixedPointExpBody(logits, n, max, bits);
 }
 
 void FixedPointExp(const float* logits, size_t n, double max, double temperature, int bits, uint64_t* weights) {

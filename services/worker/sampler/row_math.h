@@ -1,5 +1,5 @@
-// The passes of the sampler over a whole row, as wide as the CPU allows. Element i is always in lane i % 8 and every
-// operation is IEEE double or float without contraction, so that the bits do not depend on the width.
+// The passes of the sampler over a whole row, as wide as the CPU allows. Sums are of whole numbers and every operation
+// is IEEE double or float without contraction, so that the bits depend neither on the width nor on an order.
 #pragma once
 
 #include <cstddef>
@@ -10,8 +10,8 @@ namespace rwkv::worker {
 // The largest of logits[0, n), -inf for n = 0; NaN if one of them is NaN or +inf.
 float MaxLogit(const float* logits, size_t n);
 
-// sum of exp(logits[i] - max). No logit is above max.
-double SumExp(const float* logits, size_t n, double max);
+// sum of exp(logits[i] - max) * 2^bits, each rounded; no logit is above max, bits <= FixedPointBits(n).
+uint64_t SumFixedPointExp(const float* logits, size_t n, double max, int bits);
 
 // weights[i] = exp((logits[i] - max) / temperature) * 2^bits, rounded; bits <= 51.
 void FixedPointExp(const float* logits, size_t n, double max, double temperature, int bits, uint64_t* weights);

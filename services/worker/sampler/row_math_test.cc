@@ -1,14 +1,14 @@
 #include "services/worker/sampler/row_math.h"
 
-#include <array>
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <numeric>
 #include <random>
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "services/worker/sampler/deterministic_math.h"
+#include "kernels/base/deterministic_math.h"
 
 namespace rwkv::worker {
 namespace {
@@ -46,16 +46,14 @@ TEST(RowMathTest, MaxLogitIsNanIfAnyLogitIsBad) {
   }
 }
 
-// The bits are those of plain loops over 8 lanes, whatever the vectors' width.
-TEST(RowMathTest, SumExpHasTheBitsOfThePlainLoop) {
+TEST(RowMathTest, SumFixedPointExpIsTheSumOfTheWeights) {
   for (const size_t n : kLengths) {
     const std::vector<float> row = Row(n, 10);
     const double max = n == 0 ? 0 : MaxLogit(row.data(), n);
-    std::array<double, 8> lanes = {};
-    for (size_t i = 0; i < n; ++i) lanes[i % 8] += Exp(static_cast<double>(row[i]) - max);
-    const double expected =
-        ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
-    EXPECT_EQ(SumExp(row.data(), n, max), expected) << n;
+    std::vector<uint64_t> weights(n);
+    FixedPointExp(row.data(), n, max, 1, 45, weights.data());
+    EXPECT_EQ(SumFixedPointExp(row.data(), n, max, 45), std::accumulate(weights.begin(), weights.end(), uint64_t{0}))
+        << n;
   }
 }
 
@@ -67,7 +65,8 @@ TEST(RowMathTest, FixedPointExpHasTheBitsOfThePlainLoop) {
       std::vector<uint64_t> weights(n);
       FixedPointExp(row.data(), n, max, temperature, 45, weights.data());
       for (size_t i = 0; i < n; ++i) {
-        const double exact = Exp((static_cast<double>(row[i]) - max) * (1 / temperature)) * 0x1p45;
+        const double exact =
+            kernels::deterministic::Exp((static_cast<double>(row[i]) - max) * (1 / temperature)) * 0x1p45;
         ASSERT_EQ(weights[i], static_cast<uint64_t>(std::nearbyint(exact))) << n << " " << i;
       }
     }

@@ -8,12 +8,14 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "services/worker/sampler/deterministic_math.h"
+#include "kernels/base/deterministic_math.h"
 #include "services/worker/sampler/philox.h"
 #include "services/worker/sampler/row_math.h"
 
 namespace rwkv::worker {
 namespace {
+
+namespace deterministic = kernels::deterministic;
 
 constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
 
@@ -33,7 +35,9 @@ absl::StatusOr<RowStatistics> Inspect(absl::Span<const float> logits) {
     return absl::InternalError(absl::StrCat("sampler: the logit of token ", id, " is ", logits[id]));
   }
   if (std::isinf(statistics.max)) return absl::InternalError("sampler: every logit is -inf");
-  statistics.log_sum = Log(SumExp(logits.data(), logits.size(), statistics.max));
+  const int bits = deterministic::FixedPointBits(static_cast<int64_t>(logits.size()));
+  const uint64_t sum = SumFixedPointExp(logits.data(), logits.size(), statistics.max, bits);
+  statistics.log_sum = deterministic::Log(static_cast<double>(sum) / static_cast<double>(uint64_t{1} << bits));
   return statistics;
 }
 
@@ -54,13 +58,6 @@ std::vector<LogprobOf> TopLogprobs(absl::Span<const float> logits, const RowStat
   result.reserve(n);
   for (uint32_t id : best) result.push_back({id, statistics.Logprob(logits[id])});
   return result;
-}
-
-// The smallest measure that is at least `fraction` of `total`.
-uint64_t Target(double fraction, uint64_t total) {
-  const double target = std::ceil(fraction * static_cast<double>(total));
-  if (target >= static_cast<double>(total)) return total;
-  return std::max<uint64_t>(1, static_cast<uint64_t>(target));
 }
 
 }  // namespace
@@ -106,6 +103,7 @@ absl::StatusOr<SampledToken> Sampler::Sample(absl::Span<const float> logits, con
   Adjust(logits, params, penalties);
   SampledToken sampled;
   const float largest = MaxLogit(adjusted_.data(), adjusted_.size());
+  if (std::isnan(largest)) return absl::InternalError("sampler: a penalty takes a logit out of range");
   if (largest == kNegativeInfinity) return absl::InternalError("sampler: every token is banned or at -inf");
   if (params.greedy()) {
     sampled.token = static_cast<uint32_t>(std::find(adjusted_.begin(), adjusted_.end(), largest) - adjusted_.begin());
@@ -147,9 +145,7 @@ void Sampler::Adjust(absl::Span<const float> logits, const SamplingParams& param
     if (params.repetition_penalty() != 1) {
       logit = logit > 0 ? logit / params.repetition_penalty() : logit * params.repetition_penalty();
     }
-    const double penalty = static_cast<double>(params.presence_penalty()) +
-                           penalties.count(place) * static_cast<double>(params.frequency_penalty());
-    logit = static_cast<float>(static_cast<double>(logit) - penalty);
+    logit = static_cast<float>(static_cast<double>(logit) - PenaltyOf(params, penalties.count(place)));
   }
   for (const SamplingParams::IdRange& range : params.banned()) {
     std::fill(adjusted_.begin() + range.begin, adjusted_.begin() + range.end, kNegativeInfinity);
@@ -157,10 +153,7 @@ void Sampler::Adjust(absl::Span<const float> logits, const SamplingParams& param
 }
 
 void Sampler::CollectCandidates() {
-  // The sum of all weights stays below 2^63, and each within the 51 bits of FixedPointExp.
-  weight_bits_ = 62;
-  for (size_t n = 1; n < adjusted_.size(); n *= 2) --weight_bits_;
-  weight_bits_ = std::min(weight_bits_, 51);
+  weight_bits_ = deterministic::FixedPointBits(static_cast<int64_t>(adjusted_.size()));
   ids_.resize(adjusted_.size());
   logits_.resize(adjusted_.size());
   weights_.clear();
@@ -188,24 +181,26 @@ void Sampler::CutTopK(int64_t k) {
 void Sampler::CutTopP(double top_p, bool keep_ties) {
   if (top_p >= 1) return;
   KeepShortestRun([this](size_t i) { return -static_cast<double>(logits_[i]); }, -LargestLogit(),
-                  /*measure_weights=*/true, Target(top_p, TotalWeight()), keep_ties);
+                  /*measure_weights=*/true, deterministic::FractionOf(top_p, TotalWeight()), keep_ties);
 }
 
 void Sampler::CutTypical(double typical_p, double temperature) {
   if (typical_p >= 1) return;
   const uint64_t total = TotalWeight();
   const double max = LargestLogit();
-  const double log_total = Log(static_cast<double>(total) / static_cast<double>(uint64_t{1} << weight_bits_));
+  const double log_total =
+      deterministic::Log(static_cast<double>(total) / static_cast<double>(uint64_t{1} << weight_bits_));
   // keys_ holds the surprises first.
   keys_.resize(ids_.size());
-  double entropy = 0;
+  uint64_t entropy_units = 0;
   for (size_t i = 0; i < ids_.size(); ++i) {
     keys_[i] = (max - static_cast<double>(logits_[i])) / temperature + log_total;
-    if (weights_[i] != 0) entropy += static_cast<double>(weights_[i]) / static_cast<double>(total) * keys_[i];
+    if (weights_[i] != 0) entropy_units += deterministic::FixedPointEntropy(weights_[i], total, keys_[i]);
   }
+  const double entropy = static_cast<double>(entropy_units) * 0x1p-52;
   for (double& key : keys_) key = std::abs(key - entropy);
   KeepShortestRun([this](size_t i) { return keys_[i]; }, *std::min_element(keys_.begin(), keys_.end()),
-                  /*measure_weights=*/true, Target(typical_p, total), /*keep_ties=*/false);
+                  /*measure_weights=*/true, deterministic::FractionOf(typical_p, total), /*keep_ties=*/false);
 }
 
 void Sampler::CutMinP(double min_p) {
@@ -274,9 +269,7 @@ uint64_t Sampler::TotalWeight() const {
 }
 
 uint32_t Sampler::Draw(uint64_t seed, uint64_t position) const {
-  // floor(u * total) for u = bits / 2^64.
-  __extension__ using Wide = unsigned __int128;
-  const auto target = static_cast<uint64_t>(static_cast<Wide>(PhiloxBits(seed, position)) * TotalWeight() >> 64);
+  const uint64_t target = deterministic::ShareOf(PhiloxBits(seed, position), TotalWeight());
   uint64_t sum = 0;
   size_t i = 0;
   for (; i < ids_.size(); ++i) {

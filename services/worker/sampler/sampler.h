@@ -77,6 +77,11 @@ class PenaltyState {
   absl::flat_hash_map<uint32_t, uint32_t> index_;  // Token to its place in seen_.
 };
 
+// What is taken from the logit of an id that was seen, `count` as its PenaltyState has it.
+inline double PenaltyOf(const SamplingParams& params, double count) {
+  return static_cast<double>(params.presence_penalty()) + count * static_cast<double>(params.frequency_penalty());
+}
+
 struct LogprobOf {
   uint32_t token = 0;
   float logprob = 0;  // Natural; of the model's own distribution.

@@ -23,6 +23,9 @@ absl::Status Bits(const std::string& device, const std::string& folder, const st
 // {"graphs": N, "us_a_step": T, "us_a_step_launched": T}: of one row of a small model.
 absl::Status Graphs(const std::string& device, const std::string& folder);
 
+// One layer of RWKV-7 at a real model's width, random weights: logits of prompts and steps against this machine's CPU.
+absl::Status Layers(const std::string& device, const std::string& folder, int64_t width);
+
 // {"op": NAME, "rows": N, "us": T, "bytes": B, "gb_per_s": G, "tflop_per_s": F} of each operation of a layer at the
 // width, median of `seconds` each.
 absl::Status OpTimes(const std::string& device, int64_t width, int64_t rows, double seconds);

@@ -4,6 +4,7 @@
 //   prover probes DEVICE                     every primitive of device.cuh against the emulation
 //   prover bits DEVICE FOLDER [FILE]         hashes of what small models compute; FILE: those expected
 //   prover graphs DEVICE FOLDER              decode steps as graphs and as launches
+//   prover layers DEVICE FOLDER WIDTH        a layer of a real model's width against this machine's CPU
 //   prover op_times DEVICE WIDTH ROWS SECS   each operation of a layer
 //   prover epochs DEVICE FOLDER N            saves beside a running batch, memory after N epochs
 //   prover pair DEVICE                       rows between two processes by NCCL, with deaths and silences
@@ -39,6 +40,9 @@ absl::Status Run(const std::vector<std::string>& arguments, bool& understood) {
       absl::SimpleAtoi(arguments[4], &rows) && absl::SimpleAtod(arguments[5], &seconds)) {
     return OpTimes(device, width, rows, seconds);
   }
+  if (proof == "layers" && count == 5 && absl::SimpleAtoi(arguments[4], &width)) {
+    return Layers(device, arguments[3], width);
+  }
   int epochs = 0;
   if (proof == "epochs" && count == 5 && absl::SimpleAtoi(arguments[4], &epochs)) {
     return Epochs(device, arguments[3], epochs);
@@ -58,7 +62,7 @@ int main(int argc, char** argv) {
   absl::Status status;
   if (understood) status = rwkv::gpu::Run(arguments, understood);
   if (!understood) {
-    std::cerr << "usage: prover rates|probes|bits|graphs|op_times|epochs|pair DEVICE ...: see tests/gpu/prover/prover.cc\n";
+    std::cerr << "usage: prover rates|probes|bits|graphs|layers|op_times|epochs|pair DEVICE ...: see tests/gpu/prover/prover.cc\n";
     return 2;
   }
   if (status.ok()) status = rwkv::gpu::CheckViolations(argv[2]);

@@ -35,6 +35,7 @@ class Rwkv7Stage final : public BlockStage {
   int64_t v_first_width() const override { return weights_->config().attention_width; }
   int64_t max_tokens() const override { return has_attention_ ? options_.deep_embed_context : 0; }
   absl::Span<const float> InitialState(int stage_layer, int tensor) const override;
+  bool Waits() const override { return has_attention_; }
 
  private:
   // Places in the layout.

@@ -54,6 +54,9 @@ class StageModel {
   // kInvalidArgument: our own bug, nothing has changed. Other codes: the device failed, states are undefined.
   virtual absl::Status Forward(const StageStep& step, const StateView& state, kernels::Stream& stream) = 0;
 
+  // Whether Forward() waits for all that is enqueued before it, because it reads what is in states.
+  virtual bool Waits() const { return false; }
+
   // Where the device repeats steps: makes ready those of up to `rows` rows of a token each, with the memory of `step`,
   // all of whose rows ask for logits or none; of nobody, they change no state. Forward() takes them from then on.
   virtual absl::Status PrepareSteps(const StageStep& step, int64_t rows, const StateView& state,

@@ -1,4 +1,4 @@
-#include "services/worker/sampler/deterministic_math.h"
+#include "kernels/base/deterministic_math.h"
 
 #include <algorithm>
 #include <cmath>
@@ -8,7 +8,7 @@
 
 #include "gtest/gtest.h"
 
-namespace rwkv::worker {
+namespace rwkv::kernels::deterministic {
 namespace {
 
 // Stated bound of both functions.
@@ -59,5 +59,43 @@ TEST(DeterministicMathTest, BitsAreFixed) {
   EXPECT_EQ(log_digest, 1313186566768783619u);
 }
 
+TEST(DeterministicMathTest, FixedPointWeightsDoNotOverflow) {
+  EXPECT_EQ(FixedPointBits(1), 51);
+  EXPECT_EQ(FixedPointBits(2048), 51);
+  EXPECT_EQ(FixedPointBits(2049), 50);
+  EXPECT_EQ(FixedPointBits(65536), 46);
+  EXPECT_EQ(FixedPointBits(65537), 45);
+  EXPECT_EQ(FixedPointExp(0, 0x1p51), uint64_t{1} << 51);
+  EXPECT_EQ(FixedPointExp(-1, 0x1p40), static_cast<uint64_t>(std::nearbyint(Exp(-1) * 0x1p40)));
+  EXPECT_EQ(FixedPointExp(-1000, 0x1p51), 0);
+}
+
+TEST(DeterministicMathTest, FractionsAreRoundedUp) {
+  EXPECT_EQ(FractionOf(0.5, 10), 5);
+  EXPECT_EQ(FractionOf(0.51, 10), 6);
+  EXPECT_EQ(FractionOf(1e-30, 10), 1);
+  EXPECT_EQ(FractionOf(0, 10), 1);
+  EXPECT_EQ(FractionOf(0.95, 10), 10);
+  EXPECT_EQ(FractionOf(1, uint64_t{1} << 62), uint64_t{1} << 62);
+}
+
+TEST(DeterministicMathTest, SharesAreTheUpperHalfOfTheProduct) {
+  __extension__ using Wide = unsigned __int128;
+  uint64_t bits = 0x9e3779b97f4a7c15;
+  for (int i = 0; i < 1000; ++i) {
+    bits = bits * 6364136223846793005 + 1442695040888963407;
+    const uint64_t total = bits >> (i % 64) | 1;
+    EXPECT_EQ(ShareOf(bits, total), static_cast<uint64_t>(static_cast<Wide>(bits) * total >> 64)) << bits;
+  }
+  EXPECT_EQ(ShareOf(~uint64_t{0}, ~uint64_t{0}), ~uint64_t{0} - 1);
+}
+
+TEST(DeterministicMathTest, EntropyIsCountedInWholeNumbers) {
+  // ln 2 of two equal ones.
+  const uint64_t half = FixedPointEntropy(1, 2, Log(2));
+  EXPECT_NEAR(static_cast<double>(2 * half) * 0x1p-52, std::log(2.0), 1e-15);
+  EXPECT_EQ(FixedPointEntropy(0, 2, 700), 0);
+}
+
 }  // namespace
-}  // namespace rwkv::worker
+}  // namespace rwkv::kernels::deterministic
