@@ -18,7 +18,7 @@
 #include "services/common/metrics.h"
 #include "services/state_store/embedded_state_store.h"
 #include "services/state_store/offline/repair.h"
-#include "services/state_store/testing/damage.h"
+#include "services/state_store/testing/random_damage.h"
 #include "services/state_store/testing/test_store.h"
 #include "tests/testing/fake_clock.h"
 #include "tests/testing/files.h"

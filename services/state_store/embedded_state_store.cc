@@ -1,9 +1,13 @@
 #include "services/state_store/embedded_state_store.h"
 
+#include <algorithm>
 #include <cstdint>
+#include <set>
 #include <string>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "kernels/base/status_macros.h"
 #include "services/common/logging.h"
 #include "services/state_store/catalog/lost_rows.h"
@@ -48,10 +52,15 @@ absl::StatusOr<std::unique_ptr<EmbeddedStateStore>> EmbeddedStateStore::Create(c
   catalog_options.how_sessions_end = SessionLimits::HowSessionsEnd(options.store.limits);
   std::unique_ptr<EmbeddedStateStore> embedded(new EmbeddedStateStore());
   RWKV_RETURN_IF_ERROR(NameTheRemedy(embedded->OpenCatalog(catalog_options, options, clock, metrics), options));
-  RWKV_ASSIGN_OR_RETURN(embedded->records_database_, OpenRecords(options.database, metrics));
+  RWKV_ASSIGN_OR_RETURN(OpenedRecords opened, OpenRecords(options.database, metrics));
+  embedded->records_database_ = std::move(opened.database);
   RWKV_RETURN_IF_ERROR(MoveRecords(*embedded->database_, *embedded->records_database_));
+  RocksdbRecordStore::Committed committed;
+  committed.check_all = opened.rescued;
+  committed.find = [catalog = embedded->catalog_.get()](const std::string& id) { return catalog->FindManifest(id); };
   RWKV_ASSIGN_OR_RETURN(embedded->records_,
-                        RocksdbRecordStore::Create(embedded->records_database_.get(), clock, metrics));
+                        RocksdbRecordStore::Create(embedded->records_database_.get(), clock, metrics, committed));
+  if (opened.rescued) embedded->NameLostStates();
   embedded->store_ =
       std::make_unique<StateStore>(options.store, embedded->catalog_.get(), embedded->records_.get(), clock, metrics);
   if (options.sweep_interval > absl::ZeroDuration()) {
@@ -79,10 +88,11 @@ absl::StatusOr<std::unique_ptr<EmbeddedStateStore>> EmbeddedStateStore::Create(c
   if (options.resume_check_interval > absl::ZeroDuration()) {
     // Its result is in the logs and in rwkv_state_store_writable already.
     embedded->resume_ = std::make_unique<Periodic>(options.resume_check_interval, [store = embedded.get()] {
-      store->records_database_->TryResume().IgnoreError();
-      if (!store->database_->TryResume().ok()) return;
-      if (const absl::Status status = store->database_->TrimJournal(); !status.ok()) {
-        common::LogWarning("journal_trim_failed", {{"error", status}});
+      for (Database* const database : {store->records_database_.get(), store->database_.get()}) {
+        if (!database->TryResume().ok()) continue;
+        if (const absl::Status status = database->TrimJournal(); !status.ok()) {
+          common::LogWarning("journal_trim_failed", {{"data_dir", database->data_dir()}, {"error", status}});
+        }
       }
     });
   }
@@ -107,6 +117,34 @@ absl::Status EmbeddedStateStore::OpenCatalog(const RowCatalog::Options& catalog_
   rows_ = std::make_unique<RocksdbRowStore>(database_.get());
   RWKV_ASSIGN_OR_RETURN(catalog_, StartCatalog(catalog_options, *database_, rows_.get(), clock, metrics));
   return absl::OkStatus();
+}
+
+void EmbeddedStateStore::NameLostStates() {
+  std::set<std::string> sessions;
+  int64_t snapshots = 0, lost = 0;
+  const auto look = [&](absl::string_view, absl::string_view value) -> absl::StatusOr<bool> {
+    v1::SnapshotManifest manifest;
+    if (!manifest.ParseFromArray(value.data(), static_cast<int>(value.size()))) return true;
+    ++snapshots;
+    const bool whole = std::all_of(manifest.records().begin(), manifest.records().end(),
+                                   [&](const v1::RecordInfo& info) { return records_->Check(info).ok(); });
+    lost += whole ? 0 : 1;
+    if (!whole) sessions.insert(manifest.session_id());
+    return true;
+  };
+  absl::Status status;
+  if (const auto reader = rows_->Read(); reader.ok()) {
+    for (const char kind : {'m', 'p'}) {  // Bases and snapshots: catalog/keys.h.
+      status.Update((*reader)->Scan(std::string(1, kind), std::string(1, static_cast<char>(kind + 1)), look));
+    }
+  } else {
+    status = reader.status();
+  }
+  common::LogWarning("states_lost", {{"snapshots", snapshots},
+                                     {"lost", lost},
+                                     {"of", SessionNames(sessions)},
+                                     {"then", "made anew from the logs; an import without its log is lost"},
+                                     {"error", status}});
 }
 
 absl::Status EmbeddedStateStore::Reclaim() {

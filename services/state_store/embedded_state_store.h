@@ -62,6 +62,8 @@ class EmbeddedStateStore {
 
   absl::Status OpenCatalog(const RowCatalog::Options& catalog_options, const Options& options, common::Clock* clock,
                            common::Metrics* metrics);
+  // In the log: the sessions whose snapshots have records that are not there.
+  void NameLostStates();
 
   // In the order of making; destroyed in reverse.
   std::unique_ptr<Database> database_;

@@ -37,6 +37,9 @@ class RowCatalog final : public Catalog {
   static absl::StatusOr<std::unique_ptr<RowCatalog>> Create(const Options& options, RowStore* rows,
                                                             common::Clock* clock, common::Metrics* metrics);
 
+  // The committed snapshot of that id, a base or of the prefix cache too. Unset: there is none.
+  absl::StatusOr<absl::optional<v1::SnapshotManifest>> FindManifest(const std::string& snapshot_id);
+
   // Counts anew what other processes may have changed, which reads as much as Create() does.
   absl::Status Recount() { return Load(); }
 

@@ -9,6 +9,7 @@
 #include "services/state_store/catalog/catalog_rows.h"
 #include "services/state_store/catalog/keys.h"
 #include "services/state_store/catalog/row_catalog.h"
+#include "services/state_store/catalog/rows.pb.h"
 #include "services/state_store/catalog/view.h"
 
 namespace rwkv::state_store {
@@ -121,6 +122,25 @@ absl::StatusOr<bool> RowCatalog::HasSnapshot(const std::string& snapshot_id) {
   RWKV_ASSIGN_OR_RETURN(const absl::optional<std::string> at, view.Get(SnapshotIdKey(snapshot_id)));
   if (at.has_value()) return true;
   return HasPrefix(*rows, snapshot_id);
+}
+
+absl::StatusOr<absl::optional<v1::SnapshotManifest>> RowCatalog::FindManifest(const std::string& snapshot_id) {
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowReader> rows, rows_->Read());
+  const View view(rows.get());
+  v1::SnapshotManifest manifest;
+  RWKV_ASSIGN_OR_RETURN(const absl::optional<std::string> at, view.Get(SnapshotIdKey(snapshot_id)));
+  if (at.has_value()) {
+    if (at->size() != 16) return absl::DataLossError("catalog: the row of a snapshot's id is corrupt");
+    for (const std::string& key : {SnapshotKey(NumberAt(*at, 0), NumberAt(*at, 8)), BaseKey(NumberAt(*at, 0))}) {
+      RWKV_ASSIGN_OR_RETURN(const bool found, view.Get(key, &manifest));
+      if (found && manifest.snapshot_id() == snapshot_id) return absl::make_optional(std::move(manifest));
+    }
+    return absl::DataLossError(absl::StrCat("catalog: the manifest of snapshot ", snapshot_id, " is gone"));
+  }
+  PrefixRow prefix;
+  RWKV_ASSIGN_OR_RETURN(const bool found, view.Get(PrefixKey(snapshot_id), &prefix));
+  if (!found || !manifest.ParseFromString(prefix.manifest())) return absl::optional<v1::SnapshotManifest>();
+  return absl::make_optional(std::move(manifest));
 }
 
 absl::StatusOr<bool> RowCatalog::CondemnSnapshot(const std::string& snapshot_id) {

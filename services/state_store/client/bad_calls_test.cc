@@ -6,7 +6,6 @@
 
 #include "absl/status/status.h"
 #include "absl/time/clock.h"
-#include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "gmock/gmock.h"
 #include "grpcpp/server.h"
@@ -14,10 +13,8 @@
 #include "gtest/gtest.h"
 #include "rwkv/v1/state_store.grpc.pb.h"
 #include "services/common/grpc_status.h"
-#include "services/state_store/client/crc32c.h"
-#include "services/state_store/client/fake_state_store.h"
+#include "services/state_store/client/fake_store_fixture.h"
 #include "services/state_store/client/state_store_client.h"
-#include "tests/testing/fake_clock.h"
 #include "tests/testing/status_matchers.h"
 
 namespace rwkv::state_store {
@@ -30,33 +27,34 @@ using testing::IsOk;
 using testing::IsOkAndHolds;
 using testing::StatusIs;
 
-absl::Time Deadline() { return absl::Now() + absl::Seconds(60); }
-
 // --- Streams to the real service --------------------------------------------------------------------------------------
 
-class RecordStreamsTest : public ::testing::Test {
+class RecordStreamsTest : public FakeStoreTest {
  protected:
-  testing::FakeClock clock_;
-  const std::unique_ptr<FakeStateStore> fake_ = *FakeStateStore::Create(&clock_);
+  // A call of the generated stub, with these messages.
+  template <typename Method, typename Request>
+  absl::Status Put(Method method, const std::vector<Request>& messages) {
+    const auto stub = v1::StateRecords::NewStub(fake_->channel());
+    grpc::ClientContext context;
+    const auto call = method(*stub, &context);
+    for (const Request& message : messages) {
+      if (!call->Write(message)) break;
+    }
+    call->WritesDone();
+    return common::FromGrpcStatus(call->Finish());
+  }
 };
 
 TEST_F(RecordStreamsTest, RecordStreamsThatBreakTheRulesAreRefused) {
+  v1::PutRecordResponse response;
   const auto put = [&](const std::vector<v1::PutRecordRequest>& messages) {
-    const auto stub = v1::StateRecords::NewStub(fake_->channel());
-    grpc::ClientContext context;
-    v1::PutRecordResponse response;
-    const auto writer = stub->PutRecord(&context, &response);
-    for (const v1::PutRecordRequest& message : messages) {
-      if (!writer->Write(message)) break;
-    }
-    writer->WritesDone();
-    return common::FromGrpcStatus(writer->Finish());
+    return Put(
+        [&](v1::StateRecords::Stub& stub, grpc::ClientContext* context) { return stub.PutRecord(context, &response); },
+        messages);
   };
   const std::string data = "abcdef";
   v1::PutRecordRequest info, piece, big;
-  info.mutable_info()->set_snapshot_id("x");
-  info.mutable_info()->set_bytes(data.size());
-  info.mutable_info()->set_crc32c(Crc32c(data));
+  *info.mutable_info() = InfoOf("x", 0, data);
   piece.set_data("abc");
   EXPECT_THAT(put({}), StatusIs(StatusCode::kInvalidArgument, HasSubstr("info")));
   EXPECT_THAT(put({piece}), StatusIs(StatusCode::kInvalidArgument, HasSubstr("info")));
@@ -79,16 +77,11 @@ TEST_F(RecordStreamsTest, RecordStreamsThatBreakTheRulesAreRefused) {
 }
 
 TEST_F(RecordStreamsTest, StreamsOfSeveralRecordsThatBreakTheRulesAreRefused) {
+  v1::PutRecordsResponse response;
   const auto put = [&](const std::vector<v1::PutRecordsRequest>& messages) {
-    const auto stub = v1::StateRecords::NewStub(fake_->channel());
-    grpc::ClientContext context;
-    v1::PutRecordsResponse response;
-    const auto writer = stub->PutRecords(&context, &response);
-    for (const v1::PutRecordsRequest& message : messages) {
-      if (!writer->Write(message)) break;
-    }
-    writer->WritesDone();
-    return common::FromGrpcStatus(writer->Finish());
+    return Put(
+        [&](v1::StateRecords::Stub& stub, grpc::ClientContext* context) { return stub.PutRecords(context, &response); },
+        messages);
   };
   const auto piece = [](const std::string& data) {
     v1::PutRecordsRequest request;
@@ -97,13 +90,7 @@ TEST_F(RecordStreamsTest, StreamsOfSeveralRecordsThatBreakTheRulesAreRefused) {
   };
   const std::string records[] = {"abc", "defgh"};
   v1::PutRecordsRequest head;
-  for (int layer = 0; layer < 2; ++layer) {
-    v1::RecordInfo& info = *head.mutable_infos()->add_records();
-    info.set_snapshot_id("x");
-    info.set_layer(layer + 3);
-    info.set_bytes(records[layer].size());
-    info.set_crc32c(Crc32c(records[layer]));
-  }
+  for (int i = 0; i < 2; ++i) *head.mutable_infos()->add_records() = InfoOf("x", i + 3, records[i]);
   EXPECT_THAT(put({}), StatusIs(StatusCode::kInvalidArgument, HasSubstr("infos")));
   EXPECT_THAT(put({piece("abc")}), StatusIs(StatusCode::kInvalidArgument, HasSubstr("infos")));
   EXPECT_THAT(put({v1::PutRecordsRequest()}), StatusIs(StatusCode::kInvalidArgument, HasSubstr("infos")));
@@ -244,10 +231,7 @@ TEST_F(BadStoreTest, TokensThatDoNotFitTheRangeAreAnError) {
 
 TEST_F(BadStoreTest, RecordThatIsNotWhatItsInfoSaysIsDataLoss) {
   const std::string data = "abcdef";
-  v1::RecordInfo info;
-  info.set_snapshot_id("x");
-  info.set_bytes(data.size());
-  info.set_crc32c(Crc32c(data));
+  const v1::RecordInfo info = InfoOf("x", 0, data);
   for (const char* wrong : {"abcdeg", "abcde", "abcdefg", ""}) {
     store_.record = wrong;
     EXPECT_THAT(records_->GetRecord(info, Deadline()), StatusIs(StatusCode::kDataLoss, HasSubstr("record x/0")))

@@ -6,15 +6,13 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "absl/time/clock.h"
+#include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "rwkv/v1/state_store.grpc.pb.h"
 #include "services/common/grpc_status.h"
-#include "services/state_store/client/crc32c.h"
-#include "services/state_store/client/fake_state_store.h"
-#include "tests/testing/fake_clock.h"
+#include "services/state_store/client/fake_store_fixture.h"
 #include "tests/testing/status_matchers.h"
 
 namespace rwkv::state_store {
@@ -29,14 +27,10 @@ using testing::StatusIs;
 
 constexpr char kModel[] = "0123456789abcdef0123456789abcdef";
 
-absl::Time Deadline() { return absl::Now() + absl::Seconds(60); }
-
 // --- Against the real services --------------------------------------------------------------------------------------
 
-class StateStoreClientTest : public ::testing::Test {
+class StateStoreClientTest : public FakeStoreTest {
  protected:
-  StateStoreClientTest() : fake_(*FakeStateStore::Create(&clock_)) {}
-
   v1::AcquireLeaseResponse Create(const std::string& session_id) {
     v1::CreateSessionRequest create;
     create.set_session_id(session_id);
@@ -59,9 +53,6 @@ class StateStoreClientTest : public ::testing::Test {
     request.set_model_fingerprint(kModel);
     return fake_->BeginTurn(request, Deadline());
   }
-
-  testing::FakeClock clock_;
-  const std::unique_ptr<FakeStateStore> fake_;
 };
 
 TEST_F(StateStoreClientTest, TurnGoesThroughAndIsReadBack) {
@@ -142,20 +133,8 @@ TEST_F(StateStoreClientTest, LongLogIsReadInPiecesAndJoined) {
 }
 
 TEST_F(StateStoreClientTest, EveryItemOfAnAppendHasItsOwnStatus) {
-  v1::CreateSessionRequest create;
-  create.set_session_id("s");
-  ASSERT_OK(fake_->CreateSession(create, Deadline()));
-  v1::AcquireLeaseRequest acquire;
-  acquire.set_session_id("s");
-  acquire.set_holder("router-0");
-  acquire.set_incarnation("1");
-  acquire.mutable_ttl()->set_seconds(60);
-  ASSERT_OK_AND_ASSIGN(const v1::AcquireLeaseResponse grant, fake_->AcquireLease(acquire, Deadline()));
-  v1::BeginTurnRequest begin;
-  *begin.mutable_lease() = grant.lease();
-  begin.set_request_id("r");
-  begin.set_model_fingerprint("0123456789abcdef");
-  ASSERT_OK(fake_->BeginTurn(begin, Deadline()));
+  const v1::AcquireLeaseResponse grant = Create("s");
+  ASSERT_OK(Begin(grant.lease(), {}));
   v1::AppendTokensRequest append;
   append.add_items();  // Malformed, so the catalog never sees it.
   v1::AppendItem& good = *append.add_items();
@@ -215,10 +194,7 @@ TEST_F(StateStoreClientTest, EveryCallOfASessionsLifeWorks) {
   manifest.set_session_id("s");
   manifest.set_position(2);
   manifest.set_model_fingerprint(kModel);
-  v1::RecordInfo& info = *manifest.add_records();
-  info.set_snapshot_id("x");
-  info.set_bytes(data.size());
-  info.set_crc32c(Crc32c(data));
+  const v1::RecordInfo& info = *manifest.add_records() = InfoOf("x", 0, data);
   EXPECT_THAT(fake_->CommitSnapshot(commit, Deadline()), StatusIs(StatusCode::kDataLoss));
   ASSERT_OK(fake_->PutRecord(info, data, nullptr, Deadline()));
   ASSERT_OK(fake_->CommitSnapshot(commit, Deadline()));

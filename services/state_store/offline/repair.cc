@@ -18,6 +18,7 @@
 #include "services/state_store/rocksdb/database.h"
 #include "services/state_store/rocksdb/directories.h"
 #include "services/state_store/rows/rocksdb/rocksdb_row_store.h"
+#include "services/state_store/rows/sealed_value.h"
 
 namespace rwkv::state_store {
 namespace {
@@ -31,7 +32,12 @@ void Report(const Survey& survey, const Say& say) {
   say(absl::StrCat(survey.sessions.size(), " sessions, ", survey.tokens, " tokens, ", survey.snapshots, " snapshots, ",
                    survey.records, " records"));
   if (survey.unreadable_rows > 0) say(absl::StrCat(survey.unreadable_rows, " rows are damaged"));
-  if (survey.has_gap) say("blocks of rows cannot be read: sessions that were in them alone are lost, and not known");
+  if (survey.has_gap) {
+    say(absl::StrCat("blocks of rows cannot be read, between ",
+                     survey.gap_after.empty() ? "the first one" : PrintableKey(survey.gap_after), " and ",
+                     survey.gap_before.empty() ? "the last one" : PrintableKey(survey.gap_before),
+                     ": sessions that were in them alone are lost, and not known"));
+  }
   if (survey.unreadable_tables > 0) {
     say(absl::StrCat(survey.unreadable_tables,
                      " files of rows cannot be read at all: sessions that were in them alone are lost, and not known"));

@@ -15,6 +15,7 @@
 #include "rocksdb/iterator.h"
 #include "services/common/clock.h"
 #include "services/common/metrics.h"
+#include "services/state_store/catalog/catalog.h"
 #include "services/state_store/catalog/keys.h"
 #include "services/state_store/catalog/lost_rows.h"
 #include "services/state_store/catalog/rows.pb.h"
@@ -65,8 +66,10 @@ absl::Status ReadRows(Database& database, Survey& survey, std::map<std::string, 
   }
   if (it->status().ok()) return absl::OkStatus();
   survey.has_gap = true;
+  survey.gap_after = last;
   for (it->SeekToLast(); it->Valid() && it->key().compare(last) > 0; it->Prev()) {
-    Take(it->key().ToString(), it->value().ToString(), survey, seals);
+    survey.gap_before = it->key().ToString();
+    Take(survey.gap_before, it->value().ToString(), survey, seals);
   }
   return absl::OkStatus();
 }
@@ -125,13 +128,38 @@ absl::Status CheckSession(const Survey& survey, const std::string& id, const Ses
   return absl::OkStatus();
 }
 
-// Of the snapshot whose row of its id is `at`.
-bool HasManifest(const Survey& survey, const std::string& snapshot_id, const std::string& at) {
-  const uint64_t branch = NumberAt(at, 0);
-  if (survey.rows.count(SnapshotKey(branch, NumberAt(at, 8))) > 0) return true;
-  const auto base = survey.rows.find(BaseKey(branch));
+// Whether rows of turns that are remembered are gone with blocks that cannot be read. Only the open turn is known to be
+// there from elsewhere; a rewind forgets turns, too.
+bool MayHaveLostTurns(const Survey& survey, const std::string& id, const SessionRow& session) {
+  const uint64_t end = session.next_turn();
+  const uint64_t begin = end > kTurnsKept ? end - kTurnsKept : 1;
+  const bool beside_gap = survey.has_gap && TurnKey(id, end) > survey.gap_after &&
+                          (survey.gap_before.empty() || TurnKey(id, begin) < survey.gap_before);
+  if (!beside_gap) return false;
+  for (uint64_t sequence = begin; sequence < end; ++sequence) {
+    const std::string key = TurnKey(id, sequence);
+    const bool in_gap = key > survey.gap_after && (survey.gap_before.empty() || key < survey.gap_before);
+    if (in_gap && survey.rows.count(key) == 0) return true;
+  }
+  return false;
+}
+
+// Unset: it is gone, or there is none of that id.
+absl::optional<v1::SnapshotManifest> FindManifest(const Survey& survey, const std::string& snapshot_id) {
   v1::SnapshotManifest manifest;
-  return base != survey.rows.end() && manifest.ParseFromString(base->second) && manifest.snapshot_id() == snapshot_id;
+  if (const auto at = survey.rows.find(SnapshotIdKey(snapshot_id));
+      at != survey.rows.end() && at->second.size() == 16) {
+    const uint64_t branch = NumberAt(at->second, 0);
+    for (const std::string& key : {SnapshotKey(branch, NumberAt(at->second, 8)), BaseKey(branch)}) {
+      const auto row = survey.rows.find(key);
+      const bool found = row != survey.rows.end() && manifest.ParseFromString(row->second);
+      if (found && manifest.snapshot_id() == snapshot_id) return manifest;
+    }
+  }
+  PrefixRow prefix;
+  const auto row = survey.rows.find(PrefixKey(snapshot_id));
+  if (row == survey.rows.end() || !prefix.ParseFromString(row->second)) return absl::nullopt;
+  return manifest.ParseFromString(prefix.manifest()) ? absl::make_optional(manifest) : absl::nullopt;
 }
 
 // Sessions, tokens, branches; and what the journal says must be there.
@@ -144,7 +172,7 @@ void CheckCatalog(const AcknowledgedRows& acknowledged, const std::map<std::stri
     for (const std::string& session : LostSessions({key})) survey.sessions.insert(session);
     if (key[0] == 'b') survey.next_id = std::max(survey.next_id, FirstNumber(key) + 1);
     if (key[0] == 'i') ++survey.snapshots;
-    if (key[0] == 'i' && value.size() == 16 && !HasManifest(survey, key.substr(1), value)) {
+    if (key[0] == 'i' && value.size() == 16 && !FindManifest(survey, key.substr(1)).has_value()) {
       survey.lost_snapshots.emplace(NumberAt(value, 0), NumberAt(value, 8));
     }
     if (key == "next_id" && value.size() == 8) survey.next_id = std::max(survey.next_id, NumberAt(value, 0));
@@ -174,6 +202,9 @@ void CheckCatalog(const AcknowledgedRows& acknowledged, const std::map<std::stri
       survey.next_id = std::max(survey.next_id, session->second.lease().fencing_token() + 1);
       const absl::Status status = CheckSession(survey, id, session->second);
       if (!status.ok()) survey.damaged[id] = std::string(status.message());
+      if (MayHaveLostTurns(survey, id, session->second)) {
+        survey.regressed[id] = "turns of it may be gone: a request_id of one of them would run again";
+      }
     }
     if (survey.damaged.count(id) > 0) survey.regressed.erase(id);
   }
@@ -210,9 +241,13 @@ absl::Status CheckRecords(const std::string& data_dir, Survey& survey) {
   Database::Options options;
   options.data_dir = data_dir;
   // As the store does, which leaves out what is damaged.
-  const absl::StatusOr<std::unique_ptr<Database>> database = OpenRecords(options, metrics.get());
-  const auto records = database.ok() ? RocksdbRecordStore::Create(database->get(), &clock, metrics.get())
-                                     : absl::StatusOr<std::unique_ptr<RocksdbRecordStore>>(database.status());
+  absl::StatusOr<OpenedRecords> opened = OpenRecords(options, metrics.get());
+  RocksdbRecordStore::Committed committed;
+  committed.check_all = opened.ok() && opened->rescued;
+  committed.find = [&](const std::string& id) { return FindManifest(survey, id); };
+  const auto records = opened.ok()
+                           ? RocksdbRecordStore::Create(opened->database.get(), &clock, metrics.get(), committed)
+                           : absl::StatusOr<std::unique_ptr<RocksdbRecordStore>>(opened.status());
   std::map<std::pair<uint64_t, uint64_t>, std::string> states;
   std::set<uint64_t> bases;
   for (const auto& at : survey.lost_snapshots) states[at] = "gone";
@@ -256,8 +291,8 @@ absl::StatusOr<Survey> SurveyStore(const std::string& data_dir) {
       // After the rows were read: it may change some.
       RocksdbRowStore rows(database.get());
       common::SystemClock clock;
-      survey.opening = std::string(
-          StartCatalog(RowCatalog::Options(), *database, &rows, &clock, metrics.get()).status().message());
+      survey.opening =
+          std::string(StartCatalog(RowCatalog::Options(), *database, &rows, &clock, metrics.get()).status().message());
     }
     survey.unreadable_tables = CountLostTables(scratch);
   }

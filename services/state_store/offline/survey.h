@@ -19,7 +19,9 @@ struct Survey {
   std::map<std::string, std::string> rows;
   int64_t unreadable_rows = 0;
   int64_t unreadable_tables = 0;  // Files of rows of which nothing can be read.
-  bool has_gap = false;           // Blocks of rows cannot be read.
+  // Blocks of rows cannot be read: those of keys between these two, which have been. Empty: the beginning, the end.
+  bool has_gap = false;
+  std::string gap_after, gap_before;
   std::set<std::string> sessions;                // All that are known, be it by a broken row only.
   std::map<std::string, std::string> damaged;    // Sessions that cannot be served, and why.
   std::map<std::string, std::string> regressed;  // Sessions that are whole, but older than what was acknowledged.

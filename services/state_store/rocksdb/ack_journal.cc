@@ -22,6 +22,12 @@ constexpr char kPrefix[] = "ACKNOWLEDGED-";
 constexpr char kManifestPrefix[] = "MANIFEST-";  // RocksDB's.
 constexpr size_t kMaxFrameBytes = size_t{256} << 20;
 
+// Kinds of frames.
+constexpr char kHead = 'H';
+constexpr char kNote = 'N';  // A head that holds until the machine is booted again: the list may lag behind it then.
+constexpr char kIntent = 'I';
+constexpr char kAcknowledged = 'A';
+
 uint32_t Checksum(absl::string_view bytes) { return Crc32c(absl::MakeConstSpan(bytes.data(), bytes.size())); }
 
 template <typename T>
@@ -202,17 +208,19 @@ absl::Status AckJournal::CheckFiles(const std::string& name) const {
     return absl::DataLossError(
         absl::StrCat(name, ": the file CURRENT names ", PrintableKey(manifest), ", which is not there"));
   }
+  const std::string boot = Boot();
   for (const uint64_t number : numbers) {
     bool damaged = false;
     const std::vector<std::string> frames = Frames(Content(*env_, Path(number)).value_or(""), &damaged);
     for (const std::string& frame : frames) {
-      if (frame[0] != 'H') continue;
+      if (frame[0] != kHead && frame[0] != kNote) continue;
       Parser parser(absl::string_view(frame).substr(1));
       Head head;
       if (!parser.String(&head.boot) || !parser.String(&head.manifest) || !parser.Integer(&head.manifest_bytes) ||
           !parser.Integer(&head.manifest_crc32c) || head.manifest != manifest) {
         continue;
       }
+      if (frame[0] == kNote && (boot.empty() || head.boot != boot)) continue;
       const std::string bytes = Content(*env_, directory_ + "/" + manifest).value_or("");
       if (bytes.size() < head.manifest_bytes) {
         return absl::DataLossError(absl::StrCat(name, ": its list of files, ", manifest, ", has ", bytes.size(),
@@ -234,13 +242,13 @@ AcknowledgedRows AckJournal::Read() const {
     const std::vector<std::string> frames = Frames(Content(*env_, Path(number)).value_or(""), &result.damaged);
     for (const std::string& frame : frames) {
       const absl::string_view payload = absl::string_view(frame).substr(1);
-      if (frame[0] == 'H') {
+      if (frame[0] == kHead) {
         std::string head_boot;
         if (!Parser(payload).String(&head_boot) || head_boot.empty() || head_boot != boot) return AcknowledgedRows();
-      } else if (frame[0] == 'I') {
+      } else if (frame[0] == kIntent) {
         Intent intent;
         if (ParseIntent(payload, &intent)) open[intent.number] = std::move(intent);
-      } else if (frame[0] == 'A') {
+      } else if (frame[0] == kAcknowledged) {
         uint64_t acknowledged = 0;
         Parser(payload).Integer(&acknowledged);
         const auto intent = open.find(acknowledged);
@@ -267,18 +275,31 @@ absl::Status AckJournal::Open() {
   number_ = number;
   bytes_ = 0;
   next_intent_ = std::max(next_intent_, number << 32);  // So that no two processes gave one number.
-  return AppendHead();
+  return AppendHead(kHead);
 }
 
-absl::Status AckJournal::AppendHead() {
+absl::Status AckJournal::AppendHead(char kind) {
   const std::string manifest = Manifest();
   const std::string content = Content(*env_, directory_ + "/" + manifest).value_or("");
-  std::string head = "H";
+  std::string head(1, kind);
   AppendString(head, Boot());
   AppendString(head, manifest);
   AppendInteger(head, static_cast<uint64_t>(content.size()));
   AppendInteger(head, Checksum(content));
-  return Append(head);
+  RWKV_RETURN_IF_ERROR(Append(head));
+  noted_manifest_ = manifest;
+  noted_bytes_ = content.size();
+  return absl::OkStatus();
+}
+
+void AckJournal::NoteFiles() {
+  absl::MutexLock lock(&mu_);
+  if (file_ == nullptr) return;
+  const std::string manifest = Manifest();
+  uint64_t bytes = 0;
+  if (!env_->GetFileSize(absl::StrCat(directory_, "/", manifest), &bytes).ok()) return;
+  if (manifest == noted_manifest_ && bytes == noted_bytes_) return;
+  AppendHead(kNote).IgnoreError();  // Without it only less is known.
 }
 
 absl::Status AckJournal::Rotate() {
@@ -290,7 +311,7 @@ absl::Status AckJournal::Rotate() {
 void AckJournal::DropOlder() {
   absl::MutexLock lock(&mu_);
   // The list of files as it is with what the older journals speak of.
-  if (file_ == nullptr || !AppendHead().ok()) return;
+  if (file_ == nullptr || !AppendHead(kHead).ok()) return;
   for (const uint64_t number : Numbers()) {
     if (number < number_) env_->DeleteFile(Path(number)).PermitUncheckedError();
   }
@@ -311,7 +332,7 @@ absl::Status AckJournal::Append(absl::string_view payload) {
 }
 
 absl::StatusOr<uint64_t> AckJournal::Intend(const std::vector<JournalEdit>& edits) {
-  std::string payload = "I";
+  std::string payload(1, kIntent);
   AppendInteger(payload, uint64_t{0});
   AppendInteger(payload, static_cast<uint32_t>(edits.size()));
   for (const JournalEdit& edit : edits) {
@@ -329,7 +350,7 @@ absl::StatusOr<uint64_t> AckJournal::Intend(const std::vector<JournalEdit>& edit
 }
 
 void AckJournal::Acknowledge(uint64_t intent) {
-  std::string payload = "A";
+  std::string payload(1, kAcknowledged);
   AppendInteger(payload, intent);
   absl::MutexLock lock(&mu_);
   // Without it only less is known of what must be there.

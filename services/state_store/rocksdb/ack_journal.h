@@ -6,7 +6,8 @@
 // The journal is never fsynced: it need only outlive this process, since what a crash of the machine leaves of the log
 // is what was fsynced. After another boot of the machine it may lag behind the log, and then it says nothing.
 // It begins anew, in a file of the next number, whenever all families have been flushed; its head then says how the
-// list of the database's files (MANIFEST) was.
+// list of the database's files (MANIFEST) was. What has been added to that since is noted now and then: RocksDB takes a
+// list that was cut for a shorter one, and deletes the files that are not in it.
 #pragma once
 
 #include <cstdint>
@@ -73,6 +74,9 @@ class AckJournal {
   // The intent's write has happened.
   void Acknowledge(uint64_t intent) ABSL_LOCKS_EXCLUDED(mu_);
 
+  // How the list of files is now, if it has grown.
+  void NoteFiles() ABSL_LOCKS_EXCLUDED(mu_);
+
   uint64_t bytes() const ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
@@ -88,7 +92,8 @@ class AckJournal {
   // The name of the list of files in use; empty: there is none.
   std::string Manifest() const;
   absl::Status Append(absl::string_view payload) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  absl::Status AppendHead() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // `kind`: of the frame, kHead or kNote.
+  absl::Status AppendHead(char kind) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status Open() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   rocksdb::Env* const env_;
@@ -98,6 +103,9 @@ class AckJournal {
   uint64_t number_ ABSL_GUARDED_BY(mu_) = 0;  // Of file_.
   uint64_t bytes_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t next_intent_ ABSL_GUARDED_BY(mu_) = 1;
+  // The list of files as it was noted last.
+  std::string noted_manifest_ ABSL_GUARDED_BY(mu_);
+  uint64_t noted_bytes_ ABSL_GUARDED_BY(mu_) = 0;
 };
 
 }  // namespace rwkv::state_store

@@ -102,7 +102,8 @@ class Database {
   // or lost a part. Empty: none that it knows of. Until AcceptLoss() every opening finds them again.
   const std::vector<std::string>& lost_rows() const { return lost_rows_; }
   absl::Status AcceptLoss();
-  // Puts what the journal speaks of into files, if it has grown long. Now and then, by one thread.
+  // Puts what the journal speaks of into files, if it has grown long; else notes the list of files there. Now and then,
+  // by one thread.
   absl::Status TrimJournal() ABSL_LOCKS_EXCLUDED(db_mu_, resume_mu_);
 
   // Makes every write so far durable.

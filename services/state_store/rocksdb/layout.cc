@@ -92,7 +92,11 @@ absl::Status Database::AcceptLoss() {
 }
 
 absl::Status Database::TrimJournal() {
-  if (journal_ == nullptr || journal_->bytes() < kMaxJournalBytes) return absl::OkStatus();
+  if (journal_ == nullptr) return absl::OkStatus();
+  if (journal_->bytes() < kMaxJournalBytes) {
+    journal_->NoteFiles();
+    return absl::OkStatus();
+  }
   RWKV_ASSIGN_OR_RETURN(const Access access, Read());
   RWKV_RETURN_IF_ERROR(journal_->Rotate());
   const std::vector<rocksdb::ColumnFamilyHandle*> rows = {access.family(Family::kMeta),

@@ -16,57 +16,21 @@
 #include "rocksdb/write_batch.h"
 #include "services/common/logging.h"
 #include "services/state_store/client/crc32c.h"
+#include "services/state_store/records/rocksdb/record_rows.h"
+#include "services/state_store/records/rocksdb/record_search.h"
 #include "services/state_store/rocksdb/rocksdb_status.h"
-#include "services/state_store/rows/numbers.h"
 
 namespace rwkv::state_store {
 
-// A row of kRecordInfos: three numbers, or four.
-struct RocksdbRecordStore::InfoRow {
-  uint64_t bytes = 0;
-  uint64_t crc32c = 0;
-  absl::Time put_time;
-  absl::optional<uint64_t> offset;  // In the snapshot's file; unset: the bytes are in kRecords.
-
-  std::string Encode() const {
-    std::string row;
-    AppendNumber(row, bytes);
-    AppendNumber(row, crc32c);
-    AppendNumber(row, static_cast<uint64_t>(absl::ToUnixNanos(put_time)));
-    if (offset.has_value()) AppendNumber(row, *offset);
-    return row;
-  }
-
-  static absl::optional<InfoRow> Decode(const rocksdb::Slice& slice) {
-    const absl::string_view row(slice.data(), slice.size());
-    if (row.size() != 24 && row.size() != 32) return absl::nullopt;
-    InfoRow info{NumberAt(row, 0), NumberAt(row, 8), absl::FromUnixNanos(static_cast<int64_t>(NumberAt(row, 16))),
-                 absl::nullopt};
-    if (row.size() == 32) info.offset = NumberAt(row, 24);
-    return info;
-  }
-
-  bool Is(const v1::RecordInfo& info) const { return bytes == info.bytes() && crc32c == info.crc32c(); }
-};
-
 namespace {
 
-// Ids hold no zero byte, so no snapshot's records lie among another's.
-std::string Prefix(absl::string_view snapshot_id) {
-  std::string prefix(snapshot_id);
-  prefix.push_back('\0');
-  return prefix;
+absl::optional<RecordInfoRow> Decode(const rocksdb::Slice& row) {
+  return RecordInfoRow::Decode(absl::string_view(row.data(), row.size()));
 }
 
 std::string SnapshotOf(const rocksdb::Slice& key) {
   const absl::string_view bytes(key.data(), key.size());
   return std::string(bytes.substr(0, bytes.find('\0')));
-}
-
-std::string Key(const v1::RecordInfo& info) {
-  std::string key = Prefix(info.snapshot_id());
-  AppendNumber(key, static_cast<uint64_t>(info.layer()));
-  return key;
 }
 
 std::string Name(const v1::RecordInfo& info) { return absl::StrCat("record ", info.snapshot_id(), "/", info.layer()); }
@@ -87,40 +51,71 @@ RocksdbRecordStore::RocksdbRecordStore(Database* database, common::Clock* clock,
                                       "Records that could not be served because their bytes had changed.")) {}
 
 absl::StatusOr<std::unique_ptr<RocksdbRecordStore>> RocksdbRecordStore::Create(Database* database, common::Clock* clock,
-                                                                               common::Metrics* metrics) {
+                                                                               common::Metrics* metrics,
+                                                                               const Committed& committed) {
   std::unique_ptr<RocksdbRecordStore> store(new RocksdbRecordStore(database, clock, metrics));
   RWKV_ASSIGN_OR_RETURN(store->files_, RecordFiles::Open(database->env(), database->data_dir() + "/files"));
   RWKV_ASSIGN_OR_RETURN(const std::vector<std::string> with_files, store->files_->List());
-  // What a crash left of records that never were made durable, or that were deleted.
   std::set<std::string> unknown(with_files.begin(), with_files.end());
-  int64_t bytes = 0;
   RWKV_RETURN_IF_ERROR(store->ForEach([&](const Stored& stored) {
-    bytes += static_cast<int64_t>(stored.bytes);
-    unknown.erase(stored.snapshot_id);
+    store->CountBytes(static_cast<int64_t>(stored.bytes));
+    if (!committed.check_all) unknown.erase(stored.snapshot_id);
   }));
-  store->CountBytes(bytes);
-  for (const std::string& snapshot_id : unknown) RWKV_RETURN_IF_ERROR(store->files_->Delete(snapshot_id));
+  for (const std::string& snapshot_id : unknown) {
+    absl::StatusOr<absl::optional<v1::SnapshotManifest>> manifest = absl::nullopt;
+    if (committed.find) manifest = committed.find(snapshot_id);
+    if (!manifest.ok()) continue;
+    if (manifest->has_value()) {
+      RWKV_RETURN_IF_ERROR(store->FindLostRows(**manifest));
+    } else if (!committed.check_all) {
+      // What a crash left of records that never were made durable, or that were deleted.
+      RWKV_RETURN_IF_ERROR(store->files_->Delete(snapshot_id));
+    }
+  }
   return store;
+}
+
+absl::Status RocksdbRecordStore::FindLostRows(const v1::SnapshotManifest& manifest) {
+  std::vector<v1::RecordInfo> lost;
+  for (const v1::RecordInfo& info : manifest.records()) {
+    const absl::Status status = Check(info);
+    if (!status.ok() && !absl::IsDataLoss(status)) return status;
+    if (!status.ok() && info.bytes() >= kFileBytes) lost.push_back(info);
+  }
+  if (lost.empty()) return absl::OkStatus();
+  const std::vector<absl::optional<uint64_t>> offsets = SearchFile(*files_, lost);
+  RWKV_ASSIGN_OR_RETURN(Database::Access access, database_->Read());
+  rocksdb::WriteBatch batch;
+  for (size_t i = 0; i < lost.size(); ++i) {
+    if (!offsets[i].has_value()) continue;
+    const RecordInfoRow row{lost[i].bytes(), lost[i].crc32c(), clock_->Now(), offsets[i]};
+    batch.Put(access.family(Family::kRecordInfos), RecordKey(lost[i]), row.Encode());
+    CountBytes(static_cast<int64_t>(row.bytes));
+  }
+  common::LogWarning("record_rows_lost", {{"snapshot", manifest.snapshot_id()},
+                                          {"records", lost.size()},
+                                          {"found_in_its_file", static_cast<int64_t>(batch.Count())}});
+  return database_->Write(std::move(access), batch, Durability::kSynced);
 }
 
 RocksdbRecordStore::~RocksdbRecordStore() {
   if (files_ != nullptr) WriteWaiting().IgnoreError();  // What failed is in the log and the metrics.
 }
 
-absl::StatusOr<absl::optional<RocksdbRecordStore::InfoRow>> RocksdbRecordStore::ReadInfo(const Database::Access& access,
-                                                                                         const v1::RecordInfo& info) {
-  const std::string key = Key(info);
+absl::StatusOr<absl::optional<RecordInfoRow>> RocksdbRecordStore::ReadInfo(const Database::Access& access,
+                                                                           const v1::RecordInfo& info) {
+  const std::string key = RecordKey(info);
   {
     // First: a row moves from here to the database.
     absl::MutexLock lock(&waiting_mu_);
-    if (const auto row = waiting_.find(key); row != waiting_.end()) return InfoRow::Decode(row->second);
+    if (const auto row = waiting_.find(key); row != waiting_.end()) return Decode(row->second);
   }
   std::string value;
   const rocksdb::Status status =
       access.db().Get(rocksdb::ReadOptions(), access.family(Family::kRecordInfos), key, &value);
-  if (status.IsNotFound()) return absl::optional<InfoRow>();
+  if (status.IsNotFound()) return absl::optional<RecordInfoRow>();
   RWKV_RETURN_IF_ERROR(FromRocksdbStatus(status, Name(info)));
-  const absl::optional<InfoRow> row = InfoRow::Decode(value);
+  const absl::optional<RecordInfoRow> row = Decode(value);
   if (!row.has_value()) return absl::DataLossError(absl::StrCat(Name(info), ": its info is corrupt"));
   return row;
 }
@@ -153,7 +148,7 @@ absl::Status RocksdbRecordStore::PutAll(absl::Span<const v1::RecordInfo> infos,
   int64_t bytes = 0;
   for (size_t i = 0; i < infos.size(); ++i) {
     const v1::RecordInfo& info = infos[i];
-    RWKV_ASSIGN_OR_RETURN(const absl::optional<InfoRow> existing, ReadInfo(access, info));
+    RWKV_ASSIGN_OR_RETURN(const absl::optional<RecordInfoRow> existing, ReadInfo(access, info));
     if (existing.has_value()) {
       if (!existing->Is(info)) {
         return absl::AlreadyExistsError(
@@ -168,9 +163,9 @@ absl::Status RocksdbRecordStore::PutAll(absl::Span<const v1::RecordInfo> infos,
       large_data.push_back(data[i]);
       continue;
     }
-    const InfoRow row{info.bytes(), info.crc32c(), clock_->Now(), absl::nullopt};
-    small.Put(access.family(Family::kRecords), Key(info), rocksdb::Slice(data[i].data(), data[i].size()));
-    small.Put(access.family(Family::kRecordInfos), Key(info), row.Encode());
+    const RecordInfoRow row{info.bytes(), info.crc32c(), clock_->Now(), absl::nullopt};
+    small.Put(access.family(Family::kRecords), RecordKey(info), rocksdb::Slice(data[i].data(), data[i].size()));
+    small.Put(access.family(Family::kRecordInfos), RecordKey(info), row.Encode());
   }
   if (!large.empty()) RWKV_RETURN_IF_ERROR(PutInFile(large, large_data));
   if (small.Count() > 0) RWKV_RETURN_IF_ERROR(database_->Write(std::move(access), small, Durability::kBuffered));
@@ -192,13 +187,13 @@ absl::Status RocksdbRecordStore::PutInFile(absl::Span<const v1::RecordInfo> info
     return absl::UnavailableError(absl::StrCat(Name(infos[0]), ": an fsync failed that it may have been part of"));
   }
   for (size_t i = 0; i < infos.size(); ++i) {
-    const InfoRow row{infos[i].bytes(), infos[i].crc32c(), clock_->Now(), offsets[i]};
-    waiting_[Key(infos[i])] = row.Encode();
+    const RecordInfoRow row{infos[i].bytes(), infos[i].crc32c(), clock_->Now(), offsets[i]};
+    waiting_[RecordKey(infos[i])] = row.Encode();
   }
   return absl::OkStatus();
 }
 
-absl::Status RocksdbRecordStore::CheckFile(const v1::RecordInfo& info, const InfoRow& row) const {
+absl::Status RocksdbRecordStore::CheckFile(const v1::RecordInfo& info, const RecordInfoRow& row) const {
   if (!row.offset.has_value() || files_->Holds(info.snapshot_id(), *row.offset + row.bytes)) return absl::OkStatus();
   return absl::DataLossError(absl::StrCat(Name(info), ": its bytes are gone"));
 }
@@ -208,7 +203,7 @@ absl::Status RocksdbRecordStore::Load(const v1::RecordInfo& info, absl::Span<cha
     return absl::DataLossError(absl::StrCat(Name(info), " has ", info.bytes(), " bytes, its place ", to.size()));
   }
   RWKV_ASSIGN_OR_RETURN(const Database::Access access, database_->Read());
-  RWKV_ASSIGN_OR_RETURN(const absl::optional<InfoRow> row, ReadInfo(access, info));
+  RWKV_ASSIGN_OR_RETURN(const absl::optional<RecordInfoRow> row, ReadInfo(access, info));
   if (!row.has_value()) return absl::NotFoundError(absl::StrCat(Name(info), " does not exist"));
   if (!row->Is(info)) {
     return absl::DataLossError(absl::StrCat(Name(info), " is ", Describe(row->bytes, row->crc32c), ", not ",
@@ -222,7 +217,7 @@ absl::Status RocksdbRecordStore::Load(const v1::RecordInfo& info, absl::Span<cha
     rocksdb::ReadOptions options;
     options.fill_cache = false;
     rocksdb::PinnableSlice data;
-    status = access.db().Get(options, access.family(Family::kRecords), Key(info), &data);
+    status = access.db().Get(options, access.family(Family::kRecords), RecordKey(info), &data);
     if (status.IsNotFound()) lost = absl::DataLossError("its bytes are gone");
     if (status.ok() && data.size() != info.bytes()) {
       lost = absl::DataLossError(absl::StrCat("stored are ", data.size(), " bytes, want ", info.bytes()));
@@ -232,7 +227,7 @@ absl::Status RocksdbRecordStore::Load(const v1::RecordInfo& info, absl::Span<cha
   }
   if (!lost.ok()) {
     // Deleted between the two reads, or lost.
-    RWKV_ASSIGN_OR_RETURN(const absl::optional<InfoRow> again, ReadInfo(access, info));
+    RWKV_ASSIGN_OR_RETURN(const absl::optional<RecordInfoRow> again, ReadInfo(access, info));
     if (!again.has_value()) return absl::NotFoundError(absl::StrCat(Name(info), " does not exist"));
     return Corrupt(info, std::string(lost.message()));
   }
@@ -256,7 +251,7 @@ absl::Status RocksdbRecordStore::Read(const v1::RecordInfo& info, absl::Span<cha
 
 absl::Status RocksdbRecordStore::Check(const v1::RecordInfo& info) {
   RWKV_ASSIGN_OR_RETURN(const Database::Access access, database_->Read());
-  RWKV_ASSIGN_OR_RETURN(const absl::optional<InfoRow> row, ReadInfo(access, info));
+  RWKV_ASSIGN_OR_RETURN(const absl::optional<RecordInfoRow> row, ReadInfo(access, info));
   if (!row.has_value()) return absl::DataLossError(absl::StrCat(Name(info), " does not exist"));
   if (!row->Is(info)) {
     return absl::DataLossError(absl::StrCat(Name(info), " is ", Describe(row->bytes, row->crc32c), ", not ",
@@ -301,10 +296,10 @@ absl::Status RocksdbRecordStore::WriteWaiting() {
 }
 
 void RocksdbRecordStore::ForgetWaiting(const std::string& snapshot_id) {
-  const std::string prefix = Prefix(snapshot_id);
+  const std::string prefix = RecordPrefix(snapshot_id);
   int64_t bytes = 0;
   for (auto row = waiting_.lower_bound(prefix); row != waiting_.end() && absl::StartsWith(row->first, prefix);) {
-    bytes += static_cast<int64_t>(InfoRow::Decode(row->second)->bytes);
+    bytes += static_cast<int64_t>(Decode(row->second)->bytes);
     row = waiting_.erase(row);
   }
   CountBytes(-bytes);
@@ -322,11 +317,11 @@ absl::Status RocksdbRecordStore::Delete(const std::string& snapshot_id) {
   {
     const std::unique_ptr<rocksdb::Iterator> it(
         access.db().NewIterator(rocksdb::ReadOptions(), access.family(Family::kRecordInfos)));
-    const std::string prefix = Prefix(snapshot_id);
+    const std::string prefix = RecordPrefix(snapshot_id);
     for (it->Seek(prefix); it->Valid() && it->key().starts_with(prefix); it->Next()) {
       batch.Delete(access.family(Family::kRecordInfos), it->key());
       batch.Delete(access.family(Family::kRecords), it->key());
-      const absl::optional<InfoRow> row = InfoRow::Decode(it->value());
+      const absl::optional<RecordInfoRow> row = Decode(it->value());
       if (row.has_value()) bytes += static_cast<int64_t>(row->bytes);
     }
     RWKV_RETURN_IF_ERROR(FromRocksdbStatus(it->status(), absl::StrCat("records of snapshot ", snapshot_id)));
@@ -358,7 +353,7 @@ absl::Status RocksdbRecordStore::ForEach(absl::FunctionRef<void(const Stored&)> 
           }
           page.push_back({snapshot_id, absl::InfinitePast(), 0});
         }
-        const absl::optional<InfoRow> row = InfoRow::Decode(it->value());
+        const absl::optional<RecordInfoRow> row = Decode(it->value());
         if (!row.has_value()) continue;  // Reading it will say so; what has no time is old.
         page.back().newest_put = std::max(page.back().newest_put, row->put_time);
         page.back().bytes += row->bytes;

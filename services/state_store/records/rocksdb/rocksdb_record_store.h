@@ -14,6 +14,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -28,6 +29,7 @@
 #include "services/state_store/key_locks.h"
 #include "services/state_store/records/record_store.h"
 #include "services/state_store/records/rocksdb/record_files.h"
+#include "services/state_store/records/rocksdb/record_rows.h"
 #include "services/state_store/rocksdb/database.h"
 
 namespace rwkv::state_store {
@@ -37,10 +39,19 @@ class RocksdbRecordStore final : public RecordStore {
   // Records from here on are in files. Smaller ones share fsyncs better in the log of the database.
   static constexpr size_t kFileBytes = 128 << 10;
 
-  // Adds up what is there, which reads every record's info, and removes files that belong to none. All three outlive
-  // the store.
+  // What the catalog knows of snapshots that must be here. A row that was lost of a large record is found again by it,
+  // in the snapshot's file.
+  struct Committed {
+    // Null: of none.
+    std::function<absl::StatusOr<absl::optional<v1::SnapshotManifest>>(const std::string& snapshot_id)> find;
+    // Rows were lost, whose nobody knows. Else those files are looked at of which there is no row.
+    bool check_all = false;
+  };
+  // Adds up what is there, which reads every record's info, and removes files that belong to none. The first three
+  // outlive the store.
   static absl::StatusOr<std::unique_ptr<RocksdbRecordStore>> Create(Database* database, common::Clock* clock,
-                                                                    common::Metrics* metrics);
+                                                                    common::Metrics* metrics,
+                                                                    const Committed& committed);
   ~RocksdbRecordStore() override;  // MakeDurable(), so that a stop loses nothing.
 
   absl::Status Put(const v1::RecordInfo& info, absl::Span<const char> data) override {
@@ -55,14 +66,14 @@ class RocksdbRecordStore final : public RecordStore {
   int64_t bytes() const override { return bytes_.load(std::memory_order_relaxed); }
 
  private:
-  struct InfoRow;
-
   RocksdbRecordStore(Database* database, common::Clock* clock, common::Metrics* metrics);
 
-  absl::StatusOr<absl::optional<InfoRow>> ReadInfo(const Database::Access& access, const v1::RecordInfo& info)
+  absl::StatusOr<absl::optional<RecordInfoRow>> ReadInfo(const Database::Access& access, const v1::RecordInfo& info)
       ABSL_LOCKS_EXCLUDED(waiting_mu_);
+  // Writes rows of those records of it that have none, and are in its file.
+  absl::Status FindLostRows(const v1::SnapshotManifest& manifest);
   // kDataLoss: the record's file has been lost, or cut. A crash can undo the deletion of a row and not of the file.
-  absl::Status CheckFile(const v1::RecordInfo& info, const InfoRow& row) const;
+  absl::Status CheckFile(const v1::RecordInfo& info, const RecordInfoRow& row) const;
   // Appends to the snapshot's file. The rows wait.
   absl::Status PutInFile(absl::Span<const v1::RecordInfo> infos, absl::Span<const absl::Span<const char>> data)
       ABSL_LOCKS_EXCLUDED(waiting_mu_);
