@@ -123,6 +123,9 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(const Options& optio
     builder.AddChannelArgument(GRPC_ARG_TCP_READ_CHUNK_SIZE, 256 << 10);
     builder.AddChannelArgument(GRPC_ARG_TCP_MIN_READ_CHUNK_SIZE, 256 << 10);
     builder.AddChannelArgument(GRPC_ARG_TCP_MAX_READ_CHUNK_SIZE, 256 << 10);
+    // Threads that wait for calls of the synchronous API. By default two; those beyond end when their call does, and the
+    // next call of several at a time waits for a thread to be made.
+    builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::MAX_POLLERS, 8);
   }
   // Notices a client whose machine is gone, and accepts the pings of MakeChannel() (by default a server hangs up on
   // clients that ping more than every five minutes).

@@ -280,7 +280,8 @@ absl::Status WorkerImpl::Init(const Options& options, const Platform& platform) 
       engine_.get(), links_.get(), transfer_.get(),
       [addresses = options.state_store, to_store]() -> std::shared_ptr<state_store::RecordsClient> {
         if (addresses.empty()) return nullptr;
-        return state_store::NewRecordsClient(common::MakeChannels(addresses, to_store));
+        return state_store::NewRecordsClient(common::MakeChannels(addresses, to_store), /*home=*/{},
+                                             /*share_memory=*/true);
       },
       worker_metrics_.get(), &routers_, runner_options);
   service_ = std::make_unique<WorkerService>(description_, runner_.get(), &routers_);

@@ -168,7 +168,7 @@ class Store {
  public:
   explicit Store(const std::string& address)
       : catalog_(state_store::NewCatalogClient(common::MakeChannel(address))),
-        records_(state_store::NewRecordsClient(common::MakeChannel(address, Bulk()))),
+        records_(state_store::NewRecordsClient(common::MakeChannel(address, Bulk()), /*share_memory=*/true)),
         metrics_(*common::Metrics::Create("")),
         worker_metrics_(*metrics_),
         transfer_(worker::SnapshotTransfer::Options(), &worker_metrics_) {}

@@ -125,7 +125,9 @@ class RecordsClient {
 
 // Over gRPC. The channel (services/common/channel.h) may be shared; it connects on first use and again by itself.
 std::unique_ptr<CatalogClient> NewCatalogClient(std::shared_ptr<grpc::Channel> channel);
-std::unique_ptr<RecordsClient> NewRecordsClient(std::shared_ptr<grpc::Channel> channel);
+// `share_memory`: records go through memory that a store on this machine shares with us (shared_window.h), up to 64 MiB
+// of it; whether a store can is found by trying, once.
+std::unique_ptr<RecordsClient> NewRecordsClient(std::shared_ptr<grpc::Channel> channel, bool share_memory = false);
 
 // Of several stores that serve the same sessions (at least one). A client begins with `home` (unset: any), goes to
 // another when that one cannot be reached or says nothing for 5 s, and comes back when it answers again. What is
@@ -133,7 +135,8 @@ std::unique_ptr<RecordsClient> NewRecordsClient(std::shared_ptr<grpc::Channel> c
 // a store with a connection; when it fails, the caller's next call goes to another store.
 using Channels = std::vector<std::shared_ptr<grpc::Channel>>;
 std::unique_ptr<CatalogClient> NewCatalogClient(Channels channels, absl::optional<size_t> home = absl::nullopt);
-std::unique_ptr<RecordsClient> NewRecordsClient(Channels channels, absl::optional<size_t> home = absl::nullopt);
+std::unique_ptr<RecordsClient> NewRecordsClient(Channels channels, absl::optional<size_t> home = absl::nullopt,
+                                                bool share_memory = false);
 
 // What each says of itself, all asked at once.
 std::vector<absl::StatusOr<v1::StateCatalogDescribeResponse>> DescribeStores(const Channels& channels,

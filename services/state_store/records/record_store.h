@@ -41,7 +41,16 @@ class RecordStore {
   // Fills the first info.bytes() of `to`; anything may be in the rest, and after an error in all of it. kNotFound: no
   // such record. kDataLoss: what is stored differs from `info`, or is corrupt.
   virtual absl::Status Read(const v1::RecordInfo& info, absl::Span<char> to) = 0;
-  // The same, in a string.
+  // Several records of one snapshot, with a place for each. Best are places that follow each other, each of whole blocks
+  // (record_memory.h).
+  virtual absl::Status ReadAll(absl::Span<const v1::RecordInfo> infos, absl::Span<const absl::Span<char>> to) {
+    for (size_t i = 0; i < infos.size(); ++i) {
+      const absl::Status status = Read(infos[i], to[i]);
+      if (!status.ok()) return status;
+    }
+    return absl::OkStatus();
+  }
+  // The same of one, in a string.
   absl::StatusOr<std::string> Get(const v1::RecordInfo& info) {
     std::string data(info.bytes(), '\0');
     const absl::Status status = Read(info, absl::MakeSpan(data));

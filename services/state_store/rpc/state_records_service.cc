@@ -37,6 +37,23 @@ bool Parse(grpc::ByteBuffer* from, Message* message) {
 
 std::string Name(const v1::RecordInfo& info) { return absl::StrCat("record ", info.snapshot_id(), "/", info.layer()); }
 
+// Places for records that follow each other, of whole blocks.
+struct Places {
+  explicit Places(absl::Span<const v1::RecordInfo> infos) {
+    size_t bytes = 0;
+    for (const v1::RecordInfo& info : infos) bytes += WholeBlocks(info.bytes());
+    memory = NewRecordMemory(bytes);  // A claim alone takes up none of it.
+    char* begin = memory.get();
+    for (const v1::RecordInfo& info : infos) {
+      places.emplace_back(begin, WholeBlocks(info.bytes()));
+      begin += places.back().size();
+    }
+  }
+
+  std::shared_ptr<char> memory;
+  std::vector<absl::Span<char>> places;
+};
+
 int64_t BytesOf(absl::Span<const v1::RecordInfo> infos) {
   int64_t bytes = 0;
   for (const v1::RecordInfo& info : infos) bytes += static_cast<int64_t>(info.bytes());
@@ -97,22 +114,19 @@ grpc::Status StateRecordsService::PutRecords(grpc::ServerContext* context,
     }
     RWKV_RETURN_IF_ERROR(ValidateRecordInfos(request.infos()));
     const std::vector<v1::RecordInfo> infos(request.infos().records().begin(), request.infos().records().end());
-    return Receive(infos, context, reader);
+    return request.has_shared() ? ReceiveShared(infos, request.shared()) : Receive(infos, context, reader);
   });
 }
 
 absl::Status StateRecordsService::Receive(Infos infos, grpc::ServerContext* context,
                                           grpc::ServerReader<grpc::ByteBuffer>* reader) {
   RWKV_ASSIGN_OR_RETURN(const ByteBudget::Share share, budget_.Take(BytesOf(infos), Name(infos[0])));
-  size_t room = 0;
-  for (const v1::RecordInfo& info : infos) room += WholeBlocks(info.bytes());
-  // A claim alone takes up none of it.
-  const RecordMemory memory = NewRecordMemory(room);
+  const Places room(infos);
   std::vector<absl::Span<const char>> records;
-  char* begin = memory.get();  // Of the record that is coming.
-  size_t came = 0;             // Of it.
+  size_t came = 0;  // Of the record that is coming.
   const auto add = [&](absl::Span<const char> piece) {
-    std::memcpy(begin + came, piece.data(), piece.size());
+    if (piece.empty()) return;  // There may be no record that it could be of.
+    std::memcpy(room.places[records.size()].data() + came, piece.data(), piece.size());
     came += piece.size();
   };
   grpc::ByteBuffer message;
@@ -139,8 +153,7 @@ absl::Status StateRecordsService::Receive(Infos infos, grpc::ServerContext* cont
       add(request.data());
     }
     if (all_came || came < info.bytes()) continue;
-    records.emplace_back(begin, came);
-    begin += WholeBlocks(came);
+    records.push_back(room.places[records.size()].first(came));
     came = 0;
   }
   // Reading also ends when the caller is gone; then what came is a part at best.
@@ -149,6 +162,24 @@ absl::Status StateRecordsService::Receive(Infos infos, grpc::ServerContext* cont
     const v1::RecordInfo& info = infos[records.size()];
     return absl::DataLossError(
         absl::StrCat(Name(info), ": ", came, " bytes of the ", info.bytes(), " of its info came"));
+  }
+  return records_->PutAll(infos, records);
+}
+
+absl::Status StateRecordsService::ReceiveShared(Infos infos, const v1::SharedPlace& place) {
+  const absl::StatusOr<SharedFile> file = SharedFile::Open(place.name());
+  if (!file.ok()) {
+    return common::WithErrorInfo(absl::FailedPreconditionError(file.status().message()), "NO_SHARED_MEMORY");
+  }
+  RWKV_ASSIGN_OR_RETURN(const ByteBudget::Share share, budget_.Take(BytesOf(infos), Name(infos[0])));
+  const Places room(infos);
+  std::vector<absl::Span<const char>> records;
+  uint64_t at = 0;
+  for (size_t i = 0; i < infos.size(); ++i) {
+    const absl::Span<char> record = room.places[i].first(infos[i].bytes());
+    RWKV_RETURN_IF_ERROR(file->Read(at, record));
+    at += record.size();
+    records.push_back(record);
   }
   return records_->PutAll(infos, records);
 }
@@ -166,26 +197,46 @@ grpc::Status StateRecordsService::GetRecords(const v1::GetRecordsRequest& reques
   return metrics_.Answer(kGetRecords, [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(ValidateRecordInfos(request.infos()));
     const std::vector<v1::RecordInfo> infos(request.infos().records().begin(), request.infos().records().end());
+    if (request.has_shared()) {
+      const absl::StatusOr<SharedFile> file = SharedFile::Open(request.shared().name());
+      if (file.ok()) return SendShared(infos, *file, writer);
+    }
     return Send(infos, writer);
   });
 }
 
 absl::Status StateRecordsService::Send(Infos infos, grpc::ServerWriter<grpc::ByteBuffer>* writer) {
   RWKV_ASSIGN_OR_RETURN(const ByteBudget::Share share, budget_.Take(BytesOf(infos), Name(infos[0])));
-  for (const v1::RecordInfo& info : infos) {
-    const size_t blocks = WholeBlocks(info.bytes());
-    const std::shared_ptr<char> memory = NewRecordMemory(blocks);
-    RWKV_RETURN_IF_ERROR(records_->Read(info, absl::MakeSpan(memory.get(), blocks)));
-    absl::Span<const char> left = absl::MakeConstSpan(memory.get(), info.bytes());
+  const Places records(infos);
+  RWKV_RETURN_IF_ERROR(records_->ReadAll(infos, records.places));
+  for (size_t i = 0; i < infos.size(); ++i) {
+    absl::Span<const char> left = records.places[i].first(infos[i].bytes());
     do {
       const absl::Span<const char> piece = left.first(std::min(left.size(), kMaxPieceBytes));
       left.remove_prefix(piece.size());
-      if (!writer->Write(WireMessage(v1::GetRecordResponse::kDataFieldNumber, piece, memory))) {
-        return absl::CancelledError(absl::StrCat(Name(info), ": the caller has gone"));
+      if (!writer->Write(WireMessage(v1::GetRecordResponse::kDataFieldNumber, piece, records.memory))) {
+        return absl::CancelledError(absl::StrCat(Name(infos[i]), ": the caller has gone"));
       }
     } while (!left.empty());
   }
   return absl::OkStatus();
+}
+
+absl::Status StateRecordsService::SendShared(Infos infos, const SharedFile& file,
+                                             grpc::ServerWriter<grpc::ByteBuffer>* writer) {
+  RWKV_ASSIGN_OR_RETURN(const ByteBudget::Share share, budget_.Take(BytesOf(infos), Name(infos[0])));
+  const Places records(infos);
+  RWKV_RETURN_IF_ERROR(records_->ReadAll(infos, records.places));
+  uint64_t at = 0;
+  for (size_t i = 0; i < infos.size(); ++i) {
+    RWKV_RETURN_IF_ERROR(file.Write(at, records.places[i].first(infos[i].bytes())));
+    at += infos[i].bytes();
+  }
+  v1::GetRecordsResponse response;
+  response.set_shared(true);
+  const grpc::Slice message(response.SerializeAsString());
+  if (writer->Write(grpc::ByteBuffer(&message, 1))) return absl::OkStatus();
+  return absl::CancelledError(absl::StrCat(Name(infos[0]), ": the caller has gone"));
 }
 
 }  // namespace rwkv::state_store

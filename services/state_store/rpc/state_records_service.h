@@ -10,6 +10,7 @@
 #include "grpcpp/support/sync_stream.h"
 #include "rwkv/v1/state_store.pb.h"
 #include "services/common/metrics.h"
+#include "services/state_store/client/shared_window.h"
 #include "services/state_store/records/record_store.h"
 #include "services/state_store/rpc/byte_budget.h"
 #include "services/state_store/rpc/rpc_metrics.h"
@@ -40,6 +41,9 @@ class StateRecordsService final : public grpc::Service {
   // The messages with data, and the putting of them.
   absl::Status Receive(Infos infos, grpc::ServerContext* context, grpc::ServerReader<grpc::ByteBuffer>* reader);
   absl::Status Send(Infos infos, grpc::ServerWriter<grpc::ByteBuffer>* writer);
+  // The same through memory that the client shares with us.
+  absl::Status ReceiveShared(Infos infos, const v1::SharedPlace& place);
+  absl::Status SendShared(Infos infos, const SharedFile& file, grpc::ServerWriter<grpc::ByteBuffer>* writer);
 
   RecordStore* const records_;
   ByteBudget budget_;

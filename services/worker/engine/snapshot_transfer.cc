@@ -21,6 +21,9 @@ struct Run {
 template <typename T>
 std::vector<Run> Runs(absl::Span<const absl::Span<T>> records, size_t bytes) {
   std::vector<Run> runs;
+  size_t all = 0;
+  for (const absl::Span<T> record : records) all += record.size();
+  bytes = std::min(bytes, std::max(all / SnapshotTransfer::kCalls, SnapshotTransfer::kMinCallBytes));
   size_t room = 0;
   for (size_t i = 0; i < records.size(); ++i) {
     if (runs.empty() || records[i].size() > room) {

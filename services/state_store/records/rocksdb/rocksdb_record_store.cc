@@ -16,6 +16,7 @@
 #include "rocksdb/write_batch.h"
 #include "services/common/logging.h"
 #include "services/state_store/client/crc32c.h"
+#include "services/state_store/records/record_memory.h"
 #include "services/state_store/records/rocksdb/record_rows.h"
 #include "services/state_store/records/rocksdb/record_search.h"
 #include "services/state_store/rocksdb/rocksdb_status.h"
@@ -238,14 +239,45 @@ absl::Status RocksdbRecordStore::Load(const v1::RecordInfo& info, absl::Span<cha
   return FromRocksdbStatus(status, Name(info));
 }
 
-absl::Status RocksdbRecordStore::Read(const v1::RecordInfo& info, absl::Span<char> to) {
-  RWKV_RETURN_IF_ERROR(Load(info, to));
-  to = to.first(info.bytes());
-  if (const uint32_t crc32c = Crc32c(to); crc32c != info.crc32c()) {
-    return Corrupt(info, absl::StrCat("stored are ", Describe(to.size(), crc32c), ", want ",
-                                      Describe(info.bytes(), info.crc32c())));
+absl::StatusOr<size_t> RocksdbRecordStore::LoadTogether(absl::Span<const v1::RecordInfo> infos,
+                                                        absl::Span<const absl::Span<char>> to) {
+  RWKV_ASSIGN_OR_RETURN(const Database::Access access, database_->Read());
+  size_t count = 0;
+  uint64_t begin = 0, bytes = 0;  // In the file, of all of them.
+  for (; count < infos.size() && to[count].size() >= infos[count].bytes(); ++count) {
+    RWKV_ASSIGN_OR_RETURN(const absl::optional<RecordInfoRow> row, ReadInfo(access, infos[count]));
+    if (!row.has_value() || !row->Is(infos[count]) || !row->offset.has_value()) break;
+    if (count == 0) begin = *row->offset;
+    const uint64_t at = WholeBlocks(bytes);
+    if (*row->offset != begin + at || to[count].data() != to[0].data() + at) break;
+    bytes = at + row->bytes;
   }
-  read_bytes_total_.Increment(static_cast<double>(to.size()));
+  if (count < 2) return 0;
+  const absl::Span<char> last = to[count - 1];
+  const absl::Span<char> room(to[0].data(), last.data() + last.size() - to[0].data());
+  // Which of them is lost is found by reading each.
+  return files_->Read(infos[0].snapshot_id(), begin, bytes, room).ok() ? count : 0;
+}
+
+absl::Status RocksdbRecordStore::ReadAll(absl::Span<const v1::RecordInfo> infos,
+                                         absl::Span<const absl::Span<char>> to) {
+  for (size_t i = 0, loaded = 0; i < infos.size(); ++i) {
+    const v1::RecordInfo& info = infos[i];
+    if (loaded == 0) {
+      RWKV_ASSIGN_OR_RETURN(loaded, LoadTogether(infos.subspan(i), to.subspan(i)));
+    }
+    if (loaded == 0) {
+      RWKV_RETURN_IF_ERROR(Load(info, to[i]));
+    } else {
+      --loaded;
+    }
+    const absl::Span<const char> data = to[i].first(info.bytes());
+    if (const uint32_t crc32c = Crc32c(data); crc32c != info.crc32c()) {
+      return Corrupt(info, absl::StrCat("stored are ", Describe(data.size(), crc32c), ", want ",
+                                        Describe(info.bytes(), info.crc32c())));
+    }
+    read_bytes_total_.Increment(static_cast<double>(data.size()));
+  }
   return absl::OkStatus();
 }
 

@@ -58,7 +58,8 @@ class RocksdbRecordStore final : public RecordStore {
     return PutAll({&info, 1}, {&data, 1});
   }
   absl::Status PutAll(absl::Span<const v1::RecordInfo> infos, absl::Span<const absl::Span<const char>> data) override;
-  absl::Status Read(const v1::RecordInfo& info, absl::Span<char> to) override;
+  absl::Status Read(const v1::RecordInfo& info, absl::Span<char> to) override { return ReadAll({&info, 1}, {&to, 1}); }
+  absl::Status ReadAll(absl::Span<const v1::RecordInfo> infos, absl::Span<const absl::Span<char>> to) override;
   absl::Status Check(const v1::RecordInfo& info) override;
   absl::Status MakeDurable() override;
   absl::Status Delete(const std::string& snapshot_id) override;
@@ -88,6 +89,9 @@ class RocksdbRecordStore final : public RecordStore {
 
   // The record's bytes, unchecked.
   absl::Status Load(const v1::RecordInfo& info, absl::Span<char> to);
+  // The bytes of the first few, unchecked, if they follow each other in the file and in memory, in one read. Returns of
+  // how many; 0: Load() them.
+  absl::StatusOr<size_t> LoadTogether(absl::Span<const v1::RecordInfo> infos, absl::Span<const absl::Span<char>> to);
 
   Database* const database_;
   std::unique_ptr<RecordFiles> files_;
