@@ -9,6 +9,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "services/router/scheduler/scheduler.h"
+#include "services/router/scheduler/scheduler_testing.h"
 
 namespace rwkv::router {
 namespace {
@@ -17,27 +18,11 @@ using ::testing::IsEmpty;
 using ::testing::SizeIs;
 using FeedKind = Scheduler::FeedKind;
 
-Scheduler::Options Options(int stages, int slots, int rows) {
-  Scheduler::Options options;
-  options.stages = stages;
-  options.slots = slots;
-  options.max_batch_rows = rows;
-  return options;
-}
-
-std::vector<StepCommand> Steps(const std::vector<Command>& commands) {
-  std::vector<StepCommand> steps;
-  for (const Command& command : commands) {
-    if (const auto* step = std::get_if<StepCommand>(&command)) steps.push_back(*step);
-  }
-  return steps;
-}
-
 // Plans `rounds` times, every step coming back at once. Rows by sequence.
 std::map<SequenceId, int> Serve(Scheduler& scheduler, int rounds) {
   std::map<SequenceId, int> rows;
   for (int i = 0; i < rounds; ++i) {
-    for (const StepCommand& step : Steps(scheduler.Plan())) {
+    for (const StepCommand& step : Of<StepCommand>(scheduler.Plan())) {
       for (const StepCommand::Entry& entry : step.entries) rows[entry.sequence] += entry.tokens;
       scheduler.OnStepDone(step.step_id);
     }
@@ -52,14 +37,14 @@ void Attach(Scheduler& scheduler, SequenceId id, absl::string_view tenant = "", 
 }
 
 TEST(SchedulerSequencesTest, OneThatWaitsForASlotIsNotAttachedWhateverIsSaid) {
-  Scheduler scheduler(Options(1, 1, 8));
+  Scheduler scheduler(SchedulerOptions(1, 1, 8));
   ASSERT_TRUE(scheduler.Admit(1, 0));
   scheduler.OnAttached(1);
   EXPECT_FALSE(scheduler.Save(1).has_value());
 }
 
 TEST(SchedulerSequencesTest, NothingIsAskedOfOneThatIsNotAttached) {
-  Scheduler scheduler(Options(1, 1, 8));
+  Scheduler scheduler(SchedulerOptions(1, 1, 8));
   ASSERT_TRUE(scheduler.Admit(1, 0));
   scheduler.Plan();
   scheduler.GoOn(1, 10);
@@ -74,7 +59,7 @@ TEST(SchedulerSequencesTest, NothingIsAskedOfOneThatIsNotAttached) {
 }
 
 TEST(SchedulerSequencesTest, OfTwoWarmSlotsOfABranchTheFurtherOneIsFound) {
-  Scheduler scheduler(Options(1, 2, 16));
+  Scheduler scheduler(SchedulerOptions(1, 2, 16));
   const int tokens[] = {9, 4};
   for (SequenceId id = 1; id <= 2; ++id) {
     Attach(scheduler, id);
@@ -91,10 +76,10 @@ TEST(SchedulerSequencesTest, OfTwoWarmSlotsOfABranchTheFurtherOneIsFound) {
 }
 
 TEST(SchedulerSequencesTest, WhoWaitsForTokensIsNoDecoderOfTheBatch) {
-  Scheduler scheduler(Options(1, 6, 16));
+  Scheduler scheduler(SchedulerOptions(1, 6, 16));
   for (SequenceId id = 1; id <= 6; ++id) Attach(scheduler, id);
   for (SequenceId id = 1; id <= 2; ++id) scheduler.Feed(id, 1, FeedKind::kDecode);
-  const std::vector<StepCommand> steps = Steps(scheduler.Plan());
+  const std::vector<StepCommand> steps = Of<StepCommand>(scheduler.Plan());
   ASSERT_THAT(steps, SizeIs(2));
   EXPECT_THAT(steps[0].entries, SizeIs(1));
 }
@@ -103,7 +88,7 @@ TEST(SchedulerSequencesTest, WhoWaitsForTokensIsNoDecoderOfTheBatch) {
 // others, but where that tenant stood.
 TEST(SchedulerSequencesTest, WorkThatLeavesWithItsSequenceIsNobodys) {
   for (const bool retires : {false, true}) {
-    Scheduler scheduler(Options(1, 4, 1));
+    Scheduler scheduler(SchedulerOptions(1, 4, 1));
     Attach(scheduler, 1, "gone");
     Attach(scheduler, 2, "busy");
     scheduler.Feed(1, 100, FeedKind::kPrefill);
@@ -123,7 +108,7 @@ TEST(SchedulerSequencesTest, WorkThatLeavesWithItsSequenceIsNobodys) {
 }
 
 TEST(SchedulerSequencesTest, RowsAreSharedByWeightAlsoInWarmSlots) {
-  Scheduler scheduler(Options(1, 2, 1));
+  Scheduler scheduler(SchedulerOptions(1, 2, 1));
   Attach(scheduler, 1, "heavy", 3);
   Attach(scheduler, 2, "light", 1);
   scheduler.Feed(1, 1000, FeedKind::kPrefill);

@@ -10,6 +10,7 @@
 #include "absl/types/optional.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "services/router/scheduler/scheduler_testing.h"
 
 namespace rwkv::router {
 namespace {
@@ -19,23 +20,6 @@ using ::testing::IsEmpty;
 using ::testing::Le;
 using ::testing::SizeIs;
 using FeedKind = Scheduler::FeedKind;
-
-template <typename T>
-std::vector<T> Of(const std::vector<Command>& commands) {
-  std::vector<T> found;
-  for (const Command& command : commands) {
-    if (const T* one = std::get_if<T>(&command)) found.push_back(*one);
-  }
-  return found;
-}
-
-Scheduler::Options Options(int stages, int slots, int rows) {
-  Scheduler::Options options;
-  options.stages = stages;
-  options.slots = slots;
-  options.max_batch_rows = rows;
-  return options;
-}
 
 // Admits, attaches and feeds; the steps that this starts are returned.
 std::vector<StepCommand> Start(Scheduler& scheduler, SequenceId id, int tokens, FeedKind kind = FeedKind::kPrefill) {
@@ -52,7 +36,7 @@ int Rows(const StepCommand& step) {
 }
 
 TEST(SchedulerTest, NothingRunsBeforeEveryStageHasAttached) {
-  Scheduler scheduler(Options(2, 4, 128));
+  Scheduler scheduler(SchedulerOptions(2, 4, 128));
   ASSERT_TRUE(scheduler.Admit(1, 7));
   scheduler.Feed(1, 10, FeedKind::kPrefill);
   const std::vector<Command> commands = scheduler.Plan();
@@ -72,7 +56,7 @@ TEST(SchedulerTest, NothingRunsBeforeEveryStageHasAttached) {
 }
 
 TEST(SchedulerTest, ChunksOfOnePromptFillThePipelineWithoutWaiting) {
-  Scheduler scheduler(Options(2, 4, 100));
+  Scheduler scheduler(SchedulerOptions(2, 4, 100));
   const std::vector<StepCommand> steps = Start(scheduler, 1, 350);
   ASSERT_THAT(steps, SizeIs(3));
   for (int i = 0; i < 3; ++i) {
@@ -90,7 +74,7 @@ TEST(SchedulerTest, ChunksOfOnePromptFillThePipelineWithoutWaiting) {
 }
 
 TEST(SchedulerTest, APromptThatFitsOneStepIsCutToFillAllStages) {
-  Scheduler scheduler(Options(2, 4, 128));
+  Scheduler scheduler(SchedulerOptions(2, 4, 128));
   const std::vector<StepCommand> steps = Start(scheduler, 1, 120);
   ASSERT_THAT(steps, SizeIs(3));
   EXPECT_THAT(Rows(steps[0]), 40);
@@ -98,7 +82,7 @@ TEST(SchedulerTest, APromptThatFitsOneStepIsCutToFillAllStages) {
 }
 
 TEST(SchedulerTest, DecodersSpreadOverAllMicrobatches) {
-  Scheduler scheduler(Options(2, 32, 128));
+  Scheduler scheduler(SchedulerOptions(2, 32, 128));
   for (SequenceId id = 1; id <= 32; ++id) {
     ASSERT_TRUE(scheduler.Admit(id, 0));
   }
@@ -115,7 +99,7 @@ TEST(SchedulerTest, DecodersSpreadOverAllMicrobatches) {
 }
 
 TEST(SchedulerTest, PrefillFillsTheRowsThatDecodeLeaves) {
-  Scheduler scheduler(Options(1, 4, 64));
+  Scheduler scheduler(SchedulerOptions(1, 4, 64));
   Start(scheduler, 1, 1, FeedKind::kDecode);
   scheduler.OnStepDone(1);
   ASSERT_TRUE(scheduler.Admit(2, 0));
@@ -134,7 +118,7 @@ TEST(SchedulerTest, PrefillFillsTheRowsThatDecodeLeaves) {
 TEST(SchedulerTest, DecodeLeavesRowsToPrefill) {
   for (const int rows : {1, 2, 8, 16}) {
     SCOPED_TRACE(absl::StrCat("rows ", rows));
-    Scheduler scheduler(Options(1, 64, rows));
+    Scheduler scheduler(SchedulerOptions(1, 64, rows));
     for (SequenceId id = 1; id <= 40; ++id) ASSERT_TRUE(scheduler.Admit(id, 0));
     scheduler.Plan();
     for (SequenceId id = 1; id <= 40; ++id) {
@@ -153,7 +137,7 @@ TEST(SchedulerTest, DecodeLeavesRowsToPrefill) {
 }
 
 TEST(SchedulerTest, AShortPromptOvertakesALongOneAndTheLongOneIsNotStarved) {
-  Scheduler scheduler(Options(1, 4, 10));
+  Scheduler scheduler(SchedulerOptions(1, 4, 10));
   Start(scheduler, 1, 100000);
   ASSERT_TRUE(scheduler.Admit(2, 0));
   scheduler.Plan();
@@ -175,7 +159,7 @@ TEST(SchedulerTest, AShortPromptOvertakesALongOneAndTheLongOneIsNotStarved) {
 }
 
 TEST(SchedulerTest, CancelReleasesTheSlotInTheNextPlan) {
-  Scheduler scheduler(Options(1, 1, 8));
+  Scheduler scheduler(SchedulerOptions(1, 1, 8));
   Start(scheduler, 1, 100);
   ASSERT_TRUE(scheduler.Admit(2, 5));
   EXPECT_THAT(scheduler.Plan(), IsEmpty());
@@ -188,7 +172,7 @@ TEST(SchedulerTest, CancelReleasesTheSlotInTheNextPlan) {
 }
 
 TEST(SchedulerTest, CancelOfOneThatWaitsLeavesTheQueue) {
-  Scheduler scheduler(Options(1, 1, 8));
+  Scheduler scheduler(SchedulerOptions(1, 1, 8));
   Start(scheduler, 1, 1);
   ASSERT_TRUE(scheduler.Admit(2, 0));
   ASSERT_TRUE(scheduler.Admit(3, 0));
@@ -200,7 +184,7 @@ TEST(SchedulerTest, CancelOfOneThatWaitsLeavesTheQueue) {
 }
 
 TEST(SchedulerTest, EventsOfUnknownSequencesAreIgnored) {
-  Scheduler scheduler(Options(1, 1, 8));
+  Scheduler scheduler(SchedulerOptions(1, 1, 8));
   scheduler.OnAttached(9);
   scheduler.Feed(9, 1, FeedKind::kPrefill);
   scheduler.Cancel(9);
@@ -212,7 +196,7 @@ TEST(SchedulerTest, EventsOfUnknownSequencesAreIgnored) {
 }
 
 TEST(SchedulerTest, AFinishedSessionGoesOnInItsWarmSlot) {
-  Scheduler scheduler(Options(1, 2, 8));
+  Scheduler scheduler(SchedulerOptions(1, 2, 8));
   Start(scheduler, 1, 8);
   scheduler.OnStepDone(1);
   EXPECT_EQ(scheduler.Retire(1, "session", "branch"), 8u);
@@ -234,7 +218,7 @@ TEST(SchedulerTest, AFinishedSessionGoesOnInItsWarmSlot) {
 }
 
 TEST(SchedulerTest, TheLeastRecentlyUsedWarmSlotIsEvictedFirst) {
-  Scheduler scheduler(Options(1, 2, 8));
+  Scheduler scheduler(SchedulerOptions(1, 2, 8));
   for (SequenceId id = 1; id <= 2; ++id) {
     Start(scheduler, id, 1);
     scheduler.OnStepDone(id);
@@ -251,7 +235,7 @@ TEST(SchedulerTest, TheLeastRecentlyUsedWarmSlotIsEvictedFirst) {
 }
 
 TEST(SchedulerTest, DropWarmFreesEverySlotOfTheSession) {
-  Scheduler scheduler(Options(1, 2, 8));
+  Scheduler scheduler(SchedulerOptions(1, 2, 8));
   Start(scheduler, 1, 1);
   scheduler.OnStepDone(1);
   scheduler.Retire(1, "a", "x");
@@ -263,7 +247,7 @@ TEST(SchedulerTest, DropWarmFreesEverySlotOfTheSession) {
 }
 
 TEST(SchedulerTest, SaveStandsBehindTheStepsBeforeIt) {
-  Scheduler scheduler(Options(1, 2, 8));
+  Scheduler scheduler(SchedulerOptions(1, 2, 8));
   EXPECT_THAT(Start(scheduler, 1, 20), SizeIs(2));
   EXPECT_EQ(scheduler.Save(1), 16u);  // Two steps of 8 are out.
   scheduler.OnStepDone(1);
@@ -274,7 +258,7 @@ TEST(SchedulerTest, SaveStandsBehindTheStepsBeforeIt) {
 }
 
 TEST(SchedulerTest, RetireDropsWhatWasNotPlanned) {
-  Scheduler scheduler(Options(1, 2, 8));
+  Scheduler scheduler(SchedulerOptions(1, 2, 8));
   Start(scheduler, 1, 100);
   EXPECT_EQ(scheduler.Retire(1, "a", "x"), 16u);
   scheduler.OnStepDone(1);
@@ -282,7 +266,7 @@ TEST(SchedulerTest, RetireDropsWhatWasNotPlanned) {
 }
 
 TEST(SchedulerTest, SlotsGoToThoseThatWaitInTurn) {
-  Scheduler scheduler(Options(1, 1, 8));
+  Scheduler scheduler(SchedulerOptions(1, 1, 8));
   for (SequenceId id = 1; id <= 4; ++id) ASSERT_TRUE(scheduler.Admit(id, 0));
   std::vector<SequenceId> attached;
   for (SequenceId id = 1; id <= 4; ++id) {
@@ -294,7 +278,7 @@ TEST(SchedulerTest, SlotsGoToThoseThatWaitInTurn) {
 
 TEST(SchedulerTest, WhoHasWaitedLongestDecodesFirst) {
   // Two rows and six that decode: each waits for two others, whatever their order of admission.
-  Scheduler scheduler(Options(1, 8, 2));
+  Scheduler scheduler(SchedulerOptions(1, 8, 2));
   for (SequenceId id = 1; id <= 6; ++id) ASSERT_TRUE(scheduler.Admit(id, 0));
   scheduler.Plan();
   for (SequenceId id = 1; id <= 6; ++id) scheduler.OnAttached(id);
@@ -316,7 +300,7 @@ TEST(SchedulerTest, WhoHasWaitedLongestDecodesFirst) {
 }
 
 TEST(SchedulerTest, ShortPromptsWithoutEndDoNotStarveALongOne) {
-  Scheduler scheduler(Options(1, 16, 32));
+  Scheduler scheduler(SchedulerOptions(1, 16, 32));
   Start(scheduler, 1, 1000);
   SequenceId next = 2;
   int64_t left = 1000 - 64;
@@ -338,7 +322,7 @@ TEST(SchedulerTest, ShortPromptsWithoutEndDoNotStarveALongOne) {
 }
 
 TEST(SchedulerTest, UnfeedDropsWhatWasNotPlanned) {
-  Scheduler scheduler(Options(1, 2, 32));
+  Scheduler scheduler(SchedulerOptions(1, 2, 32));
   const std::vector<StepCommand> steps = Start(scheduler, 1, 200);
   ASSERT_THAT(steps, SizeIs(2));
   scheduler.Unfeed(1);
@@ -349,7 +333,7 @@ TEST(SchedulerTest, UnfeedDropsWhatWasNotPlanned) {
 }
 
 TEST(SchedulerTest, WhoGoesOnByItselfIsWhereItWasSaidToBe) {
-  Scheduler scheduler(Options(1, 2, 32));
+  Scheduler scheduler(SchedulerOptions(1, 2, 32));
   Start(scheduler, 1, 10);
   scheduler.GoOn(1, 50);
   scheduler.Halt(1);
@@ -373,7 +357,7 @@ TEST(SchedulerTest, WhoGoesOnByItselfIsWhereItWasSaidToBe) {
 }
 
 TEST(SchedulerTest, AdmissionIsBounded) {
-  Scheduler::Options options = Options(1, 2, 8);
+  Scheduler::Options options = SchedulerOptions(1, 2, 8);
   options.max_sequences = 3;
   Scheduler scheduler(options);
   EXPECT_TRUE(scheduler.Admit(1, 0));
@@ -388,7 +372,7 @@ TEST(SchedulerTest, AdmissionIsBounded) {
 // Tokens between two of the first tenant's, in steps, while the second has so many sequences: the 99th percentile.
 int TokenGap(int quiet, int flood, int rows, bool fair, int* flood_tokens = nullptr) {
   constexpr int kStages = 2;
-  Scheduler scheduler(Options(kStages, quiet + flood, rows));
+  Scheduler scheduler(SchedulerOptions(kStages, quiet + flood, rows));
   for (int id = 1; id <= quiet + flood; ++id) {
     EXPECT_TRUE(scheduler.Admit(id, 0, !fair ? "" : id <= quiet ? "quiet" : "flood"));
   }
@@ -427,7 +411,7 @@ TEST(SchedulerTest, AFloodDoesNotMoveTheTokensOfAnotherTenant) {
 }
 
 TEST(SchedulerTest, ALongPromptOfOneTenantDoesNotHoldUpAnothers) {
-  Scheduler scheduler(Options(1, 4, 64));
+  Scheduler scheduler(SchedulerOptions(1, 4, 64));
   ASSERT_TRUE(scheduler.Admit(1, 0, "long"));
   ASSERT_TRUE(scheduler.Admit(2, 0, "long"));
   ASSERT_TRUE(scheduler.Admit(3, 0, "short"));
