@@ -25,7 +25,8 @@ TurnManager::Driver::Driver(const Options& options, Fleet::Options fleet_options
       fleet_(WithAnnouncement(std::move(fleet_options)), std::move(workers), this),
       committer_(1, 4),
       // Every started turn has at most one job at a time, and each of its snapshots one.
-      executor_(options.executor_threads, 4 * options.max_running + 64) {
+      executor_(options.executor_threads, 4 * options.max_running + 64),
+      snapshots_(options.executor_threads, 4 * options.max_running + 64) {
   EventLoop::Options loop_options;
   loop_options.max_requests = options.max_running + options.max_waiting + 64;
   loop_options.tick = options.tick;
@@ -56,6 +57,7 @@ void TurnManager::Driver::Stop() {
   loop_->Post([this] { core_.Stop(); });
   executor_.Stop();
   committer_.Stop();
+  snapshots_.Stop();
   fleet_.Stop();
   loop_->Stop();
 }
@@ -82,7 +84,15 @@ void TurnManager::Driver::Cancel(CallId call) {
 }
 
 bool TurnManager::Driver::Run(Queue queue, std::function<void()> work) {
-  return (queue == Queue::kCommit ? committer_ : executor_).TryRun(std::move(work));
+  switch (queue) {
+    case Queue::kStore:
+      return executor_.TryRun(std::move(work));
+    case Queue::kCommit:
+      return committer_.TryRun(std::move(work));
+    case Queue::kSnapshot:
+      return snapshots_.TryRun(std::move(work));
+  }
+  return false;
 }
 
 void TurnManager::Driver::SetServing(bool serving) {

@@ -101,6 +101,7 @@ class TurnManager::Driver final : public Fleet::Listener, private World {
   Fleet fleet_;
   common::Executor committer_;  // One commit at a time.
   common::Executor executor_;
+  common::Executor snapshots_;
 };
 
 }  // namespace rwkv::router

@@ -292,5 +292,21 @@ TEST(DurabilityTest, ASaveThatIsNeverAnsweredIsGivenUp) {
   EXPECT_THAT(state, StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("snapshot")));
 }
 
+// Where records are may not answer for a while: whoever waits for that is nobody that turns wait behind.
+TEST(DurabilityTest, SnapshotsThatWaitForTheStoreKeepNoTurnWaiting) {
+  TurnManager::Options options;
+  options.executor_threads = 1;
+  FakeCluster cluster({}, options);
+  cluster.store().HoldCommits(true);
+  for (const char* const session : {"s", "t", "u"}) {
+    cluster.CreateSession(session);
+    const FakeCluster::Answer answer = cluster.Generate(SessionRequest(session, "a", Prompt(1), 5));
+    ASSERT_THAT(answer.status, IsOk()) << session;
+    ASSERT_TRUE(WaitUntil([&] { return cluster.store().held_commits() == 1; }));
+  }
+  cluster.store().HoldCommits(false);
+  EXPECT_TRUE(WaitUntil([&] { return cluster.metrics().snapshots_committed.Value() == 3; }));
+}
+
 }  // namespace
 }  // namespace rwkv::router

@@ -14,6 +14,7 @@
 #include "services/router/pipeline/fleet.h"
 #include "services/router/testing/fake_cluster.h"
 #include "services/router/testing/turn_testing.h"
+#include "services/router/turns/lanes_testing.h"
 #include "services/worker/client/fake_worker.h"
 #include "tests/testing/status_matchers.h"
 
@@ -26,26 +27,6 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 using worker::FakeModel;
 using worker::FakePipeline;
-
-// Pipelines of one worker each.
-FakePipeline::Options Named(const std::string& name, int slots = 8) {
-  FakePipeline::Options options;
-  options.name = name;
-  options.stage_count = 1;
-  options.slots = slots;
-  return options;
-}
-
-TurnManager::Options Router(const std::string& name) {
-  TurnManager::Options options;
-  options.router = name;
-  options.snapshot_interval_tokens = 8;
-  return options;
-}
-
-bool WaitForLanes(TurnManager& router, size_t count) {
-  return WaitUntil([&] { return router.Lanes(absl::Now() + kTestLimit).size() == count; });
-}
 
 // The pipeline of two in which something is held.
 int Busy(FakeCluster& cluster) {

@@ -353,6 +353,8 @@ TEST(PrefixTest, AHitWhoseStateCannotBeFetchedIsRead) {
   const FakeCluster::Answer answer = cluster.Generate(Marked(3));
   ASSERT_THAT(answer.status, IsOk());
   EXPECT_THAT(answer.tokens, ElementsAreArray(FakeModel::Greedy(Input(3), 5, kVocabulary)));
+  EXPECT_EQ(answer.finish.reused_tokens(), 0) << "it was looked for again";
+  EXPECT_EQ(cluster.store().prefix_lookups(), 2);
   // It is still there.
   EXPECT_EQ(cluster.Generate(Marked(4)).finish.reused_tokens(), kSystem);
 }

@@ -122,7 +122,7 @@ void Prefixes::OnSaveEnded(const std::string& snapshot_id, const absl::Status& s
   v1::DropSnapshotRequest drop;
   drop.set_snapshot_id(snapshot_id);
   // If they stay, they are swept as orphans.
-  world_->Run(World::Queue::kStore,
+  world_->Run(World::Queue::kSnapshot,
               [this, drop = std::move(drop)] { (void)catalog_->DropSnapshot(drop, store_deadline_()); });
 }
 
@@ -135,7 +135,7 @@ bool Prefixes::OnAttachFailed(Turn& turn, const absl::Status& status, bool unusa
   v1::DropPrefixRequest drop;
   drop.set_snapshot_id(turn.snapshot.snapshot_id());
   drop.set_reason(status.ToString());
-  world_->Run(World::Queue::kStore,
+  world_->Run(World::Queue::kSnapshot,
               [this, drop = std::move(drop)] { (void)catalog_->DropPrefix(drop, store_deadline_()); });
   return true;
 }

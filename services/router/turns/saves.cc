@@ -138,8 +138,9 @@ void Saves::Commit(const std::string& id, PendingSave& save) {
     };
   }
   // False: too much waits for the store just now, and the next sweep asks again.
-  save.committing = RunStoreJob<absl::Status>(world_, Traced<absl::Status>(save.trace, std::move(work)),
-                                              [this, id](absl::Status status) { End(id, true, status); });
+  save.committing = RunStoreJob<absl::Status>(
+      world_, Traced<absl::Status>(save.trace, std::move(work)),
+      [this, id](absl::Status status) { End(id, true, status); }, World::Queue::kSnapshot);
 }
 
 void Saves::EndOfLane(uint64_t epoch, const absl::Status& why) {

@@ -83,8 +83,15 @@ void SessionTable::Renew() {
   next_renewal_ = world_->Now() + options_.lease_ttl / 3;
   v1::RenewLeasesRequest request;
   ToProto(options_.lease_ttl, request.mutable_ttl());
-  for (const auto& [id, session] : sessions_) {
-    if (session.leased && !session.releasing) *request.add_leases() = session.lease;
+  for (auto& [id, session] : sessions_) {
+    if (!session.leased || session.releasing) continue;
+    // A snapshot that is still on its way is worth less than another router's turn: that one takes the lease when it
+    // has run out, and the snapshot comes to nothing.
+    if (session.turn == nullptr && session.next == nullptr) {
+      session.stale = true;
+    } else {
+      *request.add_leases() = session.lease;
+    }
   }
   if (request.leases().empty()) return;
   using Renewed = absl::StatusOr<v1::RenewLeasesResponse>;

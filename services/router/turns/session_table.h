@@ -30,7 +30,7 @@ class SessionTable {
   Session& Of(const std::string& id);
   v1::AcquireLeaseRequest AcquireRequest(const std::string& id) const;
 
-  // Lets go of sessions that nobody needs any more, and renews the leases of the others in time.
+  // Lets go of sessions that nobody needs any more, and renews the leases of those that have a turn in time.
   void Sweep();
 
  private:

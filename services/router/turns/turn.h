@@ -39,7 +39,7 @@ struct Turn {
     kLocating,   // Which snapshot: on the executor.
     kAttaching,  // In the scheduler, without a slot on every stage.
     kRunning,    // In the scheduler; can be fed.
-    kYielded,    // Gave its slot away; in the line for the next, its state in a snapshot.
+    kYielded,    // Gave its slot away, or lost it and found none; in the line for the next.
     kComputed,   // Nothing left to compute: commits and messages may be.
   };
 

@@ -148,8 +148,11 @@ bool TurnCore::RunsMost() const { return running_.size() - yielded_ >= static_ca
 
 bool TurnCore::Fits(const Turn& turn, const PoolUse& active) const {
   if (RunsMost()) return false;
-  // One whose model is gone may start, too: that is its end.
-  if (!turn.kind->takes_slot() || !placement_.KnowsModel(turn.model->info.fingerprint())) return true;
+  // One whose model, or pool, is gone may start, too: that is its end.
+  if (!turn.kind->takes_slot()) return true;
+  const bool is_known = turn.pool.empty() ? placement_.KnowsModel(turn.model->info.fingerprint())
+                                          : placement_.pools().count(turn.pool) > 0;
+  if (!is_known) return true;
   if (kept_.empty()) return placement_.ChoosePool(turn, active) != nullptr;
   PoolUse with_kept = active;
   size_t kept = 0;

@@ -185,6 +185,10 @@ class TurnCore {
   void BeginYield(Turn& turn);
   // Gives the slot to others; the turn goes to the end of the line.
   void Yield(const TurnPtr& turn);
+  // More turns than slots are left where lanes were lost. Those without one are the first in the line, in their order,
+  // so that others yield to them, and whatever lane comes up has them.
+  bool HasNoPlace(const Turn& turn) const;
+  void WaitForPlace(const TurnPtr& turn);
   // The turn is over and has left its slot, which waits for the tenant's next one if others would take it, and the
   // tenant has no more than its share.
   void KeepSlot(const Turn& turn);

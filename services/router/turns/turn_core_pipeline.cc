@@ -44,6 +44,10 @@ void TurnCore::Handle(uint64_t epoch, int stage, const v1::ExecuteResponse& resp
 }
 
 void TurnCore::Park(Turn& turn) {
+  if (turn.stopped) {  // It would wait for a pipeline for nothing, and its session with it.
+    turn.phase = Phase::kComputed;
+    return;
+  }
   if (turn.parked_since == absl::InfiniteFuture()) turn.parked_since = Now();
   turn.phase = Phase::kParked;
 }
@@ -288,7 +292,7 @@ void TurnCore::OnSnapshotUnusable(Turn& turn, const absl::Status& why) {
   drop.set_snapshot_id(turn.snapshot.snapshot_id());
   drop.set_reason(why.ToString());
   // If it stays, the next one who needs it drops it.
-  world_->Run(World::Queue::kStore,
+  world_->Run(World::Queue::kSnapshot,
               [this, drop = std::move(drop)] { (void)catalog_->DropSnapshot(drop, StoreDeadline()); });
 }
 

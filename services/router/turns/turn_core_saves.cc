@@ -43,7 +43,7 @@ void TurnCore::DropOwn(Turn& turn) {
   drop.set_snapshot_id(turn.own_snapshot.snapshot_id());
   turn.own_snapshot.Clear();
   // If it stays, it is swept as an orphan.
-  world_->Run(World::Queue::kStore,
+  world_->Run(World::Queue::kSnapshot,
               [this, drop = std::move(drop)] { (void)catalog_->DropSnapshot(drop, StoreDeadline()); });
   placement_.DropWarm(WarmSession(turn));
 }

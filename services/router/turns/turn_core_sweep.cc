@@ -13,6 +13,8 @@ namespace {
 
 using Phase = Turn::Phase;
 
+// A turn waits so long for the state that it left behind; then it reads again what is not there.
+constexpr absl::Duration kSaveWait = absl::Seconds(5);
 // Over which tokens a second are counted.
 constexpr absl::Duration kRateInterval = absl::Seconds(2);
 
@@ -54,8 +56,10 @@ void TurnCore::SweepParked(Turn& turn) {
   const absl::Time now = Now();
   if (const absl::Status status = placement_.CheckServed(turn); !status.ok()) return Fail(turn, status);
   // What it left behind when it gave its slot away is on its way to where it is looked for.
-  const bool saving = turn.yielded && turn.saves > 0;
+  const bool saving = turn.yielded && turn.saves > 0 && now - turn.parked_since < kSaveWait;
   const bool has_lane = placement_.ChooseLane(turn) != nullptr;
+  const bool is_lost = turn.lost_since != absl::InfiniteFuture();
+  if (has_lane && is_lost && HasNoPlace(turn)) return WaitForPlace(running_.at(turn.id));
   if (has_lane && now >= turn.not_before && !saving) return Locate(running_.at(turn.id));
   const absl::Duration parked = now - turn.parked_since;
   if (!has_lane && turn.named && turn.HasLog() && parked > options_.handover_after && world_->OthersDrive(turn.pool)) {

@@ -132,6 +132,22 @@ void TurnCore::Yield(const TurnPtr& turn) {
   metrics_->yielded_turns.Increment();
 }
 
+bool TurnCore::HasNoPlace(const Turn& turn) const {
+  const auto pool = placement_.pools().find(turn.pool);
+  if (pool == placement_.pools().end() || pool->second.lanes == 0) return false;
+  const PoolUse active = ActiveByPool();
+  const auto used = active.find(turn.pool);
+  return used != active.end() && used->second > pool->second.slots;
+}
+
+void TurnCore::WaitForPlace(const TurnPtr& turn) {
+  turn->phase = Phase::kYielded;
+  turn->parked_since = absl::InfiniteFuture();
+  ++yielded_;
+  const auto is_behind = [](const TurnPtr& other) { return other->lost_since == absl::InfiniteFuture(); };
+  waiting_.insert(std::find_if(waiting_.begin(), waiting_.end(), is_behind), turn);
+}
+
 void TurnCore::KeepSlot(const Turn& turn) {
   if (waiting_.empty() || !turn.decided()) return;
   std::map<std::string, int> held = HeldByTenant(turn.pool), demand = held;

@@ -50,7 +50,7 @@ struct TurnOptions {
   absl::Duration slow_client_timeout = absl::Seconds(30);  // A client that takes nothing for this long is dropped.
   absl::Duration retry_delay = absl::Milliseconds(200);    // Between two attempts to attach; also told to clients.
   PrefixCacheOptions prefix_cache;
-  int executor_threads = 8;
+  int executor_threads = 8;  // For the store's answers to turns, and as many for what becomes of snapshots.
   absl::Duration tick = absl::Milliseconds(20);
   // Called when the first pipeline has come up, and when the last one is lost. May be empty.
   std::function<void(bool serving)> on_serving;

@@ -27,9 +27,10 @@ class World {
 
   // Hands an event to the thread that owns the core. Any thread.
   virtual void Post(std::function<void()> event) = 0;
-  // Runs what may wait for the store elsewhere: kCommit one after the other, kStore a few at a time. False: too much
-  // waits already; then it never runs.
-  enum class Queue { kStore, kCommit };
+  // Runs what may wait for the store elsewhere: kCommit one after the other, the others a few at a time; kSnapshot what
+  // may wait for where records are, too, which no turn is to wait behind. False: too much waits already; then it never
+  // runs.
+  enum class Queue { kStore, kCommit, kSnapshot };
   virtual bool Run(Queue queue, std::function<void()> work) = 0;
 
   // As those of Fleet.
@@ -54,8 +55,9 @@ class World {
 // Runs `work`, which may wait for the store, elsewhere, then `then` with its result on the core's thread. False: too
 // much waits already.
 template <typename Result>
-bool RunStoreJob(World* world, std::function<Result()> work, std::function<void(Result)> then) {
-  return world->Run(World::Queue::kStore, [world, work = std::move(work), then = std::move(then)] {
+bool RunStoreJob(World* world, std::function<Result()> work, std::function<void(Result)> then,
+                 World::Queue queue = World::Queue::kStore) {
+  return world->Run(queue, [world, work = std::move(work), then = std::move(then)] {
     auto result = std::make_shared<Result>(work());
     world->Post([then, result] { then(std::move(*result)); });
   });

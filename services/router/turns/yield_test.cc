@@ -18,6 +18,7 @@
 #include "services/router/testing/fake_cluster.h"
 #include "services/router/testing/turn_testing.h"
 #include "services/router/turns/turn_manager.h"
+#include "services/router/turns/yield_testing.h"
 #include "services/worker/client/fake_worker.h"
 #include "tests/testing/fake_clock.h"
 #include "tests/testing/status_matchers.h"
@@ -33,31 +34,6 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using worker::FakeModel;
 using worker::FakePipeline;
-
-FakePipeline::Options Slots(int count) {
-  FakePipeline::Options options;
-  options.slots = count;
-  return options;
-}
-
-TurnManager::Options Quantum(absl::Duration quantum) {
-  TurnManager::Options options;
-  options.slot_quantum = quantum;
-  options.retry_delay = absl::Milliseconds(1);
-  options.tick = absl::Milliseconds(2);
-  return options;
-}
-
-// Starts a call and lets single steps through until it has `count` messages.
-FakeCluster::Call StartAndStep(FakeCluster& cluster, const v1::GenerateRequest& request, size_t count) {
-  cluster.pipeline().PauseSteps();
-  const FakeCluster::Call call = cluster.Start(request);
-  EXPECT_TRUE(WaitUntil([&] {
-    cluster.pipeline().AllowSteps(1);
-    return call.stream->received().size() >= count;
-  }));
-  return call;
-}
 
 TEST(YieldTest, ALongAnswerLetsAnotherIn) {
   for (const bool has_session : {false, true}) {
@@ -87,58 +63,6 @@ TEST(YieldTest, ALongAnswerLetsAnotherIn) {
     EXPECT_TRUE(WaitUntil([&] { return cluster.router().counts().running == 0; }));
     EXPECT_EQ(cluster.router().counts().waiting, 0);
   }
-}
-
-// Also the first time: what it left behind is on its way, and to begin again from the start would be to lose it.
-TEST(YieldTest, ATurnWaitsForTheStateThatItLeftBehind) {
-  testing::FakeClock clock;
-  FakeCluster cluster(Slots(1), Quantum(absl::Seconds(1)), &clock);
-  cluster.CreateSession("s");
-  const FakeCluster::Call long_call = StartAndStep(cluster, SessionRequest("s", "a", Prompt(1), 300), 3);
-  cluster.store().HoldCommits(true);
-  const FakeCluster::Call short_call = cluster.Start(Request(Prompt(2), 3));
-  ASSERT_TRUE(WaitUntil([&] { return cluster.router().counts().waiting == 1; }));
-  clock.Advance(absl::Seconds(2));  // Its time is up, this once.
-  ASSERT_TRUE(WaitUntil([&] {
-    cluster.pipeline().AllowSteps(1);
-    return short_call.stream->closed();
-  }));
-  EXPECT_THAT(cluster.Finish(short_call).status, IsOk());
-  ASSERT_EQ(cluster.metrics().yielded_turns.Value(), 1);
-  // It is let in again. Whoever asks for the lanes is answered between two rounds of the loop.
-  ASSERT_TRUE(WaitUntil([&] { return cluster.router().counts().waiting == 0; }));
-  for (int round = 0; round < 5; ++round) {
-    const std::vector<LaneState> lanes = cluster.router().Lanes(absl::Now() + kTestLimit);
-    ASSERT_EQ(lanes.size(), 1);
-    EXPECT_EQ(lanes[0].turns, 0) << "it has begun without its state";
-  }
-  cluster.store().HoldCommits(false);
-  cluster.pipeline().ResumeSteps();
-  EXPECT_THAT(cluster.Finish(long_call).tokens, ElementsAreArray(FakeModel::Greedy(Prompt(1), 300, kVocabulary)));
-  EXPECT_EQ(cluster.pipeline().stats().attaches_fresh, 2);
-  EXPECT_EQ(cluster.pipeline().stats().attaches_snapshot, 1);
-}
-
-TEST(YieldTest, WhatATurnWithoutASessionLeftBehindIsDropped) {
-  FakeCluster cluster(Slots(1), Quantum(absl::Milliseconds(5)));
-  cluster.pipeline().PauseSteps();
-  std::vector<FakeCluster::Call> calls;
-  for (uint32_t i = 0; i < 2; ++i) calls.push_back(cluster.Start(Request(Prompt(i), 300)));
-  ASSERT_TRUE(WaitUntil([&] {
-    cluster.pipeline().AllowSteps(1);
-    return cluster.metrics().yielded_turns.Value() >= 6;
-  }));
-  cluster.pipeline().ResumeSteps();
-  for (const FakeCluster::Call& call : calls) EXPECT_THAT(cluster.Finish(call).status, IsOk());
-  const std::vector<v1::RecordInfo> records = cluster.PutRecords();
-  EXPECT_THAT(records.size(), Ge(6 * 4u));
-  EXPECT_TRUE(WaitUntil([&] {
-    return std::all_of(records.begin(), records.end(), [&](const v1::RecordInfo& info) {
-      return absl::IsNotFound(cluster.store().GetRecord(info, absl::Now() + kTestLimit).status());
-    });
-  })) << "states of turns that are over are still in the store";
-  EXPECT_EQ(cluster.metrics().snapshots_committed.Value(), 0);
-  EXPECT_EQ(cluster.metrics().snapshots_failed.Value(), 0);
 }
 
 TEST(YieldTest, NobodyYieldsWithoutNeed) {
@@ -230,46 +154,6 @@ TEST(YieldTest, ThoseThatYieldedGoOnInTurn) {
   for (uint32_t i = 0; i < 4; ++i) {
     EXPECT_THAT(cluster.Finish(calls[i]).tokens, ElementsAreArray(FakeModel::Greedy(Prompt(i), 1000, kVocabulary)));
   }
-}
-
-// With saves that fail each tenure of a slot begins from the start, and still gets a token further than the last one.
-TEST(YieldTest, WithoutSnapshotsItTakesLongerAndEndsTheSame) {
-  ::rwkv::testing::FakeClock clock;
-  FakePipeline::Options pipeline = Slots(1);
-  pipeline.max_batch_tokens = 8;
-  FakeCluster cluster(pipeline, Quantum(absl::Seconds(1)), &clock);
-  cluster.pipeline().FailSaves(1 << 20, absl::ResourceExhaustedError("disk full"));
-  cluster.pipeline().PauseSteps();
-  std::vector<FakeCluster::Call> calls;
-  for (uint32_t i = 0; i < 2; ++i) calls.push_back(cluster.Start(Request(Prompt(i, 100), 5)));
-  ASSERT_TRUE(WaitUntil([&] {
-    clock.Advance(absl::Seconds(2));  // No tenure is longer than a step, if that were enough.
-    cluster.pipeline().PauseSteps();  // Takes back what is left of the last one.
-    cluster.pipeline().AllowSteps(1);
-    return calls[0].stream->closed() && calls[1].stream->closed();
-  }));
-  for (uint32_t i = 0; i < 2; ++i) {
-    EXPECT_THAT(cluster.Finish(calls[i]).tokens, ElementsAreArray(FakeModel::Greedy(Prompt(i, 100), 5, kVocabulary)));
-  }
-  EXPECT_THAT(cluster.metrics().yielded_turns.Value(), Ge(4));
-  EXPECT_EQ(cluster.pipeline().stats().attaches_snapshot, 0);
-}
-
-TEST(YieldTest, AStateThatCannotBeReadIsMadeAnew) {
-  FakePipeline::Options pipeline = Slots(1);
-  pipeline.max_batch_tokens = 8;
-  FakeCluster cluster(pipeline, Quantum(absl::Milliseconds(5)));
-  const FakeCluster::Call long_call = StartAndStep(cluster, Request(Prompt(1, 50), 300), 3);
-  const FakeCluster::Call short_call = cluster.Start(Request(Prompt(2), 100));
-  ASSERT_TRUE(WaitUntil([&] {
-    cluster.pipeline().AllowSteps(1);
-    return short_call.stream->received().size() >= 1;
-  }));
-  // Data loss at the next attach.
-  cluster.pipeline().FailAttaches(2, absl::DataLossError("a record is gone"));
-  cluster.pipeline().ResumeSteps();
-  EXPECT_THAT(cluster.Finish(short_call).status, IsOk());
-  EXPECT_THAT(cluster.Finish(long_call).tokens, ElementsAreArray(FakeModel::Greedy(Prompt(1, 50), 300, kVocabulary)));
 }
 
 TEST(YieldTest, LongInputsAndDocumentsYieldToo) {

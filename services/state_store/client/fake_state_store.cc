@@ -113,6 +113,21 @@ void FakeStateStore::HoldCommits(bool held) {
   answers_commits_ = !held;
 }
 
+int FakeStateStore::held_commits() {
+  absl::MutexLock lock(&mu_);
+  return held_commits_;
+}
+
+int FakeStateStore::prefix_lookups() {
+  absl::MutexLock lock(&mu_);
+  return prefix_lookups_;
+}
+
+absl::Duration FakeStateStore::prefix_lookup_limit() {
+  absl::MutexLock lock(&mu_);
+  return prefix_lookup_limit_;
+}
+
 int FakeStateStore::held_prefix_lookups() {
   absl::MutexLock lock(&mu_);
   return held_prefix_lookups_;
@@ -241,9 +256,10 @@ absl::StatusOr<v1::CommitSnapshotResponse> FakeStateStore::CommitSnapshot(const 
                                                                           absl::Time deadline) {
   {
     absl::MutexLock lock(&mu_);
-    if (!mu_.AwaitWithTimeout(absl::Condition(&answers_commits_), absl::Seconds(60))) {
-      return absl::DeadlineExceededError("a test holds it");
-    }
+    ++held_commits_;
+    const bool answers = mu_.AwaitWithTimeout(absl::Condition(&answers_commits_), absl::Seconds(60));
+    --held_commits_;
+    if (!answers) return absl::DeadlineExceededError("a test holds it");
     deadline = std::max(deadline, absl::Now() + absl::Seconds(1));
   }
   return Run<absl::StatusOr<v1::CommitSnapshotResponse>>([&] { return catalog_->CommitSnapshot(request, deadline); });
@@ -267,6 +283,8 @@ absl::StatusOr<v1::FindPrefixResponse> FakeStateStore::FindPrefix(const v1::Find
                                                                   absl::Time deadline) {
   {
     absl::MutexLock lock(&mu_);
+    ++prefix_lookups_;
+    prefix_lookup_limit_ = deadline - absl::Now();
     ++held_prefix_lookups_;
     const bool answers = mu_.AwaitWithTimeout(absl::Condition(&answers_prefix_lookups_), absl::Seconds(60));
     --held_prefix_lookups_;

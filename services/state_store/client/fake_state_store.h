@@ -44,8 +44,11 @@ class FakeStateStore final : public CatalogClient, public RecordsClient {
   // Calls of FindPrefix come, and are answered when it is false again.
   void HoldPrefixLookups(bool held) ABSL_LOCKS_EXCLUDED(mu_);
   int held_prefix_lookups() ABSL_LOCKS_EXCLUDED(mu_);
+  int prefix_lookups() ABSL_LOCKS_EXCLUDED(mu_);                  // All that came.
+  absl::Duration prefix_lookup_limit() ABSL_LOCKS_EXCLUDED(mu_);  // How long the last one would have waited.
   // The same of CommitSnapshot.
   void HoldCommits(bool held) ABSL_LOCKS_EXCLUDED(mu_);
+  int held_commits() ABSL_LOCKS_EXCLUDED(mu_);
 
   // The next `count` reads of records fail with `status`.
   void FailGetRecords(int count, absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
@@ -129,8 +132,11 @@ class FakeStateStore final : public CatalogClient, public RecordsClient {
   int failing_prefix_drops_ ABSL_GUARDED_BY(mu_) = 0;
   absl::Status fail_prefix_drops_with_ ABSL_GUARDED_BY(mu_);
   bool answers_prefix_lookups_ ABSL_GUARDED_BY(mu_) = true;
+  int prefix_lookups_ ABSL_GUARDED_BY(mu_) = 0;
+  absl::Duration prefix_lookup_limit_ ABSL_GUARDED_BY(mu_);
   int held_prefix_lookups_ ABSL_GUARDED_BY(mu_) = 0;
   bool answers_commits_ ABSL_GUARDED_BY(mu_) = true;
+  int held_commits_ ABSL_GUARDED_BY(mu_) = 0;
   int failing_find_turns_ ABSL_GUARDED_BY(mu_) = 0;
   absl::Status fail_find_turns_with_ ABSL_GUARDED_BY(mu_);
   int failing_get_records_ ABSL_GUARDED_BY(mu_) = 0;

@@ -72,6 +72,7 @@ absl::Status FakeStage::Attach(const v1::AttachSequence& attach) {
       slot = Slot();
       if (absl::Status status = Load(attach, fresh.state); !status.ok()) return status;
       if (is_last()) ++stats_.attaches_snapshot;
+      if (is_last() && attach.keep()) ++stats_.attaches_kept;
       break;
     case v1::AttachSequence::SOURCE_NOT_SET:
       return absl::InvalidArgumentError("no source");
@@ -196,6 +197,7 @@ v1::SnapshotSaved FakeStage::Save(const v1::SaveSnapshot& save) {
   }
   if (!status.ok()) saved.clear_records();
   if (status.ok() && is_last()) ++stats_.saves;
+  if (status.ok() && is_last() && save.keep()) ++stats_.saves_kept;
   *saved.mutable_status() = ToProto(status);
   return saved;
 }

@@ -100,7 +100,9 @@ class FakePipeline {
     int64_t attaches_tuned = 0;   // Of those: with a tuned state.
     int64_t attaches_warm = 0;
     int64_t attaches_snapshot = 0;
+    int64_t attaches_kept = 0;  // Of those: with `keep`.
     int64_t saves = 0;
+    int64_t saves_kept = 0;  // Of those: with `keep`.
     int64_t releases = 0;
   };
   Stats stats() const;

@@ -1,0 +1,122 @@
+// Lanes that are lost: who waits for whom.
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "rwkv/v1/generation.pb.h"
+#include "services/router/testing/fake_cluster.h"
+#include "services/router/testing/turn_testing.h"
+#include "services/router/turns/lanes_testing.h"
+#include "services/router/turns/turn_manager.h"
+#include "services/worker/client/fake_worker.h"
+#include "tests/testing/fake_clock.h"
+#include "tests/testing/status_matchers.h"
+
+namespace rwkv::router {
+namespace {
+
+using ::rwkv::testing::IsOk;
+using ::rwkv::testing::StatusIs;
+using ::testing::HasSubstr;
+using worker::FakeModel;
+
+// Two turns and one slot.
+std::vector<FakeCluster::Call> LoseOneOfTwoLanes(FakeCluster& cluster) {
+  EXPECT_TRUE(WaitForLanes(cluster.router(), 2));
+  for (int i = 0; i < 2; ++i) cluster.pipeline(i).PauseSteps();
+  std::vector<FakeCluster::Call> calls;
+  for (uint32_t i = 0; i < 2; ++i) calls.push_back(cluster.Start(Request(Prompt(i), 300)));
+  EXPECT_TRUE(WaitUntil(
+      [&] { return cluster.pipeline(0).stats().slots_used == 1 && cluster.pipeline(1).stats().slots_used == 1; }));
+  cluster.pipeline(1).Kill(0);
+  EXPECT_TRUE(WaitForLanes(cluster.router(), 1));
+  return calls;
+}
+
+TEST(LostLanesTest, WhoLostItsLaneTakesTurnsWithThoseOfAnother) {
+  TurnManager::Options options = Router("router-0");
+  options.slot_quantum = absl::Milliseconds(1);
+  FakeCluster cluster(Named("a", 1), options, nullptr, {Named("b", 1)});
+  const std::vector<FakeCluster::Call> calls = LoseOneOfTwoLanes(cluster);
+  ASSERT_TRUE(WaitUntil([&] {
+    cluster.pipeline(0).AllowSteps(1);
+    return calls[0].stream->received().size() >= 20 && calls[1].stream->received().size() >= 20;
+  }));
+  for (const FakeCluster::Call& call : calls) EXPECT_FALSE(call.stream->closed()) << "the other waited for its end";
+  cluster.pipeline(0).ResumeSteps();
+  for (uint32_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(cluster.Finish(calls[i]).tokens, FakeModel::Greedy(Prompt(i), 300, kVocabulary));
+  }
+}
+
+TEST(LostLanesTest, WhoLostItsLaneAndFoundNoSlotGoesOnOnTheNextThatComesUp) {
+  TurnManager::Options options = Router("router-0");
+  options.slot_quantum = absl::Hours(1);
+  FakeCluster cluster(Named("a", 1), options, nullptr, {Named("b", 1)});
+  const std::vector<FakeCluster::Call> calls = LoseOneOfTwoLanes(cluster);
+  EXPECT_TRUE(WaitUntil([&] { return cluster.router().counts().waiting == 1; }));
+  EXPECT_EQ(cluster.router().counts().running, 2);
+  cluster.pipeline(1).ResumeSteps();
+  cluster.pipeline(1).Restart(0);
+  EXPECT_TRUE(WaitUntil([&] { return calls[0].stream->closed() || calls[1].stream->closed(); }));
+  EXPECT_EQ(cluster.router().counts().waiting, 0);
+  cluster.pipeline(0).ResumeSteps();
+  for (uint32_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(cluster.Finish(calls[i]).tokens, FakeModel::Greedy(Prompt(i), 300, kVocabulary));
+  }
+}
+
+TEST(LostLanesTest, WhoLostItsLaneIsAheadOfThoseThatCameLater) {
+  TurnManager::Options options = Router("router-0");
+  options.slot_quantum = absl::Hours(1);
+  FakeCluster cluster(Named("a", 1), options, nullptr, {Named("b", 1)});
+  std::vector<FakeCluster::Call> calls = LoseOneOfTwoLanes(cluster);
+  EXPECT_TRUE(WaitUntil([&] { return cluster.router().counts().waiting == 1; }));
+  calls.push_back(cluster.Start(Request(Prompt(2), 300)));
+  EXPECT_TRUE(WaitUntil([&] { return cluster.router().counts().waiting == 2; }));
+  // One step at a time, so that it is seen who is over before whom.
+  ASSERT_TRUE(WaitUntil([&] {
+    cluster.pipeline(0).AllowSteps(1);
+    return calls[0].stream->closed() && calls[1].stream->closed();
+  }));
+  EXPECT_LT(calls[2].stream->received().size(), 20);
+  cluster.pipeline(0).ResumeSteps();
+  EXPECT_EQ(cluster.Finish(calls[2]).tokens, FakeModel::Greedy(Prompt(2), 300, kVocabulary));
+}
+
+// Nobody waits until a snapshot that hangs is given up: its session is another router's when the lease has run out.
+TEST(LostLanesTest, ASnapshotOnItsWayKeepsNoOtherRouterFromItsSession) {
+  rwkv::testing::FakeClock clock;
+  TurnManager::Options options = Router("router-0");
+  options.snapshot_interval_tokens = 1024;
+  FakeCluster cluster(Named("a"), options, &clock, {Named("b")});
+  const std::unique_ptr<TurnManager> other = cluster.MakeRouter(Router("router-1"));
+  ASSERT_TRUE(WaitForLanes(*other, 1));
+  ASSERT_TRUE(WaitForLanes(cluster.router(), 1));
+  const int own = cluster.pipeline(0).driver(0) == "router-0" ? 0 : 1;
+  cluster.CreateSession("s");
+  cluster.pipeline(own).HoldSaves(true);
+  const FakeCluster::Answer first = cluster.Generate(SessionRequest("s", "a", Prompt(1), 5));
+  ASSERT_THAT(first.status, IsOk());
+  const v1::GenerateRequest request = SessionRequest("s", "b", Prompt(2), 5);
+  EXPECT_THAT(cluster.Finish(FakeCluster::Start(*other, request)).status,
+              StatusIs(absl::StatusCode::kAborted, HasSubstr("router-0")));
+  for (int i = 0; i < 4; ++i) {
+    clock.Advance(options.lease_ttl / 4);
+    cluster.router().Lanes(absl::Now() + kTestLimit);  // It has looked at what is to be done by now.
+  }
+  clock.Advance(absl::Seconds(1));
+  const FakeCluster::Answer second = cluster.Finish(FakeCluster::Start(*other, request));
+  EXPECT_THAT(second.status, IsOk());
+  EXPECT_EQ(second.tokens, FakeModel::Greedy(Concat(Concat(Prompt(1), first.tokens), Prompt(2)), 5, kVocabulary));
+  cluster.pipeline(own).HoldSaves(false);
+  EXPECT_TRUE(WaitUntil([&] { return cluster.metrics().snapshots_failed.Value() == 1; })) << "it is fenced";
+}
+
+}  // namespace
+}  // namespace rwkv::router
