@@ -29,8 +29,8 @@ int main(int argc, char** argv) {
     options.faults.push_back(number);
   }
   const absl::Time begin = absl::Now();
-  uint64_t events = 0, tokens = 0;
-  absl::Duration time;
+  uint64_t events = 0, tokens = 0, longest_pause_of = 0;
+  absl::Duration time, longest_pause;
   const uint64_t first = absl::GetFlag(FLAGS_first_seed);
   for (uint64_t seed = first; seed < first + absl::GetFlag(FLAGS_seeds); ++seed) {
     options.seed = seed;
@@ -38,6 +38,10 @@ int main(int argc, char** argv) {
     events += result.events;
     tokens += result.tokens;
     time += result.time;
+    if (result.longest_pause > longest_pause) {
+      longest_pause = result.longest_pause;
+      longest_pause_of = seed;
+    }
     if (result.violation.empty()) continue;
     std::printf("seed %llu: %s\n", static_cast<unsigned long long>(seed), result.violation.c_str());
     rwkv::simulator::Options needed = options;
@@ -49,9 +53,12 @@ int main(int argc, char** argv) {
     std::printf("  %s\n", rwkv::simulator::ReplayCommand(needed).c_str());
     return 1;
   }
-  std::printf("%llu seeds, %llu tokens, %s of virtual time in %llu events, %s of real time: no law was broken\n",
-              static_cast<unsigned long long>(absl::GetFlag(FLAGS_seeds)), static_cast<unsigned long long>(tokens),
-              absl::FormatDuration(time).c_str(), static_cast<unsigned long long>(events),
-              absl::FormatDuration(absl::Now() - begin).c_str());
+  std::printf(
+      "%llu seeds, %llu tokens, %s of virtual time in %llu events, %s of real time: no law was broken; the "
+      "longest pause of a stream was %s (seed %llu)\n",
+      static_cast<unsigned long long>(absl::GetFlag(FLAGS_seeds)), static_cast<unsigned long long>(tokens),
+      absl::FormatDuration(time).c_str(), static_cast<unsigned long long>(events),
+      absl::FormatDuration(absl::Now() - begin).c_str(), absl::FormatDuration(longest_pause).c_str(),
+      static_cast<unsigned long long>(longest_pause_of));
   return 0;
 }

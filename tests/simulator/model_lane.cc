@@ -24,6 +24,10 @@ v1::Sampling OfFamily(v1::Sampling sampling, int family) {
   return sampling;
 }
 
+float ModelValue(uint64_t state, uint32_t token_id, int family) {
+  return static_cast<float>(FakeModel::Next(FakeModel::Feed(state, token_id + 7919 * family), 0, {}, 1 << 16));
+}
+
 ModelLane::ModelLane(const Options& options, World world)
     : options_(options), world_(std::move(world)), stages_(options.stages) {
   for (Stage& stage : stages_) {
@@ -155,7 +159,7 @@ void ModelLane::BeginStep(int index, Frame frame) {
     const v1::StepEntry& entry = frame.step.entries(i);
     const auto refused = frame.refused.find(i);
     if (refused == frame.refused.end()) {
-      out = Compute(index, entry);
+      out = Compute(index, entry, &frame.logits);
       if (out.status().code() != 0) frame.refused[i] = common::FromStatusProto(out.status());
       continue;
     }
@@ -179,6 +183,11 @@ void ModelLane::FinishStep(int index, Frame frame, v1::StepResult result) {
       Run(next);
     });
     return Run(index);
+  }
+  for (v1::LogitsRows& rows : frame.logits) {
+    v1::ExecuteResponse response;
+    *response.mutable_logits() = std::move(rows);
+    Answer(index, std::move(response));
   }
   v1::ExecuteResponse response;
   *response.mutable_step() = result;
@@ -259,7 +268,34 @@ absl::Status ModelLane::Attach(int index, const v1::AttachSequence& attach) {
   return absl::OkStatus();
 }
 
-v1::EntryResult ModelLane::Compute(int index, const v1::StepEntry& entry) {
+void ModelLane::FeedAndAnswer(const v1::StepEntry& entry, Slot& slot, v1::EntryResult* result,
+                              std::vector<v1::LogitsRows>* logits) const {
+  v1::LogitsRows rows;
+  rows.set_sequence(entry.sequence());
+  rows.set_first_position(entry.expected_position());
+  const bool wants_hidden = entry.hidden_sum() || entry.hidden_last() || entry.logits();
+  float hidden = 0;
+  for (int t = 0; t < entry.token_ids_size(); ++t) {
+    const uint64_t before = slot.state;
+    slot.state = FakeModel::Feed(slot.state, entry.token_ids(t));
+    const uint64_t said = options_.broken.answers_early ? before : slot.state;
+    if (wants_hidden) hidden = ModelValue(said, kVocabulary, options_.family);
+    if (t < entry.score_token_ids_size()) {
+      result->add_scores(ModelValue(said, entry.score_token_ids(t), options_.family));
+    }
+    if (entry.hidden_sum()) slot.hidden_sum += hidden;
+    if (!entry.logits()) continue;
+    rows.set_rows(rows.rows() + 1);
+    rows.mutable_logits()->append(reinterpret_cast<const char*>(&hidden), sizeof(hidden));
+    rows.mutable_logits()->append((kVocabulary - 1) * sizeof(float), '\0');
+  }
+  const auto bytes = [](float value) { return std::string(reinterpret_cast<const char*>(&value), sizeof(value)); };
+  if (entry.hidden_sum()) result->set_hidden_sum(bytes(slot.hidden_sum));
+  if (entry.hidden_last()) result->set_hidden_last(bytes(hidden));
+  if (entry.logits()) logits->push_back(std::move(rows));
+}
+
+v1::EntryResult ModelLane::Compute(int index, const v1::StepEntry& entry, std::vector<v1::LogitsRows>* logits) {
   Stage& stage = stages_[index];
   v1::EntryResult result;
   result.set_slot(entry.slot());
@@ -272,8 +308,13 @@ v1::EntryResult ModelLane::Compute(int index, const v1::StepEntry& entry) {
   }
   Slot& slot = stage.slots.at(entry.slot());
   result.set_position(entry.expected_position() + entry.token_ids_size());
-  if (IsLast(index) && !entry.sample() && world_.loses()) return result;
-  slot.state = FakeModel::Feed(slot.state, {entry.token_ids().data(), static_cast<size_t>(entry.token_ids_size())});
+  const bool is_asked = entry.sample() || entry.score_token_ids_size() > 0 || entry.logits() || entry.hidden_sum();
+  if (IsLast(index) && !is_asked && !entry.hidden_last() && world_.loses()) return result;
+  if (IsLast(index)) {
+    FeedAndAnswer(entry, slot, &result, logits);
+  } else {
+    slot.state = FakeModel::Feed(slot.state, {entry.token_ids().data(), static_cast<size_t>(entry.token_ids_size())});
+  }
   slot.position = result.position();
   if (IsLast(index) && entry.sample()) {
     result.set_token_id(

@@ -23,6 +23,10 @@ inline constexpr uint32_t kVocabulary = 1000;
 // Kernels of another family draw other tokens.
 v1::Sampling OfFamily(v1::Sampling sampling, int family);
 
+// What kernels of a family say of a token after a state, and, of kVocabulary, of the state itself: a small whole
+// number.
+float ModelValue(uint64_t state, uint32_t token_id, int family);
+
 // One epoch of a chain of workers. Not thread-safe.
 class ModelLane {
  public:
@@ -33,6 +37,7 @@ class ModelLane {
     bool saves_late = false;            // A snapshot has seen a token more than it says.
     bool stops_in_silence = false;      // A sequence that was told to stop does not say where.
     bool feeds_unasked = false;         // What was drawn comes back again, and is fed to whoever has the slot by then.
+    bool answers_early = false;         // Scores, logits and hidden states are those before a token.
     bool checks_no_sums = false;        // A state is begun with whatever became of it in the store.
   };
   struct Options {
@@ -68,6 +73,7 @@ class ModelLane {
     uint64_t sequence = 0;
     uint64_t position = 0;
     uint64_t state = 0;  // When it is not held: what was left behind.
+    float hidden_sum = 0;
     v1::Sampling sampling;
   };
   // A step between stages.
@@ -76,6 +82,7 @@ class ModelLane {
     bool is_own = false;
     uint64_t commands_before = 0;         // Of an own one.
     std::map<int, absl::Status> refused;  // By entry.
+    std::vector<v1::LogitsRows> logits;   // Of the last stage.
   };
   struct Stage {
     absl::Duration from_router, to_router, to_next;
@@ -104,7 +111,10 @@ class ModelLane {
   absl::Status Attach(int index, const v1::AttachSequence& attach);
   absl::StatusOr<uint64_t> Load(int index, const v1::AttachSequence& attach) const;
   void Keep(int index, const std::string& snapshot_id, uint64_t state) const;
-  v1::EntryResult Compute(int index, const v1::StepEntry& entry);
+  v1::EntryResult Compute(int index, const v1::StepEntry& entry, std::vector<v1::LogitsRows>* logits);
+  // What the last stage says of the tokens of an entry as it feeds them.
+  void FeedAndAnswer(const v1::StepEntry& entry, Slot& slot, v1::EntryResult* result,
+                     std::vector<v1::LogitsRows>* logits) const;
   absl::Status Save(int index, const v1::SaveSnapshot& save);
   absl::Status CheckSlot(const Stage& stage, int slot, uint64_t sequence, uint64_t position) const;
 

@@ -193,6 +193,18 @@ absl::StatusOr<v1::CommitSnapshotResponse> ModelStore::CommitSnapshot(const v1::
   });
 }
 
+absl::StatusOr<v1::RewindSessionResponse> ModelStore::RewindSession(const v1::RewindSessionRequest& request,
+                                                                    absl::Time) {
+  return Call<v1::RewindSessionResponse>([&]() -> absl::StatusOr<v1::RewindSessionResponse> {
+    RWKV_ASSIGN_OR_RETURN(SessionRow * session, Owned(request.lease()));
+    if (request.position() != session->log.size()) {
+      return absl::OutOfRangeError(
+          absl::StrCat("the log has ", session->log.size(), " tokens, not ", request.position()));
+    }
+    return v1::RewindSessionResponse();
+  });
+}
+
 absl::StatusOr<v1::FindSnapshotResponse> ModelStore::FindSnapshot(const v1::FindSnapshotRequest& request, absl::Time) {
   return Call<v1::FindSnapshotResponse>([&]() -> absl::StatusOr<v1::FindSnapshotResponse> {
     v1::FindSnapshotResponse response;
@@ -296,9 +308,6 @@ absl::StatusOr<v1::ListSessionsResponse> ModelStore::ListSessions(const v1::List
   return NotModelled();
 }
 absl::StatusOr<v1::ForkSessionResponse> ModelStore::ForkSession(const v1::ForkSessionRequest&, absl::Time) {
-  return NotModelled();
-}
-absl::StatusOr<v1::RewindSessionResponse> ModelStore::RewindSession(const v1::RewindSessionRequest&, absl::Time) {
   return NotModelled();
 }
 absl::StatusOr<v1::DeleteSessionResponse> ModelStore::DeleteSession(const v1::DeleteSessionRequest&, absl::Time) {

@@ -92,7 +92,8 @@ class ModelStore final : public state_store::CatalogClient {
   absl::StatusOr<v1::GetSessionResponse> GetSession(const v1::GetSessionRequest&, absl::Time) override;
   absl::StatusOr<v1::ListSessionsResponse> ListSessions(const v1::ListSessionsRequest&, absl::Time) override;
   absl::StatusOr<v1::ForkSessionResponse> ForkSession(const v1::ForkSessionRequest&, absl::Time) override;
-  absl::StatusOr<v1::RewindSessionResponse> RewindSession(const v1::RewindSessionRequest&, absl::Time) override;
+  // To where it is.
+  absl::StatusOr<v1::RewindSessionResponse> RewindSession(const v1::RewindSessionRequest& request, absl::Time) override;
   absl::StatusOr<v1::DeleteSessionResponse> DeleteSession(const v1::DeleteSessionRequest&, absl::Time) override;
   absl::StatusOr<v1::FindPrefixResponse> FindPrefix(const v1::FindPrefixRequest&, absl::Time) override;
   absl::StatusOr<v1::PutPrefixResponse> PutPrefix(const v1::PutPrefixRequest&, absl::Time) override;

@@ -16,6 +16,8 @@ namespace {
 
 // A connection over which nothing comes for so long is taken for lost.
 constexpr absl::Duration kPatience = absl::Seconds(3);
+// Faults last up to 9 s and come until 12 s.
+constexpr absl::Duration kLongestPause = absl::Seconds(100);
 
 }  // namespace
 
@@ -92,6 +94,11 @@ SimClient::SimClient(Cluster* cluster, int index, const std::string& tenant, int
       session_(common::ScopedId(cluster->options.broken.tenants_share_ids ? "" : tenant,
                                 absl::StrCat("s", tenant.empty() ? index : index / 2))) {}
 
+void SimClient::Start() {
+  told_at_ = cluster_->time.Now();
+  NextAttempt(absl::ZeroDuration());
+}
+
 std::vector<uint32_t> SimClient::Prompt(int turn) const {
   std::vector<uint32_t> prompt;
   if (turn == 0 && cluster_->turn_options.prefix_cache.enabled) prompt = SharedBeginning(18 + index_ * 5);
@@ -139,13 +146,7 @@ bool SimClient::IsExpected(uint64_t index, uint32_t token) {
 void SimClient::NextAttempt(absl::Duration pause) {
   cluster_->time.After(pause, [this, turn = turn_] {
     if (turn != turn_ || done()) return;
-    std::vector<int> there;
-    for (size_t i = 0; i < cluster_->routers.size(); ++i) {
-      if (cluster_->routers[i]->serving() && !cluster_->routers[i]->paused()) there.push_back(static_cast<int>(i));
-    }
-    const int router = there.empty() ? static_cast<int>(cluster_->Draw() % cluster_->routers.size())
-                                     : there[cluster_->Draw() % there.size()];
-    attempt_ = Call(router, received_.size());
+    attempt_ = Call(cluster_->AnyRouter(), received_.size());
     heard_at_ = cluster_->time.Now();
     Watch(attempt_);
   });
@@ -240,6 +241,15 @@ void SimClient::CheckRefused(const Attempt& attempt, const absl::Status& status)
   }
 }
 
+void SimClient::CheckPause() {
+  const absl::Duration pause = cluster_->time.Now() - std::exchange(told_at_, cluster_->time.Now());
+  cluster_->longest_pause = std::max(cluster_->longest_pause, pause);
+  if (pause > kLongestPause) {
+    cluster_->Violated(
+        absl::StrCat("T3: ", session_, " ", RequestId(), " stood still for ", absl::FormatDuration(pause)));
+  }
+}
+
 void SimClient::Heard(const std::shared_ptr<Attempt>& attempt, const v1::GenerateResponse& message) {
   if (static_cast<int>(attempt->number) != turn_ || attempt->over) return;
   heard_at_ = cluster_->time.Now();
@@ -253,6 +263,7 @@ void SimClient::Heard(const std::shared_ptr<Attempt>& attempt, const v1::Generat
     if (message.index() != received_.size()) {
       return cluster_->Violated(absl::StrCat("T1: index ", message.index(), " where ", received_.size(), " is next"));
     }
+    CheckPause();
     received_.push_back(message.token_id());
     ++cluster_->tokens;
     return;
@@ -261,6 +272,7 @@ void SimClient::Heard(const std::shared_ptr<Attempt>& attempt, const v1::Generat
   attempt->over = true;
   if (message.finish().reason() == v1::FINISH_REASON_CANCELLED && gave_up_) {
     // A turn that it gave up came late, and closed this one, as a turn does with an open one before it.
+    CheckPause();
     received_.clear();
     expected_.clear();
     ++turn_;
@@ -271,6 +283,7 @@ void SimClient::Heard(const std::shared_ptr<Attempt>& attempt, const v1::Generat
     return cluster_->Violated(
         absl::StrCat("T3: ", session_, " ", RequestId(), " ended after ", received_.size(), " tokens"));
   }
+  CheckPause();
   told_[turn_] = std::move(received_);
   received_.clear();
   expected_.clear();
@@ -312,6 +325,7 @@ void SimClient::GiveUp() {
   if (!attempt_->over && cluster_->Chance(0.5)) HangUp();  // Else the router does not hear of it.
   attempt_->over = true;
   gave_up_ = true;
+  told_at_ = cluster_->time.Now();
   received_.clear();
   expected_.clear();
   ++turn_;
@@ -365,7 +379,7 @@ void SimClient::CallTwice() {
 void SimClient::Hold(bool held) {
   held_ = held;
   if (held) return;
-  heard_at_ = cluster_->time.Now();
+  heard_at_ = told_at_ = cluster_->time.Now();
   std::vector<std::function<void()>> waiting;
   waiting.swap(when_let_go_);
   for (const std::function<void()>& flow : waiting) flow();

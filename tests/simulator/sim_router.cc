@@ -17,6 +17,14 @@ constexpr absl::Duration kClosingTimeout = absl::Seconds(2);
 
 }  // namespace
 
+int Cluster::AnyRouter() {
+  std::vector<int> there;
+  for (size_t i = 0; i < routers.size(); ++i) {
+    if (routers[i]->serving() && !routers[i]->paused()) there.push_back(static_cast<int>(i));
+  }
+  return there.empty() ? static_cast<int>(Draw() % routers.size()) : there[Draw() % there.size()];
+}
+
 SimRouter::SimRouter(Cluster* cluster, int index) : cluster_(cluster), name_(absl::StrCat("router-", index)) {}
 
 void SimRouter::Boot() {
@@ -247,6 +255,7 @@ std::unique_ptr<ModelLane> SimRouter::MakeModel(uint64_t epoch, const std::vecto
   options.broken.saves_late = broken.worker_saves_late;
   options.broken.stops_in_silence = broken.worker_stops_in_silence;
   options.broken.feeds_unasked = broken.worker_feeds_unasked;
+  options.broken.answers_early = broken.worker_answers_early;
   options.broken.checks_no_sums = broken.worker_checks_no_sums;
   ModelLane::World world;
   world.store = &cluster_->store;

@@ -54,6 +54,10 @@ absl::Status CheckCommand(const v1::ExecuteRequest& command) {
   }
   for (const v1::StepEntry& entry : command.step().entries()) {
     absl::Status status = check(entry.token_ids(), "input");
+    status.Update(check(entry.score_token_ids(), "one to score"));
+    if (entry.score_token_ids_size() > entry.token_ids_size()) {
+      status.Update(absl::InternalError("more scores than tokens"));
+    }
     if (entry.expected_position() + entry.token_ids_size() > kMostPositions) {
       status.Update(absl::InternalError("a sequence beyond all limits"));
     }
@@ -164,15 +168,6 @@ std::string SimVisitor::Strange() {
   return bytes;
 }
 
-int SimVisitor::ChooseRouter() {
-  std::vector<int> there;
-  for (size_t i = 0; i < cluster_->routers.size(); ++i) {
-    if (cluster_->routers[i]->serving() && !cluster_->routers[i]->paused()) there.push_back(static_cast<int>(i));
-  }
-  return there.empty() ? static_cast<int>(cluster_->Draw() % cluster_->routers.size())
-                       : there[cluster_->Draw() % there.size()];
-}
-
 void SimVisitor::Next(absl::Duration pause) {
   cluster_->time.After(pause, [this, visit = visit_] {
     if (visit != visit_ || done()) return;
@@ -197,7 +192,7 @@ void SimVisitor::Next(absl::Duration pause) {
 void SimVisitor::Call(const std::string& bytes, std::shared_ptr<Attempt> attempt) {
   const bool is_good = attempt != nullptr;
   if (!is_good) attempt = std::make_shared<Attempt>();
-  attempt->router = ChooseRouter();
+  attempt->router = cluster_->AnyRouter();
   SimRouter& router = *cluster_->routers[attempt->router];
   attempt->router_life = router.life();
   attempt->call = cluster_->next_call++;

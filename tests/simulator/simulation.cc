@@ -120,6 +120,11 @@ Cluster::Cluster(const Options& options) : options(options), metrics(Metrics()),
     const std::string tenant = has_tenants ? absl::StrCat("tenant-", i % 2) : "";
     visitors.push_back(std::make_unique<SimVisitor>(this, i, tenant, between(1, 5)));
   }
+  const int caller_count = between(0, 1);
+  for (int i = 0; i < caller_count; ++i) {
+    const std::string tenant = has_tenants ? absl::StrCat("tenant-", i % 2) : "";
+    callers.push_back(std::make_unique<SimCaller>(this, i, tenant, between(1, 5)));
+  }
   store.SetMostPrefixes(between(2, 12));
   DrawFaults();
   store.SetFate([this] {
@@ -309,8 +314,9 @@ void Cluster::Undo(const Fault& fault) {
 
 bool Cluster::Step() {
   const auto is_done = [](const auto& one) { return one->done(); };
-  const bool are_done =
-      std::all_of(clients.begin(), clients.end(), is_done) && std::all_of(visitors.begin(), visitors.end(), is_done);
+  const bool are_done = std::all_of(clients.begin(), clients.end(), is_done) &&
+                        std::all_of(visitors.begin(), visitors.end(), is_done) &&
+                        std::all_of(callers.begin(), callers.end(), is_done);
   if (!violation_.empty() || are_done || !time.Step()) return false;
   if (time.steps() - checked_ >= 64) {
     checked_ = time.steps();
@@ -336,6 +342,7 @@ Result Cluster::Run() {
   for (const auto& router : routers) router->Boot();
   for (const auto& client : clients) client->Start();
   for (const auto& visitor : visitors) visitor->Start();
+  for (const auto& caller : callers) caller->Start();
   for (size_t i = 0; i < faults_.size(); ++i) {
     const auto& kept = options.faults;
     if (!options.all_faults && std::find(kept.begin(), kept.end(), static_cast<int>(i)) == kept.end()) continue;
@@ -356,6 +363,7 @@ Result Cluster::Run() {
   result.tokens = tokens;
   result.reused_tokens = reused_tokens;
   result.time = time.Now() - begin_;
+  result.longest_pause = longest_pause;
   return result;
 }
 

@@ -48,6 +48,7 @@ struct Broken {
   bool worker_saves_late = false;        // S1: a snapshot of another position.
   bool worker_stops_in_silence = false;  // T3: a turn stands still until its lane is given up.
   bool worker_feeds_unasked = false;     // S4: what a sequence drew is fed to the next in its slot.
+  bool worker_answers_early = false;     // T3: what is asked of a token is said of those before it.
   bool worker_checks_no_sums = false;    // N1: a state that is damaged is begun with.
   bool store_compares_nothing = false;   // N1: a state is found by how its tokens begin.
   bool store_scopes_nothing = false;     // B3: a state is found by whoever asks for its tokens.
@@ -74,8 +75,9 @@ struct Result {
   uint64_t digest = 0;        // Of the whole run.
   uint64_t events = 0;
   uint64_t tokens = 0;
-  uint64_t reused_tokens = 0;  // Of the prefix cache, by calls of no session.
-  absl::Duration time;         // Virtual.
+  uint64_t reused_tokens = 0;    // Of the prefix cache, by calls of no session.
+  absl::Duration time;           // Virtual.
+  absl::Duration longest_pause;  // Of a client that waits for the next message of its turn.
 };
 
 Result Simulate(const Options& options);

@@ -78,6 +78,7 @@ TEST(SimulationTest, EveryBrokenPartIsFound) {
       {"worker_saves_late", With(&Broken::worker_saves_late), {"S1"}},
       {"worker_stops_in_silence", With(&Broken::worker_stops_in_silence), {"T3"}},
       {"worker_feeds_unasked", With(&Broken::worker_feeds_unasked), {"T3", "S1"}},
+      {"worker_answers_early", With(&Broken::worker_answers_early), {"T3: value"}},
       {"worker_checks_no_sums", With(&Broken::worker_checks_no_sums), {"N1", "T3", "S1"}},
       {"store_compares_nothing", With(&Broken::store_compares_nothing), {"N1", "T3"}},
       {"store_scopes_nothing", With(&Broken::store_scopes_nothing), {"B3", "N1"}},

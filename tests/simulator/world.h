@@ -159,7 +159,7 @@ class SimClient {
  public:
   // `tenant`: empty: of none.
   SimClient(Cluster* cluster, int index, const std::string& tenant, int turns, int tokens);
-  void Start() { NextAttempt(absl::ZeroDuration()); }
+  void Start();
   bool done() const { return turn_ == turns_; }
   const std::string& session() const { return session_; }
   const std::string& tenant() const { return tenant_; }
@@ -195,6 +195,8 @@ class SimClient {
   void CheckRefused(const Attempt& attempt, const absl::Status& status);
   // B3: the turn that goes by its name is its own, not one of another tenant whose session has the same name.
   void CheckOwn();
+  // T3: it goes on before long, whatever befell whom.
+  void CheckPause();
   void Heard(const std::shared_ptr<Attempt>& attempt, const v1::GenerateResponse& message);
   void Closed(const std::shared_ptr<Attempt>& attempt, const absl::Status& status);
   void Watch(const std::shared_ptr<Attempt>& attempt);
@@ -220,6 +222,7 @@ class SimClient {
   std::vector<std::vector<uint32_t>> expected_;  // By family; empty: ruled out.
   std::shared_ptr<Attempt> attempt_;
   absl::Time heard_at_;
+  absl::Time told_at_;  // Something new, last; or it began to wait for something.
   bool held_ = false;
   std::vector<std::function<void()>> when_let_go_;
 };
@@ -254,7 +257,6 @@ class SimVisitor {
   v1::GenerateRequest Good();
   // Bytes that are wrong somewhere, or everywhere; by chance they are not.
   std::string Strange();
-  int ChooseRouter();
   // `attempt` null: a strange one, of which nobody hears.
   void Call(const std::string& bytes, std::shared_ptr<Attempt> attempt);
   // As a router does it with what comes: not OK: refused.
@@ -271,6 +273,63 @@ class SimVisitor {
   v1::GenerateRequest request_;
   std::vector<std::vector<uint32_t>> expected_;  // By family; empty: ruled out.
   uint64_t received_ = 0;
+  std::shared_ptr<Attempt> attempt_;
+  absl::Time heard_at_;
+};
+
+// Somebody who has inputs scored, embedded and looked at, and sessions exported and held: one call after the other,
+// each until it is answered whole.
+class SimCaller {
+ public:
+  SimCaller(Cluster* cluster, int index, const std::string& tenant, int calls);
+  void Start() { Next(absl::ZeroDuration()); }
+  bool done() const { return call_ == calls_; }
+
+ private:
+  enum class Kind { kScore, kDocument, kLogits, kMeanEmbedding, kLastEmbedding, kExport, kExclusive };
+  template <typename Response>
+  class Stream;
+  struct Attempt {
+    int router = 0;
+    uint64_t router_life = 0;
+    router::CallId call = 0;
+    bool over = false;
+  };
+
+  void Next(absl::Duration pause);
+  void Call(const std::shared_ptr<Attempt>& attempt);
+  // Of the call that `turn` is for, whose input it has.
+  std::unique_ptr<router::CallKind> MakeKind(const std::shared_ptr<Attempt>& attempt, router::Turn* turn);
+  // Some client's.
+  void TakeSession(router::Turn* turn) const;
+  // Hands on what a router says, unless it has died.
+  void FromRouter(const Attempt& attempt, std::function<void()> message);
+  // `asked`: how long the session's log was when it was called for.
+  void CheckExport(const std::string& session_id, uint64_t asked, const v1::SnapshotManifest& manifest);
+  std::vector<float> Undisturbed(int family) const;
+  // The next value; false: no numeric family that is still possible says it.
+  bool Take(float value);
+  template <typename Values>
+  void TakeAll(const std::shared_ptr<Attempt>& attempt, uint64_t first, const Values& values);
+  void Heard(const std::shared_ptr<Attempt>& attempt, const v1::ScoreResponse& answer);
+  void Heard(const std::shared_ptr<Attempt>& attempt, const v1::ScoreDocumentResponse& answer);
+  void Heard(const std::shared_ptr<Attempt>& attempt, const v1::LogitsResponse& answer);
+  void Heard(const std::shared_ptr<Attempt>& attempt, const v1::EmbedResponse& answer);
+  void Heard(const std::shared_ptr<Attempt>& attempt, const router::ExportedState& answer);
+  void Closed(const std::shared_ptr<Attempt>& attempt, const absl::Status& status);
+  void Watch(const std::shared_ptr<Attempt>& attempt);
+  std::string Name() const;
+
+  Cluster* const cluster_;
+  const int index_;
+  const int calls_;
+  const std::string tenant_;
+  int call_ = 0;
+  Kind kind_ = Kind::kScore;
+  std::vector<uint32_t> input_;
+  std::vector<std::vector<float>> expected_;  // By family; empty: ruled out.
+  size_t expected_count_ = 0;
+  size_t received_ = 0;
   std::shared_ptr<Attempt> attempt_;
   absl::Time heard_at_;
 };
@@ -296,6 +355,8 @@ class Cluster {
   bool LosesChunk() { return chunks_lost_ > 0 && Chance(0.3); }
   // Who draws with this seed. Unset: nobody who is known.
   absl::optional<std::string> TenantOf(uint64_t seed) const;
+  // One that serves, if any does.
+  int AnyRouter();
   // Ends the lanes that a worker is in.
   void LoseWorker(int worker, const std::string& why);
 
@@ -306,6 +367,7 @@ class Cluster {
   std::vector<std::unique_ptr<SimRouter>> routers;
   std::vector<std::unique_ptr<SimClient>> clients;
   std::vector<std::unique_ptr<SimVisitor>> visitors;
+  std::vector<std::unique_ptr<SimCaller>> callers;
   std::map<std::string, absl::Time> announced;  // Routers, by name.
   router::TurnOptions turn_options;
   std::shared_ptr<const router::ServingModel> model;
@@ -314,6 +376,7 @@ class Cluster {
   int families = 1;
   int strangers = 0;  // Faults under way that send what is no request.
   uint64_t tokens = 0;
+  absl::Duration longest_pause;                      // Of a client that waits for the next message of its turn.
   uint64_t reused_tokens = 0;                        // Of visitors.
   std::map<std::string, PrefixOwner> prefix_owners;  // By snapshot.
   router::CallId next_call = 1;
