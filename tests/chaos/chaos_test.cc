@@ -147,7 +147,9 @@ class Schedule {
 
  private:
   void Say(const std::string& what) const {
-    std::fprintf(stderr, "%7.2f s  %s\n", absl::ToDoubleSeconds(absl::Now() - begin_), what.c_str());
+    const absl::Time now = absl::Now();
+    std::fprintf(stderr, "%s %7.2f s  %s\n", absl::FormatTime("%H:%M:%E3S", now, absl::UTCTimeZone()).c_str(),
+                 absl::ToDoubleSeconds(now - begin_), what.c_str());
   }
 
   // A process that starts waits for the servers, and mending waits for the process: servers come first.
@@ -258,10 +260,10 @@ TEST(ChaosTest, EveryStreamIsThatOfAnUndisturbedRun) {
   }
   std::fprintf(
       stderr,
-      "chaos: seed %u, %d faults, %d turns of %d tokens, %llu tokens of input reused, the longest pause %.1f s\n", seed,
-      faults, conversations.turns(), conversations_options.tokens_per_turn,
+      "chaos: seed %u, %d faults, %d turns of %d tokens, %llu tokens of input reused, the longest pause %.1f s (%s)\n",
+      seed, faults, conversations.turns(), conversations_options.tokens_per_turn,
       static_cast<unsigned long long>(conversations.reused_tokens()),
-      absl::ToDoubleSeconds(conversations.longest_pause()));
+      absl::ToDoubleSeconds(conversations.longest_pause()), conversations.longest_pause_of().c_str());
   EXPECT_GT(conversations.reused_tokens(), 0);
   conversations.Compare();
   EXPECT_FALSE(::testing::Test::HasFailure()) << "CHAOS_SEED=" << seed;

@@ -76,14 +76,18 @@ absl::StatusOr<Conversations::Tokens> Conversations::Turn(router::RouterClient& 
   Tokens tokens;
   absl::Status status;
   absl::Time last = absl::Now();
+  int calls = 0;
   const auto ended = [&] {
+    ++calls;
+    const absl::Status before = status;
     status = client.Generate(request, [&](const v1::GenerateResponse& response) {
       const absl::Time now = absl::Now();
-      const int64_t pause = absl::ToInt64Nanoseconds(now - last);
-      last = now;
-      for (int64_t longest = longest_pause_; pause > longest;) {
-        if (longest_pause_.compare_exchange_weak(longest, pause)) break;
+      if (now - last > longest_pause()) {
+        NotePause(last, now, absl::StrCat(session, " turn ", number, " before token ", response.index()), calls,
+                  before);
       }
+      last = now;
+      calls = 0;
       if (response.has_finish()) {
         if (is_first) *reused_tokens = response.finish().reused_tokens();
         return absl::OkStatus();
@@ -100,6 +104,26 @@ absl::StatusOr<Conversations::Tokens> Conversations::Turn(router::RouterClient& 
   (void)WaitUntil(ended, options_.limit);
   if (!status.ok()) return status;
   return tokens;
+}
+
+void Conversations::NotePause(absl::Time begin, absl::Time end, const std::string& of, int calls,
+                              const absl::Status& why) {
+  absl::MutexLock lock(&mu_);
+  if (end - begin <= longest_pause_) return;
+  longest_pause_ = end - begin;
+  longest_pause_of_ = absl::StrCat(of, ", from ", absl::FormatTime("%H:%M:%E3S", begin, absl::UTCTimeZone()), " to ",
+                                   absl::FormatTime("%H:%M:%E3S", end, absl::UTCTimeZone()), ", ", calls,
+                                   " calls, the one before: ", why.ToString());
+}
+
+absl::Duration Conversations::longest_pause() const {
+  absl::MutexLock lock(&mu_);
+  return longest_pause_;
+}
+
+std::string Conversations::longest_pause_of() const {
+  absl::MutexLock lock(&mu_);
+  return longest_pause_of_;
 }
 
 void Conversations::Run(Conversation& conversation) {

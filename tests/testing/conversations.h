@@ -12,8 +12,10 @@
 #include <utility>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "services/router/client/router_client.h"
 #include "tests/testing/local_cluster.h"
@@ -67,7 +69,9 @@ class Conversations {
   // Of the conversations' inputs, what was not read again but began with a state that was there.
   uint64_t reused_tokens() const { return reused_tokens_; }
   // The longest time between two tokens of a turn, or before its first: what clients saw of the faults.
-  absl::Duration longest_pause() const { return absl::Nanoseconds(longest_pause_.load()); }
+  absl::Duration longest_pause() const ABSL_LOCKS_EXCLUDED(mu_);
+  // Whose it was, and when.
+  std::string longest_pause_of() const ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
   struct Conversation {
@@ -94,11 +98,17 @@ class Conversations {
   absl::StatusOr<Tokens> Turn(router::RouterClient& client, const std::string& name, int story, int number,
                               uint64_t* reused_tokens);
   absl::Status CreateSession(router::RouterClient& client, const std::string& id) const;
+  // A stream stood still from `begin` to `end`; `calls`: how often it was begun or resumed meanwhile, `why`: why the
+  // last of those before ended.
+  void NotePause(absl::Time begin, absl::Time end, const std::string& of, int calls, const absl::Status& why)
+      ABSL_LOCKS_EXCLUDED(mu_);
 
   const Options options_;
   const MakeClient make_client_;
   std::atomic<bool> stop_{false};
-  std::atomic<int64_t> longest_pause_{0};  // Nanoseconds.
+  mutable absl::Mutex mu_;
+  absl::Duration longest_pause_ ABSL_GUARDED_BY(mu_);
+  std::string longest_pause_of_ ABSL_GUARDED_BY(mu_);
   std::atomic<uint64_t> reused_tokens_{0};
   std::vector<std::unique_ptr<Conversation>> conversations_;
 };

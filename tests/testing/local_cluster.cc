@@ -231,13 +231,12 @@ std::shared_ptr<grpc::Channel> LocalCluster::Channel(const std::string& process)
   return common::MakeChannel(address(process), options);
 }
 
-absl::Status LocalCluster::Restart(const std::string& name, const std::vector<std::string>& extra_flags) {
+absl::Status LocalCluster::BeginRestart(const std::string& name, const std::vector<std::string>& extra_flags) {
   Process& process = processes_.at(name);
   if (process.pid >= 0) return absl::FailedPreconditionError(absl::StrCat(name, " is running"));
-  const std::string port_file = absl::StrCat(options_.directory, "/", name, ".ports");
-  std::remove(port_file.c_str());
+  std::remove(PortFile(name).c_str());
   std::vector<std::string> arguments = {
-      Runfile(process.binary), absl::StrCat("--name=", name), absl::StrCat("--port_file=", port_file),
+      Runfile(process.binary), absl::StrCat("--name=", name), absl::StrCat("--port_file=", PortFile(name)),
       absl::StrCat("--listen=", process.grpc_address), absl::StrCat("--metrics_listen=", process.metrics_address)};
   arguments.insert(arguments.end(), process.flags.begin(), process.flags.end());
   if (options_.tls) {
@@ -248,11 +247,17 @@ absl::Status LocalCluster::Restart(const std::string& name, const std::vector<st
   }
   arguments.insert(arguments.end(), extra_flags.begin(), extra_flags.end());
   RWKV_ASSIGN_OR_RETURN(process.pid, Spawn(arguments, LogPath(name)));
+  return absl::OkStatus();
+}
+
+absl::Status LocalCluster::Restart(const std::string& name, const std::vector<std::string>& extra_flags) {
+  RWKV_RETURN_IF_ERROR(BeginRestart(name, extra_flags));
+  Process& process = processes_.at(name);
   std::string ports;
   int wait_status = -1;
   const auto listens_or_ended = [&] {
     wait_status = WaitForExit(process, absl::InfinitePast());
-    return wait_status >= 0 || !(ports = ReadFile(port_file)).empty();
+    return wait_status >= 0 || !(ports = ReadFile(PortFile(name))).empty();
   };
   const bool in_time = WaitUntil(listens_or_ended, options_.start_timeout);
   if (wait_status >= 0) {
@@ -374,6 +379,10 @@ absl::Status LocalCluster::WaitUntilServing() {
 
 std::string LocalCluster::LogPath(const std::string& name) const {
   return absl::StrCat(options_.directory, "/", name, ".log");
+}
+
+std::string LocalCluster::PortFile(const std::string& name) const {
+  return absl::StrCat(options_.directory, "/", name, ".ports");
 }
 
 std::string LocalCluster::Log(const std::string& name) const { return ReadFile(LogPath(name)); }

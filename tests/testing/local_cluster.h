@@ -95,6 +95,8 @@ class LocalCluster {
   // Starts a process that is gone again, on the same port, and waits until it listens.
   // `extra_flags` are for this start only.
   absl::Status Restart(const std::string& name, const std::vector<std::string>& extra_flags = {});
+  // Only the start.
+  absl::Status BeginRestart(const std::string& name, const std::vector<std::string>& extra_flags = {});
   // Waits until a process that ends by itself is gone; its wait status. kDeadlineExceeded: it is still there.
   absl::StatusOr<int> WaitUntilGone(const std::string& name);
   // Restarts all that are gone.
@@ -131,6 +133,8 @@ class LocalCluster {
   // Waits for the end of a process; -1: still running at the deadline; else its wait status.
   int WaitForExit(Process& process, absl::Time deadline);
   std::string LogPath(const std::string& name) const;
+  // Where a process writes its addresses once it listens.
+  std::string PortFile(const std::string& name) const;
   std::string LogTail(const std::string& name) const;
 
   Options options_;
