@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "kernels/api/cast_state.h"
 #include "kernels/api/deep_embed.h"
 #include "kernels/api/deep_embed_attention.h"
 #include "kernels/api/embed.h"
@@ -30,7 +31,8 @@ struct OpTable {
   // Where the host cannot read the states, one that is refused elsewhere (kDataLoss) gives rows of NaN, and stays as it
   // is if its length is what is wrong.
   DeepEmbedAttentionOp* deep_embed_attention = nullptr;
-  SampleOp* sample = nullptr;                                   // Null: the host draws, from logits in its memory.
+  SampleOp* sample = nullptr;         // Null: the host draws, from logits in its memory.
+  CastStateOp* cast_state = nullptr;  // Not null: wkv6's and wkv7's states are to be kept in fp16.
   int64_t max_head_size = std::numeric_limits<int64_t>::max();  // Of wkv6 and wkv7.
   // Of deep_embed_attention: Q + D.
   int64_t max_attention_channels = std::numeric_limits<int64_t>::max();

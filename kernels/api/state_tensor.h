@@ -9,8 +9,11 @@ namespace rwkv::kernels {
 struct StateTensor {
   float* data = nullptr;
   int64_t stride = 0;  // floats, at least one slot's
+  // Of wkv states on devices that store them so (OpTable::cast_state): both are of fp16 numbers, not floats.
+  bool is_half = false;
 
   float* of(int32_t slot) const { return data + slot * stride; }
+  uint16_t* halves_of(int32_t slot) const { return reinterpret_cast<uint16_t*>(data) + slot * stride; }
 };
 
 }  // namespace rwkv::kernels

@@ -78,6 +78,18 @@ absl::Status DeepEmbedAttention(const DeepEmbedAttentionArgs& args, Stream& stre
 
 absl::Status Sample(const SampleArgs& args, Stream& stream) { return Run("sample", &KernelSet::sample, args, stream); }
 
+absl::Status CastState(const CastStateArgs& args, Stream& stream) {
+  return Run("cast_state", &KernelSet::cast_state, args, stream);
+}
+
+constexpr OpTable Ops(bool half_states) {
+  OpTable ops = {Embed, LayerNorm, MixInput, Products, Wkv4, Wkv6, Wkv7, DeepEmbed, DeepEmbedAttention, Sample};
+  if (half_states) ops.cast_state = CastState;
+  ops.max_head_size = kMaxHeadSize;
+  ops.max_attention_channels = kMaxAttentionChannels;
+  return ops;
+}
+
 class CudaDevice final : public Device {
  public:
   CudaDevice(const Runtime& runtime, const KernelSet& kernels, int ordinal, absl::string_view name,
@@ -122,10 +134,9 @@ class CudaDevice final : public Device {
   absl::StatusOr<Weight> Load(const MatrixView& matrix, WeightUse) override { return uploader_.Load(matrix); }
 
   const OpTable& ops() const override {
-    static constexpr OpTable kOps = {
-        Embed, LayerNorm, MixInput,           Products, Wkv4,         Wkv6,
-        Wkv7,  DeepEmbed, DeepEmbedAttention, Sample,   kMaxHeadSize, kMaxAttentionChannels};
-    return kOps;
+    static constexpr OpTable kOps = Ops(/*half_states=*/false);
+    static constexpr OpTable kHalfOps = Ops(/*half_states=*/true);
+    return options_.half_states ? kHalfOps : kOps;
   }
 
  private:
@@ -159,6 +170,7 @@ absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const Runtime& runtime, const
   const absl::string_view uuid(properties.uuid.bytes, sizeof(properties.uuid.bytes));
   std::string family = options.tensor_cores ? absl::StrCat("cuda/tensor/sm_", properties.major, properties.minor)
                                             : std::string(kFp32Family);
+  if (options.half_states) absl::StrAppend(&family, "/half_states");
   DeviceOptions possible = options;
   possible.overlaps = options.overlaps && properties.major >= kOverlappingMajor;
   return std::make_unique<CudaDevice>(runtime, kernels, ordinal, name,
@@ -170,6 +182,7 @@ DeviceOptions TakeOptions(absl::string_view& name) {
   options.graphs = !absl::ConsumeSuffix(&name, "/launches");
   options.tensor_cores = !absl::ConsumeSuffix(&name, "/fma");
   options.overlaps = !absl::ConsumeSuffix(&name, "/serial");
+  options.half_states = absl::ConsumeSuffix(&name, "/half");
   return options;
 }
 

@@ -24,11 +24,12 @@ constexpr absl::Duration kHangLimit = absl::Seconds(60);
 struct DeviceOptions {
   absl::Duration hang_limit = kHangLimit;
   bool tensor_cores = true;  // For products with 16-bit weights; without: the plain twin.
+  bool half_states = false;  // wkv states of RWKV-5 to 7 are stored in fp16: half of their bytes, another family.
   bool overlaps = true;      // A kernel's blocks begin while the one before ends, from 9.0 on; without: the plain twin.
   bool graphs = true;  // Steps that come again are launched as a graph; without: kernel by kernel, the plain twin.
 };
 
-// Takes what may follow a device's name, "/serial" (kernels do not overlap), "/fma" (no tensor cores) and "/launches"
+// Takes what may follow a device's name, "/half" (wkv states in fp16), "/serial" (kernels do not overlap), "/fma" (no tensor cores) and "/launches"
 // (no graphs) in this order, off its end.
 DeviceOptions TakeOptions(absl::string_view& name);
 

@@ -104,6 +104,12 @@ RWKV_DEVICE Float4 Load4(const T* from) {
 RWKV_DEVICE void Store4(float* to, const Float4& v) {
   *reinterpret_cast<float4*>(to) = make_float4(v.x, v.y, v.z, v.w);
 }
+// 8 bytes, aligned to as many.
+RWKV_DEVICE Bits2 Load8(const void* from) {
+  const uint2 v = *static_cast<const uint2*>(from);
+  return {v.x, v.y};
+}
+RWKV_DEVICE void Store8(void* to, const Bits2& v) { *static_cast<uint2*>(to) = make_uint2(v.x, v.y); }
 // The same of memory that nobody writes while the kernel runs, and which it reads once: past the first cache.
 RWKV_DEVICE Bits4 LoadStreaming16(const void* from) {
   const uint4 v = __ldcs(static_cast<const uint4*>(from));
@@ -129,6 +135,8 @@ RWKV_DEVICE uint64_t AsBits(double value) { return static_cast<uint64_t>(__doubl
 RWKV_DEVICE float HalfToFloat(uint32_t bits) {
   return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
 }
+// To nearest, ties to even.
+RWKV_DEVICE uint32_t FloatToHalf(float value) { return __half_as_ushort(__float2half_rn(value)); }
 
 // On tensor cores, kSteps times one after the other: c += a b, of 16 x 16 and 16 x 8 bfloat16 values and fp32 sums, whose
 // order within a step is the hardware's. A lane's part, with g = lane / 4 and t = lane % 4, two values to 32 bits, the
@@ -208,6 +216,12 @@ Float4 Load4(const T* from) {
   return v;
 }
 inline void Store4(float* to, const Float4& v) { emulation::Write16(to, &v, __builtin_return_address(0)); }
+inline Bits2 Load8(const void* from) {
+  Bits2 v;
+  emulation::Read8(from, &v, __builtin_return_address(0));
+  return v;
+}
+inline void Store8(void* to, const Bits2& v) { emulation::Write8(to, &v, __builtin_return_address(0)); }
 inline Bits4 LoadStreaming16(const void* from) {
   Bits4 v;
   emulation::Read16(from, &v, __builtin_return_address(0));
@@ -250,6 +264,18 @@ inline float HalfToFloat(uint32_t bits) {
   const float scaled = AsFloat((bits & 0x7fffu) << 13) * 0x1p112f;  // Exact; infinity and NaN come out finite.
   const uint32_t special = (bits & 0x7c00u) == 0x7c00u ? 0x7f800000u : 0u;
   return AsFloat(AsBits(scaled) | special | (bits & 0x8000u) << 16);
+}
+
+inline uint32_t FloatToHalf(float value) {
+  const uint32_t bits = AsBits(value);
+  const uint32_t sign = bits >> 16 & 0x8000u;
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return sign | 0x7fffu;
+  if (magnitude >= 0x477ff000u) return sign | 0x7c00u;  // 65520, half a step above the largest, and more.
+  if (magnitude < 0x38800000u) {                        // Below 2^-14 a step is 2^-24: adding 0.5 rounds to it.
+    return sign | (AsBits(AsFloat(magnitude) + 0.5f) - AsBits(0.5f));
+  }
+  return sign | (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
 }
 
 template <int kSteps>

@@ -21,8 +21,9 @@ template <int kQuads, bool kWhole>
 struct HeadState {
   static constexpr int kPart = 4 * kQuads;  // elements of a thread
 
-  RWKV_DEVICE explicit HeadState(int head_size)
+  RWKV_DEVICE HeadState(int head_size, bool is_half)
       : n(kWhole ? 16 * kQuads : head_size),
+        half(is_half),
         row(ThreadIndex() / kThreadsOfStateRow),
         part(ThreadIndex() % kThreadsOfStateRow) {}
 
@@ -30,34 +31,68 @@ struct HeadState {
   RWKV_DEVICE int Key(int e) const { return 4 * (part + kThreadsOfStateRow * (e / 4)) + e % 4; }
   RWKV_DEVICE bool Has(int e) const { return kWhole || (row < n && Key(e) < n); }
 
-  RWKV_DEVICE void Load(const float* head) {
+  RWKV_DEVICE void Load(const StateTensor& state, int32_t slot, int head) {
+    const int64_t at = Place(state, slot, head);
+    const float* const floats = state.data;
+    const auto* const halves = reinterpret_cast<const uint16_t*>(state.data);
 #pragma unroll
     for (int e = 0; e < kPart; e += 4) {
-      if constexpr (kWhole) {
-        const Float4 v = Load4(head + row * n + Key(e));
+      const int64_t quad = at + row * n + Key(e);
+      if (kWhole && half) {
+        const Bits2 v = Load8(halves + quad);
+        s[e] = HalfToFloat(v.x & 0xffffu), s[e + 1] = HalfToFloat(v.x >> 16);
+        s[e + 2] = HalfToFloat(v.y & 0xffffu), s[e + 3] = HalfToFloat(v.y >> 16);
+      } else if (kWhole) {
+        const Float4 v = Load4(floats + quad);
         s[e] = v.x, s[e + 1] = v.y, s[e + 2] = v.z, s[e + 3] = v.w;
       } else {
 #pragma unroll
-        for (int i = e; i < e + 4; ++i) s[i] = Has(i) ? head[row * n + Key(i)] : 0.0f;
-      }
-    }
-  }
-
-  RWKV_DEVICE void Store(float* head) const {
-#pragma unroll
-    for (int e = 0; e < kPart; e += 4) {
-      if constexpr (kWhole) {
-        Store4(head + row * n + Key(e), {s[e], s[e + 1], s[e + 2], s[e + 3]});
-      } else {
-#pragma unroll
-        for (int i = e; i < e + 4; ++i) {
-          if (Has(i)) head[row * n + Key(i)] = s[i];
+        for (int i = 0; i < 4; ++i) {
+          s[e + i] = !Has(e + i) ? 0.0f : half ? HalfToFloat(halves[quad + i]) : floats[quad + i];
         }
       }
     }
   }
 
+  RWKV_DEVICE void Store(const StateTensor& state, int32_t slot, int head) const {
+    const int64_t at = Place(state, slot, head);
+    float* const floats = state.data;
+    auto* const halves = reinterpret_cast<uint16_t*>(state.data);
+#pragma unroll
+    for (int e = 0; e < kPart; e += 4) {
+      const int64_t quad = at + row * n + Key(e);
+      if (kWhole && half) {
+        Store8(halves + quad,
+               {FloatToHalf(s[e]) | FloatToHalf(s[e + 1]) << 16, FloatToHalf(s[e + 2]) | FloatToHalf(s[e + 3]) << 16});
+      } else if (kWhole) {
+        Store4(floats + quad, {s[e], s[e + 1], s[e + 2], s[e + 3]});
+      } else {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          if (!Has(e + i)) continue;
+          if (half) {
+            halves[quad + i] = static_cast<uint16_t>(FloatToHalf(s[e + i]));
+          } else {
+            floats[quad + i] = s[e + i];
+          }
+        }
+      }
+    }
+  }
+
+  // As it is stored, behind every token: what follows does not depend on whether it was.
+  RWKV_DEVICE void Round() {
+    if (!half) return;
+#pragma unroll
+    for (int e = 0; e < kPart; ++e) s[e] = HalfToFloat(FloatToHalf(s[e]));
+  }
+
+  RWKV_DEVICE int64_t Place(const StateTensor& state, int32_t slot, int head) const {
+    return slot * state.stride + int64_t{head} * n * n;
+  }
+
   const int n;
+  const bool half;  // Stored in fp16.
   const int row;
   const int part;
   float s[kPart];

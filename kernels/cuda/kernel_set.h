@@ -2,6 +2,7 @@
 // gives the runtime's error code, 0 if there is none. Nothing here knows CUDA's headers.
 #pragma once
 
+#include "kernels/api/cast_state.h"
 #include "kernels/api/deep_embed.h"
 #include "kernels/api/deep_embed_attention.h"
 #include "kernels/api/embed.h"
@@ -32,6 +33,7 @@ struct KernelSet {
   // Rows of k2 and v2, together, <= kMaxAttentionChannels.
   int (*deep_embed_attention)(const DeepEmbedAttentionArgs& args, LaunchStream stream);
   int (*sample)(const SampleArgs& args, LaunchStream stream);
+  int (*cast_state)(const CastStateArgs& args, LaunchStream stream);
 };
 
 extern const KernelSet kDeviceKernels;    // By nvcc, for a GPU.

@@ -7,6 +7,7 @@
 namespace rwkv::kernels::cuda {
 inline namespace RWKV_CUDA_BUILD {
 
+int LaunchCastState(const CastStateArgs& args, LaunchStream stream);
 int LaunchEmbed(const EmbedArgs& args, LaunchStream stream);
 int LaunchLayerNorm(const LayerNormArgs& args, LaunchStream stream);
 int LaunchMixInput(const MixInputArgs& args, LaunchStream stream);

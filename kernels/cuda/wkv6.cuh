@@ -27,7 +27,7 @@ Wkv6Kernel(Wkv6Parameters p) {
   const auto heads = static_cast<int>(args.heads);
   const int head = BlockIndexX() % heads;
   const SequenceSpan span = p.step.spans[BlockIndexX() / heads];
-  HeadState<kQuads, kWhole> state(static_cast<int>(args.head_size));
+  HeadState<kQuads, kWhole> state(static_cast<int>(args.head_size), args.state.is_half);
   const int n = state.n;
   const int t = ThreadIndex();
   const int64_t width = int64_t{heads} * n;
@@ -37,8 +37,7 @@ Wkv6Kernel(Wkv6Parameters p) {
     }
     return;
   }
-  float* const memory = args.state.data + span.slot * args.state.stride + int64_t{head} * n * n;
-  state.Load(memory);
+  state.Load(args.state, span.slot, head);
   auto& shared = BlockShared<Wkv6Shared<kQuads>>();
   if (!kWhole && t >= n && t < 16 * kQuads) {
     for (auto* vector : {&shared.r, &shared.w, &shared.k}) vector->Set(t, 0.0f);
@@ -77,6 +76,7 @@ Wkv6Kernel(Wkv6Parameters p) {
       state.s[e + 3] = Fma(state.s[e + 3], w.w, v * key.w);
     }
     read = Fma(own, v, WarpSum<kThreadsOfStateRow>(read));
+    state.Round();
     const float z = NormalizeHead(read, reads, n, args.epsilon, shared.sums, shared.squares);
     if (reads) {
       float y = Fma(z, args.ln_weight[value_channel], args.ln_bias[value_channel]);
@@ -84,7 +84,7 @@ Wkv6Kernel(Wkv6Parameters p) {
       args.y[at + value_channel] = y;
     }
   }
-  state.Store(memory);
+  state.Store(args.state, span.slot, head);
 }
 
 }  // namespace RWKV_CUDA_BUILD

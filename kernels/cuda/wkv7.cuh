@@ -27,7 +27,7 @@ Wkv7Kernel(Wkv7Parameters p) {
   const auto heads = static_cast<int>(args.heads);
   const int head = BlockIndexX() % heads;
   const SequenceSpan span = p.step.spans[BlockIndexX() / heads];
-  HeadState<kQuads, kWhole> state(static_cast<int>(args.head_size));
+  HeadState<kQuads, kWhole> state(static_cast<int>(args.head_size), args.state.is_half);
   const int n = state.n;
   const int t = ThreadIndex();
   const int64_t width = int64_t{heads} * n;
@@ -37,8 +37,7 @@ Wkv7Kernel(Wkv7Parameters p) {
     }
     return;
   }
-  float* const memory = args.state.data + span.slot * args.state.stride + int64_t{head} * n * n;
-  state.Load(memory);
+  state.Load(args.state, span.slot, head);
   auto& shared = BlockShared<Wkv7Shared<kQuads>>();
   if (!kWhole && t >= n && t < 16 * kQuads) {
     for (auto* vector : {&shared.r, &shared.w, &shared.k, &shared.a, &shared.b}) vector->Set(t, 0.0f);
@@ -105,13 +104,14 @@ Wkv7Kernel(Wkv7Parameters p) {
       read = Fma(state.s[e + 3], r.w, read);
     }
     read = WarpSum<kThreadsOfStateRow>(read);
+    state.Round();
     const float z = NormalizeHead(read, reads, n, args.epsilon, shared.sums, shared.squares);
     if (reads) {
       const float normed = Fma(z, args.ln_weight[value_channel], args.ln_bias[value_channel]);
       args.y[at + value_channel] = Fma(own, v, normed) * args.g[at + value_channel];
     }
   }
-  state.Store(memory);
+  state.Store(args.state, span.slot, head);
 }
 
 }  // namespace RWKV_CUDA_BUILD

@@ -304,6 +304,21 @@ TEST_F(DrawnModelsTest, AnyCutAndCompanyGivesTheBitsOfOnePrefill) {
   }
 }
 
+// wkv states in fp16: the same laws; what rounding costs is not the reference's.
+TEST_F(DrawnModelsTest, HalfStatesHaveTheLaws) {
+  for (uint32_t seed = first(); seed < first() + (end() - first()) / 4 && !HasFailure(); ++seed) {
+    Draw draw(seed + 1000000, /*small=*/true);
+    SCOPED_TRACE(::testing::PrintToString(draw));
+    const std::string path = WriteModel(draw);
+    const TestEngineOptions gpu = On("cuda/emulated/half");
+    std::vector<Outcome> prefilled = RunAlone(draw, path, gpu, kMostRows);
+    ExpectSame(prefilled, RunAlone(draw, path, gpu, 1), "decodes");
+    ExpectClose(RunAlone(draw, path, On("reference"), kMostRows), prefilled, 0.02f);
+    ExpectSame(prefilled, RunTogether(draw, path, gpu, prefilled), "in company");
+    EXPECT_THAT(kernels::cuda::ViolationsOfFake(), IsEmpty());
+  }
+}
+
 // The runtime of devices whose kernels the checker watches: it knows the device's memory, and what of the host's pinned
 // memory they write to (logits).
 kernels::cuda::Checker* the_checker = nullptr;

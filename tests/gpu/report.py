@@ -25,7 +25,8 @@ PRODUCT_RATE = 0.6 / 3
 BYTE_RATE = 1979e12 * 0.6 / 2
 INSTRUCTIONS = 132 * 128 * 1.7e9  # a second, of all lanes
 CONVERSION = 10
-WEIGHTS = {"16 bits": 2, "int8": 1 + 2 / 32, "int4": 0.5 + 4 / 32}  # bytes a weight, with its group's scale and minimum
+# Bytes a weight, with its group's scale and minimum; and those of a number of the wkv state.
+WEIGHTS = {"16 bits": (2, 4), "int8": (1 + 2 / 32, 4), "int4": (0.5 + 4 / 32, 4), "16 bits, fp16 states": (2, 2)}
 LAYER_KERNELS = {"1": 8, "16": 13}  # at most, by rows
 ACHIEVABLE = 0.9  # Of the nominal bandwidth: what copies reach on these cards.
 # Seconds lost at a kernel's boundary: what published decode times of others come to, and what is assumed to be left
@@ -142,15 +143,15 @@ def weight_counts(width, layers, ranks):
     return layers * 12 * width * width + VOCABULARY * width, layers * 2 * width * sum(ranks)
 
 
-def state_bytes(width, layers):
+def state_bytes(width, layers, bytes_of_number):
     """Read and written by a sequence's step."""
-    return 2 * 4 * layers * (width * HEAD + 2 * width)
+    return 2 * layers * (bytes_of_number * width * HEAD + 4 * 2 * width)
 
 
 def work_seconds(weights, counts, rows, bytes_of_step, bandwidth, rate):
     large, ranks = counts
     seconds = {"bytes": bytes_of_step / (ACHIEVABLE * bandwidth)}
-    if weights == "16 bits":
+    if weights.startswith("16 bits"):
         seconds["matrix rate"] = 2 * rows * (large + ranks) / (rate * PRODUCT_RATE)
     else:
         tile, outputs = (8, 16) if rows <= 8 else (16, 16) if rows <= 16 else (16, 64)
@@ -162,15 +163,16 @@ def work_seconds(weights, counts, rows, bytes_of_step, bandwidth, rate):
 
 def predict(launches):
     steps = []
-    for weights, bytes_of_weight in WEIGHTS.items():
+    for weights, (bytes_of_weight, bytes_of_state) in WEIGHTS.items():
         for model, (width, layers, ranks) in MODELS.items():
             for rows in ROWS:
                 shape = launches["1" if rows == 1 else "16"]
                 kernels = shape["per_layer"] * layers + shape["per_step"]
                 # Ranks keep 16 bits, which is a launch of their own beside matrices of few.
-                kernels += layers if weights != "16 bits" else 0
+                kernels += layers if not weights.startswith("16 bits") else 0
                 counts = weight_counts(width, layers, ranks)
-                floor = round(counts[0] * bytes_of_weight + counts[1] * 2 + rows * state_bytes(width, layers))
+                floor = round(counts[0] * bytes_of_weight + counts[1] * 2 +
+                              rows * state_bytes(width, layers, bytes_of_state))
                 step = {"weights": weights, "model": model, "rows": rows, "kernels": kernels, "floor_bytes": floor}
                 for gpu, (bandwidth, rate) in GPUS.items():
                     work, bound = work_seconds(weights, counts, rows, floor, bandwidth, rate)
@@ -223,8 +225,9 @@ def markdown(report):
             "| kernel, rows | bytes | wide | sectors | conflicts |", "|---|---:|---:|---:|---:|"]
     for name, of in report["traffic"].items():
         out.append(f"| {name} | {of['bytes']} | {of['wide']:.0%} | {of['sectors']:.0%} | {of['conflicts']} |")
-    out += ["", "## Predicted steps, fp32 state", "",
-            "MB: of weights and states, which no step can do without. With weights of few bits the time is the largest",
+    out += ["", "## Predicted steps", "",
+            "States in fp32 where nothing else is said. MB: of weights and states, which no step can do without. With",
+            "weights of few bits the time is the largest",
             f"of bytes, of two products of bytes at {BYTE_RATE / 1e12:.0f} Top/s, and of the blocks' making bytes of",
             f"their inputs, {CONVERSION} instructions a number; c: that is the largest.", "",
             "| weights | model | rows | kernels | MB | H100 floor us | serial | predicted | tok/s | share |"

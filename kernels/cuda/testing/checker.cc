@@ -9,7 +9,7 @@ namespace rwkv::kernels::cuda {
 namespace {
 
 constexpr int kWarp = 32;
-constexpr uintptr_t kCell = 4;
+constexpr uintptr_t kCell = 2;
 constexpr int64_t kArgumentBytes = 4096;  // of a launch at most
 constexpr int kMostFindings = 3;          // of a kind
 

@@ -43,7 +43,7 @@ class Checker final : public emulation::Observer {
     uint32_t warp_epoch = 0;
     bool atomic = false;
   };
-  // Of four bytes. Of several readers the first and the last are kept.
+  // Of two bytes. Of several readers the first and the last are kept.
   struct Cell {
     Access write;
     Access first_read;

@@ -114,7 +114,10 @@ TEST_F(OurKernelsTest, Wkv7) {
       *rows = memory_.Floats(5 * 2 * n);
     }
     args.y = memory_.Floats(5 * 2 * n);
-    EXPECT_EQ(kCheckedKernels.wkv7(args, {nullptr, true}), 0);
+    for (const bool is_half : {false, true}) {
+      args.state.is_half = is_half;
+      EXPECT_EQ(kCheckedKernels.wkv7(args, {nullptr, true}), 0);
+    }
   }
   EXPECT_THAT(checker_.findings(), IsEmpty());
 }

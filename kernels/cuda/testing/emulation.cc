@@ -412,6 +412,12 @@ void Read16(const void* from, void* to, const void* caller) {
   std::memcpy(to, from, 16);
 }
 
+void Write8(void* to, const void* from, const void* caller) {
+  CheckWide(to, 8, "writes ");
+  if (machine->observer != nullptr) machine->observer->OnAccess(to, 8, true, caller);
+  std::memcpy(to, from, 8);
+}
+
 void Write16(void* to, const void* from, const void* caller) {
   CheckWide(to, 16, "writes ");
   if (machine->observer != nullptr) machine->observer->OnAccess(to, 16, true, caller);

@@ -51,6 +51,7 @@ void AtomicAdd(uint64_t* to, uint64_t value, const void* caller);
 void CheckShift(int bits);  // Of a word by 32 or more: zero on a GPU, anything here.
 void Read8(const void* from, void* to, const void* caller);
 void Read16(const void* from, void* to, const void* caller);
+void Write8(void* to, const void* from, const void* caller);
 void Write16(void* to, const void* from, const void* caller);
 
 // A kernel with copies of its arguments, which whoever runs it calls for every CUDA thread.

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
@@ -245,7 +246,7 @@ TEST_F(FakeRuntimeTest, ANameSaysWhichTwinsAreMeant) {
   for (const Row& row :
        {Row{"cuda/emulated", true, true, true}, Row{"cuda/emulated/fma", true, false, true},
         Row{"cuda/emulated/launches", true, true, false}, Row{"cuda/emulated/fma/launches", true, false, false},
-        Row{"cuda/emulated/serial", false, true, true},
+        Row{"cuda/emulated/serial", false, true, true}, Row{"cuda/emulated/half", true, true, true},
         Row{"cuda/emulated/serial/fma/launches", false, false, false}}) {
     SCOPED_TRACE(row.name);
     absl::string_view rest = row.name;
@@ -258,6 +259,8 @@ TEST_F(FakeRuntimeTest, ANameSaysWhichTwinsAreMeant) {
     EXPECT_EQ(device->name(), row.name);
     EXPECT_THAT(std::string(device->numeric_family()),
                 StartsWith(row.tensor_cores ? "cuda/tensor/sm_" : std::string(kFp32Family)));
+    EXPECT_EQ(absl::EndsWith(device->numeric_family(), "/half_states"), absl::StrContains(row.name, "/half"));
+    EXPECT_EQ(device->ops().cast_state != nullptr, absl::StrContains(row.name, "/half"));
   }
 }
 

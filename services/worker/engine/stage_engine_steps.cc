@@ -194,12 +194,11 @@ absl::Status StageEngine::EnqueueMatrices(Place& place) {
     RWKV_ASSIGN_OR_RETURN(place.matrices,
                           kernels::DeviceArray<float>::Create(*device_, count * size, kernels::MemoryKind::kPinned));
   }
-  const kernels::StateTensor& pool = pool_->view().tensor(pool_->layers() - 1, layout.matrix());
   float* at = place.matrices.data();
   for (ActiveEntry& active : place.active) {
     if (!is_asked(active)) continue;
     const int slot = place.step.entries(active.entry).slot();
-    RWKV_RETURN_IF_ERROR(stream_->Copy(at, pool.data + slot * pool.stride, Bytes(size)));
+    RWKV_RETURN_IF_ERROR(pool_->CopyLastMatrix(slot, at, *stream_));
     active.numbers.matrix = at;
     at += size;
   }

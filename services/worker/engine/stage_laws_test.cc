@@ -11,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -282,11 +283,24 @@ std::vector<std::string> DevicesOfThisMachine() {
   return devices;
 }
 
+std::vector<std::string> DevicesWithHalfStates() {
+  std::vector<std::string> devices;
+  for (const std::string& device : DevicesOfThisMachine()) {
+    if (absl::StartsWith(device, "cuda")) devices.push_back(absl::StrCat(device, "/half"));
+  }
+  return devices;
+}
+
 // One version on every device, and every version on the best of them: kernels/conformance holds each operation to the
 // same laws on each device.
 INSTANTIATE_TEST_SUITE_P(Devices, LawTest,
                          ::testing::Combine(::testing::ValuesIn(DevicesOfThisMachine()),
                                             ::testing::Values(ModelVersion::k7)),
+                         LawName);
+// wkv states in fp16 have the laws, too.
+INSTANTIATE_TEST_SUITE_P(HalfStates, LawTest,
+                         ::testing::Combine(::testing::ValuesIn(DevicesWithHalfStates()),
+                                            ::testing::Values(ModelVersion::k5_2, ModelVersion::k6, ModelVersion::k7)),
                          LawName);
 INSTANTIATE_TEST_SUITE_P(DevicesThatTellTales, LawTest,
                          ::testing::Combine(::testing::Values(kProtectedDevice, kLazyDevice),

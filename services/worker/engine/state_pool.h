@@ -1,5 +1,5 @@
-// The states of all slots of one stage, in fp32, in a device's memory. Per layer and tensor there is one array
-// [slots, stride], so that a batch names slots and no state moves.
+// The states of all slots of one stage, in a device's memory, in fp32 (wkv states in fp16 where the device stores them
+// so). Per layer and tensor there is one array [slots, stride], so that a batch names slots and no state moves.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "kernels/api/cast_state.h"
 #include "kernels/api/state_tensor.h"
 #include "kernels/base/device.h"
 #include "kernels/base/stream.h"
@@ -32,20 +33,28 @@ class StatePool {
   absl::Status CopyOut(int slot, float* to, kernels::Stream& stream) const;
   absl::Status CopyIn(int slot, const float* from, kernels::Stream& stream);
 
+  // The matrix of the last layer in fp32: [the matrix's size], pinned.
+  absl::Status CopyLastMatrix(int slot, float* to, kernels::Stream& stream) const;
+
   const StateView& view() const { return view_; }
   int slots() const { return static_cast<int>(view_.slots); }
   int layers() const { return layers_; }
   int64_t bytes() const { return bytes_; }  // Of all slots.
 
  private:
-  StatePool(const StageModel& model, int slots);
+  StatePool(const StageModel& model, kernels::CastStateOp* cast, int slots);
 
+  // Between a slot's part of a pool and floats.
+  absl::Status Read(const kernels::StateTensor& pool, int slot, float* to, int64_t size, kernels::Stream& stream) const;
+  absl::Status Write(const kernels::StateTensor& pool, int slot, const float* from, int64_t size,
+                     kernels::Stream& stream) const;
   absl::Status UploadInitialState(kernels::Device& device);
-  // visit(stage_layer, tensor, its floats in the pool, how many, its place in record order), until one fails.
+  // visit(stage_layer, tensor, its pool, how many numbers of a slot, its place in record order), until one fails.
   template <typename Visit>
-  absl::Status ForEach(int slot, Visit visit) const;
+  absl::Status ForEach(Visit visit) const;
 
   const StageModel& model_;
+  kernels::CastStateOp* const cast_;  // Null: every tensor is in fp32.
   const int layers_;
   int64_t bytes_ = 0;
   std::vector<kernels::DeviceArray<float>> buffers_;
