@@ -17,18 +17,15 @@ struct Run {
   size_t count = 0;
 };
 
-// All records, in order, in runs of at most `bytes`, or of one record.
+// All records, in order, in runs of at most `bytes`, the first of `first_bytes`, or of one record.
 template <typename T>
-std::vector<Run> Runs(absl::Span<const absl::Span<T>> records, size_t bytes) {
+std::vector<Run> Runs(absl::Span<const absl::Span<T>> records, size_t first_bytes, size_t bytes) {
   std::vector<Run> runs;
-  size_t all = 0;
-  for (const absl::Span<T> record : records) all += record.size();
-  bytes = std::min(bytes, std::max(all / SnapshotTransfer::kCalls, SnapshotTransfer::kMinCallBytes));
   size_t room = 0;
   for (size_t i = 0; i < records.size(); ++i) {
     if (runs.empty() || records[i].size() > room) {
+      room = std::max(runs.empty() ? first_bytes : bytes, records[i].size());
       runs.push_back({i, 0});
-      room = std::max(bytes, records[i].size());
     }
     ++runs.back().count;
     room -= records[i].size();
@@ -186,7 +183,7 @@ absl::Status SnapshotTransfer::RunLoad(const LoadJob& job) {
   if (room.size() != job.records.size()) {
     return absl::DataLossError(absl::StrCat(job.records.size(), " state records for ", room.size(), " layers"));
   }
-  const std::vector<Run> calls = Runs<char>(room, options_.call_bytes);
+  const std::vector<Run> calls = Runs<char>(room, options_.load_call_bytes, options_.load_call_bytes);
   return RunAll(&SnapshotTransfer::loading_, calls.size(), [&](size_t i) -> absl::Status {
     if (!job.wanted()) return absl::CancelledError("no longer wanted");
     const common::ScopedTrace scope(job.trace);  // Of this thread: others may help.
@@ -203,7 +200,7 @@ absl::Status SnapshotTransfer::RunLoad(const LoadJob& job) {
 absl::StatusOr<std::vector<v1::RecordInfo>> SnapshotTransfer::RunSave(const SaveJob& job) {
   RWKV_ASSIGN_OR_RETURN(const std::vector<absl::Span<const char>> records, job.records());
   std::vector<v1::RecordInfo> infos(records.size());
-  const std::vector<Run> calls = Runs<const char>(records, options_.call_bytes);
+  const std::vector<Run> calls = Runs<const char>(records, options_.first_save_call_bytes, options_.save_call_bytes);
   RWKV_RETURN_IF_ERROR(RunAll(&SnapshotTransfer::storing_, calls.size(), [&](size_t i) -> absl::Status {
     if (!job.wanted()) return absl::CancelledError("no longer wanted");
     const common::ScopedTrace scope(job.trace);

@@ -29,18 +29,16 @@ namespace rwkv::worker {
 // starts (`wanted`), and finishes in its own time if it runs.
 class SnapshotTransfer {
  public:
-  // So that one is copied while another is written.
-  static constexpr size_t kCalls = 3;
-  static constexpr size_t kMinCallBytes = size_t{1} << 20;  // A call takes both processes about as long as 0.5 MB do.
-
   struct Options {
     int load_threads = 4;
     int save_threads = 4;
     int max_waiting_loads = 1024;
     int64_t max_save_bytes = int64_t{256} << 20;  // Copies that wait or travel. One snapshot always fits.
-    // Records of a job go in one call up to so many bytes, less of a state that would be fewer than kCalls of them. A
-    // disk takes 4 MB at once a seventh faster than one by one.
-    size_t call_bytes = size_t{4} << 20;
+    // Records of a job go in one call up to so many bytes. A call takes both processes about as long as 0.5 MB do, and a
+    // disk takes 4 MB at once a seventh faster than one by one; what comes back is copied while the next is read.
+    size_t first_save_call_bytes = size_t{1} << 20;  // So that the disk begins soon.
+    size_t save_call_bytes = size_t{4} << 20;
+    size_t load_call_bytes = size_t{2} << 20;
     absl::Duration call_timeout = absl::Seconds(10);
   };
 

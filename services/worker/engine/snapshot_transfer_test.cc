@@ -37,7 +37,7 @@ class SnapshotTransferTest : public ::testing::Test {
 
   // Each record in a call of its own, unless they are to share it.
   void Start(SnapshotTransfer::Options options = {}, size_t call_bytes = 1) {
-    options.call_bytes = call_bytes;
+    options.first_save_call_bytes = options.save_call_bytes = options.load_call_bytes = call_bytes;
     transfer_ = std::make_unique<SnapshotTransfer>(options, &worker_metrics_);
   }
 
