@@ -1,37 +1,24 @@
+// Who may call whom, with which certificate or key, and which files end the start.
 #include "services/common/security/security.h"
 
-#include <atomic>
-#include <functional>
 #include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
-#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "gmock/gmock.h"
-#include "grpcpp/client_context.h"
-#include "grpcpp/completion_queue.h"
-#include "grpcpp/generic/generic_stub.h"
-#include "grpcpp/server_context.h"
+#include "grpcpp/channel.h"
 #include "gtest/gtest.h"
-#include "prometheus/metric_family.h"
-#include "rwkv/v1/cluster.grpc.pb.h"
 #include "services/common/channel.h"
-#include "services/common/grpc_status.h"
 #include "services/common/health.h"
-#include "services/common/metrics.h"
-#include "services/common/rpc_server.h"
 #include "services/common/security/access.h"
+#include "services/common/security/security_fixture.h"
 #include "tests/testing/certificates.h"
 #include "tests/testing/status_matchers.h"
-#include "tests/testing/wait_until.h"
 
 namespace rwkv::common {
 namespace {
@@ -45,132 +32,8 @@ using ::rwkv::testing::TlsFolder;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-constexpr char kGetStatus[] = "/rwkv.v1.Cluster/GetStatus";
 // printf abc | sha256sum
 constexpr char kAbc[] = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-constexpr absl::Duration kPatience = absl::Seconds(20);
-// A server that must refuse: the channel keeps trying until this is over.
-constexpr absl::Duration kRefusal = absl::Seconds(3);
-
-class StatusService : public v1::Cluster::Service {
-  grpc::Status GetStatus(grpc::ServerContext* /*context*/, const v1::GetStatusRequest* /*request*/,
-                         v1::GetStatusResponse* response) override {
-    response->set_pipeline_state("serving");
-    return grpc::Status::OK;
-  }
-};
-
-// One call of any method, without a message worth the name.
-absl::Status Call(const std::shared_ptr<grpc::Channel>& channel, const std::string& method,
-                  absl::Duration patience = kPatience, const std::string& authorization = "") {
-  grpc::ClientContext context;
-  context.set_deadline(absl::ToChronoTime(absl::Now() + patience));
-  if (!authorization.empty()) context.AddMetadata("authorization", authorization);
-  grpc::CompletionQueue queue;
-  grpc::GenericStub stub(channel);
-  grpc::ByteBuffer response;
-  grpc::Slice nothing;
-  grpc::ByteBuffer request(&nothing, 1);
-  grpc::Status status;
-  const auto call = stub.PrepareUnaryCall(&context, method, request, &queue);
-  call->StartCall();
-  call->Finish(&response, &status, nullptr);
-  void* tag = nullptr;
-  bool ok = false;
-  queue.Next(&tag, &ok);
-  queue.Shutdown();
-  while (queue.Next(&tag, &ok)) {
-  }
-  return FromGrpcStatus(status);
-}
-
-class SecurityTest : public ::testing::Test {
- protected:
-  SecurityTest() {
-    EXPECT_THAT(Metrics::Create(""), IsOk());
-    metrics_ = *Metrics::Create("");
-  }
-
-  // Files of a process, in a folder of their own.
-  Security::Options Files(const std::string& name, const TestAuthority::Pair& pair, const std::string& authorities) {
-    TlsFolder folder(::testing::TempDir() + "/" + name);
-    folder.Write(pair);
-    folder.WriteAuthorities(authorities);
-    Security::Options options;
-    options.certificate = folder.certificate();
-    options.key = folder.key();
-    options.authorities = folder.authorities();
-    return options;
-  }
-
-  std::unique_ptr<Security> Make(const Security::Options& options) {
-    absl::StatusOr<std::unique_ptr<Security>> security = Security::Create(options, metrics_.get());
-    EXPECT_THAT(security, IsOk());
-    return security.ok() ? *std::move(security) : nullptr;
-  }
-
-  // Serves with a certificate of the role.
-  void Serve(const std::string& role, const std::string& api_keys = "") {
-    Security::Options options = Files("server", authority_.IssueRole(role), authority_.certificate());
-    if (!api_keys.empty()) {
-      options.api_keys = ::testing::TempDir() + "/api_keys";
-      ReplaceFile(options.api_keys, api_keys);
-    }
-    ServeWith(options);
-  }
-  void ServeWith(const Security::Options& options) {
-    server_security_ = Make(options);
-    RpcServer::Options server_options;
-    server_options.credentials = server_security_->ForServer();
-    server_options.health_address = "127.0.0.1:0";
-    absl::StatusOr<std::unique_ptr<RpcServer>> server = RpcServer::Start(server_options, {&service_});
-    ASSERT_THAT(server, IsOk());
-    server_ = *std::move(server);
-    server_->SetServing(true);
-  }
-
-  std::shared_ptr<grpc::Channel> Dial(const Security& security, Role expected = Role::kRouter) {
-    ChannelOptions options;
-    options.credentials = security.ForChannelTo(expected);
-    return MakeChannel(server_->address(), options);
-  }
-  std::shared_ptr<grpc::Channel> DialAs(const std::string& role) {
-    return Dial(*Make(Files("client", authority_.IssueRole(role), authority_.certificate())));
-  }
-  // A client that shows what gRPC alone would let it show, right or not: no check of ours is in its way.
-  std::shared_ptr<grpc::Channel> DialWith(const TestAuthority::Pair& pair) {
-    return DialWith(pair, server_->address(), authority_.certificate());
-  }
-  static std::shared_ptr<grpc::Channel> DialWith(const TestAuthority::Pair& pair, const std::string& address,
-                                                 const std::string& believed) {
-    grpc::SslCredentialsOptions ssl;
-    ssl.pem_root_certs = believed;
-    ssl.pem_private_key = pair.key;
-    ssl.pem_cert_chain = pair.certificate;
-    ChannelOptions options;
-    options.credentials = grpc::SslCredentials(ssl);
-    options.server_name = "localhost";
-    return MakeChannel(address, options);
-  }
-
-  std::string Scrape() const {
-    std::string text;
-    for (const prometheus::MetricFamily& family : metrics_->Collect()) {
-      for (const prometheus::ClientMetric& metric : family.metric) {
-        absl::StrAppend(&text, family.name);
-        for (const auto& label : metric.label) absl::StrAppend(&text, " ", label.name, "=", label.value);
-        absl::StrAppend(&text, " ", metric.gauge.value + metric.counter.value, "\n");
-      }
-    }
-    return text;
-  }
-
-  TestAuthority authority_{"ours"};
-  std::unique_ptr<Metrics> metrics_;
-  StatusService service_;
-  std::unique_ptr<Security> server_security_;
-  std::unique_ptr<RpcServer> server_;
-};
 
 TEST_F(SecurityTest, EveryRoleReachesItsMethodsAndNoOthers) {
   Serve("router");
@@ -398,110 +261,6 @@ TEST_F(SecurityTest, TheHealthListenerAnswersHealthAlone) {
        {kGetStatus, "/rwkv.v1.Generation/Generate", "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"}) {
     EXPECT_THAT(Call(plain, method), StatusIs(absl::StatusCode::kUnimplemented)) << method;
   }
-}
-
-// Calls all the time, over a connection that stays and over new ones.
-class Load {
- public:
-  Load(std::function<std::shared_ptr<grpc::Channel>()> dial) : dial_(std::move(dial)) {
-    threads_.emplace_back([this, channel = dial_()] {
-      while (!stop_.HasBeenNotified()) Count(Call(channel, kGetStatus));
-    });
-    threads_.emplace_back([this] {
-      while (!stop_.HasBeenNotified()) Count(Call(dial_(), kGetStatus));
-    });
-  }
-  ~Load() { Stop(); }
-  void Stop() {
-    if (!stop_.HasBeenNotified()) stop_.Notify();
-    for (std::thread& thread : threads_) {
-      if (thread.joinable()) thread.join();
-    }
-  }
-  int calls() const { return calls_; }
-  std::vector<std::string> failures() const {
-    absl::MutexLock lock(&mu_);
-    return failures_;
-  }
-  bool AwaitCalls(int more) const {
-    const int target = calls_ + more;
-    return testing::WaitUntil([&] { return calls_ >= target; }, kPatience);
-  }
-
- private:
-  void Count(const absl::Status& status) {
-    ++calls_;
-    if (status.ok()) return;
-    absl::MutexLock lock(&mu_);
-    failures_.push_back(status.ToString());
-  }
-  const std::function<std::shared_ptr<grpc::Channel>()> dial_;
-  absl::Notification stop_;
-  std::atomic<int> calls_{0};
-  mutable absl::Mutex mu_;
-  std::vector<std::string> failures_ ABSL_GUARDED_BY(mu_);
-  std::vector<std::thread> threads_;
-};
-
-TEST_F(SecurityTest, KeysCertificatesAndAuthoritiesChangeWithoutAFailedCall) {
-  Serve("router");
-  const std::unique_ptr<Security> client =
-      Make(Files("client", authority_.IssueRole("operator"), authority_.certificate()));
-  TlsFolder server_files(::testing::TempDir() + "/server");
-  TlsFolder client_files(::testing::TempDir() + "/client");
-  TestAuthority next("next");
-  // Where the client serves: whether its watcher has seen the new files is asked by knocking, as it is of the server.
-  StatusService service;
-  RpcServer::Options knock_options;
-  knock_options.credentials = client->ForServer();
-  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<RpcServer> client_door, RpcServer::Start(knock_options, {&service}));
-  const auto await = [&](const char* what, const TestAuthority::Pair& shown, const std::string& believed) {
-    for (const std::string& address : {server_->address(), client_door->address()}) {
-      ASSERT_TRUE(testing::WaitUntil(
-          [&] { return Call(DialWith(shown, address, believed), kGetStatus, kRefusal).ok(); }, kPatience))
-          << address << " does not know of: " << what;
-    }
-  };
-
-  Load load([&] { return Dial(*client); });
-  ASSERT_TRUE(load.AwaitCalls(20));
-  // First all believe both authorities, then certificates change, then the old authority goes.
-  const std::string both = authority_.certificate() + next.certificate();
-  server_files.WriteAuthorities(both);
-  client_files.WriteAuthorities(both);
-  await("both authorities", next.IssueRole("operator"), authority_.certificate());
-  server_files.Write(next.IssueRole("router"));
-  client_files.Write(next.IssueRole("operator"));
-  await("the new certificate", authority_.IssueRole("operator"), next.certificate());
-  server_files.WriteAuthorities(next.certificate());
-  client_files.WriteAuthorities(next.certificate());
-  for (const std::string& address : {server_->address(), client_door->address()}) {
-    const auto believes = [&] {
-      return Call(DialWith(authority_.IssueRole("operator"), address, next.certificate()), kGetStatus, kRefusal).ok();
-    };
-    ASSERT_TRUE(testing::WaitUntil([&] { return !believes(); }, kPatience))
-        << address << " still believes the old authority";
-  }
-  ASSERT_TRUE(load.AwaitCalls(20));
-  load.Stop();
-  EXPECT_THAT(load.failures(), ::testing::IsEmpty()) << "of " << load.calls() << " calls";
-}
-
-TEST_F(SecurityTest, AKeyThatDoesNotFitShowsInTheMetricAndLeavesOpenConnectionsAlone) {
-  Serve("router");
-  EXPECT_THAT(Scrape(), Not(HasSubstr("rwkv_tls_expiry_timestamp_seconds file=certificate 0\n")));
-  const auto old_connection = DialAs("operator");
-  ASSERT_THAT(Call(old_connection, kGetStatus), IsOk());
-  TlsFolder files(::testing::TempDir() + "/server");
-  files.Write({authority_.IssueRole("router").certificate, authority_.IssueRole("router").key});
-  EXPECT_THAT(Scrape(), HasSubstr("rwkv_tls_expiry_timestamp_seconds file=certificate 0\n"));
-  const auto is_let_in = [&] { return Call(DialAs("operator"), kGetStatus, kRefusal).ok(); };
-  ASSERT_TRUE(testing::WaitUntil([&] { return !is_let_in(); }, kPatience)) << "gRPC has not seen the new files";
-  EXPECT_THAT(Call(old_connection, kGetStatus), IsOk());
-  files.Write(authority_.IssueRole("router"));
-  EXPECT_THAT(Scrape(), Not(HasSubstr("rwkv_tls_expiry_timestamp_seconds file=certificate 0\n")));
-  ASSERT_TRUE(testing::WaitUntil(is_let_in, kPatience)) << "the new pair is not taken up";
-  EXPECT_THAT(Call(old_connection, kGetStatus), IsOk());
 }
 
 }  // namespace
