@@ -17,6 +17,7 @@ import time
 import chart
 import cluster
 import gguf
+import summary
 
 LLAMA_TYPES = {"bf16": None, "int8": "q8_0", "int4": "q4_0"}  # The nearest; None: as gguf.py writes it.
 LIMIT_ROUNDS = 5  # A round takes milliseconds: more of them than of what takes seconds.
@@ -166,6 +167,13 @@ class Bench:
                 size = line["batch"] if line["case"] == "decode" else line["length"]
                 self.add("engine", shape, form, line["case"], size, threads, line["tokens_per_s"], steps=line["steps"])
 
+    def engine_start(self, shape, form, model):
+        """A process that loads the model and computes a token, as llama.cpp's start is."""
+        began = time.monotonic()
+        run([self.binary("tests/bench/engine_bench"), model, self.options.device, str(max(self.options.threads)), "0",
+             "1", "-"])
+        self.tell(shape, form, "engine's start", seconds_to_first_token=time.monotonic() - began)
+
     def positions(self, shape, form, model):
         threads = max(self.options.threads)
         out = run([self.binary("tests/bench/engine_bench"), model, self.options.device, str(threads),
@@ -223,7 +231,7 @@ class Bench:
     def beside_a_busy_process(self, shape, form, model):
         """What a step keeps of its speed where another process wants one of the processors for itself."""
         threads, batch = max(self.options.threads), min(self.options.batches)
-        alone = self.find("engine", shape, form, "decode", batch, threads)["tokens_per_s"]["median"]
+        alone = summary.find(self.rows, "engine", shape, form, "decode", batch, threads)["tokens_per_s"]["median"]
         processor = max(os.sched_getaffinity(0))
         busy = subprocess.Popen([sys.executable, "-c", f"import os\nos.sched_setaffinity(0, [{processor}])\n"
                                  "while True: pass"])
@@ -269,78 +277,6 @@ class Bench:
                 rate = float(cells[7])  # S_TG t/s
                 self.add("llama.cpp", shape, form, "decode", int(cells[2]), threads, {"best": rate, "median": rate})
 
-    # ---- what is told ----
-
-    def find(self, what, shape, form, case, size, threads):
-        for row in self.rows:
-            if (row["what"], row["shape"], row["format"], row["case"], row["size"], row["threads"]) == (
-                    what, shape, form, case, size, threads):
-                return row
-        return None
-
-    def table(self):
-        """Rows of text; the limit of B sequences is that of one, B times: their states are not in it."""
-        rows = [["model", "format", "case", "threads", "limit", "engine best (median)", "of limit", "cluster",
-                 "llama.cpp best (median)", "engine : llama.cpp"]]
-        cases = [("decode", batch) for batch in self.options.batches]
-        cases += [("prefill", length) for length in self.options.lengths]
-        cases += [("position", position) for position in self.options.positions]
-        both = lambda row: f"{row['tokens_per_s']['best']:.4g} ({row['tokens_per_s']['median']:.4g})" if row else "-"
-        for shape in self.options.shapes:
-            for form in self.options.formats:
-                for case, size in cases:
-                    for threads in self.options.threads if case != "position" else [max(self.options.threads)]:
-                        at = (shape, form, case, size, threads)
-                        engine, served, other = (self.find(what, *at) for what in ("engine", "cluster", "llama.cpp"))
-                        limit = self.find("limit", shape, form, "decode", 1, threads)
-                        bound = limit["tokens_per_s"]["best"] * size if limit and case == "decode" else None
-                        ratio = lambda a, b: a["tokens_per_s"]["best"] / b["tokens_per_s"]["best"]
-                        rows.append([
-                            shape, form, f"{case} {size}", str(threads),
-                            f"{bound:.4g}" if bound else "-", both(engine),
-                            f"{engine['tokens_per_s']['best'] / bound:.0%}" if engine and bound else "-",
-                            f"{served['tokens_per_s']['median']:.4g}" if served else "-", both(other),
-                            f"{ratio(engine, other):.2f}" if engine and other else "-"
-                        ])
-        return rows
-
-    def charts(self):
-        most = max(self.options.threads)
-        ms = lambda row: 1000 / row["tokens_per_s"]["best"]
-        engine = [row for row in self.rows if row["what"] == "engine"]
-
-        def by(name, pick, x):
-            """One line a `name`, of the rows that `pick` takes, over x."""
-            series = {}
-            for row in filter(pick, engine):
-                series.setdefault(name(row), []).append((x(row), ms(row)))
-            return series
-
-        model = lambda row: f"{row['shape']} {row['format']}"
-        weights = {(row["shape"], row["format"]): row["weight_bytes"] for row in self.rows if row["what"] == "limit"}
-        first = min(self.options.batches)
-        decodes = lambda row: row["case"] == "decode"
-        of_case = lambda case: lambda row: row["case"] == case and row["threads"] == most
-        charts = {
-            "batch": ("Decode, by sequences at once", "sequences",
-                      by(model, lambda row: decodes(row) and row["threads"] == most, lambda row: row["size"])),
-            "length": ("Prefill, by length of the prompt", "tokens",
-                       by(model, of_case("prefill"), lambda row: row["size"])),
-            "position": ("Decode of one, by how much it has read", "tokens read before",
-                         by(model, of_case("position"), lambda row: row["size"])),
-            "threads": (f"Decode of {first}, by threads", "threads",
-                        by(model, lambda row: decodes(row) and row["size"] == first, lambda row: row["threads"])),
-            "size": (f"Decode of {first}, by what a token reads", "MB of weights",
-                     by(lambda row: row["format"],
-                        lambda row: decodes(row) and row["size"] == first and row["threads"] == most,
-                        lambda row: weights[row["shape"], row["format"]] / 1e6)),
-        }
-        for name, (title, x_label, series) in charts.items():
-            svg = chart.line_chart(title, x_label, "ms a token", series)
-            if svg is not None:
-                with open(os.path.join(self.options.out, name + ".svg"), "w") as file:
-                    file.write(svg)
-
     def run(self):
         for shape in self.options.shapes:
             for form in self.options.formats:
@@ -348,6 +284,7 @@ class Bench:
                 self.say(f"measuring {shape} {form}")
                 self.limits(shape, form, gguf.weight_bytes(model))
                 self.engine(shape, form, model)
+                self.engine_start(shape, form, model)
                 self.timelines(shape, form, model)
                 if self.options.positions:
                     self.positions(shape, form, model)
@@ -356,7 +293,7 @@ class Bench:
                     self.cluster(shape, form, model)
                 if self.options.llama_cpp:
                     self.llama_cpp(shape, form)
-        rows = self.table()
+        rows = summary.table(self.rows, self.options)
         widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
         text = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
         for what, facts in self.facts:
@@ -365,7 +302,7 @@ class Bench:
         with open(os.path.join(self.options.out, "table.txt"), "w") as file:
             file.write(head + text + "\n")
         print(head + text)
-        self.charts()
+        summary.charts(self.rows, self.options)
         if self.options.results:
             with open(os.path.join(self.options.out, "results.jsonl")) as new, open(self.options.results, "a") as file:
                 file.write(new.read())

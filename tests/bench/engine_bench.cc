@@ -5,7 +5,7 @@
 //   {"case": "prefill", "length": T, "sequences": B, ...}  as many of B, in as few steps of kMostRows as it takes
 //   {"case": "position", "position": P, ...}  decode of one sequence that has read P tokens
 // BATCHES, LENGTHS and POSITIONS are numbers by commas, or "-"; a length may be "BxT". Each case runs for SECONDS, and
-// three times at least.
+// three times at least; for 0 seconds once, with no step before it that does not count.
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -40,13 +40,14 @@ struct Times {
   size_t count = 0;
 };
 
-// Seconds of `step`, after two that do not count.
+// Seconds of `step`.
 absl::StatusOr<Times> Measure(double seconds, absl::FunctionRef<absl::Status()> step) {
-  constexpr size_t kAtLeast = 3;
-  for (int i = 0; i < 2; ++i) RWKV_RETURN_IF_ERROR(step());
+  const bool once = seconds == 0;
+  const size_t at_least = once ? 1 : 3;
+  for (int i = 0; i < 2 && !once; ++i) RWKV_RETURN_IF_ERROR(step());
   std::vector<double> times;
   const double end = Now() + seconds;
-  while (times.size() < kAtLeast || Now() < end) {
+  while (times.size() < at_least || Now() < end) {
     const double begin = Now();
     RWKV_RETURN_IF_ERROR(step());
     times.push_back(Now() - begin);
