@@ -28,67 +28,83 @@ constexpr int kFewIntegerRows = 4;
 constexpr int kIntegerTileRows = 3;
 constexpr int kIntegerTileVectors = 1;
 #endif
-// Calls take(Dwords<d>(), dword d of group g) for each dword; what the last group has not is zero. `ahead`: bytes from
-// what is read to what will be read next.
-template <int kDwords, typename Take>
-RWKV_INLINE void ForEachDword(const IntegerTile& tile, const IntegerMatrix& matrix, int64_t g, int64_t ahead,
-                              Take take) {
-  if (tile.columns != nullptr) {  // There is nothing to transpose, and zeros are behind the last input.
-    ForEachNumber<kDwords>([&](auto d) RWKV_INLINE_LAMBDA {
-      take(d, DwordsOfColumns(tile.columns + (g * kDwords + d.kDwords) * 4 * Columns::kOutputs, tile.quarter));
-    });
-    return;
-  }
-  const int64_t offset = g * matrix.group_bytes;
-  const bool whole = g < matrix.groups - 1 || matrix.last_bytes == 4 * kDwords;
-  alignas(64) uint8_t copies[kLanes][4 * kDwords];
-  const uint8_t* rows[kLanes];
-  if (!whole) {
+
+// Of 16 outputs the codes of a last group that is not whole, with zeros for what it has not.
+struct LastGroup {
+  // Pointers that reach it from `offset` on, as `rows` reach the other groups.
+  __attribute__((noinline)) const uint8_t* const* Copy(const uint8_t* const* rows, int64_t offset, int64_t bytes) {
     for (int i = 0; i < kLanes; ++i) {
-      for (int64_t j = 0; j < 4 * kDwords; ++j) copies[i][j] = j < matrix.last_bytes ? tile.rows[i][offset + j] : 0;
-      rows[i] = copies[i] - offset;
+      for (int64_t j = 0; j < kMostBytes; ++j) codes[i][j] = j < bytes ? rows[i][offset + j] : 0;
+      copies[i] = codes[i] - offset;
     }
+    return copies;
   }
-  const uint8_t* const* const from = whole ? tile.rows : rows;
-  for (int i = 0; i < kLanes; ++i) __builtin_prefetch(tile.rows[i] + offset + ahead);
+
+  static constexpr int64_t kMostBytes = 64;
+  alignas(64) uint8_t codes[kLanes][kMostBytes];
+  const uint8_t* copies[kLanes];
+};
+
+// Calls take(Dwords<d>(), dword d) for each dword of the group `offset` bytes behind `rows`. `ahead`: bytes from what is
+// read to what will be read next.
+template <int kDwords, typename Take>
+RWKV_INLINE void ForEachDword(const uint8_t* const* rows, int64_t offset, int64_t ahead, Take take) {
+  for (int i = 0; i < kLanes; ++i) __builtin_prefetch(rows[i] + offset + ahead);
   ForEachNumber<kDwords / 4>([&](auto four) RWKV_INLINE_LAMBDA {
     constexpr int kFirst = 4 * decltype(four)::kDwords;
     U32 dwords[4];
-    LoadTransposed(from, offset + 4 * kFirst, dwords);
+    LoadTransposed(rows, offset + 4 * kFirst, dwords);
     ForEachNumber<4>([&](auto j)
                          RWKV_INLINE_LAMBDA { take(Dwords<kFirst + decltype(j)::kDwords>(), dwords[j.kDwords]); });
   });
 }
 
-// All rows, at most kRows, times the outputs first + i * step.
+// The same of group g of outputs that lie by columns: nothing to transpose, and zeros behind the last input.
+template <int kDwords, typename Take>
+RWKV_INLINE void ForEachDwordOfColumns(const IntegerTile& tile, int64_t g, Take take) {
+  ForEachNumber<kDwords>([&](auto d) RWKV_INLINE_LAMBDA {
+    take(d, DwordsOfColumns(tile.columns + (g * kDwords + d.kDwords) * 4 * Columns::kOutputs, tile.quarter));
+  });
+}
+
+// Rows of the tile that so few are: 1, 2, 4 or 8.
+RWKV_INLINE int64_t FewTileRows(int64_t rows) { return rows <= 2 ? rows : rows <= 4 ? 4 : 8; }
+
+template <int kRows>
+__attribute__((noinline)) void FinishFewRows(const MatmulArgs& args, int64_t first, int64_t step, const F32* sums) {
+  for (int64_t r = 0; r < args.rows; ++r) Finish(args, r, first, step, sums[r]);
+}
+
+// All rows, kRows or a few less, times the outputs first + i * step.
 template <typename Codes, int kDwords, int kRows>
 __attribute__((noinline)) void ComputeFewRows(const MatmulArgs& args, const IntegerMatrix& matrix, int64_t first,
                                               int64_t step, uint16_t* halves) {
-  constexpr int kChains = kRows >= 8 ? 1 : kRows >= 4 ? 2 : 4;  // Sums of a row: an addition takes some cycles.
+  // Sums of a row: an addition takes some cycles. Large groups of bytes leave the registers no room for more.
+  constexpr int kChains = kRows >= 8 && Codes::kPairs == 2 ? 1 : kRows >= 4 ? 2 : 4;
+  constexpr bool kInOrder = Codes::kPairs > 2 || kDwords < 16;
   const IntegerTile tile(args, matrix, first, step, halves);
-  const IntegerRows rows(args.weight, args.prepared);
+  const InterleavedRows rows(args.weight, kRows, args.prepared);
   F32 sums[kRows] = {};
+  LastGroup last;
+  const uint8_t* const* codes = tile.rows;
   for (int64_t g = 0; g < matrix.groups; ++g) {
-    I32 products[kChains][kRows];
-    const uint32_t* pairs[kRows];
-    int64_t row[kRows];
+    const int64_t offset = g * matrix.group_bytes;
+    if (g == matrix.groups - 1 && matrix.last_bytes < 4 * kDwords) codes = last.Copy(codes, offset, matrix.last_bytes);
+    const uint32_t* const pairs = rows.pairs(g);
+    I32 products[kChains][kRows] = {};
+    if constexpr (Codes::kCentre != 0) {
 #pragma clang loop unroll(full)
-    for (int r = 0; r < kRows; ++r) {
-      row[r] = r < args.rows ? r : args.rows - 1;
-      products[0][r] = I32{} - rows.excess(row[r])[g];
-#pragma clang loop unroll(full)
-      for (int chain = 1; chain < kChains; ++chain) products[chain][r] = I32{};
-      pairs[r] = rows.pairs(row[r]) + g * kDwords * Codes::kPairs;
+      for (int r = 0; r < kRows; ++r) products[0][r] = I32{} - rows.excess(g)[r];
     }
     // Numbers of dwords and pairs are types: as variables that only unrolling makes known they kept the sums in memory.
-    ForEachDword<kDwords>(tile, matrix, g, kPrefetch, [&](auto d, U32 dword) RWKV_INLINE_LAMBDA {
+    ForEachDword<kDwords>(codes, offset, kPrefetch, [&](auto d, U32 dword) RWKV_INLINE_LAMBDA {
       ForEachNumber<Codes::kPairs>([&](auto i) RWKV_INLINE_LAMBDA {
         constexpr int kPair = decltype(d)::kDwords * Codes::kPairs + decltype(i)::kDwords;
         U32 weights = Codes::template Widen<decltype(i)::kDwords>(dword);
-        if constexpr (Codes::kPairs > 2) ComputeHere(weights);
+        if constexpr (kInOrder) ComputeHere(weights);
         I32* const sum = products[kPair % kChains];
 #pragma clang loop unroll(full)
-        for (int r = 0; r < kRows; ++r) sum[r] = AddPairs(sum[r], weights, U32{} + pairs[r][kPair]);
+        for (int r = 0; r < kRows; ++r) sum[r] = AddPairs(sum[r], weights, U32{} + pairs[kPair * kRows + r]);
       });
     });
 #pragma clang loop unroll(full)
@@ -98,13 +114,12 @@ __attribute__((noinline)) void ComputeFewRows(const MatmulArgs& args, const Inte
     }
 #pragma clang loop unroll(full)
     for (int r = 0; r < kRows; ++r) {
-      sums[r] = AddGroup(sums[r], products[0][r], rows.scales(row[r])[g], rows.sums(row[r])[g], tile.scales, g);
+      sums[r] = AddGroup(sums[r], products[0][r], rows.scales(g)[r], rows.sums(g)[r], tile.scales, g);
     }
   }
-  for (int r = 0; r < kRows && r < args.rows; ++r) Finish(args, r, first, step, sums[r]);
+  FinishFewRows<kRows>(args, first, step, sums);
 }
 
-// As many rows as there are, in a tile of 1, 2, 4 or 8 of which the last ones may be one row again.
 template <typename Codes, int kDwords, int kRows = kFewIntegerRows>
 RWKV_INLINE void ComputeFewRowsOf(const MatmulArgs& args, const IntegerMatrix& matrix, int64_t first, int64_t step,
                                   uint16_t* halves) {
@@ -151,13 +166,24 @@ RWKV_INLINE void FillPanel(const MatmulArgs& args, const IntegerMatrix& matrix, 
                            const IntegerPanel& panel) {
   for (int64_t v = 0; v < kIntegerTileVectors; ++v) {
     const IntegerTile tile(args, matrix, first + v * kLanes, 1, panel.halves);
+    LastGroup last;
+    const uint8_t* const* codes = tile.rows;
     for (int64_t g = 0; g < matrix.groups; ++g) {
       U32* const to = panel.codes + (v * panel.groups + g) * panel.pairs_of_group;
-      ForEachDword<kDwords>(tile, matrix, g, kLanes * matrix.row_bytes, [&](auto d, U32 dword) RWKV_INLINE_LAMBDA {
+      const auto widen = [&](auto d, U32 dword) RWKV_INLINE_LAMBDA {
         ForEachNumber<Codes::kPairs>([&](auto i) RWKV_INLINE_LAMBDA {
           to[d.kDwords * Codes::kPairs + i.kDwords] = Codes::template Widen<decltype(i)::kDwords>(dword);
         });
-      });
+      };
+      const int64_t offset = g * matrix.group_bytes;
+      if (tile.columns != nullptr) {
+        ForEachDwordOfColumns<kDwords>(tile, g, widen);
+      } else {
+        if (g == matrix.groups - 1 && matrix.last_bytes < 4 * kDwords) {
+          codes = last.Copy(codes, offset, matrix.last_bytes);
+        }
+        ForEachDword<kDwords>(codes, offset, kLanes * matrix.row_bytes, widen);
+      }
       panel.scales[v * panel.groups + g] = LoadHalves(tile.scales.scales + g * kLanes);
       if (tile.scales.minimums == nullptr) continue;
       panel.minimums[v * panel.groups + g] = LoadHalves(tile.scales.minimums + g * kLanes);
@@ -230,6 +256,11 @@ RWKV_INLINE void ComputePanelOf(const MatmulArgs& args, const IntegerPanel& pane
 
 // Whether the row is multiplied as integer_dots.h does it.
 RWKV_INLINE bool AreDots(const MatmulArgs& args) { return kHasByteDots && args.rows == 1 && !args.by_columns; }
+
+// Whether the rows are those of one tile (ComputeFewRows).
+RWKV_INLINE bool AreFewRows(const MatmulArgs& args) {
+  return args.rows <= kFewIntegerRows && !AreDots(args) && !AreColumns(args) && !AreTiles(args);
+}
 
 int64_t IntegerMatmulParts(const MatmulArgs& args) {
   if (AreColumns(args)) return Columns(args.weight).blocks;
@@ -305,6 +336,9 @@ void FixRows(const MatmulArgs& args, int64_t begin, int64_t end) {
     if (AreTiles(args)) return FixTileRows<decltype(codes)>(args, begin, end);
 #endif
     if (AreDots(args)) return FixDotRow<decltype(codes), decltype(dwords)::kDwords>(args);
+    if (AreFewRows(args)) {
+      return InterleavedRows(args.weight, FewTileRows(args.rows), args.prepared).Fix<decltype(codes)>(args);
+    }
     FixRowsOf<decltype(codes)>(args, begin, end);
   });
 }
@@ -314,6 +348,7 @@ int64_t FixedRowsBytes(const MatmulArgs& args) {
 #if defined(RWKV_HAS_TILES)
   if (AreTiles(args)) return TileRows(args).Bytes();
 #endif
+  if (AreFewRows(args)) return InterleavedRows(args.weight, FewTileRows(args.rows), nullptr).Bytes();
   int64_t bytes = args.rows * IntegerRows(args.weight, nullptr).stride;
   if (!AreDots(args)) return bytes;
   VisitCodes(args.weight, [&](auto codes, auto dwords) {

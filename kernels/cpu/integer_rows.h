@@ -74,26 +74,68 @@ RWKV_INLINE FixedGroup FixGroup(const float* x, int64_t count, int64_t group) {
   return to;
 }
 
+// Group g of a row as pairs in the order of the codes.
+template <typename Codes>
+RWKV_INLINE FixedGroup FixPairs(const MatmulArgs& args, int64_t row, int64_t g, int64_t size, uint32_t* pairs) {
+  const int64_t left = args.weight.cols - g * size;
+  const FixedGroup group = FixGroup(args.x + row * args.weight.cols + g * size, left < size ? left : size, size);
+  for (int64_t i = 0; i < size / kLanes; i += 2) {
+    const U32 both = Codes::Pairs(group.fixed[i], group.fixed[i + 1]);
+    __builtin_memcpy(pairs + i * (kLanes / 2), &both, sizeof both);
+  }
+  return group;
+}
+
 // Rows [begin, end).
 template <typename Codes>
 RWKV_INLINE void FixRowsOf(const MatmulArgs& args, int64_t begin, int64_t end) {
   const IntegerRows rows(args.weight, args.prepared);
-  const int64_t inputs = args.weight.cols;
   for (int64_t row = begin; row < end; ++row) {
     for (int64_t g = 0; g < rows.groups; ++g) {
-      const int64_t left = inputs - g * rows.group;
-      const FixedGroup group =
-          FixGroup(args.x + row * inputs + g * rows.group, left < rows.group ? left : rows.group, rows.group);
-      for (int64_t i = 0; i < rows.group / kLanes; i += 2) {
-        const U32 both = Codes::Pairs(group.fixed[i], group.fixed[i + 1]);
-        __builtin_memcpy(rows.pairs(row) + g * rows.group / 2 + i * (kLanes / 2), &both, sizeof both);
-      }
+      const FixedGroup group = FixPairs<Codes>(args, row, g, rows.group, rows.pairs(row) + g * rows.group / 2);
       rows.scales(row)[g] = group.scale;
       rows.sums(row)[g] = static_cast<float>(group.sum) * group.scale;
       rows.excess(row)[g] = Codes::kCentre * group.sum;
     }
   }
 }
+
+// A few rows by turns, as one tile of them reads from one place: per group [pair][row], and of each row what IntegerRows
+// has of it. Rows of the tile that nobody has are zero.
+struct InterleavedRows {
+  InterleavedRows(const MatrixView& matrix, int64_t rows, void* memory)
+      : rows(rows),
+        all(matrix, nullptr),
+        group_bytes(rows * (2 * all.group + 12)),
+        memory(static_cast<char*>(memory)) {}
+
+  int64_t Bytes() const { return (all.groups * group_bytes + 63) / 64 * 64; }
+
+  uint32_t* pairs(int64_t g) const { return reinterpret_cast<uint32_t*>(memory + g * group_bytes); }
+  float* scales(int64_t g) const { return reinterpret_cast<float*>(pairs(g) + rows * all.group / 2); }
+  float* sums(int64_t g) const { return scales(g) + rows; }
+  int32_t* excess(int64_t g) const { return reinterpret_cast<int32_t*>(sums(g) + rows); }
+
+  template <typename Codes>
+  void Fix(const MatmulArgs& args) const {
+    for (int64_t g = 0; g < all.groups; ++g) {
+      for (int64_t row = 0; row < rows; ++row) {
+        uint32_t of_row[32] = {};
+        FixedGroup group = {};
+        if (row < args.rows) group = FixPairs<Codes>(args, row, g, all.group, of_row);
+        for (int64_t pair = 0; pair < all.group / 2; ++pair) pairs(g)[pair * rows + row] = of_row[pair];
+        scales(g)[row] = group.scale;
+        sums(g)[row] = static_cast<float>(group.sum) * group.scale;
+        excess(g)[row] = Codes::kCentre * group.sum;
+      }
+    }
+  }
+
+  int64_t rows;
+  IntegerRows all;  // Its sizes.
+  int64_t group_bytes;
+  char* memory;
+};
 
 }  // namespace
 }  // namespace rwkv::kernels::cpu

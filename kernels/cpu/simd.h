@@ -41,7 +41,10 @@ typedef uint8_t U8Unaligned __attribute__((vector_size(16), aligned(1), may_alia
 typedef int8_t I8Unaligned __attribute__((vector_size(16), aligned(1), may_alias));
 typedef uint8_t U8x8Unaligned __attribute__((vector_size(8), aligned(1), may_alias));
 
-RWKV_INLINE F32 Broadcast(float value) { return F32{} + value; }
+RWKV_INLINE F32 Broadcast(float value) {
+  return F32{value, value, value, value, value, value, value, value,
+             value, value, value, value, value, value, value, value};
+}
 
 RWKV_INLINE F32 Load(const float* p) { return *reinterpret_cast<const F32Unaligned*>(p); }
 RWKV_INLINE void Store(float* p, F32 v) { *reinterpret_cast<F32Unaligned*>(p) = v; }
