@@ -220,8 +220,8 @@ class Bench:
         """Twice the requests a second that the cluster can answer, by a clock that waits for nobody."""
         duration = f"{3 * self.options.cluster_seconds}s"  # So that how it begins and ends is little of it.
         request = ("--duration", duration, "--prompt-tokens", "8", "--max-tokens", str(self.options.answer_tokens))
-        peak = running.load("--streams", str(2 * slots), *request)["requests"]["per_second"]
-        with running.asked_for_its_status() as answers:
+        with running.asked_for_its_status() as answers:  # In both, because who asks needs a processor, too.
+            peak = running.load("--streams", str(2 * slots), *request)["requests"]["per_second"]
             report = running.load("--rate", f"{2 * peak:.6g}", *request)
         rate, refusal = report["requests"]["per_second"], report["refusal_seconds"]
         self.tell(shape, form, "twice the load", peak_requests_per_s=peak, requests_per_s=rate, of_peak=rate / peak,
