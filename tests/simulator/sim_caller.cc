@@ -16,7 +16,6 @@ using worker::FakeModel;
 
 constexpr absl::Duration kDelay = absl::Microseconds(400);
 // As long as a client waits for a connection over which nothing comes.
-constexpr absl::Duration kPatience = absl::Seconds(3);
 
 constexpr const char* kKindNames[] = {"score",          "document", "logits",   "mean embedding",
                                       "last embedding", "export",   "exclusive"};
@@ -273,12 +272,7 @@ void SimCaller::Closed(const std::shared_ptr<Attempt>& attempt, const absl::Stat
 void SimCaller::Watch(const std::shared_ptr<Attempt>& attempt) {
   cluster_->time.After(absl::Milliseconds(200), [this, attempt] {
     if (attempt->over || attempt != attempt_) return;
-    SimRouter& router = *cluster_->routers[attempt->router];
-    const bool is_lost = !router.alive() || router.life() != attempt->router_life;
-    if (!is_lost && cluster_->time.Now() - heard_at_ < kPatience) return Watch(attempt);
-    if (!is_lost) {
-      router.Deliver(absl::Milliseconds(1), [&router, call = attempt->call] { router.core->Cancel(call); });
-    }
+    if (!GivesUp(cluster_, *attempt, heard_at_)) return Watch(attempt);
     Closed(attempt, absl::UnavailableError("the connection is lost"));
   });
 }

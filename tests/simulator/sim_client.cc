@@ -15,7 +15,6 @@ namespace rwkv::simulator {
 namespace {
 
 // A connection over which nothing comes for so long is taken for lost.
-constexpr absl::Duration kPatience = absl::Seconds(3);
 // Faults last up to 9 s and come until 12 s.
 constexpr absl::Duration kLongestPause = absl::Seconds(100);
 
@@ -190,12 +189,7 @@ std::shared_ptr<SimClient::Attempt> SimClient::Call(int index, uint64_t resume_f
 void SimClient::Watch(const std::shared_ptr<Attempt>& attempt) {
   cluster_->time.After(absl::Milliseconds(200), [this, attempt] {
     if (attempt->over || attempt != attempt_) return;
-    SimRouter& router = *cluster_->routers[attempt->router];
-    const bool is_lost = !router.alive() || router.life() != attempt->router_life;
-    if (!is_lost && (held_ || cluster_->time.Now() - heard_at_ < kPatience)) return Watch(attempt);
-    if (!is_lost) {
-      router.Deliver(absl::Milliseconds(1), [&router, call = attempt->call] { router.core->Cancel(call); });
-    }
+    if (!GivesUp(cluster_, *attempt, held_ ? absl::InfiniteFuture() : heard_at_)) return Watch(attempt);
     if (cluster_->Chance(0.4)) GiveUp();
     Closed(attempt, absl::UnavailableError("the connection is lost"));
   });

@@ -323,4 +323,13 @@ void SimRouter::Open(const std::vector<int>& chain, const std::string& kind) {
   });
 }
 
+bool GivesUp(Cluster* cluster, const SimCall& call, absl::Time heard_at) {
+  constexpr absl::Duration kPatience = absl::Seconds(3);
+  SimRouter& router = *cluster->routers[call.router];
+  if (!router.alive() || router.life() != call.router_life) return true;
+  if (cluster->time.Now() - heard_at < kPatience) return false;
+  router.Deliver(absl::Milliseconds(1), [&router, id = call.call] { router.core->Cancel(id); });
+  return true;
+}
+
 }  // namespace rwkv::simulator

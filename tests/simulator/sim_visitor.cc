@@ -18,7 +18,6 @@ namespace {
 
 constexpr absl::Duration kDelay = absl::Microseconds(400);
 // As long as a client waits for a connection over which nothing comes.
-constexpr absl::Duration kPatience = absl::Seconds(3);
 // B2: more than any turn here may come to, sessions with all of their turns included.
 constexpr uint64_t kMostPositions = 600;
 
@@ -284,12 +283,7 @@ void SimVisitor::Closed(const std::shared_ptr<Attempt>& attempt, const absl::Sta
 void SimVisitor::Watch(const std::shared_ptr<Attempt>& attempt) {
   cluster_->time.After(absl::Milliseconds(200), [this, attempt] {
     if (attempt->over || attempt != attempt_) return;
-    SimRouter& router = *cluster_->routers[attempt->router];
-    const bool is_lost = !router.alive() || router.life() != attempt->router_life;
-    if (!is_lost && cluster_->time.Now() - heard_at_ < kPatience) return Watch(attempt);
-    if (!is_lost) {
-      router.Deliver(absl::Milliseconds(1), [&router, call = attempt->call] { router.core->Cancel(call); });
-    }
+    if (!GivesUp(cluster_, *attempt, heard_at_)) return Watch(attempt);
     Closed(attempt, absl::UnavailableError("the connection is lost"));
   });
 }

@@ -154,6 +154,16 @@ class SimRouter final : public router::World {
   std::map<uint64_t, std::unique_ptr<router::TurnCore>> zombies_;  // Dead, and their jobs not yet.
 };
 
+// A call of somebody's at a router.
+struct SimCall {
+  int router = 0;
+  uint64_t router_life = 0;
+  router::CallId call = 0;
+  bool over = false;
+};
+// Whether who calls gives up: the router has died, or has been silent for too long since `heard_at` and is told so.
+bool GivesUp(Cluster* cluster, const SimCall& call, absl::Time heard_at);
+
 // A session's client: turns one after the other, each until it is told whole.
 class SimClient {
  public:
@@ -174,13 +184,9 @@ class SimClient {
 
  private:
   friend class SimStream;
-  struct Attempt {
+  struct Attempt : SimCall {
     uint64_t number = 0;
-    int router = 0;
-    uint64_t router_life = 0;
-    router::CallId call = 0;
     uint64_t first = 0;
-    bool over = false;
     bool answered = false;  // Something was sent.
     std::weak_ptr<router::Turn> turn;
     absl::Time arrived = absl::InfiniteFuture();
@@ -245,12 +251,8 @@ class SimVisitor {
 
  private:
   class Stream;
-  struct Attempt {
-    int router = 0;
-    uint64_t router_life = 0;
-    router::CallId call = 0;
+  struct Attempt : SimCall {
     std::weak_ptr<router::Turn> turn;
-    bool over = false;
   };
 
   void Next(absl::Duration pause);
@@ -289,12 +291,7 @@ class SimCaller {
   enum class Kind { kScore, kDocument, kLogits, kMeanEmbedding, kLastEmbedding, kExport, kExclusive };
   template <typename Response>
   class Stream;
-  struct Attempt {
-    int router = 0;
-    uint64_t router_life = 0;
-    router::CallId call = 0;
-    bool over = false;
-  };
+  using Attempt = SimCall;
 
   void Next(absl::Duration pause);
   void Call(const std::shared_ptr<Attempt>& attempt);

@@ -26,6 +26,20 @@ using ::testing::Ge;
 using worker::FakeModel;
 using worker::FakePipeline;
 
+// The turn that runs yields to another, once, and is let in again when that one is over.
+void LetAnotherTurnPass(FakeCluster& cluster, testing::FakeClock& clock) {
+  const FakeCluster::Call short_call = cluster.Start(Request(Prompt(2), 3));
+  ASSERT_TRUE(WaitUntil([&] { return cluster.router().counts().waiting == 1; }));
+  clock.Advance(absl::Seconds(2));
+  ASSERT_TRUE(WaitUntil([&] {
+    cluster.pipeline().AllowSteps(1);
+    return short_call.stream->closed();
+  }));
+  EXPECT_THAT(cluster.Finish(short_call).status, IsOk());
+  ASSERT_EQ(cluster.metrics().yielded_turns.Value(), 1);
+  ASSERT_TRUE(WaitUntil([&] { return cluster.router().counts().waiting == 0; }));
+}
+
 // Also the first time: what it left behind is on its way, and to begin again from the start would be to lose it.
 TEST(YieldStatesTest, ATurnWaitsForTheStateThatItLeftBehind) {
   testing::FakeClock clock;
@@ -33,17 +47,8 @@ TEST(YieldStatesTest, ATurnWaitsForTheStateThatItLeftBehind) {
   cluster.CreateSession("s");
   const FakeCluster::Call long_call = StartAndStep(cluster, SessionRequest("s", "a", Prompt(1), 300), 3);
   cluster.store().HoldCommits(true);
-  const FakeCluster::Call short_call = cluster.Start(Request(Prompt(2), 3));
-  ASSERT_TRUE(WaitUntil([&] { return cluster.router().counts().waiting == 1; }));
-  clock.Advance(absl::Seconds(2));  // Its time is up, this once.
-  ASSERT_TRUE(WaitUntil([&] {
-    cluster.pipeline().AllowSteps(1);
-    return short_call.stream->closed();
-  }));
-  EXPECT_THAT(cluster.Finish(short_call).status, IsOk());
-  ASSERT_EQ(cluster.metrics().yielded_turns.Value(), 1);
-  // It is let in again. Whoever asks for the lanes is answered between two rounds of the loop.
-  ASSERT_TRUE(WaitUntil([&] { return cluster.router().counts().waiting == 0; }));
+  LetAnotherTurnPass(cluster, clock);
+  // Whoever asks for the lanes is answered between two rounds of the loop.
   for (int round = 0; round < 5; ++round) {
     const std::vector<LaneState> lanes = cluster.router().Lanes(absl::Now() + kTestLimit);
     ASSERT_EQ(lanes.size(), 1);
@@ -63,14 +68,7 @@ TEST(YieldStatesTest, ATurnDoesNotWaitForLongForTheStateThatItLeftBehind) {
   cluster.CreateSession("s");
   const FakeCluster::Call long_call = StartAndStep(cluster, SessionRequest("s", "a", Prompt(1), 300), 3);
   cluster.store().HoldCommits(true);
-  const FakeCluster::Call short_call = cluster.Start(Request(Prompt(2), 3));
-  ASSERT_TRUE(WaitUntil([&] { return cluster.router().counts().waiting == 1; }));
-  clock.Advance(absl::Seconds(2));
-  ASSERT_TRUE(WaitUntil([&] {
-    cluster.pipeline().AllowSteps(1);
-    return short_call.stream->closed();
-  }));
-  ASSERT_TRUE(WaitUntil([&] { return cluster.router().counts().waiting == 0; }));
+  LetAnotherTurnPass(cluster, clock);
   cluster.router().Lanes(absl::Now() + kTestLimit);
   clock.Advance(absl::Milliseconds(4999));
   ASSERT_EQ(cluster.router().Lanes(absl::Now() + kTestLimit).size(), 1);
