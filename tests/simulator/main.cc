@@ -29,7 +29,7 @@ int main(int argc, char** argv) {
     options.faults.push_back(number);
   }
   const absl::Time begin = absl::Now();
-  uint64_t events = 0, tokens = 0, longest_pause_of = 0;
+  uint64_t events = 0, tokens = 0, digest = 0, longest_pause_of = 0;
   absl::Duration time, longest_pause;
   const uint64_t first = absl::GetFlag(FLAGS_first_seed);
   for (uint64_t seed = first; seed < first + absl::GetFlag(FLAGS_seeds); ++seed) {
@@ -37,6 +37,7 @@ int main(int argc, char** argv) {
     const rwkv::simulator::Result result = rwkv::simulator::Simulate(options);
     events += result.events;
     tokens += result.tokens;
+    digest = digest * 0x100000001b3 + result.digest;
     time += result.time;
     if (result.longest_pause > longest_pause) {
       longest_pause = result.longest_pause;
@@ -55,10 +56,10 @@ int main(int argc, char** argv) {
   }
   std::printf(
       "%llu seeds, %llu tokens, %s of virtual time in %llu events, %s of real time: no law was broken; the "
-      "longest pause of a stream was %s (seed %llu)\n",
+      "longest pause of a stream was %s (seed %llu); digest of it all %016llx\n",
       static_cast<unsigned long long>(absl::GetFlag(FLAGS_seeds)), static_cast<unsigned long long>(tokens),
       absl::FormatDuration(time).c_str(), static_cast<unsigned long long>(events),
       absl::FormatDuration(absl::Now() - begin).c_str(), absl::FormatDuration(longest_pause).c_str(),
-      static_cast<unsigned long long>(longest_pause_of));
+      static_cast<unsigned long long>(longest_pause_of), static_cast<unsigned long long>(digest));
   return 0;
 }

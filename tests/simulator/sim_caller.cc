@@ -256,6 +256,7 @@ void SimCaller::Closed(const std::shared_ptr<Attempt>& attempt, const absl::Stat
   if (attempt != attempt_ || attempt->over) return;
   attempt->over = true;
   cluster_->time.Mix(received_);
+  cluster_->time.Mix(status.ToString());
   if (status.ok()) {
     if (received_ != expected_count_) {
       return cluster_->Violated(absl::StrCat("T3: ", Name(), " ended after ", received_, " values"));

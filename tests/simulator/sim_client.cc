@@ -247,7 +247,7 @@ void SimClient::CheckPause() {
 void SimClient::Heard(const std::shared_ptr<Attempt>& attempt, const v1::GenerateResponse& message) {
   if (static_cast<int>(attempt->number) != turn_ || attempt->over) return;
   heard_at_ = cluster_->time.Now();
-  cluster_->time.Mix(message.index() * 7919 + message.token_id());
+  cluster_->time.Mix(message.SerializeAsString());
   if (!message.has_finish()) {
     if (!IsExpected(message.index(), message.token_id())) {
       return cluster_->Violated(
@@ -287,6 +287,7 @@ void SimClient::Heard(const std::shared_ptr<Attempt>& attempt, const v1::Generat
 }
 
 void SimClient::Closed(const std::shared_ptr<Attempt>& attempt, const absl::Status& status) {
+  cluster_->time.Mix(status.ToString());
   if (attempt->over || attempt != attempt_ || static_cast<int>(attempt->number) != turn_) return;
   if (status.ok()) return;  // The last message is behind it.
   attempt->over = true;

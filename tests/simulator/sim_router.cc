@@ -120,6 +120,7 @@ bool SimRouter::Send(uint64_t epoch, const std::shared_ptr<const v1::ExecuteRequ
     cluster_->Violated(absl::StrCat("B2: a worker is told of ", status.ToString()));
   }
   CheckPrefix(it->second, *command);
+  cluster_->time.Mix(command->SerializeAsString());
   it->second.model->Send(command);
   return true;
 }

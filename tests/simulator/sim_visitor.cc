@@ -240,7 +240,7 @@ absl::Status SimVisitor::Enter(const std::shared_ptr<Attempt>& attempt, const st
 void SimVisitor::Heard(const std::shared_ptr<Attempt>& attempt, const v1::GenerateResponse& message) {
   if (attempt != attempt_ || attempt->over) return;
   heard_at_ = cluster_->time.Now();
-  cluster_->time.Mix(message.index() * 7919 + message.token_id());
+  cluster_->time.Mix(message.SerializeAsString());
   if (message.has_finish()) {
     attempt->over = true;
     const v1::Finish& finish = message.finish();
@@ -271,6 +271,7 @@ void SimVisitor::Heard(const std::shared_ptr<Attempt>& attempt, const v1::Genera
 }
 
 void SimVisitor::Closed(const std::shared_ptr<Attempt>& attempt, const absl::Status& status) {
+  cluster_->time.Mix(status.ToString());
   if (attempt != attempt_ || attempt->over || status.ok()) return;
   attempt->over = true;
   if (!absl::IsUnavailable(status) && !absl::IsAborted(status) && !absl::IsResourceExhausted(status) &&

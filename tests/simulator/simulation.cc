@@ -59,6 +59,10 @@ bool Timeline::Step() {
 
 void Timeline::Mix(uint64_t value) { digest_ = (digest_ ^ value) * 0x100000001b3; }
 
+void Timeline::Mix(absl::string_view bytes) {
+  for (const char byte : bytes) Mix(static_cast<unsigned char>(byte));
+}
+
 Cluster::Cluster(const Options& options) : options(options), metrics(Metrics()), random_(options.seed) {
   const auto between = [this](int least, int most) { return least + static_cast<int>(random_() % (most - least + 1)); };
   stages = between(1, 3);

@@ -13,6 +13,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "absl/types/optional.h"
 #include "rwkv/v1/generation.pb.h"
@@ -43,8 +44,9 @@ class Timeline : public common::Clock {
   bool Step();
   uint64_t digest() const { return digest_; }
   uint64_t steps() const { return steps_; }
-  // What an event did is part of the run's digest, too.
+  // What an event did is part of the run's digest, too: every command to a worker, all that a client hears.
   void Mix(uint64_t value);
+  void Mix(absl::string_view bytes);
 
  private:
   absl::Time now_ = absl::FromUnixSeconds(1767225600);
