@@ -44,6 +44,19 @@ TEST_F(RwkvctlTest, LoadReportsAsATableOrAsOneJsonObject) {
   EXPECT_EQ(std::string(std::istreambuf_iterator<char>(file), {}), out_);
 }
 
+TEST_F(RwkvctlTest, LoadCountsNothingOfItsWarmup) {
+  router_.answer = "abcdef";
+  ASSERT_EQ(Call({"load", "--streams", "1", "--requests", "3", "--warmup", "1h", "--max-tokens", "4", "--json"}), 0);
+  const nlohmann::json json = nlohmann::json::parse(out_);
+  EXPECT_EQ(json["settings"]["warmup_seconds"], 3600);
+  EXPECT_EQ(json["requests"]["completed"], 0);
+  EXPECT_EQ(json["tokens"]["generated"], 0);
+  ASSERT_THAT(router_.generate_requests, SizeIs(3));
+  EXPECT_EQ(Call({"load", "--streams", "1", "--warmup", "30s"}), 2);
+  EXPECT_THAT(err_, HasSubstr("--warmup 30s leaves nothing to measure of --duration 30s"));
+  EXPECT_EQ(Call({"load", "--streams", "1", "--warmup", "0s"}), 2);
+}
+
 TEST_F(RwkvctlTest, LoadTakesATraceFromAFileOrStandardInput) {
   const std::string trace =
       "{\"offset\": 0, \"prompt_tokens\": 3, \"max_tokens\": 2, \"session\": \"a\"}\n"

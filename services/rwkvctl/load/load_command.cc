@@ -53,6 +53,7 @@ class LoadCommand : public Command {
     flags.AddString("trace", "FILE", "when requests come and what they are; - is standard input", &trace_path_);
     AddDuration(flags, "duration", "no request after this time (default 30s, unless --requests or --trace)",
                 &duration_);
+    AddDuration(flags, "warmup", "count only what comes after this time, and before the end of --duration", &warmup_);
     flags.AddUint64("requests", "at most so many", [this](uint64_t value) { requests_ = value; });
     AddLength(flags, "prompt-tokens", "length of a prompt (default 64)", 1, &prompt_tokens_);
     AddLength(flags, "max-tokens", "length of an answer (default 64)", 0, &max_tokens_);
@@ -89,6 +90,11 @@ class LoadCommand : public Command {
     }
     if (streams_.has_value() && max_in_flight_.has_value()) {
       return absl::InvalidArgumentError("--max-in-flight is of --rate and --trace; --streams says it itself");
+    }
+    if (warmup_.has_value() && Duration().has_value() && *warmup_ >= *Duration()) {
+      return absl::InvalidArgumentError(absl::StrCat("--warmup ", absl::FormatDuration(*warmup_),
+                                                     " leaves nothing to measure of --duration ",
+                                                     absl::FormatDuration(*Duration())));
     }
     if (!trace_path_.empty() &&
         (sessions_.has_value() || turns_.has_value() || prompt_tokens_.has_value() || max_tokens_.has_value())) {
@@ -163,6 +169,11 @@ class LoadCommand : public Command {
     return absl::InvalidArgumentError(absl::StrCat("--", name, " ", *value, " is not in 1 .. ", max));
   }
 
+  absl::optional<absl::Duration> Duration() const {
+    const bool ends_by_itself = requests_.has_value() || !trace_path_.empty();
+    return duration_.has_value() || ends_by_itself ? duration_ : absl::make_optional(kDefaultDuration);
+  }
+
   absl::StatusOr<LoadOptions> Options(Context& context) const {
     LoadOptions options;
     options.workload.seed = seed_;
@@ -181,10 +192,7 @@ class LoadCommand : public Command {
     options.workload.prompt_tokens = prompt_tokens_.value_or(LengthRange{64, 64});
     options.workload.max_tokens = max_tokens_.value_or(LengthRange{64, 64});
     options.workload.requests = requests_;
-    options.workload.duration = duration_;
-    if (!duration_.has_value() && !requests_.has_value() && trace_path_.empty()) {
-      options.workload.duration = kDefaultDuration;
-    }
+    options.workload.duration = Duration();
     options.max_in_flight = static_cast<int>(streams_.value_or(max_in_flight_.value_or(1024)));
     options.sessions = sessions_.value_or(0);
     options.turns = turns_.value_or(4);
@@ -193,6 +201,9 @@ class LoadCommand : public Command {
     options.sampling = sampling_;
     options.deadline = deadline_.value_or(absl::InfiniteDuration());
     options.retry = retry_;
+    if (warmup_.has_value()) {
+      options.measured = {*warmup_, options.workload.duration.value_or(absl::InfiniteDuration())};
+    }
     options.limits = {ttft_limit_, itl_limit_};
     RWKV_ASSIGN_OR_RETURN(options.vocab_size, VocabSize(*context.client));
     return options;
@@ -233,6 +244,7 @@ class LoadCommand : public Command {
     if (options.workload.duration.has_value()) {
       json["duration_seconds"] = absl::ToDoubleSeconds(*options.workload.duration);
     }
+    if (warmup_.has_value()) json["warmup_seconds"] = absl::ToDoubleSeconds(*warmup_);
     if (deadline_.has_value()) json["deadline_seconds"] = absl::ToDoubleSeconds(*deadline_);
     json["retry"] = retry_;
     if (!streams_.has_value()) json["max_in_flight"] = options.max_in_flight;
@@ -246,6 +258,7 @@ class LoadCommand : public Command {
   absl::optional<absl::Duration> ramp_;
   std::string trace_path_;
   absl::optional<absl::Duration> duration_;
+  absl::optional<absl::Duration> warmup_;
   absl::optional<uint64_t> requests_;
   absl::optional<LengthRange> prompt_tokens_;
   absl::optional<LengthRange> max_tokens_;

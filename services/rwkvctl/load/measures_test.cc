@@ -401,6 +401,38 @@ TEST(ReportTest, CountsEachTokenAndTimesFromWhenARequestWasDue) {
                     HasSubstr("1.1/s"), HasSubstr("in 10 s")));
 }
 
+TEST(ReportTest, OnlyWhatEndsAndComesInTheMeasuredTimeCounts) {
+  LoadReport report({absl::Seconds(2), absl::nullopt}, {absl::Seconds(10), absl::Seconds(20)});
+  RequestOutcome early = Outcome(1, 1, {8, 9}, 9.5);
+  early.refused_after = {absl::Milliseconds(4)};
+  report.Add(early);
+  report.Add(Outcome(8, 8, {9, 11, 14}, 14));       // Completed, and good; two of its tokens came in time.
+  report.Add(Outcome(15, 15, {19, 19.5, 20}, 20));  // Two of its tokens; it ended too late.
+  report.Add(Outcome(12, 12.5, {15}, 19));          // Completed, and late.
+  RequestOutcome failed = Outcome(16, 16, {}, 21);
+  failed.status = absl::UnavailableError("gone");
+  report.Add(failed);
+
+  EXPECT_EQ(report.completed, 2);
+  EXPECT_EQ(report.good, 1);
+  EXPECT_EQ(report.failed(), 0);
+  EXPECT_EQ(report.generated_tokens, 5);
+  EXPECT_EQ(report.inter_token.count(), 3);
+  EXPECT_EQ(report.inter_token.max(), absl::Seconds(3));
+  EXPECT_EQ(report.ttft.count(), 2);
+  EXPECT_EQ(report.end_to_end.max(), absl::Seconds(7));
+  EXPECT_EQ(report.send_delay.count(), 2);
+  EXPECT_EQ(report.refusal.count(), 0);
+  EXPECT_EQ(report.elapsed, absl::Seconds(10));
+  EXPECT_EQ(LoadReportToJson(report)["requests"]["per_second"], 0.2);
+
+  LoadReport short_one({}, {absl::Seconds(10), absl::Seconds(20)});
+  short_one.Add(Outcome(1, 1, {8}, 9));
+  EXPECT_EQ(short_one.elapsed, absl::ZeroDuration());
+  short_one.Add(Outcome(1, 1, {8}, 14));
+  EXPECT_EQ(short_one.elapsed, absl::Seconds(4));
+}
+
 TEST(ReportTest, WithoutRequestsThereAreNoRatesAndNoTimes) {
   const LoadReport report({});
   EXPECT_EQ(LoadReportToJson(report)["requests"]["per_second"], 0.0);

@@ -16,7 +16,7 @@ struct LoadProgress {
   uint64_t failed = 0;
   uint64_t refusals = 0;
   uint64_t generated_tokens = 0;  // Also of requests that run.
-  absl::Duration ttft_p50;        // Of all that have ended.
+  absl::Duration ttft_p50;        // Of all that have ended and are measured.
   uint64_t in_flight() const { return sent - completed - failed; }
 };
 

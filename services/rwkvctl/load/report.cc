@@ -47,12 +47,16 @@ std::vector<std::string> HistogramRow(const std::string& name, const DurationHis
 }  // namespace
 
 void LoadReport::Add(const RequestOutcome& outcome) {
-  elapsed = std::max(elapsed, outcome.ended);
+  elapsed = std::max(elapsed, std::min(outcome.ended, measured.end) - measured.begin);
+  for (size_t t = 0; t < outcome.tokens.size(); ++t) {
+    if (!measured.Has(outcome.tokens[t])) continue;
+    ++generated_tokens;
+    if (t > 0) inter_token.Add(outcome.tokens[t] - outcome.tokens[t - 1]);
+  }
+  if (!measured.Has(outcome.ended)) return;
   for (const absl::Duration after : outcome.refused_after) refusal.Add(after);
-  generated_tokens += outcome.tokens.size();
   if (outcome.sent < absl::InfiniteDuration()) send_delay.Add(outcome.sent - outcome.due);
   if (!outcome.tokens.empty()) ttft.Add(outcome.tokens.front() - outcome.due);
-  for (size_t t = 1; t < outcome.tokens.size(); ++t) inter_token.Add(outcome.tokens[t] - outcome.tokens[t - 1]);
   if (outcome.interrupted) {
     ++interrupted;
     return;

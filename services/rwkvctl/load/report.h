@@ -34,13 +34,23 @@ struct LatencyLimits {
   absl::optional<absl::Duration> itl;  // Of the mean over the answer.
 };
 
+// What of a run is measured: requests that end, and tokens that come, in [begin, end).
+struct MeasuredTime {
+  absl::Duration begin;
+  absl::Duration end = absl::InfiniteDuration();
+
+  bool Has(absl::Duration time) const { return time >= begin && time < end; }
+};
+
 struct LoadReport {
-  explicit LoadReport(const LatencyLimits& latency_limits) : limits(latency_limits) {}
+  explicit LoadReport(const LatencyLimits& latency_limits, const MeasuredTime& measured_time = {})
+      : limits(latency_limits), measured(measured_time) {}
 
   void Add(const RequestOutcome& outcome);
 
   LatencyLimits limits;
-  absl::Duration elapsed;  // From the beginning to the end of the last request.
+  MeasuredTime measured;
+  absl::Duration elapsed;  // Of the measured time, until the end of the last request.
 
   uint64_t completed = 0;
   uint64_t good = 0;  // Completed within the limits.

@@ -34,7 +34,7 @@ class LoadRunner::Impl {
         workload_(options_.workload),
         conversations_(options_.workload.trace.has_value() ? options_.workload.trace->conversations
                                                            : options_.sessions),
-        report_(options_.limits) {}
+        report_(options_.limits, options_.measured) {}
 
   LoadReport Run() ABSL_LOCKS_EXCLUDED(mutex_) {
     begin_ = clock_.Now();
@@ -221,6 +221,7 @@ class LoadRunner::Impl {
       calls_.erase(&call);
       outcome.interrupted = stopped_ && absl::IsCancelled(outcome.status);
       report_.Add(outcome);
+      ++(outcome.status.ok() ? completed_ : failed_);
       if (turn.conversation.has_value() && !turn.plan.conversation.has_value()) {
         Conversations::Conversation& conversation = conversations_.at(*turn.conversation);
         // After a failure nobody knows what the session holds.
@@ -266,8 +267,8 @@ class LoadRunner::Impl {
     LoadProgress progress;
     progress.elapsed = clock_.Now() - begin_;
     progress.sent = sent_;
-    progress.completed = report_.completed;
-    progress.failed = report_.failed() + report_.interrupted;
+    progress.completed = completed_;
+    progress.failed = failed_;
     progress.refusals = refusals_;
     progress.generated_tokens = tokens_;
     progress.ttft_p50 = report_.ttft.Quantile(0.5);
@@ -293,6 +294,8 @@ class LoadRunner::Impl {
   int working_ ABSL_GUARDED_BY(mutex_) = 0;               // Threads that have not ended,
   int idle_ ABSL_GUARDED_BY(mutex_) = 0;                  // and those of them without a request.
   uint64_t sent_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t completed_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t failed_ ABSL_GUARDED_BY(mutex_) = 0;  // Interrupted ones, too.
 
   std::atomic<uint64_t> tokens_ = 0;
   std::atomic<uint64_t> refusals_ = 0;

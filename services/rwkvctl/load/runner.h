@@ -33,6 +33,7 @@ struct LoadOptions {
   absl::Duration deadline = absl::InfiniteDuration();  // Of a request, from when it is due.
   bool retry = false;                                  // Ask again when a refusal says when to; else it is a failure.
   LatencyLimits limits;
+  MeasuredTime measured;
   absl::Duration progress_interval = absl::InfiniteDuration();
 };
 
