@@ -60,7 +60,7 @@ absl::StatusOr<Result> Await(Starter start) {
 }
 
 // Cuts the session's log at `position`, as Sessions.Rewind does.
-inline absl::Status Rewind(FakeCluster& cluster, const std::string& session, uint64_t position) {
+inline absl::Status Rewind(FakeCluster& cluster, TurnManager& router, const std::string& session, uint64_t position) {
   const auto rewind = [&](const v1::AcquireLeaseResponse& held) {
     v1::RewindSessionRequest request;
     *request.mutable_lease() = held.lease();
@@ -69,12 +69,14 @@ inline absl::Status Rewind(FakeCluster& cluster, const std::string& session, uin
     return cluster.store().RewindSession(request, absl::Now() + kTestLimit).status();
   };
   return Await<int>([&](auto done) {
-           cluster.router().Exclusive(cluster.router().NewCall(), session, false, rewind,
-                                      [done](const absl::Status& status) {
-                                        done(status.ok() ? absl::StatusOr<int>(0) : absl::StatusOr<int>(status));
-                                      });
+           router.Exclusive(router.NewCall(), session, false, rewind, [done](const absl::Status& status) {
+             done(status.ok() ? absl::StatusOr<int>(0) : absl::StatusOr<int>(status));
+           });
          })
       .status();
+}
+inline absl::Status Rewind(FakeCluster& cluster, const std::string& session, uint64_t position) {
+  return Rewind(cluster, cluster.router(), session, position);
 }
 
 // The workers come back, with what they were told to come back with.

@@ -1,9 +1,7 @@
 // Lanes that are lost: who waits for whom.
 #include <cstdint>
-#include <memory>
 #include <vector>
 
-#include "absl/status/status.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "gmock/gmock.h"
@@ -14,15 +12,10 @@
 #include "services/router/turns/lanes_testing.h"
 #include "services/router/turns/turn_manager.h"
 #include "services/worker/client/fake_worker.h"
-#include "tests/testing/fake_clock.h"
-#include "tests/testing/status_matchers.h"
 
 namespace rwkv::router {
 namespace {
 
-using ::rwkv::testing::IsOk;
-using ::rwkv::testing::StatusIs;
-using ::testing::HasSubstr;
 using worker::FakeModel;
 
 // Two turns and one slot.
@@ -87,40 +80,6 @@ TEST(LostLanesTest, WhoLostItsLaneIsAheadOfThoseThatCameLater) {
   EXPECT_LT(calls[2].stream->received().size(), 20);
   cluster.pipeline(0).ResumeSteps();
   EXPECT_EQ(cluster.Finish(calls[2]).tokens, FakeModel::Greedy(Prompt(2), 300, kVocabulary));
-}
-
-// Nobody waits until a snapshot that hangs is given up: its session is another router's when the lease has run out.
-TEST(LostLanesTest, ASnapshotOnItsWayKeepsNoOtherRouterFromItsSession) {
-  rwkv::testing::FakeClock clock;
-  TurnManager::Options options = Router("router-0");
-  options.snapshot_interval_tokens = 1024;
-  options.executor_threads = 1;
-  FakeCluster cluster(Named("a"), options, &clock, {Named("b")});
-  const std::unique_ptr<TurnManager> other = cluster.MakeRouter(Router("router-1"));
-  ASSERT_TRUE(WaitForLanes(*other, 1));
-  ASSERT_TRUE(WaitForLanes(cluster.router(), 1));
-  const int own = cluster.pipeline(0).driver(0) == "router-0" ? 0 : 1;
-  cluster.CreateSession("s");
-  cluster.pipeline(own).HoldSaves(true);
-  const FakeCluster::Answer first = cluster.Generate(SessionRequest("s", "a", Prompt(1), 5));
-  ASSERT_THAT(first.status, IsOk());
-  const v1::GenerateRequest request = SessionRequest("s", "b", Prompt(2), 5);
-  EXPECT_THAT(cluster.Finish(FakeCluster::Start(*other, request)).status,
-              StatusIs(absl::StatusCode::kAborted, HasSubstr("router-0")));
-  for (int i = 0; i < 4; ++i) {
-    clock.Advance(options.lease_ttl / 4);
-    // Two calls of the store behind each other: what the router had to tell it by then lies between them.
-    for (int call = 0; call < 2; ++call) {
-      EXPECT_THAT(cluster.Generate(SessionRequest("nobodys", "a", Prompt(1), 5)).status,
-                  StatusIs(absl::StatusCode::kNotFound));
-    }
-  }
-  clock.Advance(absl::Seconds(1));
-  const FakeCluster::Answer second = cluster.Finish(FakeCluster::Start(*other, request));
-  EXPECT_THAT(second.status, IsOk());
-  EXPECT_EQ(second.tokens, FakeModel::Greedy(Concat(Concat(Prompt(1), first.tokens), Prompt(2)), 5, kVocabulary));
-  cluster.pipeline(own).HoldSaves(false);
-  EXPECT_TRUE(WaitUntil([&] { return cluster.metrics().snapshots_failed.Value() == 1; })) << "it is fenced";
 }
 
 }  // namespace

@@ -48,6 +48,11 @@ PendingSave* Saves::Add(Turn& turn) {
   return &save;
 }
 
+bool Saves::IsOf(const Session& session, const PendingSave& save) {
+  return session.leased && session.lease.fencing_token() == save.lease.fencing_token() &&
+         session.log_branch == save.log_branch;
+}
+
 const PendingSave* Saves::Begin(Turn& turn) {
   PendingSave* const save = Add(turn);
   if (save == nullptr) return nullptr;
@@ -55,7 +60,10 @@ const PendingSave* Saves::Begin(Turn& turn) {
   save->turn_id = turn.id;
   turn.saved_position = save->position;
   ++turn.saves;
-  if (turn.session != nullptr) ++turn.session->saves;
+  if (turn.session == nullptr) return save;
+  save->lease = turn.session->lease;
+  save->log_branch = turn.session->log_branch;
+  ++turn.session->saves;
   return save;
 }
 
@@ -102,16 +110,18 @@ void Saves::Sweep() {
       over.push_back({id, false, absl::DeadlineExceededError("the snapshot took too long")});
       continue;
     }
-    if (save.answers_left > 0) continue;
     const Session* const session = save.session_id.empty() ? nullptr : sessions_->Find(save.session_id);
+    if (session != nullptr && !IsOf(*session, save)) {
+      over.push_back({id, false, absl::AbortedError("the lease is lost")});
+      continue;
+    }
+    if (save.answers_left > 0) continue;
     if (!save.status.ok()) {
       over.push_back({id, false, save.status});
     } else if (save.prefix != nullptr) {
       Commit(id, save);
     } else if (session == nullptr) {  // Its turn alone knows of it.
       over.push_back({id, true, absl::OkStatus()});
-    } else if (!session->leased) {
-      over.push_back({id, false, absl::AbortedError("the lease is lost")});
     } else if (session->durable_length < save.position) {
       continue;                       // The log comes first.
     } else if (save.position == 0) {  // Of an export: the initial state is no snapshot of anything.
@@ -128,10 +138,9 @@ void Saves::Commit(const std::string& id, PendingSave& save) {
   if (save.prefix != nullptr) {
     work = prefixes_->CommitJob(save, ManifestOf(save));
   } else {
-    const Session& session = *sessions_->Find(save.session_id);
     v1::CommitSnapshotRequest request;
-    *request.mutable_lease() = session.lease;
-    request.set_log_branch(session.log_branch);
+    *request.mutable_lease() = save.lease;
+    request.set_log_branch(save.log_branch);
     *request.mutable_manifest() = ManifestOf(save);
     work = [this, request = std::move(request)] {
       return catalog_->CommitSnapshot(request, store_deadline_()).status();

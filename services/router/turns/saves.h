@@ -58,6 +58,8 @@ class Saves {
 
  private:
   PendingSave* Add(Turn& turn);
+  // Nobody else can have written to the session since, nor has it been rewound.
+  static bool IsOf(const Session& session, const PendingSave& save);
   // One that all stages have answered.
   void Commit(const std::string& id, PendingSave& save);
   void End(const std::string& snapshot_id, bool is_whole, const absl::Status& status);

@@ -330,10 +330,7 @@ TEST(SessionTurnsTest, ALeaseThatWasTakenAndGivenBackMeanwhileIsTakenAgain) {
   v1::ReleaseLeaseRequest release;
   *release.mutable_lease() = taken->lease();
   ASSERT_THAT(cluster.store().ReleaseLease(release, absl::Now() + kTestLimit), IsOk());
-  const FakeCluster::Call next = cluster.Start(SessionRequest("s", "b", Prompt(2), 5));
-  ASSERT_TRUE(WaitUntil([&] { return next.stream->closed() || cluster.Log("s").size() == 25; }));
-  cluster.pipeline().HoldSaves(false);
-  const FakeCluster::Answer second = cluster.Finish(next);
+  const FakeCluster::Answer second = cluster.Generate(SessionRequest("s", "b", Prompt(2), 5));
   ASSERT_THAT(second.status, IsOk());
   EXPECT_THAT(second.tokens,
               ElementsAreArray(FakeModel::Greedy(Concat(Concat(Prompt(1), first.tokens), Prompt(2)), 5, kVocabulary)));

@@ -190,6 +190,8 @@ struct Session {
 struct PendingSave {
   std::string snapshot_id;
   std::string session_id;
+  v1::Lease lease;         // Its session's when it was asked for,
+  std::string log_branch;  // and what it is a state of: both may be others by the time that it is there.
   std::string model_fingerprint;
   uint64_t turn_id = 0;
   uint64_t epoch = 0;  // Of the lane that saves it.

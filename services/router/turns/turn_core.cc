@@ -171,9 +171,9 @@ bool TurnCore::SessionFree(const Turn& turn) const {
   const Session& session = *held;
   if (session.turn != nullptr || session.releasing) return false;
   if (session.next != nullptr && session.next.get() != &turn) return false;
-  // Both want the snapshots that are on their way: one to read, the other not to be crossed by.
-  if (turn.kind->wants_snapshot() || !turn.kind->takes_slot()) return session.saves == 0;
-  return true;
+  // Both want the snapshots that are on their way: one to read, the other to have what stays true.
+  const bool wants_saves = turn.kind->wants_snapshot() || !turn.kind->takes_slot();
+  return !wants_saves || session.saves == 0 || Now() - turn.arrival >= kSaveWait;
 }
 
 double TurnCore::WeightOf(absl::string_view tenant) const {

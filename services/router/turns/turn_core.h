@@ -54,6 +54,10 @@ namespace rwkv::router {
 // Snapshots on their way at a time, as a multiple of the slots: beyond it running turns are not saved in between.
 inline constexpr size_t kSavesPerSlot = 2;
 
+// So long a turn waits for the state that it left behind, and an export or a change of a session for one that is on its
+// way. Then it goes on without: what is not there is read again.
+inline constexpr absl::Duration kSaveWait = absl::Seconds(5);
+
 class TurnCore {
  public:
   using TurnPtr = std::shared_ptr<Turn>;

@@ -13,11 +13,17 @@ namespace {
 
 using Phase = Turn::Phase;
 
+constexpr absl::Duration kAskAgainForLease = absl::Seconds(1);
+
 }  // namespace
 
 absl::Status TurnCore::StoreError(const absl::Status& status) const {
   if (absl::IsAborted(status) && !common::GetRetryDelay(status).has_value()) {
     return common::WithRetryInfo(status, options_.retry_delay);  // Read again, then go on.
+  }
+  // Whoever has the session may give it back long before its lease runs out, as soon as a snapshot is there.
+  if (common::GetErrorReason(status) == "LEASE_HELD") {
+    return common::WithRetryInfo(status, std::min(*common::GetRetryDelay(status), kAskAgainForLease));
   }
   if (!MayHaveHappened(status)) return status;
   return common::WithRetryInfo(

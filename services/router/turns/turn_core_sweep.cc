@@ -13,8 +13,6 @@ namespace {
 
 using Phase = Turn::Phase;
 
-// A turn waits so long for the state that it left behind; then it reads again what is not there.
-constexpr absl::Duration kSaveWait = absl::Seconds(5);
 // Over which tokens a second are counted.
 constexpr absl::Duration kRateInterval = absl::Seconds(2);
 

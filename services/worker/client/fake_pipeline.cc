@@ -251,9 +251,14 @@ bool FakePipelineState::RunOne(int index) {
     if (IsLast(index)) ++stats_.epochs;
     return true;
   }
+  if (!conditions_.saves_held && !stream.held_saves.empty()) {
+    stream.responses.push_back(std::move(stream.held_saves.front()));
+    stream.held_saves.pop_front();
+    return true;
+  }
   if (stream.commands.empty()) return false;
   const v1::ExecuteRequest& head = stream.commands.front();
-  if ((conditions_.attaches_held && head.has_attach()) || (conditions_.saves_held && head.has_save())) return false;
+  if (conditions_.attaches_held && head.has_attach()) return false;
   if (head.has_step() && !IsStepDue(index)) return false;
   const v1::ExecuteRequest command = std::move(stream.commands.front());
   stream.commands.pop_front();
@@ -291,8 +296,9 @@ void FakePipelineState::Run(int index, const v1::ExecuteRequest& command) {
     case v1::ExecuteRequest::kStep:
       return RunStep(index, command.step());
     case v1::ExecuteRequest::kSave: {
-      v1::SnapshotSaved saved = worker.stage.Save(command.save());
-      *worker.driver->responses.emplace_back().mutable_saved() = std::move(saved);
+      v1::ExecuteResponse answer;
+      *answer.mutable_saved() = worker.stage.Save(command.save());
+      (conditions_.saves_held ? worker.driver->held_saves : worker.driver->responses).push_back(std::move(answer));
       return;
     }
     case v1::ExecuteRequest::kRelease:

@@ -36,6 +36,7 @@ class FakePipelineState {
     bool opened = false;
     std::deque<v1::ExecuteRequest> commands;
     std::deque<v1::ExecuteResponse> responses;
+    std::deque<v1::ExecuteResponse> held_saves;
     uint64_t steps_done = 0;
     uint64_t commands_taken = 0;
   };

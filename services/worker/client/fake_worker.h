@@ -78,9 +78,9 @@ class FakePipeline {
   // From now on whoever asks for what comes after more than `position` tokens gets `status`, as of a model whose logits
   // overflow. OkStatus ends it.
   void FailBeyond(uint64_t position, absl::Status status);
-  // Attaches are taken and not answered, until false.
+  // Attaches are taken and not answered, until false; what is behind them waits.
   void HoldAttaches(bool held);
-  // The same of saves.
+  // Saves are not answered, until false. Nothing waits behind them, as with a worker whose store hangs.
   void HoldSaves(bool held);
   // Snapshots of this id can no longer be read (kDataLoss at attach).
   void LoseSnapshot(const std::string& snapshot_id);
