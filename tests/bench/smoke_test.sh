@@ -131,7 +131,8 @@ assert sorted(lines) == ["beside", "resume", "transfer"], sorted(lines)
 transfer = lines["transfer"]
 assert transfer["what"] == "states" and transfer["bytes"] == 12 * (12 * 64 * 64 + 2 * 768) * 4, transfer
 assert sorted(transfer["mb_per_s"]) == ["copy", "disk read", "disk write", "disk write, direct", "restore",
-                                        "restore, at once", "save"], transfer
+                                        "restore, 4 at once", "restore, at once", "save",
+                                        "save, 4 at once"], transfer
 assert all(rate > 0 for rate in transfer["mb_per_s"].values()) and all(transfer["of_slower"].values()), transfer
 assert len(lines["resume"]["resume_seconds"]) == 5 and lines["resume"]["read_seconds"] > 0, lines["resume"]
 assert lines["beside"]["saves"] > 0 and lines["beside"]["ratio_p99"] > 0, lines["beside"]

@@ -4,6 +4,8 @@
 //   state_bench save ADDRESS SHAPE COUNT FOLDER     {"case": "save" | "disk write" | "disk write, direct", ...}
 //   state_bench restore ADDRESS SHAPE COUNT FOLDER  {"case": "restore" | "disk read", ...}  of what `save` has saved
 //   state_bench restore ADDRESS SHAPE COUNT         {"case": "restore", ...}
+// and with each of the last three {"case": "save, 4 at once" | "restore, 4 at once", ...}: as many states by four
+// threads, seconds a state.
 // `save` makes COUNT snapshots, each of a session of its own, `restore` compares them byte by byte. In turns with them
 // as many bytes are written to FOLDER, on the store's disk, through the page cache and past it (direct) and made
 // durable, and read past it: what else uses the disk changes its speed by the second. What `save` writes there,
@@ -15,6 +17,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <cstdlib>
@@ -49,6 +52,7 @@ namespace {
 
 constexpr absl::Duration kLimit = absl::Seconds(60);
 constexpr char kFingerprint[] = "00000000000000000000000000000bec";
+constexpr int kAtOnce = 4;
 constexpr size_t kBlock = 1 << 20;  // Of reads and writes of the disk alone.
 
 double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
@@ -182,18 +186,7 @@ class Store {
       RWKV_ASSIGN_OR_RETURN(const v1::AcquireLeaseResponse grant, Begin(shape, i));
       const std::vector<char> slot = State(shape, i);
       const double begin = Now();
-      std::memcpy(aside->data(), slot.data(), slot.size());
-      v1::CommitSnapshotRequest commit;
-      *commit.mutable_lease() = grant.lease();
-      commit.set_log_branch(grant.log_branch());
-      v1::SnapshotManifest& manifest = *commit.mutable_manifest();
-      manifest.set_snapshot_id(absl::StrCat(Session(shape, i), "-", absl::ToUnixNanos(absl::Now())));
-      manifest.set_session_id(Session(shape, i));
-      manifest.set_position(1);
-      manifest.set_model_fingerprint(kFingerprint);
-      RWKV_ASSIGN_OR_RETURN(const std::vector<v1::RecordInfo> infos, Put(shape, manifest.snapshot_id(), aside));
-      *manifest.mutable_records() = {infos.begin(), infos.end()};
-      RWKV_RETURN_IF_ERROR(catalog_->CommitSnapshot(commit, Deadline()).status());
+      RWKV_RETURN_IF_ERROR(SaveOne(shape, i, grant, slot, aside));
       seconds.push_back(Now() - begin);
       v1::ReleaseLeaseRequest release;
       *release.mutable_lease() = grant.lease();
@@ -205,6 +198,25 @@ class Store {
     return absl::OkStatus();
   }
 
+  // Of sessions of their own, kAtOnce at a time: seconds a state.
+  absl::Status SaveAtOnce(const Shape& shape, int count) {
+    std::vector<v1::AcquireLeaseResponse> grants;
+    for (int i = 0; i < count; ++i) {
+      RWKV_ASSIGN_OR_RETURN(grants.emplace_back(), Begin(shape, count + i));
+    }
+    const std::vector<char> slot = State(shape, 0);
+    return AtOnce("save, 4 at once", shape, count, [&](int i) {
+      return SaveOne(shape, count + i, grants[i], slot, std::make_shared<std::vector<char>>(shape.bytes()));
+    });
+  }
+  // What `save` has saved.
+  absl::Status RestoreAtOnce(const Shape& shape, int count) {
+    return AtOnce("restore, 4 at once", shape, count, [&](int i) {
+      std::vector<char> aside(shape.bytes()), slot(shape.bytes());
+      return RestoreOne(shape, i, &aside, &slot);
+    });
+  }
+
   // `disk` may be null.
   absl::Status Restore(const Shape& shape, int count, Disk* disk) {
     std::vector<double> seconds, reads;
@@ -214,14 +226,7 @@ class Store {
         RWKV_ASSIGN_OR_RETURN(reads.emplace_back(), disk->Read(i));
       }
       const double begin = Now();
-      v1::FindSnapshotRequest find;
-      find.set_session_id(Session(shape, i));
-      find.set_at_or_before(1);
-      find.set_model_fingerprint(kFingerprint);
-      RWKV_ASSIGN_OR_RETURN(const v1::FindSnapshotResponse found, catalog_->FindSnapshot(find, Deadline()));
-      if (!found.has_manifest()) return absl::NotFoundError(absl::StrCat(Session(shape, i), " has no snapshot"));
-      RWKV_RETURN_IF_ERROR(Get(found.manifest(), &aside));
-      std::memcpy(slot.data(), aside.data(), aside.size());
+      RWKV_RETURN_IF_ERROR(RestoreOne(shape, i, &aside, &slot));
       seconds.push_back(Now() - begin);
       if (slot != State(shape, i)) return absl::DataLossError(absl::StrCat(Session(shape, i), " came back otherwise"));
     }
@@ -231,6 +236,52 @@ class Store {
   }
 
  private:
+  absl::Status SaveOne(const Shape& shape, int number, const v1::AcquireLeaseResponse& grant,
+                       const std::vector<char>& slot, const std::shared_ptr<std::vector<char>>& aside) {
+    std::memcpy(aside->data(), slot.data(), slot.size());
+    v1::CommitSnapshotRequest commit;
+    *commit.mutable_lease() = grant.lease();
+    commit.set_log_branch(grant.log_branch());
+    v1::SnapshotManifest& manifest = *commit.mutable_manifest();
+    manifest.set_snapshot_id(absl::StrCat(Session(shape, number), "-", absl::ToUnixNanos(absl::Now())));
+    manifest.set_session_id(Session(shape, number));
+    manifest.set_position(1);
+    manifest.set_model_fingerprint(kFingerprint);
+    RWKV_ASSIGN_OR_RETURN(const std::vector<v1::RecordInfo> infos, Put(shape, manifest.snapshot_id(), aside));
+    *manifest.mutable_records() = {infos.begin(), infos.end()};
+    return catalog_->CommitSnapshot(commit, Deadline()).status();
+  }
+
+  absl::Status RestoreOne(const Shape& shape, int number, std::vector<char>* aside, std::vector<char>* slot) {
+    v1::FindSnapshotRequest find;
+    find.set_session_id(Session(shape, number));
+    find.set_at_or_before(1);
+    find.set_model_fingerprint(kFingerprint);
+    RWKV_ASSIGN_OR_RETURN(const v1::FindSnapshotResponse found, catalog_->FindSnapshot(find, Deadline()));
+    if (!found.has_manifest()) return absl::NotFoundError(absl::StrCat(Session(shape, number), " has no snapshot"));
+    RWKV_RETURN_IF_ERROR(Get(found.manifest(), aside));
+    std::memcpy(slot->data(), aside->data(), aside->size());
+    return absl::OkStatus();
+  }
+
+  static absl::Status AtOnce(const char* name, const Shape& shape, int count,
+                             const std::function<absl::Status(int)>& run) {
+    std::vector<std::future<absl::Status>> threads;
+    std::atomic<int> next{0};
+    const double begin = Now();
+    for (int t = 0; t < kAtOnce; ++t) {
+      threads.push_back(std::async(std::launch::async, [&] {
+        absl::Status status;
+        for (int i = next++; i < count && status.ok(); i = next++) status = run(i);
+        return status;
+      }));
+    }
+    absl::Status status;
+    for (std::future<absl::Status>& thread : threads) status.Update(thread.get());
+    if (status.ok()) Print(name, shape, {(Now() - begin) / count});
+    return status;
+  }
+
   static common::ChannelOptions Bulk() {
     common::ChannelOptions options;
     options.bulk = true;
@@ -324,6 +375,7 @@ absl::StatusOr<bool> Run(const std::vector<std::string>& arguments) {
   Disk disk(size == 5 ? arguments[4] : "", shape);
   RWKV_RETURN_IF_ERROR(is_save ? store.Save(shape, count, disk)
                                : store.Restore(shape, count, size == 5 ? &disk : nullptr));
+  RWKV_RETURN_IF_ERROR(is_save ? store.SaveAtOnce(shape, count) : store.RestoreAtOnce(shape, count));
   return true;
 }
 

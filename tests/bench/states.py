@@ -67,7 +67,7 @@ class States:
     def transfers(self):
         self.say("MB/s, median of the states of a round; the median round\n"
                  "shape    bytes       copy  disk write  direct  disk read      save  of slower  of direct"
-                 "   restore  of slower  at once")
+                 "   restore  of slower  at once   four saves  restores")
         for shape in self.options.shapes:
             rounds = [self.transfer(shape) for _ in range(self.options.rounds)]
             rate = {case: [r[case]["mb_per_s"]["median"] for r in rounds] for case in rounds[0]}
@@ -84,7 +84,8 @@ class States:
             self.say(f"{shape}  {size:10d}  {median['copy']:8.0f}  {median['disk write']:10.0f}  "
                      f"{median['disk write, direct']:6.0f}  {median['disk read']:9.0f}  {median['save']:8.0f}  "
                      f"{of['save']:9.0%}  {of['save, direct']:9.0%}  {median['restore']:8.0f}  "
-                     f"{of['restore']:9.0%}  {median['restore, at once']:7.0f}")
+                     f"{of['restore']:9.0%}  {median['restore, at once']:7.0f}  {median['save, 4 at once']:11.0f}  "
+                     f"{median['restore, 4 at once']:8.0f}")
             self.add({"case": "transfer", "shape": shape, "bytes": size, "mb_per_s": median, "of_slower": of,
                       "rounds": rounds})
 
