@@ -75,7 +75,18 @@ std::pair<std::string, std::string> Damage(const std::string& folder, std::mt199
   std::sort(kind->second.begin(), kind->second.end());
   const std::string name = kind->second[random() % kind->second.size()];
   std::string bytes = rwkv::testing::ReadFile(folder + "/" + name);
-  const std::string what = DamageAtRandom(bytes, random);
+  std::string what;
+  switch (random() % 8) {
+    case 0:
+      fs::remove(folder + "/" + name);
+      return {name, "removed"};
+    case 1:
+      std::fill(bytes.begin(), bytes.end(), '\0');
+      what = "all zeros";
+      break;
+    default:
+      what = DamageAtRandom(bytes, random);
+  }
   WriteFile(folder + "/" + name, bytes);
   return {name, what};
 }
@@ -196,6 +207,20 @@ class DamageTrialsTest : public ::testing::Test {
     return whole;
   }
 
+  // What a start can see to be missing without reading states, it names in its log.
+  void ExpectNamed(StateStore& store, const std::string& log) {
+    for (const auto& [id, session] : sessions_) {
+      for (const auto& [position, snapshot_id] : session.snapshots) {
+        const auto manifest = store.catalog().FindSnapshot(id, position, kTestModel);
+        if (!manifest.ok() || !manifest->has_value()) continue;
+        for (const v1::RecordInfo& info : (*manifest)->records()) {
+          if (store.records().Check(info).ok()) continue;
+          EXPECT_THAT(log, AllOf(HasSubstr("states_lost"), HasSubstr((*manifest)->session_id()))) << snapshot_id;
+        }
+      }
+    }
+  }
+
   // Of an open store: each thing is what was stored, or an error, or gone; and what is not as it was is in `said`.
   // Returns the sessions whose tokens are all there.
   std::set<std::string> ExpectHonest(StateStore& store, const std::string& said) {
@@ -253,8 +278,11 @@ class DamageTrialsTest : public ::testing::Test {
       if (checked.ok()) said.clear();  // Then nothing may be touched.
       {
         const std::string copy = Copy(damaged);
+        ::testing::internal::CaptureStderr();
         const auto embedded = Open(copy);
+        const std::string log = ::testing::internal::GetCapturedStderr();
         if (embedded.ok()) {
+          ExpectNamed((*embedded)->store(), log);
           EXPECT_THAT(said, testing::Not(HasSubstr("does not start")));
           ExpectHonest((*embedded)->store(), said);
         } else {

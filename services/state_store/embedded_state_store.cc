@@ -53,14 +53,16 @@ absl::StatusOr<std::unique_ptr<EmbeddedStateStore>> EmbeddedStateStore::Create(c
   std::unique_ptr<EmbeddedStateStore> embedded(new EmbeddedStateStore());
   RWKV_RETURN_IF_ERROR(NameTheRemedy(embedded->OpenCatalog(catalog_options, options, clock, metrics), options));
   RWKV_ASSIGN_OR_RETURN(OpenedRecords opened, OpenRecords(options.database, metrics));
+  Database* const records_database = opened.database.get();
   embedded->records_database_ = std::move(opened.database);
-  RWKV_RETURN_IF_ERROR(MoveRecords(*embedded->database_, *embedded->records_database_));
+  RWKV_RETURN_IF_ERROR(MoveRecords(*embedded->database_, *records_database));
   RocksdbRecordStore::Committed committed;
-  committed.check_all = opened.rescued;
+  // A log that was cut may have lost rows of any snapshot, and so may a crash of the machine of large records.
+  committed.check_all = opened.rescued || !records_database->log_is_whole();
   committed.find = [catalog = embedded->catalog_.get()](const std::string& id) { return catalog->FindManifest(id); };
-  RWKV_ASSIGN_OR_RETURN(embedded->records_,
-                        RocksdbRecordStore::Create(embedded->records_database_.get(), clock, metrics, committed));
-  if (opened.rescued) embedded->NameLostStates();
+  RWKV_ASSIGN_OR_RETURN(embedded->records_, RocksdbRecordStore::Create(records_database, clock, metrics, committed));
+  if (committed.check_all || !embedded->records_->files_were_whole()) embedded->NameLostStates();
+  records_database->TrustLog();
   embedded->store_ =
       std::make_unique<StateStore>(options.store, embedded->catalog_.get(), embedded->records_.get(), clock, metrics);
   if (options.sweep_interval > absl::ZeroDuration()) {
@@ -90,6 +92,7 @@ absl::StatusOr<std::unique_ptr<EmbeddedStateStore>> EmbeddedStateStore::Create(c
     embedded->resume_ = std::make_unique<Periodic>(options.resume_check_interval, [store = embedded.get()] {
       for (Database* const database : {store->records_database_.get(), store->database_.get()}) {
         if (!database->TryResume().ok()) continue;
+        database->SyncBuffered().IgnoreError();  // As above.
         if (const absl::Status status = database->TrimJournal(); !status.ok()) {
           common::LogWarning("journal_trim_failed", {{"data_dir", database->data_dir()}, {"error", status}});
         }
@@ -140,6 +143,7 @@ void EmbeddedStateStore::NameLostStates() {
   } else {
     status = reader.status();
   }
+  if (lost == 0 && status.ok()) return;
   common::LogWarning("states_lost", {{"snapshots", snapshots},
                                      {"lost", lost},
                                      {"of", SessionNames(sessions)},

@@ -205,8 +205,10 @@ absl::Status StateStore::SweepSessions() {
 }
 
 absl::Status StateStore::MakeRecordsDurable(const v1::SnapshotManifest& manifest) {
+  RWKV_RETURN_IF_ERROR(records_->MakeDurable(manifest));
+  // Behind it: an fsync that failed on another's behalf has made those of them forgotten that it may have been part of.
   for (const v1::RecordInfo& info : manifest.records()) RWKV_RETURN_IF_ERROR(records_->Check(info));
-  return records_->MakeDurable();
+  return absl::OkStatus();
 }
 
 absl::Status StateStore::SweepOrphans() {

@@ -32,10 +32,10 @@ void Report(const Survey& survey, const Say& say) {
   say(absl::StrCat(survey.sessions.size(), " sessions, ", survey.tokens, " tokens, ", survey.snapshots, " snapshots, ",
                    survey.records, " records"));
   if (survey.unreadable_rows > 0) say(absl::StrCat(survey.unreadable_rows, " rows are damaged"));
-  if (survey.has_gap) {
+  for (const Gap& gap : survey.gaps) {
     say(absl::StrCat("blocks of rows cannot be read, between ",
-                     survey.gap_after.empty() ? "the first one" : PrintableKey(survey.gap_after), " and ",
-                     survey.gap_before.empty() ? "the last one" : PrintableKey(survey.gap_before),
+                     gap.after.empty() ? "the first one" : PrintableKey(gap.after), " and ",
+                     gap.before.empty() ? "the last one" : PrintableKey(gap.before),
                      ": sessions that were in them alone are lost, and not known"));
   }
   if (survey.unreadable_tables > 0) {
@@ -129,7 +129,7 @@ absl::Status RepairStore(const std::string& data_dir, const Say& say) {
   }
   RWKV_ASSIGN_OR_RETURN(const Survey survey, SurveyStore(data_dir));
   Report(survey, say);
-  if (survey.opening.empty() && survey.unreadable_rows == 0 && !survey.has_gap && survey.damaged.empty() &&
+  if (survey.opening.empty() && survey.unreadable_rows == 0 && survey.gaps.empty() && survey.damaged.empty() &&
       survey.regressed.empty() && survey.lost_snapshots.empty()) {
     say("nothing to repair: the store starts, and drops states that are damaged by itself");
     return absl::OkStatus();
@@ -155,7 +155,7 @@ absl::Status RepairStore(const std::string& data_dir, const Say& say) {
   RWKV_RETURN_IF_ERROR(Sync(data_dir));
   RWKV_RETURN_IF_ERROR(PutInPlace(data_dir, &aside));
   say(absl::StrCat(survey.sessions.size() - survey.damaged.size(), " sessions saved, ", survey.damaged.size(), " lost",
-                   survey.unreadable_tables > 0 || survey.has_gap ? " and maybe others that are not known" : "",
+                   survey.unreadable_tables > 0 || !survey.gaps.empty() ? " and maybe others that are not known" : "",
                    "; the damaged files are in ", aside));
   return absl::OkStatus();
 }

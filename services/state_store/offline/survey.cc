@@ -11,8 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/types/optional.h"
 #include "kernels/base/status_macros.h"
-#include "rocksdb/db.h"
-#include "rocksdb/iterator.h"
+#include "rocksdb/env.h"
 #include "services/common/clock.h"
 #include "services/common/metrics.h"
 #include "services/state_store/catalog/catalog.h"
@@ -21,6 +20,7 @@
 #include "services/state_store/catalog/rows.pb.h"
 #include "services/state_store/embedded_state_store.h"
 #include "services/state_store/offline/scratch.h"
+#include "services/state_store/offline/survey_rows.h"
 #include "services/state_store/records/rocksdb/open_records.h"
 #include "services/state_store/records/rocksdb/rocksdb_record_store.h"
 #include "services/state_store/rocksdb/ack_journal.h"
@@ -30,49 +30,6 @@
 
 namespace rwkv::state_store {
 namespace {
-
-// Whom the loss of a row that is no session's touches.
-void NoteLost(const std::string& key, const char* why, Survey& survey) {
-  if (key[0] == 'g') survey.usage[key.substr(1, key.find('\0', 1) - 1)] = why;
-  if (key[0] == 'p' && key.size() == 17) survey.lost_snapshots.emplace(FirstNumber(key), SecondNumber(key));
-}
-
-// Takes a row, or notes that it cannot be read.
-void Take(const std::string& key, const std::string& sealed, Survey& survey, std::map<std::string, uint32_t>& seals) {
-  const absl::optional<absl::string_view> value = OpenValue(key, sealed);
-  if (value.has_value()) {
-    survey.rows[key] = std::string(*value);
-    seals[key] = SealOf(sealed);
-    return;
-  }
-  ++survey.unreadable_rows;
-  for (const std::string& session : LostSessions({key})) {
-    survey.sessions.insert(session);
-    survey.damaged[session] = absl::StrCat("row ", PrintableKey(key), " is damaged");
-  }
-  NoteLost(key, "a row of it is damaged", survey);
-}
-
-// From both ends: of the rows between the first and the last block that cannot be read nothing is known. Blocks with a
-// wrong checksum are not looked into: RocksDB ends the process over some of them.
-absl::Status ReadRows(Database& database, Survey& survey, std::map<std::string, uint32_t>& seals) {
-  RWKV_ASSIGN_OR_RETURN(const Database::Access access, database.Read());
-  const std::unique_ptr<rocksdb::Iterator> it(
-      access.db().NewIterator(rocksdb::ReadOptions(), access.family(Family::kCatalog)));
-  std::string last;
-  for (it->SeekToFirst(); it->Valid(); it->Next()) {
-    last = it->key().ToString();
-    Take(last, it->value().ToString(), survey, seals);
-  }
-  if (it->status().ok()) return absl::OkStatus();
-  survey.has_gap = true;
-  survey.gap_after = last;
-  for (it->SeekToLast(); it->Valid() && it->key().compare(last) > 0; it->Prev()) {
-    survey.gap_before = it->key().ToString();
-    Take(survey.gap_before, it->value().ToString(), survey, seals);
-  }
-  return absl::OkStatus();
-}
 
 struct Part {
   uint64_t branch = 0, begin = 0, end = 0;
@@ -133,13 +90,9 @@ absl::Status CheckSession(const Survey& survey, const std::string& id, const Ses
 bool MayHaveLostTurns(const Survey& survey, const std::string& id, const SessionRow& session) {
   const uint64_t end = session.next_turn();
   const uint64_t begin = end > kTurnsKept ? end - kTurnsKept : 1;
-  const bool beside_gap = survey.has_gap && TurnKey(id, end) > survey.gap_after &&
-                          (survey.gap_before.empty() || TurnKey(id, begin) < survey.gap_before);
-  if (!beside_gap) return false;
-  for (uint64_t sequence = begin; sequence < end; ++sequence) {
+  for (uint64_t sequence = begin; sequence < end && !survey.gaps.empty(); ++sequence) {
     const std::string key = TurnKey(id, sequence);
-    const bool in_gap = key > survey.gap_after && (survey.gap_before.empty() || key < survey.gap_before);
-    if (in_gap && survey.rows.count(key) == 0) return true;
+    if (survey.InGap(key) && survey.rows.count(key) == 0) return true;
   }
   return false;
 }
@@ -166,6 +119,12 @@ absl::optional<v1::SnapshotManifest> FindManifest(const Survey& survey, const st
 void CheckCatalog(const AcknowledgedRows& acknowledged, const std::map<std::string, uint32_t>& seals, Survey& survey) {
   std::map<std::string, SessionRow> sessions;
   for (const auto& [key, value] : survey.rows) {
+    // The state of one tells of it, too; but it may have been deleted, and a fork hold the state.
+    v1::SnapshotManifest manifest;
+    if ((key[0] == 'p' || key[0] == 'm') && !survey.gaps.empty() && manifest.ParseFromString(value) &&
+        survey.InGap(SessionKey(manifest.session_id()))) {
+      survey.sessions.insert(manifest.session_id());
+    }
     if (key[0] == 's') sessions[key.substr(1)].ParseFromString(value);
     // A place among the idle, or a turn, tells of a session whose own row is gone.
     if (key[0] == 'u') survey.sessions.insert(std::string(IdleSessionId(key)));
@@ -197,7 +156,8 @@ void CheckCatalog(const AcknowledgedRows& acknowledged, const std::map<std::stri
   for (const std::string& id : survey.sessions) {
     const auto session = sessions.find(id);
     if (session == sessions.end()) {
-      survey.damaged[id] = "its row is gone";
+      survey.damaged[id] =
+          survey.InGap(SessionKey(id)) ? "its row is gone with a block that cannot be read" : "its row is gone";
     } else {
       survey.next_id = std::max(survey.next_id, session->second.lease().fencing_token() + 1);
       const absl::Status status = CheckSession(survey, id, session->second);
@@ -243,7 +203,7 @@ absl::Status CheckRecords(const std::string& data_dir, Survey& survey) {
   // As the store does, which leaves out what is damaged.
   absl::StatusOr<OpenedRecords> opened = OpenRecords(options, metrics.get());
   RocksdbRecordStore::Committed committed;
-  committed.check_all = opened.ok() && opened->rescued;
+  committed.check_all = opened.ok() && (opened->rescued || !opened->database->log_is_whole());
   committed.find = [&](const std::string& id) { return FindManifest(survey, id); };
   const auto records = opened.ok()
                            ? RocksdbRecordStore::Create(opened->database.get(), &clock, metrics.get(), committed)

@@ -2,6 +2,7 @@
 // folder is changed: it works on a copy beside it, whose large files are links.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <set>
@@ -13,15 +14,21 @@
 
 namespace rwkv::state_store {
 
+// Keys of which nothing is known: those between two that have been read. Empty: the beginning, the end.
+struct Gap {
+  std::string after, before;
+
+  bool Holds(const std::string& key) const { return key > after && (before.empty() || key < before); }
+};
+
 struct Survey {
   std::string opening;  // What keeps the store from starting, in words; empty: nothing.
   // Rows that are whole, by key; for all of the catalog, so in memory.
   std::map<std::string, std::string> rows;
   int64_t unreadable_rows = 0;
   int64_t unreadable_tables = 0;  // Files of rows of which nothing can be read.
-  // Blocks of rows cannot be read: those of keys between these two, which have been. Empty: the beginning, the end.
-  bool has_gap = false;
-  std::string gap_after, gap_before;
+  // Blocks of rows that cannot be read, by keys.
+  std::vector<Gap> gaps;
   std::set<std::string> sessions;                // All that are known, be it by a broken row only.
   std::map<std::string, std::string> damaged;    // Sessions that cannot be served, and why.
   std::map<std::string, std::string> regressed;  // Sessions that are whole, but older than what was acknowledged.
@@ -35,8 +42,11 @@ struct Survey {
   int64_t bad_records = 0;
   uint64_t next_id = 1;
 
+  bool InGap(const std::string& key) const {
+    return std::any_of(gaps.begin(), gaps.end(), [&](const Gap& gap) { return gap.Holds(key); });
+  }
   bool healthy() const {
-    return opening.empty() && unreadable_rows == 0 && unreadable_tables == 0 && !has_gap && damaged.empty() &&
+    return opening.empty() && unreadable_rows == 0 && unreadable_tables == 0 && gaps.empty() && damaged.empty() &&
            regressed.empty() && stateless.empty() && usage.empty() && bad_records == 0;
   }
 };

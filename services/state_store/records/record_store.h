@@ -28,7 +28,8 @@ class RecordStore {
   virtual ~RecordStore() = default;
 
   // kDataLoss: `data` has not the length or the CRC32C that `info` says. kAlreadyExists: the record is there and
-  // differs; if it is equal, nothing changes. `data`, and `to` below, are best in memory of record_memory.h.
+  // differs; if it is equal, nothing changes. `data`, and `to` below, are best in memory of record_memory.h: places that
+  // follow each other, each of whole blocks, of which the rest behind a record may be stored with it.
   virtual absl::Status Put(const v1::RecordInfo& info, absl::Span<const char> data) = 0;
   // Several records of one snapshot, with the data of each. After an error some of them may be there.
   virtual absl::Status PutAll(absl::Span<const v1::RecordInfo> infos, absl::Span<const absl::Span<const char>> data) {
@@ -60,6 +61,8 @@ class RecordStore {
   // kDataLoss: no such record, or it was put with another length or checksum. Does not read its bytes.
   virtual absl::Status Check(const v1::RecordInfo& info) = 0;
   virtual absl::Status MakeDurable() = 0;
+  // Only of those that this manifest names, which are found again with its help, if need be: it is committed next.
+  virtual absl::Status MakeDurable(const v1::SnapshotManifest&) { return MakeDurable(); }
   // All layers of a snapshot. Deleting what is not there is fine.
   virtual absl::Status Delete(const std::string& snapshot_id) = 0;
 

@@ -11,7 +11,9 @@
 #include "absl/strings/strip.h"
 #include "absl/types/span.h"
 #include "kernels/base/status_macros.h"
+#include "services/common/logging.h"
 #include "services/state_store/client/crc32c.h"
+#include "services/state_store/rocksdb/directories.h"
 #include "services/state_store/rocksdb/rocksdb_status.h"
 #include "services/state_store/rows/sealed_value.h"
 
@@ -27,6 +29,8 @@ constexpr char kHead = 'H';
 constexpr char kNote = 'N';  // A head that holds until the machine is booted again: the list may lag behind it then.
 constexpr char kIntent = 'I';
 constexpr char kAcknowledged = 'A';
+constexpr char kWritten = 'W';
+constexpr char kClosed = 'C';
 
 uint32_t Checksum(absl::string_view bytes) { return Crc32c(absl::MakeConstSpan(bytes.data(), bytes.size())); }
 
@@ -265,6 +269,27 @@ AcknowledgedRows AckJournal::Read() const {
   return result;
 }
 
+absl::optional<uint64_t> AckJournal::ReadWritten() const {
+  absl::optional<uint64_t> written;
+  const std::string boot = Boot();
+  const std::vector<uint64_t> numbers = Numbers();
+  for (const uint64_t number : numbers) {
+    bool damaged = false, same_boot = false;
+    const std::vector<std::string> frames = Frames(Content(*env_, Path(number)).value_or(""), &damaged);
+    if (damaged) return absl::nullopt;
+    for (const std::string& frame : frames) {
+      Parser parser(absl::string_view(frame).substr(1));
+      std::string head_boot;
+      if (frame[0] == kHead && parser.String(&head_boot)) same_boot = !boot.empty() && head_boot == boot;
+      const bool is_last = number == numbers.back() && &frame == &frames.back();
+      uint64_t sequence = 0;
+      const bool counts = (frame[0] == kWritten && same_boot) || (frame[0] == kClosed && (same_boot || is_last));
+      if (counts && parser.Integer(&sequence)) written = std::max(sequence, written.value_or(0));
+    }
+  }
+  return written;
+}
+
 absl::Status AckJournal::Open() {
   const std::vector<uint64_t> numbers = Numbers();
   const uint64_t number = std::max(number_, numbers.empty() ? 0 : numbers.back()) + 1;
@@ -315,6 +340,9 @@ void AckJournal::DropOlder() {
   for (const uint64_t number : Numbers()) {
     if (number < number_) env_->DeleteFile(Path(number)).PermitUncheckedError();
   }
+  if (const absl::Status synced = SyncDirectory(*env_, directory_); !synced.ok()) {
+    common::LogWarning("journal_not_synced", {{"data_dir", directory_}, {"error", synced}});
+  }
 }
 
 absl::Status AckJournal::Append(absl::string_view payload) {
@@ -354,6 +382,15 @@ void AckJournal::Acknowledge(uint64_t intent) {
   AppendInteger(payload, intent);
   absl::MutexLock lock(&mu_);
   // Without it only less is known of what must be there.
+  Append(payload).IgnoreError();
+}
+
+void AckJournal::NoteWritten(uint64_t sequence, bool closed) {
+  std::string payload(1, closed ? kClosed : kWritten);
+  AppendInteger(payload, sequence);
+  absl::MutexLock lock(&mu_);
+  // Without it only less is known of what must be there.
+  if (file_ == nullptr) Open().IgnoreError();
   Append(payload).IgnoreError();
 }
 

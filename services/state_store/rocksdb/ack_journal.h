@@ -8,6 +8,9 @@
 // It begins anew, in a file of the next number, whenever all families have been flushed; its head then says how the
 // list of the database's files (MANIFEST) was. What has been added to that since is noted now and then: RocksDB takes a
 // list that was cut for a shorter one, and deletes the files that are not in it.
+//
+// Of rows that are many and that others know of, it notes how many writes there have been (RocksDB's sequence number)
+// instead of their keys: a log that has fewer was cut.
 #pragma once
 
 #include <cstdint>
@@ -66,13 +69,18 @@ class AckJournal {
 
   // Begins anew. The former files stay until DropOlder().
   absl::Status Rotate() ABSL_LOCKS_EXCLUDED(mu_);
-  // Once all that older files speak of is in the database's own files.
+  // Once all that older files speak of is in the database's own files. That they are gone outlives a crash.
   void DropOlder() ABSL_LOCKS_EXCLUDED(mu_);
 
   // Returns the intent's number. An error: nothing may be written.
   absl::StatusOr<uint64_t> Intend(const std::vector<JournalEdit>& edits) ABSL_LOCKS_EXCLUDED(mu_);
   // The intent's write has happened.
   void Acknowledge(uint64_t intent) ABSL_LOCKS_EXCLUDED(mu_);
+  // All writes up to that one have happened. `closed`: they are in the database's files, and nothing is in its log.
+  void NoteWritten(uint64_t sequence, bool closed) ABSL_LOCKS_EXCLUDED(mu_);
+  // What was noted last; unset: nothing that says anything about the log as it is now. After another boot of the machine
+  // that is only what a database said that was closed.
+  absl::optional<uint64_t> ReadWritten() const;
 
   // How the list of files is now, if it has grown.
   void NoteFiles() ABSL_LOCKS_EXCLUDED(mu_);

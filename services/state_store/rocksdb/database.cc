@@ -84,7 +84,10 @@ Database::~Database() {
   // A store that was stopped has nothing in its write-ahead log, which could be cut without anybody noticing.
   absl::MutexLock lock(&db_mu_);
   const bool flushed = db_ != nullptr && !stopped_ && lost_rows_.empty() && db_->Flush({}, families_).ok();
-  if (flushed && journal_ != nullptr && journal_->Rotate().ok()) journal_->DropOlder();
+  if (flushed && journal_ != nullptr && journal_->Rotate().ok()) {
+    journal_->DropOlder();
+    if (log_is_trusted_) journal_->NoteWritten(db_->GetLatestSequenceNumber(), /*closed=*/true);
+  }
   CloseDb();
 }
 
@@ -219,9 +222,11 @@ absl::Status Database::Upgrade(const std::string& version) {
 absl::Status Database::CheckJournal() {
   if (journal_ == nullptr) return absl::OkStatus();
   const AcknowledgedRows acknowledged = journal_->Read();
+  const absl::optional<uint64_t> written = journal_->ReadWritten();
   if (acknowledged.damaged) common::LogWarning("journal_damaged", {{"data_dir", options_.data_dir}});
   {
     RWKV_ASSIGN_OR_RETURN(const Access access, Read());
+    log_is_whole_ = written.has_value() && access.db().GetLatestSequenceNumber() >= *written;
     for (const auto& [key, row] : acknowledged.rows) {
       std::string value;
       const rocksdb::Status status =
@@ -233,6 +238,14 @@ absl::Status Database::CheckJournal() {
     }
   }
   return lost_rows_.empty() ? AcceptLoss() : absl::OkStatus();
+}
+
+void Database::TrustLog() {
+  if (journal_ == nullptr) return;
+  const absl::StatusOr<Access> access = Read();
+  if (!access.ok()) return;
+  journal_->NoteWritten(access->db().GetLatestSequenceNumber(), /*closed=*/false);
+  log_is_trusted_ = true;
 }
 
 absl::optional<Database::Access> Database::TryRead() {
@@ -268,11 +281,15 @@ absl::Status Database::Write(Access access, rocksdb::WriteBatch& batch, Durabili
   }
   rocksdb::WriteOptions options;
   options.sync = durability == Durability::kSynced;
+  if (options.sync) has_buffered_ = false;
   const absl::Time start = absl::Now();
   const rocksdb::Status status = access.db().Write(options, &batch);
+  const uint64_t written = status.ok() ? access.db().GetLatestSequenceNumber() : 0;
   access = Access();
   if (!status.ok()) return Failed(FromRocksdbStatus(status, absl::StrCat(name_, ": write failed")));
   if (intent != 0) journal_->Acknowledge(intent);
+  if (!options.sync) has_buffered_ = true;
+  if (log_is_trusted_) journal_->NoteWritten(written, /*closed=*/false);
   if (options.sync) {
     commit_seconds_.Observe(std::max(0.0, absl::ToDoubleSeconds(absl::Now() - start)));
     commits_total_.Increment();
@@ -290,6 +307,8 @@ absl::Status Database::Sync() {
   batch.Put(access.family(Family::kMeta), kProbeKey, "");
   return Write(std::move(access), batch, Durability::kSynced);
 }
+
+absl::Status Database::SyncBuffered() { return has_buffered_ ? Sync() : absl::OkStatus(); }
 
 absl::Status Database::Reclaim() {
   RWKV_ASSIGN_OR_RETURN(const Access access, Read());

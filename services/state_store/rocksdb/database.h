@@ -102,12 +102,18 @@ class Database {
   // or lost a part. Empty: none that it knows of. Until AcceptLoss() every opening finds them again.
   const std::vector<std::string>& lost_rows() const { return lost_rows_; }
   absl::Status AcceptLoss();
+  // Whether every write is there that outlived the former process, of whatever family. False: its log was cut, or nobody
+  // can tell, as after a crash of the machine. From TrustLog() on, the next opening can tell.
+  bool log_is_whole() const { return log_is_whole_; }
+  void TrustLog() ABSL_LOCKS_EXCLUDED(db_mu_, resume_mu_);
   // Puts what the journal speaks of into files, if it has grown long; else notes the list of files there. Now and then,
   // by one thread.
   absl::Status TrimJournal() ABSL_LOCKS_EXCLUDED(db_mu_, resume_mu_);
 
   // Makes every write so far durable.
   absl::Status Sync() ABSL_LOCKS_EXCLUDED(db_mu_, resume_mu_);
+  // The same, if there was one since that is not.
+  absl::Status SyncBuffered() ABSL_LOCKS_EXCLUDED(db_mu_, resume_mu_);
 
   // OK if the database writes, or does again.
   absl::Status TryResume() ABSL_LOCKS_EXCLUDED(db_mu_, resume_mu_);
@@ -149,6 +155,8 @@ class Database {
   const std::shared_ptr<rocksdb::Cache> block_cache_;
   const std::unique_ptr<AckJournal> journal_;  // Null: none.
   std::vector<std::string> lost_rows_;         // Changes only before the database is used.
+  bool log_is_whole_ = false;                  // As lost_rows_.
+  std::atomic<bool> log_is_trusted_{false};    // Writes are noted.
 
   mutable absl::Mutex db_mu_;  // Shared: using the database. Exclusive: opening and closing it.
   std::unique_ptr<rocksdb::DB> db_ ABSL_GUARDED_BY(db_mu_);
@@ -161,6 +169,7 @@ class Database {
   mutable absl::Mutex error_mu_;
   absl::Status error_ ABSL_GUARDED_BY(error_mu_);  // Why it stopped.
 
+  std::atomic<bool> has_buffered_{false};  // Since the last fsync of the log began.
   std::atomic<bool> closing_{false};
   std::atomic<bool> cancel_reclaim_{false};  // The database is to be closed, or opened again.
 

@@ -90,6 +90,48 @@ class DatabaseTest : public ::testing::Test {
   std::unique_ptr<Database> database_;
 };
 
+// --- What is known of the log ----------------------------------------------------------------------------------------
+
+TEST_F(DatabaseTest, ALogIsWholeAfterAKillOrAStopAndNotWhenItWasCut) {
+  const auto put = [this](const std::string& key, Durability durability) {
+    ASSERT_OK_AND_ASSIGN(Database::Access access, database_->Read());
+    rocksdb::WriteBatch batch;
+    batch.Put(access.family(Family::kRecordInfos), key, "v");
+    ASSERT_OK(database_->Write(std::move(access), batch, durability));
+  };
+  ASSERT_OK(Open());
+  EXPECT_FALSE(database_->log_is_whole()) << "nobody has said what is in it";
+  database_->TrustLog();
+  put("synced", Durability::kSynced);
+  put("buffered", Durability::kBuffered);
+  Die();
+  const std::string killed = options_.data_dir;
+  for (const char* damage : {"none", "cut", "no journal"}) {
+    SCOPED_TRACE(damage);
+    options_.data_dir = NewTestFolder() + "/data";
+    std::filesystem::copy(killed, options_.data_dir);
+    for (const auto& entry : std::filesystem::directory_iterator(options_.data_dir)) {
+      const std::string name = entry.path().filename().string();
+      const bool is_log = entry.path().extension() == ".log" && entry.file_size() > 0;
+      if (damage == std::string("cut") && is_log) std::filesystem::resize_file(entry.path(), entry.file_size() - 1);
+      if (damage == std::string("no journal") && name.rfind("ACKNOWLEDGED-", 0) == 0) {
+        std::filesystem::remove(entry.path());
+      }
+    }
+    const bool whole = damage == std::string("none");
+    for (int opening = 0; opening < 2; ++opening) {  // It stays so until somebody trusts it.
+      ASSERT_OK(Open());
+      EXPECT_EQ(database_->log_is_whole(), whole && opening == 0);
+      database_.reset();
+    }
+    ASSERT_OK(Open());
+    database_->TrustLog();
+    put("later", Durability::kBuffered);
+    ASSERT_OK(Open());
+    EXPECT_TRUE(database_->log_is_whole()) << "stopped";
+  }
+}
+
 // --- At start -------------------------------------------------------------------------------------------------------
 
 TEST_F(DatabaseTest, FolderIsMadeAndFoundAgain) {
@@ -157,8 +199,8 @@ TEST_F(DatabaseTest, ListOfFilesThatCurrentNamesAndIsNotThereIsDataLoss) {
   for (const char* damaged : {"MANIFEST-999999\n", "MANIFEST-0\x01\n04\n", "NANIFEST-000004\n", ".\n"}) {
     std::ofstream(options_.data_dir + "/CURRENT") << damaged;
     const absl::Status status = Open();
-    EXPECT_THAT(status, StatusIs(StatusCode::kDataLoss, AllOf(HasSubstr(options_.data_dir), HasSubstr("CURRENT"),
-                                                              HasSubstr("not there"))));
+    EXPECT_THAT(status, StatusIs(StatusCode::kDataLoss,
+                                 AllOf(HasSubstr(options_.data_dir), HasSubstr("CURRENT"), HasSubstr("not there"))));
     for (const char c : status.message()) EXPECT_TRUE(absl::ascii_isprint(static_cast<unsigned char>(c))) << status;
   }
 }

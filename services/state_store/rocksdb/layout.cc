@@ -102,6 +102,7 @@ absl::Status Database::TrimJournal() {
   const std::vector<rocksdb::ColumnFamilyHandle*> rows = {access.family(Family::kMeta),
                                                           access.family(Family::kCatalog)};
   RWKV_RETURN_IF_ERROR(FromRocksdbStatus(access.db().Flush({}, rows), name_));
+  if (log_is_trusted_) journal_->NoteWritten(access.db().GetLatestSequenceNumber(), /*closed=*/false);
   journal_->DropOlder();
   return absl::OkStatus();
 }

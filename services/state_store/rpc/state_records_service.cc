@@ -50,6 +50,12 @@ struct Places {
     }
   }
 
+  // The record in one of them, which has come; what is behind it goes to the disk with it.
+  absl::Span<const char> Record(size_t i, size_t bytes) const {
+    std::fill(places[i].begin() + bytes, places[i].end(), '\0');
+    return places[i].first(bytes);
+  }
+
   std::shared_ptr<char> memory;
   std::vector<absl::Span<char>> places;
 };
@@ -153,7 +159,7 @@ absl::Status StateRecordsService::Receive(Infos infos, grpc::ServerContext* cont
       add(request.data());
     }
     if (all_came || came < info.bytes()) continue;
-    records.push_back(room.places[records.size()].first(came));
+    records.push_back(room.Record(records.size(), came));
     came = 0;
   }
   // Reading also ends when the caller is gone; then what came is a part at best.
@@ -176,10 +182,9 @@ absl::Status StateRecordsService::ReceiveShared(Infos infos, const v1::SharedPla
   std::vector<absl::Span<const char>> records;
   uint64_t at = 0;
   for (size_t i = 0; i < infos.size(); ++i) {
-    const absl::Span<char> record = room.places[i].first(infos[i].bytes());
-    RWKV_RETURN_IF_ERROR(file->Read(at, record));
-    at += record.size();
-    records.push_back(record);
+    RWKV_RETURN_IF_ERROR(file->Read(at, room.places[i].first(infos[i].bytes())));
+    at += infos[i].bytes();
+    records.push_back(room.Record(i, infos[i].bytes()));
   }
   return records_->PutAll(infos, records);
 }

@@ -122,6 +122,63 @@ TEST_F(RecordDurabilityTest, ADeletionOfWhichACrashUndidOnlyTheRowIsNotTrusted) 
   EXPECT_THAT(after->records().Get(x_), IsOkAndHolds(data_));
 }
 
+// --- With a manifest --------------------------------------------------------------------------------------------------
+
+class CommittedRecordsTest : public RecordDurabilityTest {
+ protected:
+  v1::SnapshotManifest Put(const std::string& id, int first_layer, int layers, v1::SnapshotManifest manifest = {}) {
+    manifest.set_snapshot_id(id);
+    manifest.set_session_id("s");
+    manifest.set_position(3);
+    manifest.set_model_fingerprint(kTestModel);
+    for (int layer = first_layer; layer < first_layer + layers; ++layer) {
+      *manifest.add_records() = TestRecordInfo(id, layer, Data(layer));
+      EXPECT_OK(records().Put(manifest.records(layer), Data(layer)));
+    }
+    return manifest;
+  }
+  static std::string Data(int layer) { return TestRecordData(10 + layer, kLarge + layer); }
+};
+
+TEST_F(CommittedRecordsTest, AreThereThoughTheirRowsNeverReachedTheDisk) {
+  ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_->Create("s"));
+  ASSERT_OK(store_->AddTurn(lease, "r", {1, 2}, {3}));
+  v1::SnapshotManifest manifest = Put("mine", 0, 2);
+  ASSERT_OK(records().MakeDurable()) << "with the rows of some of them, as another's commit may";
+  manifest = Put("mine", 2, 2, manifest);
+  const v1::SnapshotManifest nobodys = Put("nobodys", 0, 1);
+  const uint64_t syncs = store_->records_database().wal_syncs();
+  ASSERT_OK(store_->store().CommitSnapshot(lease, store_->LogBranch("s"), manifest));
+  EXPECT_EQ(store_->records_database().wal_syncs(), syncs) << "one fsync less";
+  std::mt19937 random(1);
+  for (int crash = 0; crash < 6; ++crash) {
+    const std::unique_ptr<TestStore> after = Crash([&](const std::string&) { return crash > 0 && random() % 2 == 0; });
+    for (int start = 0; start < 2; ++start) {
+      ASSERT_OK_AND_ASSIGN(const auto found, after->catalog().FindSnapshot("s", 3, kTestModel));
+      ASSERT_TRUE(found.has_value());
+      for (const v1::RecordInfo& info : found->records()) {
+        EXPECT_THAT(after->records().Get(info), IsOkAndHolds(Data(info.layer()))) << "crash " << crash;
+      }
+      EXPECT_EQ(found->records_size(), 4);
+      EXPECT_THAT(after->records().Check(nobodys.records(0)), StatusIs(StatusCode::kDataLoss));
+      ASSERT_OK(after->Reopen());
+    }
+  }
+}
+
+TEST_F(CommittedRecordsTest, OfAnFsyncThatFailedForAnotherAreNotCommitted) {
+  ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_->Create("s"));
+  ASSERT_OK(store_->AddTurn(lease, "r", {1, 2}, {3}));
+  const v1::SnapshotManifest manifest = Put("mine", 0, 2);
+  FailSyncs(true);
+  EXPECT_FALSE(records().MakeDurable().ok());
+  FailSyncs(false);
+  EXPECT_THAT(store_->store().CommitSnapshot(lease, store_->LogBranch("s"), manifest),
+              StatusIs(StatusCode::kDataLoss, HasSubstr("does not exist")));
+  ASSERT_OK_AND_ASSIGN(const auto found, store_->catalog().FindSnapshot("s", 3, kTestModel));
+  EXPECT_FALSE(found.has_value());
+}
+
 TEST_F(RecordDurabilityTest, AtEveryMomentOfACrashWhatPassesIsWholeAndWhatWasDurableIsThere) {
   constexpr int kThreads = 3;
   const std::string small = TestRecordData(2, 100);

@@ -20,12 +20,12 @@ constexpr size_t kManyFiles = 256;  // Open, of snapshots that nobody commits.
 
 // Whether the disk can take them from where they lie, in one write.
 bool AreBlocks(absl::Span<const absl::Span<const char>> records) {
-  const char* end = records[0].data();
-  if (reinterpret_cast<uintptr_t>(end) % kRecordAlignment != 0) return false;
+  const char* next = records[0].data();
+  if (reinterpret_cast<uintptr_t>(next) % kRecordAlignment != 0) return false;
   return std::all_of(records.begin(), records.end(), [&](absl::Span<const char> record) {
-    const bool follows = record.data() == end;
-    end += record.size();
-    return follows && record.size() % kRecordAlignment == 0;
+    const bool follows = record.data() == next;
+    next += WholeBlocks(record.size());
+    return follows;
   });
 }
 
@@ -144,11 +144,24 @@ absl::Status RecordFiles::Read(const std::string& snapshot_id, uint64_t offset, 
 }
 
 absl::Status RecordFiles::Sync(std::vector<std::string>* lost) {
-  std::map<std::string, std::shared_ptr<File>> files;
+  Files files;
   {
     absl::MutexLock lock(&mu_);
     files.swap(files_);
   }
+  return Sync(files, lost);
+}
+
+absl::Status RecordFiles::Sync(const std::string& snapshot_id, std::vector<std::string>* lost) {
+  Files files;
+  {
+    absl::MutexLock lock(&mu_);
+    if (auto file = files_.extract(snapshot_id); !file.empty()) files.insert(std::move(file));
+  }
+  return Sync(files, lost);
+}
+
+absl::Status RecordFiles::Sync(const Files& files, std::vector<std::string>* lost) {
   if (files.empty()) return absl::OkStatus();
   absl::Status first;
   for (const auto& [snapshot_id, file] : files) {

@@ -23,14 +23,16 @@
 
 namespace rwkv::state_store {
 
-// Thread-safe, except that Append and Delete of one snapshot are called one at a time, and Sync is.
+// Thread-safe, except that Append and Delete of one snapshot are called one at a time, and so is Sync, of one snapshot
+// and of all.
 class RecordFiles {
  public:
   // kUnavailable: the folder cannot be made. `env` outlives it.
   static absl::StatusOr<std::unique_ptr<RecordFiles>> Open(rocksdb::Env* env, const std::string& folder);
 
   // Where in the snapshot's file each of `records` is now; durable after a Sync() that begins later. One write: several
-  // small ones, one after the other or at once, take the disk longer.
+  // small ones, one after the other or at once, take the disk longer. Of records in places that follow each other, each of
+  // whole blocks (record_memory.h), what is behind them in their last block is written, too; others are copied.
   absl::StatusOr<std::vector<uint64_t>> Append(const std::string& snapshot_id,
                                                absl::Span<const absl::Span<const char>> records);
   // Fills the first `bytes` of `to`; anything may be in the rest. kDataLoss: there is no such file, it is too short, or
@@ -39,6 +41,8 @@ class RecordFiles {
   // All that was appended before, and that the files are there. On an error nobody can tell what of the snapshots in
   // *lost is on the disk, now or after another Sync(): the kernel tells of a write that failed once.
   absl::Status Sync(std::vector<std::string>* lost) ABSL_LOCKS_EXCLUDED(mu_);
+  // The same of one snapshot. Of several at once, or beside the other, on an error as much is lost.
+  absl::Status Sync(const std::string& snapshot_id, std::vector<std::string>* lost) ABSL_LOCKS_EXCLUDED(mu_);
   // Whether that many snapshots wait for a Sync() that it is time for one.
   bool ManyUnsynced() const ABSL_LOCKS_EXCLUDED(mu_);
   // Whether the snapshot's file is at least so long.
@@ -60,7 +64,10 @@ class RecordFiles {
   RecordFiles(rocksdb::Env* env, std::string folder) : env_(env), folder_(std::move(folder)) {}
 
   std::string Path(const std::string& snapshot_id) const { return folder_ + "/" + snapshot_id + ".record"; }
+  using Files = std::map<std::string, std::shared_ptr<File>>;
+
   absl::StatusOr<std::shared_ptr<File>> OpenFile(const std::string& snapshot_id) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status Sync(const Files& files, std::vector<std::string>* lost);
   // At the end of the file, each record at a whole block of it, if it is written in blocks.
   static rocksdb::Status AppendTo(File& file, absl::Span<const absl::Span<const char>> records)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(file.mu);
@@ -68,7 +75,7 @@ class RecordFiles {
   rocksdb::Env* const env_;
   const std::string folder_;
   mutable absl::Mutex mu_;
-  std::map<std::string, std::shared_ptr<File>> files_ ABSL_GUARDED_BY(mu_);  // Since the last Sync().
+  Files files_ ABSL_GUARDED_BY(mu_);  // Since the last Sync().
 };
 
 }  // namespace rwkv::state_store

@@ -57,18 +57,21 @@ absl::StatusOr<std::unique_ptr<RocksdbRecordStore>> RocksdbRecordStore::Create(D
   std::unique_ptr<RocksdbRecordStore> store(new RocksdbRecordStore(database, clock, metrics));
   RWKV_ASSIGN_OR_RETURN(store->files_, RecordFiles::Open(database->env(), database->data_dir() + "/files"));
   RWKV_ASSIGN_OR_RETURN(const std::vector<std::string> with_files, store->files_->List());
-  std::set<std::string> unknown(with_files.begin(), with_files.end());
-  RWKV_RETURN_IF_ERROR(store->ForEach([&](const Stored& stored) {
+  std::set<std::string> without_rows(with_files.begin(), with_files.end());
+  RWKV_RETURN_IF_ERROR(store->ForEachSnapshot([&](const Stored& stored, uint64_t file_bytes) {
     store->CountBytes(static_cast<int64_t>(stored.bytes));
-    if (!committed.check_all) unknown.erase(stored.snapshot_id);
+    without_rows.erase(stored.snapshot_id);
+    if (file_bytes > 0 && !store->files_->Holds(stored.snapshot_id, file_bytes)) store->files_were_whole_ = false;
   }));
-  for (const std::string& snapshot_id : unknown) {
+  for (const std::string& snapshot_id : with_files) {
+    const bool has_rows = without_rows.count(snapshot_id) == 0;
+    if (has_rows && !committed.check_all) continue;
     absl::StatusOr<absl::optional<v1::SnapshotManifest>> manifest = absl::nullopt;
     if (committed.find) manifest = committed.find(snapshot_id);
     if (!manifest.ok()) continue;
     if (manifest->has_value()) {
       RWKV_RETURN_IF_ERROR(store->FindLostRows(**manifest));
-    } else if (!committed.check_all) {
+    } else if (!has_rows) {
       // What a crash left of records that never were made durable, or that were deleted.
       RWKV_RETURN_IF_ERROR(store->files_->Delete(snapshot_id));
     }
@@ -297,20 +300,48 @@ absl::Status RocksdbRecordStore::MakeDurable() {
   return database_->Sync();
 }
 
+absl::Status RocksdbRecordStore::MakeDurable(const v1::SnapshotManifest& manifest) {
+  const bool all_large = std::all_of(manifest.records().begin(), manifest.records().end(),
+                                     [](const v1::RecordInfo& info) { return info.bytes() >= kFileBytes; });
+  return all_large ? WriteWaiting(manifest.snapshot_id()) : MakeDurable();
+}
+
 absl::Status RocksdbRecordStore::WriteWaiting() {
-  absl::MutexLock one_at_a_time(&one_writer_);
+  absl::MutexLock one_at_a_time(&all_mu_);
   std::map<std::string, std::string> rows;
   {
     absl::MutexLock lock(&waiting_mu_);
     rows = waiting_;
   }
   std::vector<std::string> lost;
-  if (const absl::Status synced = files_->Sync(&lost); !synced.ok()) {
+  const absl::Status synced = files_->Sync(&lost);
+  return synced.ok() ? WriteRows(rows) : SyncFailed(synced, lost);
+}
+
+absl::Status RocksdbRecordStore::WriteWaiting(const std::string& snapshot_id) {
+  absl::ReaderMutexLock not_all(&all_mu_);
+  std::map<std::string, std::string> rows;
+  {
     absl::MutexLock lock(&waiting_mu_);
-    ++failed_syncs_;
-    for (const std::string& snapshot_id : lost) ForgetWaiting(snapshot_id);
-    return synced;
+    const std::string prefix = RecordPrefix(snapshot_id);
+    for (auto row = waiting_.lower_bound(prefix); row != waiting_.end() && absl::StartsWith(row->first, prefix);
+         ++row) {
+      rows.insert(*row);
+    }
   }
+  std::vector<std::string> lost;
+  const absl::Status synced = files_->Sync(snapshot_id, &lost);
+  return synced.ok() ? WriteRows(rows) : SyncFailed(synced, lost);
+}
+
+absl::Status RocksdbRecordStore::SyncFailed(const absl::Status& error, const std::vector<std::string>& lost) {
+  absl::MutexLock lock(&waiting_mu_);
+  ++failed_syncs_;
+  for (const std::string& snapshot_id : lost) ForgetWaiting(snapshot_id);
+  return error;
+}
+
+absl::Status RocksdbRecordStore::WriteRows(const std::map<std::string, std::string>& rows) {
   if (rows.empty()) return absl::OkStatus();
   RWKV_ASSIGN_OR_RETURN(Database::Access access, database_->Read());
   rocksdb::WriteBatch batch;
@@ -364,13 +395,13 @@ absl::Status RocksdbRecordStore::Delete(const std::string& snapshot_id) {
   return files_->Delete(snapshot_id);
 }
 
-absl::Status RocksdbRecordStore::ForEach(absl::FunctionRef<void(const Stored&)> visit) {
+absl::Status RocksdbRecordStore::ForEachSnapshot(absl::FunctionRef<void(const Stored&, uint64_t file_bytes)> visit) {
   RWKV_RETURN_IF_ERROR(WriteWaiting());  // So that all rows are in one place.
   // In pages, so that neither the database nor `visit` waits for the other for long.
   constexpr size_t kPage = 1024;
   std::string next;
   for (bool more = true; more;) {
-    std::vector<Stored> page;
+    std::vector<std::pair<Stored, uint64_t>> page;
     {
       RWKV_ASSIGN_OR_RETURN(const Database::Access access, database_->Read());
       const std::unique_ptr<rocksdb::Iterator> it(
@@ -378,22 +409,24 @@ absl::Status RocksdbRecordStore::ForEach(absl::FunctionRef<void(const Stored&)> 
       for (it->Seek(next); it->Valid(); it->Next()) {
         const std::string key = it->key().ToString();
         const std::string snapshot_id = SnapshotOf(it->key());
-        if (page.empty() || page.back().snapshot_id != snapshot_id) {
+        if (page.empty() || page.back().first.snapshot_id != snapshot_id) {
           if (page.size() == kPage) {
             next = key;
             break;
           }
-          page.push_back({snapshot_id, absl::InfinitePast(), 0});
+          page.push_back({{snapshot_id, absl::InfinitePast(), 0}, 0});
         }
         const absl::optional<RecordInfoRow> row = Decode(it->value());
         if (!row.has_value()) continue;  // Reading it will say so; what has no time is old.
-        page.back().newest_put = std::max(page.back().newest_put, row->put_time);
-        page.back().bytes += row->bytes;
+        auto& [stored, file_bytes] = page.back();
+        stored.newest_put = std::max(stored.newest_put, row->put_time);
+        stored.bytes += row->bytes;
+        if (row->offset.has_value()) file_bytes = std::max(file_bytes, *row->offset + row->bytes);
       }
       more = it->Valid();
       RWKV_RETURN_IF_ERROR(FromRocksdbStatus(it->status(), "records"));
     }
-    for (const Stored& stored : page) visit(stored);
+    for (const auto& [stored, file_bytes] : page) visit(stored, file_bytes);
   }
   return absl::OkStatus();
 }

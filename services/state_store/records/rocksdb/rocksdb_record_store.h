@@ -10,7 +10,10 @@
 //
 //   Put: bytes ──► memory     MakeDurable: fsync of files and folder ──► rows ──► fsync of the database
 //
-// A crash in between, also one of this process alone, loses the record, as it may (records/record_store.h).
+// A crash in between, also one of this process alone, loses the record, as it may (records/record_store.h). The rows of a
+// snapshot whose records are all large need no fsync before its manifest is committed: those that a crash of the machine
+// takes are found again by the manifest and the checksums, when the next start sees that the database is not as it was
+// (Database::log_is_whole).
 #pragma once
 
 #include <atomic>
@@ -44,7 +47,7 @@ class RocksdbRecordStore final : public RecordStore {
   struct Committed {
     // Null: of none.
     std::function<absl::StatusOr<absl::optional<v1::SnapshotManifest>>(const std::string& snapshot_id)> find;
-    // Rows were lost, whose nobody knows. Else those files are looked at of which there is no row.
+    // Rows may have been lost, whose nobody knows. Else those files are looked at of which there is no row.
     bool check_all = false;
   };
   // Adds up what is there, which reads every record's info, and removes files that belong to none. The first three
@@ -62,8 +65,13 @@ class RocksdbRecordStore final : public RecordStore {
   absl::Status ReadAll(absl::Span<const v1::RecordInfo> infos, absl::Span<const absl::Span<char>> to) override;
   absl::Status Check(const v1::RecordInfo& info) override;
   absl::Status MakeDurable() override;
+  absl::Status MakeDurable(const v1::SnapshotManifest& manifest) override;
   absl::Status Delete(const std::string& snapshot_id) override;
-  absl::Status ForEach(absl::FunctionRef<void(const Stored&)> visit) override;
+  absl::Status ForEach(absl::FunctionRef<void(const Stored&)> visit) override {
+    return ForEachSnapshot([visit](const Stored& stored, uint64_t) { visit(stored); });
+  }
+  // When it was made: whether every file was there that rows speak of, and as long as they say.
+  bool files_were_whole() const { return files_were_whole_; }
   int64_t bytes() const override { return bytes_.load(std::memory_order_relaxed); }
 
  private:
@@ -71,6 +79,8 @@ class RocksdbRecordStore final : public RecordStore {
 
   absl::StatusOr<absl::optional<RecordInfoRow>> ReadInfo(const Database::Access& access, const v1::RecordInfo& info)
       ABSL_LOCKS_EXCLUDED(waiting_mu_);
+  // `file_bytes`: how long the snapshot's file must be at least; 0: it needs none.
+  absl::Status ForEachSnapshot(absl::FunctionRef<void(const Stored&, uint64_t file_bytes)> visit);
   // Writes rows of those records of it that have none, and are in its file.
   absl::Status FindLostRows(const v1::SnapshotManifest& manifest);
   // kDataLoss: the record's file has been lost, or cut. A crash can undo the deletion of a row and not of the file.
@@ -80,7 +90,14 @@ class RocksdbRecordStore final : public RecordStore {
       ABSL_LOCKS_EXCLUDED(waiting_mu_);
   // Makes the bytes of the records that wait durable, then writes their rows. Those whose bytes may be lost by an error
   // are forgotten, to be put again.
-  absl::Status WriteWaiting() ABSL_LOCKS_EXCLUDED(one_writer_, waiting_mu_);
+  absl::Status WriteWaiting() ABSL_LOCKS_EXCLUDED(all_mu_, waiting_mu_);
+  // The same of one snapshot, one call at a time.
+  absl::Status WriteWaiting(const std::string& snapshot_id) ABSL_LOCKS_EXCLUDED(all_mu_, waiting_mu_);
+  // Those of `rows` that still wait; their bytes are durable.
+  absl::Status WriteRows(const std::map<std::string, std::string>& rows) ABSL_LOCKS_EXCLUDED(waiting_mu_);
+  // Returns the error.
+  absl::Status SyncFailed(const absl::Status& error, const std::vector<std::string>& lost)
+      ABSL_LOCKS_EXCLUDED(waiting_mu_);
   void ForgetWaiting(const std::string& snapshot_id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(waiting_mu_);
 
   void CountBytes(int64_t delta);
@@ -95,9 +112,10 @@ class RocksdbRecordStore final : public RecordStore {
 
   Database* const database_;
   std::unique_ptr<RecordFiles> files_;
+  bool files_were_whole_ = true;
   common::Clock* const clock_;
   KeyLocks snapshot_locks_;  // Held to change the records of a snapshot.
-  absl::Mutex one_writer_;   // Whose records one WriteWaiting() has taken up, another waits for.
+  absl::Mutex all_mu_;  // Whose records one WriteWaiting() has taken up, another waits for. Shared: of one snapshot.
   absl::Mutex waiting_mu_;
   // Rows of large records, as the database will have them, whose bytes nobody has made durable.
   std::map<std::string, std::string> waiting_ ABSL_GUARDED_BY(waiting_mu_);
