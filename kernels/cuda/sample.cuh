@@ -208,7 +208,7 @@ struct Candidates {
     const uint64_t total = SumOf(
         n, [&](int i) { return Has(i) ? measure(i) : 0; }, shared);
     const uint64_t target = by_weight ? deterministic::FractionOf(top_p, total) : static_cast<uint64_t>(top_k);
-    if (target >= total && !by_weight) return;
+    if (target >= total) return;
     const RunEnd end = FindRun<32>(
         n, [&](int i) { return Has(i); }, [&](int i) { return -static_cast<double>(logits[i]); },
         -static_cast<double>(largest), [&](int i) { return Rank(logits[i], i) >> 32; }, measure, target, keep_ties,

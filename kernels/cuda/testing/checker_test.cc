@@ -314,9 +314,9 @@ TEST_F(OurKernelsTest, FixedPointProducts) {
   EXPECT_THAT(checker_.findings(), IsEmpty());
 }
 
-// Every cut, biases, penalties and bans; ids of two digits.
+// Every cut, biases, penalties and bans; ids of two digits, some of which are changed by more than one, and of nobody.
 TEST_F(OurKernelsTest, Sample) {
-  constexpr int64_t kVocab = 600;
+  constexpr uint32_t kVocab = 600;
   SampleArgs args;
   args.count = 3;
   args.vocab = kVocab;
@@ -324,14 +324,15 @@ TEST_F(OurKernelsTest, Sample) {
   for (int i = 0; i < 3 * kVocab; ++i) logits[i] = static_cast<float>(i * 37 % 101) * 0.1f;
   args.logits = logits;
   args.adjusted = memory_.Floats(3 * kVocab);
-  const SampleEdit edits[] = {{5, 0, 1.0}, {590, 0, -2.0}, {7, 0, 0.5}, {10, 40, 0.0}};
+  const SampleEdit edits[] = {{5, 0, 1.0}, {590, 0, -2.0},       {kVocab, 0, 1.0}, {590, 0, 0.5},
+                              {7, 0, 0.5}, {kVocab + 1, 0, 0.5}, {5, 40, 0.0},     {570, 595, 0.0}};
   SampleRow rows[3];
   SampleResult results[3];
   checker_.Allow(edits, sizeof(edits));
   checker_.Allow(rows, sizeof(rows));
   checker_.Allow(results, sizeof(results));
   for (int r = 1; r < 3; ++r) {
-    rows[r] = {r, 0.8f, 0.9f, 0.8f, 0.01f, 300, 1.1f, r == 2, 3, 0x123456789abcdef0u, 0, 2, 3, 4};
+    rows[r] = {r, 0.8f, 0.9f, 0.8f, 0.01f, 300, 1.1f, r == 2, 3, 0x123456789abcdef0u, 0, 3, 6, 8};
   }
   args.rows = rows;
   args.edits = edits;

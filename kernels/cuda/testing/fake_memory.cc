@@ -102,7 +102,7 @@ cudaError_t MemcpyAsync(void* to, const void* from, size_t size, cudaMemcpyKind 
   if (kind != cudaMemcpyDefault) Violate(fake, "a copy that says where memory is, which can only be wrong");
   // Whoever reads it before the copy has run shall not find what he hopes for.
   if (target == Where::kPinned) std::memset(to, 0xff, size);
-  return Enqueue(fake, stream, Once([=] { std::memcpy(to, from, size); }));
+  return Enqueue(fake, stream, Once([=] { std::memcpy(to, from, BeginCopy(TheFake(), size)); }));
 }
 
 cudaError_t MemsetAsync(void* memory, int value, size_t size, cudaStream_t stream) {

@@ -150,6 +150,8 @@ const char* GetErrorName(cudaError_t error) {
       return "cudaErrorMemoryAllocation";
     case cudaErrorIllegalAddress:
       return "cudaErrorIllegalAddress";
+    case cudaErrorECCUncorrectable:
+      return "cudaErrorECCUncorrectable";
     case cudaErrorInsufficientDriver:
       return "cudaErrorInsufficientDriver";
     case cudaErrorNoDevice:
@@ -194,11 +196,16 @@ const Runtime kFakeRuntime = {
     FreeHost,
 };
 
+void BreakMemory(Moment moment) { ArmMemory(moment, true); }
+
 void ResetFake(const FakeFaults& faults) {
+  ArmMemory(Moment::kNextCall, false);
+  ArmMemory(Moment::kNextCopy, false);
   Fake& fake = TheFake();
   absl::MutexLock lock(&fake.mu);
   fake.faults = faults;
   fake.fault = cudaSuccess;
+  fake.copied = 0;
   ++fake.resets;
   fake.violations.clear();
   fake.launches.clear();

@@ -23,11 +23,14 @@ struct FakeFaults {
   int64_t hang_launch = -1;      // The n-th kernel from now on never ends, and says nothing.
   int64_t fail_allocation = -1;  // The n-th allocation from now on finds no memory.
   int64_t fail_graph = -1;       // The n-th graph from now on finds none.
+  int64_t break_call = -1;       // At the n-th call from now on the device's memory breaks: an uncorrectable error.
+  int64_t break_copy = -1;       // So it does in the n-th copy that runs from now on, half of which has come then.
   int devices = 1;               // -1: no driver.
   int major = 9;                 // of the compute capability
 };
 
 struct FakeCounts {
+  int64_t calls = 0;  // Of functions that tell of the device's faults.
   int64_t launches = 0;
   int64_t copies = 0;
   int64_t allocations = 0;
@@ -41,6 +44,10 @@ struct FakeCounts {
 
 // Forgets a fault that has happened, violations and counts; memory and streams stay.
 void ResetFake(const FakeFaults& faults = {});
+
+// The device's memory breaks at the next call, or in the next copy that runs. A signal's handler may say so.
+enum class Moment : uint8_t { kNextCall, kNextCopy };
+void BreakMemory(Moment moment);
 
 // Everything runs when it is enqueued. Must change nothing that anybody can see.
 void SetEager(bool eager);

@@ -160,6 +160,49 @@ TEST_F(FakeRuntimeTest, FaultOfAKernelStays) {
   EXPECT_THAT(device_->Allocate(64, MemoryKind::kDevice), StatusIs(absl::StatusCode::kInternal));
 }
 
+// An uncorrectable error of memory, at whichever call or in whichever copy: it is told in words, and stays.
+TEST_F(FakeRuntimeTest, BrokenMemoryIsToldWhereverItShows) {
+  const auto is_broken = StatusIs(absl::StatusCode::kInternal, HasSubstr("cudaErrorECCUncorrectable"));
+  const auto run = [this]() -> absl::Status {
+    RWKV_RETURN_IF_ERROR(Enqueue());
+    return stream_->Synchronize();
+  };
+  for (const bool eager : {false, true}) {
+    SetEager(eager);
+    ResetFake();
+    ASSERT_OK(run());
+    const int64_t calls = CountsOfFake().calls;
+    ASSERT_GT(calls, 5);
+    FakeFaults faults;
+    for (faults.break_call = 0; faults.break_call < calls; ++faults.break_call) {
+      ResetFake(faults);
+      EXPECT_THAT(run(), is_broken) << "call " << faults.break_call << " of " << calls;
+      EXPECT_THAT(run(), is_broken) << "behind call " << faults.break_call;
+    }
+    ResetFake(faults);
+    EXPECT_OK(run());
+    faults.break_call = -1;
+    for (faults.break_copy = 0; faults.break_copy < 2; ++faults.break_copy) {
+      ResetFake(faults);
+      EXPECT_THAT(run(), is_broken) << "copy " << faults.break_copy;
+      if (faults.break_copy == 1) EXPECT_TRUE(std::isnan(out_.data()[kWidth - 1])) << "it has come whole";
+      EXPECT_THAT(device_->Allocate(64, MemoryKind::kDevice).status(), is_broken);
+    }
+    ResetFake(faults);
+    EXPECT_OK(run());
+    EXPECT_EQ(out_.data()[kWidth - 1], 2.0f);
+    for (const Moment moment : {Moment::kNextCall, Moment::kNextCopy}) {
+      ResetFake();
+      BreakMemory(moment);
+      EXPECT_THAT(run(), is_broken);
+      BreakMemory(moment);
+      ResetFake();
+      EXPECT_OK(run());
+    }
+  }
+  EXPECT_THAT(ViolationsOfFake(), IsEmpty());
+}
+
 // A GPU that says nothing any more: the host's waits end, with words, and so do destructors.
 TEST_F(FakeRuntimeTest, WaitsForAKernelThatHangsEnd) {
   DeviceOptions options;

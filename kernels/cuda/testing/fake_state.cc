@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -16,7 +17,30 @@ namespace {
 
 constexpr size_t kKeptLaunches = 100'000;
 
+// Set by signals' handlers, so not under the lock.
+std::atomic<bool> breaks_next_call{false};
+std::atomic<bool> breaks_next_copy{false};
+
 }  // namespace
+
+void ArmMemory(Moment moment, bool breaks) {
+  (moment == Moment::kNextCall ? breaks_next_call : breaks_next_copy).store(breaks);
+}
+
+cudaError_t BeginCall(Fake& fake) {
+  const bool breaks = breaks_next_call.exchange(false) || fake.counts.calls == fake.faults.break_call;
+  ++fake.counts.calls;
+  if (breaks && fake.fault == cudaSuccess) fake.fault = cudaErrorECCUncorrectable;
+  return fake.fault;
+}
+
+size_t BeginCopy(Fake& fake, size_t bytes) {
+  const bool breaks = breaks_next_copy.exchange(false) || fake.copied == fake.faults.break_copy;
+  ++fake.copied;
+  if (!breaks) return bytes;
+  fake.fault = cudaErrorECCUncorrectable;
+  return bytes / 2;
+}
 
 Fake& TheFake() {
   static auto* const fake = new Fake;

@@ -68,6 +68,7 @@ struct Fake {
   bool eager = false;
   bool out_of_reach = false;
   int watched_steps = 0;
+  int64_t copied = 0;  // Copies that have run, or begun to.
   int64_t resets = 0;
   cudaError_t fault = cudaSuccess;  // Sticky.
   std::map<CUstream_st*, std::unique_ptr<CUstream_st>> streams;
@@ -84,7 +85,13 @@ Fake& TheFake();
 #define RWKV_FAKE_CALL            \
   Fake& fake = TheFake();         \
   absl::MutexLock lock(&fake.mu); \
-  if (fake.fault != cudaSuccess) return fake.fault
+  if (const cudaError_t error = BeginCall(fake); error != cudaSuccess) return error
+
+void ArmMemory(Moment moment, bool breaks);
+// Counts it; the fault that it tells of.
+cudaError_t BeginCall(Fake& fake);
+// Of the copy that runs now: how much of it comes. Less than all: memory has broken.
+size_t BeginCopy(Fake& fake, size_t bytes);
 
 void Violate(Fake& fake, std::string what);
 void CountWait(Fake& fake, const char* what);

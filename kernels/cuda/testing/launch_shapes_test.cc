@@ -171,6 +171,18 @@ TEST_F(LaunchShapesTest, AttentionHasABlockOfARowAndThenOfASequence) {
   }
 }
 
+TEST_F(LaunchShapesTest, ADrawHasABlockAndCastStatesAThreadForANumber) {
+  SampleArgs sample;
+  sample.count = 3;
+  sample.vocab = 9;
+  EXPECT_EQ(kEmulatedKernels.sample(sample, nullptr), 0);
+  EXPECT_THAT(Take(), ElementsAre(Shape("sample", 3, 512, (512 + 2048 + 64) * 8)));
+  for (const auto& [count, blocks] : std::vector<std::pair<int64_t, uint32_t>>{{1, 1}, {256, 1}, {257, 2}}) {
+    EXPECT_EQ(kEmulatedKernels.cast_state({count, true, memory_, nullptr}, nullptr), 0);
+    EXPECT_THAT(Take(), ElementsAre(Shape("cast_state", blocks, 256, 0))) << count;
+  }
+}
+
 // A state that a longer span leaves is written by a launch of its own.
 TEST_F(LaunchShapesTest, MixInputHasASecondLaunchOnlyForLongSpans) {
   StepRows step = {7, 5, spans_};

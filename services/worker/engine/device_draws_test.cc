@@ -232,6 +232,15 @@ TEST_P(DeviceDrawsTest, SaysWhyNothingIsDrawn) {
   EXPECT_EQ(range, range_on_host);
 }
 
+TEST_P(DeviceDrawsTest, TheLargestNumberIsALogit) {
+  constexpr float kLargest = std::numeric_limits<float>::max();
+  const auto [device, host] = Errors({-kLargest, kLargest, 2}, Turn(Params({}, 3)));
+  EXPECT_THAT(device, IsOk());
+  EXPECT_THAT(host, IsOk());
+  EXPECT_EQ(draws_.at(0).token, 1u);
+  EXPECT_THAT(Errors({-kLargest, -kInfinity, -kInfinity}, Turn(Params({}, 3))).first, IsOk());
+}
+
 TEST_P(DeviceDrawsTest, HasRoomForSoManyRowsAndEdits) {
   v1::Sampling sampling;
   sampling.set_presence_penalty(1);

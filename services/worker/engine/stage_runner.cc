@@ -291,6 +291,8 @@ void StageRunner::Handle(const std::shared_ptr<Epoch>& epoch, Epoch::Work work) 
 
 void StageRunner::Attach(const std::shared_ptr<Epoch>& epoch, const v1::AttachSequence& attach) {
   absl::Status status = engine_->Attach(attach);
+  // The device's no: all it is asked next would fail as well, and if it has faulted for good the process must end.
+  if (absl::IsInternal(status)) return epoch->End(status);
   if (status.ok() && engine_->is_first()) own_steps_.OnAttach(attach);
   spans_.OnAttach(attach);
   if (status.ok() && attach.has_snapshot()) {
@@ -312,8 +314,10 @@ void StageRunner::Attach(const std::shared_ptr<Epoch>& epoch, const v1::AttachSe
       const uint64_t sequence = attach.sequence();
       StateCopies& copies = engine_->copies();
       const auto state = std::make_shared<std::shared_ptr<StateCopy>>();
-      job.room = [state, &copies]() -> absl::StatusOr<std::vector<absl::Span<char>>> {
-        RWKV_ASSIGN_OR_RETURN(*state, copies.Take());
+      job.room = [epoch, state, &copies]() -> absl::StatusOr<std::vector<absl::Span<char>>> {
+        absl::StatusOr<std::shared_ptr<StateCopy>> taken = copies.Take();
+        if (absl::IsInternal(taken.status())) epoch->End(taken.status());
+        RWKV_ASSIGN_OR_RETURN(*state, std::move(taken));
         return (*state)->Room();
       };
       job.done = [epoch, slot, sequence, state, kept = attach.keep() ? kept_ : nullptr, infos = job.records,
@@ -337,6 +341,7 @@ void StageRunner::FinishLoad(const std::shared_ptr<Epoch>& epoch, Epoch::Loaded 
   absl::Status status = loaded.state.status();
   if (status.ok()) {
     status = engine_->Install(loaded.slot, loaded.sequence, *std::move(loaded.state));
+    if (absl::IsInternal(status)) return epoch->End(status);
   } else {
     engine_->AbandonLoad(loaded.slot, loaded.sequence);
   }
@@ -380,6 +385,7 @@ void StageRunner::Save(const std::shared_ptr<Epoch>& epoch, const v1::SaveSnapsh
   const std::shared_ptr<common::Span> span = spans_.OnSave(save);
   const absl::Status status = BeginSave(epoch, save, span);
   if (status.ok()) return;  // The job answers.
+  if (absl::IsInternal(status)) return epoch->End(status);
   if (span != nullptr) span->SetError(status.ToString());
   epoch->sink_->Send(Saved(save.snapshot_id(), status));
 }

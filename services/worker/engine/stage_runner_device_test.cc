@@ -93,6 +93,46 @@ TEST_P(StageRunnerDeviceTest, AFaultInAStepEndsTheEpochAndIsTold) {
   EXPECT_EQ(stages_[0].worker_metrics->tokens.Value(), 0);
 }
 
+// A worker whose GPU is lost while nothing runs must not go on to refuse what it is asked.
+TEST_P(StageRunnerDeviceTest, AFaultInAnAttachEndsTheEpochAndIsTold) {
+  Start(1);
+  PipelineDriver driver(clients_);
+  StartWithASequence(driver);
+  faults_.FaultWith(absl::InternalError("cudaErrorECCUncorrectable"));
+  const auto is_fault = StatusIs(absl::StatusCode::kInternal, HasSubstr("cudaErrorECCUncorrectable"));
+  EXPECT_THAT(driver.AttachFresh(1, 2), is_fault);
+  ASSERT_TRUE(IsIdleSoon()) << "the epoch goes on";
+  EXPECT_THAT(lost(), ElementsAre(is_fault));
+}
+
+TEST_P(StageRunnerDeviceTest, AFaultInASaveEndsTheEpochAndIsTold) {
+  Start(1);
+  PipelineDriver driver(clients_);
+  StartWithASequence(driver);
+  faults_.FaultWith(absl::InternalError("cudaErrorECCUncorrectable"));
+  const auto is_fault = StatusIs(absl::StatusCode::kInternal, HasSubstr("cudaErrorECCUncorrectable"));
+  EXPECT_THAT(driver.Save(0, 1, 0, "first", kTestFingerprint).status(), is_fault);
+  ASSERT_TRUE(IsIdleSoon()) << "the epoch goes on";
+  EXPECT_THAT(lost(), ElementsAre(is_fault));
+}
+
+TEST_P(StageRunnerDeviceTest, AFaultInALoadEndsTheEpochAndIsTold) {
+  Start(1);
+  PipelineDriver driver(clients_);
+  StartWithASequence(driver);
+  const absl::StatusOr<v1::SnapshotManifest> manifest = driver.Save(0, 1, 0, "first", kTestFingerprint);
+  ASSERT_THAT(manifest, IsOk());
+  faults_.FaultWith(absl::InternalError("cudaErrorECCUncorrectable"));
+  const auto is_fault = StatusIs(absl::StatusCode::kInternal, HasSubstr("cudaErrorECCUncorrectable"));
+  v1::AttachSequence attach;
+  attach.set_slot(1);
+  attach.set_sequence(2);
+  *attach.mutable_snapshot() = *manifest;
+  EXPECT_THAT(driver.Attach(attach), is_fault);
+  ASSERT_TRUE(IsIdleSoon()) << "the epoch goes on";
+  EXPECT_THAT(lost(), ElementsAre(is_fault));
+}
+
 TEST_P(StageRunnerDeviceTest, NoEpochOpensOnADeviceThatHasFaulted) {
   Start(1);
   faults_.FaultWith(absl::InternalError("cudaErrorECCUncorrectable"));

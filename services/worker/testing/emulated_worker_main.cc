@@ -1,5 +1,8 @@
 // The worker, which also knows the device "cuda/emulated" and whose NCCL is the fake one: for tests of whole clusters.
+// At SIGUSR1 the device's memory breaks at the next call of its runtime, at SIGUSR2 in the next copy.
 // What either fake sees that must not be done makes it end badly, also after a drain that went well.
+#include <signal.h>
+
 #include <memory>
 #include <string>
 #include <vector>
@@ -36,6 +39,10 @@ absl::StatusOr<std::unique_ptr<kernels::Device>> OpenDevice(const std::string& n
   return kernels::cuda::OpenEmulatedDevice(name, absl::GetFlag(FLAGS_hang_limit));
 }
 
+void OnSignal(int signal) {
+  kernels::cuda::BreakMemory(signal == SIGUSR1 ? kernels::cuda::Moment::kNextCall : kernels::cuda::Moment::kNextCopy);
+}
+
 absl::Status Run() {
   const Worker::Options options = OptionsOfFlags();
   common::InitLogging(options.name);
@@ -46,6 +53,8 @@ absl::Status Run() {
   cuda_faults.fail_launch = absl::GetFlag(FLAGS_fail_launch);
   kernels::cuda::ResetFake(cuda_faults);
   kernels::cuda::SetEager(absl::GetFlag(FLAGS_eager));
+  signal(SIGUSR1, OnSignal);
+  signal(SIGUSR2, OnSignal);
 
   Worker::Platform platform;
   platform.open_device = OpenDevice;

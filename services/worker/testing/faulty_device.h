@@ -27,7 +27,7 @@ namespace rwkv::worker {
 // What becomes of devices that share it. Thread-safe.
 class DeviceFaults {
  public:
-  // For good: every wait ends with it.
+  // For good: every wait ends with it, and every copy.
   void FaultWith(absl::Status fault) {
     absl::MutexLock lock(&mu_);
     fault_ = std::move(fault);
@@ -74,6 +74,10 @@ class DeviceFaults {
     --waiting_;
     return hangs_ ? absl::DeadlineExceededError("the device hangs") : fault_;
   }
+  absl::Status fault() {
+    absl::MutexLock lock(&mu_);
+    return fault_;
+  }
   absl::Status CheckMemory() {
     absl::MutexLock lock(&mu_);
     return no_memory_ ? absl::ResourceExhaustedError("the device has no memory") : absl::OkStatus();
@@ -104,8 +108,14 @@ class FaultyStream final : public kernels::Stream {
  public:
   FaultyStream(std::unique_ptr<kernels::Stream> stream, DeviceFaults* faults)
       : stream_(std::move(stream)), faults_(faults) {}
-  absl::Status Copy(void* to, const void* from, int64_t bytes) override { return stream_->Copy(to, from, bytes); }
-  absl::Status Zero(void* memory, int64_t bytes) override { return stream_->Zero(memory, bytes); }
+  absl::Status Copy(void* to, const void* from, int64_t bytes) override {
+    RWKV_RETURN_IF_ERROR(faults_->fault());
+    return stream_->Copy(to, from, bytes);
+  }
+  absl::Status Zero(void* memory, int64_t bytes) override {
+    RWKV_RETURN_IF_ERROR(faults_->fault());
+    return stream_->Zero(memory, bytes);
+  }
   absl::Status Record(kernels::Event& event) override {
     static_cast<FaultyEvent&>(event).Record();
     return absl::OkStatus();
