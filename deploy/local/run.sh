@@ -370,17 +370,19 @@ call=("$data_dir/bin/rwkvctl" --router "$router")
 [[ -z ${cluster[tls]:-} ]] ||
   call+=(--tls-authorities "$data_dir/tls/client/ca.crt" --api-key-file "$data_dir/tls/api_key")
 readonly router call
-# "serving" when some router serves and each pipeline is driven, else what the first router says.
+# "serving" when each pipeline is driven, by as many routers as can have one, else what the first router says.
 readonly read_state='
 import json, sys
 status = json.load(sys.stdin)
-serving = [p for p in status["processes"] if p["role"] == "router" and p["health"] == "serving"]
+routers, pipelines = map(int, sys.argv[1:])
+serving = sum(p["role"] == "router" and p["health"] == "serving" for p in status["processes"])
 lanes = len(status["lanes"])
-missing = f"{lanes} of {sys.argv[1]} pipelines are driven"
-print(status["pipeline_state"] if not serving else "serving" if lanes == int(sys.argv[1]) else missing)'
+missing = f"{lanes} of {pipelines} pipelines are driven, {serving} of {routers} routers serve"
+print(status["pipeline_state"] if not serving else
+      "serving" if lanes == pipelines and serving >= min(routers, pipelines) else missing)'
 deadline=$((SECONDS + start_seconds))
 until state=$("${call[@]}" status --json 2>/dev/null |
-  python3 -c "$read_state" "${cluster[pipelines]}" 2>/dev/null) &&
+  python3 -c "$read_state" "${cluster[routers]}" "${cluster[pipelines]}" 2>/dev/null) &&
   [[ $state == serving ]]; do
   for name in $(process_names); do
     is_running "$name" || fail_start "$name" "died"
