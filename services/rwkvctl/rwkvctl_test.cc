@@ -270,7 +270,9 @@ TEST_F(RwkvctlTest, TokenizeAndDetokenize) {
 TEST_F(RwkvctlTest, StatusShowsEveryProcess) {
   router_.status.set_pipeline_state("serving");
   router_.status.mutable_model()->set_name("tiny");
-  router_.status.set_running_turns(3);
+  v1::ProcessStatus* router = router_.status.add_processes();
+  router->set_role("router");
+  router->set_running_turns(3);
   v1::ProcessStatus* worker = router_.status.add_processes();
   worker->set_role("worker");
   worker->set_name("worker-1");
@@ -287,18 +289,17 @@ TEST_F(RwkvctlTest, StatusShowsEveryProcess) {
   store->set_health("unreachable");
   store->set_message("connection refused");
   EXPECT_EQ(Call({"status"}), 0);
-  EXPECT_THAT(out_,
-              AllOf(HasSubstr("pipeline: serving"), HasSubstr("tiny"), HasSubstr("3 running"), HasSubstr("worker-1"),
-                    HasSubstr("42"), HasSubstr("6..11"),
-                    // Not in the table, which would be too wide to read.
-                    EndsWith("unreachable\n\nstore-0: unreachable: connection refused\n")));
+  EXPECT_THAT(out_, AllOf(HasSubstr("pipeline: serving"), HasSubstr("tiny"), HasSubstr("3 running"),
+                          HasSubstr("worker-1"), HasSubstr("42"), HasSubstr("6..11"),
+                          // Not in the table, which would be too wide to read.
+                          EndsWith("unreachable\n\nstore-0: unreachable: connection refused\n")));
   EXPECT_EQ(Call({"status", "--json"}), 0);
   const nlohmann::json json = nlohmann::json::parse(out_);
-  EXPECT_EQ(json["processes"][0]["pid"], 42);
-  EXPECT_EQ(json["processes"][0]["first_layer"], 6);
-  EXPECT_EQ(json["processes"][0]["end_layer"], 12);
-  EXPECT_EQ(json["processes"][1]["health"], "unreachable");
-  EXPECT_FALSE(json["processes"][1].contains("first_layer"));
+  EXPECT_EQ(json["processes"][1]["pid"], 42);
+  EXPECT_EQ(json["processes"][1]["first_layer"], 6);
+  EXPECT_EQ(json["processes"][1]["end_layer"], 12);
+  EXPECT_EQ(json["processes"][2]["health"], "unreachable");
+  EXPECT_FALSE(json["processes"][2].contains("first_layer"));
   EXPECT_EQ(json["model"]["name"], "tiny");
 }
 
@@ -335,15 +336,16 @@ TEST_F(RwkvctlTest, StatusShowsWhoDrivesWhat) {
     lane->add_workers("w1");
     lane->set_state("serving");
     lane->set_slots(8);
-    lane->set_slots_used(3);
+    lane->set_slots_used(name == absl::string_view("router-0") ? 3 : 5);
   }
   v1::ProcessStatus* spare = router_.status.add_processes();
   spare->set_role("worker");
   spare->set_name("w4");
   spare->set_health("serving");
   EXPECT_EQ(Call({"status"}), 0);
-  EXPECT_THAT(out_, AllOf(HasSubstr("w0 > w1"), HasSubstr("3/8"), HasSubstr("-/8"), HasSubstr("spare"),
-                          HasSubstr("7 running, 0 waiting, 12.5 tokens/s")));
+  EXPECT_THAT(out_,
+              AllOf(HasSubstr("turns:    14 running, 0 waiting, 25.0 tokens/s"), HasSubstr("w0 > w1"), HasSubstr("3/8"),
+                    HasSubstr("5/8"), HasSubstr("spare"), HasSubstr("7 running, 0 waiting, 12.5 tokens/s")));
   EXPECT_EQ(Call({"status", "--json"}), 0);
   const nlohmann::json json = nlohmann::json::parse(out_);
   EXPECT_EQ(json["lanes"][1]["router"], "router-1");

@@ -77,17 +77,14 @@ Json ToJson(const v1::GetStatusResponse& status) {
   return json;
 }
 
-// Who drives what. Of other routers' lanes it is not known how full they are.
+// Who drives what.
 std::string LanesToText(const v1::GetStatusResponse& status) {
   std::vector<std::vector<std::string>> rows = {
       {"LANE", "ROUTER", "MODEL", "WORKERS", "STATE", "TURNS", "SLOTS", "WARM", "ROWS WAITING"}};
-  const std::string own = status.processes_size() > 0 ? status.processes(0).name() : "";
   for (const v1::LaneStatus& lane : status.lanes()) {
-    const bool is_own = lane.router() == own;
-    const auto known = [is_own](int64_t number) { return is_own ? absl::StrCat(number) : std::string("-"); };
     rows.push_back({absl::StrCat(rows.size() - 1), lane.router(), lane.model(), absl::StrJoin(lane.workers(), " > "),
-                    lane.state(), known(lane.turns()), absl::StrCat(known(lane.slots_used()), "/", lane.slots()),
-                    known(lane.slots_warm()), known(lane.rows_waiting())});
+                    lane.state(), absl::StrCat(lane.turns()), absl::StrCat(lane.slots_used(), "/", lane.slots()),
+                    absl::StrCat(lane.slots_warm()), absl::StrCat(lane.rows_waiting())});
   }
   return FormatTable(rows);
 }
@@ -109,20 +106,26 @@ std::string ToText(const v1::GetStatusResponse& status) {
       absl::StrAppend(&text, "states:   ", absl::StrJoin(model.initial_states(), ", "), "\n");
     }
   }
-  absl::StrAppend(&text, "turns:    ", status.running_turns(), " running, ", status.waiting_turns(), " waiting, ",
-                  absl::StrFormat("%.1f", status.tokens_per_second()), " tokens/s\n\n");
+  uint64_t running = 0, waiting = 0;
+  double tokens_per_second = 0;
+  for (const v1::ProcessStatus& process : status.processes()) {  // Of all routers.
+    running += process.running_turns();
+    waiting += process.waiting_turns();
+    tokens_per_second += process.tokens_per_second();
+  }
+  absl::StrAppend(&text, "turns:    ", running, " running, ", waiting, " waiting, ",
+                  absl::StrFormat("%.1f", tokens_per_second), " tokens/s\n\n");
   if (status.lanes_size() > 0) absl::StrAppend(&text, LanesToText(status), "\n");
   std::string why;  // Behind the table, which a long reason would make too wide to read.
   std::vector<std::vector<std::string>> rows = {
       {"ROLE", "NAME", "PID", "ADDRESS", "METRICS", "HEALTH", "STAGE", "LAYERS", "SLOTS", "KERNELS"}};
   for (const v1::ProcessStatus& process : status.processes()) {
-    std::vector<std::string> row = {
-        process.role(),
-        process.name(),
-        process.pid() == 0 ? "-" : absl::StrCat(process.pid()),
-        process.address(),
-        process.metrics_address().empty() ? "-" : process.metrics_address(),
-        process.health()};
+    std::vector<std::string> row = {process.role(),
+                                    process.name(),
+                                    process.pid() == 0 ? "-" : absl::StrCat(process.pid()),
+                                    process.address(),
+                                    process.metrics_address().empty() ? "-" : process.metrics_address(),
+                                    process.health()};
     if (!process.message().empty()) {
       absl::StrAppend(&why, process.name().empty() ? process.address() : process.name(), ": ", process.health(), ": ",
                       process.message(), "\n");

@@ -1,5 +1,6 @@
 // Two pipelines, a spare, two routers: whoever is killed or stopped under streaming sessions, each stream is that of an
 // undisturbed run.
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <vector>
@@ -10,7 +11,10 @@
 #include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "grpcpp/channel.h"
+#include "grpcpp/client_context.h"
 #include "gtest/gtest.h"
+#include "rwkv/v1/cluster.grpc.pb.h"
+#include "rwkv/v1/cluster.pb.h"
 #include "services/common/health.h"
 #include "tests/testing/conversations.h"
 #include "tests/testing/local_cluster.h"
@@ -102,6 +106,21 @@ TEST_F(FailoverTest, ARouterAndAWorkerAtOnceAndAllOfAPipeline) {
   KillAndRestart("worker-1");
   ASSERT_THAT(cluster_->Restart("worker-0"), IsOk());
   conversations_->ExpectProgress();
+  Compare();
+}
+
+TEST_F(FailoverTest, EachRouterTellsWhatEveryPipelineHasToDo) {
+  for (const char* router : {"router-0", "router-1"}) {  // Conversations are at one of them: the other tells, too.
+    const auto stub = v1::Cluster::NewStub(cluster_->Channel(router));
+    v1::GetStatusResponse status;
+    EXPECT_TRUE(testing::WaitUntil([&] {
+      grpc::ClientContext context;
+      if (!stub->GetStatus(&context, v1::GetStatusRequest(), &status).ok() || status.lanes_size() != 2) return false;
+      return std::any_of(status.lanes().begin(), status.lanes().end(),
+                         [](const v1::LaneStatus& lane) { return lane.turns() > 0 && lane.slots_used() > 0; });
+    })) << router
+        << ": " << status.ShortDebugString();
+  }
   Compare();
 }
 

@@ -179,9 +179,9 @@ void SimRouter::LaneLost(uint64_t epoch, const absl::Status& why) {
   });
 }
 
-void SimRouter::SetTurns(uint64_t epoch, int turns) {
+void SimRouter::SetLoad(uint64_t epoch, const router::LaneLoad& load) {
   const auto it = lanes.find(epoch);
-  if (it != lanes.end()) it->second.turns = turns;
+  if (it != lanes.end()) it->second.turns = load.turns;
 }
 
 absl::Status SimRouter::WhyNoLane() {

@@ -21,6 +21,7 @@
 #include "services/common/clock.h"
 #include "services/common/metrics.h"
 #include "services/router/pipeline/assembly.h"
+#include "services/router/pipeline/lane_load.h"
 #include "services/router/pipeline/stage_plan.h"
 #include "services/router/turns/router_metrics.h"
 #include "services/router/turns/serving_model.h"
@@ -126,7 +127,7 @@ class SimRouter final : public router::World {
   bool Run(Queue queue, std::function<void()> work) override;
   bool Send(uint64_t epoch, const std::shared_ptr<const v1::ExecuteRequest>& command) override;
   void EndEpoch(uint64_t epoch, const absl::Status& why) override;
-  void SetTurns(uint64_t epoch, int turns) override;
+  void SetLoad(uint64_t epoch, const router::LaneLoad& load) override;
   absl::Status WhyNoLane() override;
   bool OthersDrive(const std::string& pool) override;
   std::shared_ptr<const router::ServingModel> FindModel(const std::string& fingerprint) override;

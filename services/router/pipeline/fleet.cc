@@ -211,7 +211,7 @@ void Fleet::Decide(absl::Time now, std::vector<Lane*>* starting, std::vector<uin
   CloseDraining(now, closing);
   std::vector<OwnLane> own;
   for (const auto& [epoch, open] : lanes_) {
-    own.push_back({epoch, open.kind, open.turns, open.close_by != absl::InfiniteFuture()});
+    own.push_back({epoch, open.kind, open.load.turns, open.close_by != absl::InfiniteFuture()});
   }
   std::vector<std::string> wanting;
   for (auto it = routers_.begin(); it != routers_.end();) {
@@ -326,12 +326,21 @@ void Fleet::BeginAsking(Worker& worker) {
 void Fleet::Ask(const std::shared_ptr<Worker>& worker, absl::Time deadline,
                 std::function<void(const absl::StatusOr<v1::DescribeResponse>&)> also) {
   std::shared_ptr<worker::WorkerClient> client;
+  v1::DescribeRequest request;
+  request.mutable_router()->set_name(options_.lane.router);
   {
     absl::MutexLock lock(&mu_);
     client = worker->client;
+    const auto lane = lanes_.find(worker->lane);
+    if (lane != lanes_.end() && worker->stage_index == 0) {
+      const LaneLoad& load = lane->second.load;
+      v1::LaneLoad* const told = request.mutable_router()->mutable_lane();
+      told->set_turns(load.turns);
+      told->set_slots_used(load.slots_used);
+      told->set_slots_warm(load.slots_warm);
+      told->set_rows_waiting(load.rows_waiting);
+    }
   }
-  v1::DescribeRequest request;
-  request.mutable_router()->set_name(options_.lane.router);
   if (options_.announce) options_.announce(request.mutable_router());
   // It stays while it is asked: its end is not for gRPC's thread.
   const auto done = [this, asked = worker.get(), also](const absl::StatusOr<v1::DescribeResponse>& answer) {
@@ -380,10 +389,10 @@ void Fleet::EndEpoch(uint64_t epoch, absl::Status why) {
   if (it != lanes_.end()) it->second.lane->End(std::move(why));
 }
 
-void Fleet::SetTurns(uint64_t epoch, int turns) {
+void Fleet::SetLoad(uint64_t epoch, const LaneLoad& load) {
   absl::MutexLock lock(&mu_);
   const auto it = lanes_.find(epoch);
-  if (it != lanes_.end()) it->second.turns = turns;
+  if (it != lanes_.end()) it->second.load = load;
 }
 
 }  // namespace rwkv::router

@@ -22,6 +22,7 @@
 #include "services/router/pipeline/assembly.h"
 #include "services/router/pipeline/found_workers.h"
 #include "services/router/pipeline/lane.h"
+#include "services/router/pipeline/lane_load.h"
 #include "services/router/pipeline/stage_plan.h"
 #include "services/worker/client/worker_client.h"
 
@@ -89,8 +90,8 @@ class Fleet {
   // As Lane::Send() and Lane::End() of the epoch's lane; false if there is none.
   bool Send(uint64_t epoch, const std::shared_ptr<const v1::ExecuteRequest>& command) ABSL_LOCKS_EXCLUDED(mu_);
   void EndEpoch(uint64_t epoch, absl::Status why) ABSL_LOCKS_EXCLUDED(mu_);
-  // How many turns a lane has: the one with the fewest is given away first.
-  void SetTurns(uint64_t epoch, int turns) ABSL_LOCKS_EXCLUDED(mu_);
+  // What a lane has to do: the one with the fewest turns is given away first, and other routers are told.
+  void SetLoad(uint64_t epoch, const LaneLoad& load) ABSL_LOCKS_EXCLUDED(mu_);
 
   // Whether another router drives workers of this model and numeric family (FINGERPRINT/FAMILY).
   bool OthersDrive(absl::string_view pool) const ABSL_LOCKS_EXCLUDED(mu_);
@@ -124,7 +125,7 @@ class Fleet {
     std::unique_ptr<Lane> lane;
     std::string kind;
     absl::Time begin;
-    int turns = 0;
+    LaneLoad load;
     bool noticed_up = false;
     absl::Time close_by = absl::InfiniteFuture();
     std::string closes_why;

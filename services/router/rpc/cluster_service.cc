@@ -17,6 +17,7 @@
 #include "kernels/base/status_macros.h"
 #include "services/common/grpc_status.h"
 #include "services/router/pipeline/fleet.h"
+#include "services/router/pipeline/lane_load.h"
 #include "services/router/turns/serving_model.h"
 
 namespace rwkv::router {
@@ -55,6 +56,23 @@ void FillLane(const std::pair<std::string, std::string>& name, const std::vector
     lane->set_slots(std::min(lane->slots(), stage->worker.slots()));
   }
   lane->set_state(kServing);
+}
+
+void FillLoad(const LaneLoad& load, v1::LaneStatus* lane) {
+  lane->set_turns(load.turns);
+  lane->set_slots_used(load.slots_used);
+  lane->set_slots_warm(load.slots_warm);
+  lane->set_rows_waiting(load.rows_waiting);
+}
+
+// As `router` told the first worker of its lane.
+LaneLoad LoadOf(const std::string& router, const v1::DescribeResponse& first) {
+  for (const v1::RouterAnnouncement& announcement : first.routers()) {
+    if (announcement.name() != router) continue;
+    const v1::LaneLoad& load = announcement.lane();
+    return {load.turns(), load.slots_used(), load.slots_warm(), load.rows_waiting()};
+  }
+  return {};
 }
 
 void FillWorker(const Fleet::WorkerStatus& status, v1::ProcessStatus* process) {
@@ -147,13 +165,14 @@ void ClusterService::FillWorkers(absl::Time deadline, v1::GetStatusResponse* res
       if ((name.first != router_) != other) continue;
       v1::LaneStatus& lane = *response->add_lanes();
       FillLane(name, stages, &lane);
+      if (other) {
+        FillLoad(LoadOf(name.first, stages.front()->worker), &lane);
+        continue;
+      }
       const auto it = own.find(stages.front()->address);
-      if (other || it == own.end()) continue;
+      if (it == own.end()) continue;
       if (it->second.closing) lane.set_state("closing");
-      lane.set_turns(it->second.turns);
-      lane.set_slots_used(it->second.slots_used);
-      lane.set_slots_warm(it->second.slots_warm);
-      lane.set_rows_waiting(it->second.rows_waiting);
+      FillLoad(it->second.load, &lane);
     }
   }
 }
@@ -232,8 +251,7 @@ grpc::ServerUnaryReactor* ClusterService::GetTenantUsage(grpc::CallbackServerCon
   const auto ask = [this, context, request, response]() -> absl::Status {
     RWKV_ASSIGN_OR_RETURN(const Caller caller, tenancy_->CallerOf(*context));
     RWKV_ASSIGN_OR_RETURN(const std::string tenant, tenancy_->WhoseUsage(caller, request->tenant()));
-    RWKV_ASSIGN_OR_RETURN(const v1::GetUsageResponse usage,
-                          tenancy_->GetUsage(tenant, absl::Now() + kUsageTimeout));
+    RWKV_ASSIGN_OR_RETURN(const v1::GetUsageResponse usage, tenancy_->GetUsage(tenant, absl::Now() + kUsageTimeout));
     response->set_tenant(tenant);
     response->set_turns(usage.usage().turns());
     response->set_prompt_tokens(usage.usage().prompt_tokens());

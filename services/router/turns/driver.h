@@ -72,7 +72,7 @@ class TurnManager::Driver final : public Fleet::Listener, private World {
     return fleet_.Send(epoch, command);
   }
   void EndEpoch(uint64_t epoch, const absl::Status& why) override { fleet_.EndEpoch(epoch, why); }
-  void SetTurns(uint64_t epoch, int turns) override { fleet_.SetTurns(epoch, turns); }
+  void SetLoad(uint64_t epoch, const LaneLoad& load) override { fleet_.SetLoad(epoch, load); }
   bool OthersDrive(const std::string& pool) override { return fleet_.OthersDrive(pool); }
   absl::Status WhyNoLane() override { return fleet_.state().status; }
   std::shared_ptr<const ServingModel> FindModel(const std::string& fingerprint) override ABSL_LOCKS_EXCLUDED(mu_);

@@ -93,9 +93,7 @@ void TurnCore::SweepClosing() {
 std::vector<LaneState> TurnCore::Lanes() const {
   std::vector<LaneState> lanes;
   for (const auto& [epoch, lane] : placement_.lanes()) {
-    const Scheduler& scheduler = lane->scheduler;
-    lanes.push_back({epoch, lane->plan, lane->closing, scheduler.sequences(), scheduler.slots_in_use(),
-                     scheduler.slots_warm(), scheduler.rows_waiting()});
+    lanes.push_back({epoch, lane->plan, lane->closing, lane->Load()});
   }
   return lanes;
 }

@@ -182,9 +182,7 @@ void TurnCore::UpdateGauges() {
     used += lane->scheduler.slots_in_use();
     warm += lane->scheduler.slots_warm();
     steps += lane->scheduler.steps_in_flight();
-    if (const int turns = lane->scheduler.sequences(); std::exchange(lane->told_turns, turns) != turns) {
-      world_->SetTurns(epoch, turns);
-    }
+    if (const LaneLoad load = lane->Load(); std::exchange(lane->told_load, load) != load) world_->SetLoad(epoch, load);
   }
   metrics_->slots_used.Set(used);
   metrics_->slots_warm.Set(warm);

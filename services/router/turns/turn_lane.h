@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "rwkv/v1/common.pb.h"
+#include "services/router/pipeline/lane_load.h"
 #include "services/router/pipeline/stage_plan.h"
 #include "services/router/scheduler/scheduler.h"
 
@@ -20,6 +21,10 @@ struct TurnLane {
   TurnLane(uint64_t epoch, StagePlan plan, const Scheduler::Options& options)
       : epoch(epoch), plan(std::move(plan)), scheduler(options) {}
 
+  LaneLoad Load() const {
+    return {scheduler.sequences(), scheduler.slots_in_use(), scheduler.slots_warm(), scheduler.rows_waiting()};
+  }
+
   const uint64_t epoch;
   const StagePlan plan;
   std::string pool;
@@ -27,7 +32,7 @@ struct TurnLane {
   std::multimap<std::pair<SequenceId, uint64_t>, std::string> save_ids;  // Of SaveCommands to come, in their order.
   absl::Time last_progress;
   bool closing = false;  // It is given away: turns leave it.
-  int told_turns = 0;    // As the fleet was told.
+  LaneLoad told_load;    // As the fleet was told.
 };
 
 // All lanes of one model and one numeric family: a turn stays among them, so that its tokens are the same bits wherever

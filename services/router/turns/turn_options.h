@@ -10,6 +10,7 @@
 #include "absl/time/time.h"
 #include "rwkv/v1/state_store.pb.h"
 #include "rwkv/v1/worker.pb.h"
+#include "services/router/pipeline/lane_load.h"
 #include "services/router/pipeline/stage_plan.h"
 #include "services/router/prefix_cache/prefix_ends.h"
 #include "services/router/turns/turn_input.h"
@@ -74,10 +75,7 @@ struct LaneState {
   uint64_t epoch = 0;
   StagePlan plan;
   bool closing = false;
-  int turns = 0;
-  int slots_used = 0;
-  int slots_warm = 0;
-  int64_t rows_waiting = 0;
+  LaneLoad load;
 };
 
 }  // namespace rwkv::router

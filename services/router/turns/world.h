@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "rwkv/v1/worker.pb.h"
+#include "services/router/pipeline/lane_load.h"
 #include "services/router/turns/serving_model.h"
 
 namespace rwkv::router {
@@ -36,7 +37,7 @@ class World {
   // As those of Fleet.
   virtual bool Send(uint64_t epoch, const std::shared_ptr<const v1::ExecuteRequest>& command) = 0;
   virtual void EndEpoch(uint64_t epoch, const absl::Status& why) = 0;
-  virtual void SetTurns(uint64_t epoch, int turns) = 0;
+  virtual void SetLoad(uint64_t epoch, const LaneLoad& load) = 0;
   virtual bool OthersDrive(const std::string& pool) = 0;
   // Why no lane is up; OK if one is.
   virtual absl::Status WhyNoLane() = 0;
