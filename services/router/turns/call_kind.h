@@ -38,8 +38,8 @@ class CallKind {
     absl::Status status;
   };
 
-  // Whether the client takes a message more, with so many of them in its stream. Ends the call of one that takes none
-  // for too long.
+  // Whether the client takes a message more, with so many of them in its stream. The call of one that takes none for
+  // too long ends after this.
   using HasRoom = std::function<bool(size_t queued)>;
 
   virtual ~CallKind() = default;

@@ -23,8 +23,6 @@ void CloseStream(std::shared_ptr<ResponseStream<Response>>& stream, const absl::
 
 }  // namespace
 
-uint64_t CallKind::FeedAtOnce(const Turn& turn) const { return turn.FeedEnd(); }
-
 void GenerateCall::Close(const absl::Status& status) { CloseStream(stream_, status); }
 
 void ScoringCall::OnResult(const Turn& /*turn*/, const v1::EntryResult& result) {
@@ -72,7 +70,6 @@ CallKind::Next DocumentCall::Advance(const Turn& turn, bool /*idle*/, const HasR
   if (stream_ == nullptr) return {};
   if (turn.done_end > sent_ + scores_.size()) return {What::kEnd, 0, Missing(turn, sent_ + scores_.size())};
   if (!scores_.empty() && has_room(stream_->queued())) Send(turn);
-  if (turn.stopped) return {};
   if (sent_ == turn.KnownEnd()) return {What::kEnd};
   if (turn.fed_end == turn.KnownEnd() || turn.done_end < sent_) return {};
   const uint64_t ahead = turn.fed_end - sent_;

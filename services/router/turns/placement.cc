@@ -157,7 +157,7 @@ TurnLane* Placement::ChooseLane(const Turn& turn) const {
   return best;
 }
 
-void Placement::DropWarm(absl::string_view session_id) {
+void Placement::DropWarm(absl::string_view session_id) const {
   for (const auto& [epoch, lane] : lanes_) lane->scheduler.DropWarm(session_id);
 }
 

@@ -50,7 +50,7 @@ class Placement {
   bool HasLane(const Turn& turn) const;
   // Where the turn waits least; null: nowhere.
   TurnLane* ChooseLane(const Turn& turn) const;
-  void DropWarm(absl::string_view session_id);
+  void DropWarm(absl::string_view session_id) const;
   int TotalSlots() const;
 
  private:

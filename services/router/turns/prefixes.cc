@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/status/statusor.h"
+#include "services/router/prefix_cache/prefix_ends.h"
 
 namespace rwkv::router {
 namespace {
@@ -16,24 +17,14 @@ constexpr absl::Duration kPauseAfterError = absl::Seconds(5);
 
 }  // namespace
 
-Prefixes::Prefixes(const PrefixCacheOptions& options, const Placement* placement, World* world,
-                   state_store::CatalogClient* catalog, RouterMetrics* metrics,
-                   std::function<absl::Time()> store_deadline)
-    : options_(options),
-      placement_(placement),
-      world_(world),
-      catalog_(catalog),
-      metrics_(metrics),
-      store_deadline_(std::move(store_deadline)) {}
-
 bool Prefixes::Uses(const Turn& turn) const {
-  return options_.enabled && turn.kind->generates() && turn.begin == 0 && turn.prompt.size() > kShortestPrefix &&
-         !(turn.session != nullptr && turn.session->base_position.has_value());
+  return context_.options.prefix_cache.enabled && turn.kind->generates() && turn.begin == 0 &&
+         turn.prompt.size() > kShortestPrefix && !(turn.session != nullptr && turn.session->base_position.has_value());
 }
 
 // A clock that was set back ends a pause.
 bool Prefixes::Pauses(absl::Time failed) const {
-  const absl::Duration since = world_->Now() - failed;
+  const absl::Duration since = context_.world->Now() - failed;
   return since >= absl::ZeroDuration() && since < kPauseAfterError;
 }
 
@@ -41,7 +32,7 @@ v1::PrefixScope Prefixes::ScopeOf(const Turn& turn) const {
   v1::PrefixScope scope;
   scope.set_tenant(turn.tenant);
   scope.set_model_fingerprint(turn.model->info.fingerprint());
-  scope.set_numeric_family(placement_->pools().at(turn.pool).numeric_family);
+  scope.set_numeric_family(placement_.pools().at(turn.pool).numeric_family);
   scope.set_initial_state(turn.initial_state);
   return scope;
 }
@@ -50,14 +41,15 @@ void Prefixes::Plan(Turn& turn) {
   if (turn.prefix.planned || !Uses(turn)) return;
   turn.prefix.planned = true;
   const std::string scope = ScopeOf(turn).SerializeAsString();
-  const uint64_t shared = turn.prompt.size() > options_.min_tokens ? recent_inputs_.Add(scope, turn.prompt) : 0;
-  turn.prefix.ends = PrefixEnds(options_, turn.prompt.size(), turn.prefix.marks, shared);
+  const uint64_t shared =
+      turn.prompt.size() > context_.options.prefix_cache.min_tokens ? recent_inputs_.Add(scope, turn.prompt) : 0;
+  turn.prefix.ends = PrefixEnds(context_.options.prefix_cache, turn.prompt.size(), turn.prefix.marks, shared);
 }
 
 absl::optional<v1::FindPrefixRequest> Prefixes::Lookup(const Turn& turn) const {
   // A beginning that is too short to be kept is too short to be there, unless it was marked.
-  if (!Uses(turn) || turn.prefix.off || turn.prefix.ends.empty() || turn.patience.LeavesSnapshots(world_->Now()) ||
-      Pauses(lookup_failed_)) {
+  if (!Uses(turn) || turn.prefix.off || turn.prefix.ends.empty() ||
+      turn.patience.LeavesSnapshots(context_.world->Now()) || Pauses(lookup_failed_)) {
     return absl::nullopt;
   }
   v1::FindPrefixRequest find;
@@ -69,8 +61,8 @@ absl::optional<v1::FindPrefixRequest> Prefixes::Lookup(const Turn& turn) const {
 
 void Prefixes::Find(const v1::FindPrefixRequest& find, Located* located) const {
   if (located->manifest.position() >= static_cast<uint64_t>(find.token_ids_size())) return;
-  absl::StatusOr<v1::FindPrefixResponse> found =
-      catalog_->FindPrefix(find, std::min(store_deadline_(), world_->CallClock() + kLookupLimit));
+  absl::StatusOr<v1::FindPrefixResponse> found = context_.catalog->FindPrefix(
+      find, std::min(context_.StoreDeadline(), context_.world->CallClock() + kLookupLimit));
   located->prefix_status = found.status();
   located->asked_for_prefix = true;
   if (!found.ok() || found->manifest().position() <= located->manifest.position()) return;
@@ -81,11 +73,11 @@ void Prefixes::Find(const v1::FindPrefixRequest& find, Located* located) const {
 void Prefixes::OnFound(Turn& turn, const Located& located) {
   turn.prefix.attached = located.is_prefix;
   if (!located.asked_for_prefix) return;
-  if (!located.prefix_status.ok()) lookup_failed_ = world_->Now();
+  if (!located.prefix_status.ok()) lookup_failed_ = context_.world->Now();
   if (std::exchange(turn.prefix.counted, true)) return;  // It may be looked up again after a loss.
-  (!located.prefix_status.ok() ? metrics_->prefix_errors
-   : located.is_prefix         ? metrics_->prefix_hits
-                               : metrics_->prefix_misses)
+  (!located.prefix_status.ok() ? context_.metrics->prefix_errors
+   : located.is_prefix         ? context_.metrics->prefix_hits
+                               : context_.metrics->prefix_misses)
       .Increment();
 }
 
@@ -111,19 +103,20 @@ std::function<absl::Status()> Prefixes::CommitJob(const PendingSave& save, const
   drop.set_reason("it is read again");
   return [this, request = std::move(request), drop = std::move(drop)] {
     // Again, lest what could not be dropped when it was found keeps its place.
-    if (!drop.snapshot_id().empty()) (void)catalog_->DropPrefix(drop, store_deadline_());
-    return catalog_->PutPrefix(request, store_deadline_()).status();
+    if (!drop.snapshot_id().empty()) (void)context_.catalog->DropPrefix(drop, context_.StoreDeadline());
+    return context_.catalog->PutPrefix(request, context_.StoreDeadline()).status();
   };
 }
 
 void Prefixes::OnSaveEnded(const std::string& snapshot_id, const absl::Status& status) {
-  if (status.ok()) return metrics_->prefixes_kept.Increment();
-  save_failed_ = world_->Now();
+  if (status.ok()) return context_.metrics->prefixes_kept.Increment();
+  save_failed_ = context_.world->Now();
   v1::DropSnapshotRequest drop;
   drop.set_snapshot_id(snapshot_id);
   // If they stay, they are swept as orphans.
-  world_->Run(World::Queue::kSnapshot,
-              [this, drop = std::move(drop)] { (void)catalog_->DropSnapshot(drop, store_deadline_()); });
+  context_.world->Run(World::Queue::kSnapshot, [this, drop = std::move(drop)] {
+    (void)context_.catalog->DropSnapshot(drop, context_.StoreDeadline());
+  });
 }
 
 bool Prefixes::OnAttachFailed(Turn& turn, const absl::Status& status, bool unusable) {
@@ -135,8 +128,9 @@ bool Prefixes::OnAttachFailed(Turn& turn, const absl::Status& status, bool unusa
   v1::DropPrefixRequest drop;
   drop.set_snapshot_id(turn.snapshot.snapshot_id());
   drop.set_reason(status.ToString());
-  world_->Run(World::Queue::kSnapshot,
-              [this, drop = std::move(drop)] { (void)catalog_->DropPrefix(drop, store_deadline_()); });
+  context_.world->Run(World::Queue::kSnapshot, [this, drop = std::move(drop)] {
+    (void)context_.catalog->DropPrefix(drop, context_.StoreDeadline());
+  });
   return true;
 }
 

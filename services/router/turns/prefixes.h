@@ -12,13 +12,10 @@
 #include "absl/time/time.h"
 #include "absl/types/optional.h"
 #include "rwkv/v1/state_store.pb.h"
-#include "services/router/prefix_cache/prefix_ends.h"
 #include "services/router/prefix_cache/recent_inputs.h"
+#include "services/router/turns/core_context.h"
 #include "services/router/turns/placement.h"
-#include "services/router/turns/router_metrics.h"
 #include "services/router/turns/turn.h"
-#include "services/router/turns/world.h"
-#include "services/state_store/client/state_store_client.h"
 
 namespace rwkv::router {
 
@@ -35,9 +32,8 @@ struct Located {
 // Part of the core: one thread at a time, but for what says otherwise; no clock of its own.
 class Prefixes {
  public:
-  // All borrowed. `store_deadline` is asked on any thread.
-  Prefixes(const PrefixCacheOptions& options, const Placement* placement, World* world,
-           state_store::CatalogClient* catalog, RouterMetrics* metrics, std::function<absl::Time()> store_deadline);
+  // All borrowed.
+  Prefixes(const CoreContext& context, const Placement& placement) : context_(context), placement_(placement) {}
 
   // Says where the states of a turn's input will be kept, once.
   void Plan(Turn& turn);
@@ -68,12 +64,8 @@ class Prefixes {
   bool Pauses(absl::Time failed) const;
   v1::PrefixScope ScopeOf(const Turn& turn) const;
 
-  const PrefixCacheOptions options_;
-  const Placement* const placement_;
-  World* const world_;
-  state_store::CatalogClient* const catalog_;
-  RouterMetrics* const metrics_;
-  const std::function<absl::Time()> store_deadline_;
+  const CoreContext& context_;
+  const Placement& placement_;
   RecentInputs recent_inputs_;
   absl::Time lookup_failed_ = absl::InfinitePast();
   absl::Time save_failed_ = absl::InfinitePast();

@@ -10,17 +10,18 @@
 #include "services/router/turns/turn_lane.h"
 
 namespace rwkv::router {
+namespace {
 
-Saves::Saves(const TurnOptions& options, World* world, state_store::CatalogClient* catalog, SessionTable* sessions,
-             Prefixes* prefixes, RouterMetrics* metrics, std::function<absl::Time()> store_deadline, Ended ended)
-    : options_(options),
-      world_(world),
-      catalog_(catalog),
-      sessions_(sessions),
-      prefixes_(prefixes),
-      metrics_(metrics),
-      store_deadline_(std::move(store_deadline)),
-      ended_(std::move(ended)) {}
+// Snapshots on their way at a time, as a multiple of the slots.
+constexpr int kPerSlot = 2;
+
+}  // namespace
+
+Saves::Saves(const CoreContext& context, const Placement& placement, SessionTable* sessions, Prefixes* prefixes,
+             Ended ended)
+    : context_(context), placement_(placement), sessions_(sessions), prefixes_(prefixes), ended_(std::move(ended)) {}
+
+int Saves::room() const { return kPerSlot * placement_.TotalSlots() - static_cast<int>(saves_.size()); }
 
 const PendingSave* Saves::Find(const std::string& snapshot_id) const {
   const auto it = saves_.find(snapshot_id);
@@ -35,7 +36,7 @@ bool Saves::UseLane(uint64_t epoch) const {
 PendingSave* Saves::Add(Turn& turn) {
   const absl::optional<uint64_t> position = turn.lane->scheduler.Save(turn.sequence);
   if (!position.has_value()) return nullptr;
-  const std::string id = absl::StrFormat("%016x%016x", world_->Random(), world_->Random());
+  const std::string id = absl::StrFormat("%016x%016x", context_.world->Random(), context_.world->Random());
   PendingSave& save = saves_[id];
   save.snapshot_id = id;
   save.model_fingerprint = turn.model->info.fingerprint();
@@ -43,7 +44,7 @@ PendingSave* Saves::Add(Turn& turn) {
   save.epoch = turn.lane->epoch;
   save.position = *position;
   save.answers_left = static_cast<int>(turn.lane->plan.stages.size());
-  save.deadline = world_->Now() + options_.save_timeout;
+  save.deadline = context_.world->Now() + context_.options.save_timeout;
   turn.lane->save_ids.emplace(std::make_pair(turn.sequence, *position), id);
   return &save;
 }
@@ -67,11 +68,13 @@ const PendingSave* Saves::Begin(Turn& turn) {
   return save;
 }
 
-void Saves::BeginPrefix(Turn& turn, std::shared_ptr<const v1::PutPrefixRequest> prefix, const std::string& replaces) {
+void Saves::BeginPrefix(Turn& turn) {
+  // Half of what may be on its way, so that sessions are saved in time.
+  if (static_cast<int>(saves_.size()) >= placement_.TotalSlots() || prefixes_->SavesPause()) return;
   PendingSave* const save = Add(turn);
   if (save == nullptr) return;
-  save->prefix = std::move(prefix);
-  save->replaces = replaces;
+  save->prefix = prefixes_->Put(turn, turn.planned_end);
+  save->replaces = turn.prefix.unusable;
 }
 
 void Saves::OnSaved(const v1::SnapshotSaved& saved) {
@@ -106,7 +109,7 @@ void Saves::Sweep() {
   std::vector<Over> over;
   for (auto& [id, save] : saves_) {
     if (save.committing) continue;
-    if (world_->Now() >= save.deadline) {
+    if (context_.world->Now() >= save.deadline) {
       over.push_back({id, false, absl::DeadlineExceededError("the snapshot took too long")});
       continue;
     }
@@ -143,12 +146,12 @@ void Saves::Commit(const std::string& id, PendingSave& save) {
     request.set_log_branch(save.log_branch);
     *request.mutable_manifest() = ManifestOf(save);
     work = [this, request = std::move(request)] {
-      return catalog_->CommitSnapshot(request, store_deadline_()).status();
+      return context_.catalog->CommitSnapshot(request, context_.StoreDeadline()).status();
     };
   }
   // False: too much waits for the store just now, and the next sweep asks again.
   save.committing = RunStoreJob<absl::Status>(
-      world_, Traced<absl::Status>(save.trace, std::move(work)),
+      context_.world, Traced<absl::Status>(save.trace, std::move(work)),
       [this, id](absl::Status status) { End(id, true, status); }, World::Queue::kSnapshot);
 }
 
@@ -175,7 +178,9 @@ void Saves::End(const std::string& snapshot_id, bool is_whole, const absl::Statu
   saves_.erase(it);
   if (!save.session_id.empty()) {
     --sessions_->Find(save.session_id)->saves;
-    if (save.position > 0) (status.ok() ? metrics_->snapshots_committed : metrics_->snapshots_failed).Increment();
+    if (save.position > 0) {
+      (status.ok() ? context_.metrics->snapshots_committed : context_.metrics->snapshots_failed).Increment();
+    }
   }
   if (save.prefix != nullptr) prefixes_->OnSaveEnded(snapshot_id, status);
   if (!status.ok()) {

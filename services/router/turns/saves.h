@@ -1,24 +1,19 @@
 // Snapshots on their way, from the command to the manifest.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <map>
-#include <memory>
 #include <string>
 
 #include "absl/status/status.h"
-#include "absl/time/time.h"
 #include "rwkv/v1/state_store.pb.h"
 #include "rwkv/v1/worker.pb.h"
+#include "services/router/turns/core_context.h"
+#include "services/router/turns/placement.h"
 #include "services/router/turns/prefixes.h"
-#include "services/router/turns/router_metrics.h"
 #include "services/router/turns/session_table.h"
 #include "services/router/turns/turn.h"
-#include "services/router/turns/turn_options.h"
-#include "services/router/turns/world.h"
-#include "services/state_store/client/state_store_client.h"
 
 namespace rwkv::router {
 
@@ -29,12 +24,15 @@ class Saves {
   // It is over and not on its way any more. `is_whole`: its records are there, whatever `status` says of its manifest.
   using Ended = std::function<void(const PendingSave& save, bool is_whole, const absl::Status& status)>;
 
-  // All borrowed. `store_deadline` is asked on any thread.
-  Saves(const TurnOptions& options, World* world, state_store::CatalogClient* catalog, SessionTable* sessions,
-        Prefixes* prefixes, RouterMetrics* metrics, std::function<absl::Time()> store_deadline, Ended ended);
+  // All borrowed.
+  Saves(const CoreContext& context, const Placement& placement, SessionTable* sessions, Prefixes* prefixes,
+        Ended ended);
 
   bool empty() const { return saves_.empty(); }
-  size_t size() const { return saves_.size(); }
+  // How many more may be on their way: beyond it running turns are not saved in between. < 0: more are than should.
+  int room() const;
+  // A snapshot of the turn would not be one too many.
+  bool MayBegin(const Turn& turn) const { return turn.HasLog() && turn.saves == 0 && room() > 0; }
   // Null: it is not on its way.
   const PendingSave* Find(const std::string& snapshot_id) const;
   // Some of a lane's workers have yet to answer.
@@ -42,8 +40,8 @@ class Saves {
 
   // Of the turn's state; null: it is not attached.
   const PendingSave* Begin(Turn& turn);
-  // The same for the prefix cache, in place of the prefix `replaces` if that is not empty.
-  void BeginPrefix(Turn& turn, std::shared_ptr<const v1::PutPrefixRequest> prefix, const std::string& replaces);
+  // The same of the beginning of its input for the prefix cache, unless too many are on their way.
+  void BeginPrefix(Turn& turn);
 
   void OnSaved(const v1::SnapshotSaved& saved);
   // Takes those that are whole to the store, and ends those that are over.
@@ -64,13 +62,10 @@ class Saves {
   void Commit(const std::string& id, PendingSave& save);
   void End(const std::string& snapshot_id, bool is_whole, const absl::Status& status);
 
-  const TurnOptions& options_;
-  World* const world_;
-  state_store::CatalogClient* const catalog_;
+  const CoreContext& context_;
+  const Placement& placement_;
   SessionTable* const sessions_;
   Prefixes* const prefixes_;
-  RouterMetrics* const metrics_;
-  const std::function<absl::Time()> store_deadline_;
   const Ended ended_;
   std::map<std::string, PendingSave> saves_;  // By snapshot.
 };

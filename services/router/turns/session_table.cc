@@ -4,6 +4,7 @@
 
 #include "absl/status/statusor.h"
 #include "services/common/logging.h"
+#include "services/router/turns/world.h"
 
 namespace rwkv::router {
 namespace {
@@ -15,14 +16,8 @@ void ToProto(absl::Duration duration, google::protobuf::Duration* proto) {
 
 }  // namespace
 
-SessionTable::SessionTable(const TurnOptions& options, World* world, state_store::CatalogClient* catalog,
-                           std::function<absl::Time()> store_deadline, std::function<void(Session&)> lost)
-    : options_(options),
-      world_(world),
-      catalog_(catalog),
-      store_deadline_(std::move(store_deadline)),
-      lost_(std::move(lost)),
-      next_renewal_(world->Now()) {}
+SessionTable::SessionTable(const CoreContext& context, std::function<void(Session&)> lost)
+    : context_(context), lost_(std::move(lost)), next_renewal_(context.Now()) {}
 
 Session* SessionTable::Find(const std::string& id) {
   const auto it = sessions_.find(id);
@@ -43,9 +38,9 @@ Session& SessionTable::Of(const std::string& id) {
 v1::AcquireLeaseRequest SessionTable::AcquireRequest(const std::string& id) const {
   v1::AcquireLeaseRequest request;
   request.set_session_id(id);
-  request.set_holder(options_.router);
-  request.set_incarnation(options_.incarnation);
-  ToProto(options_.lease_ttl, request.mutable_ttl());
+  request.set_holder(context_.options.router);
+  request.set_incarnation(context_.options.incarnation);
+  ToProto(context_.options.lease_ttl, request.mutable_ttl());
   return request;
 }
 
@@ -67,8 +62,10 @@ void SessionTable::Release(Session& session) {
   v1::ReleaseLeaseRequest request;
   *request.mutable_lease() = session.lease;
   session.releasing = RunStoreJob<absl::Status>(
-      world_,
-      [this, request = std::move(request)] { return catalog_->ReleaseLease(request, store_deadline_()).status(); },
+      context_.world,
+      [this, request = std::move(request)] {
+        return context_.catalog->ReleaseLease(request, context_.StoreDeadline()).status();
+      },
       [this, id = session.id](absl::Status) {
         // Whether or not the store heard of it: the lease ends by itself.
         Session* const released = Find(id);
@@ -79,10 +76,10 @@ void SessionTable::Release(Session& session) {
 }
 
 void SessionTable::Renew() {
-  if (renewing_ || world_->Now() < next_renewal_) return;
-  next_renewal_ = world_->Now() + options_.lease_ttl / 3;
+  if (renewing_ || context_.world->Now() < next_renewal_) return;
+  next_renewal_ = context_.world->Now() + context_.options.lease_ttl / 3;
   v1::RenewLeasesRequest request;
-  ToProto(options_.lease_ttl, request.mutable_ttl());
+  ToProto(context_.options.lease_ttl, request.mutable_ttl());
   for (auto& [id, session] : sessions_) {
     if (!session.leased || session.releasing) continue;
     // A snapshot that is still on its way is worth less than another router's turn: that one takes the lease when it
@@ -96,7 +93,8 @@ void SessionTable::Renew() {
   if (request.leases().empty()) return;
   using Renewed = absl::StatusOr<v1::RenewLeasesResponse>;
   renewing_ = RunStoreJob<Renewed>(
-      world_, [this, request = std::move(request)] { return catalog_->RenewLeases(request, store_deadline_()); },
+      context_.world,
+      [this, request = std::move(request)] { return context_.catalog->RenewLeases(request, context_.StoreDeadline()); },
       [this](Renewed renewed) {
         renewing_ = false;
         if (!renewed.ok()) return;  // Tried again soon; until then writes say whether the lease still holds.

@@ -7,10 +7,8 @@
 
 #include "absl/time/time.h"
 #include "rwkv/v1/state_store.pb.h"
+#include "services/router/turns/core_context.h"
 #include "services/router/turns/turn.h"
-#include "services/router/turns/turn_options.h"
-#include "services/router/turns/world.h"
-#include "services/state_store/client/state_store_client.h"
 
 namespace rwkv::router {
 
@@ -18,9 +16,8 @@ namespace rwkv::router {
 // them.
 class SessionTable {
  public:
-  // All borrowed. `store_deadline` is asked on any thread; `lost` is told of a session whose lease another router has.
-  SessionTable(const TurnOptions& options, World* world, state_store::CatalogClient* catalog,
-               std::function<absl::Time()> store_deadline, std::function<void(Session&)> lost);
+  // `context` is borrowed; `lost` is told of a session whose lease another router has.
+  SessionTable(const CoreContext& context, std::function<void(Session&)> lost);
 
   bool empty() const { return sessions_.empty(); }
   // Null: nobody needs it.
@@ -37,10 +34,7 @@ class SessionTable {
   void Release(Session& session);
   void Renew();
 
-  const TurnOptions& options_;
-  World* const world_;
-  state_store::CatalogClient* const catalog_;
-  const std::function<absl::Time()> store_deadline_;
+  const CoreContext& context_;
   const std::function<void(Session&)> lost_;
   std::map<std::string, Session> sessions_;
   bool renewing_ = false;

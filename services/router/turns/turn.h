@@ -162,6 +162,12 @@ struct Turn {
     return i < prompt.size() ? prompt[i] : answer->ids()[i - prompt.size()];
   }
   uint64_t FeedEnd() const { return WantsToken() ? KnownEnd() : StateEnd(); }
+  // Nothing of it is on its way to the log, or still to come there.
+  bool IsCommitted() const {
+    if (committing) return false;
+    if (!HasLog() || abandoned || !answer.has_value()) return true;
+    return durable == answer->size() && (!answer->finished() || finish_durable);
+  }
   // Its worker may be at any position from done_end to planned_end.
   bool Going() const { return going_on.on && done_end < planned_end; }
   // The token after the last known one is wanted.

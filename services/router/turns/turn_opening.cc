@@ -172,6 +172,11 @@ absl::optional<uint64_t> BasePosition(const v1::Session& session) {
   return session.has_base_position() ? absl::make_optional(session.base_position()) : absl::nullopt;
 }
 
+absl::Status BaseLost(const std::string& session_id, uint64_t position, absl::string_view why) {
+  return absl::DataLossError(absl::StrCat("session \"", session_id, "\" was imported with a state at position ",
+                                          position, ", which cannot be read any more: ", why));
+}
+
 Opened Open(const OpeningRequest& request, absl::Time deadline, state_store::CatalogClient* catalog) {
   return Opening(request, deadline, catalog).Run();
 }

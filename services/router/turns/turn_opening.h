@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "absl/types/optional.h"
 #include "rwkv/v1/common.pb.h"
@@ -47,6 +48,8 @@ struct Opened {
 
 // Unset: the session stands on no imported state.
 absl::optional<uint64_t> BasePosition(const v1::Session& session);
+// kDataLoss, for whoever needs the state that a session was imported with, which no log stands for.
+absl::Status BaseLost(const std::string& session_id, uint64_t position, absl::string_view why);
 
 // Blocks until `deadline` at most. Errors: those of the store, and
 //   kOutOfRange: resume_from is beyond a turn's tokens, or of a turn that the session does not know.

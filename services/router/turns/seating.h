@@ -1,0 +1,53 @@
+// The way of a parked turn to its slot: it waits for a lane that it may run on, then for the answer where its state is
+// - in a warm slot, in a snapshot, in the prefix cache, or nowhere -, and is attached there.
+#pragma once
+
+#include <cstdint>
+
+#include "rwkv/v1/state_store.pb.h"
+#include "services/router/turns/attaching.h"
+#include "services/router/turns/client_streams.h"
+#include "services/router/turns/core_context.h"
+#include "services/router/turns/placement.h"
+#include "services/router/turns/prefixes.h"
+#include "services/router/turns/turn.h"
+#include "services/router/turns/turn_ends.h"
+#include "services/router/turns/turn_slots.h"
+#include "services/router/turns/turn_table.h"
+
+namespace rwkv::router {
+
+// Part of the core: one thread at a time. Keeps nothing of its own.
+class Seating {
+ public:
+  // All borrowed.
+  Seating(const CoreContext& context, const Placement& placement, const Attaching& attaching, Prefixes* prefixes,
+          ClientStreams* streams, TurnSlots* slots, TurnEnds* ends);
+
+  // What a turn in phase kParked does next: looks for its slot, waits, or gives up.
+  void Advance(const TurnPtr& turn) const;
+
+ private:
+  void Locate(const TurnPtr& turn) const;
+  // Takes a warm slot at a position in [at_least, at_most], if there is one.
+  bool LocateWarm(const TurnPtr& turn, uint64_t at_least, uint64_t at_most) const;
+  // The log grew without the turn's slot, which stands at `position`: what it has not seen is read while it attaches.
+  void ReadTail(const TurnPtr& turn, uint64_t position) const;
+  // Of a turn with a session: asks the store.
+  void LocateSnapshot(const TurnPtr& turn, absl::optional<v1::FindPrefixRequest> prefix) const;
+  // Of a turn that has nothing else to begin from.
+  void LocatePrefix(const TurnPtr& turn, v1::FindPrefixRequest find) const;
+  void OnLocated(const TurnPtr& turn, Located located) const;
+  // The store cannot be asked now: too much waits for it.
+  void TryLater(Turn& turn) const;
+
+  const CoreContext& context_;
+  const Placement& placement_;
+  const Attaching& attaching_;
+  Prefixes* const prefixes_;
+  ClientStreams* const streams_;
+  TurnSlots* const slots_;
+  TurnEnds* const ends_;
+};
+
+}  // namespace rwkv::router

@@ -1,0 +1,45 @@
+// What of the turns gets into the log, and what becomes of a turn that cannot be written any more.
+#pragma once
+
+#include <vector>
+
+#include "absl/time/time.h"
+#include "services/router/turns/core_context.h"
+#include "services/router/turns/log_writer.h"
+#include "services/router/turns/placement.h"
+#include "services/router/turns/saves.h"
+#include "services/router/turns/session_table.h"
+#include "services/router/turns/turn.h"
+#include "services/router/turns/turn_ends.h"
+#include "services/router/turns/turn_slots.h"
+#include "services/router/turns/turn_table.h"
+
+namespace rwkv::router {
+
+// Part of the core: one thread at a time. Owns the log's writer.
+class TurnCommits {
+ public:
+  // All borrowed.
+  TurnCommits(const CoreContext& context, const TurnTable& turns, const Placement& placement, Saves* saves,
+              TurnSlots* slots, TurnEnds* ends);
+
+  // Begins the next commit, of all turns that have something for it, if none is on its way.
+  void Sweep();
+  // Another router has the session; what is not in the log is not this one's to write any more.
+  void OnLeaseLost(Session& session) const;
+
+ private:
+  void OnCommitted(const std::vector<LogWriter::Item>& items, absl::Duration took) const;
+  // What is not in the log has never been: neither slot nor snapshot may hold it.
+  void OnFailed(Turn& turn, const absl::Status& status) const;
+
+  const CoreContext& context_;
+  const TurnTable& turns_;
+  const Placement& placement_;
+  Saves* const saves_;
+  TurnSlots* const slots_;
+  TurnEnds* const ends_;
+  LogWriter writer_;
+};
+
+}  // namespace rwkv::router
