@@ -1,0 +1,172 @@
+// Parts of the core by themselves, for their tests: a world that does nothing by itself, and turns in any state.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "rwkv/v1/generation.pb.h"
+#include "rwkv/v1/worker.pb.h"
+#include "services/common/metrics.h"
+#include "services/router/pipeline/lane_load.h"
+#include "services/router/pipeline/stage_plan.h"
+#include "services/router/turns/call_kinds.h"
+#include "services/router/turns/client_streams.h"
+#include "services/router/turns/core_context.h"
+#include "services/router/turns/placement.h"
+#include "services/router/turns/prefixes.h"
+#include "services/router/turns/response_stream.h"
+#include "services/router/turns/router_metrics.h"
+#include "services/router/turns/saves.h"
+#include "services/router/turns/serving_model.h"
+#include "services/router/turns/session_table.h"
+#include "services/router/turns/turn.h"
+#include "services/router/turns/turn_ends.h"
+#include "services/router/turns/turn_lane.h"
+#include "services/router/turns/turn_options.h"
+#include "services/router/turns/turn_slots.h"
+#include "services/router/turns/turn_table.h"
+#include "services/router/turns/waiting_line.h"
+#include "services/router/turns/world.h"
+
+namespace rwkv::router {
+
+class StillWorld final : public World {
+ public:
+  absl::Time Now() override { return now; }
+  absl::Time CallClock() override { return now; }
+  uint64_t Random() override { return ++drawn_; }
+  void Post(std::function<void()> event) override { posted.push_back(std::move(event)); }
+  bool Run(Queue /*queue*/, std::function<void()> /*work*/) override { return true; }  // It never comes back.
+  bool Send(uint64_t /*epoch*/, const std::shared_ptr<const v1::ExecuteRequest>& /*command*/) override { return true; }
+  void EndEpoch(uint64_t epoch, const absl::Status& why) override { ended.emplace_back(epoch, why); }
+  void SetLoad(uint64_t /*epoch*/, const LaneLoad& /*load*/) override {}
+  bool OthersDrive(const std::string& /*pool*/) override { return false; }
+  absl::Status WhyNoLane() override { return absl::OkStatus(); }
+  std::shared_ptr<const ServingModel> FindModel(const std::string& /*fingerprint*/) override { return nullptr; }
+  void SetServing(bool serving) override { told_serving.push_back(serving); }
+  void Drained() override {}
+  void PoolsDropped() override {}
+
+  // Runs what was posted.
+  void RunPosted() {
+    const std::deque<std::function<void()>> events = std::exchange(posted, {});
+    for (const auto& event : events) event();
+  }
+
+  absl::Time now = absl::FromUnixSeconds(1'800'000'000);
+  std::deque<std::function<void()>> posted;
+  std::vector<std::pair<uint64_t, absl::Status>> ended;  // Epochs.
+  std::vector<bool> told_serving;
+
+ private:
+  uint64_t drawn_ = 0;
+};
+
+// Keeps what was sent; its client takes nothing until it is told to.
+class HeldStream final : public ResponseStream<v1::GenerateResponse> {
+ public:
+  void Send(v1::GenerateResponse response) override { sent.push_back(std::move(response)); }
+  size_t queued() const override { return sent.size() - taken; }
+  void OnRoom(std::function<void()> on_room) override { waits_for_room.push_back(std::move(on_room)); }
+  void Close(absl::Status status) override { closed.push_back(std::move(status)); }
+
+  // The client takes all.
+  void Take() {
+    taken = sent.size();
+    for (const auto& on_room : std::exchange(waits_for_room, {})) on_room();
+  }
+
+  std::vector<v1::GenerateResponse> sent;
+  std::vector<absl::Status> closed;
+  std::vector<std::function<void()>> waits_for_room;
+  size_t taken = 0;
+};
+
+// What the parts that decide stand on, and one lane, of the model "f" in the pool kPool.
+struct CoreParts {
+  static constexpr char kPool[] = "f/x";
+  static constexpr uint64_t kEpoch = 7;
+
+  explicit CoreParts(const TurnOptions& options, int slots = 2) : context(options, &world, nullptr, &metrics) {
+    StagePlan plan;
+    plan.model.set_fingerprint("f");
+    plan.slots = slots;
+    plan.max_batch_rows = 8;
+    plan.stages.resize(1);
+    plan.stages[0].worker.set_numeric_family("x");
+    placement.Add(kEpoch, plan, world.now);
+    model->info.set_fingerprint("f");
+  }
+
+  TurnLane& lane() { return *placement.Find(kEpoch); }
+
+  // A call that generates, and waits; of nobody's session if `session` is empty.
+  TurnPtr MakeTurn(const std::string& tenant, const std::string& session = "",
+                   std::shared_ptr<HeldStream> stream = std::make_shared<HeldStream>()) {
+    auto turn = std::make_shared<Turn>();
+    turn->id = turns.NewId();
+    turn->call = turn->id;
+    turn->kind = std::make_unique<GenerateCall>(std::move(stream));
+    turn->arrival = world.now;
+    turn->model = model;
+    turn->tenant = tenant;
+    turn->session_id = session;
+    turn->prompt = {1, 2, 3};
+    turn->spec.set_max_tokens(10);
+    return turn;
+  }
+
+  // One that was started, in this phase.
+  TurnPtr Start(Turn::Phase phase, const std::string& tenant, const std::string& session = "",
+                std::shared_ptr<HeldStream> stream = std::make_shared<HeldStream>()) {
+    TurnPtr turn = MakeTurn(tenant, session, std::move(stream));
+    turn->phase = phase;
+    turn->pool = kPool;
+    turn->answer.emplace(nullptr, turn->spec);
+    if (!session.empty()) {
+      turn->session = &sessions.Of(session);
+      turn->session->turn = turn;
+    }
+    turns.Add(turn);
+    turns.AddCall(turn);
+    return turn;
+  }
+
+  // One that runs in a slot of the lane, whose input has come back.
+  TurnPtr Seat(const std::string& tenant, const std::string& session = "") {
+    TurnPtr turn = Start(Turn::Phase::kRunning, tenant, session);
+    turns.Seat(turn);
+    turn->lane = &lane();
+    lane().scheduler.Admit(turn->sequence, 0, tenant);
+    lane().scheduler.Plan();
+    lane().scheduler.OnAttached(turn->sequence);
+    lane().scheduler.MoveTo(turn->sequence, turn->prompt.size());
+    turn->fed_end = turn->planned_end = turn->done_end = turn->prompt.size();
+    turn->saved_position = turn->planned_end;
+    return turn;
+  }
+
+  StillWorld world;
+  std::unique_ptr<common::Metrics> registry = *common::Metrics::Create("");
+  RouterMetrics metrics{registry.get()};
+  CoreContext context;
+  std::shared_ptr<ServingModel> model = std::make_shared<ServingModel>();
+  TurnTable turns;
+  Placement placement{64};
+  SessionTable sessions{context, [](Session&) {}};
+  WaitingLine line{context, turns, placement, sessions};
+  ClientStreams streams{context, &turns};
+  Prefixes prefixes{context, placement};
+  Saves saves{context, placement, &sessions, &prefixes, [](const PendingSave&, bool, const absl::Status&) {}};
+  TurnSlots slots{context, placement, &turns, &line, &saves};
+  TurnEnds ends{&streams, &slots, &line, &sessions};
+};
+
+}  // namespace rwkv::router

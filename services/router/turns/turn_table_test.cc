@@ -1,0 +1,59 @@
+#include "services/router/turns/turn_table.h"
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "services/router/turns/core_testing.h"
+
+namespace rwkv::router {
+namespace {
+
+using Phase = Turn::Phase;
+using ::testing::IsEmpty;
+using ::testing::Pair;
+using ::testing::UnorderedElementsAre;
+
+TEST(TurnTableTest, ATurnIsFoundByIdByCallAndBySequence) {
+  TurnTable turns;
+  const auto turn = std::make_shared<Turn>();
+  turn->id = turns.NewId();
+  turn->call = 17;
+  EXPECT_EQ(turns.Find(turn->id), nullptr);
+  EXPECT_EQ(turns.FindCall(17), nullptr);
+  turns.Add(turn);
+  turns.AddCall(turn);
+  EXPECT_EQ(turns.Find(turn->id), turn);
+  EXPECT_EQ(turns.FindCall(17), turn);
+  turns.EraseCall(17);
+  EXPECT_EQ(turns.FindCall(17), nullptr);
+
+  const SequenceId next = turns.next_sequence();
+  turns.Seat(turn);
+  EXPECT_EQ(turn->sequence, next);
+  EXPECT_EQ(turns.FindSequence(next), turn);
+  EXPECT_NE(turns.next_sequence(), next);
+  turns.Unseat(*turn);
+  EXPECT_EQ(turn->sequence, 0);
+  EXPECT_EQ(turns.FindSequence(next), nullptr);
+
+  EXPECT_EQ(turns.Erase(turns.running().begin()), turns.running().end());
+  EXPECT_EQ(turns.Find(turn->id), nullptr);
+}
+
+TEST(TurnTableTest, WhoHasAPartOfTheSlots) {
+  CoreParts core({});
+  EXPECT_THAT(core.turns.ActiveByPool(), IsEmpty());
+  core.Start(Phase::kRunning, "a");
+  core.Start(Phase::kOpening, "a")->pool = "g/x";
+  core.Start(Phase::kYielded, "a");
+  core.Start(Phase::kComputed, "b");
+  const TurnPtr yielding = core.Start(Phase::kRunning, "b");
+  EXPECT_THAT(core.turns.ActiveByPool(), UnorderedElementsAre(Pair("f/x", 2), Pair("g/x", 1)));
+  EXPECT_THAT(core.turns.HeldByTenant(""), UnorderedElementsAre(Pair("a", 2), Pair("b", 1)));
+  EXPECT_THAT(core.turns.HeldByTenant("f/x"), UnorderedElementsAre(Pair("a", 1), Pair("b", 1)));
+  yielding->yielding = true;  // It has a part still, and no right to it.
+  EXPECT_THAT(core.turns.ActiveByPool(), UnorderedElementsAre(Pair("f/x", 2), Pair("g/x", 1)));
+  EXPECT_THAT(core.turns.HeldByTenant("f/x"), UnorderedElementsAre(Pair("a", 1)));
+}
+
+}  // namespace
+}  // namespace rwkv::router
