@@ -52,7 +52,7 @@ TEST(YieldStatesTest, ATurnWaitsForTheStateThatItLeftBehind) {
   for (int round = 0; round < 5; ++round) {
     const std::vector<LaneState> lanes = cluster.router().Lanes(absl::Now() + kTestLimit);
     ASSERT_EQ(lanes.size(), 1);
-    EXPECT_EQ(lanes[0].turns, 0) << "it has begun without its state";
+    EXPECT_EQ(lanes[0].load.turns, 0) << "it has begun without its state";
   }
   cluster.store().HoldCommits(false);
   cluster.pipeline().ResumeSteps();
@@ -72,7 +72,7 @@ TEST(YieldStatesTest, ATurnDoesNotWaitForLongForTheStateThatItLeftBehind) {
   cluster.router().Lanes(absl::Now() + kTestLimit);
   clock.Advance(absl::Milliseconds(4999));
   ASSERT_EQ(cluster.router().Lanes(absl::Now() + kTestLimit).size(), 1);
-  EXPECT_EQ(cluster.router().Lanes(absl::Now() + kTestLimit)[0].turns, 0) << "the state may still come";
+  EXPECT_EQ(cluster.router().Lanes(absl::Now() + kTestLimit)[0].load.turns, 0) << "the state may still come";
   clock.Advance(absl::Milliseconds(1));
   cluster.pipeline().ResumeSteps();
   EXPECT_THAT(cluster.Finish(long_call).tokens, ElementsAreArray(FakeModel::Greedy(Prompt(1), 300, kVocabulary)));
