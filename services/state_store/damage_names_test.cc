@@ -19,6 +19,7 @@
 #include "services/common/metrics.h"
 #include "services/state_store/embedded_state_store.h"
 #include "services/state_store/offline/repair.h"
+#include "services/state_store/records/rocksdb/rocksdb_record_store.h"
 #include "services/state_store/testing/test_store.h"
 #include "tests/testing/fake_clock.h"
 #include "tests/testing/files.h"
@@ -121,6 +122,33 @@ TEST_F(DamageNamesTest, AStartNamesThoseWhoseStatesAreGoneWithTheEndOfALog) {
   }
   EXPECT_THAT(lost_by_cut, testing::AllOf(testing::Contains(0u), testing::Contains(size_t{kSessions})));
   EXPECT_GE(lost_by_cut.size(), 3u) << "some, too";
+}
+
+TEST_F(DamageNamesTest, AStartNamesThoseWhoseFilesOfStatesAreGoneOrCut) {
+  constexpr int kSessions = 4;
+  const std::string data = TestRecordData(1, RocksdbRecordStore::kFileBytes);
+  for (int i = 0; i < kSessions; ++i) {
+    ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_->Create(Id(i)));
+    ASSERT_OK(store_->AddTurn(lease, "r", {1, 2}, {3}));
+    v1::SnapshotManifest manifest;
+    manifest.set_snapshot_id(absl::StrCat("x", i));
+    manifest.set_session_id(Id(i));
+    manifest.set_position(3);
+    manifest.set_model_fingerprint(kTestModel);
+    *manifest.add_records() = TestRecordInfo(manifest.snapshot_id(), 0, data);
+    ASSERT_OK(store_->records().Put(manifest.records(0), data));
+    ASSERT_OK(store_->store().CommitSnapshot(lease, store_->LogBranch(Id(i)), manifest));
+  }
+  const std::string folder = Copy(store_->data_dir());
+  fs::remove(folder + "/records/files/x1.record");
+  fs::resize_file(folder + "/records/files/x2.record", data.size() - 1);
+  for (int start = 0; start < 2; ++start) {
+    ::testing::internal::CaptureStderr();
+    const auto opened = Open(folder);
+    const std::string log = ::testing::internal::GetCapturedStderr();
+    ASSERT_OK(opened);
+    EXPECT_THAT(log, HasSubstr("states_lost snapshots=4 lost=2 of=\"2 sessions (session-1, session-2)\""));
+  }
 }
 
 TEST_F(DamageNamesTest, SessionsWhoseTurnsAreGoneWithABlockAreNamedAndNoOthers) {
