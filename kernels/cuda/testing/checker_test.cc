@@ -314,6 +314,19 @@ TEST_F(OurKernelsTest, FixedPointProducts) {
   EXPECT_THAT(checker_.findings(), IsEmpty());
 }
 
+// A block and a part of one.
+TEST_F(OurKernelsTest, CastState) {
+  constexpr int64_t kCount = 300;
+  std::vector<uint16_t> narrow(kCount, 0x3c00);  // one
+  checker_.Allow(narrow.data(), kCount * 2);
+  float* const wide = memory_.Floats(kCount);
+  for (const bool widens : {true, false}) {
+    EXPECT_EQ(kCheckedKernels.cast_state({kCount, widens, wide, narrow.data()}, {nullptr, true}), 0);
+  }
+  EXPECT_EQ(wide[kCount - 1], 1.0f);
+  EXPECT_THAT(checker_.findings(), IsEmpty());
+}
+
 // Every cut, biases, penalties and bans; ids of two digits, some of which are changed by more than one, and of nobody.
 TEST_F(OurKernelsTest, Sample) {
   constexpr uint32_t kVocab = 600;
