@@ -105,6 +105,17 @@ TEST_F(FakeGraphsTest, StreamsAndGraphsAreGivenBack) {
   EXPECT_EQ(CountsOfFake().handles, before - 1) << "neither stream nor graph is left";
 }
 
+TEST_F(FakeGraphsTest, WhatRepeatsInsideAnotherIsPartOfIt) {
+  constexpr int64_t kInner[] = {2};
+  for (const float value : {1.0f, 3.0f, 5.0f, 7.0f}) {
+    ASSERT_OK(Step(value, [&] { return stream_->Repeat(kInner, [this] { return Normalize(y_.data()); }); }));
+    EXPECT_EQ(out_.data()[1], 2 * value);
+  }
+  EXPECT_EQ(repeating_->repeated().ready, 1);
+  EXPECT_EQ(repeating_->repeated().failures, 0);
+  EXPECT_THAT(ViolationsOfFake(), IsEmpty());
+}
+
 TEST_F(FakeGraphsTest, StepsThatComeAgainAreGraphsAndGiveTheSame) {
   std::vector<std::vector<float>> results;
   for (const bool eager : {false, true}) {

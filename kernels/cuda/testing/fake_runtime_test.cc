@@ -226,6 +226,7 @@ TEST_F(FakeRuntimeTest, WaitsForAKernelThatHangsEnd) {
   EXPECT_FALSE(event->Done());
   EXPECT_THAT(stream_->Synchronize(),
               StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("cuda/hangs: synchronize: the GPU hangs")));
+  EXPECT_THAT(stream_->Scratch(64).status(), StatusIs(absl::StatusCode::kDeadlineExceeded)) << "it may be in use";
   std::swap(stream, stream_);
   stream.reset();
   event.reset();

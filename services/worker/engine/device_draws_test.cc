@@ -249,11 +249,17 @@ TEST_P(DeviceDrawsTest, HasRoomForSoManyRowsAndEdits) {
   for (uint32_t id = 0; id < DeviceDraws::kMaxEdits / 2 + 1; ++id) turn.penalties.Count(turn.sampling, id);
   EXPECT_EQ(draws_.Add(turn, 0, 0), 0);
   EXPECT_EQ(draws_.Add(turn, 0, 1), -1);
+  Turn rest(Params(sampling, kVocab));
+  for (uint32_t id = 0; id < DeviceDraws::kMaxEdits / 2; ++id) rest.penalties.Count(rest.sampling, id);
+  EXPECT_EQ(draws_.Add(rest, 0, 1), -1) << "one more than there is room for";
+  rest.penalties = PenaltyState();
+  for (uint32_t id = 0; id < DeviceDraws::kMaxEdits / 2 - 1; ++id) rest.penalties.Count(rest.sampling, id);
+  EXPECT_EQ(draws_.Add(rest, 0, 1), 1);
   const Turn greedy(Params({}, kVocab));
-  for (int row = 1; row < kRows; ++row) EXPECT_EQ(draws_.Add(greedy, 0, row), row);
+  for (int row = 2; row < kRows; ++row) EXPECT_EQ(draws_.Add(greedy, 0, row), row);
   EXPECT_EQ(draws_.Add(greedy, 0, kRows), -1);
   draws_.Clear();
-  EXPECT_EQ(draws_.Add(greedy, 0, 0), 0);
+  EXPECT_EQ(draws_.Add(turn, 0, 0), 0);
 }
 
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(DeviceDrawsTest);
