@@ -10,6 +10,7 @@ def _cuda_archive_impl(ctx):
     context = cc_common.merge_cc_infos(cc_infos = [dep[CcInfo] for dep in ctx.attr.deps]).compilation_context
     objects = []
     resources = []
+    texts = []
     for source in ctx.files.srcs:
         output = ctx.actions.declare_file("%s_objects/%s.o" % (ctx.label.name, source.basename))
         resource = ctx.actions.declare_file("%s_objects/%s.ptxas.txt" % (ctx.label.name, source.basename))
@@ -37,6 +38,29 @@ def _cuda_archive_impl(ctx):
         )
         objects.append(output)
         resources.append(resource)
+
+        # The instructions for the last architecture, as text: only built where somebody wants to read it.
+        text = ctx.actions.declare_file("%s_objects/%s.ptx" % (ctx.label.name, source.basename))
+        arguments = ctx.actions.args()
+        arguments.add_all(["-ccbin", "/usr/bin/g++", "-std=c++17", "-O3"])
+        arguments.add_all(["-ptx", "-arch=compute_" + _ARCHITECTURES[-1]])
+        arguments.add_all(ctx.attr.copts)
+        arguments.add_all(depset(transitive = [context.defines, context.local_defines]), format_each = "-D%s")
+        arguments.add_all([".", ctx.bin_dir.path], format_each = "-I%s")
+        arguments.add_all(context.quote_includes, format_each = "-I%s")
+        arguments.add_all(context.includes, format_each = "-I%s")
+        arguments.add_all(context.system_includes, format_each = "-isystem=%s")
+        arguments.add_all([source, "-o", text])
+        ctx.actions.run(
+            executable = NVCC,
+            arguments = [arguments],
+            inputs = depset(ctx.files.srcs + ctx.files.hdrs, transitive = [context.headers]),
+            outputs = [text],
+            mnemonic = "NvccPtx",
+            progress_message = "Writing the PTX of %s" % source.short_path,
+            env = {"PATH": "/usr/bin:/bin"},
+        )
+        texts.append(text)
     archive = ctx.actions.declare_file("lib%s.a" % ctx.label.name)
     ctx.actions.run(
         executable = "/usr/bin/ar",
@@ -45,7 +69,7 @@ def _cuda_archive_impl(ctx):
         outputs = [archive],
         mnemonic = "CudaArchive",
     )
-    return [DefaultInfo(files = depset([archive])), OutputGroupInfo(resources = depset(resources))]
+    return [DefaultInfo(files = depset([archive])), OutputGroupInfo(resources = depset(resources), ptx = depset(texts))]
 
 _cuda_archive = rule(
     implementation = _cuda_archive_impl,

@@ -3,8 +3,9 @@
 // signed bytes each, and multiplies them with the codes, the upper bytes first. These sums are exact. After a barrier
 // each thread adds up what belongs to its outputs, group after group, as the contract says (kernels/base/fixed_point.h).
 //
-// Codes go past shared memory: a lane reads eight of two outputs, neighbouring lanes the next eight, and which input is
-// which in the product does not matter as long as both factors agree.
+// Codes go past shared memory: a lane reads eight of two outputs, or sixteen where a group is longer than a product of
+// matrices, neighbouring lanes the next ones, and which input is which in the product does not matter as long as both
+// factors agree.
 #pragma once
 
 #include "kernels/base/fixed_point.h"
@@ -26,12 +27,27 @@ struct TensorFixedShared {
   float sums[kSlots][kRows];                             // of the inputs in fixed point, times their scale
 };
 
-// Eight codes of a lane, as the halves of a matrix' inputs. Of int4 the even ones are first.
+// A lane's codes from `k` on, eight for each of the steps, as the halves of a matrix' inputs. Of int4 the even ones are
+// first.
 template <WeightKind kKind>
-RWKV_DEVICE Bits2 LoadCodes(const char* row, int k) {
-  if constexpr (kKind == WeightKind::kInt8) return LoadStreaming8(row + k);
-  const uint32_t codes = *reinterpret_cast<const uint32_t*>(row + k / 2);
-  return {codes & 0x0f0f0f0fu, codes >> 4 & 0x0f0f0f0fu};
+RWKV_DEVICE void LoadCodes(const char* row, int k, int steps, Bits2 (&to)[kFixedSteps]) {
+  if constexpr (kKind == WeightKind::kInt8) {
+    if (steps > 1) {
+      const Bits4 v = LoadStreaming16(row + k);
+      to[0] = {v.x, v.y}, to[1] = {v.z, v.w};
+    } else {
+      to[0] = LoadStreaming8(row + k);
+    }
+  } else {
+    Bits2 v = {0, 0};
+    if (steps > 1) {
+      v = LoadStreaming8(row + k / 2);
+    } else {
+      v.x = *reinterpret_cast<const uint32_t*>(row + k / 2);
+    }
+    to[0] = {v.x & 0x0f0f0f0fu, v.x >> 4 & 0x0f0f0f0fu};
+    to[1] = {v.y & 0x0f0f0f0fu, v.y >> 4 & 0x0f0f0f0fu};
+  }
 }
 
 // Eight inputs as whole numbers: their bytes in the order of LoadCodes(). Gives their sum, a whole number.
@@ -102,19 +118,17 @@ TensorFixedProductsKernel(ProductsParameters p, bool wide) {
       if (begin >= inputs) break;  // The whole warp.
       const int end = begin + weight.group < inputs ? begin + weight.group : inputs;
       const int steps = end - begin > kFixedStepInputs ? 2 : 1;
+      const int first = begin + kChunk * steps * t;  // Of the lane's inputs.
       uint32_t a[kFixedSteps][kOutTiles][4];
 #pragma unroll
-      for (int s = 0; s < kFixedSteps; ++s) {
-        if (s >= steps) break;
+      for (int o = 0; o < kOutTiles; ++o) {
 #pragma unroll
-        for (int o = 0; o < kOutTiles; ++o) {
+        for (int half = 0; half < 2; ++half) {
+          const char* const from = static_cast<const char*>(weight.data) + kWeightRowAlignment * codes[o][half];
+          Bits2 v[kFixedSteps] = {};
+          LoadCodes<kKind>(from, first, steps, v);
 #pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            const char* const from = static_cast<const char*>(weight.data) + kWeightRowAlignment * codes[o][half];
-            const Bits2 v = LoadCodes<kKind>(from, begin + kFixedStepInputs * s + kChunk * t);
-            a[s][o][half] = v.x;
-            a[s][o][half + 2] = v.y;
-          }
+          for (int s = 0; s < kFixedSteps; ++s) a[s][o][half] = v[s].x, a[s][o][half + 2] = v[s].y;
         }
       }
 #pragma unroll
@@ -125,7 +139,7 @@ TensorFixedProductsKernel(ProductsParameters p, bool wide) {
 #pragma unroll
         for (int s = 0; s < kFixedSteps; ++s) {
           if (s >= steps) break;
-          const int k = begin + kFixedStepInputs * s + kChunk * t;
+          const int k = first + kChunk * s;
           if (row < p.rows) {
             const float* const from = product.x + row * inputs;
             if (wide && k + kChunk <= end) {

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """What can be said of the CUDA kernels' speed without a GPU: static_report.json, static_report.md.
 
-report.py --resources PTXAS_LOG... --launches FILE --traffic FILE --out FOLDER      writes the two files
-report.py --resources PTXAS_LOG... --launches FILE --traffic FILE --check FOLDER    fails if they say better than what
-                                                                                    is the case
+report.py --resources PTXAS_LOG... --ptx FILE... --launches FILE --traffic FILE --out FOLDER    writes the two files
+report.py ... --check FOLDER    fails if they say better than what is the case, or if kernels wait for something else
 
-Resources are what `nvcc -Xptxas=-v` prints, launches and traffic what tests/gpu/launches and traffic print. Nothing
-here was measured on a GPU; the predicted times are bounds and sums, to be held against a run.
+Resources are what `nvcc -Xptxas=-v` prints, ptx what `nvcc -ptx` writes, launches and traffic what tests/gpu/launches
+and traffic print. Nothing here was measured on a GPU; the predicted times are bounds and sums, to be held against a
+run.
 """
 import argparse
 import json
@@ -68,6 +68,11 @@ KERNELS = {
     "attention_state": "AttentionStateKernel",
     "sample": "SampleKernel",
 }
+# What threads wait for and exchange, by the beginning of the instruction.
+EXCHANGES = {"barriers": "bar.sync", "warp_barriers": "bar.warp.sync", "shuffles": "shfl.sync",
+             "matrix_products": "mma.sync", "atomics": "atom."}
+# What may come before a kernel has waited for the one before.
+HARMLESS = ("ld.param", "prefetch")
 SM = {"registers": 65536, "warps": 64, "blocks": 32, "shared": {"sm_80": 164 << 10, "sm_90": 228 << 10}}
 
 
@@ -110,6 +115,30 @@ def threads_of(kernel):
     if name.startswith("Wkv"):
         return 64 * int(re.search(r"<(\d+)", kernel)[1])
     return 128 if name in ("ProductsKernel", "FixedProductsKernel") else 256
+
+
+def read_ptx(paths):
+    """{kernel: {exchange: how many instructions}}, and what is wrong with how kernels begin, in words."""
+    kernels = {}
+    problems = []
+    for path in paths:
+        for entry in re.finditer(r"\.entry (\w+)\(.*?^\{\n(.*?)^\}", pathlib.Path(path).read_text(), re.S | re.M):
+            kernel = demangle(entry[1])
+            instructions = re.findall(r"^\s+(?:@!?%\w+\s+)?\{?\s*([a-z][\w.:]*)", entry[2], re.M)
+            kernels[kernel] = {name: sum(instruction.startswith(beginning) for instruction in instructions)
+                               for name, beginning in EXCHANGES.items()}
+            waits = [at for at, name in enumerate(instructions) if name.startswith("griddepcontrol.wait")]
+            lets = [at for at, name in enumerate(instructions) if name.startswith("griddepcontrol.launch_dependents")]
+            if len(waits) != 1:
+                problems.append(f"{kernel}: waits {len(waits)} times for the kernel before")
+                continue
+            if len(lets) != 1 or lets[0] < waits[0]:
+                problems.append(f"{kernel}: lets the next kernel begin {len(lets)} times")
+            for name in instructions[:waits[0]]:
+                if name.startswith(("ld.", "st.", "atom", "red", "bar", "shfl", "mma", "ldu")) and \
+                        not name.startswith(HARMLESS):
+                    problems.append(f"{kernel}: {name} before it waits for the kernel before")
+    return kernels, problems
 
 
 def warps_per_sm(used, threads, architecture):
@@ -196,13 +225,14 @@ def read_traffic(path):
     return result
 
 
-def make(resources, launches, traffic):
+def make(resources, exchanges, launches, traffic):
     kernels = {}
     for (kernel, architecture), used in sorted(resources.items()):
         threads = threads_of(kernel)
         kernels[f"{kernel} {architecture}"] = dict(
             used, threads=threads, warps_per_sm=warps_per_sm(used, threads, architecture))
-    return {"kernels": kernels, "launches": launches, "traffic": traffic, "steps": predict(launches)}
+    return {"kernels": kernels, "exchanges": exchanges, "launches": launches, "traffic": traffic,
+            "steps": predict(launches)}
 
 
 def markdown(report):
@@ -240,6 +270,13 @@ def markdown(report):
             cells += [step[gpu]["floor_us"], step[gpu]["serial_us"], f"{step[gpu]['predicted_us']}{mark}",
                       step[gpu]["tokens_per_s"], f"{step[gpu]['share']:.0%}"]
         out.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    out += ["", "## Exchanges", "",
+            "Instructions of PTX by which threads wait for each other or exchange something. Each kernel waits once",
+            "for the one before, before it touches memory but to prefetch, and then lets the next one begin.", "",
+            "| kernel | " + " | ".join(name.replace("_", " ") for name in EXCHANGES) + " |",
+            "|---|" + "---:|" * len(EXCHANGES)]
+    for name, counts in sorted(report["exchanges"].items()):
+        out.append(f"| `{name}` | " + " | ".join(str(counts[key]) for key in EXCHANGES) + " |")
     out += ["", "## Kernels", "", "| kernel | registers | spills | stack | shared | threads | warps an SM |",
             "|---|---:|---:|---:|---:|---:|---:|"]
     for name, used in report["kernels"].items():
@@ -260,6 +297,11 @@ def worse(now, before):
         elif used["warps_per_sm"] < old["warps_per_sm"]:
             problems.append(f"{name}: {used['warps_per_sm']} warps an SM, {old['warps_per_sm']} in the report "
                             f"({used['registers']} registers, {old['registers']})")
+    for name, counts in now["exchanges"].items():
+        for key, count in counts.items():
+            old = before["exchanges"].get(name, {}).get(key)
+            if count != old:
+                problems.append(f"{name}: {key} {count}, {old} in the report")
     for rows, shape in now["launches"].items():
         if shape["per_layer"] > LAYER_KERNELS[rows]:
             problems.append(f"{rows} rows: {shape['per_layer']} kernels a layer, more than {LAYER_KERNELS[rows]}")
@@ -291,6 +333,7 @@ def worse(now, before):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--resources", nargs="+", required=True)
+    parser.add_argument("--ptx", nargs="+", required=True)
     parser.add_argument("--launches", required=True)
     parser.add_argument("--traffic", required=True)
     parser.add_argument("--out")
@@ -299,7 +342,12 @@ def main():
     resources = read_resources(arguments.resources)
     if not resources:
         sys.exit("report.py: no kernel in " + " ".join(arguments.resources))
-    report = make(resources, read_launches(arguments.launches), read_traffic(arguments.traffic))
+    exchanges, problems = read_ptx(arguments.ptx)
+    if {kernel for kernel, _ in resources} != set(exchanges):
+        problems.append("kernels without PTX")
+    if problems:
+        sys.exit("kernels that begin in a wrong way:\n  " + "\n  ".join(problems))
+    report = make(resources, exchanges, read_launches(arguments.launches), read_traffic(arguments.traffic))
     if arguments.out:
         folder = pathlib.Path(arguments.out)
         (folder / "static_report.json").write_text(json.dumps(report, indent=1) + "\n")

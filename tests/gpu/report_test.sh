@@ -5,8 +5,11 @@ readonly here=tests/gpu
 "$here/launches" "$TEST_TMPDIR" > "$TEST_TMPDIR/launches.jsonl"
 "$here/traffic" > "$TEST_TMPDIR/traffic.jsonl"
 mapfile -t resources < <(find -L kernels/cuda -name '*.ptxas.txt' | sort)
+mapfile -t ptx < <(find -L kernels/cuda -name '*.ptx' | sort)
 traffic=$TEST_TMPDIR/traffic.jsonl
-check() { python3 "$here/report.py" --resources "${@:2}" --launches "$1" --traffic "$traffic" --check "$here"; }
+check() {
+  python3 "$here/report.py" --resources "${@:2}" --ptx "${ptx[@]}" --launches "$1" --traffic "$traffic" --check "$here"
+}
 check "$TEST_TMPDIR/launches.jsonl" "${resources[@]}"
 
 expect_worse() {
@@ -32,6 +35,23 @@ sed 's/"wide": [0-9.]*/"wide": 0.1/' "$TEST_TMPDIR/traffic.jsonl" > "$traffic"
 expect_worse 'wkv7, 1: wide 0.1' "$TEST_TMPDIR/launches.jsonl" "${resources[@]}"
 sed 's/"conflicts": [0-9.]*/"conflicts": 3/' "$TEST_TMPDIR/traffic.jsonl" > "$traffic"
 expect_worse 'tensor_products, 16: conflicts 3' "$TEST_TMPDIR/launches.jsonl" "${resources[@]}"
+
+# What a GPU's threads wait for: a line less, or one that comes too late.
+traffic=$TEST_TMPDIR/traffic.jsonl
+of_nvcc=("${ptx[@]}")
+ptx=("$TEST_TMPDIR/changed.ptx")
+expect_changed() {
+  cat "${of_nvcc[@]}" | awk "$2" > "$TEST_TMPDIR/changed.ptx"
+  expect_worse "$1" "$TEST_TMPDIR/launches.jsonl" "${resources[@]}"
+}
+expect_changed 'Kernel.*: waits 0 times for the kernel before' '!/griddepcontrol.wait/'
+expect_changed 'Kernel.*: lets the next kernel begin 0 times' '!/griddepcontrol.launch_dependents/'
+expect_changed 'Kernel.*: barriers [0-9]*, [0-9]* in the report' '!/bar.sync/ || seen++'
+expect_changed 'FixedProductsKernel.*: warp_barriers 0, 2 in the report' '!/bar.warp.sync/'
+expect_changed 'SampleKernel: atomics 0, ' '!/atom/'
+expect_changed 'EmbedKernel: ld.global.* before it waits for the kernel before' \
+  '/griddepcontrol/ { kept = kept $0 "\n"; next } { print } /ld.global/ { printf "%s", kept; kept = "" }'
+ptx=("${of_nvcc[@]}")
 
 # What the design has to reach on paper: with so many kernels more a layer it would not.
 traffic=$TEST_TMPDIR/traffic.jsonl

@@ -74,8 +74,8 @@ int Step(int64_t rows) {
   Weight codes;
   codes.matrix = {DType::kFloat16, kWidth, kWidth, memory.Floats(kWidth * kWidth / 4)};
   codes.matrix.quantization = Quantization::kInt8;
-  codes.matrix.group = 32;
-  codes.matrix.scales = reinterpret_cast<const uint16_t*>(memory.Floats(kWidth * kWidth / 32 / 2));
+  codes.matrix.group = 64;  // As rwkvctl writes them.
+  codes.matrix.scales = reinterpret_cast<const uint16_t*>(memory.Floats(kWidth * kWidth / 64 / 2));
   product.weight = &codes;
   error |= kCheckedKernels.tensor_products({rows, &product, 1}, nullptr);
   error |= kCheckedKernels.products({rows, &product, 1}, nullptr);
