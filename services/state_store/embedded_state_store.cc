@@ -129,8 +129,7 @@ void EmbeddedStateStore::NameLostStates() {
     v1::SnapshotManifest manifest;
     if (!manifest.ParseFromArray(value.data(), static_cast<int>(value.size()))) return true;
     ++snapshots;
-    const bool whole = std::all_of(manifest.records().begin(), manifest.records().end(),
-                                   [&](const v1::RecordInfo& info) { return records_->Check(info).ok(); });
+    const bool whole = records_->HoldsAll(manifest).value_or(false);
     lost += whole ? 0 : 1;
     if (!whole) sessions.insert(manifest.session_id());
     return true;

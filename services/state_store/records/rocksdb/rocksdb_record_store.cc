@@ -80,6 +80,8 @@ absl::StatusOr<std::unique_ptr<RocksdbRecordStore>> RocksdbRecordStore::Create(D
 }
 
 absl::Status RocksdbRecordStore::FindLostRows(const v1::SnapshotManifest& manifest) {
+  RWKV_ASSIGN_OR_RETURN(const bool whole, HoldsAll(manifest));
+  if (whole) return absl::OkStatus();
   std::vector<v1::RecordInfo> lost;
   for (const v1::RecordInfo& info : manifest.records()) {
     const absl::Status status = Check(info);
@@ -293,6 +295,26 @@ absl::Status RocksdbRecordStore::Check(const v1::RecordInfo& info) {
                                             Describe(info.bytes(), info.crc32c())));
   }
   return CheckFile(info, *row);
+}
+
+absl::StatusOr<bool> RocksdbRecordStore::HoldsAll(const v1::SnapshotManifest& manifest) {
+  RWKV_RETURN_IF_ERROR(WriteWaiting(manifest.snapshot_id()));  // So that all rows are in one place.
+  RWKV_ASSIGN_OR_RETURN(const Database::Access access, database_->Read());
+  const std::string prefix = RecordPrefix(manifest.snapshot_id());
+  std::map<std::string, RecordInfoRow> rows;
+  const std::unique_ptr<rocksdb::Iterator> it(
+      access.db().NewIterator(rocksdb::ReadOptions(), access.family(Family::kRecordInfos)));
+  for (it->Seek(prefix); it->Valid() && it->key().starts_with(prefix); it->Next()) {
+    if (const absl::optional<RecordInfoRow> row = Decode(it->value())) rows.emplace(it->key().ToString(), *row);
+  }
+  RWKV_RETURN_IF_ERROR(FromRocksdbStatus(it->status(), absl::StrCat("records of snapshot ", manifest.snapshot_id())));
+  uint64_t file_bytes = 0;
+  for (const v1::RecordInfo& info : manifest.records()) {
+    const auto row = rows.find(RecordKey(info));
+    if (row == rows.end() || !row->second.Is(info)) return false;
+    if (row->second.offset.has_value()) file_bytes = std::max(file_bytes, *row->second.offset + info.bytes());
+  }
+  return file_bytes == 0 || files_->Holds(manifest.snapshot_id(), file_bytes);
 }
 
 absl::Status RocksdbRecordStore::MakeDurable() {

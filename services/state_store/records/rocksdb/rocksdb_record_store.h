@@ -70,6 +70,8 @@ class RocksdbRecordStore final : public RecordStore {
   absl::Status ForEach(absl::FunctionRef<void(const Stored&)> visit) override {
     return ForEachSnapshot([visit](const Stored& stored, uint64_t) { visit(stored); });
   }
+  // Check() of every record of a manifest, in one pass over its rows.
+  absl::StatusOr<bool> HoldsAll(const v1::SnapshotManifest& manifest);
   // When it was made: whether every file was there that rows speak of, and as long as they say.
   bool files_were_whole() const { return files_were_whole_; }
   int64_t bytes() const override { return bytes_.load(std::memory_order_relaxed); }
