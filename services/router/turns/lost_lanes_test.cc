@@ -82,5 +82,28 @@ TEST(LostLanesTest, WhoLostItsLaneIsAheadOfThoseThatCameLater) {
   EXPECT_EQ(cluster.Finish(calls[2]).tokens, FakeModel::Greedy(Prompt(2), 300, kVocabulary));
 }
 
+TEST(LostLanesTest, WhoLostItsLaneIsAheadOfThoseThatWaitedAlready) {
+  TurnManager::Options options = Router("router-0");
+  options.slot_quantum = absl::Hours(1);
+  FakeCluster cluster(Named("a", 1), options, nullptr, {Named("b", 1)});
+  ASSERT_TRUE(WaitForLanes(cluster.router(), 2));
+  for (int i = 0; i < 2; ++i) cluster.pipeline(i).PauseSteps();
+  std::vector<FakeCluster::Call> calls;
+  for (uint32_t i = 0; i < 3; ++i) calls.push_back(cluster.Start(Request(Prompt(i), 300)));
+  ASSERT_TRUE(WaitUntil([&] {
+    return cluster.pipeline(0).stats().slots_used == 1 && cluster.pipeline(1).stats().slots_used == 1 &&
+           cluster.router().counts().waiting == 1;
+  }));
+  cluster.pipeline(1).Kill(0);
+  ASSERT_TRUE(WaitUntil([&] { return cluster.router().counts().waiting == 2; }));
+  ASSERT_TRUE(WaitUntil([&] {
+    cluster.pipeline(0).AllowSteps(1);
+    return calls[0].stream->closed() && calls[1].stream->closed();
+  }));
+  EXPECT_LT(calls[2].stream->received().size(), 20);
+  cluster.pipeline(0).ResumeSteps();
+  EXPECT_EQ(cluster.Finish(calls[2]).tokens, FakeModel::Greedy(Prompt(2), 300, kVocabulary));
+}
+
 }  // namespace
 }  // namespace rwkv::router

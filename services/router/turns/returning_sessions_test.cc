@@ -119,6 +119,18 @@ TEST_F(ReturningSessionsTest, ItGoesOnThoughTheSnapshotStillHangs) {
   Turn(cluster_.router(), "third", Prompt(3));
 }
 
+// It is taken with the turn, not when leases are renewed the next time.
+TEST_F(ReturningSessionsTest, WhoGoesOnWhereTheLeaseRanOutHasItAgain) {
+  LetTheLeaseRunOut();
+  cluster_.pipeline(own_).PauseSteps();
+  const FakeCluster::Call call = cluster_.Start(SessionRequest("s", "second", Prompt(2), 5));
+  ASSERT_TRUE(WaitUntil([&] { return cluster_.pipeline(own_).stats().attaches_warm == 1; }));
+  EXPECT_THAT(cluster_.Finish(FakeCluster::Start(*other_, SessionRequest("s", "third", Prompt(3), 5))).status,
+              StatusIs(absl::StatusCode::kAborted, HasSubstr("router-0")));
+  cluster_.pipeline(own_).ResumeSteps();
+  EXPECT_THAT(cluster_.Finish(call).status, IsOk());
+}
+
 // It is the state after a log that is not the session's any more.
 TEST_F(ReturningSessionsTest, ASnapshotFromBeforeARewindElsewhereIsGivenUp) {
   LetTheLeaseRunOut();

@@ -72,7 +72,7 @@ void TurnSlots::Yield(const TurnPtr& turn) {
 
 bool TurnSlots::HasNoPlace(const Turn& turn) const {
   const auto pool = placement_.pools().find(turn.pool);
-  if (pool == placement_.pools().end() || pool->second.lanes == 0) return false;
+  if (pool == placement_.pools().end()) return false;
   const PoolUse active = turns_->ActiveByPool();
   const auto used = active.find(turn.pool);
   return used != active.end() && used->second > pool->second.slots;
