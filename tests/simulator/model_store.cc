@@ -79,7 +79,7 @@ absl::StatusOr<v1::AcquireLeaseResponse> ModelStore::AcquireLease(const v1::Acqu
     response.mutable_session()->set_id(request.session_id());
     response.mutable_session()->set_token_count(session.log.size());
     response.mutable_session()->set_model_fingerprint(session.model_fingerprint);
-    response.set_log_branch("main");
+    response.set_log_branch(absl::StrCat(session.branch));
     return response;
   });
 }
@@ -188,6 +188,8 @@ absl::StatusOr<v1::CommitSnapshotResponse> ModelStore::CommitSnapshot(const v1::
   return Call<v1::CommitSnapshotResponse>([&]() -> absl::StatusOr<v1::CommitSnapshotResponse> {
     RWKV_ASSIGN_OR_RETURN(SessionRow * session, Owned(request.lease()));
     if (FindState(request.manifest().snapshot_id()) == nullptr) return absl::DataLossError("a record is not there");
+    if (request.log_branch() != absl::StrCat(session->branch)) return absl::AbortedError("the log is another by now");
+    if (request.manifest().position() > session->log.size()) return absl::OutOfRangeError("beyond the log");
     session->snapshots[request.manifest().position()] = request.manifest();
     return v1::CommitSnapshotResponse();
   });
@@ -197,11 +199,50 @@ absl::StatusOr<v1::RewindSessionResponse> ModelStore::RewindSession(const v1::Re
                                                                     absl::Time) {
   return Call<v1::RewindSessionResponse>([&]() -> absl::StatusOr<v1::RewindSessionResponse> {
     RWKV_ASSIGN_OR_RETURN(SessionRow * session, Owned(request.lease()));
-    if (request.position() != session->log.size()) {
-      return absl::OutOfRangeError(
-          absl::StrCat("the log has ", session->log.size(), " tokens, not ", request.position()));
+    const uint64_t position = request.position();
+    if (request.log_branch() != absl::StrCat(session->branch) && position != session->log.size()) {
+      return absl::AbortedError("the log is another by now");
     }
+    if (position > session->log.size()) {
+      return absl::OutOfRangeError(absl::StrCat("the log has ", session->log.size(), " tokens, not ", position));
+    }
+    if (position == session->log.size()) return v1::RewindSessionResponse();
+    if (!broken_.store_keeps_branches) ++session->branch;
+    session->log.resize(position);
+    session->newest_turn.clear();
+    uint64_t newest = 0;
+    for (auto it = session->turns.begin(); it != session->turns.end();) {
+      const v1::Turn& turn = it->second;
+      if (turn.begin() + turn.prompt_count() + turn.token_count() > position) {
+        it = session->turns.erase(it);
+        continue;
+      }
+      if (session->newest_turn.empty() || turn.begin() > newest) session->newest_turn = it->first;
+      newest = std::max(newest, turn.begin());
+      ++it;
+    }
+    CutSnapshots(session);
     return v1::RewindSessionResponse();
+  });
+}
+
+void ModelStore::CutSnapshots(SessionRow* session) const {
+  if (broken_.store_keeps_snapshots) return;
+  session->snapshots.erase(session->snapshots.upper_bound(session->log.size()), session->snapshots.end());
+}
+
+absl::StatusOr<v1::ForkSessionResponse> ModelStore::ForkSession(const v1::ForkSessionRequest& request, absl::Time) {
+  return Call<v1::ForkSessionResponse>([&]() -> absl::StatusOr<v1::ForkSessionResponse> {
+    if (sessions_.count(request.new_session_id()) > 0) return absl::AlreadyExistsError("there is one");
+    const SessionRow& parent = sessions_.at(request.session_id());
+    if (request.position() > parent.log.size()) return absl::OutOfRangeError("beyond the log");
+    SessionRow fork;
+    fork.log.assign(parent.log.begin(), parent.log.begin() + static_cast<int64_t>(request.position()));
+    fork.model_fingerprint = fork.log.empty() ? "" : parent.model_fingerprint;
+    fork.snapshots = parent.snapshots;
+    CutSnapshots(&fork);
+    sessions_[request.new_session_id()] = std::move(fork);
+    return v1::ForkSessionResponse();
   });
 }
 
@@ -305,9 +346,6 @@ absl::StatusOr<v1::GetSessionResponse> ModelStore::GetSession(const v1::GetSessi
   return NotModelled();
 }
 absl::StatusOr<v1::ListSessionsResponse> ModelStore::ListSessions(const v1::ListSessionsRequest&, absl::Time) {
-  return NotModelled();
-}
-absl::StatusOr<v1::ForkSessionResponse> ModelStore::ForkSession(const v1::ForkSessionRequest&, absl::Time) {
   return NotModelled();
 }
 absl::StatusOr<v1::DeleteSessionResponse> ModelStore::DeleteSession(const v1::DeleteSessionRequest&, absl::Time) {

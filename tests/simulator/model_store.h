@@ -40,6 +40,7 @@ class ModelStore final : public state_store::CatalogClient {
 
   struct SessionRow {
     std::vector<uint32_t> log;
+    int branch = 0;  // Of the log: another one after each rewind.
     std::map<std::string, v1::Turn> turns;
     std::string newest_turn;
     std::string model_fingerprint;
@@ -52,6 +53,7 @@ class ModelStore final : public state_store::CatalogClient {
   // Leases that a router took over from another, which had not let go of them.
   uint64_t takeovers() const { return takeovers_; }
   const SessionRow& session(const std::string& id) const { return sessions_.at(id); }
+  const std::map<std::string, SessionRow>& sessions() const { return sessions_; }
   // A state record's content, as a worker put it: the model's state. Null: there is none.
   const uint64_t* FindState(const std::string& snapshot_id) const;
   // A stage's part of it. Parts that are not of one state make none that anybody expects.
@@ -91,8 +93,7 @@ class ModelStore final : public state_store::CatalogClient {
   absl::StatusOr<v1::ImportSessionResponse> ImportSession(const v1::ImportSessionRequest&, absl::Time) override;
   absl::StatusOr<v1::GetSessionResponse> GetSession(const v1::GetSessionRequest&, absl::Time) override;
   absl::StatusOr<v1::ListSessionsResponse> ListSessions(const v1::ListSessionsRequest&, absl::Time) override;
-  absl::StatusOr<v1::ForkSessionResponse> ForkSession(const v1::ForkSessionRequest&, absl::Time) override;
-  // To where it is.
+  absl::StatusOr<v1::ForkSessionResponse> ForkSession(const v1::ForkSessionRequest& request, absl::Time) override;
   absl::StatusOr<v1::RewindSessionResponse> RewindSession(const v1::RewindSessionRequest& request, absl::Time) override;
   absl::StatusOr<v1::DeleteSessionResponse> DeleteSession(const v1::DeleteSessionRequest&, absl::Time) override;
   absl::StatusOr<v1::FindPrefixResponse> FindPrefix(const v1::FindPrefixRequest&, absl::Time) override;
@@ -110,6 +111,8 @@ class ModelStore final : public state_store::CatalogClient {
   // Of none: its end.
   std::vector<Prefix>::iterator FindPrefixOf(const std::string& snapshot_id);
   absl::Status Append(const v1::AppendItem& item);
+  // Of what its log does not have.
+  void CutSnapshots(SessionRow* session) const;
 
   common::Clock* const clock_;
   std::function<Fate()> fate_;

@@ -137,9 +137,10 @@ std::unique_ptr<router::CallKind> SimCaller::MakeKind(const std::shared_ptr<Atte
     case Kind::kExport:
       TakeSession(turn);
       return std::make_unique<router::ExportCall>(
-          [this, answered, session = turn->session_id, asked = cluster_->store.session(turn->session_id).log.size()](
-              absl::StatusOr<router::ExportedState> exported) {
-            if (exported.ok()) CheckExport(session, asked, exported->manifest);
+          [this, answered, session = turn->session_id, asked = cluster_->store.session(turn->session_id).log.size(),
+           branch = cluster_->store.session(turn->session_id).branch](absl::StatusOr<router::ExportedState> exported) {
+            const bool is_cut = cluster_->store.session(session).branch != branch;
+            if (exported.ok() && !is_cut) CheckExport(session, asked, exported->manifest);
             answered(std::move(exported));
           });
     case Kind::kExclusive:

@@ -14,9 +14,10 @@
 namespace rwkv::simulator {
 namespace {
 
-// A connection over which nothing comes for so long is taken for lost.
-// Faults last up to 9 s and come until 12 s.
-constexpr absl::Duration kLongestPause = absl::Seconds(100);
+// Faults come until 12 s and last up to 9 s: 21 s in which nothing may work. Then it takes at most 3 s until the client
+// sees that its call is lost, 3 s until a lease runs out, 3 s until a call to the store is given up, and 20 s in the line
+// (max_wait).
+constexpr absl::Duration kLongestPause = absl::Seconds(21 + 3 + 3 + 3 + 20);
 
 }  // namespace
 
@@ -283,7 +284,99 @@ void SimClient::Heard(const std::shared_ptr<Attempt>& attempt, const v1::Generat
   expected_.clear();
   ++turn_;
   CheckLog();
-  NextAttempt(cluster_->Between(absl::Milliseconds(1), absl::Milliseconds(200)));
+  GoOn();
+}
+
+void SimClient::GoOn() {
+  const absl::Duration pause = cluster_->Between(absl::Milliseconds(1), absl::Milliseconds(200));
+  if (done() || cluster_->Chance(0.7)) return NextAttempt(pause);
+  turns_back_ = true;
+  const uint64_t position = cluster_->Draw() % (cluster_->store.session(session_).log.size() + 1);
+  if (cluster_->Chance(0.5)) return Rewind(position, pause);
+  Fork(position, pause);
+}
+
+void SimClient::Rewind(uint64_t position, absl::Duration pause) {
+  cluster_->time.After(pause, [this, position] {
+    auto attempt = std::make_shared<SimCall>();
+    attempt->router = cluster_->AnyRouter();
+    SimRouter& router = *cluster_->routers[attempt->router];
+    attempt->router_life = router.life();
+    attempt->call = cluster_->next_call++;
+    const auto over = [this, attempt, position](const absl::Status& status) {
+      if (std::exchange(attempt->over, true)) return;
+      if (!status.ok()) {
+        if (!absl::IsUnavailable(status) && !absl::IsAborted(status) && !absl::IsResourceExhausted(status) &&
+            !absl::IsCancelled(status)) {
+          return cluster_->Violated(absl::StrCat("T3: a rewind of ", session_, " ended with ", status.ToString()));
+        }
+        const absl::Duration delay = common::GetRetryDelay(status).value_or(absl::ZeroDuration());
+        return Rewind(position, std::max(delay, absl::Milliseconds(20)));
+      }
+      const std::vector<uint32_t>& log = cluster_->store.session(session_).log;
+      if (log.size() < position) return cluster_->Violated(absl::StrCat("T2: a rewind of ", session_, " cut too much"));
+      BeginAt({log.begin(), log.begin() + static_cast<int64_t>(position)});
+    };
+    if (router.alive()) {
+      auto turn = std::make_shared<router::Turn>();
+      turn->kind = std::make_unique<router::ExclusiveCall>(
+          [this, attempt, position](const v1::AcquireLeaseResponse& held) {
+            if (attempt->over) return absl::DeadlineExceededError("nobody waits for it any more");
+            v1::RewindSessionRequest rewind;
+            *rewind.mutable_lease() = held.lease();
+            rewind.set_log_branch(held.log_branch());
+            rewind.set_position(position);
+            return cluster_->store.RewindSession(rewind, absl::InfiniteFuture()).status();
+          },
+          false,
+          [this, attempt, over](const absl::Status& status) {
+            const SimRouter& from = *cluster_->routers[attempt->router];
+            if (!from.alive() || from.life() != attempt->router_life) return;
+            cluster_->time.After(cluster_->NetworkDelay(), [over, status] { over(status); });
+          });
+      turn->call = attempt->call;
+      turn->model = cluster_->model;
+      turn->session_id = session_;
+      turn->tenant = tenant_;
+      router.Deliver(cluster_->NetworkDelay(), [&router, turn] {
+        turn->arrival = router.Now();
+        router.core->Arrive(turn);
+      });
+    }
+    cluster_->time.After(absl::Seconds(3), [this, attempt, over] {
+      if (attempt->over) return;
+      (void)GivesUp(cluster_, *attempt, absl::InfinitePast());
+      over(absl::UnavailableError("the connection is lost"));
+    });
+  });
+}
+
+void SimClient::Fork(uint64_t position, absl::Duration pause) {
+  cluster_->time.After(pause, [this, position] {
+    v1::ForkSessionRequest fork;
+    fork.set_session_id(session_);
+    fork.set_position(position);
+    fork.set_new_session_id(absl::StrCat(session_, "-", turn_));
+    const absl::Status status = cluster_->store.ForkSession(fork, absl::InfiniteFuture()).status();
+    if (absl::IsUnavailable(status)) return Fork(position, absl::Milliseconds(20));
+    if (!status.ok() && !absl::IsAlreadyExists(status)) {  // An answer was lost.
+      return cluster_->Violated(absl::StrCat("T3: a fork of ", session_, " ended with ", status.ToString()));
+    }
+    const std::vector<uint32_t>& log = cluster_->store.session(session_).log;
+    parents_[session_] = log;
+    session_ = fork.new_session_id();
+    BeginAt({log.begin(), log.begin() + static_cast<int64_t>(position)});
+  });
+}
+
+void SimClient::BeginAt(std::vector<uint32_t> log) {
+  base_ = std::move(log);
+  told_.clear();
+  gave_up_ = true;  // What was cut away is not known any more: a call of it that comes late is a turn again.
+  turns_back_ = false;
+  told_at_ = cluster_->time.Now();
+  CheckLog();
+  NextAttempt(absl::Milliseconds(1));
 }
 
 void SimClient::Closed(const std::shared_ptr<Attempt>& attempt, const absl::Status& status) {
@@ -329,6 +422,15 @@ void SimClient::GiveUp() {
 
 void SimClient::CheckLog() {
   const ModelStore::SessionRow& session = cluster_->store.session(session_);
+  if (session.log.size() < base_.size() || !std::equal(base_.begin(), base_.end(), session.log.begin())) {
+    return cluster_->Violated(absl::StrCat("T2: ", session_, " does not begin with what it was cut or forked from"));
+  }
+  for (const auto& [id, log] : parents_) {
+    const std::vector<uint32_t>& now = cluster_->store.session(id).log;
+    if (now.size() < log.size() || !std::equal(log.begin(), log.end(), now.begin())) {
+      return cluster_->Violated(absl::StrCat("T2: ", id, " is not what it was when it was forked"));
+    }
+  }
   std::map<uint64_t, int> turns;  // Number, by where it begins.
   for (int turn = 0; turn < turns_; ++turn) {
     const auto row = session.turns.find(RequestIdOf(turn));
@@ -336,11 +438,12 @@ void SimClient::CheckLog() {
       if (told_.count(turn) > 0) cluster_->Violated(absl::StrCat("T1: ", RequestIdOf(turn), " is not in the log"));
       continue;
     }
+    if (row->second.begin() < base_.size()) continue;
     if (!turns.emplace(row->second.begin(), turn).second) {
       return cluster_->Violated(absl::StrCat("T2: two turns of ", session_, " begin at the same position"));
     }
   }
-  std::vector<uint32_t> log;
+  std::vector<uint32_t> log = base_;
   for (const auto& [begin, turn] : turns) {
     const v1::Turn& row = session.turns.at(RequestIdOf(turn));
     const std::string name = absl::StrCat(session_, " ", RequestIdOf(turn));
@@ -368,7 +471,7 @@ void SimClient::CheckLog() {
 }
 
 void SimClient::CallTwice() {
-  if (!done()) Call(static_cast<int>(cluster_->Draw() % cluster_->routers.size()), received_.size());
+  if (!done() && !turns_back_) Call(static_cast<int>(cluster_->Draw() % cluster_->routers.size()), received_.size());
 }
 
 void SimClient::Hold(bool held) {

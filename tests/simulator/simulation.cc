@@ -199,20 +199,17 @@ void Cluster::LoseWorker(int worker, const std::string& why) {
 
 // S1: a snapshot at position p is the state after exactly the first p tokens of the log.
 void Cluster::CheckSnapshots() {
-  for (const auto& client : clients) {
-    const ModelStore::SessionRow& session = store.session(client->session());
+  for (const auto& [id, session] : store.sessions()) {
     for (const auto& [position, manifest] : session.snapshots) {
       if (position > session.log.size()) {
-        return Violated(absl::StrCat("S1: a snapshot of ", client->session(), " at ", position, " of a log of ",
-                                     session.log.size()));
+        return Violated(absl::StrCat("S1: a snapshot of ", id, " at ", position, " of a log of ", session.log.size()));
       }
       const uint64_t* const state = store.FindState(manifest.snapshot_id());
       if (state == nullptr || store.IsDamaged(manifest.snapshot_id())) continue;  // That costs time.
       uint64_t expected = worker::FakeModel::Fresh();
       for (uint64_t i = 0; i < position; ++i) expected = worker::FakeModel::Feed(expected, session.log[i]);
       if (*state != expected) {
-        return Violated(absl::StrCat("S1: the snapshot of ", client->session(), " at ", position,
-                                     " is not the state after its log"));
+        return Violated(absl::StrCat("S1: the snapshot of ", id, " at ", position, " is not the state after its log"));
       }
     }
   }

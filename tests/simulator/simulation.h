@@ -43,6 +43,8 @@ struct Broken {
   bool store_forgets_appends = false;    // T1: says durable, and it is not.
   bool store_forgets_requests = false;   // T2: a request id begins again.
   bool store_fences_nobody = false;      // T2: a lease that was lost still writes.
+  bool store_keeps_snapshots = false;    // S1: a rewind or a fork leaves those of what is cut away.
+  bool store_keeps_branches = false;     // T3: a rewind does not say that the log is another.
   bool worker_keeps_states = false;      // S4: computes on whatever is in the slot.
   bool worker_clears_nothing = false;    // S4: a slot is given out with what was in it.
   bool worker_saves_late = false;        // S1: a snapshot of another position.

@@ -73,6 +73,8 @@ TEST(SimulationTest, EveryBrokenPartIsFound) {
       {"store_forgets_appends", With(&Broken::store_forgets_appends), {"T1"}},
       {"store_forgets_requests", With(&Broken::store_forgets_requests), {"T1", "T2", "T3"}},
       {"store_fences_nobody", With(&Broken::store_fences_nobody), {"T1", "T2", "T3", "S1"}},
+      {"store_keeps_snapshots", With(&Broken::store_keeps_snapshots), {"S1", "T3"}},
+      {"store_keeps_branches", With(&Broken::store_keeps_branches), {"T3", "S1"}},
       {"worker_keeps_states", With(&Broken::worker_keeps_states), {"T3", "S1"}},
       {"worker_clears_nothing", With(&Broken::worker_clears_nothing), {"T3", "S1"}},
       {"worker_saves_late", With(&Broken::worker_saves_late), {"S1"}},

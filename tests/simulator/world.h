@@ -197,6 +197,13 @@ class SimClient {
 
   void NextAttempt(absl::Duration pause);
   void HangUp();
+  // After a turn: the next one, or first a way back.
+  void GoOn();
+  // Its session is cut at `position`, at whichever router does it; or it goes on with a fork from there.
+  void Rewind(uint64_t position, absl::Duration pause);
+  void Fork(uint64_t position, absl::Duration pause);
+  // From now on its session's log is what `log` says, and what follows.
+  void BeginAt(std::vector<uint32_t> log);
   std::shared_ptr<Attempt> Call(int router, uint64_t resume_from);
   // A message of an attempt is on its way, as its router sends it: what is durable by now may be shown.
   void CheckShown(const Attempt& attempt, const v1::GenerateResponse& message);
@@ -223,7 +230,10 @@ class SimClient {
   const int turns_;
   const int tokens_;
   const std::string tenant_;
-  const std::string session_;  // As the store knows it.
+  std::string session_;                                   // As the store knows it.
+  std::vector<uint32_t> base_;                            // What its log began with when it was cut or forked last.
+  std::map<std::string, std::vector<uint32_t>> parents_;  // Sessions that it forked, and their logs by then.
+  bool turns_back_ = false;                               // It has its session cut or forked just now.
   int turn_ = 0;
   bool gave_up_ = false;  // Some turn, which may still come.
   std::vector<uint32_t> received_;
