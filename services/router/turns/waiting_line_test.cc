@@ -100,8 +100,8 @@ TEST(WaitingLineTest, TheLastOfWhoHasMostOfItGoes) {
   EXPECT_FALSE(core.line.full());
   EXPECT_FALSE(core.line.ChooseLeaver(*core.MakeTurn("quiet")).has_value());
   Wait(core, "flood");
-  Wait(core, "other");
   const TurnPtr last = Wait(core, "flood");
+  Wait(core, "other");
   Yield(core, "flood");  // Was started: it does not go.
   EXPECT_TRUE(core.line.full());
   const auto leaver = core.line.ChooseLeaver(*core.MakeTurn("quiet"));
@@ -166,6 +166,7 @@ TEST(WaitingLineTest, NoSlotIsKeptForWhoHasItsShareOrWaits) {
   core.line.KeepSlot(*over);  // Of two slots it has one already.
   EXPECT_TRUE(core.line.CanStart(*core.MakeTurn("b")));
   core.turns.running().rbegin()->second->phase = Phase::kComputed;
+  core.Start(Phase::kRunning, "b");
   Wait(core, "a");  // That one takes it.
   core.line.KeepSlot(*over);
   EXPECT_TRUE(core.line.CanStart(*core.MakeTurn("b")));
