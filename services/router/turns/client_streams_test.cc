@@ -94,7 +94,7 @@ TEST(ClientStreamsTest, AFullStreamIsAskedOnceToSayWhenThereIsRoom) {
   EXPECT_THAT(told.stream->waits_for_room, SizeIs(1));
   told.stream->Take();
   EXPECT_TRUE(told.turn->waits_for_room);  // Until the core's thread hears of it.
-  told.core.world.RunPosted();
+  told.core.world.RunEvents();
   EXPECT_FALSE(told.turn->waits_for_room);
   EXPECT_THAT(told.Pump(), IsOk());
   EXPECT_THAT(told.stream->sent, SizeIs(4));

@@ -1,8 +1,7 @@
-// Parts of the core by themselves, for their tests: a world that does nothing by itself, and turns in any state.
+// Parts of the core by themselves, for their tests, and turns in any state.
 #pragma once
 
 #include <cstdint>
-#include <deque>
 #include <functional>
 #include <memory>
 #include <string>
@@ -10,11 +9,8 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "absl/time/time.h"
 #include "rwkv/v1/generation.pb.h"
-#include "rwkv/v1/worker.pb.h"
 #include "services/common/metrics.h"
-#include "services/router/pipeline/lane_load.h"
 #include "services/router/pipeline/stage_plan.h"
 #include "services/router/turns/call_kinds.h"
 #include "services/router/turns/client_streams.h"
@@ -24,6 +20,7 @@
 #include "services/router/turns/response_stream.h"
 #include "services/router/turns/router_metrics.h"
 #include "services/router/turns/saves.h"
+#include "services/router/turns/scripted_world.h"
 #include "services/router/turns/serving_model.h"
 #include "services/router/turns/session_table.h"
 #include "services/router/turns/turn.h"
@@ -33,41 +30,8 @@
 #include "services/router/turns/turn_slots.h"
 #include "services/router/turns/turn_table.h"
 #include "services/router/turns/waiting_line.h"
-#include "services/router/turns/world.h"
 
 namespace rwkv::router {
-
-class StillWorld final : public World {
- public:
-  absl::Time Now() override { return now; }
-  absl::Time CallClock() override { return now; }
-  uint64_t Random() override { return ++drawn_; }
-  void Post(std::function<void()> event) override { posted.push_back(std::move(event)); }
-  bool Run(Queue /*queue*/, std::function<void()> /*work*/) override { return true; }  // It never comes back.
-  bool Send(uint64_t /*epoch*/, const std::shared_ptr<const v1::ExecuteRequest>& /*command*/) override { return true; }
-  void EndEpoch(uint64_t epoch, const absl::Status& why) override { ended.emplace_back(epoch, why); }
-  void SetLoad(uint64_t /*epoch*/, const LaneLoad& /*load*/) override {}
-  bool OthersDrive(const std::string& /*pool*/) override { return false; }
-  absl::Status WhyNoLane() override { return absl::OkStatus(); }
-  std::shared_ptr<const ServingModel> FindModel(const std::string& /*fingerprint*/) override { return nullptr; }
-  void SetServing(bool serving) override { told_serving.push_back(serving); }
-  void Drained() override {}
-  void PoolsDropped() override {}
-
-  // Runs what was posted.
-  void RunPosted() {
-    const std::deque<std::function<void()>> events = std::exchange(posted, {});
-    for (const auto& event : events) event();
-  }
-
-  absl::Time now = absl::FromUnixSeconds(1'800'000'000);
-  std::deque<std::function<void()>> posted;
-  std::vector<std::pair<uint64_t, absl::Status>> ended;  // Epochs.
-  std::vector<bool> told_serving;
-
- private:
-  uint64_t drawn_ = 0;
-};
 
 // Keeps what was sent; its client takes nothing until it is told to.
 class HeldStream final : public ResponseStream<v1::GenerateResponse> {
@@ -153,7 +117,7 @@ struct CoreParts {
     return turn;
   }
 
-  StillWorld world;
+  ScriptedWorld world;
   std::unique_ptr<common::Metrics> registry = *common::Metrics::Create("");
   RouterMetrics metrics{registry.get()};
   CoreContext context;

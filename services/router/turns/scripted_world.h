@@ -1,5 +1,5 @@
-// A world in which nothing happens by itself, for tests of the core as a whole and of its parts with a store: what it
-// was asked for lies there until the test has it done. (StillWorld of core_testing.h has no store.)
+// A world in which nothing happens by itself, for tests of the core and of its parts: what it was asked for lies there
+// until the test has it done.
 #pragma once
 
 #include <cstdint>
@@ -31,15 +31,18 @@ class ScriptedWorld final : public World {
   std::deque<std::function<void()>> jobs;
   std::deque<std::function<void()>> events;
   std::vector<Command> commands;
+  std::vector<std::pair<uint64_t, absl::Status>> ended;  // Epochs.
+  std::vector<bool> told_serving;
   std::shared_ptr<const ServingModel> model;
 
   // All jobs, and what they post; false: there was none.
   bool RunJobs() {
     if (jobs.empty() && events.empty()) return false;
     RunAll(jobs);
-    RunAll(events);
+    RunEvents();
     return true;
   }
+  void RunEvents() { RunAll(events); }
 
   absl::Time Now() override { return now; }
   absl::Time CallClock() override { return absl::Now(); }
@@ -53,12 +56,12 @@ class ScriptedWorld final : public World {
     commands.push_back({epoch, command});
     return true;
   }
-  void EndEpoch(uint64_t /*epoch*/, const absl::Status& /*why*/) override {}
+  void EndEpoch(uint64_t epoch, const absl::Status& why) override { ended.emplace_back(epoch, why); }
   void SetLoad(uint64_t /*epoch*/, const LaneLoad& /*load*/) override {}
   bool OthersDrive(const std::string& /*pool*/) override { return false; }
   absl::Status WhyNoLane() override { return absl::OkStatus(); }
   std::shared_ptr<const ServingModel> FindModel(const std::string& /*fingerprint*/) override { return model; }
-  void SetServing(bool /*serving*/) override {}
+  void SetServing(bool serving) override { told_serving.push_back(serving); }
   void Drained() override {}
   void PoolsDropped() override {}
 
