@@ -15,6 +15,7 @@
 #include "absl/strings/str_replace.h"
 #include "absl/strings/string_view.h"
 #include "grpc/support/log.h"
+#include "services/common/end_process.h"
 #include "services/common/logging.h"
 
 namespace rwkv::common {
@@ -89,11 +90,8 @@ int RunMain(int argc, char** argv, const char* usage, absl::FunctionRef<absl::St
   }
 
   const absl::Status status = run();
-  if (!status.ok()) {
-    std::fprintf(stderr, "%s: %s\n", name.c_str(), OneLine(status.ToString()).c_str());
-    return 1;
-  }
-  return 0;
+  if (!status.ok()) std::fprintf(stderr, "%s: %s\n", name.c_str(), OneLine(status.ToString()).c_str());
+  EndProcess(status.ok() ? 0 : 1);
 }
 
 }  // namespace rwkv::common

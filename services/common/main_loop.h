@@ -13,8 +13,8 @@ void PrepareSignals();
 // int main(int argc, char** argv) { return RunMain(argc, argv, "Serves ...", Run); }
 // Prepares the signals, parses Abseil flags (and --flagfile), names the process in the logs after the binary (run() may
 // call InitLogging again with --name), calls `run`, and prints its error on one line of standard error.
-// Returns 0 when `run` did well, 1 when it failed; an unknown flag, a bad flag value or a stray argument ends the
-// process with status 2 and a message, --help with 0.
+// Then it ends the process (end_process.h): with status 0 when `run` did well, 1 when it failed. A stray argument
+// returns 2 with a message; an unknown flag or a bad flag value ends the process with 2, --help with 0.
 int RunMain(int argc, char** argv, const char* usage, absl::FunctionRef<absl::Status()> run);
 
 }  // namespace rwkv::common

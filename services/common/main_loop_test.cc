@@ -48,6 +48,20 @@ TEST_F(MainLoopDeathTest, ErrorOfRunIsOneLineAndStatusOne) {
               "^demo: NOT_FOUND: no model\n$");
 }
 
+TEST_F(MainLoopDeathTest, ExitHandlersAreNotRunUnderThreadsThatLiveOn) {
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+  GTEST_SKIP() << "sanitizers report from their exit handlers";
+#endif
+#endif
+  EXPECT_EXIT(RunAndExit({},
+                         [] {
+                           std::atexit([] { std::abort(); });
+                           return absl::OkStatus();
+                         }),
+              ExitedWithCode(0), "");
+}
+
 TEST_F(MainLoopDeathTest, UnknownFlagExitsWithTwo) {
   EXPECT_EXIT(RunAndExit({"--slotz=7"}, PrintSlots), ExitedWithCode(2), "slotz");
 }

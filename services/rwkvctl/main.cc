@@ -13,6 +13,7 @@
 #include "grpc/support/log.h"
 #include "grpcpp/channel.h"
 #include "services/common/channel.h"
+#include "services/common/end_process.h"
 #include "services/common/security/security.h"
 #include "services/router/client/router_client.h"
 #include "services/rwkvctl/rwkvctl.h"
@@ -63,5 +64,5 @@ int main(int argc, char** argv) {
       HomeFolder() + "/.cache/rwkv-serving/clusters",
       Connect,
   };
-  return rwkv::rwkvctl::Run(std::vector<std::string>(argv + 1, argv + argc), environment);
+  rwkv::common::EndProcess(rwkv::rwkvctl::Run(std::vector<std::string>(argv + 1, argv + argc), environment));
 }
