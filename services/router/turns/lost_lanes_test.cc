@@ -31,6 +31,17 @@ std::vector<FakeCluster::Call> LoseOneOfTwoLanes(FakeCluster& cluster) {
   return calls;
 }
 
+// One step at a time, so that it is seen who is over before whom.
+void ExpectThirdIsLast(FakeCluster& cluster, const std::vector<FakeCluster::Call>& calls) {
+  ASSERT_TRUE(WaitUntil([&] {
+    cluster.pipeline(0).AllowSteps(1);
+    return calls[0].stream->closed() && calls[1].stream->closed();
+  }));
+  EXPECT_LT(calls[2].stream->received().size(), 20);
+  cluster.pipeline(0).ResumeSteps();
+  EXPECT_EQ(cluster.Finish(calls[2]).tokens, FakeModel::Greedy(Prompt(2), 300, kVocabulary));
+}
+
 TEST(LostLanesTest, WhoLostItsLaneTakesTurnsWithThoseOfAnother) {
   TurnManager::Options options = Router("router-0");
   options.slot_quantum = absl::Milliseconds(1);
@@ -72,14 +83,7 @@ TEST(LostLanesTest, WhoLostItsLaneIsAheadOfThoseThatCameLater) {
   EXPECT_TRUE(WaitUntil([&] { return cluster.router().counts().waiting == 1; }));
   calls.push_back(cluster.Start(Request(Prompt(2), 300)));
   EXPECT_TRUE(WaitUntil([&] { return cluster.router().counts().waiting == 2; }));
-  // One step at a time, so that it is seen who is over before whom.
-  ASSERT_TRUE(WaitUntil([&] {
-    cluster.pipeline(0).AllowSteps(1);
-    return calls[0].stream->closed() && calls[1].stream->closed();
-  }));
-  EXPECT_LT(calls[2].stream->received().size(), 20);
-  cluster.pipeline(0).ResumeSteps();
-  EXPECT_EQ(cluster.Finish(calls[2]).tokens, FakeModel::Greedy(Prompt(2), 300, kVocabulary));
+  ExpectThirdIsLast(cluster, calls);
 }
 
 TEST(LostLanesTest, WhoLostItsLaneIsAheadOfThoseThatWaitedAlready) {
@@ -96,13 +100,7 @@ TEST(LostLanesTest, WhoLostItsLaneIsAheadOfThoseThatWaitedAlready) {
   }));
   cluster.pipeline(1).Kill(0);
   ASSERT_TRUE(WaitUntil([&] { return cluster.router().counts().waiting == 2; }));
-  ASSERT_TRUE(WaitUntil([&] {
-    cluster.pipeline(0).AllowSteps(1);
-    return calls[0].stream->closed() && calls[1].stream->closed();
-  }));
-  EXPECT_LT(calls[2].stream->received().size(), 20);
-  cluster.pipeline(0).ResumeSteps();
-  EXPECT_EQ(cluster.Finish(calls[2]).tokens, FakeModel::Greedy(Prompt(2), 300, kVocabulary));
+  ExpectThirdIsLast(cluster, calls);
 }
 
 }  // namespace
