@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Renders every overlay and checks it; then breaks it in twelve and more ways, of which each has its check."""
+"""Renders every overlay and checks it; then breaks it in some sixty ways, of which each has its check; then in every
+other, by leaving out or changing each part of it."""
 import copy
 import os
 import pwd
@@ -19,6 +20,7 @@ if TOOLS is None:
     sys.exit("the checkers of manifests are not installed; deploy/local/setup.sh does it")
 sys.path[:0] = [HERE, TOOLS]
 import checks  # noqa: E402
+from checks.manifests import arguments  # noqa: E402
 import yaml  # noqa: E402
 
 BINARIES = {"router": "services/router/router", "worker": "services/worker/worker",
@@ -27,6 +29,7 @@ OVERLAYS = ["local", "cpu", "gpu", "scale-out"]
 # An overlay as an operator makes one: what is there, and a component more.
 WITH_TRACES = """apiVersion: kustomize.config.k8s.io/v1beta1
 kind: Kustomization
+namespace: rwkv-serving
 resources: [../scale-out]
 components: [../../components/traces]
 """
@@ -87,11 +90,33 @@ MUTATIONS = [
      lambda d: of_kind(d, "PodDisruptionBudget", "router")["spec"]["selector"]["matchLabels"].update(a="b")),
     ("a Service that is not there", "references",
      lambda d: replace_argument(d, "router", "--state_store=", ["--state_store=store:50053"])),
+    ("a Service that leads to another port", "services",
+     lambda d: of_kind(d, "Service", "router")["spec"]["ports"][0].update(targetPort="metrics")),
+    ("a Service that hides workers that start", "services",
+     lambda d: of_kind(d, "Service", "workers")["spec"].pop("publishNotReadyAddresses")),
+    ("h2c in front of TLS", "services",
+     lambda d: of_kind(d, "Service", "router")["spec"]["ports"][0].update(appProtocol="kubernetes.io/h2c")),
+    ("another namespace", "namespaces", lambda d: workload(d, "worker")["metadata"].update(namespace="default")),
+    ("pods of one name", "identities", lambda d: replace_argument(d, "worker", "--name=", ["--name=worker"])),
+    ("a name that nobody gives", "identities", lambda d: container(d, "worker").pop("env")),
+    ("a listener of loopback", "references",
+     lambda d: replace_argument(d, "worker", "--listen=", ["--listen=127.0.0.1:50052"])),
     ("a store that nobody is told of", "references", lambda d: workload(d, "state-store")["spec"].update(replicas=4)),
     ("a volume that is not there", "references", lambda d: pod(d, "worker").update(volumes=[])),
     ("no startup probe", "probes", lambda d: container(d, "worker").pop("startupProbe")),
     ("readiness as liveness", "probes", lambda d: container(d, "router")["livenessProbe"]["grpc"].pop("service")),
     ("too little grace", "grace", lambda d: pod(d, "router").update(terminationGracePeriodSeconds=15)),
+    ("a liveness that restarts at once", "probes",
+     lambda d: container(d, "worker")["livenessProbe"].update(failureThreshold=1)),
+    ("a drain that is none", "grace", lambda d: replace_argument(d, "worker", "--drain_timeout=",
+                                                                 ["--drain_timeout=0s"])),
+    ("calls to a router that has ended", "grace", lambda d: container(d, "router").pop("lifecycle")),
+    ("all routers at once", "rollouts",
+     lambda d: workload(d, "router")["spec"]["strategy"]["rollingUpdate"].update(maxUnavailable="100%")),
+    ("a rollout that does nothing", "rollouts",
+     lambda d: workload(d, "worker")["spec"].update(updateStrategy={"type": "OnDelete"})),
+    ("a stage that keeps the others from starting", "rollouts",
+     lambda d: workload(d, "worker")["spec"].pop("podManagementPolicy")),
     ("a budget that blocks drains", "budgets",
      lambda d: of_kind(d, "PodDisruptionBudget", "state-store").update(
          spec={"minAvailable": 1, "selector": of_kind(d, "PodDisruptionBudget", "state-store")["spec"]["selector"]})),
@@ -100,6 +125,15 @@ MUTATIONS = [
     ("a pod that nobody closes", "network", lambda d: d.remove(of_kind(d, "NetworkPolicy", "worker"))),
     ("a store for everybody", "network",
      lambda d: of_kind(d, "NetworkPolicy", "state-store")["spec"]["ingress"].append({"ports": [{"port": 50053}]})),
+    ("workers open at every port", "network",
+     lambda d: of_kind(d, "NetworkPolicy", "worker")["spec"]["ingress"][0].pop("ports")),
+    ("out to everybody", "network", lambda d: of_kind(d, "NetworkPolicy", "worker")["spec"]["egress"].append({})),
+    ("whole namespaces", "network",
+     lambda d: of_kind(d, "NetworkPolicy", "state-store")["spec"]["ingress"][0]["from"].append(
+         {"namespaceSelector": {}})),
+    ("no way in for Prometheus", "connections", lambda d: d.remove(of_kind(d, "NetworkPolicy", "metrics"))),
+    ("no way out to PostgreSQL", "connections",
+     lambda d: of_kind(d, "NetworkPolicy", "state-store-backends")["spec"]["egress"][0]["ports"].pop(0)),
     ("a worker that may not send to the next", "connections",
      lambda d: of_kind(d, "NetworkPolicy", "worker")["spec"]["egress"].pop(0)),
     ("a store that lets no worker in", "connections",
@@ -108,21 +142,102 @@ MUTATIONS = [
     ("root", "hardening", lambda d: pod(d, "worker")["securityContext"].update(runAsNonRoot=False)),
     ("a writable root", "hardening",
      lambda d: container(d, "state-store")["securityContext"].update(readOnlyRootFilesystem=False)),
-    ("a writable model", "hardening",
+    ("a container that is root again", "hardening",
+     lambda d: container(d, "worker")["securityContext"].update(runAsUser=0)),
+    ("the network of the machine", "hardening", lambda d: pod(d, "worker").update(hostNetwork=True)),
+    ("a token for the API", "hardening",
+     lambda d: of_kind(d, "ServiceAccount", "worker").pop("automountServiceAccountToken")),
+    ("a worker with the router's certificate", "volumes",
+     lambda d: pod(d, "worker")["volumes"][0]["secret"].update(secretName="router-tls")),
+    ("a secret for everybody", "volumes",
+     lambda d: pod(d, "router")["volumes"][0]["secret"].update(defaultMode=0o644)),
+    ("a certificate of another role", "certificates",
+     lambda d: of_kind(d, "Certificate", "worker")["spec"].update(uris=["spiffe://rwkv-serving/rwkv/router"])),
+    ("a certificate without its authority", "certificates",
+     lambda d: of_kind(d, "Certificate", "authority")["spec"].update(isCA=False)),
+    ("a writable model", "volumes",
      lambda d: next(m for m in container(d, "worker")["volumeMounts"] if m["name"] == "model").update(readOnly=False)),
     ("no limit of memory", "resources", lambda d: container(d, "router")["resources"].pop("limits")),
     ("a GPU that is not asked for", "resources",
      lambda d: container(d, "worker")["args"].append("--device=cuda:0")),
     ("a tag", "images", lambda d: container(d, "worker").update(image="registry.example.org/rwkv-serving-cpu:latest")),
     ("no key", "security_flags", lambda d: replace_argument(d, "worker", "--tls_key=", [])),
+    ("keys for certificates", "security_flags",
+     lambda d: replace_argument(d, "worker", "--tls_authorities=", ["--tls_authorities=/tls/tls.key"])),
+    ("calls without keys", "programs", lambda d: replace_argument(d, "router", "--api_keys=", [])),
+    ("states in two places", "programs", lambda d: replace_argument(d, "state-store", "--records=", [])),
+    ("another program", "programs", lambda d: container(d, "router").update(command=["/bin/sh"])),
     ("a flag that there is not", "flags", lambda d: container(d, "worker")["args"].append("--slotz=3")),
     ("a flag twice", "flags", lambda d: container(d, "worker")["args"].append("--slots=3")),
     ("one router", "replicas", lambda d: workload(d, "router")["spec"].update(replicas=1)),
     ("half a pipeline", "replicas", lambda d: workload(d, "worker")["spec"].update(replicas=7)),
     ("a router without a pipeline", "replicas", lambda d: workload(d, "router")["spec"].update(replicas=4)),
-    ("a router without a pipeline at night", "replicas",
+    ("a stage for all", "replicas", lambda d: replace_argument(d, "worker", "--stage=", ["--stage=0/2"])),
+    ("spread by what others run", "spread",
+     lambda d: pod(d, "worker")["topologySpreadConstraints"][0]["labelSelector"].update(
+         matchLabels={"app.kubernetes.io/name": "router"})),
+    ("a request that is no number", "resources",
+     lambda d: container(d, "worker")["resources"]["requests"].update(memory="4Gb")),
+    ("scaling by a number that there is not", "scaling",
+     lambda d: of_kind(d, "ScaledObject", "worker")["spec"]["triggers"][0]["metadata"].update(query="rwkv_wanted")),
+    ("scaling by halves of pipelines", "scaling",
+     lambda d: of_kind(d, "ScaledObject", "worker")["spec"].update(maxReplicaCount=15)),
+    ("a router without a pipeline at night", "scaling",
      lambda d: of_kind(d, "ScaledObject", "worker")["spec"].update(minReplicaCount=4)),
 ]
+
+# Parts that may be left out or changed as below and mean the same, or something else that is right, too.
+FREE = [
+    r"(Deployment|StatefulSet|Service|[A-Z]\w+)/\S+ \w+ metadata\.labels",
+    r"(PodDisruptionBudget|NetworkPolicy|ScaledObject|PodMonitor|Certificate)/\S+ change metadata\.name",
+    r"Service/state-store change metadata\.name",  # Stores are named one by one in this overlay.
+    # Left out, a default says the same.
+    r"\S+ drop \S*\.protocol",
+    r"Service/\S+ drop spec\.ports\.\d\.targetPort",
+    r"Service/\S+ \w+ spec\.ports\.\d\.name",
+    r"\S+ drop spec\.template\.spec\.terminationGracePeriodSeconds",
+    r"StatefulSet/worker drop spec\.updateStrategy",
+    r"Certificate/\S+ drop spec\.(duration|renewBefore|issuerRef\.kind)",
+    r"ScaledObject/worker drop spec\.(cooldownPeriod|maxReplicaCount|pollingInterval|triggers\.0\.metricType)",
+    r"PodMonitor/\S+ drop spec\.podMetricsEndpoints\.0\.interval",
+    r"\S+ drop \S*Probe\.(timeoutSeconds|periodSeconds|failureThreshold)",
+    # A little more of it does no harm.
+    r"\S+ change \S*Probe\.(timeoutSeconds|periodSeconds|failureThreshold)",
+    r"\S+ change \S*\.(minReadySeconds|preStop\.sleep\.seconds|terminationGracePeriodSeconds)",
+    r"ScaledObject/worker change spec\.(cooldownPeriod|pollingInterval)",
+    # What an operator sets.
+    r"Certificate/\S+ \w+ spec\.(privateKey|commonName)",
+    r"ScaledObject/worker change spec\.triggers\.0\.metadata\.serverAddress",
+    r"StatefulSet/state-store change \S*\.args\.(5|7|8)",  # Where PostgreSQL, the bucket and S3 are.
+    r"StatefulSet/worker change \S*\.args\.8",  # --slots
+]
+
+
+def parts(value, path=()):
+    """Every path below a value."""
+    for key, below in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield path + (key,)
+        yield from parts(below, path + (key,))
+
+
+def broken(document):
+    """(What was done, the document so) for every part of it: left out, or another value."""
+    for path in list(parts(document)):
+        for how in ("drop", "change"):
+            copied = copy.deepcopy(document)
+            above = copied
+            for key in path[:-1]:
+                above = above[key]
+            value = above[path[-1]]
+            if how == "drop":
+                del above[path[-1]]
+            elif isinstance(value, (dict, list)):
+                continue
+            else:
+                above[path[-1]] = not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else \
+                    f"{value}x"
+            name = f"{document['kind']}/{document['metadata']['name']}"
+            yield f"{name} {how} {'.'.join(str(key) for key in path)}", copied
 
 
 class KubernetesTest(unittest.TestCase):
@@ -153,6 +268,20 @@ class KubernetesTest(unittest.TestCase):
                 run = (lambda d: checks.flags(d, self.known)) if check == "flags" else getattr(checks, check)
                 self.assertTrue(list(run(documents)), f"{check} lets it pass")
 
+    def test_every_part_is_needed_or_free(self):
+        documents = self.rendered["scale-out"]
+        for index, document in enumerate(documents):
+            if document["kind"] == "PrometheusRule":
+                continue  # deploy/monitoring has tests of the rules.
+            for what, mutant in broken(document):
+                if any(re.match(free, what) for free in FREE):
+                    continue
+                # The schemas take their time, and look at one document at a time.
+                found = any(list(check([mutant])) for check in checks.SCHEMAS) or any(
+                    list(check(documents[:index] + [mutant] + documents[index + 1:])) for check in
+                    [*checks.CHECKS, lambda d: checks.flags(d, self.known)])
+                self.assertTrue(found, f"nothing says so: {what}")
+
     def test_overlays_are_what_they_say(self):
         args = container(self.rendered["gpu"], "worker")["args"]
         self.assertIn("--device=cuda:0", args)
@@ -164,7 +293,7 @@ class KubernetesTest(unittest.TestCase):
     def test_traces_get_out_only_where_there_is_a_collector(self):
         for overlay, documents in self.rendered.items():
             for name in ("router", "worker", "state-store"):
-                flags = dict(checks.arguments(container(documents, name)))
+                flags = dict(arguments(container(documents, name)))
                 self.assertEqual("otlp_traces_endpoint" in flags, overlay == "with-traces", f"{overlay}, {name}")
         documents = copy.deepcopy(self.rendered["with-traces"])
         documents.remove(of_kind(documents, "NetworkPolicy", "traces"))

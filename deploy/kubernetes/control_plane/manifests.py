@@ -49,7 +49,7 @@ def original_container(pod):
 
 
 def definitions(documents):
-    """CustomResourceDefinitions of the kinds that operators bring; checks.py looks at their fields."""
+    """CustomResourceDefinitions of the kinds that operators bring; checks/schemas.py looks at their fields."""
     found = {}
     for document in documents:
         if document["apiVersion"] in _BUILT_IN:
