@@ -1,6 +1,5 @@
 #include "kernels/conformance/product_case.h"
 
-#include <cstring>
 #include <utility>
 
 #include "gtest/gtest.h"
@@ -10,14 +9,6 @@
 
 namespace rwkv::kernels::conformance {
 namespace {
-
-float RoundToBFloat16(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
-  std::memcpy(&x, &bits, sizeof x);
-  return x;
-}
 
 enum Input { kX, kGate, kStart };  // The last is what accumulate adds to.
 
@@ -43,8 +34,10 @@ Bounded Activate(Activation activation, const Bounded& z) {
 
 }  // namespace
 
-Floats RoundToBFloat16(Floats x) {
-  for (float& value : x) value = RoundToBFloat16(value);
+Floats RoundTo(DType dtype, Floats x) {
+  std::vector<uint8_t> narrow(x.size() * static_cast<size_t>(SizeOf(dtype)));
+  NarrowFromFloat(dtype, x.data(), static_cast<int64_t>(x.size()), narrow.data());
+  WidenToFloat(dtype, narrow.data(), static_cast<int64_t>(x.size()), x.data());
   return x;
 }
 
@@ -56,7 +49,7 @@ OpCase MakeProductCase(const ProductCase& c) {
   op.y_width = c.outputs;
   op.packing = {{0}, 1, 0};
   Floats x = random.Uniforms(c.rows * c.inputs, -2.0f, 2.0f);
-  if (c.bf16_inputs) x = RoundToBFloat16(std::move(x));
+  x = RoundTo(c.inputs_of, std::move(x));
   if (c.zeros > 0.0f) {
     const Floats draws = random.Uniforms(c.rows * c.inputs, 0.0f, 1.0f);
     for (int64_t i = 0; i < c.rows * c.inputs; ++i) x[i] = draws[i] < c.zeros ? 0.0f : x[i];

@@ -24,14 +24,14 @@ struct ProductCase {
   bool gate = false;
   bool in_place = false;  // y is the gate
   bool accumulate = false;
-  bool bf16_inputs = false;  // Inputs that are numbers of bf16.
+  DType inputs_of = DType::kFloat32;  // Inputs are numbers of this type.
   float zeros = 0.0f;  // So many of the inputs are zero, of each group or of all but a few; the weight is for such.
 };
 
 OpCase MakeProductCase(const ProductCase& c);
 
-// The nearest of bf16, ties to even.
-Floats RoundToBFloat16(Floats x);
+// The nearest of the type, ties to even.
+Floats RoundTo(DType dtype, Floats x);
 
 // One product, alone; fails the test where the device fails.
 Floats Multiply(DeviceMemory& memory, const Weight* weight, int64_t rows, const Floats& x,

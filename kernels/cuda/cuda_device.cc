@@ -45,8 +45,15 @@ absl::Status MixInput(const MixInputArgs& args, Stream& stream) {
 }
 
 absl::Status Products(const ProductsArgs& args, Stream& stream) {
-  const bool tensor_cores = static_cast<CudaStream&>(stream).tensor_cores();
-  return Run("products", tensor_cores ? &KernelSet::tensor_products : &KernelSet::products, args, stream);
+  switch (static_cast<CudaStream&>(stream).products_by()) {
+    case ProductsBy::kTensorCores:
+      return Run("products", &KernelSet::tensor_products, args, stream);
+    case ProductsBy::kNoTensorCores:
+      return Run("products", &KernelSet::products, args, stream);
+    case ProductsBy::kRounded:
+      break;
+  }
+  return Run("products", &KernelSet::rounded_products, args, stream);
 }
 
 absl::Status Wkv4(const Wkv4Args& args, Stream& stream) { return Run("wkv4", &KernelSet::wkv4, args, stream); }
@@ -168,8 +175,9 @@ absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const Runtime& runtime, const
                                                  ".0"));
   }
   const absl::string_view uuid(properties.uuid.bytes, sizeof(properties.uuid.bytes));
-  std::string family = options.tensor_cores ? absl::StrCat("cuda/tensor/sm_", properties.major, properties.minor)
-                                            : std::string(kFp32Family);
+  std::string family = absl::StrCat("cuda/tensor/sm_", properties.major, properties.minor);
+  if (options.products_by == ProductsBy::kNoTensorCores) family = std::string(kFp32Family);
+  if (options.products_by == ProductsBy::kRounded) absl::StrAppend(&family, "/rounded");
   if (options.half_states) absl::StrAppend(&family, "/half_states");
   DeviceOptions possible = options;
   possible.overlaps = options.overlaps && properties.major >= kOverlappingMajor;
@@ -180,7 +188,11 @@ absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const Runtime& runtime, const
 DeviceOptions TakeOptions(absl::string_view& name) {
   DeviceOptions options;
   options.graphs = !absl::ConsumeSuffix(&name, "/launches");
-  options.tensor_cores = !absl::ConsumeSuffix(&name, "/fma");
+  if (absl::ConsumeSuffix(&name, "/fma")) {
+    options.products_by = ProductsBy::kNoTensorCores;
+  } else if (absl::ConsumeSuffix(&name, "/rounded")) {
+    options.products_by = ProductsBy::kRounded;
+  }
   options.overlaps = !absl::ConsumeSuffix(&name, "/serial");
   options.half_states = absl::ConsumeSuffix(&name, "/half");
   return options;

@@ -21,16 +21,23 @@ inline constexpr absl::string_view kFp32Family = "cuda/fp32";
 // longest prefill a second.
 constexpr absl::Duration kHangLimit = absl::Seconds(60);
 
+// What computes products with 16-bit weights. Those with int8 and int4 weights have the same bits everywhere.
+enum class ProductsBy : uint8_t {
+  kTensorCores,    // Inputs in three parts: sums of exact products.
+  kNoTensorCores,  // The plain twin, which also has int8 and int4 weights.
+  kRounded,        // Inputs rounded to the weights' type: a third of the work or less, another family.
+};
+
 struct DeviceOptions {
   absl::Duration hang_limit = kHangLimit;
-  bool tensor_cores = true;  // For products with 16-bit weights; without: the plain twin.
+  ProductsBy products_by = ProductsBy::kTensorCores;
   bool half_states = false;  // wkv states of RWKV-5 to 7 are stored in fp16: half of their bytes, another family.
   bool overlaps = true;      // A kernel's blocks begin while the one before ends, from 9.0 on; without: the plain twin.
   bool graphs = true;  // Steps that come again are launched as a graph; without: kernel by kernel, the plain twin.
 };
 
-// Takes what may follow a device's name, "/half" (wkv states in fp16), "/serial" (kernels do not overlap), "/fma" (no tensor cores) and "/launches"
-// (no graphs) in this order, off its end.
+// Takes what may follow a device's name off its end, in this order: "/half" (wkv states in fp16), "/serial" (kernels do
+// not overlap), one of "/fma" (no tensor cores) and "/rounded" (ProductsBy::kRounded), "/launches" (no graphs).
 DeviceOptions TakeOptions(absl::string_view& name);
 
 // The runtime's device `ordinal` under a name of the caller's. Runtime and kernels outlive it. After a fault of the

@@ -65,7 +65,7 @@ class CudaStream final : public RepeatingStream {
   bool Repeats() const override { return options_.graphs; }
   const Repeated& repeated() const override { return repeated_; }
   void* handle() const override { return stream_; }
-  bool tensor_cores() const { return options_.tensor_cores; }
+  ProductsBy products_by() const { return options_.products_by; }
 
   static constexpr size_t kMostGraphs = 64;
 

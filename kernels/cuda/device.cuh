@@ -15,6 +15,7 @@
 
 #ifdef __CUDACC__
 
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
@@ -137,6 +138,7 @@ RWKV_DEVICE float HalfToFloat(uint32_t bits) {
 }
 // To nearest, ties to even.
 RWKV_DEVICE uint32_t FloatToHalf(float value) { return __half_as_ushort(__float2half_rn(value)); }
+RWKV_DEVICE uint32_t FloatToBFloat16(float value) { return __bfloat16_as_ushort(__float2bfloat16_rn(value)); }
 
 // On tensor cores, kSteps times one after the other: c += a b, of 16 x 16 and 16 x 8 bfloat16 values and fp32 sums, whose
 // order within a step is the hardware's. A lane's part, with g = lane / 4 and t = lane % 4, two values to 32 bits, the
@@ -150,6 +152,18 @@ RWKV_DEVICE void MmaBf16(float (&c)[4], const uint32_t (&a)[kSteps][4], const ui
 #pragma unroll
   for (int s = 0; s < kSteps; ++s) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[s][0]), "r"(a[s][1]), "r"(a[s][2]), "r"(a[s][3]), "r"(b[s][0]), "r"(b[s][1]));
+  }
+}
+
+// The same of fp16 values.
+template <int kSteps>
+RWKV_DEVICE void MmaHalf(float (&c)[4], const uint32_t (&a)[kSteps][4], const uint32_t (&b)[kSteps][2]) {
+#pragma unroll
+  for (int s = 0; s < kSteps; ++s) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[s][0]), "r"(a[s][1]), "r"(a[s][2]), "r"(a[s][3]), "r"(b[s][0]), "r"(b[s][1]));
@@ -278,10 +292,21 @@ inline uint32_t FloatToHalf(float value) {
   return sign | (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
 }
 
+inline uint32_t FloatToBFloat16(float value) {
+  const uint32_t bits = AsBits(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fffu;
+  return (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+}
+
 template <int kSteps>
 void MmaBf16(float (&c)[4], const uint32_t (&a)[kSteps][4], const uint32_t (&b)[kSteps][2],
              emulation::Site site = emulation::Site::Here()) {
   emulation::MmaBf16(c, a[0], b[0], kSteps, site);
+}
+template <int kSteps>
+void MmaHalf(float (&c)[4], const uint32_t (&a)[kSteps][4], const uint32_t (&b)[kSteps][2],
+             emulation::Site site = emulation::Site::Here()) {
+  emulation::MmaHalf(c, a[0], b[0], kSteps, site);
 }
 inline void MmaInt8(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                     emulation::Site site = emulation::Site::Here()) {

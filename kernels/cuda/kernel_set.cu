@@ -3,7 +3,8 @@
 namespace rwkv::kernels::cuda {
 
 const KernelSet RWKV_CUDA_KERNEL_SET = {
-    LaunchEmbed, LaunchLayerNorm, LaunchMixInput,  LaunchProducts,           LaunchTensorProducts, LaunchWkv4,
-    LaunchWkv6,  LaunchWkv7,      LaunchDeepEmbed, LaunchDeepEmbedAttention, LaunchSample,         LaunchCastState};
+    LaunchEmbed,    LaunchLayerNorm, LaunchMixInput, LaunchProducts,  LaunchTensorProducts,     LaunchRoundedProducts,
+    LaunchWkv4,     LaunchWkv6,      LaunchWkv7,     LaunchDeepEmbed, LaunchDeepEmbedAttention, LaunchSample,
+    LaunchCastState};
 
 }  // namespace rwkv::kernels::cuda

@@ -26,6 +26,8 @@ struct KernelSet {
   int (*mix_input)(const MixInputArgs& args, LaunchStream stream);
   int (*products)(const ProductsArgs& args, LaunchStream stream);
   int (*tensor_products)(const ProductsArgs& args, LaunchStream stream);  // All but fp32 weights: on tensor cores.
+  // The same, but inputs of 16-bit weights are rounded to the weights' type.
+  int (*rounded_products)(const ProductsArgs& args, LaunchStream stream);
   int (*wkv4)(const Wkv4Args& args, LaunchStream stream);
   int (*wkv6)(const Wkv6Args& args, LaunchStream stream);  // head_size <= kMaxHeadSize
   int (*wkv7)(const Wkv7Args& args, LaunchStream stream);  // head_size <= kMaxHeadSize

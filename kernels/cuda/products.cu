@@ -25,19 +25,19 @@ int LaunchTiles(ProductsParameters p, LaunchStream stream) {
   return Launch(stream, {blocks, 1, kProductThreads, 0}, "products", ProductsKernel<kKind, kRows, kOutputs, kWide>, p);
 }
 
-template <WeightKind kKind, int kOutTiles, int kRowTiles>
+template <WeightKind kKind, bool kRounded, int kOutTiles, int kRowTiles>
 int LaunchTensorTiles(ProductsParameters p, bool wide, LaunchStream stream) {
   using Shared = TensorShared<kOutTiles, kRowTiles>;
   const uint32_t blocks = CutProducts(Shared::kOutputs, Shared::kRows, p);
-  return Launch(stream, {blocks, 1, kTensorThreads, sizeof(Shared)}, "tensor_products",
-                TensorProductsKernel<kKind, kOutTiles, kRowTiles>, p, wide);
+  return Launch(stream, {blocks, 1, kTensorThreads, sizeof(Shared)}, kRounded ? "rounded_products" : "tensor_products",
+                TensorProductsKernel<kKind, kOutTiles, kRowTiles, kRounded>, p, wide);
 }
 
-template <WeightKind kKind>
+template <WeightKind kKind, bool kRounded>
 int LaunchTensor(const ProductsParameters& p, bool wide, LaunchStream stream) {
-  if (p.rows <= 8) return LaunchTensorTiles<kKind, 1, 1>(p, wide, stream);
-  if (p.rows <= 16) return LaunchTensorTiles<kKind, 1, 2>(p, wide, stream);
-  return LaunchTensorTiles<kKind, 2, 4>(p, wide, stream);
+  if (p.rows <= 8) return LaunchTensorTiles<kKind, kRounded, 1, 1>(p, wide, stream);
+  if (p.rows <= 16) return LaunchTensorTiles<kKind, kRounded, 1, 2>(p, wide, stream);
+  return LaunchTensorTiles<kKind, kRounded, 2, 4>(p, wide, stream);
 }
 
 template <WeightKind kKind, int kOutTiles, int kRowTiles, int kGroups>
@@ -78,11 +78,24 @@ int LaunchKind(const ProductsParameters& p, bool wide, LaunchStream stream) {
   return LaunchTiles<kKind, 8, 4, true>(p, stream);
 }
 
-int LaunchKind(WeightKind kind, const ProductsParameters& p, bool wide, bool tensor, LaunchStream stream) {
-  if (tensor && kind == WeightKind::kBFloat16) return LaunchTensor<WeightKind::kBFloat16>(p, wide, stream);
-  if (tensor && kind == WeightKind::kFloat16) return LaunchTensor<WeightKind::kFloat16>(p, wide, stream);
-  if (tensor && kind == WeightKind::kInt8) return LaunchTensorFixed<WeightKind::kInt8>(p, wide, stream);
-  if (tensor && kind == WeightKind::kInt4) return LaunchTensorFixed<WeightKind::kInt4>(p, wide, stream);
+template <bool kRounded>
+int LaunchTensorKind(WeightKind kind, const ProductsParameters& p, bool wide, LaunchStream stream) {
+  switch (kind) {
+    case WeightKind::kFloat32:
+      return LaunchKind<WeightKind::kFloat32>(p, wide, stream);
+    case WeightKind::kBFloat16:
+      return LaunchTensor<WeightKind::kBFloat16, kRounded>(p, wide, stream);
+    case WeightKind::kFloat16:
+      return LaunchTensor<WeightKind::kFloat16, kRounded>(p, wide, stream);
+    case WeightKind::kInt8:
+      return LaunchTensorFixed<WeightKind::kInt8>(p, wide, stream);
+    case WeightKind::kInt4:
+      break;
+  }
+  return LaunchTensorFixed<WeightKind::kInt4>(p, wide, stream);
+}
+
+int LaunchPlainKind(WeightKind kind, const ProductsParameters& p, bool wide, LaunchStream stream) {
   switch (kind) {
     case WeightKind::kFloat32:
       return LaunchKind<WeightKind::kFloat32>(p, wide, stream);
@@ -98,8 +111,10 @@ int LaunchKind(WeightKind kind, const ProductsParameters& p, bool wide, bool ten
   return LaunchFixed<WeightKind::kInt4>(p, wide, stream);
 }
 
+using LaunchOfKind = int (*)(WeightKind kind, const ProductsParameters& p, bool wide, LaunchStream stream);
+
 // One launch for all products whose weights are stored alike.
-int LaunchAll(const ProductsArgs& args, bool tensor, LaunchStream stream) {
+int LaunchAll(const ProductsArgs& args, LaunchOfKind launch, LaunchStream stream) {
   for (int kind = 0; kind < kWeightKinds; ++kind) {
     for (const bool wide : {true, false}) {
       ProductsParameters p = {};
@@ -112,11 +127,11 @@ int LaunchAll(const ProductsArgs& args, bool tensor, LaunchStream stream) {
         p.products[p.count++] = {weight,    product.x, product.bias,       product.gate,
                                  product.y, 0,         product.activation, product.accumulate};
         if (p.count < kProductsOfLaunch) continue;
-        if (const int error = LaunchKind(weight.kind, p, wide, tensor, stream); error != 0) return error;
+        if (const int error = launch(weight.kind, p, wide, stream); error != 0) return error;
         p.count = 0;
       }
       if (p.count == 0) continue;
-      const int error = LaunchKind(static_cast<WeightKind>(kind), p, wide, tensor, stream);
+      const int error = launch(static_cast<WeightKind>(kind), p, wide, stream);
       if (error != 0) return error;
     }
   }
@@ -125,8 +140,13 @@ int LaunchAll(const ProductsArgs& args, bool tensor, LaunchStream stream) {
 
 }  // namespace
 
-int LaunchProducts(const ProductsArgs& args, LaunchStream stream) { return LaunchAll(args, false, stream); }
-int LaunchTensorProducts(const ProductsArgs& args, LaunchStream stream) { return LaunchAll(args, true, stream); }
+int LaunchProducts(const ProductsArgs& args, LaunchStream stream) { return LaunchAll(args, LaunchPlainKind, stream); }
+int LaunchTensorProducts(const ProductsArgs& args, LaunchStream stream) {
+  return LaunchAll(args, LaunchTensorKind<false>, stream);
+}
+int LaunchRoundedProducts(const ProductsArgs& args, LaunchStream stream) {
+  return LaunchAll(args, LaunchTensorKind<true>, stream);
+}
 
 }  // namespace RWKV_CUDA_BUILD
 }  // namespace rwkv::kernels::cuda

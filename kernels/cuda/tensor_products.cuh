@@ -4,6 +4,9 @@
 // outputs a block has changes no sum, so the bits of a row are the same whatever the launch (law N1); the order of the
 // sum within 16 inputs is the hardware's.
 //
+// With kRounded an input becomes the nearest number of the weights' type, ties to even, and is one part, as a weight of
+// fp16 is: a third of the products, a sixth with fp16. An input beyond fp16 is infinite then.
+//
 // Weights go past shared memory: a lane reads 16 bytes of two rows, neighbouring lanes the 64 bytes of a row's chunk,
 // and which input is which in the product does not matter as long as both factors agree.
 #pragma once
@@ -16,7 +19,7 @@ inline namespace RWKV_CUDA_BUILD {
 constexpr int kTensorWarps = 8;
 constexpr int kTensorThreads = kTensorWarps * kWarpThreads;
 constexpr int kTensorInputs = 32;  // of a warp's chunk
-constexpr int kInputParts = 3;
+constexpr int kFloatParts = 3;
 
 template <int kOutTiles, int kRowTiles>
 struct TensorShared {
@@ -40,30 +43,38 @@ RWKV_DEVICE void SplitFloat(float x, uint32_t (&parts)[kParts]) {
   }
 }
 
+// The nearest number of the weights' type.
+template <WeightKind kKind>
+RWKV_DEVICE uint32_t RoundInput(float x) {
+  return kKind == WeightKind::kFloat16 ? FloatToHalf(x) : FloatToBFloat16(x);
+}
+
 // Inputs [k, k + 8) of a row as pairs, by part.
+template <WeightKind kKind, int kInputParts>
 RWKV_DEVICE void SplitInputs(const float (&x)[kChunk], uint32_t (&to)[kInputParts][kChunk / 2]) {
 #pragma unroll
   for (int pair = 0; pair < kChunk / 2; ++pair) {
-    uint32_t low[kInputParts];
-    uint32_t high[kInputParts];
-    SplitFloat(x[2 * pair], low);
-    SplitFloat(x[2 * pair + 1], high);
+    if constexpr (kInputParts == 1) {
+      to[0][pair] = RoundInput<kKind>(x[2 * pair]) | RoundInput<kKind>(x[2 * pair + 1]) << 16;
+    } else {
+      uint32_t low[kInputParts];
+      uint32_t high[kInputParts];
+      SplitFloat(x[2 * pair], low);
+      SplitFloat(x[2 * pair + 1], high);
 #pragma unroll
-    for (int part = 0; part < kInputParts; ++part) to[part][pair] = low[part] >> 16 | high[part];
+      for (int part = 0; part < kInputParts; ++part) to[part][pair] = low[part] >> 16 | high[part];
+    }
   }
 }
 
-template <WeightKind kKind>
-constexpr int kWeightParts = kKind == WeightKind::kFloat16 ? 2 : 1;
-
 // Weights [k, k + 8) of a row as pairs, by part; zeros behind the end, where the row's memory ends as well.
-template <WeightKind kKind>
-RWKV_DEVICE void LoadWeightPairs(const char* row, int k, int inputs, uint32_t (&to)[kWeightParts<kKind>][kChunk / 2]) {
+template <WeightKind kKind, int kParts>
+RWKV_DEVICE void LoadWeightPairs(const char* row, int k, int inputs, uint32_t (&to)[kParts][kChunk / 2]) {
   const Bits4 v = k < inputs ? LoadStreaming16(row + 2 * k) : Bits4{0, 0, 0, 0};
   const uint32_t words[kChunk / 2] = {v.x, v.y, v.z, v.w};
 #pragma unroll
   for (int pair = 0; pair < kChunk / 2; ++pair) {
-    if constexpr (kKind == WeightKind::kBFloat16) {
+    if constexpr (kParts == 1) {
       to[0][pair] = words[pair];
     } else {
       uint32_t low[2];
@@ -77,11 +88,12 @@ RWKV_DEVICE void LoadWeightPairs(const char* row, int k, int inputs, uint32_t (&
 }
 
 // With `wide` every x is aligned and has a multiple of four inputs.
-template <WeightKind kKind, int kOutTiles, int kRowTiles>
+template <WeightKind kKind, int kOutTiles, int kRowTiles, bool kRounded>
 RWKV_KERNEL(kTensorThreads)
 TensorProductsKernel(ProductsParameters p, bool wide) {
   using Shared = TensorShared<kOutTiles, kRowTiles>;
-  constexpr int kParts = kWeightParts<kKind>;
+  constexpr int kInputParts = kRounded ? 1 : kFloatParts;
+  constexpr int kParts = kKind == WeightKind::kFloat16 && !kRounded ? 2 : 1;
   constexpr int kSteps = 2 * kParts * kInputParts;  // of a chunk: 16 inputs each
   // Blocks that run side by side have the same weights for other rows.
   const uint32_t tile = static_cast<uint32_t>(BlockIndexX()) % p.row_tiles;
@@ -134,7 +146,7 @@ TensorProductsKernel(ProductsParameters p, bool wide) {
         }
       }
       uint32_t b[kInputParts][kChunk / 2];
-      SplitInputs(x, b);
+      SplitInputs<kKind>(x, b);
 #pragma unroll
       for (int o = 0; o < kOutTiles; ++o) {
         uint32_t step_a[kSteps][4];
@@ -151,7 +163,11 @@ TensorProductsKernel(ProductsParameters p, bool wide) {
           step_b[s][0] = b[part][pair];
           step_b[s][1] = b[part][pair + 1];
         }
-        MmaBf16(sums[o][r], step_a, step_b);
+        if constexpr (kRounded && kKind == WeightKind::kFloat16) {
+          MmaHalf(sums[o][r], step_a, step_b);
+        } else {
+          MmaBf16(sums[o][r], step_a, step_b);
+        }
       }
     }
   }

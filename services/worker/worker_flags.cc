@@ -41,8 +41,9 @@ ABSL_FLAG(int32_t, deep_embed_context, 4096,
 ABSL_FLAG(
     std::string, device, "auto",
     "What computes: auto (a GPU, else the fastest CPU), cuda:0, cpu, cpu/amx, cpu/avx512vnni, cpu/avx512, "
-    "cpu/avx2, cpu/neon, cpu/portable, reference (slow and plain), or cpu/avx512/bf16 and cpu/amx/bf16 (quicker "
-    "with many rows: what is multiplied with bf16 weights is rounded to bf16).");
+    "cpu/avx2, cpu/neon, cpu/portable, reference (slow and plain), or quicker with many rows: cpu/avx512/bf16 and "
+    "cpu/amx/bf16 (what is multiplied with bf16 weights is rounded to bf16), cuda:0/rounded (what is multiplied with "
+    "bf16 or fp16 weights is rounded to their type).");
 ABSL_FLAG(int32_t, threads, 0,
           "Threads that a CPU computes on, 1 to 1024; 0: as many as this process may use processors (affinity and the "
           "quota of its control group). Stages that share a machine do not divide them. They change no token.");

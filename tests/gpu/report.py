@@ -17,16 +17,18 @@ import sys
 
 # Nominal: HBM bandwidth in bytes/s, dense rate of bfloat16 tensor cores in flop/s.
 GPUS = {"H100": (3.35e12, 989e12), "H200": (4.8e12, 989e12)}
-# Of that rate, for a product of a float and a bfloat16 weight: three parts of the float, and what mma.sync may reach of
-# the rate on Hopper, which only wgmma reaches in full. A guess.
-PRODUCT_RATE = 0.6 / 3
+# Of that rate: what mma.sync may reach of it on Hopper, which only wgmma reaches in full. A guess.
+MMA_RATE = 0.6
+# For a product of a float and a bfloat16 weight: three parts of the float.
+PRODUCT_RATE = MMA_RATE / 3
 # Weights of few bits: two products of bytes an input. Each block makes bytes of its inputs anew, by about ten
 # instructions a number, for 16 outputs of up to 16 rows and for 64 of more (kernels/cuda/tensor_fixed_products.cuh).
 BYTE_RATE = 1979e12 * 0.6 / 2
 INSTRUCTIONS = 132 * 128 * 1.7e9  # a second, of all lanes
 CONVERSION = 10
 # Bytes a weight, with its group's scale and minimum; and those of a number of the wkv state.
-WEIGHTS = {"16 bits": (2, 4), "int8": (1 + 2 / 32, 4), "int4": (0.5 + 4 / 32, 4), "16 bits, fp16 states": (2, 2)}
+WEIGHTS = {"16 bits": (2, 4), "int8": (1 + 2 / 32, 4), "int4": (0.5 + 4 / 32, 4), "16 bits, fp16 states": (2, 2),
+           "16 bits, rounded inputs": (2, 4)}
 LAYER_KERNELS = {"1": 8, "16": 13}  # at most, by rows
 ACHIEVABLE = 0.9  # Of the nominal bandwidth: what copies reach on these cards.
 # Seconds lost at a kernel's boundary: what published decode times of others come to, and what is assumed to be left
@@ -58,6 +60,7 @@ KERNELS = {
     "mix_state": "MixStateKernel",
     "products": "ProductsKernel",
     "tensor_products": "TensorProductsKernel",
+    "rounded_products": "TensorProductsKernel",
     "fixed_products": "FixedProductsKernel",
     "tensor_fixed_products": "TensorFixedProductsKernel",
     "wkv4": "Wkv4Kernel",
@@ -181,7 +184,8 @@ def work_seconds(weights, counts, rows, bytes_of_step, bandwidth, rate):
     large, ranks = counts
     seconds = {"bytes": bytes_of_step / (ACHIEVABLE * bandwidth)}
     if weights.startswith("16 bits"):
-        seconds["matrix rate"] = 2 * rows * (large + ranks) / (rate * PRODUCT_RATE)
+        parts = 1 if weights.endswith("rounded inputs") else 3
+        seconds["matrix rate"] = 2 * rows * (large + ranks) / (rate * MMA_RATE / parts)
     else:
         tile, outputs = (8, 16) if rows <= 8 else (16, 16) if rows <= 16 else (16, 64)
         padded = -(-rows // tile) * tile
@@ -239,7 +243,8 @@ def markdown(report):
     out = ["# Static report of the CUDA kernels", "",
            "Written by `tests/gpu/report.sh`; a test fails when the tree gets worse than this. **Nothing here was",
            "measured on a GPU.** Occupancy follows from registers, launch bounds and static shared memory. A predicted",
-           f"time is max(bytes / {ACHIEVABLE} of nominal bandwidth, flop / {PRODUCT_RATE:.1f} of the matrix rate) +",
+           f"time is max(bytes / {ACHIEVABLE} of nominal bandwidth, flop / {PRODUCT_RATE:.1f} of the matrix rate, with",
+           f"rounded inputs {MMA_RATE:.1f}) +",
            f"{DRAW * 1e6:.0f} us to draw from up to {MULTIPROCESSORS} rows + kernels x {GAP * 1e6} us, of kernels",
            "that overlap: a guess to be held against a run. Serial: with",
            f"{SERIAL_GAP * 1e6} us, which is what others' published times come to without overlap. Share: of the time",

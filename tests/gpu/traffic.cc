@@ -69,6 +69,7 @@ int Step(int64_t rows) {
   product.x = norm.x;
   product.y = memory.Floats(rows * kWidth);
   error |= kCheckedKernels.tensor_products({rows, &product, 1}, nullptr);
+  error |= kCheckedKernels.rounded_products({rows, &product, 1}, nullptr);
   error |= kCheckedKernels.products({rows, &product, 1}, nullptr);
 
   Weight codes;

@@ -144,16 +144,15 @@ TEST(AlignmentTest, Products) {
     Weight weight;
     weight.matrix = {dtype, 9, 64, data};
     for (const int64_t rows : {1, 9}) {
-      for (const bool tensor : {false, true}) {
+      for (const auto launch :
+           {kEmulatedKernels.products, kEmulatedKernels.tensor_products, kEmulatedKernels.rounded_products}) {
         ForEachPiece(
             [&](Memory& memory) {
               Product product;
               product.weight = &weight;
               product.x = memory.Floats(rows * 64);
               product.y = memory.Floats(rows * 9);
-              const ProductsArgs args = {rows, &product, 1};
-              return tensor ? kEmulatedKernels.tensor_products(args, nullptr)
-                            : kEmulatedKernels.products(args, nullptr);
+              return launch({rows, &product, 1}, nullptr);
             },
             2);
       }

@@ -276,6 +276,7 @@ TEST_F(OurKernelsTest, TensorProducts) {
         product.accumulate = true;
         product.y = memory_.Floats(rows * 37);
         EXPECT_EQ(kCheckedKernels.tensor_products({rows, &product, 1}, {nullptr, true}), 0);
+        EXPECT_EQ(kCheckedKernels.rounded_products({rows, &product, 1}, {nullptr, true}), 0);
       }
     }
   }

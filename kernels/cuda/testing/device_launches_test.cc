@@ -161,6 +161,8 @@ TEST_F(DeviceLaunchesTest, Products) {
       ExpectSame("products", 1, [&](const KernelSet& set, LaunchStream stream) { return set.products(args, stream); });
       ExpectSame("tensor_products", 1,
                  [&](const KernelSet& set, LaunchStream stream) { return set.tensor_products(args, stream); });
+      ExpectSame("rounded_products", 1,
+                 [&](const KernelSet& set, LaunchStream stream) { return set.rounded_products(args, stream); });
     }
   }
 }

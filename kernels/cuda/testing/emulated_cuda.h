@@ -14,9 +14,10 @@ namespace rwkv::kernels::cuda {
 
 inline constexpr absl::string_view kEmulatedDevice = "cuda/emulated";
 
-// That name, and those behind which the plain twins are: "/fma", "/launches" (cuda_device.h, TakeOptions()).
+// That name, and those with options behind it: "/fma", "/launches" (cuda_device.h, TakeOptions()).
 bool IsEmulatedDevice(absl::string_view name);
 inline constexpr absl::string_view kEmulatedFp32Device = "cuda/emulated/fma";
+inline constexpr absl::string_view kEmulatedRoundedDevice = "cuda/emulated/rounded";
 
 // Whether this build has it: it needs CUDA's headers, which come with nvcc.
 bool HasEmulatedDevice();

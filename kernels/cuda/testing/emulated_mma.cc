@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "kernels/base/dtype.h"
+
 namespace rwkv::kernels::cuda::emulation {
 namespace {
 
@@ -27,17 +29,23 @@ void Give(const Sums<Sum>& c, const MmaLanes& warp) {
   }
 }
 
-// Two bfloat16 values.
-void Widen(uint32_t bits, float& low, float& high) {
+// Two bfloat16 values, the first in the low half.
+void WidenBf16(uint32_t bits, float& low, float& high) {
   const uint32_t parts[2] = {bits << 16, bits & 0xffff0000u};
   std::memcpy(&low, &parts[0], sizeof(low));
   std::memcpy(&high, &parts[1], sizeof(high));
 }
 
-}  // namespace
+// Two of fp16.
+void WidenHalf(uint32_t bits, float& low, float& high) {
+  const uint16_t parts[2] = {static_cast<uint16_t>(bits), static_cast<uint16_t>(bits >> 16)};
+  low = HalfToFloat(parts[0]);
+  high = HalfToFloat(parts[1]);
+}
 
-// Products of bfloat16 values are exact floats.
-void MultiplyBf16(const MmaLanes& warp, int steps) {
+// Products of two such values are exact floats.
+template <void kWiden(uint32_t, float&, float&)>
+void Multiply(const MmaLanes& warp, int steps) {
   constexpr int kInputs = 16;
   Sums<float> c;
   Take(warp, c);
@@ -50,10 +58,10 @@ void MultiplyBf16(const MmaLanes& warp, int steps) {
       for (int part = 0; part < 4; ++part) {
         const int row = g + part % 2 * 8;
         const int input = k + part / 2 * 8;
-        Widen(warp.lanes[lane].a[4 * step + part], a[input][row], a[input + 1][row]);
+        kWiden(warp.lanes[lane].a[4 * step + part], a[input][row], a[input + 1][row]);
       }
       for (int part = 0; part < 2; ++part) {
-        Widen(warp.lanes[lane].b[2 * step + part], b[g][k + part * 8], b[g][k + part * 8 + 1]);
+        kWiden(warp.lanes[lane].b[2 * step + part], b[g][k + part * 8], b[g][k + part * 8 + 1]);
       }
     }
     for (int column = 0; column < kColumns; ++column) {
@@ -66,6 +74,11 @@ void MultiplyBf16(const MmaLanes& warp, int steps) {
   }
   Give(c, warp);
 }
+
+}  // namespace
+
+void MultiplyBf16(const MmaLanes& warp, int steps) { Multiply<WidenBf16>(warp, steps); }
+void MultiplyHalf(const MmaLanes& warp, int steps) { Multiply<WidenHalf>(warp, steps); }
 
 void MultiplyInt8(const MmaLanes& warp) {
   constexpr int kInputs = 32;

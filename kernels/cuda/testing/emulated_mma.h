@@ -19,6 +19,7 @@ struct MmaLanes {
 
 // `steps` products one after the other, of 16 inputs each: a is [steps][4], b [steps][2]. Sums are float, by input.
 void MultiplyBf16(const MmaLanes& warp, int steps);
+void MultiplyHalf(const MmaLanes& warp, int steps);
 
 // One product, of 32 inputs: a is [4], b [2].
 void MultiplyInt8(const MmaLanes& warp);

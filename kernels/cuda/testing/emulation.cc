@@ -44,7 +44,7 @@ constexpr unsigned char kRedzoneByte = 0xa5;
 constexpr int64_t kStagger = 5 * 64;
 
 enum class State : uint8_t { kReady, kAtBarrier, kInCollective, kLeft };
-enum class Collective : uint8_t { kSync, kShuffle, kSum, kMmaBf16, kMmaInt8 };
+enum class Collective : uint8_t { kSync, kShuffle, kSum, kMmaBf16, kMmaHalf, kMmaInt8 };
 
 struct Warp {
   int arrived = 0;
@@ -300,6 +300,7 @@ float Meet(Collective kind, int argument, float value, Site site) {
     for (int l = 0; l < kWarp; ++l) values[l] = from[l] + from[l ^ mask];
   }
   if (kind == Collective::kMmaBf16) MultiplyBf16(warp.mma, argument);
+  if (kind == Collective::kMmaHalf) MultiplyHalf(warp.mma, argument);
   if (kind == Collective::kMmaInt8) MultiplyInt8(warp.mma);
   warp.arrived = 0;
   warp.parity ^= 1;
@@ -365,6 +366,12 @@ void MmaBf16(float* c, const uint32_t* a, const uint32_t* b, int steps, Site sit
   const int thread = machine->current->running.thread;
   machine->warps[thread / kWarp].mma.lanes[thread % kWarp] = {c, a, b};
   Meet(Collective::kMmaBf16, steps, 0.0f, site);
+}
+
+void MmaHalf(float* c, const uint32_t* a, const uint32_t* b, int steps, Site site) {
+  const int thread = machine->current->running.thread;
+  machine->warps[thread / kWarp].mma.lanes[thread % kWarp] = {c, a, b};
+  Meet(Collective::kMmaHalf, steps, 0.0f, site);
 }
 
 void MmaInt8(int32_t* c, const uint32_t* a, const uint32_t* b, Site site) {

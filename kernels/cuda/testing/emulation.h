@@ -44,6 +44,7 @@ float ShuffleXor(float value, int mask, Site site);
 float WarpSum(float value, int width, Site site);
 // The lane's parts of `steps` products, [steps][4] and [steps][2]. Sums are float, by input.
 void MmaBf16(float* c, const uint32_t* a, const uint32_t* b, int steps, Site site);
+void MmaHalf(float* c, const uint32_t* a, const uint32_t* b, int steps, Site site);
 // Of one product, [4] and [2].
 void MmaInt8(int32_t* c, const uint32_t* a, const uint32_t* b, Site site);
 void* BlockShared(size_t bytes);

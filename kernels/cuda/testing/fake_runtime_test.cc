@@ -285,25 +285,35 @@ TEST_F(FakeRuntimeTest, DeviceThatIsNotThereIsUnimplementedInWords) {
 TEST_F(FakeRuntimeTest, ANameSaysWhichTwinsAreMeant) {
   struct Row {
     const char* name;
-    bool overlaps, tensor_cores, graphs;
+    bool overlaps, graphs;
+    ProductsBy products_by;
+    const char* family;
   };
+  constexpr ProductsBy kTensor = ProductsBy::kTensorCores;
+  constexpr ProductsBy kPlain = ProductsBy::kNoTensorCores;
+  constexpr ProductsBy kRounded = ProductsBy::kRounded;
+  const char* const tensor = "cuda/tensor/sm_90";
+  const char* const rounded = "cuda/tensor/sm_90/rounded";
   for (const Row& row :
-       {Row{"cuda/emulated", true, true, true}, Row{"cuda/emulated/fma", true, false, true},
-        Row{"cuda/emulated/launches", true, true, false}, Row{"cuda/emulated/fma/launches", true, false, false},
-        Row{"cuda/emulated/serial", false, true, true}, Row{"cuda/emulated/half", true, true, true},
-        Row{"cuda/emulated/serial/fma/launches", false, false, false}}) {
+       {Row{"cuda/emulated", true, true, kTensor, tensor}, Row{"cuda/emulated/fma", true, true, kPlain, "cuda/fp32"},
+        Row{"cuda/emulated/launches", true, false, kTensor, tensor},
+        Row{"cuda/emulated/fma/launches", true, false, kPlain, "cuda/fp32"},
+        Row{"cuda/emulated/serial", false, true, kTensor, tensor},
+        Row{"cuda/emulated/half", true, true, kTensor, "cuda/tensor/sm_90/half_states"},
+        Row{"cuda/emulated/serial/fma/launches", false, false, kPlain, "cuda/fp32"},
+        Row{"cuda/emulated/rounded", true, true, kRounded, rounded},
+        Row{"cuda/emulated/half/serial/rounded/launches", false, false, kRounded,
+            "cuda/tensor/sm_90/rounded/half_states"}}) {
     SCOPED_TRACE(row.name);
     absl::string_view rest = row.name;
     const DeviceOptions options = TakeOptions(rest);
     EXPECT_EQ(rest, kEmulatedDevice);
-    EXPECT_EQ(options.tensor_cores, row.tensor_cores);
+    EXPECT_EQ(options.products_by, row.products_by);
     EXPECT_EQ(options.graphs, row.graphs);
     EXPECT_EQ(options.overlaps, row.overlaps);
     ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Device> device, OpenEmulatedDevice(row.name));
     EXPECT_EQ(device->name(), row.name);
-    EXPECT_THAT(std::string(device->numeric_family()),
-                StartsWith(row.tensor_cores ? "cuda/tensor/sm_" : std::string(kFp32Family)));
-    EXPECT_EQ(absl::EndsWith(device->numeric_family(), "/half_states"), absl::StrContains(row.name, "/half"));
+    EXPECT_EQ(device->numeric_family(), row.family);
     EXPECT_EQ(device->ops().cast_state != nullptr, absl::StrContains(row.name, "/half"));
   }
 }

@@ -34,9 +34,15 @@ class LaunchShapesTest : public ::testing::Test {
 
   static std::vector<Shape> Take() { return std::exchange(shapes_, {}); }
 
+  using Launch = int (*)(const ProductsArgs& args, LaunchStream stream);
+
   // Of products with matrices of so many outputs and 64 inputs.
   std::vector<Shape> Products(const MatrixView& like, int64_t rows, std::vector<int64_t> outputs, bool tensor,
                               int64_t inputs = 64) {
+    return Products(like, rows, outputs, tensor ? kEmulatedKernels.tensor_products : kEmulatedKernels.products, inputs);
+  }
+  std::vector<Shape> Products(const MatrixView& like, int64_t rows, std::vector<int64_t> outputs, Launch launch,
+                              int64_t inputs) {
     std::vector<Weight> weights(outputs.size());
     std::vector<Product> products(outputs.size());
     for (size_t i = 0; i < outputs.size(); ++i) {
@@ -47,7 +53,7 @@ class LaunchShapesTest : public ::testing::Test {
       products[i].x = memory_;
     }
     const ProductsArgs args = {rows, products.data(), static_cast<int64_t>(products.size())};
-    EXPECT_EQ(tensor ? kEmulatedKernels.tensor_products(args, nullptr) : kEmulatedKernels.products(args, nullptr), 0);
+    EXPECT_EQ(launch(args, nullptr), 0);
     return Take();
   }
 
@@ -93,6 +99,11 @@ TEST_F(LaunchShapesTest, TensorProductsHaveTilesByTheNumberOfRows) {
     EXPECT_THAT(Products(halves, 17, {33}, true), ElementsAre(Shape("tensor_products", 2, 256, kLarge)));
     EXPECT_THAT(Products(halves, 33, {33}, true), ElementsAre(Shape("tensor_products", 4, 256, kLarge)));
     EXPECT_THAT(Products(halves, 1, {9}, false), ElementsAre(Shape("products", 3, 128, 0)));
+    for (const auto& [rows, blocks, bytes] : std::vector<std::tuple<int64_t, uint32_t, uint32_t>>{
+             {8, 3, kSmall}, {9, 3, 2 * kSmall}, {16, 3, 2 * kSmall}, {17, 2, kLarge}, {33, 4, kLarge}}) {
+      EXPECT_THAT(Products(halves, rows, {33}, kEmulatedKernels.rounded_products, 64),
+                  ElementsAre(Shape("rounded_products", blocks, 256, bytes)));
+    }
   }
 }
 
@@ -231,6 +242,7 @@ TEST_F(LaunchShapesTest, ALaunchThatFailsIsTheLast) {
   const ProductsArgs args = {3, products.data(), static_cast<int64_t>(products.size())};
   expect_launches(3, [&] { return kEmulatedKernels.products(args, nullptr); });
   expect_launches(3, [&] { return kEmulatedKernels.tensor_products(args, nullptr); });
+  expect_launches(3, [&] { return kEmulatedKernels.rounded_products(args, nullptr); });
 }
 
 TEST_F(LaunchShapesTest, HeadsHaveABlockOfASequence) {

@@ -16,6 +16,8 @@ struct ProbeShared {
 // The bfloat16 bits of the float's upper half, twice in a word.
 RWKV_DEVICE uint32_t Pair(float low, float high) { return AsBits(low) >> 16 | (AsBits(high) & 0xffff0000u); }
 
+RWKV_DEVICE uint32_t HalfPair(float low, float high) { return FloatToHalf(low) | FloatToHalf(high) << 16; }
+
 template <bool kWhole>
 RWKV_DEVICE void ProbeMatrix(const float* in, int t, float* out) {
   const auto at = [&](int i) {
@@ -53,6 +55,8 @@ RWKV_KERNEL(kProbeThreads) ProbeKernel(Probe probe, const float* all, float* out
     case Probe::kHalf:
       values[0] = HalfToFloat(AsBits(x) & 0xffffu);
       values[1] = HalfToFloat(AsBits(x) >> 16);
+      values[2] = static_cast<float>(FloatToHalf(x));
+      values[3] = static_cast<float>(FloatToBFloat16(x));
       break;
     case Probe::kMath:
       values[0] = Exp(x);
@@ -123,6 +127,18 @@ RWKV_KERNEL(kProbeThreads) ProbeKernel(Probe probe, const float* all, float* out
     case Probe::kMatrixOfReals:
       ProbeMatrix<false>(in, t, values);
       break;
+    case Probe::kMatrixOfHalves: {
+      const auto at = [&](int i) {
+        return static_cast<float>(static_cast<int>(AsBits(in[(t + 32 * i) % kProbeThreads]) & 31u) - 15);
+      };
+      float c[4] = {at(0), at(1), at(2), at(3)};
+      const uint32_t a[1][4] = {
+          {HalfPair(at(4), at(5)), HalfPair(at(6), at(7)), HalfPair(at(1), at(4)), HalfPair(at(2), at(0))}};
+      const uint32_t b[1][2] = {{HalfPair(at(2), at(6)), HalfPair(at(7), at(1))}};
+      MmaHalf(c, a, b);
+      for (int i = 0; i < 4; ++i) values[i] = c[i];
+      break;
+    }
   }
   for (int i = 0; i < kProbeOutputs; ++i) out[i] = values[i];
 }

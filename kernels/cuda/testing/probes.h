@@ -10,7 +10,7 @@ namespace rwkv::kernels::cuda {
 
 enum class Probe : uint8_t {
   kArithmetic,     // + - * / with and without fusing, Sqrt, to int and back
-  kHalf,           // every half of the inputs' bits
+  kHalf,           // every half of the inputs' bits, FloatToHalf, FloatToBFloat16
   kMath,           // Exp, Sigmoid, Tanh, Abs
   kDoubles,        // exp and log of deterministic_math.h, in parts of 16 bits; AsBits, AsDouble
   kShuffle,        // ShuffleXor by every power of two, and by 31
@@ -19,9 +19,10 @@ enum class Probe : uint8_t {
   kShared,         // BlockShared, SyncBlock, SyncWarp, AtomicAdd
   kMatrix,         // MmaBf16 of small whole numbers, whose sums are exact: which lane has what
   kMatrixOfBytes,  // MmaInt8, LoadStreaming8
-  kMatrixOfReals   // MmaBf16 of any numbers, whose order of sums is the hardware's own
+  kMatrixOfReals,  // MmaBf16 of any numbers, whose order of sums is the hardware's own
+  kMatrixOfHalves  // MmaHalf of small whole numbers
 };
-constexpr int kProbes = 11;
+constexpr int kProbes = 12;
 
 constexpr int kProbeThreads = 256;  // of a block
 constexpr int kProbeOutputs = 8;    // of a thread

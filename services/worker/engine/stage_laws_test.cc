@@ -291,6 +291,14 @@ std::vector<std::string> DevicesWithHalfStates() {
   return devices;
 }
 
+std::vector<std::string> DevicesThatRound() {
+  std::vector<std::string> devices;
+  for (const std::string& device : DevicesOfThisMachine()) {
+    if (absl::StartsWith(device, "cuda")) devices.push_back(absl::StrCat(device, "/rounded"));
+  }
+  return devices;
+}
+
 // One version on every device, and every version on the best of them: kernels/conformance holds each operation to the
 // same laws on each device.
 INSTANTIATE_TEST_SUITE_P(Devices, LawTest,
@@ -301,6 +309,11 @@ INSTANTIATE_TEST_SUITE_P(Devices, LawTest,
 INSTANTIATE_TEST_SUITE_P(HalfStates, LawTest,
                          ::testing::Combine(::testing::ValuesIn(DevicesWithHalfStates()),
                                             ::testing::Values(ModelVersion::k5_2, ModelVersion::k6, ModelVersion::k7)),
+                         LawName);
+// So have products of rounded inputs.
+INSTANTIATE_TEST_SUITE_P(RoundedProducts, LawTest,
+                         ::testing::Combine(::testing::ValuesIn(DevicesThatRound()),
+                                            ::testing::Values(ModelVersion::k7)),
                          LawName);
 INSTANTIATE_TEST_SUITE_P(DevicesThatTellTales, LawTest,
                          ::testing::Combine(::testing::Values(kProtectedDevice, kLazyDevice),

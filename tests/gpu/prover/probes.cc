@@ -22,9 +22,9 @@ using kernels::cuda::kProbeThreads;
 using kernels::cuda::Probe;
 using Floats = kernels::DeviceArray<float>;
 
-const char* const kNames[kernels::cuda::kProbes] = {"arithmetic",     "half", "math",   "doubles", "shuffle",
-                                                    "sums",           "wide", "shared", "matrix",  "matrix_of_bytes",
-                                                    "matrix_of_reals"};
+const char* const kNames[kernels::cuda::kProbes] = {
+    "arithmetic", "half",   "math",   "doubles",         "shuffle",         "sums",
+    "wide",       "shared", "matrix", "matrix_of_bytes", "matrix_of_reals", "matrix_of_halves"};
 
 absl::StatusOr<std::vector<float>> Run(const Gpu& gpu, Probe probe, const std::vector<float>& in) {
   RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<kernels::Stream> stream, gpu.device->NewStream());
