@@ -17,6 +17,7 @@
 #include "services/common/grpc_status.h"
 #include "services/state_store/client/wire_data.h"
 #include "services/state_store/records/record_memory.h"
+#include "services/state_store/records/record_pool.h"
 #include "services/state_store/rpc/validation.h"
 
 namespace rwkv::state_store {
@@ -25,6 +26,10 @@ namespace {
 enum Method : size_t { kPutRecord, kGetRecord, kPutRecords, kGetRecords };
 
 using grpc::internal::RpcMethod;
+
+// Of the calls of a worker that saves and restores at a time, and the bytes of each (records_client.cc).
+constexpr size_t kKeptBuffers = 8;
+constexpr size_t kBufferBytes = size_t{8} << 20;
 
 // Pieces of records are the same field of the messages of one record and of several.
 static_assert(v1::PutRecordsRequest::kDataFieldNumber == v1::PutRecordRequest::kDataFieldNumber);
@@ -39,10 +44,10 @@ std::string Name(const v1::RecordInfo& info) { return absl::StrCat("record ", in
 
 // Places for records that follow each other, of whole blocks.
 struct Places {
-  explicit Places(absl::Span<const v1::RecordInfo> infos) {
+  Places(RecordPool& pool, absl::Span<const v1::RecordInfo> infos) {
     size_t bytes = 0;
     for (const v1::RecordInfo& info : infos) bytes += WholeBlocks(info.bytes());
-    memory = NewRecordMemory(bytes);  // A claim alone takes up none of it.
+    memory = pool.Take(bytes);  // A claim alone takes up none of it.
     char* begin = memory.get();
     for (const v1::RecordInfo& info : infos) {
       places.emplace_back(begin, WholeBlocks(info.bytes()));
@@ -71,6 +76,7 @@ int64_t BytesOf(absl::Span<const v1::RecordInfo> infos) {
 StateRecordsService::StateRecordsService(const Options& options, RecordStore* records, common::Metrics* metrics)
     : records_(records),
       budget_(options.max_bytes_in_flight),
+      memory_(RecordPool::Create(kKeptBuffers, kBufferBytes)),
       metrics_(metrics, {"put_record", "get_record", "put_records", "get_records"}) {
   const auto add_put = [this](const char* name, auto response, auto method) {
     using Put = grpc::internal::ClientStreamingHandler<StateRecordsService, grpc::ByteBuffer, decltype(response)>;
@@ -127,7 +133,7 @@ grpc::Status StateRecordsService::PutRecords(grpc::ServerContext* context,
 absl::Status StateRecordsService::Receive(Infos infos, grpc::ServerContext* context,
                                           grpc::ServerReader<grpc::ByteBuffer>* reader) {
   RWKV_ASSIGN_OR_RETURN(const ByteBudget::Share share, budget_.Take(BytesOf(infos), Name(infos[0])));
-  const Places room(infos);
+  const Places room(*memory_, infos);
   std::vector<absl::Span<const char>> records;
   size_t came = 0;  // Of the record that is coming.
   const auto add = [&](absl::Span<const char> piece) {
@@ -178,7 +184,7 @@ absl::Status StateRecordsService::ReceiveShared(Infos infos, const v1::SharedPla
     return common::WithErrorInfo(absl::FailedPreconditionError(file.status().message()), "NO_SHARED_MEMORY");
   }
   RWKV_ASSIGN_OR_RETURN(const ByteBudget::Share share, budget_.Take(BytesOf(infos), Name(infos[0])));
-  const Places room(infos);
+  const Places room(*memory_, infos);
   std::vector<absl::Span<const char>> records;
   uint64_t at = 0;
   for (size_t i = 0; i < infos.size(); ++i) {
@@ -212,7 +218,7 @@ grpc::Status StateRecordsService::GetRecords(const v1::GetRecordsRequest& reques
 
 absl::Status StateRecordsService::Send(Infos infos, grpc::ServerWriter<grpc::ByteBuffer>* writer) {
   RWKV_ASSIGN_OR_RETURN(const ByteBudget::Share share, budget_.Take(BytesOf(infos), Name(infos[0])));
-  const Places records(infos);
+  const Places records(*memory_, infos);
   RWKV_RETURN_IF_ERROR(records_->ReadAll(infos, records.places));
   for (size_t i = 0; i < infos.size(); ++i) {
     absl::Span<const char> left = records.places[i].first(infos[i].bytes());
@@ -230,7 +236,7 @@ absl::Status StateRecordsService::Send(Infos infos, grpc::ServerWriter<grpc::Byt
 absl::Status StateRecordsService::SendShared(Infos infos, const SharedFile& file,
                                              grpc::ServerWriter<grpc::ByteBuffer>* writer) {
   RWKV_ASSIGN_OR_RETURN(const ByteBudget::Share share, budget_.Take(BytesOf(infos), Name(infos[0])));
-  const Places records(infos);
+  const Places records(*memory_, infos);
   RWKV_RETURN_IF_ERROR(records_->ReadAll(infos, records.places));
   uint64_t at = 0;
   for (size_t i = 0; i < infos.size(); ++i) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 
 #include "grpcpp/impl/service_type.h"
 #include "grpcpp/server_context.h"
@@ -11,6 +12,7 @@
 #include "rwkv/v1/state_store.pb.h"
 #include "services/common/metrics.h"
 #include "services/state_store/client/shared_window.h"
+#include "services/state_store/records/record_pool.h"
 #include "services/state_store/records/record_store.h"
 #include "services/state_store/rpc/byte_budget.h"
 #include "services/state_store/rpc/rpc_metrics.h"
@@ -47,6 +49,7 @@ class StateRecordsService final : public grpc::Service {
 
   RecordStore* const records_;
   ByteBudget budget_;
+  const std::shared_ptr<RecordPool> memory_;  // For what the budget has room for.
   const RpcMetrics metrics_;
 };
 
