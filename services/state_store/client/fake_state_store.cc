@@ -324,9 +324,9 @@ absl::StatusOr<v1::PutUsageResponse> FakeStateStore::PutUsage(const v1::PutUsage
 }
 
 absl::Status FakeStateStore::PutRecords(absl::Span<const v1::RecordInfo> infos,
-                                        absl::Span<const absl::Span<const char>> data,
+                                        absl::Span<const absl::Span<const char>> data, size_t in_all,
                                         const std::shared_ptr<const void>& owner, absl::Time deadline) {
-  return Run<absl::Status>([&] { return records_->PutRecords(infos, data, owner, deadline); });
+  return Run<absl::Status>([&] { return records_->PutRecords(infos, data, in_all, owner, deadline); });
 }
 
 absl::Status FakeStateStore::ReadRecords(absl::Span<const v1::RecordInfo> infos, absl::Span<const absl::Span<char>> to,

@@ -106,7 +106,7 @@ class FakeStateStore final : public CatalogClient, public RecordsClient {
 
   // RecordsClient.
   absl::Status PutRecords(absl::Span<const v1::RecordInfo> infos, absl::Span<const absl::Span<const char>> data,
-                          const std::shared_ptr<const void>& owner, absl::Time deadline) override;
+                          size_t in_all, const std::shared_ptr<const void>& owner, absl::Time deadline) override;
   absl::Status ReadRecords(absl::Span<const v1::RecordInfo> infos, absl::Span<const absl::Span<char>> to,
                            absl::Time deadline) override;
 

@@ -141,7 +141,7 @@ class GrpcRecordsClient final : public RecordsClient {
   }
 
   absl::Status PutRecords(absl::Span<const v1::RecordInfo> infos, absl::Span<const absl::Span<const char>> data,
-                          const std::shared_ptr<const void>& owner, absl::Time deadline) override {
+                          size_t in_all, const std::shared_ptr<const void>& owner, absl::Time deadline) override {
     for (size_t i = 0; i < infos.size(); ++i) {
       if (data[i].size() == infos[i].bytes()) continue;
       return absl::DataLossError(
@@ -150,8 +150,8 @@ class GrpcRecordsClient final : public RecordsClient {
     return Retried(
         stores_, deadline,
         [&](size_t store, absl::Time limit) {
-          const absl::optional<absl::Status> done = PutShared(store, infos, data, limit);
-          return done.has_value() ? *done : PutRecordsOnce(*stubs_[store], infos, data, owner, limit);
+          const absl::optional<absl::Status> done = PutShared(store, infos, data, in_all, limit);
+          return done.has_value() ? *done : PutRecordsOnce(*stubs_[store], infos, data, in_all, owner, limit);
         },
         BytesOf(infos));
   }
@@ -180,6 +180,13 @@ class GrpcRecordsClient final : public RecordsClient {
   }
 
  private:
+  static v1::PutRecordsRequest Head(absl::Span<const v1::RecordInfo> infos, size_t in_all) {
+    v1::PutRecordsRequest request;
+    *request.mutable_infos()->mutable_records() = {infos.begin(), infos.end()};
+    request.set_records_in_all(static_cast<uint32_t>(in_all));
+    return request;
+  }
+
   static uint64_t BytesOf(absl::Span<const v1::RecordInfo> infos) {
     uint64_t bytes = 0;
     for (const v1::RecordInfo& info : infos) bytes += info.bytes();
@@ -198,7 +205,8 @@ class GrpcRecordsClient final : public RecordsClient {
 
   // Unset: the records have to go by the connection.
   absl::optional<absl::Status> PutShared(size_t store, absl::Span<const v1::RecordInfo> infos,
-                                         absl::Span<const absl::Span<const char>> data, absl::Time deadline) {
+                                         absl::Span<const absl::Span<const char>> data, size_t in_all,
+                                         absl::Time deadline) {
     const absl::optional<SharedWindow::Place> place = TakePlace(store, BytesOf(infos));
     if (!place.has_value()) return absl::nullopt;
     uint64_t at = 0;
@@ -211,8 +219,7 @@ class GrpcRecordsClient final : public RecordsClient {
     context.set_initial_metadata_corked(true);
     v1::PutRecordsResponse response;
     const auto writer = stubs_[store]->PutRecords(&context, &response);
-    v1::PutRecordsRequest request;
-    *request.mutable_infos()->mutable_records() = {infos.begin(), infos.end()};
+    v1::PutRecordsRequest request = Head(infos, in_all);
     request.mutable_shared()->set_name(place->name());
     const grpc::Slice message(request.SerializeAsString());
     writer->WriteLast(grpc::ByteBuffer(&message, 1), grpc::WriteOptions());
@@ -226,17 +233,15 @@ class GrpcRecordsClient final : public RecordsClient {
   }
 
   static absl::Status PutRecordsOnce(RecordsStub& stub, absl::Span<const v1::RecordInfo> infos,
-                                     absl::Span<const absl::Span<const char>> data,
+                                     absl::Span<const absl::Span<const char>> data, size_t in_all,
                                      const std::shared_ptr<const void>& owner, absl::Time deadline) {
     grpc::ClientContext context;
     SetDeadline(context, deadline);
     context.set_initial_metadata_corked(true);  // Goes with the first message.
     v1::PutRecordsResponse response;
     const auto writer = stub.PutRecords(&context, &response);
-    v1::PutRecordsRequest request;
-    *request.mutable_infos()->mutable_records() = {infos.begin(), infos.end()};
     // A failed Write means that the store has answered already: Finish has the reason.
-    const std::string head = request.SerializeAsString();
+    const std::string head = Head(infos, in_all).SerializeAsString();
     const grpc::Slice head_slice(head);
     bool open = writer->Write(grpc::ByteBuffer(&head_slice, 1), grpc::WriteOptions().set_buffer_hint());
     uint64_t left = BytesOf(infos);

@@ -143,7 +143,7 @@ TEST_F(SharedRecordsTest, RecordsComeBackAsTheyWerePut) {
     read.emplace_back(data[layer].size(), ' ');
   }
   for (std::string& record : read) to.push_back(absl::MakeSpan(record));
-  ASSERT_OK(records_->PutRecords(infos, from, nullptr, Deadline()));
+  ASSERT_OK(records_->PutRecords(infos, from, 0, nullptr, Deadline()));
   ASSERT_OK(records_->ReadRecords(infos, to, Deadline()));
   EXPECT_THAT(read, ElementsAre(data[0], data[1], data[2]));
   EXPECT_THAT(fake_->GetRecord(infos[1], Deadline()), IsOkAndHolds(data[1])) << "by a connection";

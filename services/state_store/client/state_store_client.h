@@ -103,8 +103,10 @@ class RecordsClient {
   // is there with another length or checksum. After an error some of them may be there. Durable only once
   // CommitSnapshot has named them. Retried: a record is immutable, the same one again changes nothing. `owner` keeps
   // `data`, which is sent from where it lies, sometimes for a moment longer than the call lasts. Null: it is copied.
+  // `in_all`: how many records of the snapshot are put by all calls together, so that the store begins to make them
+  // durable before CommitSnapshot asks for it. 0: it is not said.
   virtual absl::Status PutRecords(absl::Span<const v1::RecordInfo> infos, absl::Span<const absl::Span<const char>> data,
-                                  const std::shared_ptr<const void>& owner, absl::Time deadline) = 0;
+                                  size_t in_all, const std::shared_ptr<const void>& owner, absl::Time deadline) = 0;
   // Fills `to`, each as long as its info says, with bytes whose CRC32C is that of the info, checked at both ends (else
   // kDataLoss; the caller drops the snapshot and goes on from an older one). One snapshot, layers ascending. kNotFound:
   // no such record, as one dropped meanwhile. After an error anything may be in `to`. Retried.
@@ -114,7 +116,7 @@ class RecordsClient {
   // One of them.
   absl::Status PutRecord(const v1::RecordInfo& info, absl::Span<const char> data,
                          const std::shared_ptr<const void>& owner, absl::Time deadline) {
-    return PutRecords({&info, 1}, {&data, 1}, owner, deadline);
+    return PutRecords({&info, 1}, {&data, 1}, 0, owner, deadline);
   }
   absl::Status ReadRecord(const v1::RecordInfo& info, absl::Span<char> to, absl::Time deadline) {
     return ReadRecords({&info, 1}, {&to, 1}, deadline);

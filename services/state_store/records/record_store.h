@@ -11,6 +11,7 @@
 // thread-safe.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
@@ -61,6 +62,9 @@ class RecordStore {
   // kDataLoss: no such record, or it was put with another length or checksum. Does not read its bytes.
   virtual absl::Status Check(const v1::RecordInfo& info) = 0;
   virtual absl::Status MakeDurable() = 0;
+  // Begins with it, if so many records of the snapshot wait for it, and returns at once: MakeDurable() will be asked for
+  // soon. A hint.
+  virtual void MakeDurableSoon(const std::string& /*snapshot_id*/, size_t /*records*/) {}
   // Only of those that this manifest names, which are found again with its help, if need be: it is committed next.
   virtual absl::Status MakeDurable(const v1::SnapshotManifest&) { return MakeDurable(); }
   // All layers of a snapshot. Deleting what is not there is fine.

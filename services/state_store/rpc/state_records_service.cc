@@ -126,7 +126,10 @@ grpc::Status StateRecordsService::PutRecords(grpc::ServerContext* context,
     }
     RWKV_RETURN_IF_ERROR(ValidateRecordInfos(request.infos()));
     const std::vector<v1::RecordInfo> infos(request.infos().records().begin(), request.infos().records().end());
-    return request.has_shared() ? ReceiveShared(infos, request.shared()) : Receive(infos, context, reader);
+    RWKV_RETURN_IF_ERROR(request.has_shared() ? ReceiveShared(infos, request.shared())
+                                              : Receive(infos, context, reader));
+    if (request.records_in_all() > 0) records_->MakeDurableSoon(infos[0].snapshot_id(), request.records_in_all());
+    return absl::OkStatus();
   });
 }
 

@@ -183,7 +183,11 @@ absl::Status SnapshotTransfer::RunLoad(const LoadJob& job) {
   if (room.size() != job.records.size()) {
     return absl::DataLossError(absl::StrCat(job.records.size(), " state records for ", room.size(), " layers"));
   }
-  const std::vector<Run> calls = Runs<char>(room, options_.load_call_bytes, options_.load_call_bytes);
+  size_t bytes = 0;
+  for (const absl::Span<char> record : room) bytes += record.size();
+  const size_t share = bytes / static_cast<size_t>(options_.load_threads);
+  const size_t call_bytes = std::min(options_.load_call_bytes, std::max(options_.min_load_call_bytes, share));
+  const std::vector<Run> calls = Runs<char>(room, call_bytes, call_bytes);
   return RunAll(&SnapshotTransfer::loading_, calls.size(), [&](size_t i) -> absl::Status {
     if (!job.wanted()) return absl::CancelledError("no longer wanted");
     const common::ScopedTrace scope(job.trace);  // Of this thread: others may help.
@@ -213,8 +217,8 @@ absl::StatusOr<std::vector<v1::RecordInfo>> SnapshotTransfer::RunSave(const Save
       sent[j].set_crc32c(state_store::Crc32c(records[layer]));
     }
     const absl::Status status =
-        job.store->PutRecords(sent, absl::MakeConstSpan(records).subspan(calls[i].begin, calls[i].count), job.owner,
-                              absl::Now() + options_.call_timeout);
+        job.store->PutRecords(sent, absl::MakeConstSpan(records).subspan(calls[i].begin, calls[i].count),
+                              records.size(), job.owner, absl::Now() + options_.call_timeout);
     return status.ok() ? status : absl::Status(status.code(), absl::StrCat(Name(sent), ": ", status.message()));
   }));
   return infos;

@@ -34,11 +34,12 @@ class SnapshotTransfer {
     int save_threads = 4;
     int max_waiting_loads = 1024;
     int64_t max_save_bytes = int64_t{256} << 20;  // Copies that wait or travel. One snapshot always fits.
-    // Records of a job go in one call up to so many bytes. A call takes both processes about as long as 0.5 MB do, and a
-    // disk takes 4 MB at once a seventh faster than one by one; what comes back is copied while the next is read.
+    // Records of a job go in one call up to so many bytes. A call takes both processes about as long as 0.5 MB do; what
+    // comes is copied while the next is written or read.
     size_t first_save_call_bytes = size_t{1} << 20;  // So that the disk begins soon.
-    size_t save_call_bytes = size_t{4} << 20;
+    size_t save_call_bytes = size_t{2} << 20;
     size_t load_call_bytes = size_t{2} << 20;
+    size_t min_load_call_bytes = size_t{512} << 10;  // A small state is shared out among the threads down to so many.
     absl::Duration call_timeout = absl::Seconds(10);
   };
 

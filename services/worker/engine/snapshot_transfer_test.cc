@@ -149,6 +149,19 @@ TEST_F(SnapshotTransferTest, SmallRecordsShareACall) {
               StatusIs(absl::StatusCode::kDataLoss, HasSubstr("snapshot t, layers 4 to 6: no such")));
 }
 
+TEST_F(SnapshotTransferTest, ASmallLoadIsSharedOutAmongTheThreads) {
+  SnapshotTransfer::Options options;
+  options.load_threads = 3;
+  options.min_load_call_bytes = 2;
+  Start(options, /*call_bytes=*/100);
+  EXPECT_THAT(Answer(MakeSave("s", std::vector<std::string>(9, "x"))), IsOk());
+  EXPECT_EQ(store_->calls(), 1);
+  EXPECT_THAT(Answer(MakeLoad("s", 9)), IsOk());
+  EXPECT_EQ(store_->calls(), 1 + 3);
+  EXPECT_THAT(Answer(MakeLoad("s", 3)), IsOk());
+  EXPECT_EQ(store_->calls(), 1 + 3 + 2) << "no fewer than two bytes";
+}
+
 TEST_F(SnapshotTransferTest, ALoadIntoRoomForOtherRecordsIsDataLoss) {
   Start();
   ASSERT_THAT(store_->PutRecord({}, absl::MakeConstSpan("four", 4), nullptr, absl::InfiniteFuture()), IsOk());

@@ -25,7 +25,7 @@ namespace rwkv::worker {
 // Thread-safe.
 class MemoryRecords final : public state_store::RecordsClient {
  public:
-  absl::Status PutRecords(absl::Span<const v1::RecordInfo> infos, absl::Span<const absl::Span<const char>> data,
+  absl::Status PutRecords(absl::Span<const v1::RecordInfo> infos, absl::Span<const absl::Span<const char>> data, size_t,
                           const std::shared_ptr<const void>& owner, absl::Time deadline) override {
     absl::MutexLock lock(&mu_);
     ++calls_;

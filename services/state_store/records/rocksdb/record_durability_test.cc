@@ -10,6 +10,8 @@
 #include "absl/status/status.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "rocksdb/env.h"
@@ -122,6 +124,53 @@ TEST_F(RecordDurabilityTest, ADeletionOfWhichACrashUndidOnlyTheRowIsNotTrusted) 
   EXPECT_THAT(after->records().Get(x_), IsOkAndHolds(data_));
 }
 
+TEST_F(RecordDurabilityTest, RecordsThatHaveAllComeAreMadeDurableUnasked) {
+  const v1::RecordInfo second = TestRecordInfo("x", 1, data_), other = TestRecordInfo("x2", 0, data_);
+  // With the rows of those whose bytes are durable, which a manifest would find otherwise.
+  const auto is_durable = [&](const v1::RecordInfo& info) {
+    return store_->records_database().Sync().ok() && Crash()->records().Get(info).ok();
+  };
+  ASSERT_OK(records().Put(x_, data_));
+  records().MakeDurableSoon("x", 2);  // One has not come.
+  ASSERT_OK(records().Put(other, data_));
+  records().MakeDurableSoon("x2", 1);
+  ASSERT_TRUE(Eventually([&] { return is_durable(other); }));
+  EXPECT_THAT(Crash()->records().Get(x_), StatusIs(StatusCode::kNotFound));
+  ASSERT_OK(records().Put(second, data_));
+  records().MakeDurableSoon("x", 2);
+  ASSERT_TRUE(Eventually([&] { return is_durable(second); }));
+  EXPECT_THAT(Crash()->records().Get(x_), IsOkAndHolds(data_));
+}
+
+TEST_F(RecordDurabilityTest, WhoAsksForItWaitsForWhatIsBeingMadeDurableAlready) {
+  file_system_->SlowSyncs(absl::Milliseconds(20));
+  v1::SnapshotManifest manifest;
+  for (int i = 0; i < 10; ++i) {
+    manifest.set_snapshot_id(absl::StrCat("x", i));
+    *manifest.add_records() = TestRecordInfo(manifest.snapshot_id(), 0, data_);
+    ASSERT_OK(records().Put(manifest.records(0), data_));
+    records().MakeDurableSoon(manifest.snapshot_id(), 1);
+    // The one it is waited for has been begun, or has not.
+    const absl::Time begin = absl::Now();
+    ASSERT_TRUE(Eventually([&] { return absl::Now() >= begin + absl::Milliseconds(i); }));
+    ASSERT_OK(records().MakeDurable(manifest));
+    ASSERT_OK(store_->records_database().Sync());
+    EXPECT_THAT(Crash()->records().Get(manifest.records(0)), IsOkAndHolds(data_));
+    manifest.clear_records();
+  }
+}
+
+TEST_F(RecordDurabilityTest, WhatCouldNotBeMadeDurableUnaskedIsPutAgain) {
+  FailSyncs(true);
+  ASSERT_OK(records().Put(x_, data_));
+  records().MakeDurableSoon("x", 1);
+  ASSERT_TRUE(Eventually([&] { return absl::IsDataLoss(records().Check(x_)); }));
+  FailSyncs(false);
+  ASSERT_OK(records().Put(x_, data_));
+  ASSERT_OK(records().MakeDurable());
+  EXPECT_THAT(Crash()->records().Get(x_), IsOkAndHolds(data_));
+}
+
 // --- With a manifest --------------------------------------------------------------------------------------------------
 
 class CommittedRecordsTest : public RecordDurabilityTest {
@@ -197,6 +246,7 @@ TEST_F(RecordDurabilityTest, AtEveryMomentOfACrashWhatPassesIsWholeAndWhatWasDur
         for (const v1::RecordInfo& info : infos(id(thread, step))) {
           ASSERT_OK(records().Put(info, info.layer() == 1 ? small : data_));
         }
+        if (step % 3 == 0) records().MakeDurableSoon(id(thread, step), 2);
         if (step % 2 == 1) {  // Of every other the next one's MakeDurable() is the first.
           ASSERT_OK(records().MakeDurable());
           durable[thread] = step + 1;

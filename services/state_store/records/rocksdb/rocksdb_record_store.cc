@@ -105,6 +105,7 @@ absl::Status RocksdbRecordStore::FindLostRows(const v1::SnapshotManifest& manife
 }
 
 RocksdbRecordStore::~RocksdbRecordStore() {
+  early_syncs_.Stop();
   if (files_ != nullptr) WriteWaiting().IgnoreError();  // What failed is in the log and the metrics.
 }
 
@@ -328,6 +329,21 @@ absl::Status RocksdbRecordStore::MakeDurable(const v1::SnapshotManifest& manifes
   return all_large ? WriteWaiting(manifest.snapshot_id()) : MakeDurable();
 }
 
+void RocksdbRecordStore::MakeDurableSoon(const std::string& snapshot_id, size_t records) {
+  {
+    absl::MutexLock lock(&waiting_mu_);
+    const std::string prefix = RecordPrefix(snapshot_id);
+    auto row = waiting_.lower_bound(prefix);
+    for (size_t i = 0; i < records; ++i, ++row) {
+      if (row == waiting_.end() || !absl::StartsWith(row->first, prefix)) return;
+    }
+  }
+  early_syncs_.TryRun([this, snapshot_id] {
+    const absl::Status status = WriteWaiting(snapshot_id);
+    if (!status.ok()) common::LogWarning("records_not_durable", {{"snapshot", snapshot_id}, {"error", status}});
+  });
+}
+
 absl::Status RocksdbRecordStore::WriteWaiting() {
   absl::MutexLock one_at_a_time(&all_mu_);
   std::map<std::string, std::string> rows;
@@ -341,6 +357,7 @@ absl::Status RocksdbRecordStore::WriteWaiting() {
 }
 
 absl::Status RocksdbRecordStore::WriteWaiting(const std::string& snapshot_id) {
+  RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard one_at_a_time, sync_locks_.Lock({snapshot_id}));
   absl::ReaderMutexLock not_all(&all_mu_);
   std::map<std::string, std::string> rows;
   {

@@ -28,6 +28,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/types/optional.h"
 #include "services/common/clock.h"
+#include "services/common/executor.h"
 #include "services/common/metrics.h"
 #include "services/state_store/key_locks.h"
 #include "services/state_store/records/record_store.h"
@@ -65,6 +66,7 @@ class RocksdbRecordStore final : public RecordStore {
   absl::Status ReadAll(absl::Span<const v1::RecordInfo> infos, absl::Span<const absl::Span<char>> to) override;
   absl::Status Check(const v1::RecordInfo& info) override;
   absl::Status MakeDurable() override;
+  void MakeDurableSoon(const std::string& snapshot_id, size_t records) override ABSL_LOCKS_EXCLUDED(waiting_mu_);
   absl::Status MakeDurable(const v1::SnapshotManifest& manifest) override;
   absl::Status Delete(const std::string& snapshot_id) override;
   absl::Status ForEach(absl::FunctionRef<void(const Stored&)> visit) override {
@@ -93,7 +95,7 @@ class RocksdbRecordStore final : public RecordStore {
   // Makes the bytes of the records that wait durable, then writes their rows. Those whose bytes may be lost by an error
   // are forgotten, to be put again.
   absl::Status WriteWaiting() ABSL_LOCKS_EXCLUDED(all_mu_, waiting_mu_);
-  // The same of one snapshot, one call at a time.
+  // The same of one snapshot. Waits for another call of the same, so that what it has taken up is durable.
   absl::Status WriteWaiting(const std::string& snapshot_id) ABSL_LOCKS_EXCLUDED(all_mu_, waiting_mu_);
   // Those of `rows` that still wait; their bytes are durable.
   absl::Status WriteRows(const std::map<std::string, std::string>& rows) ABSL_LOCKS_EXCLUDED(waiting_mu_);
@@ -117,6 +119,7 @@ class RocksdbRecordStore final : public RecordStore {
   bool files_were_whole_ = true;
   common::Clock* const clock_;
   KeyLocks snapshot_locks_;  // Held to change the records of a snapshot.
+  KeyLocks sync_locks_;      // Held to make the records of a snapshot durable.
   absl::Mutex all_mu_;  // Whose records one WriteWaiting() has taken up, another waits for. Shared: of one snapshot.
   absl::Mutex waiting_mu_;
   // Rows of large records, as the database will have them, whose bytes nobody has made durable.
@@ -127,6 +130,7 @@ class RocksdbRecordStore final : public RecordStore {
   prometheus::Counter& written_bytes_total_;
   prometheus::Counter& read_bytes_total_;
   prometheus::Counter& corrupt_total_;
+  common::Executor early_syncs_{/*threads=*/1, /*max_queued=*/16};  // MakeDurable() does what is not done here.
 };
 
 }  // namespace rwkv::state_store
