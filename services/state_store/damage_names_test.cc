@@ -2,7 +2,6 @@
 // check` and `repair` of one whose rows of turns cannot be read.
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
 #include <map>
 #include <memory>
 #include <set>
@@ -16,12 +15,11 @@
 #include "absl/strings/string_view.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "services/common/metrics.h"
 #include "services/state_store/embedded_state_store.h"
 #include "services/state_store/offline/repair.h"
 #include "services/state_store/records/rocksdb/rocksdb_record_store.h"
+#include "services/state_store/testing/store_folder.h"
 #include "services/state_store/testing/test_store.h"
-#include "tests/testing/fake_clock.h"
 #include "tests/testing/files.h"
 #include "tests/testing/status_matchers.h"
 
@@ -35,7 +33,7 @@ using testing::HasSubstr;
 using testing::Not;
 using testing::StatusIs;
 
-class DamageNamesTest : public ::testing::Test {
+class DamageNamesTest : public StoreFolderTest {
  protected:
   static std::string Id(int i) { return absl::StrCat("session-", i); }
 
@@ -47,21 +45,6 @@ class DamageNamesTest : public ::testing::Test {
       }
       if (with_states) ASSERT_OK(store_->AddSnapshot(lease, absl::StrCat("x", i), turns * 3));
     }
-  }
-
-  static std::string Copy(const std::string& folder) {
-    const std::string copy = NewTestFolder() + "/data";
-    fs::copy(folder, copy, fs::copy_options::recursive);
-    return copy;
-  }
-
-  absl::StatusOr<std::unique_ptr<EmbeddedStateStore>> Open(const std::string& folder) {
-    EmbeddedStateStore::Options options;
-    options.database.data_dir = folder;
-    options.sweep_interval = options.session_sweep_interval = absl::ZeroDuration();
-    options.reclaim_interval = options.resume_check_interval = absl::ZeroDuration();
-    metrics_ = *common::Metrics::Create("");
-    return EmbeddedStateStore::Create(options, &clock_, metrics_.get());
   }
 
   // The largest file of the folder itself whose name ends so.
@@ -84,14 +67,11 @@ class DamageNamesTest : public ::testing::Test {
       EXPECT_NE(at, std::string::npos) << id;
       if (at != std::string::npos) bytes[at] = static_cast<char>(bytes[at] ^ 1);
     }
-    fs::remove(table);
-    std::ofstream(table, std::ios::binary) << bytes;
+    WriteFile(table, bytes);
     return folder;
   }
 
   std::unique_ptr<TestStore> store_ = std::make_unique<TestStore>();
-  rwkv::testing::FakeClock clock_;
-  std::unique_ptr<common::Metrics> metrics_;
 };
 
 TEST_F(DamageNamesTest, AStartNamesThoseWhoseStatesAreGoneWithTheEndOfALog) {

@@ -1,7 +1,6 @@
 // Files of a store that is not running, changed at many places: bits flipped, parts zeroed, ends cut. Whatever it is,
 // the store either says so, or every session has the tokens that were acknowledged.
 #include <filesystem>
-#include <fstream>
 #include <map>
 #include <memory>
 #include <random>
@@ -15,12 +14,11 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "rocksdb/db.h"
-#include "services/common/metrics.h"
 #include "services/state_store/embedded_state_store.h"
 #include "services/state_store/offline/repair.h"
 #include "services/state_store/testing/random_damage.h"
+#include "services/state_store/testing/store_folder.h"
 #include "services/state_store/testing/test_store.h"
-#include "tests/testing/fake_clock.h"
 #include "tests/testing/files.h"
 #include "tests/testing/status_matchers.h"
 
@@ -34,8 +32,6 @@ using testing::HasSubstr;
 using testing::IsOkAndHolds;
 using testing::StatusIs;
 
-void WriteFile(const std::string& path, const std::string& bytes) { std::ofstream(path, std::ios::binary) << bytes; }
-
 std::vector<std::string> Files(const std::string& folder) {
   std::vector<std::string> files;
   for (const auto& entry : std::filesystem::recursive_directory_iterator(folder)) {
@@ -45,7 +41,7 @@ std::vector<std::string> Files(const std::string& folder) {
   return files;
 }
 
-class DamageTest : public ::testing::Test {
+class DamageTest : public StoreFolderTest {
  protected:
   static constexpr int kSessions = 6;
 
@@ -76,21 +72,6 @@ class DamageTest : public ::testing::Test {
     store_.reset();
     return folder;
   }
-  static std::string Copy(const std::string& folder) {
-    const std::string copy = NewTestFolder() + "/data";
-    std::filesystem::copy(folder, copy, std::filesystem::copy_options::recursive);
-    return copy;
-  }
-
-  absl::StatusOr<std::unique_ptr<EmbeddedStateStore>> Open(const std::string& folder) {
-    EmbeddedStateStore::Options options;
-    options.database.data_dir = folder;
-    options.sweep_interval = options.session_sweep_interval = absl::ZeroDuration();
-    options.reclaim_interval = options.resume_check_interval = absl::ZeroDuration();
-    metrics_ = *common::Metrics::Create("");
-    return EmbeddedStateStore::Create(options, &clock_, metrics_.get());
-  }
-
   // The log-probabilities are not looked at.
   static absl::StatusOr<std::vector<uint32_t>> Tokens(Catalog& catalog, const std::string& id) {
     const absl::StatusOr<v1::Session> session = catalog.GetSession(id);
@@ -154,8 +135,6 @@ class DamageTest : public ::testing::Test {
 
   std::unique_ptr<TestStore> store_;
   std::map<std::string, std::vector<uint32_t>> tokens_;
-  rwkv::testing::FakeClock clock_;
-  std::unique_ptr<common::Metrics> metrics_;
   int opened_ = 0;
   int refused_ = 0;
 };

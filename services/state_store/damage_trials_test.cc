@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <map>
 #include <memory>
 #include <random>
@@ -21,13 +20,12 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "rocksdb/db.h"
-#include "services/common/metrics.h"
 #include "services/state_store/embedded_state_store.h"
 #include "services/state_store/offline/repair.h"
 #include "services/state_store/rocksdb/database.h"
 #include "services/state_store/testing/random_damage.h"
+#include "services/state_store/testing/store_folder.h"
 #include "services/state_store/testing/test_store.h"
-#include "tests/testing/fake_clock.h"
 #include "tests/testing/files.h"
 #include "tests/testing/status_matchers.h"
 
@@ -45,8 +43,6 @@ using testing::StatusIs;
 constexpr int kTrials = 24;
 constexpr size_t kSmall = 6000, kLarge = size_t{130} << 10;  // In the database, and in a file.
 constexpr char kTenant[] = "acme";
-
-void WriteFile(const std::string& path, const std::string& bytes) { std::ofstream(path, std::ios::binary) << bytes; }
 
 // The bytes of a record follow from its name.
 std::string Data(const std::string& snapshot_id, int layer, size_t bytes) {
@@ -91,7 +87,7 @@ std::pair<std::string, std::string> Damage(const std::string& folder, std::mt199
   return {name, what};
 }
 
-class DamageTrialsTest : public ::testing::Test {
+class DamageTrialsTest : public StoreFolderTest {
  protected:
   DamageTrialsTest() : store_(std::make_unique<TestStore>()) { Fill(); }
 
@@ -175,22 +171,6 @@ class DamageTrialsTest : public ::testing::Test {
     prefix.token_ids = prefix_tokens_;
     ASSERT_OK_AND_ASSIGN(prefix.manifest, Put("", prefix_tokens_.size(), kLarge));
     ASSERT_OK(store_->store().PutPrefix(prefix));
-  }
-
-  static std::string Copy(const std::string& folder) {
-    const std::string copy = NewTestFolder() + "/data";
-    fs::copy(folder, copy, fs::copy_options::recursive);
-    return copy;
-  }
-
-  absl::StatusOr<std::unique_ptr<EmbeddedStateStore>> Open(const std::string& folder) {
-    EmbeddedStateStore::Options options;
-    options.database.data_dir = folder;
-    options.store.prefix_cache_bytes = 64 << 20;
-    options.sweep_interval = options.session_sweep_interval = absl::ZeroDuration();
-    options.reclaim_interval = options.resume_check_interval = absl::ZeroDuration();
-    metrics_ = *common::Metrics::Create("");
-    return EmbeddedStateStore::Create(options, &clock_, metrics_.get());
   }
 
   // False: a record of it is not what was stored, and says so.
@@ -314,8 +294,6 @@ class DamageTrialsTest : public ::testing::Test {
   std::set<std::string> flushed_;
   v1::PrefixScope scope_;
   const std::vector<uint32_t> prefix_tokens_ = std::vector<uint32_t>(40, 5);
-  rwkv::testing::FakeClock clock_;
-  std::unique_ptr<common::Metrics> metrics_;
 };
 
 TEST_F(DamageTrialsTest, OfAStoppedStore) {
