@@ -251,7 +251,8 @@ class CpuDevice final : public HostDevice {
     RWKV_ASSIGN_OR_RETURN(Weight weight, HostDevice::Load(matrix, use));
     const bool is_int8 = matrix.quantization == Quantization::kInt8 && matrix.minimums == nullptr;
     if (use != WeightUse::kSparseProduct || !is_int8) return weight;
-    RWKV_ASSIGN_OR_RETURN(weight.packed, PackColumns(matrix));
+    RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<ThreadTeam> team, ThreadTeam::Create(threads_));
+    RWKV_ASSIGN_OR_RETURN(weight.packed, PackColumns(matrix, *team));
     weight.matrix.data = weight.packed.data();
     return weight;
   }

@@ -40,6 +40,34 @@ std::vector<int64_t> WithoutUnits(std::vector<int64_t> shape) {
   return shape;
 }
 
+// `from` [rows, cols] to `to` [cols, rows], whose rows follow each other at `stride` elements.
+template <typename Element>
+void TransposeElements(const uint8_t* from, int64_t rows, int64_t cols, int64_t stride, uint8_t* to) {
+  constexpr int64_t kColsAtOnce = 32;  // As many lines are written side by side.
+  constexpr int64_t kSize = sizeof(Element);
+  for (int64_t begin = 0; begin < cols; begin += kColsAtOnce) {
+    const int64_t end = std::min(begin + kColsAtOnce, cols);
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t col = begin; col < end; ++col) {
+        std::memcpy(to + (col * stride + row) * kSize, from + (row * cols + col) * kSize, kSize);
+      }
+    }
+  }
+}
+
+void Transpose(int64_t size, const uint8_t* from, int64_t rows, int64_t cols, int64_t stride, uint8_t* to) {
+  switch (size) {
+    case 1:
+      return TransposeElements<uint8_t>(from, rows, cols, stride, to);
+    case 2:
+      return TransposeElements<uint16_t>(from, rows, cols, stride, to);
+    case 4:
+      return TransposeElements<uint32_t>(from, rows, cols, stride, to);
+    default:
+      return TransposeElements<uint64_t>(from, rows, cols, stride, to);
+  }
+}
+
 }  // namespace
 
 Checkpoint::Checkpoint(std::string path, std::unique_ptr<const Adapter> adapter)
@@ -251,11 +279,12 @@ absl::Status Checkpoint::CopyTransposed(const TensorInfo& info, absl::Span<uint8
     const int64_t count = std::min(at_once, total - first);
     piece.resize(count * cols * size);
     RWKV_RETURN_IF_ERROR(ReadBytes(info, first * cols * size, absl::MakeSpan(piece)));
-    for (int64_t row = 0; row < count; ++row) {
+    for (int64_t row = 0, run; row < count; row += run) {
       const int64_t one = (first + row) / rows;  // Of the stack.
-      uint8_t* const to = out.data() + (one * rows * cols + (first + row) % rows) * size;
-      const uint8_t* const from = piece.data() + row * cols * size;
-      for (int64_t col = 0; col < cols; ++col) std::memcpy(to + col * rows * size, from + col * size, size);
+      const int64_t begin = (first + row) % rows;
+      run = std::min(count - row, rows - begin);
+      Transpose(size, piece.data() + row * cols * size, run, cols, rows,
+                out.data() + (one * rows * cols + begin) * size);
     }
   }
   return absl::OkStatus();

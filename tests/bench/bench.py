@@ -87,6 +87,18 @@ def machine():
     }
 
 
+def seconds_to_first_line(command):
+    """From no process to the first line of what it prints, which is of its first token."""
+    began = time.monotonic()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        line = process.stdout.readline()
+        seconds = time.monotonic() - began
+        process.stdout.read()
+    if not line or process.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} ended with status {process.returncode}")
+    return seconds
+
+
 class Bench:
 
     def __init__(self, options):
@@ -169,10 +181,9 @@ class Bench:
 
     def engine_start(self, shape, form, model):
         """A process that loads the model and computes a token, as llama.cpp's start is."""
-        began = time.monotonic()
-        run([self.binary("tests/bench/engine_bench"), model, self.options.device, str(max(self.options.threads)), "0",
-             "1", "-"])
-        self.tell(shape, form, "engine's start", seconds_to_first_token=time.monotonic() - began)
+        seconds = seconds_to_first_line([self.binary("tests/bench/engine_bench"), model, self.options.device,
+                                         str(max(self.options.threads)), "0", "1", "-"])
+        self.tell(shape, form, "engine's start", seconds_to_first_token=seconds)
 
     def positions(self, shape, form, model):
         threads = max(self.options.threads)
@@ -265,9 +276,9 @@ class Bench:
                          {"best": max(samples), "median": statistics.median(samples)},
                          build=line.get("build_commit", ""))
             self.llama_cpp_batches(shape, form, model, threads)
-        began = time.monotonic()  # Of the same: a process that loads the model and computes a token.
-        run([bench, "-m", model, "-t", str(max(self.options.threads)), "-p", "1", "-n", "0", "-r", "1", "-o", "json"])
-        self.tell(shape, form, "llama.cpp's start", seconds_to_first_token=time.monotonic() - began)
+        seconds = seconds_to_first_line([bench, "-m", model, "-t", str(max(self.options.threads)), "-p", "1", "-n", "0",
+                                         "-r", "1", "--no-warmup", "-o", "jsonl"])
+        self.tell(shape, form, "llama.cpp's start", seconds_to_first_token=seconds)
 
     def llama_cpp_batches(self, shape, form, model, threads):
         program = os.path.join(self.options.llama_cpp, "llama-batched-bench")
