@@ -41,6 +41,9 @@ class Device {
   // Threads of this process that compute an operation of one stream, the caller's among them.
   virtual int threads() const { return 1; }
 
+  // Rows of a step, at most, with which it is worth while to warm up: more need nothing that fewer do not need.
+  virtual int64_t warm_up_rows() const { return 8; }
+
   // `bytes` >= 0, contents undefined; none gives an empty buffer. On a CPU pages cost memory only once they are
   // written. kInvalidArgument: fewer. kResourceExhausted: no memory; names the bytes.
   virtual absl::StatusOr<Buffer> Allocate(int64_t bytes, MemoryKind kind) = 0;

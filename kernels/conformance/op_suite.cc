@@ -34,6 +34,8 @@ void ExpectSame(const SequenceResult& expected, const SequenceResult& actual, co
   }
 }
 
+}  // namespace
+
 ::testing::AssertionResult Within(const Bounds& expected, const Floats& actual) {
   Floats values;
   std::vector<double> errors;
@@ -43,8 +45,6 @@ void ExpectSame(const SequenceResult& expected, const SequenceResult& actual, co
   }
   return AllClose(values, actual, errors);
 }
-
-}  // namespace
 
 std::string OpTestName(const ::testing::TestParamInfo<OpTest::ParamType>& info) {
   return TestName(std::get<0>(info.param)) + "_" + std::get<1>(info.param)->name;

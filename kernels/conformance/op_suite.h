@@ -66,6 +66,9 @@ struct OpCase {
 // For failures.
 inline void PrintTo(const std::shared_ptr<const OpCase>& op, std::ostream* out) { *out << op->name; }
 
+// Whether every value lies within its bound of what is expected.
+::testing::AssertionResult Within(const Bounds& expected, const Floats& actual);
+
 class OpTest : public ::testing::TestWithParam<std::tuple<std::string, std::shared_ptr<const OpCase>>> {};
 
 std::string OpTestName(const ::testing::TestParamInfo<OpTest::ParamType>& info);

@@ -17,7 +17,7 @@ namespace {
 
 absl::Status NoName(absl::string_view name) {
   return absl::InvalidArgumentError(
-      absl::StrCat("device \"", name, "\" is not cuda:<number>[/half][/serial][/fma|/rounded][/launches]"));
+      absl::StrCat("device \"", name, "\" is not cuda:<number>[/half][/serial][/fma|/rounded|/lt][/launches]"));
 }
 
 }  // namespace

@@ -1,7 +1,9 @@
 #include "kernels/cuda/cuda_device.h"
 
 #include <cstring>
+#include <limits>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/escaping.h"
@@ -11,6 +13,7 @@
 #include "kernels/base/status_macros.h"
 #include "kernels/cuda/cuda_status.h"
 #include "kernels/cuda/cuda_stream.h"
+#include "kernels/cuda/library_products.h"
 #include "kernels/cuda/upload.h"
 
 namespace rwkv::kernels::cuda {
@@ -44,6 +47,23 @@ absl::Status MixInput(const MixInputArgs& args, Stream& stream) {
   return Run("mix_input", &KernelSet::mix_input, args, stream);
 }
 
+// The library's, one by one; and the others at once.
+absl::Status ProductsOfLibrary(const ProductsArgs& args, CudaStream& stream) {
+  RWKV_RETURN_IF_ERROR(Validate(args));
+  std::vector<Product> others;
+  for (int64_t i = 0; i < args.count; ++i) {
+    const Product& product = args.products[i];
+    if (stream.library()->Takes(product.weight->matrix, args.rows)) {
+      RWKV_RETURN_IF_ERROR(stream.library()->Enqueue(product, args.rows, stream));
+    } else {
+      others.push_back(product);
+    }
+  }
+  if (others.empty()) return absl::OkStatus();
+  return stream.Run("products", &KernelSet::rounded_products,
+                    ProductsArgs{args.rows, others.data(), static_cast<int64_t>(others.size())});
+}
+
 absl::Status Products(const ProductsArgs& args, Stream& stream) {
   switch (static_cast<CudaStream&>(stream).products_by()) {
     case ProductsBy::kTensorCores:
@@ -51,9 +71,11 @@ absl::Status Products(const ProductsArgs& args, Stream& stream) {
     case ProductsBy::kNoTensorCores:
       return Run("products", &KernelSet::products, args, stream);
     case ProductsBy::kRounded:
+      return Run("products", &KernelSet::rounded_products, args, stream);
+    case ProductsBy::kLibrary:
       break;
   }
-  return Run("products", &KernelSet::rounded_products, args, stream);
+  return ProductsOfLibrary(args, static_cast<CudaStream&>(stream));
 }
 
 absl::Status Wkv4(const Wkv4Args& args, Stream& stream) { return Run("wkv4", &KernelSet::wkv4, args, stream); }
@@ -100,7 +122,8 @@ constexpr OpTable Ops(bool half_states) {
 class CudaDevice final : public Device {
  public:
   CudaDevice(const Runtime& runtime, const KernelSet& kernels, int ordinal, absl::string_view name,
-             std::string identity, std::string family, const DeviceOptions& options)
+             std::string identity, std::string family, const DeviceOptions& options,
+             std::unique_ptr<LibraryProducts> library)
       : runtime_(runtime),
         kernels_(kernels),
         ordinal_(ordinal),
@@ -108,6 +131,7 @@ class CudaDevice final : public Device {
         identity_(std::move(identity)),
         family_(std::move(family)),
         options_(options),
+        library_(std::move(library)),
         uploader_(*this) {}
 
   absl::string_view name() const override { return name_; }
@@ -130,7 +154,7 @@ class CudaDevice final : public Device {
   }
 
   absl::StatusOr<std::unique_ptr<Stream>> NewStream() override {
-    return CudaStream::Create(runtime_, kernels_, ordinal_, *this, options_);
+    return CudaStream::Create(runtime_, kernels_, ordinal_, *this, options_, library_.get());
   }
 
   absl::StatusOr<std::unique_ptr<Event>> NewEvent() override {
@@ -138,7 +162,18 @@ class CudaDevice final : public Device {
     return CudaEvent::Create(runtime_, options_.hang_limit);
   }
 
-  absl::StatusOr<Weight> Load(const MatrixView& matrix, WeightUse) override { return uploader_.Load(matrix); }
+  absl::StatusOr<Weight> Load(const MatrixView& matrix, WeightUse use) override {
+    if (library_ != nullptr && use != WeightUse::kRows) {
+      RWKV_RETURN_IF_ERROR(MakeCurrent());
+      RWKV_RETURN_IF_ERROR(library_->Choose(matrix));
+    }
+    return uploader_.Load(matrix);
+  }
+
+  // Scratch memory of the largest step is there then.
+  int64_t warm_up_rows() const override {
+    return library_ != nullptr ? std::numeric_limits<int64_t>::max() : Device::warm_up_rows();
+  }
 
   const OpTable& ops() const override {
     static constexpr OpTable kOps = Ops(/*half_states=*/false);
@@ -154,8 +189,18 @@ class CudaDevice final : public Device {
   const std::string identity_;
   const std::string family_;
   const DeviceOptions options_;
+  const std::unique_ptr<LibraryProducts> library_;  // Null: none is asked for.
   Uploader uploader_;
 };
+
+absl::StatusOr<std::unique_ptr<LibraryProducts>> OpenLibrary(absl::string_view name, const DeviceOptions& options) {
+  absl::StatusOr<cublaslt::CublasLt> loaded =
+      options.library != nullptr ? *options.library : cublaslt::Load(cublaslt::LibraryName());
+  if (!loaded.ok()) {
+    return absl::Status(loaded.status().code(), absl::StrCat(name, ": ", loaded.status().message()));
+  }
+  return LibraryProducts::Create(*loaded, name, options.library_rows);
+}
 
 }  // namespace
 
@@ -178,11 +223,18 @@ absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const Runtime& runtime, const
   std::string family = absl::StrCat("cuda/tensor/sm_", properties.major, properties.minor);
   if (options.products_by == ProductsBy::kNoTensorCores) family = std::string(kFp32Family);
   if (options.products_by == ProductsBy::kRounded) absl::StrAppend(&family, "/rounded");
+  std::unique_ptr<LibraryProducts> library;
+  if (options.products_by == ProductsBy::kLibrary) {
+    RWKV_RETURN_IF_ERROR(ToStatus(runtime, runtime.set_device(ordinal), name));
+    RWKV_ASSIGN_OR_RETURN(library, OpenLibrary(name, options));
+    absl::StrAppend(&family, "/", library->family());
+  }
   if (options.half_states) absl::StrAppend(&family, "/half_states");
   DeviceOptions possible = options;
   possible.overlaps = options.overlaps && properties.major >= kOverlappingMajor;
   return std::make_unique<CudaDevice>(runtime, kernels, ordinal, name,
-                                      absl::StrCat("cuda/", absl::BytesToHexString(uuid)), std::move(family), possible);
+                                      absl::StrCat("cuda/", absl::BytesToHexString(uuid)), std::move(family), possible,
+                                      std::move(library));
 }
 
 DeviceOptions TakeOptions(absl::string_view& name) {
@@ -192,6 +244,8 @@ DeviceOptions TakeOptions(absl::string_view& name) {
     options.products_by = ProductsBy::kNoTensorCores;
   } else if (absl::ConsumeSuffix(&name, "/rounded")) {
     options.products_by = ProductsBy::kRounded;
+  } else if (absl::ConsumeSuffix(&name, "/lt")) {
+    options.products_by = ProductsBy::kLibrary;
   }
   options.overlaps = !absl::ConsumeSuffix(&name, "/serial");
   options.half_states = absl::ConsumeSuffix(&name, "/half");

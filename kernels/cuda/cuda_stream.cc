@@ -51,7 +51,8 @@ absl::Status CudaEvent::WaitOnHost() const {
 
 absl::StatusOr<std::unique_ptr<CudaStream>> CudaStream::Create(const Runtime& runtime, const KernelSet& kernels,
                                                                int ordinal, Device& device,
-                                                               const DeviceOptions& options) {
+                                                               const DeviceOptions& options,
+                                                               const LibraryProducts* library) {
   cudaStream_t stream = nullptr;
   RWKV_RETURN_IF_ERROR(ToStatus(runtime, runtime.set_device(ordinal), device.name()));
   RWKV_RETURN_IF_ERROR(ToStatus(runtime, runtime.stream_create_with_flags(&stream, cudaStreamNonBlocking),
@@ -62,7 +63,7 @@ absl::StatusOr<std::unique_ptr<CudaStream>> CudaStream::Create(const Runtime& ru
     return passed.status();
   }
   return std::unique_ptr<CudaStream>(
-      new CudaStream(runtime, kernels, ordinal, device, stream, options, *std::move(passed)));
+      new CudaStream(runtime, kernels, ordinal, device, stream, options, library, *std::move(passed)));
 }
 
 CudaStream::~CudaStream() {

@@ -19,6 +19,7 @@
 #include "kernels/base/stream.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/kernel_set.h"
+#include "kernels/cuda/library_products.h"
 #include "kernels/cuda/runtime.h"
 
 namespace rwkv::kernels::cuda {
@@ -46,9 +47,10 @@ class CudaEvent final : public Event {
 
 class CudaStream final : public RepeatingStream {
  public:
-  // The device outlives the stream, which is of its ordinal.
+  // The device and its library outlive the stream, which is of its ordinal.
   static absl::StatusOr<std::unique_ptr<CudaStream>> Create(const Runtime& runtime, const KernelSet& kernels,
-                                                            int ordinal, Device& device, const DeviceOptions& options);
+                                                            int ordinal, Device& device, const DeviceOptions& options,
+                                                            const LibraryProducts* library = nullptr);
   ~CudaStream() override;
 
   absl::Status Copy(void* to, const void* from, int64_t bytes) override;
@@ -66,6 +68,7 @@ class CudaStream final : public RepeatingStream {
   const Repeated& repeated() const override { return repeated_; }
   void* handle() const override { return stream_; }
   ProductsBy products_by() const { return options_.products_by; }
+  const LibraryProducts* library() const { return library_; }  // Null: none is asked for.
 
   static constexpr size_t kMostGraphs = 64;
 
@@ -78,13 +81,14 @@ class CudaStream final : public RepeatingStream {
 
  private:
   CudaStream(const Runtime& runtime, const KernelSet& kernels, int ordinal, Device& device, cudaStream_t stream,
-             const DeviceOptions& options, std::unique_ptr<CudaEvent> passed)
+             const DeviceOptions& options, const LibraryProducts* library, std::unique_ptr<CudaEvent> passed)
       : runtime_(runtime),
         kernels_(kernels),
         ordinal_(ordinal),
         device_(device),
         stream_(stream),
         options_(options),
+        library_(library),
         passed_(std::move(passed)) {}
 
   absl::Status Check(absl::string_view what, cudaError_t error) const;
@@ -100,6 +104,7 @@ class CudaStream final : public RepeatingStream {
   Device& device_;
   const cudaStream_t stream_;
   const DeviceOptions options_;
+  const LibraryProducts* const library_;
   const std::unique_ptr<CudaEvent> passed_;  // For Synchronize().
   Buffer scratch_;
   bool captures_ = false;

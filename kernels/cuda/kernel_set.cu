@@ -2,9 +2,20 @@
 
 namespace rwkv::kernels::cuda {
 
-const KernelSet RWKV_CUDA_KERNEL_SET = {
-    LaunchEmbed,    LaunchLayerNorm, LaunchMixInput, LaunchProducts,  LaunchTensorProducts,     LaunchRoundedProducts,
-    LaunchWkv4,     LaunchWkv6,      LaunchWkv7,     LaunchDeepEmbed, LaunchDeepEmbedAttention, LaunchSample,
-    LaunchCastState};
+const KernelSet RWKV_CUDA_KERNEL_SET = {LaunchEmbed,
+                                        LaunchLayerNorm,
+                                        LaunchMixInput,
+                                        LaunchProducts,
+                                        LaunchTensorProducts,
+                                        LaunchRoundedProducts,
+                                        LaunchRoundInputs,
+                                        LaunchFinishProduct,
+                                        LaunchWkv4,
+                                        LaunchWkv6,
+                                        LaunchWkv7,
+                                        LaunchDeepEmbed,
+                                        LaunchDeepEmbedAttention,
+                                        LaunchSample,
+                                        LaunchCastState};
 
 }  // namespace rwkv::kernels::cuda

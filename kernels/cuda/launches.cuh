@@ -14,6 +14,8 @@ int LaunchMixInput(const MixInputArgs& args, LaunchStream stream);
 int LaunchProducts(const ProductsArgs& args, LaunchStream stream);
 int LaunchTensorProducts(const ProductsArgs& args, LaunchStream stream);
 int LaunchRoundedProducts(const ProductsArgs& args, LaunchStream stream);
+int LaunchRoundInputs(const RoundInputsArgs& args, LaunchStream stream);
+int LaunchFinishProduct(const FinishProductArgs& args, LaunchStream stream);
 int LaunchSample(const SampleArgs& args, LaunchStream stream);
 int LaunchWkv4(const Wkv4Args& args, LaunchStream stream);
 int LaunchWkv6(const Wkv6Args& args, LaunchStream stream);

@@ -43,7 +43,9 @@ ABSL_FLAG(
     "What computes: auto (a GPU, else the fastest CPU), cuda:0, cpu, cpu/amx, cpu/avx512vnni, cpu/avx512, "
     "cpu/avx2, cpu/neon, cpu/portable, reference (slow and plain), or quicker with many rows: cpu/avx512/bf16 and "
     "cpu/amx/bf16 (what is multiplied with bf16 weights is rounded to bf16), cuda:0/rounded (what is multiplied with "
-    "bf16 or fp16 weights is rounded to their type).");
+    "bf16 or fp16 weights is rounded to their type), cuda:0/lt (the same, and steps of 128 rows and more by cuBLASLt: "
+    "a "
+    "token may depend on how many rows were computed with it).");
 ABSL_FLAG(int32_t, threads, 0,
           "Threads that a CPU computes on, 1 to 1024; 0: as many as this process may use processors (affinity and the "
           "quota of its control group). Stages that share a machine do not divide them. They change no token.");

@@ -108,6 +108,7 @@ class TimedDevice final : public Device {
   absl::string_view numeric_family() const override { return device_->numeric_family(); }
   std::string identity() const override { return device_->identity(); }
   int threads() const override { return device_->threads(); }
+  int64_t warm_up_rows() const override { return device_->warm_up_rows(); }
   absl::StatusOr<kernels::Buffer> Allocate(int64_t bytes, kernels::MemoryKind kind) override {
     return device_->Allocate(bytes, kind);
   }

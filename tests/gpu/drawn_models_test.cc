@@ -21,7 +21,9 @@
 #include "kernels/base/dtype.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/testing/checker.h"
+#include "kernels/cuda/testing/emulated_cuda.h"
 #include "kernels/cuda/testing/emulation.h"
+#include "kernels/cuda/testing/fake_cublaslt.h"
 #include "kernels/cuda/testing/fake_runtime.h"
 #include "rwkv/v1/worker.pb.h"
 #include "services/checkpoint/checkpoint.h"
@@ -277,6 +279,9 @@ TestEngineOptions On(const std::string& device) {
 // are rounded to 16 bits, and what lies at the middle goes to either side.
 float ToleranceOf(const Draw& draw) { return draw.precision == Precision::kAsStored ? 1e-4f : 1e-3f; }
 
+// Inputs of products rounded to bf16, eight bits.
+constexpr float kRoundedTolerance = 0.1f;
+
 class DrawnModelsTest : public ::testing::Test {
  protected:
   DrawnModelsTest() { kernels::cuda::ResetFake(); }
@@ -317,6 +322,25 @@ TEST_F(DrawnModelsTest, HalfStatesHaveTheLaws) {
     ExpectSame(prefilled, RunTogether(draw, path, gpu, prefilled), "in company");
     EXPECT_THAT(kernels::cuda::ViolationsOfFake(), IsEmpty());
   }
+}
+
+// Products of many rows by cuBLASLt's fake, of fewer by own kernels with rounded inputs: in any cut and company near what
+// is computed exactly.
+TEST_F(DrawnModelsTest, ALibrarysProductsAreNearTheReference) {
+  kernels::cuda::cublaslt::ResetFake();
+  for (uint32_t seed = first(); seed < first() + (end() - first()) / 2 && !HasFailure(); ++seed) {
+    Draw draw(seed + 2000000, /*small=*/true);
+    SCOPED_TRACE(::testing::PrintToString(draw));
+    const std::string path = WriteModel(draw);
+    std::vector<Outcome> expected = RunAlone(draw, path, On("reference"), kMostRows);
+    const TestEngineOptions gpu = On(std::string(kernels::cuda::kEmulatedLibraryDevice));
+    ExpectClose(expected, RunAlone(draw, path, gpu, kMostRows), kRoundedTolerance);
+    ExpectClose(expected, RunAlone(draw, path, gpu, 1), kRoundedTolerance);
+    const std::vector<Outcome> together = RunTogether(draw, path, gpu, expected);
+    ExpectClose(expected, together, kRoundedTolerance);
+    EXPECT_THAT(kernels::cuda::ViolationsOfFake(), IsEmpty());
+  }
+  EXPECT_GT(kernels::cuda::cublaslt::CountsOfFake().matmuls, 0);
 }
 
 // The runtime of devices whose kernels the checker watches: it knows the device's memory, and what of the host's pinned

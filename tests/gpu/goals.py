@@ -2,7 +2,7 @@
 """What was measured against what was wanted.
 
 goals.py OUT_DIR GPU GOAL     GPU: its name; GOAL: kernels, peers, decode_1.5b_1, decode_1.5b_32, decode_7.2b_1,
-                              prefill_1.5b, serving_1.5b
+                              prefill_1.5b, prefill_1.5b_rounded, prefill_1.5b_lt, serving_1.5b
 
 Prints "SAYS: ..." with the numbers; ends with 1 if the goal is missed. "NOT RUN: ..." for a GPU that has no goal.
 """
@@ -78,7 +78,8 @@ def judge(name, gpu, rates, ops, speed):
             return None, "not measured"
         share = got * BYTES_7_2B / copy
         return share >= OF_COPY, f"{got:.0f} tokens/s, {share:.0%} of the copies' bandwidth, {OF_COPY:.0%} wanted"
-    got = best(speed, "1.5b", "prefill", length=1024, sequences=32)
+    model = name[len("prefill_"):].replace("_", "/")  # "1.5b", "1.5b/lt"
+    got = best(speed, model, "prefill", length=1024, sequences=32)
     if got is None:
         return None, "not measured"
     share = got * 2 * WEIGHTS_1_5B / matrix

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/cuda/testing/fake_cublaslt.h"
 #include "kernels/cuda/testing/fake_runtime.h"
 #include "rwkv/v1/worker.pb.h"
 #include "services/worker/testing/test_engine.h"
@@ -105,6 +106,41 @@ TEST(GraphsTest, WarmUpMakesTheGraphsOfAllNumbersOfRows) {
     EXPECT_EQ(kernels::cuda::CountsOfFake().graph_launches, 6 * stages);
     EXPECT_THAT(kernels::cuda::ViolationsOfFake(), IsEmpty());
   }
+}
+
+// Where a library computes products, its workspace and everything else of the largest step is there as well: graphs are
+// made of such steps, and no step allocates.
+TEST(GraphsTest, WarmUpLeavesALibrarysDeviceNothingToAllocate) {
+  testing::RandomModelOptions model;
+  const std::string path = absl::StrCat(::testing::TempDir(), "/library.safetensors");
+  ASSERT_OK(testing::WriteRandomModel(model, path));
+  kernels::cuda::ResetFake();
+  TestEngineOptions options;
+  options.device = "cuda/emulated/lt";
+  options.slots = 19;
+  options.max_batch_tokens = 40;
+  EnginePipeline engine(path, 1, options);
+  kernels::cuda::cublaslt::ResetFake();
+  ASSERT_OK(engine.stage(0).WarmUp());
+  EXPECT_EQ(kernels::cuda::CountsOfFake().graphs, 12);
+  EXPECT_EQ(kernels::cuda::CountsOfFake().graph_copies, 0);
+  EXPECT_GT(kernels::cuda::cublaslt::CountsOfFake().matmuls, 0);
+  const int64_t allocations = kernels::cuda::CountsOfFake().allocations;
+  std::vector<uint64_t> positions(options.slots);
+  for (int slot = 0; slot < options.slots; ++slot) ASSERT_OK(engine.AttachFresh(slot, slot + 1));
+  ASSERT_OK(engine.Feed(0, 1, 0, std::vector<uint32_t>(40, 3)));
+  positions[0] = 40;
+  for (const int rows : {19, 1, 3, 8, 11, 2}) {
+    v1::Step step;
+    for (int slot = 0; slot < rows; ++slot) {
+      *step.add_entries() = Entry(slot, slot + 1, positions[slot]++, {static_cast<uint32_t>(slot)}, false, true);
+    }
+    ASSERT_OK(engine.Step(step).status());
+  }
+  EXPECT_EQ(kernels::cuda::CountsOfFake().graph_launches, 6);
+  EXPECT_EQ(kernels::cuda::CountsOfFake().allocations, allocations);
+  EXPECT_EQ(kernels::cuda::cublaslt::CountsOfFake().searches, 0);
+  EXPECT_THAT(kernels::cuda::ViolationsOfFake(), IsEmpty());
 }
 
 // A worker whose GPU has no room for a graph serves all the same.

@@ -120,6 +120,11 @@ sanitize() {  # TOOL
 graphs() {
   proof graphs "$TEST_TMPDIR"
 }
+library() {  # COMMAND...: with cuBLASLt, if it is there.
+  proof library > "$out/tmp/library" || { cat "$out/tmp/library"; return 1; }
+  cat "$out/tmp/library"
+  grep -q '^NOT RUN: ' "$out/tmp/library" || [[ $# -eq 0 ]] || "$@"
+}
 op_times() {  # WIDTH ROWS
   proof op_times "$1" "$2" "$seconds" | tee -a "$out/ops.jsonl"
 }
@@ -160,7 +165,7 @@ if $emulated; then
 fi
 
 export bin name device peers out here emulated seconds batches
-export -f cases machine proof bits rates bench sanitize graphs op_times goals cluster serve peer
+export -f cases machine proof bits rates bench sanitize graphs library op_times goals cluster serve peer
 
 step 1 'driver, clocks and card' 30 machine
 step 1 'copy bandwidth and matrix rate' 60 rates
@@ -170,6 +175,9 @@ for op in Block Embed MixInput Norm Products Wkv4 Wkv6 Wkv7; do
   # CI has held the emulated device to every case.
   step 3 "conformance of $op" 300 cases "*$op*/$name:*$op*/${name}_$($emulated && echo base || echo '*')"
 done
+step 3 'conformance of products with rounded inputs' 300 \
+  cases "RoundingProducts*/${name}_rounded_$($emulated && echo bf16_rows_8_inputs_31_outputs_1 || echo '*')"
+step 3 'conformance of products by cuBLASLt' 300 library cases "*LibraryProductsTest*/${name}_lt"
 step 4 'small models: logits and states of the oracle' 180 cases 'GoldenTest.CudaDevicesMatchTheOracle'
 for width in "${layers[@]}"; do
   step 4 "a layer of width $width" 90 proof layers "$TEST_TMPDIR" "$width"
@@ -178,12 +186,16 @@ for tool in memcheck racecheck synccheck initcheck; do
   step 5 "compute-sanitizer $tool" 120 sanitize "$tool"
 done
 step 6 'the same bits in every company, cut and chunk' 120 cases "$laws"
+step 6 'by cuBLASLt: the same bits beside any rows of a bucket, and at any place' 120 \
+  library cases "*LibraryProductsTest.ARow*/${name}_lt"
 step 6 'what is drawn on the device is what the host draws' 60 cases "*DeviceDrawsTest*/$name*"
 step 7 'graphs of decode steps: made, and with the bits of launches' 60 graphs
 for shape in "${shapes[@]}"; do
   step 7 "decode steps of $shape" 400 bench "$shape" "$batches" -
   step 7 "decode steps of $shape, whose kernels do not overlap" 120 bench "$shape" "${batches%%,*}" - /serial
   step 8 "prefill of $shape" 120 bench "$shape" - "$lengths"
+  step 8 "prefill of $shape with rounded inputs" 120 bench "$shape" - "${lengths##*,}" /rounded
+  step 8 "prefill of $shape by cuBLASLt" 120 library bench "$shape" - "${lengths##*,}" /lt
   [[ $shape != "${served[0]}" ]] || step 7 "serving path of $shape" 240 serve "${served[@]}"
   for folder in ${peers:+"$peers"/*/}; do
     step 7 "peer $(basename "$folder") at $shape" 240 peer "$(basename "$folder")" "$shape"
@@ -197,7 +209,8 @@ for width in "${widths[@]}"; do
 done
 step 7 'kernels against what bytes and operations need' 10 goals kernels
 [[ -z $peers ]] || step 7 'peers beside ours' 10 goals peers
-for goal in decode_1.5b_1 decode_1.5b_32 decode_7.2b_1 prefill_1.5b serving_1.5b; do
+for goal in decode_1.5b_1 decode_1.5b_32 decode_7.2b_1 prefill_1.5b prefill_1.5b_rounded prefill_1.5b_lt \
+  serving_1.5b; do
   step 7 "goal $goal" 10 goals "$goal"
 done
 step 9 'rows by NCCL: right, and after kill -9 and silence' 300 proof pair

@@ -31,11 +31,14 @@ not_run = {line["what"]: line["why"] for line in lines if line["result"] == "not
 assert all(not_run.values()), not_run
 # What a rehearsal cannot do, and nothing else.
 wanted = {"driver, clocks and card", "goal decode_1.5b_1", "goal decode_1.5b_32", "goal decode_7.2b_1",
-          "goal prefill_1.5b", "goal serving_1.5b"}
+          "goal prefill_1.5b", "goal prefill_1.5b_rounded", "goal prefill_1.5b_lt", "goal serving_1.5b"}
 wanted |= {f"compute-sanitizer {tool}" for tool in ("memcheck", "racecheck", "synccheck", "initcheck")}
 assert set(not_run) == wanted, set(not_run) ^ wanted
 assert len(lines) - len(wanted) >= 23, f"{len(lines)} lines"
 says = {line["what"]: line["why"] for line in lines if line["result"] == "proved"}
+library = says["conformance of products by cuBLASLt"]
+assert library.startswith("family cuda/tensor/sm_90/lt-130100-"), library
+assert '"model": "tiny/lt"' in (out / "speed.jsonl").read_text()
 cluster = says["clusters of one worker and of two: the same tokens, also after kill -9"]
 assert cluster == "24 tokens, the same four times; rows between workers by nccl", cluster
 assert "of other's 0.5 at tiny, decode, batch 1" in says["peers beside ours"], says["peers beside ours"]
@@ -61,11 +64,14 @@ cat > measured/speed.jsonl << 'LINES'
 {"model": "1.5b", "case": "decode", "batch": 32, "tokens_per_s": {"best": 9000, "median": 9000}}
 {"model": "7.2b", "case": "decode", "batch": 1, "tokens_per_s": {"best": 280, "median": 270}}
 {"model": "1.5b", "case": "prefill", "length": 1024, "sequences": 32, "tokens_per_s": {"best": 100000, "median": 1}}
+{"model": "1.5b/lt", "case": "prefill", "length": 1024, "sequences": 32, "tokens_per_s": {"best": 150000}}
 {"model": "1.5b", "case": "serving", "streams": 256, "tokens_per_s": {"best": 41000}}
 LINES
 goals measured 'NVIDIA H200' decode_1.5b_1 | grep -q '^SAYS: 1100 tokens/s of 1070$'
 goals measured 'NVIDIA H200' decode_7.2b_1 | grep -q '91% of the copies'
 goals measured 'NVIDIA H200' serving_1.5b | grep -q '^SAYS: 41000 tokens/s of 40000$'
+goals measured 'NVIDIA H200' prefill_1.5b_lt | grep -q '^SAYS: 150000 tokens/s, 70% of the matrix rate'
+goals measured 'NVIDIA H200' prefill_1.5b_rounded | grep -q '^NOT RUN: not measured$'
 goals measured 'NVIDIA L4' decode_1.5b_1 | grep -q '^NOT RUN: no goal for NVIDIA L4$'
 for missed in decode_1.5b_32 prefill_1.5b; do
   if goals measured 'NVIDIA H200' "$missed"; then

@@ -61,6 +61,8 @@ KERNELS = {
     "products": "ProductsKernel",
     "tensor_products": "TensorProductsKernel",
     "rounded_products": "TensorProductsKernel",
+    "round_inputs": "RoundInputsKernel",
+    "finish_product": "FinishProductKernel",
     "fixed_products": "FixedProductsKernel",
     "tensor_fixed_products": "TensorFixedProductsKernel",
     "wkv4": "Wkv4Kernel",

@@ -86,6 +86,25 @@ TEST(EmulatedGpuTest, CompanyChangesNothing) {
   }
 }
 
+// The whole path with products by cuBLASLt's fake: of one client alone, who decides how many rows a step has.
+TEST(EmulatedGpuTest, AnyNumberOfStagesSaysTheSameWithALibrarysProducts) {
+  const Tokens prompt = Prompt(21);
+  Tokens expected;
+  std::string first_rows;
+  for (const int stages : {1, 2}) {
+    LocalCluster::Options options = Gpus(stages);
+    options.worker_flags[0] = "--device=cuda/emulated/lt";
+    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<LocalCluster> cluster, LocalCluster::Start(options));
+    EXPECT_THAT(cluster->Log("worker-0"), HasSubstr("/lt-130100-"));
+    ASSERT_OK_AND_ASSIGN(const Tokens tokens, Generate(*cluster, prompt, 64));
+    ASSERT_OK_AND_ASSIGN(const std::string rows, Logits(*cluster, prompt));
+    if (stages == 1) expected = tokens, first_rows = rows;
+    EXPECT_THAT(tokens, ElementsAreArray(expected));
+    EXPECT_TRUE(rows == first_rows) << "the logits differ in some bit";
+  }
+  EXPECT_THAT(expected, SizeIs(64));
+}
+
 // Gpus and CPUs make no pipeline with NCCL, and one of GPUs may be told to use gRPC.
 TEST(EmulatedGpuTest, GrpcCarriesTheRowsWhereItShall) {
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<LocalCluster> nccl, LocalCluster::Start(Gpus(2)));

@@ -160,6 +160,23 @@ TEST(AlignmentTest, Products) {
   }
 }
 
+TEST(AlignmentTest, InputsOfALibrarysProduct) {
+  std::vector<uint16_t> to(4 * 64 + 8);
+  ForEachPiece(
+      [&](Memory& memory) {
+        RoundInputsArgs args;
+        args.x = memory.Floats(3 * 64);
+        args.rows = 3;
+        args.inputs = 64;
+        args.to = to.data();
+        while (reinterpret_cast<uintptr_t>(args.to) % 16 != 0) ++args.to;
+        args.to_rows = 4;
+        args.pitch = 64;
+        return kEmulatedKernels.round_inputs(args, nullptr);
+      },
+      1);
+}
+
 TEST(AlignmentTest, States) {
   for (const int64_t gap : {0, 1}) {
     ForEachPiece(

@@ -283,6 +283,31 @@ TEST_F(OurKernelsTest, TensorProducts) {
   EXPECT_THAT(checker_.findings(), IsEmpty());
 }
 
+// What goes before and behind a product of another library: two blocks each, ragged rows and ends.
+TEST_F(OurKernelsTest, AroundALibrarysProduct) {
+  for (const int64_t inputs : {296, 70}) {
+    Weight weight;
+    weight.matrix = {DType::kBFloat16, 67, inputs, nullptr};
+    Product product;
+    product.weight = &weight;
+    product.x = memory_.Floats(5 * inputs);
+    product.bias = memory_.Floats(67);
+    product.gate = memory_.Floats(5 * 67);
+    product.accumulate = true;
+    product.y = memory_.Floats(5 * 67);
+    RoundInputsArgs round;
+    round.x = product.x;
+    round.rows = 5;
+    round.inputs = inputs;
+    round.to_rows = 16;
+    round.pitch = (inputs + 15) / 16 * 16;
+    round.to = reinterpret_cast<uint16_t*>(memory_.Floats(round.to_rows * round.pitch / 2));
+    EXPECT_EQ(kCheckedKernels.round_inputs(round, {nullptr, true}), 0);
+    EXPECT_EQ(kCheckedKernels.finish_product({&product, 5, memory_.Floats(5 * 68), 68}, {nullptr, true}), 0);
+  }
+  EXPECT_THAT(checker_.findings(), IsEmpty());
+}
+
 // With and without tensor cores: one tile of rows of each size, several passes, two blocks of outputs.
 TEST_F(OurKernelsTest, FixedPointProducts) {
   const int64_t outputs = 67;

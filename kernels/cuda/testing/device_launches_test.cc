@@ -165,6 +165,18 @@ TEST_F(DeviceLaunchesTest, Products) {
                  [&](const KernelSet& set, LaunchStream stream) { return set.rounded_products(args, stream); });
     }
   }
+  RoundInputsArgs round;
+  round.x = memory_;
+  round.rows = 3, round.inputs = 100, round.to_rows = 16, round.pitch = 112;
+  ExpectSame("round_inputs", 1,
+             [&](const KernelSet& set, LaunchStream stream) { return set.round_inputs(round, stream); });
+  Weight weight;
+  weight.matrix = {DType::kBFloat16, 300, 64};
+  Product product;
+  product.weight = &weight;
+  const FinishProductArgs finish = {&product, 3, memory_, 300};
+  ExpectSame("finish_product", 1,
+             [&](const KernelSet& set, LaunchStream stream) { return set.finish_product(finish, stream); });
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/kernel_set.h"
+#include "kernels/cuda/testing/fake_cublaslt.h"
 #include "kernels/cuda/testing/fake_runtime.h"
 
 namespace rwkv::kernels::cuda {
@@ -17,6 +18,8 @@ absl::StatusOr<std::unique_ptr<Device>> OpenEmulatedDevice(absl::string_view nam
   absl::string_view rest = name;
   DeviceOptions options = TakeOptions(rest);
   options.hang_limit = hang_limit;
+  options.library = &cublaslt::kFakeCublasLt;
+  options.library_rows = kEmulatedLibraryRows;
   return OpenDevice(kFakeRuntime, kEmulatedKernels, 0, name, options);
 }
 

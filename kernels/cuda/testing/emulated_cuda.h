@@ -18,6 +18,9 @@ inline constexpr absl::string_view kEmulatedDevice = "cuda/emulated";
 bool IsEmulatedDevice(absl::string_view name);
 inline constexpr absl::string_view kEmulatedFp32Device = "cuda/emulated/fma";
 inline constexpr absl::string_view kEmulatedRoundedDevice = "cuda/emulated/rounded";
+// Products of a few rows and more by a fake of cuBLASLt. Bits depend on the number of rows.
+inline constexpr absl::string_view kEmulatedLibraryDevice = "cuda/emulated/lt";
+constexpr int64_t kEmulatedLibraryRows = 4;
 
 // Whether this build has it: it needs CUDA's headers, which come with nvcc.
 bool HasEmulatedDevice();

@@ -241,6 +241,18 @@ bool IsDeviceMemoryOfFake(const void* memory, int64_t bytes) {
   return WhereIs(fake, memory, bytes) == Where::kDevice;
 }
 
+void TellFake(std::string violation) {
+  Fake& fake = TheFake();
+  absl::MutexLock lock(&fake.mu);
+  Violate(fake, std::move(violation));
+}
+
+void ForbidInStepOfFake(const char* what) {
+  Fake& fake = TheFake();
+  absl::MutexLock lock(&fake.mu);
+  if (!IsForbiddenInCapture(fake, what) && fake.watched_steps > 0) Violate(fake, absl::StrCat(what, " in a step"));
+}
+
 FakeCounts CountsOfFake() {
   Fake& fake = TheFake();
   absl::MutexLock lock(&fake.mu);

@@ -75,6 +75,10 @@ std::vector<std::string> ViolationsOfFake();
 // It must not call this fake.
 int EnqueueOnFake(void* stream, std::function<bool()> task);
 bool IsDeviceMemoryOfFake(const void* memory, int64_t bytes);
+// What was done with them that must not be.
+void TellFake(std::string violation);
+// A violation while a StepWatch lives, or this thread captures a stream.
+void ForbidInStepOfFake(const char* what);
 
 // While one lives, allocating and waiting are violations.
 class StepWatch {

@@ -107,6 +107,30 @@ TEST_F(LaunchShapesTest, TensorProductsHaveTilesByTheNumberOfRows) {
   }
 }
 
+// Four inputs a thread, of rows up to the bucket; and an output.
+TEST_F(LaunchShapesTest, WhatGoesAroundALibrarysProductHasAThreadForEachPiece) {
+  for (const auto& [rows, pitch, blocks] :
+       std::vector<std::tuple<int64_t, int64_t, uint32_t>>{{4, 16, 1}, {16, 64, 1}, {16, 80, 2}, {128, 48, 6}}) {
+    RoundInputsArgs args;
+    args.x = memory_;
+    args.rows = 3;
+    args.inputs = pitch;
+    args.to_rows = rows;
+    args.pitch = pitch;
+    EXPECT_EQ(kEmulatedKernels.round_inputs(args, nullptr), 0);
+    EXPECT_THAT(Take(), ElementsAre(Shape("round_inputs", blocks, 256, 0)));
+  }
+  for (const auto& [rows, outputs, blocks] :
+       std::vector<std::tuple<int64_t, int64_t, uint32_t>>{{4, 64, 1}, {5, 64, 2}, {3, 257, 4}}) {
+    Weight weight;
+    weight.matrix = {DType::kBFloat16, outputs, 64};
+    Product product;
+    product.weight = &weight;
+    EXPECT_EQ(kEmulatedKernels.finish_product({&product, rows, memory_, outputs}, nullptr), 0);
+    EXPECT_THAT(Take(), ElementsAre(Shape("finish_product", blocks, 256, 0)));
+  }
+}
+
 TEST_F(LaunchShapesTest, FixedPointProductsHaveTilesByTheNumberOfRows) {
   for (const Quantization quantization : {Quantization::kInt8, Quantization::kInt4}) {
     const MatrixView codes = Codes(quantization);

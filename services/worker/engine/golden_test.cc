@@ -8,6 +8,7 @@
 #include <fstream>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -217,6 +218,38 @@ TEST(GoldenTest, RoundedProductsAreNearTheOracle) {
           of("rwkv7-bf16.safetensors", "rwkv7-bf16", 3, kRoundedTolerance),
           of("rwkv7-fp16.pth", "rwkv7-fp16", 2, kRoundedHalfTolerance)},
          {std::string(kernels::cuda::kEmulatedRoundedDevice)});
+  EXPECT_THAT(kernels::cuda::ViolationsOfEmulatedDevice(), ::testing::IsEmpty());
+}
+
+// Bits depend on how many rows a step has, not on the stages.
+void RunOfAnyStages(const Case& test, const std::string& device) {
+  for (const size_t chunk : {16, 5, 1}) {
+    Run first;
+    RunCase(test, 1, device, chunk, &first);
+    for (int stages = 2; stages <= test.layers; ++stages) {
+      Run other;
+      RunCase(test, stages, device, chunk, &other);
+      EXPECT_EQ(other.logits, first.logits) << test.model << ", " << stages << " stages, chunks of " << chunk;
+      EXPECT_EQ(other.records, first.records) << test.model << ", " << stages << " stages, chunks of " << chunk;
+    }
+  }
+}
+
+// With many rows by cuBLASLt's fake.
+TEST(GoldenTest, LibraryProductsAreNearTheOracle) {
+  if (!kernels::cuda::HasEmulatedDevice()) GTEST_SKIP() << "this build has no CUDA headers: nvcc was not found";
+  const std::string root = GoldenFolder();
+  const std::string device(kernels::cuda::kEmulatedLibraryDevice);
+  for (const auto& [file, golden, layers, tolerance] : std::vector<std::tuple<std::string, std::string, int, float>>{
+           {"rwkv4-fp16.pth", "rwkv4-fp16", 3, kRoundedHalfTolerance},
+           {"rwkv5.2-bf16.pth", "rwkv5.2-bf16", 3, kRoundedTolerance},
+           {"rwkv6-bf16.safetensors", "rwkv6-bf16", 3, kRoundedTolerance},
+           {"rwkv7-bf16.safetensors", "rwkv7-bf16", 3, kRoundedTolerance},
+           {"rwkv7-fp16.pth", "rwkv7-fp16", 2, kRoundedHalfTolerance},
+           {"rwkv7b-bf16.safetensors", "rwkv7b-bf16", 3, kRoundedTolerance},
+           {"rwkv7-int4.safetensors", "rwkv7-int4", 2, kRoundedTolerance}}) {
+    RunOfAnyStages({root + file, root + golden, layers, 64e-5f, "", tolerance}, device);
+  }
   EXPECT_THAT(kernels::cuda::ViolationsOfEmulatedDevice(), ::testing::IsEmpty());
 }
 

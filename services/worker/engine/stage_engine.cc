@@ -125,8 +125,8 @@ absl::Status StageEngine::Reset() {
 }
 
 absl::Status StageEngine::WarmUp() {
-  // Enough for the kernels of many rows; a full step's activations would be most of what loading a small model takes.
-  int64_t many = std::min<int64_t>(options_.max_batch_tokens, 8);
+  // A full step's activations would be most of what loading a small model takes.
+  int64_t many = std::min<int64_t>(options_.max_batch_tokens, device_->warm_up_rows());
   if (model_->max_tokens() != 0) many = std::min(many, model_->max_tokens());
   Place& place = places_[0];
   for (const int64_t rows : {many, int64_t{1}}) {

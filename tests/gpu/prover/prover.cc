@@ -6,6 +6,7 @@
 //   prover graphs DEVICE FOLDER              decode steps as graphs and as launches
 //   prover layers DEVICE FOLDER WIDTH        a layer of a real model's width against this machine's CPU
 //   prover op_times DEVICE WIDTH ROWS SECS   each operation of a layer
+//   prover library DEVICE                    what cuBLASLt chooses, and its rate
 //   prover epochs DEVICE FOLDER N            saves beside a running batch, memory after N epochs
 //   prover pair DEVICE                       rows between two processes by NCCL, with deaths and silences
 //
@@ -33,6 +34,7 @@ absl::Status Run(const std::vector<std::string>& arguments, bool& understood) {
   if (proof == "probes" && count == 3) return Probes(device);
   if (proof == "bits" && (count == 4 || count == 5)) return Bits(device, arguments[3], count == 5 ? arguments[4] : "");
   if (proof == "graphs" && count == 4) return Graphs(device, arguments[3]);
+  if (proof == "library" && count == 3) return Library(device);
   int64_t width = 0;
   int64_t rows = 0;
   double seconds = 0;
@@ -62,7 +64,7 @@ int main(int argc, char** argv) {
   absl::Status status;
   if (understood) status = rwkv::gpu::Run(arguments, understood);
   if (!understood) {
-    std::cerr << "usage: prover rates|probes|bits|graphs|layers|op_times|epochs|pair DEVICE ...: see tests/gpu/prover/prover.cc\n";
+    std::cerr << "usage: prover rates|probes|bits|graphs|layers|op_times|library|epochs|pair DEVICE ...: see tests/gpu/prover/prover.cc\n";
     return 2;
   }
   if (status.ok()) status = rwkv::gpu::CheckViolations(argv[2]);
