@@ -15,6 +15,7 @@
 ABSL_FLAG(uint64_t, first_seed, 1, "The first seed.");
 ABSL_FLAG(uint64_t, seeds, 10000, "How many.");
 ABSL_FLAG(std::vector<std::string>, faults, {}, "Of the seed's faults only these, by number; none named: all.");
+ABSL_FLAG(bool, looks_at_all, false, "Routers look at everything after every event; the digest is the same.");
 
 int main(int argc, char** argv) {
   absl::ParseCommandLine(argc, argv);
@@ -28,6 +29,7 @@ int main(int argc, char** argv) {
     options.all_faults = false;
     options.faults.push_back(number);
   }
+  options.looks_at_all = absl::GetFlag(FLAGS_looks_at_all);
   const absl::Time begin = absl::Now();
   uint64_t events = 0, tokens = 0, digest = 0, longest_pause_of = 0;
   absl::Duration time, longest_pause;

@@ -75,7 +75,9 @@ void SimRouter::Deliver(absl::Duration delay, std::function<void()> event) {
       return;
     }
     event();
-    if (alive() && life == life_) core->Sweep();
+    if (!alive() || life != life_) return;
+    if (cluster_->options.looks_at_all) core->Touch();
+    core->Sweep();
   });
 }
 

@@ -69,6 +69,8 @@ struct Options {
   bool all_faults = true;
   std::vector<int> faults;
   Broken broken;
+  // The core looks at everything after every event, in place of what the event touched: the same run.
+  bool looks_at_all = false;
 };
 
 struct Result {

@@ -55,6 +55,18 @@ TEST(SimulationTest, TheSameSeedIsTheSameRun) {
   }
 }
 
+// What an event touched is all that it can change: who looks at everything else does what was done anyway.
+TEST(SimulationTest, TheCoreLooksAtAllThatAnEventChanges) {
+  for (uint64_t seed = 1; seed <= 1000; ++seed) {
+    Options options = Seed(seed);
+    const Result touched = Simulate(options);
+    options.looks_at_all = true;
+    const Result all = Simulate(options);
+    ASSERT_EQ(touched.digest, all.digest) << "seed " << seed;
+    ASSERT_EQ(touched.events, all.events) << "seed " << seed;
+  }
+}
+
 struct BrokenCase {
   const char* name;
   Broken broken;

@@ -19,15 +19,20 @@ class KeptSlots {
   void Keep(const std::string& pool, const std::string& tenant, absl::Time until) {
     slots_.push_back({pool, tenant, until});
   }
-  // A turn of the tenant has got a slot there.
-  void Use(absl::string_view pool, absl::string_view tenant) {
+  // A turn of the tenant has got a slot there. True: one that was kept.
+  bool Use(absl::string_view pool, absl::string_view tenant) {
     const auto mine = std::find_if(slots_.begin(), slots_.end(),
                                    [&](const Slot& slot) { return slot.pool == pool && slot.tenant == tenant; });
-    if (mine != slots_.end()) slots_.erase(mine);
+    if (mine == slots_.end()) return false;
+    slots_.erase(mine);
+    return true;
   }
-  void Expire(absl::Time now) {
+  // True: some were kept until then.
+  bool Expire(absl::Time now) {
+    const size_t before = slots_.size();
     slots_.erase(std::remove_if(slots_.begin(), slots_.end(), [&](const Slot& slot) { return slot.until <= now; }),
                  slots_.end());
+    return slots_.size() < before;
   }
   bool empty() const { return slots_.empty(); }
   // Those that are not for `tenant`, by pool.

@@ -25,10 +25,25 @@ bool Scheduler::CanAdmit(SequenceId id) const {
   return static_cast<int>(sequences_.size()) < options_.max_sequences && !sequences_.contains(id);
 }
 
+void Scheduler::Count(SequenceId id, const Sequence& sequence, int by) {
+  rows_waiting_ += by * sequence.pending;
+  decoding_ += by * (sequence.is_decoding() ? 1 : 0);
+  if (!sequence.has_work()) return;
+  if (!sequence.decoding) prefill_rows_ += by * sequence.pending;
+  absl::btree_set<SequenceId>& ready = sequence.decoding ? decode_ready_ : prefill_ready_;
+  if (by > 0) {
+    ready.insert(id);
+  } else {
+    ready.erase(id);
+  }
+}
+
 template <typename Edit>
-void Scheduler::Change(Sequence& sequence, Edit edit) {
+void Scheduler::Change(SequenceId id, Sequence& sequence, Edit edit) {
   const bool had_work = sequence.has_work();
+  Count(id, sequence, -1);
   edit();
+  Count(id, sequence, 1);
   if (!had_work && sequence.has_work()) shares_.Begin(sequence.tenant, sequence.weight);
   if (had_work && !sequence.has_work()) shares_.End(sequence.tenant);
 }
@@ -76,22 +91,24 @@ bool Scheduler::AdmitWarm(SequenceId id, SequenceId warm, absl::string_view tena
 void Scheduler::OnAttached(SequenceId id) {
   const auto it = sequences_.find(id);
   if (it == sequences_.end() || it->second.slot < 0) return;
-  Change(it->second, [&] { it->second.attached = true; });
+  Change(id, it->second, [&] { it->second.attached = true; });
 }
 
 void Scheduler::Feed(SequenceId id, int64_t tokens, FeedKind kind) {
   const auto it = sequences_.find(id);
   if (it == sequences_.end() || tokens < 1) return;
   Sequence& sequence = it->second;
-  sequence.decoding = kind == FeedKind::kDecode;
-  Change(sequence, [&] { sequence.pending += tokens; });
+  Change(id, sequence, [&] {
+    sequence.decoding = kind == FeedKind::kDecode;
+    sequence.pending += tokens;
+  });
   sequence.chunk = std::max(kMinChunkRows, CeilDiv(sequence.pending, max_steps_in_flight()));
   sequence.ready = ++counter_;
 }
 
 void Scheduler::Unfeed(SequenceId id) {
   const auto it = sequences_.find(id);
-  if (it != sequences_.end()) Change(it->second, [&] { it->second.pending = 0; });
+  if (it != sequences_.end()) Change(id, it->second, [&] { it->second.pending = 0; });
 }
 
 void Scheduler::GoOn(SequenceId id, uint64_t until) {
@@ -131,8 +148,7 @@ absl::optional<uint64_t> Scheduler::Retire(SequenceId id, absl::string_view sess
   warm.session_id = std::string(session_id);
   warm.log_branch = std::string(log_branch);
   warm.last_used = ++counter_;
-  Unfeed(id);
-  sequences_.erase(it);
+  Erase(id);
   return warm.position;
 }
 
@@ -145,7 +161,13 @@ void Scheduler::Cancel(SequenceId id) {
     commands_.push_back(ReleaseCommand{it->second.slot, id});
     free_slots_.push_back(it->second.slot);
   }
+  Erase(id);
+}
+
+void Scheduler::Erase(SequenceId id) {
   Unfeed(id);
+  const auto it = sequences_.find(id);
+  Count(id, it->second, -1);
   sequences_.erase(it);
 }
 
@@ -196,31 +218,18 @@ void Scheduler::AssignSlots() {
 }
 
 bool Scheduler::StartStep() {
-  int decoding = 0;
-  int decode_ready = 0;
-  int64_t prefill_ready = 0;
-  for (const auto& [id, sequence] : sequences_) {
-    if (!sequence.attached) continue;
-    decoding += sequence.decoding;
-    if (sequence.pending == 0) continue;
-    if (sequence.decoding) {
-      ++decode_ready;
-    } else {
-      prefill_ready += sequence.pending;
-    }
-  }
-  if (decode_ready == 0 && prefill_ready == 0) return false;
+  if (decode_ready_.empty() && prefill_ready_.empty()) return false;
 
   StepCommand step;
   step.step_id = next_step_;
-  int decode_limit = static_cast<int>(CeilDiv(decoding, max_steps_in_flight()));
+  int decode_limit = static_cast<int>(CeilDiv(decoding_, max_steps_in_flight()));
   int reserved = 0;
-  if (prefill_ready > 0 && decode_ready > 0) {
+  if (!prefill_ready_.empty() && !decode_ready_.empty()) {
     if (options_.max_batch_rows == 1) {
       reserved = static_cast<int>(next_step_ % 2);
     } else {
       reserved =
-          static_cast<int>(std::min<int64_t>(prefill_ready, std::max(1, options_.max_batch_rows / kPrefillShare)));
+          static_cast<int>(std::min<int64_t>(prefill_rows_, std::max(1, options_.max_batch_rows / kPrefillShare)));
     }
   }
   decode_limit = std::min(decode_limit, options_.max_batch_rows - reserved);
@@ -240,7 +249,7 @@ void Scheduler::AddEntry(SequenceId id, Sequence& sequence, int tokens, StepComm
   entry.tokens = tokens;
   sequence.position += tokens;
   shares_.Charge(sequence.tenant, tokens);
-  Change(sequence, [&] { sequence.pending -= tokens; });
+  Change(id, sequence, [&] { sequence.pending -= tokens; });
   entry.last = sequence.pending == 0;
   step->entries.push_back(entry);
 }
@@ -281,8 +290,9 @@ class Lines {
 
 void Scheduler::TakeDecode(int max_entries, StepCommand* step) {
   Lines<uint64_t> ready;  // Longest waiting first.
-  for (const auto& [id, sequence] : sequences_) {
-    if (sequence.has_work() && sequence.decoding) ready.Add(sequence.tenant, sequence.ready, id);
+  for (const SequenceId id : decode_ready_) {
+    const Sequence& sequence = sequences_.at(id);
+    ready.Add(sequence.tenant, sequence.ready, id);
   }
   ready.Sort();
   while (static_cast<int>(step->entries.size()) < max_entries) {
@@ -296,8 +306,8 @@ void Scheduler::TakePrefill(int rows, StepCommand* step) {
   // (tokens left in steps that favour short prompts, admitted) -> sequence
   Lines<std::pair<int64_t, uint64_t>> ready;
   const bool shortest_first = step->step_id % 2 == 0;
-  for (const auto& [id, sequence] : sequences_) {
-    if (!sequence.has_work() || sequence.decoding) continue;
+  for (const SequenceId id : prefill_ready_) {
+    const Sequence& sequence = sequences_.at(id);
     ready.Add(sequence.tenant, {shortest_first ? sequence.pending : 0, sequence.order}, id);
   }
   ready.Sort();
@@ -309,12 +319,6 @@ void Scheduler::TakePrefill(int rows, StepCommand* step) {
     AddEntry(*id, sequence, tokens, step);
     rows -= tokens;
   }
-}
-
-int64_t Scheduler::rows_waiting() const {
-  int64_t rows = 0;
-  for (const auto& [id, sequence] : sequences_) rows += sequence.pending;
-  return rows;
 }
 
 int Scheduler::slots_in_use() const {

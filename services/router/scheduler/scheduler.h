@@ -29,6 +29,7 @@
 #include <vector>
 
 #include "absl/container/btree_map.h"
+#include "absl/container/btree_set.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/optional.h"
 #include "services/router/scheduler/fair_share.h"
@@ -154,7 +155,7 @@ class Scheduler {
 
   int steps_in_flight() const { return static_cast<int>(in_flight_.size()); }
   int sequences() const { return static_cast<int>(sequences_.size()); }  // With and without a slot.
-  int64_t rows_waiting() const;                                          // Fed and not planned yet.
+  int64_t rows_waiting() const { return rows_waiting_; }                 // Fed and not planned yet.
   int slots_in_use() const;                                              // Without warm ones.
   int slots_warm() const { return static_cast<int>(warm_.size()); }
 
@@ -171,6 +172,7 @@ class Scheduler {
     std::string tenant;
     double weight = 1;
     bool has_work() const { return attached && pending > 0; }
+    bool is_decoding() const { return attached && decoding; }
   };
   struct Warm {
     int slot = 0;
@@ -182,9 +184,11 @@ class Scheduler {
 
   int max_steps_in_flight() const { return options_.stages + 1; }
   void AssignSlots();
-  // Every change of what a sequence has to feed: its tenant's share hears of it.
+  // Every change of what a sequence has to feed: its tenant's share hears of it, and what a step is made of is counted.
   template <typename Edit>
-  void Change(Sequence& sequence, Edit edit);
+  void Change(SequenceId id, Sequence& sequence, Edit edit);
+  void Count(SequenceId id, const Sequence& sequence, int by);
+  void Erase(SequenceId id);
   // One more microbatch; false: nothing is ready.
   bool StartStep();
   void TakeDecode(int max_entries, StepCommand* step);
@@ -196,6 +200,12 @@ class Scheduler {
   const Options options_;
   // Ordered, so that equal calls give equal plans.
   absl::btree_map<SequenceId, Sequence> sequences_;
+  // Of these, so that a plan takes as long as there is to plan, and not as there are sequences.
+  absl::btree_set<SequenceId> decode_ready_;   // Have work, a token that was drawn.
+  absl::btree_set<SequenceId> prefill_ready_;  // Have work, other tokens.
+  int decoding_ = 0;                           // Attached, and decode.
+  int64_t prefill_rows_ = 0;                   // Of those in prefill_ready_.
+  int64_t rows_waiting_ = 0;
   std::deque<SequenceId> waiting_;  // For a slot, all of them in sequences_.
   std::vector<int> free_slots_;     // Lowest number last.
   absl::btree_map<SequenceId, Warm> warm_;

@@ -100,6 +100,7 @@ void Arrivals::Join(const TurnPtr& live, Turn& call) const {
                                                            live->durable, " tokens of the turn")));
   }
   streams_->End(*live, absl::AbortedError("a later call with the same request_id took over"));
+  live->Touch();
   live->call = call.call;
   live->kind = std::move(call.kind);
   live->trace = std::move(call.trace);
@@ -121,15 +122,7 @@ bool Arrivals::MakeRoom(const Turn& newcomer) const {
 }
 
 void Arrivals::StartWaiting() const {
-  // Called for every arrival: those of a flood are not to cost a look at the whole line each.
-  if (line_->empty() || line_->RunsMost()) return;
-  PoolUse active = turns_->ActiveByPool();
-  for (const TurnPtr& turn : line_->Order()) {
-    // Others need not wait for its session to close.
-    if (!line_->Fits(*turn, active) || !line_->SessionFree(*turn) || !line_->Take(turn)) continue;
-    Start(turn);
-    if (turn->Active()) ++active[turn->pool];
-  }
+  line_->OfferRoom([this](const TurnPtr& turn) { Start(turn); });
 }
 
 void Arrivals::RefuseOverdue() const {
@@ -143,7 +136,7 @@ void Arrivals::RefuseOverdue() const {
 }
 
 void Arrivals::Start(const TurnPtr& turn) const {
-  if (turn->phase == Phase::kYielded) {
+  if (turn->phase() == Phase::kYielded) {
     line_->UseKept(*turn);
     return slots_->Park(*turn);
   }
@@ -155,10 +148,12 @@ void Arrivals::Start(const TurnPtr& turn) const {
     turn->session = &session;
   }
   if (!turn->kind->takes_slot()) return opener_.RunExclusive(turn);
-  if (const Pool* pool = placement_.ChoosePool(*turn, turns_->ActiveByPool()); pool != nullptr) turn->pool = pool->name;
+  if (const Pool* pool = placement_.ChoosePool(*turn, turns_->tally().active()); pool != nullptr) {
+    turn->set_pool(pool->name);
+  }
   line_->UseKept(*turn);
   if (const absl::Status status = placement_.CheckServed(*turn); !status.ok()) {
-    turn->phase = Phase::kComputed;
+    turn->set_phase(Phase::kComputed);
     return ends_->Fail(*turn, status);
   }
   if (turn->kind->generates()) context_.metrics->prompt_tokens.Increment(static_cast<double>(turn->prompt.size()));

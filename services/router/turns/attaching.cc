@@ -24,7 +24,7 @@ void Attaching::Admit(const TurnPtr& turn, uint64_t position) const {
   TurnLane* const lane = placement_.ChooseLane(*turn);
   if (lane == nullptr) return slots_->Park(*turn);
   if (!lane->scheduler.Admit(turns_->next_sequence(), position, turn->tenant, context_.WeightOf(turn->tenant))) {
-    turn->phase = Phase::kComputed;
+    turn->set_phase(Phase::kComputed);
     return ends_->Fail(*turn,
                        common::WithRetryInfo(absl::ResourceExhaustedError("too many sequences"), absl::Seconds(1)));
   }
@@ -45,7 +45,7 @@ bool Attaching::AdmitWarm(const TurnPtr& turn, TurnLane& lane, const Scheduler::
 void Attaching::Begin(const TurnPtr& turn, TurnLane& lane, uint64_t position) const {
   turns_->Seat(turn);
   turn->lane = &lane;
-  turn->phase = Phase::kAttaching;
+  turn->set_phase(Phase::kAttaching);
   turn->yielded = false;
   turn->parked_since = absl::InfiniteFuture();
   turn->attach_position = position;
@@ -69,7 +69,7 @@ void Attaching::OnAnswer(const v1::SequenceAttached& attached) const {
 
 void Attaching::OnAttached(Turn& turn) const {
   turn.lane->scheduler.OnAttached(turn.sequence);
-  turn.phase = Phase::kRunning;
+  turn.set_phase(Phase::kRunning);
   turn.attach_since = absl::InfiniteFuture();
   turn.patience.Attached();
   turn.slot_since = context_.Now();

@@ -24,6 +24,7 @@ void SetDuration(absl::Duration duration, google::protobuf::Duration* proto) {
 
 void ClientStreams::End(Turn& turn, const absl::Status& status) {
   turns_->EraseCall(turn.call);
+  turn.Touch();
   Close(turn, status);
 }
 
@@ -62,7 +63,8 @@ bool ClientStreams::HasRoom(Turn& turn, size_t queued) {
 
 bool ClientStreams::IsFull(Turn& turn, size_t limit) {
   const size_t queued = turn.kind->stream()->queued();
-  if (queued < limit) {
+  // It says when there is room for a few: what room there is before is not worth a look.
+  if (queued < limit && !turn.waits_for_room) {
     turn.stalled_since = absl::InfiniteFuture();
     return false;
   }

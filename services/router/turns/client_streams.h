@@ -26,6 +26,8 @@ class ClientStreams {
   bool HasRoom(Turn& turn, size_t queued);
   // Of one whose stream has just turned out to be full: the client has taken nothing for too long.
   bool IsStuck(const Turn& turn) const;
+  // When that begins if the client goes on to take nothing; InfiniteFuture: its stream is not full.
+  absl::Time StuckAt(const Turn& turn) const { return turn.stalled_since + context_.options.slow_client_timeout; }
 
   // The call ends for its client; the turn may go on closing.
   void End(Turn& turn, const absl::Status& status);

@@ -126,6 +126,7 @@ TEST(ClientStreamsTest, AnErrorWaitsUntilTheClientHasTheTokens) {
   EXPECT_THAT(told.stream->sent, SizeIs(1));
   EXPECT_THAT(told.stream->closed, IsEmpty());
   told.stream->Take();
+  told.core.world.RunEvents();
   EXPECT_THAT(told.Pump(), IsOk());
   EXPECT_THAT(told.stream->sent, SizeIs(1));
   EXPECT_THAT(told.stream->closed, ElementsAre(StatusIs(absl::StatusCode::kInternal)));

@@ -58,7 +58,9 @@ struct CoreParts {
   static constexpr char kPool[] = "f/x";
   static constexpr uint64_t kEpoch = 7;
 
-  explicit CoreParts(const TurnOptions& options, int slots = 2) : context(options, &world, nullptr, &metrics) {
+  // `catalog`: borrowed; null: no job for the store is run.
+  explicit CoreParts(const TurnOptions& options, int slots = 2, state_store::CatalogClient* catalog = nullptr)
+      : context(options, &world, catalog, &metrics) {
     StagePlan plan;
     plan.model.set_fingerprint("f");
     plan.slots = slots;
@@ -91,8 +93,8 @@ struct CoreParts {
   TurnPtr Start(Turn::Phase phase, const std::string& tenant, const std::string& session = "",
                 std::shared_ptr<HeldStream> stream = std::make_shared<HeldStream>()) {
     TurnPtr turn = MakeTurn(tenant, session, std::move(stream));
-    turn->phase = phase;
-    turn->pool = kPool;
+    turn->set_phase(phase);
+    turn->set_pool(kPool);
     turn->answer.emplace(nullptr, turn->spec);
     if (!session.empty()) {
       turn->session = &sessions.Of(session);

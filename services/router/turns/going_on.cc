@@ -9,7 +9,7 @@ namespace rwkv::router {
 bool GoingOn::MayBegin(const Turn& turn) {
   // A stop string is seen here alone: the worker waits where one may end, or the slot would go too far for others to go
   // on from.
-  return !turn.yielding && (!turn.HasLog() || turn.pause_token_ids.has_value());
+  return !turn.yielding() && (!turn.HasLog() || turn.pause_token_ids.has_value());
 }
 
 uint64_t GoingOn::Limit(const Turn& turn) const {

@@ -161,7 +161,7 @@ TEST(GoingOnTest, NoneBeginsThatYieldsOrMayStopAnywhere) {
   EXPECT_FALSE(GoingOn::MayBegin(*going.turn));
   Going yielding("", 1000);
   EXPECT_TRUE(GoingOn::MayBegin(*yielding.turn));
-  yielding.turn->yielding = true;
+  yielding.turn->set_yielding(true);
   EXPECT_FALSE(GoingOn::MayBegin(*yielding.turn));
 }
 

@@ -1,7 +1,7 @@
 #include "services/router/turns/lane_keeper.h"
 
+#include <algorithm>
 #include <memory>
-#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -26,16 +26,19 @@ void LaneKeeper::Close(uint64_t epoch) {
   if (lane == nullptr) return;
   common::LogInfo("lane_closes", {{"epoch", epoch}, {"turns", lane->scheduler.sequences()}});
   placement_->Close(*lane);
+  turns_.Touch();
 }
 
 void LaneKeeper::PoolsSeen(const std::vector<std::string>& pools) {
   if (placement_->SetSeen(pools)) context_.world->PoolsDropped();
+  turns_.Touch();
 }
 
 void LaneKeeper::Up(uint64_t epoch, const StagePlan& plan) {
   if (placement_->Add(epoch, plan, context_.Now())) context_.world->PoolsDropped();
   context_.metrics->epochs.Increment();
   if (!serving_.exchange(true)) context_.world->SetServing(true);
+  turns_.Touch();
 }
 
 void LaneKeeper::Down(uint64_t epoch, const absl::Status& why) {
@@ -47,6 +50,7 @@ void LaneKeeper::Down(uint64_t epoch, const absl::Status& why) {
     if (turn->lane == lane.get()) Unseat(*turn, why);
   }
   saves_->EndOfLane(epoch, why);
+  turns_.Touch();
   if (pools_dropped) context_.world->PoolsDropped();
   if (!placement_->lanes().empty()) return;
   serving_ = false;
@@ -54,11 +58,11 @@ void LaneKeeper::Down(uint64_t epoch, const absl::Status& why) {
 }
 
 void LaneKeeper::Unseat(Turn& turn, const absl::Status& why) const {
-  const bool computing = turn.phase == Phase::kRunning ? turn.planned_end > turn.attach_position
-                                                       : turn.attach_since != absl::InfiniteFuture();
+  const bool computing = turn.phase() == Phase::kRunning ? turn.planned_end > turn.attach_position
+                                                         : turn.attach_since != absl::InfiniteFuture();
   slots_->Leave(turn);
   if (turn.decided() || turn.stopped) {
-    turn.phase = Phase::kComputed;  // Its state is not in a slot any more; the log has it all.
+    turn.set_phase(Phase::kComputed);  // Its state is not in a slot any more; the log has it all.
     return;
   }
   if (turn.lost_since == absl::InfiniteFuture()) {
@@ -82,7 +86,8 @@ void LaneKeeper::SweepClosing() const {
     for (const auto& [sequence, turn] : turns_.seated()) {
       if (turn->lane != lane.get()) continue;
       is_used = true;
-      if (turn->phase == Phase::kRunning && !turn->yielding && TurnSlots::CanYield(*turn)) slots_->BeginYield(*turn);
+      if (turn->phase() == Phase::kRunning && !turn->yielding() && TurnSlots::CanYield(*turn))
+        slots_->BeginYield(*turn);
     }
     if (!is_used && !saves_->UseLane(epoch))
       context_.world->EndEpoch(epoch, absl::UnavailableError("its turns have left it"));
@@ -97,7 +102,7 @@ std::vector<LaneState> LaneKeeper::Lanes() const {
   return lanes;
 }
 
-void LaneKeeper::Watch() const {
+void LaneKeeper::Watch() {
   WatchSteps();
   WatchAttaches();
 }
@@ -105,12 +110,8 @@ void LaneKeeper::Watch() const {
 void LaneKeeper::WatchSteps() const {
   const absl::Time now = context_.Now();
   const absl::Duration timeout = context_.options.progress_timeout;
-  std::set<const TurnLane*> going;
-  for (const auto& [sequence, turn] : turns_.seated()) {
-    if (turn->Going()) going.insert(turn->lane);
-  }
   for (const auto& [epoch, lane] : placement_->lanes()) {
-    const bool is_idle = lane->scheduler.steps_in_flight() == 0 && going.count(lane.get()) == 0;
+    const bool is_idle = lane->scheduler.steps_in_flight() == 0 && lane->going == 0;
     if (is_idle) lane->last_progress = now;
     if (is_idle || now - lane->last_progress <= timeout) continue;
     context_.world->EndEpoch(
@@ -120,10 +121,14 @@ void LaneKeeper::WatchSteps() const {
   }
 }
 
-void LaneKeeper::WatchAttaches() const {
+void LaneKeeper::WatchAttaches() {
   const absl::Time now = context_.Now();
   const absl::Duration timeout = context_.options.attach_timeout;
+  if (now >= attaches_seen_ && now < attaches_due_) return;
+  // Those that begin to attach later are late later.
+  absl::Time due = now + timeout;
   for (const auto& [sequence, turn] : turns_.seated()) {
+    due = std::min(due, turn->attach_since + timeout);
     if (now - turn->attach_since <= timeout) continue;
     const absl::Status late =
         absl::UnavailableError(absl::StrCat("a slot was not attached within ", absl::FormatDuration(timeout)));
@@ -135,6 +140,8 @@ void LaneKeeper::WatchAttaches() const {
     }
     return context_.world->EndEpoch(epoch, late);
   }
+  attaches_seen_ = now;
+  attaches_due_ = due;
 }
 
 }  // namespace rwkv::router

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/time/time.h"
 #include "services/router/pipeline/stage_plan.h"
 #include "services/router/turns/core_context.h"
 #include "services/router/turns/placement.h"
@@ -39,13 +40,13 @@ class LaneKeeper {
 
   void SweepClosing() const;
   // Ends lanes whose steps do not come back, or one where a slot is not attached in time.
-  void Watch() const;
+  void Watch();
 
  private:
   // A turn that lost its slot with the lane is parked, or at its end.
   void Unseat(Turn& turn, const absl::Status& why) const;
   void WatchSteps() const;
-  void WatchAttaches() const;
+  void WatchAttaches();
 
   const CoreContext& context_;
   const TurnTable& turns_;
@@ -54,6 +55,8 @@ class LaneKeeper {
   TurnSlots* const slots_;
   TurnEnds* const ends_;
   std::atomic<bool> serving_{false};
+  absl::Time attaches_seen_ = absl::InfinitePast();  // When those that attach were looked at last,
+  absl::Time attaches_due_ = absl::InfinitePast();   // and before this none is late.
 };
 
 }  // namespace rwkv::router

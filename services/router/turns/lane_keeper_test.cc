@@ -53,12 +53,12 @@ TEST(LaneKeeperTest, TurnsOfALostLaneWaitForAnother) {
   decided->answer->Finish(v1::FINISH_REASON_LENGTH, absl::nullopt, "");
   const TurnPtr elsewhere = lanes.core.Start(Phase::kOpening, "");
   lanes.keeper.Down(CoreParts::kEpoch, absl::UnavailableError("gone"));
-  EXPECT_EQ(running->phase, Phase::kParked);
+  EXPECT_EQ(running->phase(), Phase::kParked);
   EXPECT_EQ(running->lane, nullptr);
   EXPECT_EQ(running->lost_since, lanes.core.world.now);
   EXPECT_EQ(running->lost_at, 3);
-  EXPECT_EQ(decided->phase, Phase::kComputed);
-  EXPECT_EQ(elsewhere->phase, Phase::kOpening);
+  EXPECT_EQ(decided->phase(), Phase::kComputed);
+  EXPECT_EQ(elsewhere->phase(), Phase::kOpening);
   EXPECT_THAT(lanes.core.turns.seated(), IsEmpty());
 }
 
@@ -71,22 +71,22 @@ TEST(LaneKeeperTest, WhoLosesItsLaneAtTheSamePlaceAgainAndAgainFails) {
     EXPECT_TRUE(turn->kind->IsOpen()) << i;
     if (i > 0) lanes.keeper.Up(CoreParts::kEpoch, plan);
     turn->lane = &lanes.core.lane();
-    turn->phase = Phase::kRunning;
+    turn->set_phase(Phase::kRunning);
     turn->planned_end = turn->attach_position + 1;
     lanes.keeper.Down(CoreParts::kEpoch, absl::UnavailableError("gone"));
   }
   EXPECT_THAT(stream->closed, ElementsAre(StatusIs(absl::StatusCode::kUnavailable, HasSubstr("lost 20 times"))));
-  EXPECT_EQ(turn->phase, Phase::kComputed);
+  EXPECT_EQ(turn->phase(), Phase::kComputed);
 }
 
 TEST(LaneKeeperTest, ALaneThatIsGivenAwayEndsWhenItsTurnsHaveLeft) {
   Lanes lanes;
   const TurnPtr turn = lanes.core.Seat("");
   lanes.keeper.SweepClosing();
-  EXPECT_FALSE(turn->yielding);
+  EXPECT_FALSE(turn->yielding());
   lanes.keeper.Close(CoreParts::kEpoch);
   lanes.keeper.SweepClosing();
-  EXPECT_TRUE(turn->yielding);
+  EXPECT_TRUE(turn->yielding());
   EXPECT_THAT(lanes.core.world.ended, IsEmpty());
   lanes.core.slots.Remove(*turn);
   lanes.keeper.SweepClosing();
@@ -115,6 +115,7 @@ TEST(LaneKeeperTest, ALaneWhoseTurnDecodesByItselfIsWatchedToo) {
   const TurnPtr turn = lanes.core.Seat("");
   turn->going_on.on = true;
   turn->planned_end = turn->done_end + 1;
+  TurnTable::CountGoing(*turn, turn->Going());
   lanes.core.world.now += absl::Seconds(31);
   lanes.keeper.Watch();
   EXPECT_THAT(lanes.core.world.ended, ElementsAre(Pair(CoreParts::kEpoch, _)));
@@ -123,7 +124,7 @@ TEST(LaneKeeperTest, ALaneWhoseTurnDecodesByItselfIsWatchedToo) {
 TEST(LaneKeeperTest, ASlotThatIsNotAttachedInTimeEndsItsLane) {
   Lanes lanes;
   const TurnPtr turn = lanes.core.Seat("");
-  turn->phase = Phase::kAttaching;
+  turn->set_phase(Phase::kAttaching);
   turn->attach_since = lanes.core.world.now;
   turn->prefix.attached = true;
   lanes.core.world.now += absl::Seconds(60);

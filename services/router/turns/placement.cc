@@ -45,6 +45,7 @@ bool Placement::Remove(uint64_t epoch, std::unique_ptr<TurnLane>* lane) {
 }
 
 bool Placement::SetSeen(const std::vector<std::string>& pools) {
+  ++version_;
   seen_pools_ = pools;
   return DropPools();
 }
@@ -55,6 +56,7 @@ void Placement::Close(TurnLane& lane) {
 }
 
 void Placement::CountSlots() {
+  ++version_;
   for (auto& [name, pool] : pools_) {
     int slots = 0;
     pool.lanes = 0;
@@ -88,7 +90,8 @@ const Pool* Placement::ChoosePool(const Turn& turn, const PoolUse& active) const
   const Pool* best = nullptr;
   int best_spare = 0;
   for (const auto& [name, pool] : pools_) {
-    if (turn.pool.empty() ? pool.model.fingerprint() != turn.model->info.fingerprint() : name != turn.pool) continue;
+    if (turn.pool().empty() ? pool.model.fingerprint() != turn.model->info.fingerprint() : name != turn.pool())
+      continue;
     const auto used = active.find(name);
     const int spare = pool.slots - (used == active.end() ? 0 : used->second);
     if (spare <= best_spare) continue;
@@ -99,7 +102,7 @@ const Pool* Placement::ChoosePool(const Turn& turn, const PoolUse& active) const
 }
 
 absl::Status Placement::CheckServed(const Turn& turn) const {
-  const auto pool = pools_.find(turn.pool);
+  const auto pool = pools_.find(turn.pool());
   if (pool == pools_.end()) {
     if (KnowsModel(turn.model->info.fingerprint())) {
       return common::WithRetryInfo(
@@ -116,7 +119,7 @@ absl::Status Placement::CheckServed(const Turn& turn) const {
   }
   absl::Status first;
   for (const auto& [epoch, lane] : lanes_) {
-    if (lane->pool != turn.pool) continue;
+    if (lane->pool != turn.pool()) continue;
     const absl::Status status = CheckLane(turn, *lane);
     if (status.ok()) return status;
     if (first.ok()) first = status;
@@ -132,7 +135,7 @@ absl::Status Placement::CheckLane(const Turn& turn, const TurnLane& lane) const 
 }
 
 bool Placement::IsOpenTo(const Turn& turn, const TurnLane& lane) const {
-  return !lane.closing && lane.pool == turn.pool && CheckLane(turn, lane).ok();
+  return !lane.closing && lane.pool == turn.pool() && CheckLane(turn, lane).ok();
 }
 
 bool Placement::HasLane(const Turn& turn) const {

@@ -38,6 +38,9 @@ class Placement {
   // Turns leave it, and no more come.
   void Close(TurnLane& lane);
 
+  // Another whenever lanes or pools are.
+  uint64_t version() const { return version_; }
+
   // Whether a model's fingerprint is of a pool that is there or may come back.
   bool KnowsModel(const std::string& fingerprint) const;
   // The pool with the most slots to spare that the turn may run in, if any has one.
@@ -62,6 +65,7 @@ class Placement {
   Lanes lanes_;
   Pools pools_;
   std::vector<std::string> seen_pools_;
+  uint64_t version_ = 1;
 };
 
 }  // namespace rwkv::router

@@ -32,7 +32,7 @@ v1::PrefixScope Prefixes::ScopeOf(const Turn& turn) const {
   v1::PrefixScope scope;
   scope.set_tenant(turn.tenant);
   scope.set_model_fingerprint(turn.model->info.fingerprint());
-  scope.set_numeric_family(placement_.pools().at(turn.pool).numeric_family);
+  scope.set_numeric_family(placement_.pools().at(turn.pool()).numeric_family);
   scope.set_initial_state(turn.initial_state);
   return scope;
 }

@@ -45,6 +45,7 @@ PendingSave* Saves::Add(Turn& turn) {
   save.position = *position;
   save.answers_left = static_cast<int>(turn.lane->plan.stages.size());
   save.deadline = context_.world->Now() + context_.options.save_timeout;
+  deadlines_.emplace(save.deadline, id);
   turn.lane->save_ids.emplace(std::make_pair(turn.sequence, *position), id);
   return &save;
 }
@@ -58,6 +59,7 @@ const PendingSave* Saves::Begin(Turn& turn) {
   PendingSave* const save = Add(turn);
   if (save == nullptr) return nullptr;
   save->session_id = turn.session_id;
+  if (!turn.session_id.empty()) of_session_[turn.session_id].insert(save->snapshot_id);
   save->turn_id = turn.id;
   turn.saved_position = save->position;
   ++turn.saves;
@@ -85,6 +87,18 @@ void Saves::OnSaved(const v1::SnapshotSaved& saved) {
   if (!status.ok() && save.status.ok()) save.status = status;
   save.records.insert(save.records.end(), saved.records().begin(), saved.records().end());
   --save.answers_left;
+  touched_.insert(saved.snapshot_id());
+}
+
+void Saves::LogGrew(const Session& session) { TouchOf(session.id); }
+
+void Saves::TouchOf(const std::string& session_id) {
+  const auto own = of_session_.find(session_id);
+  if (own != of_session_.end()) touched_.insert(own->second.begin(), own->second.end());
+}
+
+void Saves::Touch() {
+  for (const auto& [id, save] : saves_) touched_.insert(id);
 }
 
 v1::SnapshotManifest Saves::ManifestOf(const PendingSave& save) {
@@ -107,9 +121,17 @@ void Saves::Sweep() {
     absl::Status status;
   };
   std::vector<Over> over;
-  for (auto& [id, save] : saves_) {
-    if (save.committing) continue;
-    if (context_.world->Now() >= save.deadline) {
+  const absl::Time now = context_.world->Now();
+  for (const auto& [deadline, id] : deadlines_) {
+    if (deadline > now) break;
+    touched_.insert(id);
+  }
+  for (const std::string& session_id : sessions_->touched()) TouchOf(session_id);
+  for (const std::string& id : std::exchange(touched_, {})) {
+    const auto it = saves_.find(id);
+    if (it == saves_.end() || it->second.committing) continue;
+    PendingSave& save = it->second;
+    if (now >= save.deadline) {
       over.push_back({id, false, absl::DeadlineExceededError("the snapshot took too long")});
       continue;
     }
@@ -149,10 +171,10 @@ void Saves::Commit(const std::string& id, PendingSave& save) {
       return context_.catalog->CommitSnapshot(request, context_.StoreDeadline()).status();
     };
   }
-  // False: too much waits for the store just now, and the next sweep asks again.
   save.committing = RunStoreJob<absl::Status>(
       context_.world, Traced<absl::Status>(save.trace, std::move(work)),
       [this, id](absl::Status status) { End(id, true, status); }, World::Queue::kSnapshot);
+  if (!save.committing) touched_.insert(id);  // Too much waits for the store just now: the next sweep asks again.
 }
 
 void Saves::EndOfLane(uint64_t epoch, const absl::Status& why) {
@@ -165,8 +187,10 @@ void Saves::EndOfLane(uint64_t epoch, const absl::Status& why) {
 
 void Saves::EndBeyond(const Session& session, const absl::Status& why) {
   std::vector<std::string> beyond;
-  for (const auto& [id, save] : saves_) {
-    if (save.session_id == session.id && save.position > session.durable_length) beyond.push_back(id);
+  const auto own = of_session_.find(session.id);
+  if (own == of_session_.end()) return;
+  for (const std::string& id : own->second) {
+    if (saves_.at(id).position > session.durable_length) beyond.push_back(id);
   }
   for (const std::string& id : beyond) End(id, false, why);
 }
@@ -176,8 +200,15 @@ void Saves::End(const std::string& snapshot_id, bool is_whole, const absl::Statu
   if (it == saves_.end()) return;
   const PendingSave save = std::move(it->second);
   saves_.erase(it);
+  deadlines_.erase({save.deadline, snapshot_id});
+  if (const auto own = of_session_.find(save.session_id); own != of_session_.end()) {
+    own->second.erase(snapshot_id);
+    if (own->second.empty()) of_session_.erase(own);
+  }
   if (!save.session_id.empty()) {
-    --sessions_->Find(save.session_id)->saves;
+    Session& session = *sessions_->Find(save.session_id);
+    --session.saves;
+    sessions_->Touch(session);
     if (save.position > 0) {
       (status.ok() ? context_.metrics->snapshots_committed : context_.metrics->snapshots_failed).Increment();
     }

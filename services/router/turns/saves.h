@@ -4,7 +4,9 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <set>
 #include <string>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "rwkv/v1/state_store.pb.h"
@@ -31,8 +33,9 @@ class Saves {
   bool empty() const { return saves_.empty(); }
   // How many more may be on their way: beyond it running turns are not saved in between. < 0: more are than should.
   int room() const;
+  bool has_room() const { return room() > 0; }
   // A snapshot of the turn would not be one too many.
-  bool MayBegin(const Turn& turn) const { return turn.HasLog() && turn.saves == 0 && room() > 0; }
+  bool MayBegin(const Turn& turn) const { return turn.HasLog() && turn.saves == 0 && has_room(); }
   // Null: it is not on its way.
   const PendingSave* Find(const std::string& snapshot_id) const;
   // Some of a lane's workers have yet to answer.
@@ -44,8 +47,12 @@ class Saves {
   void BeginPrefix(Turn& turn);
 
   void OnSaved(const v1::SnapshotSaved& saved);
-  // Takes those that are whole to the store, and ends those that are over.
+  // More of the session's log is durable.
+  void LogGrew(const Session& session);
+  // Takes those that are whole to the store, and ends those that are over. Looks at those that something happened to.
   void Sweep();
+  // The next sweep looks at all.
+  void Touch();
 
   // Its workers answer no more.
   void EndOfLane(uint64_t epoch, const absl::Status& why);
@@ -60,6 +67,7 @@ class Saves {
   static bool IsOf(const Session& session, const PendingSave& save);
   // One that all stages have answered.
   void Commit(const std::string& id, PendingSave& save);
+  void TouchOf(const std::string& session_id);
   void End(const std::string& snapshot_id, bool is_whole, const absl::Status& status);
 
   const CoreContext& context_;
@@ -67,7 +75,10 @@ class Saves {
   SessionTable* const sessions_;
   Prefixes* const prefixes_;
   const Ended ended_;
-  std::map<std::string, PendingSave> saves_;  // By snapshot.
+  std::map<std::string, PendingSave> saves_;                 // By snapshot.
+  std::map<std::string, std::set<std::string>> of_session_;  // Snapshots; none is empty.
+  std::set<std::pair<absl::Time, std::string>> deadlines_;   // Of them all.
+  std::set<std::string> touched_;
 };
 
 }  // namespace rwkv::router

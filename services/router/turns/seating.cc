@@ -34,15 +34,12 @@ Seating::Seating(const CoreContext& context, const Placement& placement, const A
 void Seating::Advance(const TurnPtr& turn) const {
   const absl::Time now = context_.Now();
   if (const absl::Status status = placement_.CheckServed(*turn); !status.ok()) return ends_->Fail(*turn, status);
-  // What it left behind when it gave its slot away is on its way to where it is looked for.
-  const bool saving = turn->yielded && turn->saves > 0 && now - turn->parked_since < kSaveWait;
   const bool has_lane = placement_.ChooseLane(*turn) != nullptr;
   const bool is_lost = turn->lost_since != absl::InfiniteFuture();
   if (has_lane && is_lost && slots_->HasNoPlace(*turn)) return slots_->WaitForPlace(turn);
-  if (has_lane && now >= turn->not_before && !saving) return Locate(turn);
+  if (has_lane && now >= turn->not_before && !AwaitsSave(*turn)) return Locate(turn);
   const absl::Duration parked = now - turn->parked_since;
-  if (!has_lane && turn->named && turn->HasLog() && parked > context_.options.handover_after &&
-      context_.world->OthersDrive(turn->pool)) {
+  if (!has_lane && IsStranded(*turn) && context_.world->OthersDrive(turn->pool())) {
     return ends_->Fail(*turn,
                        common::WithRetryInfo(
                            absl::UnavailableError("this router has lost its pipeline; another goes on with the turn"),
@@ -54,6 +51,43 @@ void Seating::Advance(const TurnPtr& turn) const {
                                           "no pipeline for ", absl::FormatDuration(context_.options.outage_timeout),
                                           ": ", context_.world->WhyNoLane().message())),
                                       absl::Seconds(1)));
+  }
+}
+
+bool Seating::AwaitsSave(const Turn& turn) const {
+  return turn.yielded && turn.saves > 0 && context_.Now() - turn.parked_since < kSaveWait;
+}
+
+bool Seating::IsStranded(const Turn& turn) const {
+  return turn.named && turn.HasLog() && context_.Now() - turn.parked_since > context_.options.handover_after;
+}
+
+absl::Time Seating::LookAgain(const Turn& turn) {
+  const bool has_lane = turn.phase() == Phase::kParked && placement_.ChooseLane(turn) != nullptr;
+  const bool is_stranded = turn.phase() == Phase::kParked && !has_lane && IsStranded(turn);
+  if (is_stranded) {
+    stranded_[turn.pool()].insert(turn.id);
+  } else if (const auto of_pool = stranded_.find(turn.pool()); of_pool != stranded_.end()) {
+    of_pool->second.erase(turn.id);
+    if (of_pool->second.empty()) stranded_.erase(of_pool);
+  }
+  if (turn.phase() != Phase::kParked) return absl::InfiniteFuture();
+  // Whether there is a place for it depends on all others.
+  if (has_lane && turn.lost_since != absl::InfiniteFuture()) turn.Touch();
+  const absl::Time now = context_.Now();
+  absl::Time again = turn.parked_since + context_.options.outage_timeout;
+  if (turn.not_before > now) again = std::min(again, turn.not_before);
+  if (AwaitsSave(turn)) again = std::min(again, turn.parked_since + kSaveWait);
+  if (!is_stranded && turn.named && turn.HasLog()) {
+    again = std::min(again, turn.parked_since + context_.options.handover_after);
+  }
+  return again;
+}
+
+void Seating::TouchStranded(const TurnTable& turns) const {
+  for (const auto& [pool, of_pool] : stranded_) {
+    if (!context_.world->OthersDrive(pool)) continue;
+    for (const uint64_t id : of_pool) turns.running().at(id)->Touch();
   }
 }
 
@@ -72,7 +106,7 @@ void Seating::Locate(const TurnPtr& turn) const {
 }
 
 void Seating::LocateSnapshot(const TurnPtr& turn, absl::optional<v1::FindPrefixRequest> prefix) const {
-  turn->phase = Phase::kLocating;
+  turn->set_phase(Phase::kLocating);
   TraceStage(*turn);
   v1::FindSnapshotRequest find;
   find.set_session_id(turn->session_id);
@@ -113,7 +147,7 @@ void Seating::LocateSnapshot(const TurnPtr& turn, absl::optional<v1::FindPrefixR
 }
 
 void Seating::LocatePrefix(const TurnPtr& turn, v1::FindPrefixRequest find) const {
-  turn->phase = Phase::kLocating;
+  turn->set_phase(Phase::kLocating);
   TraceStage(*turn);
   const auto work = [this, find = std::move(find)] {
     Located located;
@@ -158,6 +192,7 @@ void Seating::ReadTail(const TurnPtr& turn, uint64_t position) const {
   using Tail = absl::StatusOr<std::vector<uint32_t>>;
   const auto then = [this, turn, sequence = turn->sequence](Tail tail) {
     if (turn->sequence != sequence) return;
+    turn->Touch();
     turn->tail_pending = false;
     if (!tail.ok()) return ends_->Fail(*turn, context_.StoreError(tail.status()));
     turn->tail = *std::move(tail);
@@ -178,16 +213,16 @@ void Seating::TryLater(Turn& turn) const {
 
 void Seating::OnLocated(const TurnPtr& turn, Located located) const {
   if (turn->stopped) {
-    turn->phase = Phase::kComputed;
+    turn->set_phase(Phase::kComputed);
     return;
   }
   if (!located.status.ok()) {
-    turn->phase = Phase::kComputed;
+    turn->set_phase(Phase::kComputed);
     return ends_->Fail(*turn, context_.StoreError(located.status));
   }
   if (turn->kind->wants_snapshot()) {
     if (!located.manifest.snapshot_id().empty() && located.manifest.position() == turn->begin) {
-      turn->phase = Phase::kComputed;
+      turn->set_phase(Phase::kComputed);
       turn->kind->OnSnapshot(*turn, std::move(located.manifest));
       return streams_->End(*turn, absl::OkStatus());
     }

@@ -3,7 +3,11 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
+#include <set>
+#include <string>
 
+#include "absl/time/time.h"
 #include "rwkv/v1/state_store.pb.h"
 #include "services/router/turns/attaching.h"
 #include "services/router/turns/client_streams.h"
@@ -17,7 +21,7 @@
 
 namespace rwkv::router {
 
-// Part of the core: one thread at a time. Keeps nothing of its own.
+// Part of the core: one thread at a time.
 class Seating {
  public:
   // All borrowed.
@@ -26,6 +30,10 @@ class Seating {
 
   // What a turn in phase kParked does next: looks for its slot, waits, or gives up.
   void Advance(const TurnPtr& turn) const;
+  // After its sweep, of any turn: when it may do something else though nothing happens to it.
+  absl::Time LookAgain(const Turn& turn);
+  // Turns without a lane are looked at if another router has one for them, which nobody tells of.
+  void TouchStranded(const TurnTable& turns) const;
 
  private:
   void Locate(const TurnPtr& turn) const;
@@ -40,6 +48,10 @@ class Seating {
   void OnLocated(const TurnPtr& turn, Located located) const;
   // The store cannot be asked now: too much waits for it.
   void TryLater(Turn& turn) const;
+  // Another router may go on with it.
+  bool IsStranded(const Turn& turn) const;
+  // What it left behind when it gave its slot away is on its way to where it is looked for.
+  bool AwaitsSave(const Turn& turn) const;
 
   const CoreContext& context_;
   const Placement& placement_;
@@ -48,6 +60,7 @@ class Seating {
   ClientStreams* const streams_;
   TurnSlots* const slots_;
   TurnEnds* const ends_;
+  std::map<std::string, std::set<uint64_t>> stranded_;  // By pool: that would go on elsewhere. None is empty.
 };
 
 }  // namespace rwkv::router

@@ -29,6 +29,15 @@ const Session* SessionTable::Find(const std::string& id) const {
   return it == sessions_.end() ? nullptr : &it->second;
 }
 
+void SessionTable::Touch(const Session& session) {
+  touched_.insert(session.id);
+  ++version_;
+}
+
+void SessionTable::Touch() {
+  for (const auto& [id, session] : sessions_) Touch(session);
+}
+
 Session& SessionTable::Of(const std::string& id) {
   Session& session = sessions_[id];
   session.id = id;
@@ -45,15 +54,16 @@ v1::AcquireLeaseRequest SessionTable::AcquireRequest(const std::string& id) cons
 }
 
 void SessionTable::Sweep() {
-  for (auto it = sessions_.begin(); it != sessions_.end();) {
+  for (const std::string& id : std::exchange(touched_, {})) {
+    const auto it = sessions_.find(id);
+    if (it == sessions_.end()) continue;
     Session& session = it->second;
-    const bool is_needed = session.turn != nullptr || session.next != nullptr || session.saves > 0;
-    if (!is_needed && !session.releasing && !session.leased) {
-      it = sessions_.erase(it);
-      continue;
+    if (session.turn != nullptr || session.next != nullptr || session.saves > 0 || session.releasing) continue;
+    if (session.leased) {
+      Release(session);
+    } else {
+      sessions_.erase(it);
     }
-    if (!is_needed && !session.releasing) Release(session);
-    ++it;
   }
   Renew();
 }
@@ -72,7 +82,9 @@ void SessionTable::Release(Session& session) {
         if (released == nullptr) return;
         released->releasing = false;
         released->leased = false;
+        Touch(*released);
       });
+  if (!session.releasing) touched_.insert(session.id);  // Too much waits for the store: with the next sweep.
 }
 
 void SessionTable::Renew() {
@@ -104,6 +116,7 @@ void SessionTable::Renew() {
           if (session->releasing || !session->leased) continue;
           common::LogWarning("lease_lost", {{"session", session->id}});
           session->leased = false;
+          Touch(*session);
           lost_(*session);
         }
       });

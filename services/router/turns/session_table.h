@@ -1,8 +1,10 @@
 // The sessions that a router holds the leases of, or is about to.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <map>
+#include <set>
 #include <string>
 
 #include "absl/time/time.h"
@@ -23,6 +25,13 @@ class SessionTable {
   // Null: nobody needs it.
   Session* Find(const std::string& id);
   const Session* Find(const std::string& id) const;
+  // The session, its lease, or who has or wants it is another: those that depend on it look again.
+  void Touch(const Session& session);
+  void Touch();  // All of them.
+  // Those since the last sweep.
+  const std::set<std::string>& touched() const { return touched_; }
+  // Another with each of these.
+  uint64_t version() const { return version_; }
   // Made if there is none.
   Session& Of(const std::string& id);
   v1::AcquireLeaseRequest AcquireRequest(const std::string& id) const;
@@ -37,6 +46,8 @@ class SessionTable {
   const CoreContext& context_;
   const std::function<void(Session&)> lost_;
   std::map<std::string, Session> sessions_;
+  std::set<std::string> touched_;
+  uint64_t version_ = 0;
   bool renewing_ = false;
   absl::Time next_renewal_;
 };

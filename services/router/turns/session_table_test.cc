@@ -154,6 +154,9 @@ TEST_F(SessionTableTest, ALeaseThatWasTakenAnewMeanwhileIsNotLost) {
 TEST_F(SessionTableTest, ASessionThatNobodyNeedsIsGivenBackAndForgotten) {
   table_.Find("s")->turn = nullptr;
   Pass(absl::ZeroDuration());
+  EXPECT_THAT(world_.jobs, IsEmpty()) << "nobody said so";
+  table_.Touch(*table_.Find("s"));
+  Pass(absl::ZeroDuration());
   EXPECT_TRUE(table_.Find("s")->releasing);
   EXPECT_EQ(world_.jobs.size(), 1);
   Pass(absl::ZeroDuration());

@@ -9,7 +9,7 @@ namespace {
 using Phase = Turn::Phase;
 
 absl::string_view StageOf(const Turn& turn) {
-  switch (turn.phase) {
+  switch (turn.phase()) {
     case Phase::kWaiting:
       return "queue";
     case Phase::kOpening:

@@ -1,4 +1,5 @@
-// What the core knows of one call and of one session. Plain data, owned by the core.
+// What the core knows of one call and of one session. Data, owned by the core; what the core counts of turns, and which
+// it has to look at, follows from it by itself.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +21,9 @@
 #include "services/router/turns/call_kind.h"
 #include "services/router/turns/patience.h"
 #include "services/router/turns/serving_model.h"
+#include "services/router/turns/turn_marks.h"
 #include "services/router/turns/turn_options.h"
+#include "services/router/turns/turn_tally.h"
 #include "services/router/turns/turn_trace.h"
 
 namespace rwkv::router {
@@ -45,7 +48,6 @@ struct Turn {
 
   uint64_t id = 0;
   std::unique_ptr<CallKind> kind;  // What it is for, and its client. Never null.
-  Phase phase = Phase::kWaiting;
   absl::Time arrival;
   std::shared_ptr<const ServingModel> model;
   std::string tenant;          // Whose call it is; empty: nobody's in particular.
@@ -90,7 +92,6 @@ struct Turn {
   size_t stalled_at = 0;  // Messages in the stream when it was looked at last.
 
   // The pipeline.
-  std::string pool;          // Of the lanes it may run on, fixed when it starts or by the log; see Pool.
   TurnLane* lane = nullptr;  // While it is in a scheduler.
   SequenceId sequence = 0;   // 0: not in a scheduler.
   absl::optional<SequenceId> warm_source;
@@ -116,6 +117,7 @@ struct Turn {
     bool paused = false;   // The worker waits until it is told that this one knows of the token drawn last.
     bool halting = false;  // It was told to stop, and has not done so yet, as far as is known here.
     absl::optional<uint64_t> stops_at;  // It said where, and results up to there are on their way.
+    bool counted = false;               // In TurnLane::going.
   } going_on;
   uint64_t done_end = 0;              // Everything before this position has come back.
   uint64_t saved_position = 0;        // Of the last snapshot asked for, or attached from.
@@ -123,7 +125,6 @@ struct Turn {
   bool attached_once = false;         // What was reused is known.
   absl::Time slot_since;              // When it got the slot it has.
   uint64_t progress_at_slot = 0;      // How far it had come by then.
-  bool yielding = false;              // Gives its slot away as soon as nothing of it is in flight.
   bool yielded = false;               // Has given its slot away, and none since.
   v1::SnapshotManifest own_snapshot;  // Without a session: its last one. No catalog knows of it.
 
@@ -149,7 +150,7 @@ struct Turn {
   bool decided() const { return answer.has_value() && answer->finished(); }
   // Has a part of the slots: what may start depends on how many these are.
   bool Active() const {
-    return kind->takes_slot() && phase != Phase::kWaiting && phase != Phase::kYielded && phase != Phase::kComputed;
+    return phase_ != Phase::kWaiting && phase_ != Phase::kYielded && phase_ != Phase::kComputed && kind->takes_slot();
   }
   // All tokens that are known: those to be fed.
   uint64_t KnownEnd() const { return begin + prompt.size() + (answer.has_value() ? answer->size() : 0); }
@@ -172,6 +173,33 @@ struct Turn {
   bool Going() const { return going_on.on && done_end < planned_end; }
   // The token after the last known one is wanted.
   bool WantsToken() const { return !stopped && answer.has_value() && !answer->finished() && spec.max_tokens() > 0; }
+
+  Phase phase() const { return phase_; }
+  void set_phase(Phase phase);
+  // Of the lanes it may run on, fixed when it starts or by the log; see Pool.
+  const std::string& pool() const { return pool_; }
+  void set_pool(const std::string& pool);
+  // Gives its slot away as soon as nothing of it is in flight.
+  bool yielding() const { return yielding_; }
+  void set_yielding(bool yielding);
+
+  // It is one of those that are marked and counted there, or of none (null).
+  void Watch(TurnMarks* marks, TurnTally* tally);
+  // Something of it changes other than by its own sweep: the next sweep looks at it. TurnTable's Find() says so for
+  // whoever asks it, those above for what they change.
+  void Touch() const {
+    if (marks_ != nullptr) marks_->Mark(id);
+  }
+  TurnMarks* marks() const { return marks_; }
+
+ private:
+  void Count(int by) const;
+
+  Phase phase_ = Phase::kWaiting;
+  std::string pool_;
+  bool yielding_ = false;
+  TurnMarks* marks_ = nullptr;
+  TurnTally* tally_ = nullptr;
 };
 
 // A session that this router holds, or is about to hold, the lease of.

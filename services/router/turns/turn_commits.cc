@@ -19,15 +19,24 @@ TurnCommits::TurnCommits(const CoreContext& context, const TurnTable& turns, con
       writer_(context.world, context.catalog,
               [this](const std::vector<LogWriter::Item>& items, absl::Duration took) { OnCommitted(items, took); }) {}
 
+void TurnCommits::Look(const Turn& turn) {
+  if (turn.IsCommitted()) {
+    uncommitted_.erase(turn.id);
+  } else {
+    uncommitted_.insert(turn.id);
+  }
+}
+
 void TurnCommits::Sweep() {
   writer_.Sweep(context_.stopping);
   if (writer_.busy()) return;
   LogWriter::Batch batch;
-  for (const auto& [id, turn] : turns_.running()) {
+  for (const uint64_t id : uncommitted_) {
     if (batch.full()) break;
-    if (!turn->HasLog() || turn->session == nullptr || !turn->session->leased || turn->IsCommitted()) continue;
-    batch.Add(*turn);
-    turn->committing = true;
+    Turn& turn = *turns_.running().at(id);
+    if (turn.session == nullptr || !turn.session->leased || turn.IsCommitted()) continue;
+    batch.Add(turn);
+    turn.committing = true;
   }
   if (!batch.items.empty()) writer_.Begin(std::move(batch), context_.StoreDeadline());
 }
@@ -52,6 +61,7 @@ void TurnCommits::OnCommitted(const std::vector<LogWriter::Item>& items, absl::D
     }
     // Kept while its turn is committing.
     turn->session->durable_length = turn->begin + turn->prompt.size() + turn->durable;
+    saves_->LogGrew(*turn->session);
   }
 }
 

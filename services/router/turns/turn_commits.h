@@ -1,6 +1,8 @@
 // What of the turns gets into the log, and what becomes of a turn that cannot be written any more.
 #pragma once
 
+#include <cstdint>
+#include <set>
 #include <vector>
 
 #include "absl/time/time.h"
@@ -23,6 +25,8 @@ class TurnCommits {
   TurnCommits(const CoreContext& context, const TurnTable& turns, const Placement& placement, Saves* saves,
               TurnSlots* slots, TurnEnds* ends);
 
+  // The turn may have changed: whether it has something for the log is looked at.
+  void Look(const Turn& turn);
   // Begins the next commit, of all turns that have something for it, if none is on its way.
   void Sweep();
   // Another router has the session; what is not in the log is not this one's to write any more.
@@ -40,6 +44,7 @@ class TurnCommits {
   TurnSlots* const slots_;
   TurnEnds* const ends_;
   LogWriter writer_;
+  std::set<uint64_t> uncommitted_;  // Turns of which something is on its way to the log, or still to come there.
 };
 
 }  // namespace rwkv::router

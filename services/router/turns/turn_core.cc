@@ -1,6 +1,6 @@
 #include "services/router/turns/turn_core.h"
 
-#include <deque>
+#include <algorithm>
 
 #include "absl/strings/str_cat.h"
 #include "services/common/logging.h"
@@ -39,7 +39,7 @@ TurnCore::TurnCore(const Options& options, World* world, state_store::CatalogCli
       progress_(context_, going_on_, &saves_, &streams_, &slots_, &ends_),
       attaching_(context_, placement_, &turns_, &prefixes_, &slots_, &ends_),
       seating_(context_, placement_, attaching_, &prefixes_, &streams_, &slots_, &ends_),
-      opener_(context_, placement_, sessions_, &streams_, &slots_, &ends_),
+      opener_(context_, placement_, &sessions_, &streams_, &slots_, &ends_),
       arrivals_(context_, placement_, opener_, &turns_, &sessions_, &line_, &streams_, &slots_, &ends_) {}
 
 void TurnCore::Cancel(CallId call) {
@@ -74,28 +74,28 @@ void TurnCore::Handle(uint64_t epoch, int stage, const v1::ExecuteResponse& resp
 void TurnCore::BeginDrain(absl::Time pause_at) {
   pause_at_ = pause_at;
   common::LogInfo("drain_begins", {{"running", turns_.running().size()}, {"waiting", line_.size()}});
-  for (const TurnPtr& turn : std::deque<TurnPtr>(line_.turns())) {
-    if (turn->phase == Phase::kWaiting) ends_.Fail(*turn, DrainingStatus());
+  for (const TurnPtr& turn : line_.turns()) {
+    if (turn->phase() == Phase::kWaiting) ends_.Fail(*turn, DrainingStatus());
   }
 }
 
 void TurnCore::Stop() {
   const absl::Status status = DrainingStatus();
-  for (const TurnPtr& turn : std::deque<TurnPtr>(line_.turns())) ends_.Fail(*turn, status);
+  for (const TurnPtr& turn : line_.turns()) ends_.Fail(*turn, status);
   for (const auto& [id, turn] : turns_.running()) ends_.Fail(*turn, status);
+}
+
+void TurnCore::Touch() {
+  turns_.Touch();
+  sessions_.Touch();
+  saves_.Touch();
+  line_.Forget();
 }
 
 void TurnCore::Sweep() {
   line_.ExpireKept();
   arrivals_.StartWaiting();
-  for (auto it = turns_.running().begin(); it != turns_.running().end();) {
-    const TurnPtr turn = it->second;
-    SweepTurn(turn);
-    const bool over =
-        turn->phase == Phase::kComputed && turn->session == nullptr && turn->IsCommitted() && !turn->kind->IsOpen();
-    if (over) slots_.DropOwn(*turn);
-    it = over ? turns_.Erase(it) : std::next(it);
-  }
+  SweepTurns();
   arrivals_.RefuseOverdue();
   yields_.Sweep();
   lane_keeper_.SweepClosing();
@@ -109,21 +109,58 @@ void TurnCore::Sweep() {
   gauges_.Update();
 }
 
+void TurnCore::SweepTurns() {
+  turns_.marks().MarkDue(context_.Now(), context_.options.tick);
+  seating_.TouchStranded(turns_);
+  WatchSaveRoom();
+  // In the order of their arrival. Whoever is marked by those behind it is looked at by the next sweep.
+  for (absl::optional<uint64_t> id = turns_.marks().Take(0); id.has_value(); id = turns_.marks().Take(*id)) {
+    const auto at = turns_.running().find(*id);
+    if (at == turns_.running().end()) continue;
+    const TurnPtr turn = at->second;
+    SweepTurn(turn);
+    Look(turn);
+    WatchSaveRoom();
+    if (turn->phase() != Phase::kComputed || turn->session != nullptr || !turn->IsCommitted() || turn->kind->IsOpen()) {
+      continue;
+    }
+    slots_.DropOwn(*turn);
+    turns_.Erase(turn);
+  }
+}
+
 void TurnCore::SweepTurn(const TurnPtr& turn) {
-  if (turn->phase == Phase::kParked) seating_.Advance(turn);
-  if (turn->phase == Phase::kRunning) progress_.Advance(turn);
+  if (turn->phase() == Phase::kParked) seating_.Advance(turn);
+  if (turn->phase() == Phase::kRunning) progress_.Advance(turn);
   if (const absl::Status status = streams_.Pump(*turn); !status.ok()) ends_.Fail(*turn, status);
-  if (turn->phase == Phase::kRunning) progress_.Advance(turn);  // Sending may have made room to decode.
-  if (turn->phase == Phase::kComputed && turn->session != nullptr && turn->IsCommitted()) {
+  if (turn->phase() == Phase::kRunning) progress_.Advance(turn);  // Sending may have made room to decode.
+  if (turn->phase() == Phase::kComputed && turn->session != nullptr && turn->IsCommitted()) {
+    sessions_.Touch(*turn->session);
     turn->session->turn = nullptr;
     turn->session = nullptr;
   }
   TraceStage(*turn);
 }
 
+void TurnCore::Look(const TurnPtr& turn) {
+  yields_.Look(*turn);
+  commits_.Look(*turn);
+  TurnTable::CountGoing(*turn, turn->Going());
+  turns_.marks().WakeAt(turn->id, std::min(seating_.LookAgain(*turn), streams_.StuckAt(*turn)));
+  // Not every kind of stream tells when there is room, and none tells of every message.
+  turns_.marks().Poll(turn->id, turn->stalled_since != absl::InfiniteFuture());
+}
+
+void TurnCore::WatchSaveRoom() {
+  if (saves_.has_room() == had_save_room_) return;
+  had_save_room_ = saves_.has_room();
+  for (const auto& [sequence, turn] : turns_.seated()) turn->Touch();
+}
+
 void TurnCore::SweepDrain() {
   if (!context_.draining) return;
   if (context_.Now() >= pause_at_) {
+    pause_at_ = absl::InfiniteFuture();  // No more come.
     for (const auto& [id, turn] : turns_.running()) {
       if (!turn->stopped && !turn->decided()) ends_.Fail(*turn, DrainingStatus());
     }

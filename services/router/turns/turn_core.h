@@ -73,15 +73,22 @@ class TurnCore {
   void BeginDrain(absl::Time pause_at);
   // Every call ends.
   void Stop();
-  // What each turn may do next follows from what it is, not from which event came last. Takes as long as there are
-  // turns that run.
+  // What each turn may do next follows from what it is, not from which event came last. Looks at those that something
+  // happened to or whose time has come, so that it takes as long as there is to do, not as there are turns.
   void Sweep();
+  // The next sweep looks at everything, and does what it would have done anyway: its plain twin.
+  void Touch();
   std::vector<LaneState> Lanes() const { return lane_keeper_.Lanes(); }
   // Whether a model's fingerprint is of a pool that is there or may come back.
   bool KnowsModel(const std::string& fingerprint) const { return placement_.KnowsModel(fingerprint); }
 
  private:
+  void SweepTurns();
   void SweepTurn(const TurnPtr& turn);
+  // What depends on the turn looks at it, and when it is looked at again is settled.
+  void Look(const TurnPtr& turn);
+  // What those that run may do next depends on whether they may be saved.
+  void WatchSaveRoom();
   void SweepDrain();
 
   CoreContext context_;
@@ -106,6 +113,7 @@ class TurnCore {
   Seating seating_;
   TurnOpener opener_;
   Arrivals arrivals_;
+  bool had_save_room_ = false;
   absl::Time pause_at_ = absl::InfiniteFuture();  // Draining: who still runs then is paused.
 };
 

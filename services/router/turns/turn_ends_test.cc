@@ -23,7 +23,7 @@ TEST(TurnEndsTest, ACallInTheLineLeavesItAndItsSession) {
   core.sessions.Of("s").next = call;
   core.ends.Abandon(*call);
   EXPECT_TRUE(call->stopped);
-  EXPECT_EQ(call->phase, Phase::kComputed);
+  EXPECT_EQ(call->phase(), Phase::kComputed);
   EXPECT_TRUE(core.line.empty());
   EXPECT_EQ(core.sessions.Of("s").next, nullptr);
 }
@@ -42,7 +42,7 @@ TEST(TurnEndsTest, ATurnThatYieldedLeavesTheLineAndRunsNoMore) {
   core.line.Add(turn);
   EXPECT_EQ(core.line.running(), 0);
   core.ends.Abandon(*turn);
-  EXPECT_EQ(turn->phase, Phase::kComputed);
+  EXPECT_EQ(turn->phase(), Phase::kComputed);
   EXPECT_TRUE(core.line.empty());
   EXPECT_EQ(core.line.running(), 1);  // Until a sweep forgets it.
 }
@@ -53,7 +53,7 @@ TEST(TurnEndsTest, WhoIsAtTheStoreSeesItWhenItComesBack) {
     const TurnPtr turn = core.Start(phase, "", "s");
     core.ends.Abandon(*turn);
     EXPECT_TRUE(turn->stopped);
-    EXPECT_EQ(turn->phase, phase);
+    EXPECT_EQ(turn->phase(), phase);
   }
 }
 
@@ -61,7 +61,7 @@ TEST(TurnEndsTest, WithoutALogTheSlotIsFree) {
   CoreParts core({});
   const TurnPtr turn = core.Seat("");
   core.ends.Abandon(*turn);
-  EXPECT_EQ(turn->phase, Phase::kComputed);
+  EXPECT_EQ(turn->phase(), Phase::kComputed);
   EXPECT_EQ(turn->lane, nullptr);
   EXPECT_EQ(core.lane().scheduler.sequences(), 0);
   EXPECT_EQ(core.lane().scheduler.slots_warm(), 0);
@@ -73,7 +73,7 @@ TEST(TurnEndsTest, WithALogTheSlotStaysWarm) {
   const TurnPtr turn = core.Seat("", "s");
   turn->saved_position = 1;
   core.ends.Abandon(*turn);
-  EXPECT_EQ(turn->phase, Phase::kComputed);
+  EXPECT_EQ(turn->phase(), Phase::kComputed);
   EXPECT_EQ(core.lane().scheduler.slots_warm(), 1);
   EXPECT_EQ(core.sessions.Of("s").saves, 1);
 }
@@ -94,7 +94,7 @@ TEST(TurnEndsTest, OneThatDecodesByItselfIsToldToStopFirst) {
   turn->planned_end = turn->done_end + 4;
   core.ends.Abandon(*turn);
   EXPECT_TRUE(turn->going_on.halting);
-  EXPECT_EQ(turn->phase, Phase::kRunning);
+  EXPECT_EQ(turn->phase(), Phase::kRunning);
   EXPECT_EQ(core.lane().scheduler.sequences(), 1);
 }
 

@@ -31,6 +31,7 @@ struct TurnLane {
   Scheduler scheduler;
   std::multimap<std::pair<SequenceId, uint64_t>, std::string> save_ids;  // Of SaveCommands to come, in their order.
   absl::Time last_progress;
+  int going = 0;         // Turns in it that decode without being asked, as of the last sweep.
   bool closing = false;  // It is given away: turns leave it.
   LaneLoad told_load;    // As the fleet was told.
 };

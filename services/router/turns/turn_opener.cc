@@ -19,14 +19,14 @@ using Phase = Turn::Phase;
 
 }  // namespace
 
-TurnOpener::TurnOpener(const CoreContext& context, const Placement& placement, const SessionTable& sessions,
+TurnOpener::TurnOpener(const CoreContext& context, const Placement& placement, SessionTable* sessions,
                        ClientStreams* streams, TurnSlots* slots, TurnEnds* ends)
     : context_(context), placement_(placement), sessions_(sessions), streams_(streams), slots_(slots), ends_(ends) {}
 
 OpeningRequest TurnOpener::RequestOf(const Turn& turn) const {
   const Session& session = *turn.session;
   OpeningRequest request;
-  request.acquire = sessions_.AcquireRequest(turn.session_id);
+  request.acquire = sessions_->AcquireRequest(turn.session_id);
   if (session.leased && !session.stale) {
     request.lease = session.lease;
     request.session_tokens = session.durable_length;
@@ -43,14 +43,14 @@ OpeningRequest TurnOpener::RequestOf(const Turn& turn) const {
   request.resume_from = turn.resume_from;
   request.named_state = turn.initial_state;
   request.input_field = turn.input_field;
-  const Pool& pool = placement_.pools().at(turn.pool);
+  const Pool& pool = placement_.pools().at(turn.pool());
   request.model = pool.model;
   request.spec.set_numeric_family(pool.numeric_family);
   return request;
 }
 
 void TurnOpener::Open(const TurnPtr& turn) const {
-  turn->phase = Phase::kOpening;
+  turn->set_phase(Phase::kOpening);
   TraceStage(*turn);
   const auto work = [this, request = RequestOf(*turn)] {
     return router::Open(request, context_.StoreDeadline(), context_.catalog);
@@ -60,14 +60,14 @@ void TurnOpener::Open(const TurnPtr& turn) const {
 }
 
 void TurnOpener::FailForRoom(Turn& turn) const {
-  turn.phase = Phase::kComputed;
+  turn.set_phase(Phase::kComputed);
   ends_->Fail(turn, common::WithRetryInfo(absl::ResourceExhaustedError("too many calls to the state store wait"),
                                           absl::Seconds(1)));
 }
 
 void TurnOpener::OnOpened(const TurnPtr& turn, const Opened& opened) const {
   Session& session = *turn->session;
-  turn->phase = Phase::kComputed;  // Unless there is something to compute.
+  turn->set_phase(Phase::kComputed);  // Unless there is something to compute.
   if (opened.lease.has_value()) {
     session.leased = true;
     session.stale = false;
@@ -79,6 +79,7 @@ void TurnOpener::OnOpened(const TurnPtr& turn, const Opened& opened) const {
     session.log_begin = opened.lease->session().log_begin();
     session.durable_length = opened.lease->session().token_count();
   }
+  sessions_->Touch(session);
   absl::Status status = opened.status;
   if (absl::IsAborted(status)) session.stale = true;
   if (!status.ok()) return ends_->Fail(*turn, context_.StoreError(status));
@@ -108,7 +109,7 @@ void TurnOpener::ChooseModelOf(const Session& session, Turn& turn) const {
   if (model == nullptr) return;
   turn.model = model;
   for (const auto& [name, pool] : placement_.pools()) {
-    if (pool.model.fingerprint() == session.model_fingerprint) turn.pool = name;
+    if (pool.model.fingerprint() == session.model_fingerprint) turn.set_pool(name);
   }
 }
 
@@ -129,7 +130,7 @@ absl::Status TurnOpener::TakeUp(Turn& turn, const Opened& opened) {
   turn.spec = opened.spec;
   // A turn that another router began goes on among lanes of the family that it began with.
   if (!turn.spec.numeric_family().empty()) {
-    turn.pool = PoolName(turn.model->info.fingerprint(), turn.spec.numeric_family());
+    turn.set_pool(PoolName(turn.model->info.fingerprint(), turn.spec.numeric_family()));
   }
   turn.counted = opened.counted;
   turn.answer.emplace(turn.model->tokenizer, turn.spec);
@@ -154,9 +155,9 @@ absl::Status TurnOpener::TakeUp(Turn& turn, const Opened& opened) {
 }
 
 void TurnOpener::RunExclusive(const TurnPtr& turn) const {
-  turn->phase = Phase::kOpening;
+  turn->set_phase(Phase::kOpening);
   TraceStage(*turn);
-  const auto work = [this, job = turn->kind->job(), acquire = sessions_.AcquireRequest(turn->session_id)] {
+  const auto work = [this, job = turn->kind->job(), acquire = sessions_->AcquireRequest(turn->session_id)] {
     Opened opened;
     absl::StatusOr<v1::AcquireLeaseResponse> lease = context_.catalog->AcquireLease(acquire, context_.StoreDeadline());
     opened.status = lease.status();
@@ -175,12 +176,13 @@ void TurnOpener::OnExclusive(Turn& turn, const Opened& opened) const {
     session.leased = true;
     session.lease = opened.lease->lease();
   }
+  sessions_->Touch(session);
   // What was refused has changed nothing; after anything else the log is read again.
   const bool changed = opened.lease.has_value() && (opened.status.ok() || MayHaveHappened(opened.status));
   session.stale = changed || !opened.status.ok();
   if (changed) placement_.DropWarm(session.id);
   if (turn.kind->deletes() && opened.status.ok()) session.leased = false;  // It went with the session.
-  turn.phase = Phase::kComputed;
+  turn.set_phase(Phase::kComputed);
   streams_->End(turn, opened.status.ok() ? opened.status : context_.StoreError(opened.status));
   turn.stopped = true;
 }

@@ -19,8 +19,8 @@ namespace rwkv::router {
 class TurnOpener {
  public:
   // All borrowed.
-  TurnOpener(const CoreContext& context, const Placement& placement, const SessionTable& sessions,
-             ClientStreams* streams, TurnSlots* slots, TurnEnds* ends);
+  TurnOpener(const CoreContext& context, const Placement& placement, SessionTable* sessions, ClientStreams* streams,
+             TurnSlots* slots, TurnEnds* ends);
 
   // Of a turn that has its session and a pool; parked when it is open, or at its end.
   void Open(const TurnPtr& turn) const;
@@ -39,7 +39,7 @@ class TurnOpener {
 
   const CoreContext& context_;
   const Placement& placement_;
-  const SessionTable& sessions_;
+  SessionTable* const sessions_;
   ClientStreams* const streams_;
   TurnSlots* const slots_;
   TurnEnds* const ends_;

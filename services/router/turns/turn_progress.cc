@@ -16,7 +16,7 @@ TurnProgress::TurnProgress(const CoreContext& context, const GoingOn& going_on, 
 
 void TurnProgress::Advance(const TurnPtr& turn) const {
   const bool idle = turn->done_end == turn->fed_end && !turn->tail_pending;  // Everything fed has come back.
-  if (turn->yielding && !turn->decided() && idle && turn->kind->IsPassedOn(*turn)) return slots_->Yield(turn);
+  if (turn->yielding() && !turn->decided() && idle && turn->kind->IsPassedOn(*turn)) return slots_->Yield(turn);
   return turn->kind->generates() ? AdvanceGenerate(*turn, idle) : AdvanceOther(*turn, idle);
 }
 
@@ -34,7 +34,7 @@ void TurnProgress::AdvanceOther(Turn& turn, bool idle) const {
     case What::kWait:
       return;
     case What::kFeed:
-      return turn.yielding ? void() : Feed(turn, turn.fed_end + next.tokens, FeedKind::kPrefill);
+      return turn.yielding() ? void() : Feed(turn, turn.fed_end + next.tokens, FeedKind::kPrefill);
     case What::kSave: {
       const PendingSave* const save = saves_->Begin(turn);
       if (save == nullptr) return ends_->Fail(turn, absl::InternalError("the state could not be saved"));
@@ -48,7 +48,7 @@ void TurnProgress::AdvanceOther(Turn& turn, bool idle) const {
 }
 
 void TurnProgress::AdvanceGenerate(Turn& turn, bool idle) const {
-  if (turn.yielding && !turn.decided()) return;
+  if (turn.yielding() && !turn.decided()) return;
   if (!turn.decided() && !turn.stopped && FeedPastPrefix(turn)) return;
   if (turn.spec.max_tokens() == 0 && idle && turn.fed_end == turn.FeedEnd() && !turn.decided()) {
     turn.answer->Finish(v1::FINISH_REASON_LENGTH, absl::nullopt, "");
@@ -97,7 +97,7 @@ void TurnProgress::OnSaveEnded(Turn& turn, const PendingSave& save, bool is_whol
   if (is_whole) turn.kind->OnSnapshot(turn, Saves::ManifestOf(save));
   if (turn.kind->IsOpen()) return ends_->Fail(turn, status);
   streams_->End(turn, absl::OkStatus());
-  if (turn.phase == Phase::kRunning) slots_->Retire(turn);
+  if (turn.phase() == Phase::kRunning) slots_->Retire(turn);
 }
 
 }  // namespace rwkv::router

@@ -19,11 +19,11 @@ TurnSlots::TurnSlots(const CoreContext& context, const Placement& placement, Tur
 
 void TurnSlots::Park(Turn& turn) const {
   if (turn.stopped) {  // It would wait for a pipeline for nothing, and its session with it.
-    turn.phase = Phase::kComputed;
+    turn.set_phase(Phase::kComputed);
     return;
   }
   if (turn.parked_since == absl::InfiniteFuture()) turn.parked_since = context_.Now();
-  turn.phase = Phase::kParked;
+  turn.set_phase(Phase::kParked);
 }
 
 void TurnSlots::Leave(Turn& turn) {
@@ -31,7 +31,7 @@ void TurnSlots::Leave(Turn& turn) {
   turn.lane = nullptr;
   turn.tail.clear();
   turn.tail_pending = false;
-  turn.yielding = false;
+  turn.set_yielding(false);
   turn.attach_since = absl::InfiniteFuture();
   turn.kind->LeftSlot();
 }
@@ -39,7 +39,7 @@ void TurnSlots::Leave(Turn& turn) {
 void TurnSlots::Remove(Turn& turn) {
   if (turn.lane != nullptr) turn.lane->scheduler.Cancel(turn.sequence);
   Leave(turn);
-  turn.phase = Phase::kComputed;
+  turn.set_phase(Phase::kComputed);
   line_->KeepSlot(turn);
 }
 
@@ -47,14 +47,14 @@ void TurnSlots::Retire(Turn& turn) {
   if (turn.planned_end > turn.saved_position) saves_->Begin(turn);
   turn.lane->scheduler.Retire(turn.sequence, turn.session_id, turn.session->log_branch);
   Leave(turn);
-  turn.phase = Phase::kComputed;
+  turn.set_phase(Phase::kComputed);
   line_->KeepSlot(turn);
 }
 
 bool TurnSlots::CanYield(const Turn& turn) { return turn.kind->may_yield() && !turn.stopped && !turn.decided(); }
 
 void TurnSlots::BeginYield(Turn& turn) const {
-  turn.yielding = true;
+  turn.set_yielding(true);
   if (turn.Going()) return GoingOn::Halt(turn);
   turn.lane->scheduler.Unfeed(turn.sequence);
   turn.fed_end = turn.planned_end;
@@ -65,21 +65,19 @@ void TurnSlots::Yield(const TurnPtr& turn) {
   turn->lane->scheduler.Retire(turn->sequence, WarmSession(*turn), WarmBranch(*turn));
   Leave(*turn);
   turn->yielded = true;
-  turn->phase = Phase::kYielded;
+  turn->set_phase(Phase::kYielded);
   line_->Add(turn);
   context_.metrics->yielded_turns.Increment();
 }
 
 bool TurnSlots::HasNoPlace(const Turn& turn) const {
-  const auto pool = placement_.pools().find(turn.pool);
+  const auto pool = placement_.pools().find(turn.pool());
   if (pool == placement_.pools().end()) return false;
-  const PoolUse active = turns_->ActiveByPool();
-  const auto used = active.find(turn.pool);
-  return used != active.end() && used->second > pool->second.slots;
+  return turns_->tally().active(turn.pool()) > pool->second.slots;
 }
 
 void TurnSlots::WaitForPlace(const TurnPtr& turn) {
-  turn->phase = Phase::kYielded;
+  turn->set_phase(Phase::kYielded);
   turn->parked_since = absl::InfiniteFuture();
   line_->AddLost(turn);
 }

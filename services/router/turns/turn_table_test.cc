@@ -35,24 +35,25 @@ TEST(TurnTableTest, ATurnIsFoundByIdByCallAndBySequence) {
   EXPECT_EQ(turn->sequence, 0);
   EXPECT_EQ(turns.FindSequence(next), nullptr);
 
-  EXPECT_EQ(turns.Erase(turns.running().begin()), turns.running().end());
+  turns.Erase(turn);
+  EXPECT_TRUE(turns.running().empty());
   EXPECT_EQ(turns.Find(turn->id), nullptr);
 }
 
 TEST(TurnTableTest, WhoHasAPartOfTheSlots) {
   CoreParts core({});
-  EXPECT_THAT(core.turns.ActiveByPool(), IsEmpty());
+  EXPECT_THAT(core.turns.tally().active(), IsEmpty());
   core.Start(Phase::kRunning, "a");
-  core.Start(Phase::kOpening, "a")->pool = "g/x";
+  core.Start(Phase::kOpening, "a")->set_pool("g/x");
   core.Start(Phase::kYielded, "a");
   core.Start(Phase::kComputed, "b");
   const TurnPtr yielding = core.Start(Phase::kRunning, "b");
-  EXPECT_THAT(core.turns.ActiveByPool(), UnorderedElementsAre(Pair("f/x", 2), Pair("g/x", 1)));
-  EXPECT_THAT(core.turns.HeldByTenant(""), UnorderedElementsAre(Pair("a", 2), Pair("b", 1)));
-  EXPECT_THAT(core.turns.HeldByTenant("f/x"), UnorderedElementsAre(Pair("a", 1), Pair("b", 1)));
-  yielding->yielding = true;  // It has a part still, and no right to it.
-  EXPECT_THAT(core.turns.ActiveByPool(), UnorderedElementsAre(Pair("f/x", 2), Pair("g/x", 1)));
-  EXPECT_THAT(core.turns.HeldByTenant("f/x"), UnorderedElementsAre(Pair("a", 1)));
+  EXPECT_THAT(core.turns.tally().active(), UnorderedElementsAre(Pair("f/x", 2), Pair("g/x", 1)));
+  EXPECT_THAT(core.turns.tally().held(""), UnorderedElementsAre(Pair("a", 2), Pair("b", 1)));
+  EXPECT_THAT(core.turns.tally().held("f/x"), UnorderedElementsAre(Pair("a", 1), Pair("b", 1)));
+  yielding->set_yielding(true);  // It has a part still, and no right to it.
+  EXPECT_THAT(core.turns.tally().active(), UnorderedElementsAre(Pair("f/x", 2), Pair("g/x", 1)));
+  EXPECT_THAT(core.turns.tally().held("f/x"), UnorderedElementsAre(Pair("a", 1)));
 }
 
 }  // namespace

@@ -51,7 +51,7 @@ TEST(WaitingLineTest, ACallFitsWhileItsPoolHasASlot) {
 TEST(WaitingLineTest, OneWhosePoolIsGoneFitsAnywayToMeetItsEnd) {
   CoreParts core(Options());
   const TurnPtr call = core.MakeTurn("");
-  call->pool = "f/gone";
+  call->set_pool("f/gone");
   EXPECT_TRUE(core.line.Fits(*call, {{CoreParts::kPool, 2}}));
 }
 
@@ -63,13 +63,13 @@ TEST(WaitingLineTest, NoMoreRunThanMayAndThoseInTheLineDoNot) {
   const TurnPtr other = core.Start(Phase::kRunning, "");
   EXPECT_TRUE(core.line.RunsMost());
   EXPECT_FALSE(core.line.CanStart(*call));
-  other->phase = Phase::kYielded;
+  other->set_phase(Phase::kYielded);
   core.line.Add(other);
   EXPECT_EQ(core.line.running(), 1);
   EXPECT_TRUE(core.line.CanStart(*call));
-  EXPECT_TRUE(core.line.Take(other));
+  EXPECT_TRUE(core.line.Remove(*other));
   EXPECT_TRUE(core.line.RunsMost());
-  EXPECT_FALSE(core.line.Take(other));
+  EXPECT_FALSE(core.line.Remove(*other));
 }
 
 TEST(WaitingLineTest, WhoLostItsLaneIsBeforeAllWhoDidNot) {
@@ -86,13 +86,61 @@ TEST(WaitingLineTest, WhoLostItsLaneIsBeforeAllWhoDidNot) {
   EXPECT_EQ(core.line.running(), 0);
 }
 
-TEST(WaitingLineTest, TheOrderIsFairBetweenTenants) {
-  CoreParts core(Options());
+// Those that are started if all that starts has a part of the slots.
+std::vector<TurnPtr> Offer(CoreParts& core) {
+  std::vector<TurnPtr> started;
+  core.line.OfferRoom([&](const TurnPtr& turn) {
+    started.push_back(turn);
+    turn->set_phase(Phase::kParked);
+    turn->set_pool(CoreParts::kPool);
+    core.turns.Add(turn);
+  });
+  return started;
+}
+
+TEST(WaitingLineTest, RoomIsOfferedFairlyBetweenTenants) {
+  CoreParts core(Options(), 4);
   core.Start(Phase::kRunning, "flood");
-  const TurnPtr a = Wait(core, "flood"), b = Wait(core, "flood");
-  EXPECT_THAT(core.line.Order(), ElementsAre(a, b));
-  const TurnPtr c = Wait(core, "quiet");
-  EXPECT_THAT(core.line.Order(), ElementsAre(c, a, b));
+  const TurnPtr a = Wait(core, "flood"), b = Wait(core, "flood"), c = Wait(core, "quiet");
+  EXPECT_THAT(Offer(core), ElementsAre(c, a, b));
+  EXPECT_TRUE(core.line.empty());
+}
+
+TEST(WaitingLineTest, RoomIsOfferedAsLongAsThereIsSome) {
+  CoreParts core(Options(), 2);
+  const TurnPtr a = Wait(core, "flood"), b = Wait(core, "flood"), c = Wait(core, "quiet");
+  EXPECT_THAT(Offer(core), ElementsAre(a, c));
+  EXPECT_THAT(Offer(core), IsEmpty());
+  a->set_phase(Phase::kComputed);
+  EXPECT_THAT(Offer(core), ElementsAre(b));
+}
+
+TEST(WaitingLineTest, WhoNeedsNoSlotOrHasNoModelAnyMoreIsBehindNobody) {
+  CoreParts core(Options(), 2);
+  core.Start(Phase::kRunning, "");
+  core.Start(Phase::kRunning, "");
+  const TurnPtr waits = Wait(core, "");
+  EXPECT_THAT(Offer(core), IsEmpty());
+  const TurnPtr homeless = core.MakeTurn("");
+  homeless->set_pool("f/gone");
+  const TurnPtr slotless = core.MakeTurn("");
+  slotless->kind = std::make_unique<ExclusiveCall>(nullptr, false, [](const absl::Status&) {});
+  core.line.Add(homeless);
+  core.line.Add(slotless);
+  EXPECT_THAT(Offer(core), ElementsAre(homeless, slotless));
+  EXPECT_THAT(core.line.turns(), ElementsAre(waits));
+}
+
+// What nobody tells of: the session's snapshots are not waited for any longer.
+TEST(WaitingLineTest, WhoMayStartByItselfInTimeIsLookedAtThen) {
+  CoreParts core(Options());
+  const TurnPtr call = core.MakeTurn("", "s");
+  call->kind = std::make_unique<ExportCall>([](const absl::StatusOr<ExportedState>&) {});
+  core.sessions.Of("s").saves = 1;
+  core.line.Add(call);
+  EXPECT_THAT(Offer(core), IsEmpty());
+  core.world.now += kSaveWait;
+  EXPECT_THAT(Offer(core), ElementsAre(call));
 }
 
 TEST(WaitingLineTest, TheLastOfWhoHasMostOfItGoes) {
@@ -165,7 +213,7 @@ TEST(WaitingLineTest, NoSlotIsKeptForWhoHasItsShareOrWaits) {
   Wait(core, "b");
   core.line.KeepSlot(*over);  // Of two slots it has one already.
   EXPECT_TRUE(core.line.CanStart(*core.MakeTurn("b")));
-  core.turns.running().rbegin()->second->phase = Phase::kComputed;
+  core.turns.running().rbegin()->second->set_phase(Phase::kComputed);
   core.Start(Phase::kRunning, "b");
   Wait(core, "a");  // That one takes it.
   core.line.KeepSlot(*over);
@@ -190,7 +238,7 @@ TEST(WaitingLineTest, ASessionLetsOneInAtATime) {
   session.releasing = false;
   session.turn = core.MakeTurn("", "s");
   EXPECT_FALSE(core.line.SessionFree(*call));
-  call->phase = Phase::kYielded;  // It is that one.
+  call->set_phase(Phase::kYielded);  // It is that one.
   EXPECT_TRUE(core.line.SessionFree(*call));
 }
 

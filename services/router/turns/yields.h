@@ -2,9 +2,14 @@
 // chosen (yield_choice.h) begins to yield.
 #pragma once
 
+#include <cstdint>
 #include <map>
+#include <set>
 #include <string>
+#include <tuple>
 
+#include "absl/time/time.h"
+#include "absl/types/optional.h"
 #include "services/router/turns/core_context.h"
 #include "services/router/turns/placement.h"
 #include "services/router/turns/saves.h"
@@ -16,19 +21,24 @@
 
 namespace rwkv::router {
 
-// Part of the core: one thread at a time. Keeps nothing of its own: who yields is in Turn::yielding.
+// Part of the core: one thread at a time. Who yields is in Turn::yielding.
 class Yields {
  public:
   // All borrowed.
   Yields(const CoreContext& context, const TurnTable& turns, const WaitingLine& line, const Placement& placement,
          const Saves& saves, const TurnSlots& slots);
 
-  // Costs nothing while nobody waits.
-  void Sweep() const;
+  // The turn may have changed: whether it could give its slot away is looked at.
+  void Look(const Turn& turn);
+  // Costs nothing while nobody waits, and little while nothing changes of what it depends on.
+  void Sweep();
 
  private:
-  // By pool; of those in which anybody could give a slot away.
-  std::map<std::string, SlotDemand> Demand() const;
+  // All that the choice depends on, but for the time: what the line does, who could yield, how many may be saved.
+  using Version = std::tuple<WaitingLine::Version, uint64_t, int>;
+
+  // By pool; of those in which anybody could give a slot away. Says when it may be another by itself.
+  std::map<std::string, SlotDemand> Demand(absl::Time* until) const;
   // Whether the turn takes a slot of the pool.
   bool IsServedBy(const Turn& turn, const std::string& pool) const;
 
@@ -38,6 +48,10 @@ class Yields {
   const Placement& placement_;
   const Saves& saves_;
   const TurnSlots& slots_;
+  std::set<uint64_t> holders_;  // Could give their slots away.
+  uint64_t holders_version_ = 0;
+  absl::optional<Version> chosen_at_;
+  absl::Time choose_again_;  // At the latest.
 };
 
 }  // namespace rwkv::router
