@@ -4,73 +4,26 @@
 
 #include <algorithm>
 #include <cstring>
-#include <map>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
-#include "absl/time/clock.h"
-#include "kernels/base/dtype.h"
-#include "kernels/cuda/testing/emulation.h"
+#include "kernels/cuda/testing/fake_cublaslt_state.h"
 #include "kernels/cuda/testing/fake_runtime.h"
 
 namespace rwkv::kernels::cuda::cublaslt {
-
-// What handles point to here.
-struct Context {
-  int major = 0;
-};
-struct MatmulDesc {
-  int compute_type = 0;
-  int scale_type = 0;
-  int32_t trans_a = 0;
-};
-struct MatrixLayout {
-  int type = 0;
-  int64_t rows = 0;
-  int64_t cols = 0;
-  int64_t ld = 0;
-};
-struct Preference {
-  uint64_t workspace_bytes = 0;  // The library's own defaults.
-  uint32_t reduction_schemes = 7;
-  uint32_t alignments[4] = {256, 256, 256, 256};
-};
-
-namespace {
-
-constexpr uint64_t kMagic = 0x6c742d66616b65;
-constexpr int kWorkspaceAlignment = 256;
-constexpr int kVectorBytes = 16;  // What its algorithms load at once.
-
-// The words of an algorithm.
-enum Word { kOf, kMajor, kRows, kCols, kInputs, kType, kNumber, kSplits };
-
-struct Fake {
-  absl::Mutex mu;
-  FakeFaults faults;
-  FakeCounts counts;
-  std::map<const void*, const char*> live;  // Everything that was created, and what it is.
-};
+namespace fake {
 
 Fake& TheFake() {
   static auto* const fake = new Fake;
   return *fake;
 }
 
-Result Violate(std::string what, Result result = kInvalidValue) {
+Result Violate(std::string what, Result result) {
   TellFake(absl::StrCat("cuBLASLt: ", what));
   return result;
-}
-
-template <typename T>
-void Add(T** handle, T made, const char* what) {
-  Fake& fake = TheFake();
-  absl::MutexLock lock(&fake.mu);
-  *handle = new T(made);
-  fake.live[*handle] = what;
 }
 
 bool IsLive(const void* handle, const char* what) {
@@ -78,6 +31,53 @@ bool IsLive(const void* handle, const char* what) {
   absl::MutexLock lock(&fake.mu);
   const auto it = fake.live.find(handle);
   return it != fake.live.end() && std::strcmp(it->second, what) == 0;
+}
+
+// Whether they fit together, and are what it computes: [outputs, rows] = [inputs, outputs]^T [inputs, rows].
+Result CheckOperands(const char* what, const Context* context, const MatmulDesc* desc, const Operands& of) {
+  if (!IsLive(context, kContext)) return Violate(absl::StrCat(what, " with what is no context"));
+  if (!IsLive(desc, kDesc)) return Violate(absl::StrCat(what, " with what is no description of a product"));
+  for (const MatrixLayout* layout : {of.a, of.b, of.c, of.d}) {
+    if (!IsLive(layout, kLayout)) return Violate(absl::StrCat(what, " with what is no layout"));
+    if (layout->ld * BytesOf(layout->type) % kVectorBytes != 0) {
+      return Violate(absl::StrCat(what, " with columns every ", layout->ld, " numbers, not of 16 bytes"),
+                     kNotSupported);
+    }
+  }
+  const bool is_known = desc->compute_type == kComputeFloat32 && desc->scale_type == kFloat32 &&
+                        desc->trans_a == kTransposed && of.a->type == of.b->type &&
+                        (of.a->type == kFloat16 || of.a->type == kBFloat16) && of.c->type == kFloat32 &&
+                        of.d->type == kFloat32;
+  if (!is_known) return Violate(absl::StrCat(what, " of types or an order that it has not"), kNotSupported);
+  const bool fit = of.a->rows == of.b->rows && of.a->cols == of.d->rows && of.b->cols == of.d->cols &&
+                   of.c->rows == of.d->rows && of.c->cols == of.d->cols;
+  return fit ? kSuccess : Violate(absl::StrCat(what, " of shapes that do not fit"));
+}
+
+// Whether it is one of this device and these shapes.
+Result CheckAlgorithm(const char* what, const Context& context, const Operands& of, const Algorithm* algorithm) {
+  if (algorithm == nullptr || algorithm->data[kOf] != kMagic) return Violate(absl::StrCat(what, " of no algorithm"));
+  const auto is = [&](Word word, int64_t value) { return static_cast<int64_t>(algorithm->data[word]) == value; };
+  if (!is(kMajor, context.major)) {
+    return Violate(absl::StrCat(what, " of an algorithm that the device does not have"), kArchMismatch);
+  }
+  if (!is(kRows, of.d->rows) || !is(kCols, of.d->cols) || !is(kInputs, of.a->rows) || !is(kType, of.a->type)) {
+    return Violate(absl::StrCat(what, " of an algorithm for another shape"));
+  }
+  return kSuccess;
+}
+
+}  // namespace fake
+
+using namespace fake;  // NOLINT: its other half.
+namespace {
+
+template <typename T>
+void Add(T** handle, T made, const char* what) {
+  Fake& fake = TheFake();
+  absl::MutexLock lock(&fake.mu);
+  *handle = new T(made);
+  fake.live[*handle] = what;
 }
 
 template <typename T>
@@ -89,11 +89,6 @@ Result Remove(T* handle, const char* what) {
   delete handle;
   return kSuccess;
 }
-
-constexpr char kContext[] = "context";
-constexpr char kDesc[] = "description of a product";
-constexpr char kLayout[] = "layout";
-constexpr char kPreference[] = "preference";
 
 size_t GetVersion() {
   Fake& fake = TheFake();
@@ -191,45 +186,12 @@ Result PreferenceSetAttribute(Preference* preference, int attribute, const void*
   return Violate(absl::StrCat("preference ", attribute));
 }
 
-int64_t BytesOf(int type) { return type == kFloat32 ? 4 : 2; }
-
-struct Operands {
-  const MatrixLayout* a;
-  const MatrixLayout* b;
-  const MatrixLayout* c;
-  const MatrixLayout* d;
-};
-
-// Whether they fit together, and are what it computes: [outputs, rows] = [inputs, outputs]^T [inputs, rows].
-Result CheckOperands(const char* what, const Context* context, const MatmulDesc* desc, const Operands& of) {
-  if (!IsLive(context, kContext)) return Violate(absl::StrCat(what, " with what is no context"));
-  if (!IsLive(desc, kDesc)) return Violate(absl::StrCat(what, " with what is no description of a product"));
-  for (const MatrixLayout* layout : {of.a, of.b, of.c, of.d}) {
-    if (!IsLive(layout, kLayout)) return Violate(absl::StrCat(what, " with what is no layout"));
-    if (layout->ld * BytesOf(layout->type) % kVectorBytes != 0) {
-      return Violate(absl::StrCat(what, " with columns every ", layout->ld, " numbers, not of 16 bytes"),
-                     kNotSupported);
-    }
-  }
-  const bool is_known = desc->compute_type == kComputeFloat32 && desc->scale_type == kFloat32 &&
-                        desc->trans_a == kTransposed && of.a->type == of.b->type &&
-                        (of.a->type == kFloat16 || of.a->type == kBFloat16) && of.c->type == kFloat32 &&
-                        of.d->type == kFloat32;
-  if (!is_known) return Violate(absl::StrCat(what, " of types or an order that it has not"), kNotSupported);
-  const bool fit = of.a->rows == of.b->rows && of.a->cols == of.d->rows && of.b->cols == of.d->cols &&
-                   of.c->rows == of.d->rows && of.c->cols == of.d->cols;
-  return fit ? kSuccess : Violate(absl::StrCat(what, " of shapes that do not fit"));
-}
-
 Algorithm AlgorithmFor(const Context& context, const Operands& of, int64_t number, int64_t splits) {
   Algorithm algorithm = {};
   const int64_t words[8] = {kMagic, context.major, of.d->rows, of.d->cols, of.a->rows, of.a->type, number, splits};
   for (int i = 0; i < 8; ++i) algorithm.data[i] = static_cast<uint64_t>(words[i]);
   return algorithm;
 }
-
-// How many sums an algorithm adds up.
-int Chains(const Algorithm& algorithm) { return 1 << algorithm.data[kNumber] % 3; }
 
 // First one that means nothing, then one of sums that are split if it may, then one that does not pass the check, and
 // two that do.
@@ -266,19 +228,6 @@ Result AlgoGetHeuristic(Context* context, MatmulDesc* desc, MatrixLayout* a, Mat
   return kSuccess;
 }
 
-// Whether it is one of this device and these shapes.
-Result CheckAlgorithm(const char* what, const Context& context, const Operands& of, const Algorithm* algorithm) {
-  if (algorithm == nullptr || algorithm->data[kOf] != kMagic) return Violate(absl::StrCat(what, " of no algorithm"));
-  const auto is = [&](Word word, int64_t value) { return static_cast<int64_t>(algorithm->data[word]) == value; };
-  if (!is(kMajor, context.major)) {
-    return Violate(absl::StrCat(what, " of an algorithm that the device does not have"), kArchMismatch);
-  }
-  if (!is(kRows, of.d->rows) || !is(kCols, of.d->cols) || !is(kInputs, of.a->rows) || !is(kType, of.a->type)) {
-    return Violate(absl::StrCat(what, " of an algorithm for another shape"));
-  }
-  return kSuccess;
-}
-
 Result AlgoCheck(Context* context, MatmulDesc* desc, MatrixLayout* a, MatrixLayout* b, MatrixLayout* c, MatrixLayout* d,
                  const Algorithm* algorithm, HeuristicResult* result) {
   const Operands of = {a, b, c, d};
@@ -306,137 +255,6 @@ Result AlgoConfigGetAttribute(const Algorithm* algorithm, int property, void* va
   std::memcpy(value, &is, bytes);
   *written = bytes;
   return kSuccess;
-}
-
-// A kernel of the fake.
-struct Multiplication {
-  const uint16_t* a;
-  const uint16_t* b;
-  const float* c;
-  float* d;
-  char* workspace;
-  int64_t workspace_bytes;
-  int64_t outputs, rows, inputs;
-  int64_t a_ld, b_ld, c_ld, d_ld;
-  int64_t slow_us;
-  float alpha, beta;
-  int32_t chains, splits;
-  int32_t is_half;
-};
-
-constexpr int kThreads = 32;
-
-void MultiplyKernel(Multiplication m) {
-  emulation::BeginKernel();
-  const int thread = emulation::ThreadIndex();
-  if (thread == 0) {
-    std::memset(m.workspace, 0xff, static_cast<size_t>(m.workspace_bytes));
-    if (m.slow_us > 0) absl::SleepFor(absl::Microseconds(m.slow_us));
-  }
-  const auto widen = [&](uint16_t bits) { return m.is_half != 0 ? HalfToFloat(bits) : BFloat16ToFloat(bits); };
-  for (int64_t i = thread; i < m.outputs * m.rows; i += kThreads) {
-    const int64_t row = i / m.outputs;
-    const int64_t output = i % m.outputs;
-    const uint16_t* const x = m.b + row * m.b_ld;
-    const uint16_t* const w = m.a + output * m.a_ld;
-    const int64_t first = m.splits > 1 ? row % m.inputs : 0;  // Split sums meet in any order.
-    float sum = 0.0f;
-    for (int chain = 0; chain < m.chains; ++chain) {
-      float part = 0.0f;
-      for (int64_t at = chain; at < m.inputs; at += m.chains) {
-        const int64_t k = (at + first) % m.inputs;
-        part += widen(x[k]) * widen(w[k]);
-      }
-      sum += part;
-    }
-    const float old = m.beta == 0.0f ? 0.0f : m.beta * m.c[output + row * m.c_ld];
-    m.d[output + row * m.d_ld] = m.alpha * sum + old;
-  }
-}
-
-// Its first byte, how many it has, what it is called.
-struct Memory {
-  const void* data;
-  int64_t bytes;
-  const char* name;
-  uint32_t alignment;
-};
-
-int64_t SizeOf(const MatrixLayout& layout) {
-  return ((layout.cols - 1) * layout.ld + layout.rows) * BytesOf(layout.type);
-}
-
-bool Overlap(const Memory& one, const Memory& other) {
-  const char* const a = static_cast<const char*>(one.data);
-  const char* const b = static_cast<const char*>(other.data);
-  return a < b + other.bytes && b < a + one.bytes;
-}
-
-Result CheckMemory(const Memory& a, const Memory& b, const Memory& c, const Memory& d, const Memory& workspace) {
-  for (const Memory& memory : {a, b, d, c, workspace}) {
-    if (!IsDeviceMemoryOfFake(memory.data, memory.bytes)) {
-      return Violate(
-          absl::StrCat("a matmul with ", memory.name, " of ", memory.bytes, " bytes that are not the device's"));
-    }
-    if (reinterpret_cast<uintptr_t>(memory.data) % memory.alignment != 0) {
-      return Violate(absl::StrCat("a matmul with ", memory.name, " that is not aligned to ", memory.alignment));
-    }
-  }
-  for (const Memory& memory : {a, b, workspace}) {
-    if (Overlap(memory, d)) return Violate(absl::StrCat("a matmul that writes to its ", memory.name));
-  }
-  for (const Memory& memory : {a, b, c}) {
-    if (Overlap(memory, workspace)) return Violate(absl::StrCat("a matmul whose workspace is its ", memory.name));
-  }
-  return kSuccess;
-}
-
-Result Matmul(Context* context, MatmulDesc* desc, const void* alpha, const void* a, MatrixLayout* a_layout,
-              const void* b, MatrixLayout* b_layout, const void* beta, const void* c, MatrixLayout* c_layout, void* d,
-              MatrixLayout* d_layout, const Algorithm* algorithm, void* workspace, size_t workspace_bytes,
-              StreamHandle stream) {
-  const Operands of = {a_layout, b_layout, c_layout, d_layout};
-  if (const Result wrong = CheckOperands("a matmul", context, desc, of); wrong != kSuccess) return wrong;
-  if (const Result wrong = CheckAlgorithm("a matmul", *context, of, algorithm); wrong != kSuccess) return wrong;
-  if (algorithm->data[kSplits] == 0) return Violate("a matmul of an algorithm that does not pass the check");
-  if (c == d && c_layout->ld != d_layout->ld) return Violate("a matmul in place of two layouts");
-  FakeFaults faults;
-  int64_t number = 0;
-  {
-    Fake& fake = TheFake();
-    absl::MutexLock lock(&fake.mu);
-    faults = fake.faults;
-    number = fake.counts.matmuls++;
-  }
-  if (static_cast<int64_t>(workspace_bytes) < faults.workspace_bytes) {
-    return Violate(
-        absl::StrCat("a matmul with a workspace of ", workspace_bytes, " bytes, not ", faults.workspace_bytes));
-  }
-  const Result wrong =
-      CheckMemory({a, SizeOf(*a_layout), "weights", kVectorBytes}, {b, SizeOf(*b_layout), "inputs", kVectorBytes},
-                  {c, SizeOf(*c_layout), "addends", kVectorBytes}, {d, SizeOf(*d_layout), "sums", kVectorBytes},
-                  {workspace, static_cast<int64_t>(workspace_bytes), "workspace", kWorkspaceAlignment});
-  if (wrong != kSuccess) return wrong;
-  if (number == faults.no_memory_at) return kAllocFailed;
-  if (faults.fail_at >= 0 && number >= faults.fail_at) return kExecutionFailed;
-  Multiplication m = {};
-  m.a = static_cast<const uint16_t*>(a);
-  m.b = static_cast<const uint16_t*>(b);
-  m.c = static_cast<const float*>(c);
-  m.d = static_cast<float*>(d);
-  m.workspace = static_cast<char*>(workspace);
-  m.workspace_bytes = faults.workspace_bytes;
-  m.outputs = d_layout->rows, m.rows = d_layout->cols, m.inputs = a_layout->rows;
-  m.a_ld = a_layout->ld, m.b_ld = b_layout->ld, m.c_ld = c_layout->ld, m.d_ld = d_layout->ld;
-  m.slow_us = absl::ToInt64Microseconds(faults.slow);
-  m.alpha = *static_cast<const float*>(alpha);
-  m.beta = *static_cast<const float*>(beta);
-  m.chains = Chains(*algorithm);
-  m.splits = static_cast<int32_t>(algorithm->data[kSplits]);
-  m.is_half = a_layout->type == kFloat16 ? 1 : 0;
-  const int error =
-      emulation::Submit(stream, {1, 1, kThreads, 0}, "cublaslt_matmul", emulation::Bind(MultiplyKernel, m));
-  return error == 0 ? kSuccess : kExecutionFailed;
 }
 
 }  // namespace

@@ -137,16 +137,36 @@ TEST_F(LibraryProductsTest, OnlyManyRowsAreTheLibrarysInOneCallOrSeveral) {
   EXPECT_EQ(cublaslt::CountsOfFake().matmuls, 0);
   ASSERT_OK(Multiply(kEmulatedLibraryRows));
   EXPECT_EQ(cublaslt::CountsOfFake().matmuls, 1);
-  // More rows than a call has.
+  ASSERT_OK(stream_->Synchronize());
+  EXPECT_THAT(ViolationsOfFake(), IsEmpty());
+}
+
+// More rows than a call has: each with an input, an output and a gate of its own.
+TEST_F(LibraryProductsTest, ManyRowsAreSeveralCalls) {
   const int64_t rows = kMostLibraryRows + 1;
   x_ = *DeviceArray<float>::Create(*device_, rows * kInputs);
   y_ = *DeviceArray<float>::Create(*device_, rows * kOutputs);
-  ASSERT_OK(stream_->Zero(x_.data(), x_.size_in_bytes()));
-  ASSERT_OK(Multiply(rows));
-  EXPECT_EQ(cublaslt::CountsOfFake().matmuls, 3);
-  ASSERT_OK(stream_->Copy(host_.data(), y_.data() + kMostLibraryRows * kOutputs, kOutputs * 4));
+  const auto gate = *DeviceArray<float>::Create(*device_, rows * kOutputs);
+  const auto in = *DeviceArray<float>::Create(*device_, rows * kInputs, MemoryKind::kPinned);
+  host_ = *DeviceArray<float>::Create(*device_, rows * kOutputs, MemoryKind::kPinned);
+  for (int64_t i = 0; i < in.size(); ++i) in.data()[i] = static_cast<float>(i / kInputs % 2);
+  for (int64_t i = 0; i < host_.size(); ++i) host_.data()[i] = static_cast<float>(i / kOutputs);
+  ASSERT_OK(stream_->Copy(x_.data(), in.data(), in.size_in_bytes()));
+  ASSERT_OK(stream_->Copy(gate.data(), host_.data(), host_.size_in_bytes()));
+  Product product;
+  product.weight = &weight_;
+  product.x = x_.data();
+  product.gate = gate.data();
+  product.y = y_.data();
+  ASSERT_OK(device_->ops().products({rows, &product, 1}, *stream_));
+  EXPECT_EQ(cublaslt::CountsOfFake().matmuls, 2);
   ASSERT_OK(stream_->Synchronize());
-  for (int64_t o = 0; o < kOutputs; ++o) EXPECT_EQ(host_.data()[o], 0.5f) << o;
+  ASSERT_OK(stream_->Copy(host_.data(), y_.data(), host_.size_in_bytes()));
+  ASSERT_OK(stream_->Synchronize());
+  for (int64_t i = 0; i < host_.size(); i += kOutputs - 1) {
+    const int64_t row = i / kOutputs;
+    ASSERT_EQ(host_.data()[i], static_cast<float>(row % 2 * kInputs * row)) << "row " << row;
+  }
   EXPECT_THAT(ViolationsOfFake(), IsEmpty());
 }
 

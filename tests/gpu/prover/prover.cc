@@ -64,7 +64,8 @@ int main(int argc, char** argv) {
   absl::Status status;
   if (understood) status = rwkv::gpu::Run(arguments, understood);
   if (!understood) {
-    std::cerr << "usage: prover rates|probes|bits|graphs|layers|op_times|library|epochs|pair DEVICE ...: see tests/gpu/prover/prover.cc\n";
+    std::cerr << "usage: prover rates|probes|bits|graphs|layers|op_times|library|epochs|pair DEVICE ...: see "
+                 "tests/gpu/prover/prover.cc\n";
     return 2;
   }
   if (status.ok()) status = rwkv::gpu::CheckViolations(argv[2]);
