@@ -149,7 +149,7 @@ TEST_F(LibraryProductsTest, ManyRowsAreSeveralCalls) {
   const auto gate = *DeviceArray<float>::Create(*device_, rows * kOutputs);
   const auto in = *DeviceArray<float>::Create(*device_, rows * kInputs, MemoryKind::kPinned);
   host_ = *DeviceArray<float>::Create(*device_, rows * kOutputs, MemoryKind::kPinned);
-  for (int64_t i = 0; i < in.size(); ++i) in.data()[i] = static_cast<float>(i / kInputs % 2);
+  for (int64_t i = 0; i < in.size(); ++i) in.data()[i] = static_cast<float>(i / kInputs % 3);
   for (int64_t i = 0; i < host_.size(); ++i) host_.data()[i] = static_cast<float>(i / kOutputs);
   ASSERT_OK(stream_->Copy(x_.data(), in.data(), in.size_in_bytes()));
   ASSERT_OK(stream_->Copy(gate.data(), host_.data(), host_.size_in_bytes()));
@@ -165,7 +165,7 @@ TEST_F(LibraryProductsTest, ManyRowsAreSeveralCalls) {
   ASSERT_OK(stream_->Synchronize());
   for (int64_t i = 0; i < host_.size(); i += kOutputs - 1) {
     const int64_t row = i / kOutputs;
-    ASSERT_EQ(host_.data()[i], static_cast<float>(row % 2 * kInputs * row)) << "row " << row;
+    ASSERT_EQ(host_.data()[i], static_cast<float>(row % 3 * kInputs * row)) << "row " << row;
   }
   EXPECT_THAT(ViolationsOfFake(), IsEmpty());
 }
