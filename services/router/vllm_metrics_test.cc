@@ -7,7 +7,7 @@
 #include "gtest/gtest.h"
 #include "prometheus/text_serializer.h"
 #include "services/common/metrics.h"
-#include "services/router/turns/router_metrics.h"
+#include "services/router/core/router_metrics.h"
 #include "tests/testing/status_matchers.h"
 
 namespace rwkv::router {

@@ -5,7 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "services/common/grpc_status.h"
-#include "services/router/turns/call_kinds.h"
+#include "services/router/core/call_kinds.h"
 #include "services/worker/client/fake_worker.h"
 #include "tests/simulator/world.h"
 

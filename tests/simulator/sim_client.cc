@@ -8,7 +8,7 @@
 #include "services/common/grpc_status.h"
 #include "services/common/sampling/sampling_params.h"
 #include "services/common/tenant_ids.h"
-#include "services/router/turns/call_kinds.h"
+#include "services/router/core/call_kinds.h"
 #include "services/worker/client/fake_worker.h"
 #include "tests/simulator/world.h"
 

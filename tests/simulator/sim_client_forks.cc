@@ -9,7 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "services/common/grpc_status.h"
-#include "services/router/turns/call_kinds.h"
+#include "services/router/core/call_kinds.h"
 #include "tests/simulator/world.h"
 
 namespace rwkv::simulator {

@@ -16,9 +16,9 @@
 #include "absl/time/time.h"
 #include "kernels/base/status_macros.h"
 #include "services/common/grpc_status.h"
+#include "services/router/core/serving_model.h"
 #include "services/router/pipeline/fleet.h"
 #include "services/router/pipeline/lane_load.h"
-#include "services/router/turns/serving_model.h"
 
 namespace rwkv::router {
 namespace {

@@ -12,8 +12,8 @@
 #include "rwkv/v1/cluster.grpc.pb.h"
 #include "rwkv/v1/state_store.pb.h"
 #include "services/common/executor.h"
+#include "services/router/driver/turn_manager.h"
 #include "services/router/tenants/tenancy.h"
-#include "services/router/turns/turn_manager.h"
 
 namespace rwkv::router {
 

@@ -11,10 +11,10 @@
 #include "absl/time/time.h"
 #include "kernels/base/status_macros.h"
 #include "services/common/grpc_status.h"
+#include "services/router/core/serving_model.h"
+#include "services/router/core/turn_input.h"
 #include "services/router/rpc/pending_call.h"
 #include "services/router/rpc/stream_reactor.h"
-#include "services/router/turns/serving_model.h"
-#include "services/router/turns/turn_input.h"
 
 namespace rwkv::router {
 namespace {

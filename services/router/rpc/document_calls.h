@@ -8,10 +8,10 @@
 #include "absl/status/statusor.h"
 #include "rwkv/v1/generation.grpc.pb.h"
 #include "services/common/executor.h"
+#include "services/router/core/turn_trace.h"
+#include "services/router/driver/turn_manager.h"
 #include "services/router/rpc/uploads.h"
 #include "services/router/tenants/tenancy.h"
-#include "services/router/turns/turn_manager.h"
-#include "services/router/turns/turn_trace.h"
 
 namespace rwkv::router {
 

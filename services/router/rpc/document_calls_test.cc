@@ -15,10 +15,10 @@
 #include "rwkv/v1/generation.grpc.pb.h"
 #include "rwkv/v1/generation.pb.h"
 #include "services/common/grpc_status.h"
+#include "services/router/driver/turn_manager.h"
 #include "services/router/rpc/generation_service.h"
 #include "services/router/rpc/services_fixture.h"
 #include "services/router/testing/fake_cluster.h"
-#include "services/router/turns/turn_manager.h"
 #include "tests/testing/status_matchers.h"
 
 namespace rwkv::router {

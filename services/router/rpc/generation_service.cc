@@ -17,12 +17,12 @@
 #include "kernels/base/status_macros.h"
 #include "rwkv/v1/turn_spec.pb.h"
 #include "services/common/grpc_status.h"
+#include "services/router/core/serving_model.h"
+#include "services/router/core/turn_input.h"
 #include "services/router/rpc/pending_call.h"
 #include "services/router/rpc/stream_reactor.h"
 #include "services/router/rpc/turn_spans.h"
 #include "services/router/tenants/metered_stream.h"
-#include "services/router/turns/serving_model.h"
-#include "services/router/turns/turn_input.h"
 
 namespace rwkv::router {
 namespace {

@@ -8,11 +8,11 @@
 #include "rwkv/v1/generation.grpc.pb.h"
 #include "services/common/executor.h"
 #include "services/common/tracing/tracer.h"
+#include "services/router/driver/turn_manager.h"
 #include "services/router/rpc/document_calls.h"
 #include "services/router/rpc/uploads.h"
 #include "services/router/tenants/crowd.h"
 #include "services/router/tenants/tenancy.h"
-#include "services/router/turns/turn_manager.h"
 
 namespace rwkv::router {
 

@@ -22,8 +22,8 @@
 #include "services/checkpoint/session_state.h"
 #include "services/common/grpc_status.h"
 #include "services/common/logging.h"
-#include "services/router/turns/serving_model.h"
-#include "services/router/turns/turn_input.h"
+#include "services/router/core/serving_model.h"
+#include "services/router/core/turn_input.h"
 #include "services/state_store/client/crc32c.h"
 
 namespace rwkv::router {

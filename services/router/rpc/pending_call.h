@@ -3,7 +3,7 @@
 
 #include <atomic>
 
-#include "services/router/turns/turn_manager.h"
+#include "services/router/driver/turn_manager.h"
 
 namespace rwkv::router {
 

@@ -13,11 +13,11 @@
 #include "kernels/base/status_macros.h"
 #include "services/common/grpc_status.h"
 #include "services/common/tracing/trace_context.h"
+#include "services/router/core/serving_model.h"
+#include "services/router/core/turn_input.h"
 #include "services/router/rpc/import_call.h"
 #include "services/router/rpc/stream_reactor.h"
 #include "services/router/rpc/turn_spans.h"
-#include "services/router/turns/serving_model.h"
-#include "services/router/turns/turn_input.h"
 #include "services/tokenizer/stream_decoder.h"
 
 namespace rwkv::router {

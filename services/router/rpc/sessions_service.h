@@ -9,9 +9,9 @@
 #include "rwkv/v1/sessions.grpc.pb.h"
 #include "services/common/executor.h"
 #include "services/common/tracing/tracer.h"
+#include "services/router/driver/turn_manager.h"
 #include "services/router/rpc/uploads.h"
 #include "services/router/tenants/tenancy.h"
-#include "services/router/turns/turn_manager.h"
 #include "services/state_store/client/state_store_client.h"
 
 namespace rwkv::router {

@@ -13,7 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "services/common/grpc_status.h"
-#include "services/router/turns/response_stream.h"
+#include "services/router/core/response_stream.h"
 
 namespace rwkv::router {
 

@@ -8,7 +8,7 @@
 #include "grpcpp/server_context.h"
 #include "rwkv/v1/generation.pb.h"
 #include "services/common/tracing/tracer.h"
-#include "services/router/turns/turn_trace.h"
+#include "services/router/core/turn_trace.h"
 
 namespace rwkv::router {
 

@@ -11,9 +11,9 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/types/optional.h"
 #include "rwkv/v1/generation.pb.h"
+#include "services/router/core/response_stream.h"
 #include "services/router/tenants/crowd.h"
 #include "services/router/tenants/tenancy.h"
-#include "services/router/turns/response_stream.h"
 
 namespace rwkv::router {
 

@@ -10,7 +10,7 @@
 #include "services/common/grpc_status.h"
 #include "services/common/logging.h"
 #include "services/common/tenant_ids.h"
-#include "services/router/turns/turn_input.h"
+#include "services/router/core/turn_input.h"
 
 namespace rwkv::router {
 namespace {
