@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 #include "services/common/grpc_status.h"
+#include "services/common/logging.h"
 #include "services/common/tenant_ids.h"
 #include "services/state_store/catalog/branch_tree.h"
 #include "services/state_store/catalog/catalog_rows.h"
@@ -52,15 +53,17 @@ absl::StatusOr<std::unique_ptr<RowCatalog>> RowCatalog::Create(const Options& op
 
 absl::Status RowCatalog::Load() {
   CatalogCounts counts;
-  RWKV_RETURN_IF_ERROR(LoadSessions(&counts));
-  RWKV_ASSIGN_OR_RETURN(const int64_t branch_tokens, LoadBranches());
-  counts.tokens += branch_tokens;
+  RWKV_RETURN_IF_ERROR(AcceptDamage(LoadSessions(&counts)));
+  const absl::StatusOr<int64_t> branch_tokens = LoadBranches();
+  RWKV_RETURN_IF_ERROR(AcceptDamage(branch_tokens.status()));
+  counts.tokens += branch_tokens.value_or(0);
   {
     RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowReader> rows, rows_->Read());
-    RWKV_RETURN_IF_ERROR(rows->Scan("i", "j", [&](absl::string_view, absl::string_view) -> absl::StatusOr<bool> {
-      ++counts.snapshots;
-      return true;
-    }));
+    RWKV_RETURN_IF_ERROR(
+        AcceptDamage(rows->Scan("i", "j", [&](absl::string_view, absl::string_view) -> absl::StatusOr<bool> {
+          ++counts.snapshots;
+          return true;
+        })));
   }
   sessions_ = counts.sessions;
   snapshots_ = counts.snapshots;
@@ -69,6 +72,13 @@ absl::Status RowCatalog::Load() {
   Count(0, 0, 0, 0);
   std::vector<std::string> freed;
   return EvictPrefixes(INT64_MAX, &freed);  // Counts them.
+}
+
+absl::Status RowCatalog::AcceptDamage(const absl::Status& status) const {
+  if (!rows_->shared() || !absl::IsDataLoss(status)) return status;
+  common::LogError("catalog_damaged",
+                   {{"error", status}, {"then", "what does not need this row is served; counts are too low"}});
+  return absl::OkStatus();
 }
 
 absl::Status RowCatalog::LoadSessions(CatalogCounts* counts) {

@@ -91,6 +91,9 @@ class RowCatalog final : public Catalog {
   absl::Status Load();
   absl::Status LoadSessions(CatalogCounts* counts);
   absl::StatusOr<int64_t> LoadBranches();
+  // Of a row that cannot be counted. One that others share keeps nobody from serving the rest: there is no folder to
+  // repair, and each answer notices on its own what is damaged.
+  absl::Status AcceptDamage(const absl::Status& status) const;
   // A change of these sessions.
   absl::StatusOr<std::unique_ptr<RowTransaction>> Begin(const std::vector<std::string>& session_ids);
   // View::Session(), and if it is not there why that may be.

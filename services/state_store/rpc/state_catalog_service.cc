@@ -1,11 +1,14 @@
 #include "services/state_store/rpc/state_catalog_service.h"
 
 #include <algorithm>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "absl/types/optional.h"
 #include "kernels/base/status_macros.h"
@@ -45,6 +48,20 @@ enum Method : size_t {
   kPutUsage,
 };
 
+// The session that a request is about; empty: none, or several.
+template <typename Request>
+auto SessionOf(const Request& request, int) -> decltype(request.lease().session_id()) {
+  return request.lease().session_id();
+}
+template <typename Request>
+auto SessionOf(const Request& request, int) -> decltype(request.session_id()) {
+  return request.session_id();
+}
+template <typename Request>
+std::string SessionOf(const Request&, long) {  // NOLINT(google-runtime-int): what fits second best.
+  return "";
+}
+
 }  // namespace
 
 StateCatalogService::StateCatalogService(const Identity& identity, StateStore* store, common::Metrics* metrics)
@@ -59,17 +76,22 @@ StateCatalogService::StateCatalogService(const Identity& identity, StateStore* s
                                        common::Metrics::CountBuckets())) {}
 
 grpc::Status StateCatalogService::Answer(const grpc::ServerContext& context, size_t method,
-                                         absl::FunctionRef<absl::Status()> handle) const {
+                                         absl::string_view session_id, absl::FunctionRef<absl::Status()> handle) const {
   return metrics_.Answer(method, [&]() -> absl::Status {
     // A process that was stopped finds calls that were given up long ago, and have perhaps been made at another store.
     if (context.IsCancelled()) return absl::CancelledError("the caller has gone");
-    return handle();
+    const absl::Status status = handle();
+    // Rows of logs and states are named by numbers, which say nothing to who asked.
+    if (!absl::IsDataLoss(status) || session_id.empty() || absl::StrContains(status.message(), session_id)) {
+      return status;
+    }
+    return absl::DataLossError(absl::StrCat("session ", session_id, ": ", status.message()));
   });
 }
 
 grpc::Status StateCatalogService::Describe(grpc::ServerContext* context, const v1::StateCatalogDescribeRequest* request,
                                            v1::StateCatalogDescribeResponse* response) {
-  return Answer(*context, kDescribe, [&]() -> absl::Status {
+  return Answer(*context, kDescribe, SessionOf(*request, 0), [&]() -> absl::Status {
     response->set_name(identity_.name);
     response->set_pid(identity_.pid);
     response->set_metrics_address(identity_.metrics_address);
@@ -79,7 +101,7 @@ grpc::Status StateCatalogService::Describe(grpc::ServerContext* context, const v
 
 grpc::Status StateCatalogService::CreateSession(grpc::ServerContext* context, const v1::CreateSessionRequest* request,
                                                 v1::CreateSessionResponse* response) {
-  return Answer(*context, kCreateSession, [&]() -> absl::Status {
+  return Answer(*context, kCreateSession, SessionOf(*request, 0), [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     RWKV_ASSIGN_OR_RETURN(*response->mutable_session(),
                           store_->CreateSession(request->session_id(), request->initial_state()));
@@ -89,7 +111,7 @@ grpc::Status StateCatalogService::CreateSession(grpc::ServerContext* context, co
 
 grpc::Status StateCatalogService::ImportSession(grpc::ServerContext* context, const v1::ImportSessionRequest* request,
                                                 v1::ImportSessionResponse* response) {
-  return Answer(*context, kImportSession, [&]() -> absl::Status {
+  return Answer(*context, kImportSession, SessionOf(*request, 0), [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     NewImport import;
     import.initial_state = request->initial_state();
@@ -103,7 +125,7 @@ grpc::Status StateCatalogService::ImportSession(grpc::ServerContext* context, co
 
 grpc::Status StateCatalogService::GetSession(grpc::ServerContext* context, const v1::GetSessionRequest* request,
                                              v1::GetSessionResponse* response) {
-  return Answer(*context, kGetSession, [&]() -> absl::Status {
+  return Answer(*context, kGetSession, SessionOf(*request, 0), [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     RWKV_ASSIGN_OR_RETURN(*response->mutable_session(), store_->catalog().GetSession(request->session_id()));
     return absl::OkStatus();
@@ -112,7 +134,7 @@ grpc::Status StateCatalogService::GetSession(grpc::ServerContext* context, const
 
 grpc::Status StateCatalogService::ListSessions(grpc::ServerContext* context, const v1::ListSessionsRequest* request,
                                                v1::ListSessionsResponse* response) {
-  return Answer(*context, kListSessions, [&]() -> absl::Status {
+  return Answer(*context, kListSessions, SessionOf(*request, 0), [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     const int page_size = request->page_size() == 0 ? kDefaultPageSize : static_cast<int>(request->page_size());
     RWKV_ASSIGN_OR_RETURN(SessionPage page, store_->catalog().ListSessions(page_size, request->page_token()));
@@ -124,7 +146,7 @@ grpc::Status StateCatalogService::ListSessions(grpc::ServerContext* context, con
 
 grpc::Status StateCatalogService::ForkSession(grpc::ServerContext* context, const v1::ForkSessionRequest* request,
                                               v1::ForkSessionResponse* response) {
-  return Answer(*context, kForkSession, [&]() -> absl::Status {
+  return Answer(*context, kForkSession, SessionOf(*request, 0), [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     const absl::optional<uint64_t> position =
         request->has_position() ? absl::make_optional(request->position()) : absl::nullopt;
@@ -136,7 +158,7 @@ grpc::Status StateCatalogService::ForkSession(grpc::ServerContext* context, cons
 
 grpc::Status StateCatalogService::RewindSession(grpc::ServerContext* context, const v1::RewindSessionRequest* request,
                                                 v1::RewindSessionResponse* response) {
-  return Answer(*context, kRewindSession, [&]() -> absl::Status {
+  return Answer(*context, kRewindSession, SessionOf(*request, 0), [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     RWKV_ASSIGN_OR_RETURN(*response->mutable_session(),
                           store_->RewindSession(request->lease(), request->position(), request->log_branch()));
@@ -146,7 +168,7 @@ grpc::Status StateCatalogService::RewindSession(grpc::ServerContext* context, co
 
 grpc::Status StateCatalogService::DeleteSession(grpc::ServerContext* context, const v1::DeleteSessionRequest* request,
                                                 v1::DeleteSessionResponse* response) {
-  return Answer(*context, kDeleteSession, [&]() -> absl::Status {
+  return Answer(*context, kDeleteSession, SessionOf(*request, 0), [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     return store_->DeleteSession(request->lease());
   });
@@ -154,7 +176,7 @@ grpc::Status StateCatalogService::DeleteSession(grpc::ServerContext* context, co
 
 grpc::Status StateCatalogService::AcquireLease(grpc::ServerContext* context, const v1::AcquireLeaseRequest* request,
                                                v1::AcquireLeaseResponse* response) {
-  return Answer(*context, kAcquireLease, [&]() -> absl::Status {
+  return Answer(*context, kAcquireLease, SessionOf(*request, 0), [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     RWKV_ASSIGN_OR_RETURN(const absl::Duration ttl, ValidateTtl("ttl", request->has_ttl(), request->ttl()));
     RWKV_ASSIGN_OR_RETURN(LeaseGrant grant, store_->catalog().AcquireLease(request->session_id(), request->holder(),
@@ -168,7 +190,7 @@ grpc::Status StateCatalogService::AcquireLease(grpc::ServerContext* context, con
 
 grpc::Status StateCatalogService::RenewLeases(grpc::ServerContext* context, const v1::RenewLeasesRequest* request,
                                               v1::RenewLeasesResponse* response) {
-  return Answer(*context, kRenewLeases, [&]() -> absl::Status {
+  return Answer(*context, kRenewLeases, SessionOf(*request, 0), [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     RWKV_ASSIGN_OR_RETURN(const absl::Duration ttl, ValidateTtl("ttl", request->has_ttl(), request->ttl()));
     const std::vector<v1::Lease> leases(request->leases().begin(), request->leases().end());
@@ -180,7 +202,7 @@ grpc::Status StateCatalogService::RenewLeases(grpc::ServerContext* context, cons
 
 grpc::Status StateCatalogService::ReleaseLease(grpc::ServerContext* context, const v1::ReleaseLeaseRequest* request,
                                                v1::ReleaseLeaseResponse* response) {
-  return Answer(*context, kReleaseLease, [&]() -> absl::Status {
+  return Answer(*context, kReleaseLease, SessionOf(*request, 0), [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     return store_->catalog().ReleaseLease(request->lease());
   });
@@ -188,7 +210,7 @@ grpc::Status StateCatalogService::ReleaseLease(grpc::ServerContext* context, con
 
 grpc::Status StateCatalogService::BeginTurn(grpc::ServerContext* context, const v1::BeginTurnRequest* request,
                                             v1::BeginTurnResponse* response) {
-  return Answer(*context, kBeginTurn, [&]() -> absl::Status {
+  return Answer(*context, kBeginTurn, SessionOf(*request, 0), [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     NewTurn turn;
     turn.request_id = request->request_id();
@@ -205,7 +227,7 @@ grpc::Status StateCatalogService::BeginTurn(grpc::ServerContext* context, const 
 
 grpc::Status StateCatalogService::AppendTokens(grpc::ServerContext* context, const v1::AppendTokensRequest* request,
                                                v1::AppendTokensResponse* response) {
-  return Answer(*context, kAppendTokens, [&]() -> absl::Status {
+  return Answer(*context, kAppendTokens, SessionOf(*request, 0), [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     std::vector<absl::Status> statuses;
     std::vector<const v1::AppendItem*> items;
@@ -231,7 +253,7 @@ grpc::Status StateCatalogService::AppendTokens(grpc::ServerContext* context, con
 
 grpc::Status StateCatalogService::FindTurn(grpc::ServerContext* context, const v1::FindTurnRequest* request,
                                            v1::FindTurnResponse* response) {
-  return Answer(*context, kFindTurn, [&]() -> absl::Status {
+  return Answer(*context, kFindTurn, SessionOf(*request, 0), [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     RWKV_ASSIGN_OR_RETURN(absl::optional<v1::Turn> turn,
                           store_->catalog().FindTurn(request->session_id(), request->request_id()));
@@ -242,7 +264,7 @@ grpc::Status StateCatalogService::FindTurn(grpc::ServerContext* context, const v
 
 grpc::Status StateCatalogService::ReadTokens(grpc::ServerContext* context, const v1::ReadTokensRequest* request,
                                              grpc::ServerWriter<v1::ReadTokensResponse>* writer) {
-  return Answer(*context, kReadTokens, [&]() -> absl::Status {
+  return Answer(*context, kReadTokens, SessionOf(*request, 0), [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     // At least one page, so that an empty range of no session, or beyond the log, is an error too.
     std::string log_branch;
@@ -271,7 +293,7 @@ grpc::Status StateCatalogService::ReadTokens(grpc::ServerContext* context, const
 
 grpc::Status StateCatalogService::CommitSnapshot(grpc::ServerContext* context, const v1::CommitSnapshotRequest* request,
                                                  v1::CommitSnapshotResponse* response) {
-  return Answer(*context, kCommitSnapshot, [&]() -> absl::Status {
+  return Answer(*context, kCommitSnapshot, SessionOf(*request, 0), [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     return store_->CommitSnapshot(request->lease(), request->log_branch(), request->manifest());
   });
@@ -279,7 +301,7 @@ grpc::Status StateCatalogService::CommitSnapshot(grpc::ServerContext* context, c
 
 grpc::Status StateCatalogService::FindSnapshot(grpc::ServerContext* context, const v1::FindSnapshotRequest* request,
                                                v1::FindSnapshotResponse* response) {
-  return Answer(*context, kFindSnapshot, [&]() -> absl::Status {
+  return Answer(*context, kFindSnapshot, SessionOf(*request, 0), [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     RWKV_ASSIGN_OR_RETURN(
         absl::optional<v1::SnapshotManifest> manifest,
@@ -291,7 +313,7 @@ grpc::Status StateCatalogService::FindSnapshot(grpc::ServerContext* context, con
 
 grpc::Status StateCatalogService::DropSnapshot(grpc::ServerContext* context, const v1::DropSnapshotRequest* request,
                                                v1::DropSnapshotResponse* response) {
-  return Answer(*context, kDropSnapshot, [&]() -> absl::Status {
+  return Answer(*context, kDropSnapshot, SessionOf(*request, 0), [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     if (request->session_id().empty()) return store_->DropUncommitted(request->snapshot_id());
     return store_->DropSnapshot(request->session_id(), request->snapshot_id(), request->reason()).status();
@@ -300,7 +322,7 @@ grpc::Status StateCatalogService::DropSnapshot(grpc::ServerContext* context, con
 
 grpc::Status StateCatalogService::FindPrefix(grpc::ServerContext* context, const v1::FindPrefixRequest* request,
                                              v1::FindPrefixResponse* response) {
-  return Answer(*context, kFindPrefix, [&]() -> absl::Status {
+  return Answer(*context, kFindPrefix, SessionOf(*request, 0), [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     RWKV_ASSIGN_OR_RETURN(absl::optional<v1::SnapshotManifest> found,
                           store_->FindPrefix(request->scope(), request->token_ids()));
@@ -311,7 +333,7 @@ grpc::Status StateCatalogService::FindPrefix(grpc::ServerContext* context, const
 
 grpc::Status StateCatalogService::PutPrefix(grpc::ServerContext* context, const v1::PutPrefixRequest* request,
                                             v1::PutPrefixResponse* response) {
-  return Answer(*context, kPutPrefix, [&]() -> absl::Status {
+  return Answer(*context, kPutPrefix, SessionOf(*request, 0), [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     RWKV_ASSIGN_OR_RETURN(const bool added,
                           store_->PutPrefix({request->scope(), request->token_ids(), request->manifest()}));
@@ -322,7 +344,7 @@ grpc::Status StateCatalogService::PutPrefix(grpc::ServerContext* context, const 
 
 grpc::Status StateCatalogService::DropPrefix(grpc::ServerContext* context, const v1::DropPrefixRequest* request,
                                              v1::DropPrefixResponse* response) {
-  return Answer(*context, kDropPrefix, [&]() -> absl::Status {
+  return Answer(*context, kDropPrefix, SessionOf(*request, 0), [&]() -> absl::Status {
     RWKV_RETURN_IF_ERROR(Validate(*request));
     return store_->DropPrefix(request->snapshot_id(), request->reason());
   });

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "absl/functional/function_ref.h"
+#include "absl/strings/string_view.h"
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/status.h"
 #include "grpcpp/support/sync_stream.h"
@@ -76,8 +77,8 @@ class StateCatalogService final : public v1::StateCatalog::Service {
                         v1::PutUsageResponse* response) override;
 
  private:
-  // Nothing is done for a caller that has gone.
-  grpc::Status Answer(const grpc::ServerContext& context, size_t method,
+  // Nothing is done for a caller that has gone. Who asked about one session is told so when something of it is lost.
+  grpc::Status Answer(const grpc::ServerContext& context, size_t method, absl::string_view session_id,
                       absl::FunctionRef<absl::Status()> handle) const;
 
   const Identity identity_;
