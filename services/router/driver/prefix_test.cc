@@ -312,6 +312,8 @@ TEST(PrefixTest, AWorkerThatDiesWhileAStateIsCopiedIsAMissAndNoError) {
   const FakeCluster::Answer first = cluster.Finish(call);
   ASSERT_THAT(first.status, IsOk());
   EXPECT_THAT(first.tokens, ElementsAreArray(FakeModel::Greedy(Input(2), 5, kVocabulary)));
+  // The first may have had all its tokens before, and waited for no other lane.
+  ASSERT_TRUE(WaitUntil([&] { return !cluster.router().Lanes(absl::Now() + kTestLimit).empty(); }));
   const FakeCluster::Answer answer = cluster.Generate(Marked(3));
   ASSERT_THAT(answer.status, IsOk());
   EXPECT_EQ(answer.finish.reused_tokens(), 0);
