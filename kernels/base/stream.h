@@ -53,6 +53,13 @@ class Stream {
   // Whether it is worth while to make many steps alike.
   virtual bool Repeats() const { return false; }
 
+  // Calls work(i, thread) once for each of [0, count), on the host and at once, `thread` in [0, host_threads()); returns
+  // when all are done. A device that computes on the host lends the threads that have nothing else to do meanwhile.
+  virtual void RunOnHost(int64_t count, absl::FunctionRef<void(int64_t, int)> work) {
+    for (int64_t i = 0; i < count; ++i) work(i, 0);
+  }
+  virtual int host_threads() const { return 1; }
+
   // What other libraries of the same device call this stream (a cudaStream_t). Null: nothing.
   virtual void* handle() const { return nullptr; }
 };

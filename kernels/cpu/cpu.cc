@@ -4,6 +4,7 @@
 #include <array>
 #include <utility>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/api/op_table.h"
@@ -11,6 +12,7 @@
 #include "kernels/base/buffer.h"
 #include "kernels/base/host_device.h"
 #include "kernels/base/status_macros.h"
+#include "kernels/cpu/flush_subnormals.h"
 #include "kernels/cpu/kernel_set.h"
 #include "kernels/cpu/pack_columns.h"
 #include "kernels/cpu/processors.h"
@@ -37,6 +39,14 @@ class CpuStream final : public HostStream {
   const KernelSet& kernels() const { return kernels_; }
   bool rounds_inputs() const { return rounds_inputs_; }
   int threads() const { return team_->threads(); }
+
+  void RunOnHost(int64_t count, absl::FunctionRef<void(int64_t, int)> work) override {
+    team_->Run(count, [&](int64_t part, int thread) {
+      const ScopedFlushSubnormals keep(/*flush=*/false);
+      work(part, thread);
+    });
+  }
+  int host_threads() const override { return threads(); }
 
   // As ThreadTeam::Run.
   template <typename Work>

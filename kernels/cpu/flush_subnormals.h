@@ -8,14 +8,16 @@
 
 namespace rwkv::kernels::cpu {
 
-// For this thread, while it lives.
+// For this thread, while it lives; with `flush` false the opposite, for what is not an operation.
 class ScopedFlushSubnormals {
  public:
 #if defined(__x86_64__)
-  ScopedFlushSubnormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | _MM_FLUSH_ZERO_ON); }
+  explicit ScopedFlushSubnormals(bool flush = true) : before_(_mm_getcsr()) {
+    _mm_setcsr(flush ? before_ | _MM_FLUSH_ZERO_ON : before_ & ~static_cast<unsigned int>(_MM_FLUSH_ZERO_MASK));
+  }
   ~ScopedFlushSubnormals() { _mm_setcsr(before_); }
 #else
-  ScopedFlushSubnormals() {}
+  explicit ScopedFlushSubnormals(bool /*flush*/ = true) {}
 #endif
   ScopedFlushSubnormals(const ScopedFlushSubnormals&) = delete;
   ScopedFlushSubnormals& operator=(const ScopedFlushSubnormals&) = delete;

@@ -51,8 +51,7 @@ StageEngine::StageEngine(Options options, std::unique_ptr<kernels::Device> devic
       width_(model_->weights().config().width),
       v_first_width_(model_->v_first_width()),
       vocab_size_(model_->weights().config().vocab_size),
-      slots_(LimitsOf(options_, *model_)),
-      answers_(width_, vocab_size_, model_->state_layout()) {}
+      slots_(LimitsOf(options_, *model_)) {}
 
 // Memory must live until the stream has passed what uses it.
 StageEngine::~StageEngine() {
@@ -61,6 +60,7 @@ StageEngine::~StageEngine() {
 
 absl::Status StageEngine::Allocate(TunedStates tuned_states) {
   RWKV_ASSIGN_OR_RETURN(stream_, device_->NewStream());
+  answers_ = std::make_unique<StepAnswers>(width_, vocab_size_, model_->state_layout(), stream_->host_threads());
   if (stream_->Repeats()) repeating_ = dynamic_cast<kernels::RepeatingStream*>(stream_.get());
   RWKV_ASSIGN_OR_RETURN(pool_, StatePool::Create(*device_, *model_, options_.slots));
   copies_ = std::make_shared<StateCopies>(*device_, model_->state_layout(), model_->weights().layers());

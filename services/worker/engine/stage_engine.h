@@ -135,6 +135,14 @@ class StageEngine {
     EntryNumbers numbers;
     std::shared_ptr<Turn> turn;
   };
+  // An active entry that is being answered.
+  struct Answering {
+    const v1::StepEntry* entry;
+    const ActiveEntry* active;
+    v1::EntryResult* result;
+    bool is_number;
+    std::vector<v1::LogitsRows> logits;
+  };
   // A pending step, and the pinned memory of one.
   struct Place {
     v1::Step step;
@@ -193,7 +201,8 @@ class StageEngine {
   std::map<std::string, kernels::DeviceArray<float>> tuned_states_;  // Pinned: [layers, the matrix's size].
   std::shared_ptr<StateCopies> copies_;
   SlotTable slots_;
-  StepAnswers answers_;
+  std::unique_ptr<StepAnswers> answers_;
+  std::vector<Answering> answering_;            // Of AnswerAll().
   uint64_t last_step_ = 0;                      // Enqueued.
   uint64_t finished_step_ = 0;                  // <= last_step_
   int64_t told_failures_ = 0;                   // Of the stream's repeated().

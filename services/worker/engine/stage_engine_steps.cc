@@ -184,7 +184,7 @@ absl::Status StageEngine::EnqueueDraws(Place& place) {
 absl::Status StageEngine::EnqueueMatrices(Place& place) {
   const auto is_asked = [this, &place](const ActiveEntry& active) {
     const v1::StepEntry& entry = place.step.entries(active.entry);
-    return entry.wkv_state() && answers_.CheckMatrix(entry.slot()).ok();
+    return entry.wkv_state() && answers_->CheckMatrix(entry.slot()).ok();
   };
   const int64_t count = std::count_if(place.active.begin(), place.active.end(), is_asked);
   if (count == 0) return absl::OkStatus();
@@ -232,6 +232,7 @@ absl::StatusOr<StepOutput> StageEngine::Finish() {
 void StageEngine::AnswerAll(Place& place, StepOutput& output) {
   const v1::Step& step = place.step;
   output.result.set_step_id(step.step_id());
+  answering_.clear();
   size_t next_active = 0;
   size_t next_refused = 0;
   for (int i = 0; i < step.entries_size(); ++i) {
@@ -246,9 +247,16 @@ void StageEngine::AnswerAll(Place& place, StepOutput& output) {
     }
     const ActiveEntry& active = place.active[next_active++];
     if (entry.sample()) --active.turn->pending_draws;
-    if (!answers_.Answer(step.step_id(), entry, active.numbers, *active.turn, output.logits, result)) {
-      output.refused_here.push_back(RefusalCause::kNumeric);
-    }
+    answering_.push_back({&entry, &active, &result, true, {}});
+  }
+  stream_->RunOnHost(static_cast<int64_t>(answering_.size()), [&](int64_t i, int thread) {
+    Answering& one = answering_[i];
+    one.is_number = answers_->Answer(step.step_id(), *one.entry, one.active->numbers, *one.active->turn, thread,
+                                     one.logits, *one.result);
+  });
+  for (Answering& one : answering_) {
+    if (!one.is_number) output.refused_here.push_back(RefusalCause::kNumeric);
+    std::move(one.logits.begin(), one.logits.end(), std::back_inserter(output.logits));
   }
 }
 

@@ -1,7 +1,7 @@
 #include "services/worker/engine/step_answers.h"
 
 #include <algorithm>
-#include <limits>
+#include <cmath>
 #include <utility>
 
 #include "absl/status/statusor.h"
@@ -12,6 +12,7 @@
 #include "kernels/base/status_macros.h"
 #include "services/common/grpc_status.h"
 #include "services/worker/engine/device_draws.h"
+#include "services/worker/sampler/row_math.h"
 
 namespace rwkv::worker {
 namespace {
@@ -26,14 +27,10 @@ absl::Status NotFinite(const v1::StepEntry& entry, int64_t row) {
 
 }  // namespace
 
-bool IsBroken(const float* logits, int64_t count) {
-  bool broken = false;
-  for (int64_t i = 0; i < count; ++i) broken |= !(logits[i] < std::numeric_limits<float>::infinity());
-  return broken;
-}
+bool IsBroken(const float* logits, int64_t count) { return std::isnan(MaxLogit(logits, static_cast<size_t>(count))); }
 
-StepAnswers::StepAnswers(int64_t width, int64_t vocab_size, const StateLayout& layout)
-    : width_(width), vocab_size_(vocab_size), layout_(layout) {}
+StepAnswers::StepAnswers(int64_t width, int64_t vocab_size, const StateLayout& layout, int threads)
+    : width_(width), vocab_size_(vocab_size), layout_(layout), samplers_(static_cast<size_t>(threads)) {}
 
 bool StepAnswers::OnlyDraws(const v1::StepEntry& entry) {
   return entry.sample() && !entry.logits() && entry.score_token_ids_size() == 0;
@@ -64,8 +61,8 @@ absl::Status StepAnswers::CheckMatrix(int slot) const {
 }
 
 bool StepAnswers::Answer(uint64_t step_id, const v1::StepEntry& entry, const EntryNumbers& numbers, Turn& turn,
-                         std::vector<v1::LogitsRows>& logits, v1::EntryResult& result) {
-  const absl::Status status = Fill(step_id, entry, numbers, turn, logits, result);
+                         int thread, std::vector<v1::LogitsRows>& logits, v1::EntryResult& result) {
+  const absl::Status status = Fill(step_id, entry, numbers, turn, thread, logits, result);
   *result.mutable_status() = common::ToStatusProto(status);
   if (status.ok()) return true;
   result.clear_token_id();
@@ -78,7 +75,7 @@ bool StepAnswers::Answer(uint64_t step_id, const v1::StepEntry& entry, const Ent
 }
 
 absl::Status StepAnswers::Fill(uint64_t step_id, const v1::StepEntry& entry, const EntryNumbers& numbers, Turn& turn,
-                               std::vector<v1::LogitsRows>& logits, v1::EntryResult& result) {
+                               int thread, std::vector<v1::LogitsRows>& logits, v1::EntryResult& result) {
   const auto row_at = [this, &numbers](int64_t row) {
     return numbers.logits + (row - numbers.logit_row_begin) * vocab_size_;
   };
@@ -92,7 +89,7 @@ absl::Status StepAnswers::Fill(uint64_t step_id, const v1::StepEntry& entry, con
     result.add_scores(logprob);
   }
   if (entry.sample()) {
-    RWKV_ASSIGN_OR_RETURN(const SampledToken sampled, Draw(entry, numbers, turn));
+    RWKV_ASSIGN_OR_RETURN(const SampledToken sampled, Draw(entry, numbers, turn, thread));
     result.set_token_id(sampled.token);
     result.set_logprob(sampled.logprob);
     for (const LogprobOf& top : sampled.top_logprobs) {
@@ -122,12 +119,13 @@ absl::Status StepAnswers::Fill(uint64_t step_id, const v1::StepEntry& entry, con
   return absl::OkStatus();
 }
 
-absl::StatusOr<SampledToken> StepAnswers::Draw(const v1::StepEntry& entry, const EntryNumbers& numbers, Turn& turn) {
+absl::StatusOr<SampledToken> StepAnswers::Draw(const v1::StepEntry& entry, const EntryNumbers& numbers, Turn& turn,
+                                               int thread) {
   const int64_t count = entry.token_ids_size();
   if (numbers.drawn == nullptr) {
     const float* const row = numbers.logits + (count - 1 - numbers.logit_row_begin) * vocab_size_;
-    return sampler_.Sample(absl::MakeConstSpan(row, vocab_size_), turn.sampling, entry.expected_position() + count,
-                           turn.penalties);
+    return samplers_[thread].Sample(absl::MakeConstSpan(row, vocab_size_), turn.sampling,
+                                    entry.expected_position() + count, turn.penalties);
   }
   if (numbers.drawn->status == kernels::SampleStatus::kNotFinite) return NotFinite(entry, count - 1);
   RWKV_ASSIGN_OR_RETURN(SampledToken sampled, ToSampledToken(*numbers.drawn));

@@ -25,11 +25,11 @@ struct EntryNumbers {
   const float* matrix = nullptr;                 // Its matrix state; null: not asked, or CheckMatrix() says no.
 };
 
-// One thread at a time.
+// Entries of one step may be answered side by side, each by another thread.
 class StepAnswers {
  public:
   // `layout` lives on.
-  StepAnswers(int64_t width, int64_t vocab_size, const StateLayout& layout);
+  StepAnswers(int64_t width, int64_t vocab_size, const StateLayout& layout, int threads);
 
   // Whether all that the entry needs of logits is what may be drawn from the last row.
   static bool OnlyDraws(const v1::StepEntry& entry);
@@ -40,13 +40,13 @@ class StepAnswers {
   absl::Status CheckMatrix(int slot) const;
 
   // Fills the entry's values and status; on an error it has no values. Rows of logits come apart. False: the numbers
-  // are none.
-  bool Answer(uint64_t step_id, const v1::StepEntry& entry, const EntryNumbers& numbers, Turn& turn,
+  // are none. `thread` in [0, threads): what it computes with is its own.
+  bool Answer(uint64_t step_id, const v1::StepEntry& entry, const EntryNumbers& numbers, Turn& turn, int thread,
               std::vector<v1::LogitsRows>& logits, v1::EntryResult& result);
 
  private:
-  absl::StatusOr<SampledToken> Draw(const v1::StepEntry& entry, const EntryNumbers& numbers, Turn& turn);
-  absl::Status Fill(uint64_t step_id, const v1::StepEntry& entry, const EntryNumbers& numbers, Turn& turn,
+  absl::StatusOr<SampledToken> Draw(const v1::StepEntry& entry, const EntryNumbers& numbers, Turn& turn, int thread);
+  absl::Status Fill(uint64_t step_id, const v1::StepEntry& entry, const EntryNumbers& numbers, Turn& turn, int thread,
                     std::vector<v1::LogitsRows>& logits, v1::EntryResult& result);
   absl::Status FillHidden(const v1::StepEntry& entry, const EntryNumbers& numbers, Turn& turn,
                           v1::EntryResult& result) const;
@@ -54,7 +54,7 @@ class StepAnswers {
   const int64_t width_;
   const int64_t vocab_size_;
   const StateLayout& layout_;
-  Sampler sampler_;
+  std::vector<Sampler> samplers_;  // One a thread.
 };
 
 // NaN or +inf: no distribution. (-inf is a token that cannot be drawn.)

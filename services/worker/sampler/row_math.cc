@@ -8,9 +8,9 @@
 namespace rwkv::worker {
 namespace {
 
-constexpr size_t kLanes = 8;
+constexpr size_t kLanes = 16;
 
-// Each body is compiled twice below: once as it is, once for AVX2 (without FMA, whose bits would differ).
+// Each body is compiled three times below: as it is, for AVX2 and for AVX-512, never with FMA, whose bits would differ.
 #define RWKV_BODY inline __attribute__((always_inline))
 
 RWKV_BODY float MaxLogitBody(const float* logits, size_t n) {
@@ -62,49 +62,53 @@ RWKV_BODY uint64_t SumFixedPointExpBody(const float* logits, size_t n, double ma
   return sum;
 }
 
+#define RWKV_PASSES(width, name, attributes)                                                            \
+  struct width {                                                                                        \
+    attributes static float Max(const float* logits, size_t n) { return MaxLogitBody(logits, n); }      \
+    attributes static uint64_t Sum(const float* logits, size_t n, double max, int bits) {               \
+      return SumFixedPointExpBody(logits, n, max, bits);                                                \
+    }                                                                                                   \
+    attributes static void Exp(const float* logits, size_t n, double max, double temperature, int bits, \
+                               uint64_t* weights) {                                                     \
+      FixedPointExpBody(logits, n, max, temperature, bits, weights);                                    \
+    }                                                                                                   \
+    static constexpr RowPasses kPasses = {name, Max, Sum, Exp};                                         \
+  }
+
+RWKV_PASSES(Plain, "plain", );
+#if defined(__x86_64__)
+RWKV_PASSES(Avx2, "avx2", __attribute__((target("avx2"))));
+RWKV_PASSES(Avx512, "avx512", __attribute__((target("avx512f,avx512dq,avx512vl"))));
+#endif
+#undef RWKV_PASSES
 #undef RWKV_BODY
 
-#if defined(__x86_64__)
-#define RWKV_AVX2 __attribute__((target("avx2")))
-
-RWKV_AVX2 float MaxLogitAvx2(const float* logits, size_t n) { return MaxLogitBody(logits, n); }
-RWKV_AVX2 uint64_t SumFixedPointExpAvx2(const float* logits, size_t n, double max, int bits) {
-  return SumFixedPointExpBody(logits, n, max, bits);
+const RowPasses& Widest() {
+  static const RowPasses widest = RowPassesHere().back();
+  return widest;
 }
-RWKV_AVX2 void FixedPointExpAvx2(const float* logits, size_t n, double max, double temperature, int bits,
-                                 uint64_t* weights) {
-  FixedPointExpBody(logits, n, max, temperature, bits, weights);
-}
-
-#undef RWKV_AVX2
-
-bool HasAvx2() {
-  static const bool has = __builtin_cpu_supports("avx2");
-  return has;
-}
-#endif
 
 }  // namespace
 
-float MaxLogit(const float* logits, size_t n) {
+std::vector<RowPasses> RowPassesHere() {
+  std::vector<RowPasses> passes = {Plain::kPasses};
 #if defined(__x86_64__)
-  if (HasAvx2()) return MaxLogitAvx2(logits, n);
+  if (__builtin_cpu_supports("avx2")) passes.push_back(Avx2::kPasses);
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    passes.push_back(Avx512::kPasses);
+  }
 #endif
-  return MaxLogitBody(logits, n);
+  return passes;
 }
 
+float MaxLogit(const float* logits, size_t n) { return Widest().max_logit(logits, n); }
+
 uint64_t SumFixedPointExp(const float* logits, size_t n, double max, int bits) {
-#if defined(__x86_64__)
-  if (HasAvx2()) return SumFixedPointExpAvx2(logits, n, max, bits);
-#endif
-  return SumFixedPointExpBody(logits, n, max, bits);
+  return Widest().sum_fixed_point_exp(logits, n, max, bits);
 }
 
 void FixedPointExp(const float* logits, size_t n, double max, double temperature, int bits, uint64_t* weights) {
-#if defined(__x86_64__)
-  if (HasAvx2()) return FixedPointExpAvx2(logits, n, max, temperature, bits, weights);
-#endif
-  FixedPointExpBody(logits, n, max, temperature, bits, weights);
+  Widest().fixed_point_exp(logits, n, max, temperature, bits, weights);
 }
 
 }  // namespace rwkv::worker

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace rwkv::worker {
 
@@ -15,5 +16,16 @@ uint64_t SumFixedPointExp(const float* logits, size_t n, double max, int bits);
 
 // weights[i] = exp((logits[i] - max) / temperature) * 2^bits, rounded; bits <= 51.
 void FixedPointExp(const float* logits, size_t n, double max, double temperature, int bits, uint64_t* weights);
+
+// The three for one width.
+struct RowPasses {
+  const char* name;
+  float (*max_logit)(const float* logits, size_t n);
+  uint64_t (*sum_fixed_point_exp)(const float* logits, size_t n, double max, int bits);
+  void (*fixed_point_exp)(const float* logits, size_t n, double max, double temperature, int bits, uint64_t* weights);
+};
+
+// Those that this processor runs, the plain one first. The functions above are of the last.
+std::vector<RowPasses> RowPassesHere();
 
 }  // namespace rwkv::worker

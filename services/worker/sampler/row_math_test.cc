@@ -73,6 +73,30 @@ TEST(RowMathTest, FixedPointExpHasTheBitsOfThePlainLoop) {
   }
 }
 
+TEST(RowMathTest, EveryWidthHasTheBitsOfThePlainOne) {
+  const std::vector<RowPasses> all = RowPassesHere();
+  ASSERT_STREQ(all.front().name, "plain");
+  for (const size_t n : kLengths) {
+    std::vector<float> row = Row(n, 10);
+    for (const bool bad : {false, true}) {
+      if (bad && n > 0) row[n / 3] = std::numeric_limits<float>::infinity();
+      const float max = all.front().max_logit(row.data(), n);
+      for (const RowPasses& passes : all) {
+        EXPECT_TRUE(passes.max_logit(row.data(), n) == max || (std::isnan(max) && bad)) << passes.name << " " << n;
+        EXPECT_EQ(std::isnan(passes.max_logit(row.data(), n)), std::isnan(max)) << passes.name << " " << n;
+        if (bad || n == 0) continue;
+        EXPECT_EQ(passes.sum_fixed_point_exp(row.data(), n, max, 45),
+                  all.front().sum_fixed_point_exp(row.data(), n, max, 45))
+            << passes.name << " " << n;
+        std::vector<uint64_t> plain(n), weights(n);
+        all.front().fixed_point_exp(row.data(), n, max, 0.7, 45, plain.data());
+        passes.fixed_point_exp(row.data(), n, max, 0.7, 45, weights.data());
+        EXPECT_EQ(weights, plain) << passes.name << " " << n;
+      }
+    }
+  }
+}
+
 TEST(RowMathTest, FixedPointExpOfTheMaximumIsTwoToTheBits) {
   const float row[] = {-1, 5, -std::numeric_limits<float>::infinity()};
   uint64_t weights[3];

@@ -100,16 +100,20 @@ absl::StatusOr<SampledToken> Sampler::Sample(absl::Span<const float> logits, con
   absl::StatusOr<RowStatistics> statistics = Inspect(logits);
   if (!statistics.ok()) return statistics.status();
 
-  Adjust(logits, params, penalties);
+  absl::Span<const float> adjusted = logits;
+  auto largest = static_cast<float>(statistics->max);
+  if (!params.logit_bias().empty() || !penalties.seen().empty() || !params.banned().empty()) {
+    adjusted = Adjust(logits, params, penalties);
+    largest = MaxLogit(adjusted.data(), adjusted.size());
+  }
   SampledToken sampled;
-  const float largest = MaxLogit(adjusted_.data(), adjusted_.size());
   if (std::isnan(largest)) return absl::InternalError("sampler: a penalty takes a logit out of range");
   if (largest == kNegativeInfinity) return absl::InternalError("sampler: every token is banned or at -inf");
   if (params.greedy()) {
-    sampled.token = static_cast<uint32_t>(std::find(adjusted_.begin(), adjusted_.end(), largest) - adjusted_.begin());
+    sampled.token = static_cast<uint32_t>(std::find(adjusted.begin(), adjusted.end(), largest) - adjusted.begin());
   } else {
     const double temperature = params.temperature();
-    CollectCandidates();
+    CollectCandidates(adjusted);
     switch (params.order()) {
       case SamplingParams::Order::kTemperatureFirst:
         CutTopK(params.top_k());  // Needs no weights, and spares the exponentials of what it drops.
@@ -135,7 +139,8 @@ absl::StatusOr<SampledToken> Sampler::Sample(absl::Span<const float> logits, con
   return sampled;
 }
 
-void Sampler::Adjust(absl::Span<const float> logits, const SamplingParams& params, const PenaltyState& penalties) {
+absl::Span<const float> Sampler::Adjust(absl::Span<const float> logits, const SamplingParams& params,
+                                        const PenaltyState& penalties) {
   adjusted_.assign(logits.begin(), logits.end());
   for (const auto& [id, bias] : params.logit_bias()) adjusted_[id] += bias;
   for (size_t place = 0; place < penalties.seen().size(); ++place) {
@@ -150,18 +155,19 @@ void Sampler::Adjust(absl::Span<const float> logits, const SamplingParams& param
   for (const SamplingParams::IdRange& range : params.banned()) {
     std::fill(adjusted_.begin() + range.begin, adjusted_.begin() + range.end, kNegativeInfinity);
   }
+  return adjusted_;
 }
 
-void Sampler::CollectCandidates() {
-  weight_bits_ = deterministic::FixedPointBits(static_cast<int64_t>(adjusted_.size()));
-  ids_.resize(adjusted_.size());
-  logits_.resize(adjusted_.size());
+void Sampler::CollectCandidates(absl::Span<const float> adjusted) {
+  weight_bits_ = deterministic::FixedPointBits(static_cast<int64_t>(adjusted.size()));
+  ids_.resize(adjusted.size());
+  logits_.resize(adjusted.size());
   weights_.clear();
   size_t kept = 0;
-  for (uint32_t id = 0; id < adjusted_.size(); ++id) {
+  for (uint32_t id = 0; id < adjusted.size(); ++id) {
     ids_[kept] = id;
-    logits_[kept] = adjusted_[id];
-    kept += adjusted_[id] > kNegativeInfinity;
+    logits_[kept] = adjusted[id];
+    kept += adjusted[id] > kNegativeInfinity;
   }
   ids_.resize(kept);
   logits_.resize(kept);

@@ -106,10 +106,11 @@ class Sampler {
   static absl::StatusOr<float> Logprob(absl::Span<const float> logits, uint32_t token);
 
  private:
-  // Step 1, on all V, into adjusted_.
-  void Adjust(absl::Span<const float> logits, const SamplingParams& params, const PenaltyState& penalties);
+  // Step 1, on all V; adjusted_.
+  absl::Span<const float> Adjust(absl::Span<const float> logits, const SamplingParams& params,
+                                 const PenaltyState& penalties);
   // Steps 2 to 6.
-  void CollectCandidates();
+  void CollectCandidates(absl::Span<const float> adjusted);
   void ComputeWeights(double temperature);
   void CutTopK(int64_t k);
   void CutTopP(double top_p, bool keep_ties);
