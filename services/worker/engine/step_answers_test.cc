@@ -115,6 +115,38 @@ TEST_F(StepAnswersTest, ATurnAttachedAgainDrawsTheSameTokens) {
   EXPECT_EQ(generate(1, 2, position, whole[10], 13), std::vector<uint32_t>(whole.begin() + 11, whole.end()));
 }
 
+// Entries of a step are answered by the device's threads, and tell of themselves in the step's order.
+TEST_F(StepAnswersTest, AnyNumberOfThreadsGivesTheSameAnswers) {
+  std::vector<std::vector<std::string>> answers;
+  for (const int threads : {1, 2, 3, 7}) {
+    TestEngineOptions options = Options();
+    options.slots = 8;
+    options.max_batch_tokens = 24;
+    options.threads = threads;
+    EnginePipeline pipeline(path_, 1, options);
+    for (int slot = 0; slot < 8; ++slot) {
+      v1::Sampling sampling;
+      sampling.set_seed(static_cast<uint64_t>(slot));
+      sampling.set_temperature(slot % 3 == 0 ? 0 : 2);
+      sampling.set_presence_penalty(slot % 2 == 0 ? 0 : 0.5f);
+      ASSERT_THAT(pipeline.AttachFresh(slot, static_cast<uint64_t>(slot) + 1, sampling), IsOk());
+    }
+    std::vector<std::string>& mine = answers.emplace_back();
+    for (uint64_t position = 0; position < 9; position += 3) {
+      v1::Step step;
+      for (int slot = 0; slot < 8; ++slot) {
+        *step.add_entries() = Entry(slot, static_cast<uint64_t>(slot) + 1, position, {1, 2, 3}, slot == 5, true);
+      }
+      const absl::StatusOr<StepOutput> output = pipeline.Step(step);
+      ASSERT_THAT(output, IsOk());
+      for (const v1::EntryResult& entry : output->result.entries()) mine.push_back(entry.SerializeAsString());
+      mine.push_back(LogitsOf(*output, 6));
+      ASSERT_FALSE(mine.back().empty());
+    }
+    EXPECT_EQ(mine, answers.front()) << threads << " threads";
+  }
+}
+
 // A draw is keyed by the place of its token in the log, however the prompt came there.
 TEST_F(StepAnswersTest, ADrawDoesNotDependOnThePromptsChunks) {
   const std::vector<uint32_t> prompt = {8, 9, 10, 11};
