@@ -17,6 +17,7 @@
 #include "services/state_store/offline/survey.h"
 #include "services/state_store/rocksdb/database.h"
 #include "services/state_store/rocksdb/directories.h"
+#include "services/state_store/rocksdb/kept_tables.h"
 #include "services/state_store/rows/rocksdb/rocksdb_row_store.h"
 #include "services/state_store/rows/sealed_value.h"
 
@@ -31,6 +32,9 @@ void Report(const Survey& survey, const Say& say) {
   if (!survey.opening.empty()) say(absl::StrCat("does not start: ", survey.opening));
   say(absl::StrCat(survey.sessions.size(), " sessions, ", survey.tokens, " tokens, ", survey.snapshots, " snapshots, ",
                    survey.records, " records"));
+  if (survey.kept_rows > 0) {
+    say(absl::StrCat(survey.kept_rows, " changes of rows are from tables that the list of files does not name"));
+  }
   if (survey.unreadable_rows > 0) say(absl::StrCat(survey.unreadable_rows, " rows are damaged"));
   for (const Gap& gap : survey.gaps) {
     say(absl::StrCat("blocks of rows cannot be read, between ",
@@ -97,6 +101,9 @@ absl::Status PutInPlace(const std::string& data_dir, std::string* aside) {
     RWKV_RETURN_IF_ERROR(MakeDirectories(*rocksdb::Env::Default(), *aside, "repair"));
     RWKV_RETURN_IF_ERROR(MoveCurrent(data_dir, *aside));
     RWKV_RETURN_IF_ERROR(MoveFiles(data_dir, *aside));
+    if (fs::exists(data_dir + kKeptTables)) {
+      RWKV_RETURN_IF_ERROR(Rename(data_dir + kKeptTables, *aside + kKeptTables));
+    }
     RWKV_RETURN_IF_ERROR(Rename(ready, moving));
     RWKV_RETURN_IF_ERROR(Sync(data_dir));
   }

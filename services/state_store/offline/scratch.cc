@@ -2,30 +2,34 @@
 
 #include <filesystem>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 #include "rocksdb/env.h"
 #include "rocksdb/options.h"
 #include "rocksdb/sst_file_reader.h"
-#include "services/state_store/rocksdb/rocksdb_status.h"
+#include "services/state_store/rocksdb/kept_tables.h"
 
 namespace rwkv::state_store {
 namespace {
 
 namespace fs = std::filesystem;
 
+absl::Status CopyOne(const fs::path& from, const fs::path& to) {
+  const std::string kind = to.extension().string();
+  const bool link = kind == ".sst" || kind == ".blob" || kind == ".record";
+  std::error_code failed;
+  if (link) fs::create_hard_link(from, to, failed);
+  if (!link || failed) fs::copy_file(from, to, failed);
+  if (!failed) return absl::OkStatus();
+  return absl::UnavailableError(absl::StrCat("cannot copy ", from.string(), ": ", failed.message()));
+}
+
 absl::Status CopyFiles(const fs::path& from, const fs::path& to) {
   std::error_code failed;
   fs::create_directories(to, failed);
   for (const auto& entry : fs::directory_iterator(from, failed)) {
     const std::string name = entry.path().filename().string();
-    if (!entry.is_regular_file() || name == "LOCK") continue;
-    const bool link = absl::EndsWith(name, ".sst") || absl::EndsWith(name, ".blob") || absl::EndsWith(name, ".record");
-    if (link) fs::create_hard_link(entry.path(), to / name, failed);
-    if (!link || failed) fs::copy_file(entry.path(), to / name, failed);
-    if (failed)
-      return absl::UnavailableError(absl::StrCat("cannot copy ", entry.path().string(), ": ", failed.message()));
+    if (entry.is_regular_file() && name != "LOCK") RWKV_RETURN_IF_ERROR(CopyOne(entry.path(), to / name));
   }
   if (failed) return absl::UnavailableError(absl::StrCat("cannot read ", from.string(), ": ", failed.message()));
   return absl::OkStatus();
@@ -60,11 +64,8 @@ absl::StatusOr<std::string> CopyToScratch(const std::string& data_dir) {
   std::error_code failed;
   fs::remove_all(scratch, failed);
   absl::Status copied = CopyFiles(data_dir, scratch);
-  if (copied.ok() && fs::is_directory(data_dir + "/records")) {
-    copied = CopyFiles(data_dir + "/records", scratch + "/records");
-  }
-  if (copied.ok() && fs::is_directory(data_dir + "/records/files")) {
-    copied = CopyFiles(data_dir + "/records/files", scratch + "/records/files");
+  for (const std::string& folder : {std::string(kKeptTables), std::string("/records"), std::string("/records/files")}) {
+    if (copied.ok() && fs::is_directory(data_dir + folder)) copied = CopyFiles(data_dir + folder, scratch + folder);
   }
   env->UnlockFile(lock).PermitUncheckedError();
   RWKV_RETURN_IF_ERROR(copied);
@@ -83,10 +84,35 @@ int64_t CountLostTables(const std::string& scratch) {
   return tables;
 }
 
+bool HasKeptTables(const std::string& scratch) { return fs::is_directory(scratch + kKeptTables); }
+
+absl::StatusOr<std::unique_ptr<Database>> OpenAllTables(const std::string& scratch, common::Metrics* metrics) {
+  Database::Options options;
+  options.data_dir = scratch + "/all";
+  options.journal = false;
+  options.salvage = true;
+  options.compacts = false;
+  std::error_code failed;
+  fs::create_directories(options.data_dir, failed);
+  // No number is given to two tables: RocksDB goes on behind the greatest that it finds in its folder.
+  for (const std::string& folder : {scratch, scratch + kKeptTables}) {
+    for (const auto& entry : fs::directory_iterator(folder, failed)) {
+      const fs::path to = fs::path(options.data_dir) / entry.path().filename();
+      rocksdb::SstFileReader table((rocksdb::Options()));
+      if (entry.path().extension() != ".sst" || fs::exists(to)) continue;
+      if (!table.Open(entry.path().string()).ok() || !table.VerifyChecksum().ok()) continue;
+      RWKV_RETURN_IF_ERROR(CopyOne(entry.path(), to));
+    }
+  }
+  RWKV_RETURN_IF_ERROR(Database::Rebuild(options));
+  return Database::Open(options, metrics);
+}
+
 absl::StatusOr<std::unique_ptr<Database>> OpenScratch(const std::string& scratch, common::Metrics* metrics,
                                                       std::string* why) {
   Database::Options options;
   options.data_dir = scratch;
+  options.compacts = false;
   absl::StatusOr<std::unique_ptr<Database>> database = Database::Open(options, metrics);
   if (database.ok()) return database;
   *why = std::string(database.status().message());

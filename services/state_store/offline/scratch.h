@@ -27,4 +27,9 @@ int64_t CountLostTables(const std::string& scratch);
 absl::StatusOr<std::unique_ptr<Database>> OpenScratch(const std::string& scratch, common::Metrics* metrics,
                                                       std::string* why);
 
+// Tables that were there before a start, of this database or of the one that was copied (rocksdb/kept_tables.h).
+bool HasKeptTables(const std::string& scratch);
+// A database of these and of those that are there now, as far as they are intact. The one in `scratch` is closed.
+absl::StatusOr<std::unique_ptr<Database>> OpenAllTables(const std::string& scratch, common::Metrics* metrics);
+
 }  // namespace rwkv::state_store

@@ -19,6 +19,7 @@
 #include "services/state_store/catalog/lost_rows.h"
 #include "services/state_store/catalog/rows.pb.h"
 #include "services/state_store/embedded_state_store.h"
+#include "services/state_store/offline/kept_rows.h"
 #include "services/state_store/offline/scratch.h"
 #include "services/state_store/offline/survey_rows.h"
 #include "services/state_store/records/rocksdb/open_records.h"
@@ -256,6 +257,7 @@ absl::StatusOr<Survey> SurveyStore(const std::string& data_dir) {
     }
     survey.unreadable_tables = CountLostTables(scratch);
   }
+  TakeKeptRows(scratch, acknowledged, metrics.get(), survey, seals);
   CheckCatalog(acknowledged, seals, survey);
   RWKV_RETURN_IF_ERROR(CheckRecords(scratch, survey));
   return survey;

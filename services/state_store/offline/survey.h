@@ -27,6 +27,7 @@ struct Survey {
   std::map<std::string, std::string> rows;
   int64_t unreadable_rows = 0;
   int64_t unreadable_tables = 0;  // Files of rows of which nothing can be read.
+  int64_t kept_rows = 0;          // Taken from tables that the list of files does not name.
   // Blocks of rows that cannot be read, by keys.
   std::vector<Gap> gaps;
   std::set<std::string> sessions;                // All that are known, be it by a broken row only.

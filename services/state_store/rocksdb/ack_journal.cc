@@ -136,6 +136,7 @@ void Apply(const JournalEdit& edit, AcknowledgedRows& result) {
     if (edit.kind == JournalEdit::Kind::kPut) row.acknowledged = edit.seal;
     return;
   }
+  result.deleted.emplace_back(edit.key, edit.end);
   for (auto row = result.rows.lower_bound(edit.key); row != result.rows.end() && row->first < edit.end; ++row) {
     row->second.allowed.clear();
     row->second.acknowledged.reset();

@@ -47,6 +47,8 @@ struct AcknowledgedRows {
     std::set<absl::optional<uint32_t>> allowed;  // What writes after that, not acknowledged, may have made of it.
   };
   std::map<std::string, Row> rows;
+  // Ranges that were deleted: a row in one of which `rows` says nothing is gone.
+  std::vector<std::pair<std::string, std::string>> deleted;
   // Ranges that may have been deleted without being acknowledged.
   std::vector<std::pair<std::string, std::string>> maybe_deleted;
   bool damaged = false;  // It is not whole: rows may be missing from it.

@@ -13,6 +13,7 @@
 #include "rocksdb/convenience.h"
 #include "services/common/logging.h"
 #include "services/state_store/rocksdb/directories.h"
+#include "services/state_store/rocksdb/kept_tables.h"
 #include "services/state_store/rocksdb/layout.h"
 #include "services/state_store/rocksdb/reclaim.h"
 #include "services/state_store/rocksdb/rocksdb_status.h"
@@ -99,12 +100,15 @@ absl::StatusOr<std::unique_ptr<Database>> Database::Open(const Options& options,
   if (!options.salvage) {
     RWKV_RETURN_IF_ERROR(AckJournal(database->env_, options.data_dir).CheckFiles(database->name_));
   }
+  AcknowledgedRows acknowledged;
+  if (database->journal_ != nullptr) acknowledged = database->journal_->Read();
+  if (!acknowledged.rows.empty()) KeepTables(*database->env_, options.data_dir);
   {
     absl::MutexLock lock(&database->db_mu_);
     RWKV_RETURN_IF_ERROR(database->OpenDb());
   }
   RWKV_RETURN_IF_ERROR(database->CheckFormat());
-  RWKV_RETURN_IF_ERROR(database->CheckJournal());
+  RWKV_RETURN_IF_ERROR(database->CheckJournal(acknowledged));
   database->writable_.Set(1);
   return database;
 }
@@ -136,6 +140,7 @@ absl::Status Database::OpenDb() {
   for (int i = 0; i < kFamilyCount; ++i) {
     const Family family = static_cast<Family>(i);
     descriptors.emplace_back(FamilyName(family), FamilyOptions(family, block_cache_));
+    descriptors.back().options.disable_auto_compactions = !options_.compacts;
   }
   std::vector<std::string> names;
   rocksdb::DB::ListColumnFamilies(options, options_.data_dir, &names).PermitUncheckedError();
@@ -219,9 +224,8 @@ absl::Status Database::Upgrade(const std::string& version) {
   return absl::OkStatus();
 }
 
-absl::Status Database::CheckJournal() {
+absl::Status Database::CheckJournal(const AcknowledgedRows& acknowledged) {
   if (journal_ == nullptr) return absl::OkStatus();
-  const AcknowledgedRows acknowledged = journal_->Read();
   const absl::optional<uint64_t> written = journal_->ReadWritten();
   if (acknowledged.damaged) common::LogWarning("journal_damaged", {{"data_dir", options_.data_dir}});
   {

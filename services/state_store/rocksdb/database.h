@@ -58,6 +58,9 @@ class Database {
     bool journal = true;
     // To read what is left of a damaged one: takes what its log has before and behind damage.
     bool salvage = false;
+    // Whether it rearranges its tables. Those of one that is looked into stay as they are: what a table that the list
+    // of files has lost says of a row is compared by sequence numbers, of which rearranging leaves little.
+    bool compacts = true;
     common::Metrics::Labels metrics_labels;  // Of its gauges, where a process has two databases.
   };
 
@@ -145,7 +148,7 @@ class Database {
   absl::Status Resume() ABSL_EXCLUSIVE_LOCKS_REQUIRED(resume_mu_) ABSL_LOCKS_EXCLUDED(db_mu_);
   absl::Status CheckFormat() ABSL_LOCKS_EXCLUDED(db_mu_);
   absl::Status Upgrade(const std::string& version) ABSL_LOCKS_EXCLUDED(db_mu_);
-  absl::Status CheckJournal() ABSL_LOCKS_EXCLUDED(db_mu_);
+  absl::Status CheckJournal(const AcknowledgedRows& acknowledged) ABSL_LOCKS_EXCLUDED(db_mu_);
   void CountSyncs();
 
   const Options options_;

@@ -9,6 +9,7 @@
 #include "rocksdb/iterator.h"
 #include "rocksdb/table.h"
 #include "rocksdb/write_batch.h"
+#include "services/state_store/rocksdb/kept_tables.h"
 #include "services/state_store/rocksdb/rocksdb_status.h"
 #include "services/state_store/rows/sealed_value.h"
 
@@ -88,6 +89,7 @@ absl::Status Database::AcceptLoss() {
   if (journal_ == nullptr) return absl::OkStatus();
   RWKV_RETURN_IF_ERROR(journal_->Rotate());
   journal_->DropOlder();
+  DropKeptTables(*env_, options_.data_dir);
   return absl::OkStatus();
 }
 
