@@ -26,6 +26,14 @@ using ::testing::HasSubstr;
 using ::testing::Le;
 using worker::FakeModel;
 
+// Of the 40 that answer Prompt(1): at the client and in the log of session s.
+void ExpectEachTokenOnce(FakeCluster& cluster, const FakeCluster::Call& call) {
+  const FakeCluster::Answer answer = cluster.Finish(call);
+  ASSERT_THAT(answer.status, IsOk());
+  EXPECT_THAT(answer.tokens, ElementsAreArray(FakeModel::Greedy(Prompt(1), 40, kVocabulary)));
+  EXPECT_EQ(cluster.Log("s"), Concat(Prompt(1), answer.tokens));
+}
+
 TEST(DurabilityTest, NothingIsShownThatIsNotDurable) {
   FakeCluster cluster;
   cluster.CreateSession("s");
@@ -81,10 +89,7 @@ TEST(DurabilityTest, ALostAnswerOfTheStoreDoublesNoToken) {
   ASSERT_TRUE(WaitUntil([&] { return cluster.Log("s").size() > 10 + call.stream->received().size(); }));
   cluster.store().LoseAnswersWith(absl::OkStatus());
   cluster.pipeline().ResumeSteps();
-  const FakeCluster::Answer answer = cluster.Finish(call);
-  ASSERT_THAT(answer.status, IsOk());
-  EXPECT_THAT(answer.tokens, ElementsAreArray(FakeModel::Greedy(Prompt(1), 40, kVocabulary)));
-  EXPECT_EQ(cluster.Log("s"), Concat(Prompt(1), answer.tokens));
+  ExpectEachTokenOnce(cluster, call);
 }
 
 // Whether the lost answer was a yes is asked again, too, when the store does not answer that.
@@ -101,10 +106,7 @@ TEST(DurabilityTest, ALostAnswerAndALostLookupDoubleNoTokenAndEndNoTurn) {
   cluster.store().FailFindTurns(3, absl::UnavailableError("connection reset"));
   cluster.store().LoseAnswersWith(absl::OkStatus());
   cluster.pipeline().ResumeSteps();
-  const FakeCluster::Answer answer = cluster.Finish(call);
-  ASSERT_THAT(answer.status, IsOk());
-  EXPECT_THAT(answer.tokens, ElementsAreArray(FakeModel::Greedy(Prompt(1), 40, kVocabulary)));
-  EXPECT_EQ(cluster.Log("s"), Concat(Prompt(1), answer.tokens));
+  ExpectEachTokenOnce(cluster, call);
 }
 
 TEST(DurabilityTest, AStoreThatStaysAwayEndsTheTurnAndItCanBeResumed) {
