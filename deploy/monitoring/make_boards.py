@@ -45,8 +45,11 @@ BOARDS = {
             ("process_resident_memory_bytes", "{{process}}")]),
         ("Processor", "Processors in use by each process.", "none", [
             ("rate(process_cpu_seconds_total[1m])", "{{process}}")]),
-        ("Certificates", "Days until they expire.", "d", [
-            ("(rwkv_tls_expiry_timestamp_seconds - time()) / 86400", "{{process}} {{file}}")]),
+        ("Certificates", "Days until those in use expire; of unusable files nothing.", "d", [
+            ("((rwkv_tls_expiry_timestamp_seconds > 0) - time()) / 86400", "{{process}} {{file}}")]),
+        ("Files of no use", "TLS files, API keys, tenants: 1 while what was there before is used.", "none", [
+            ("rwkv_tls_expiry_timestamp_seconds == bool 0", "{{process}} TLS {{file}}"),
+            ("rwkv_server_file_unusable", "{{process}} {{file}}")]),
     ]),
     "pipelines": ("RWKV serving: pipelines", [
         ("Slots", "Slots of all pipelines by state.", "none", [("sum by (state) (rwkv_router_slots)", "{{state}}")]),
@@ -64,7 +67,8 @@ BOARDS = {
             ("rate(rwkv_worker_link_sent_bytes_total[5m])", "{{process}}")]),
         ("Since the last step", "While steps are in flight it should not grow.", "s", [
             ("time() - rwkv_router_last_step_timestamp_seconds", "{{process}}")]),
-        ("Recovery", "A lost pipeline to a slot again (p95), and tokens fed again a second.", "none", [
+        ("Recovery", "Seconds that turns waited for a slot again after their pipeline was lost, of all turns, "
+         "and tokens that were fed again, a second.", "none", [
             ("sum(rate(rwkv_router_recovery_seconds_sum[10m]))", "seconds lost a second"),
             ("sum(rate(rwkv_router_replayed_tokens_total[10m]))", "tokens fed again")]),
         ("Epochs", "Pipelines opened and lost.", "none", [
@@ -80,10 +84,13 @@ BOARDS = {
             ("rwkv:workers_wanted", "wanted"), ("rwkv:workers", "there")]),
     ]),
     "states-and-store": ("RWKV serving: states and store", [
+        # Stores over one PostgreSQL and S3 count all of it, each of them: the largest of them, not their sum.
         ("Sessions", "Sessions and their snapshots.", "none", [
-            ("sum(rwkv_state_store_sessions)", "sessions"), ("sum(rwkv_state_store_snapshots)", "snapshots")]),
-        ("Stored", "Bytes of states, and tokens of the logs.", "bytes", [
-            ("sum(rwkv_state_store_records_bytes)", "states")]),
+            ("max(rwkv_state_store_sessions)", "sessions"), ("max(rwkv_state_store_snapshots)", "snapshots")]),
+        ("Stored", "Bytes of all states, and what --max_stored_bytes bounds: logs, and states but for the prefix "
+         "cache's.", "bytes", [
+            ("max(rwkv_state_store_records_bytes)", "states"),
+            ("max(rwkv_state_store_stored_bytes)", "stored")]),
         ("Disk", "Free on the file system of the store.", "bytes", [
             ("rwkv_state_store_disk_free_bytes", "{{process}} free"), ("rwkv_state_store_disk_bytes", "{{process}}")]),
         ("Since the last commit", "Of tokens, as the routers see it; idle routers commit none.", "s", [
@@ -100,7 +107,8 @@ BOARDS = {
         ("Snapshots", "Committed, failed and dropped by routers.", "none", [
             ("sum by (result) (increase(rwkv_router_snapshots_total[10m]))", "{{result}}")]),
         ("Saving and loading a state", "By a stage (p95).", "s", [
-            (quantile(0.95, "rwkv_worker_snapshot_save_seconds", "le, process"), "{{process}} save")]),
+            (quantile(0.95, "rwkv_worker_snapshot_save_seconds", "le, process"), "{{process}} save"),
+            (quantile(0.95, "rwkv_worker_snapshot_load_seconds", "le, process"), "{{process}} load")]),
         ("States under way", "Bytes of copies that have not reached the store.", "bytes", [
             ("rwkv_worker_snapshot_bytes_in_flight", "{{process}}")]),
         ("Prefix cache", "Inputs looked up, by result; states kept and let go.", "none", [
@@ -108,7 +116,7 @@ BOARDS = {
             ("sum(increase(rwkv_router_prefixes_kept_total[10m]))", "kept"),
             ("sum(increase(rwkv_state_store_prefixes_evicted_total[10m]))", "let go")]),
         ("Prefix cache: bytes", "In the store, and in the memory of workers.", "bytes", [
-            ("sum(rwkv_state_store_prefix_bytes)", "store"),
+            ("max(rwkv_state_store_prefix_bytes)", "store"),
             ("sum(rwkv_worker_kept_state_bytes)", "workers")]),
         ("Damage", "Records that are not what was written, and refusals for want of room.", "none", [
             ("sum(increase(rwkv_state_store_corrupt_records_total[1h]))", "corrupt"),

@@ -116,6 +116,8 @@ class FilesTest(unittest.TestCase):
             names = re.findall(r"`([a-z]+(?:_[a-z]+)+)`", text) + re.findall(r"\brwkv_[a-z_]+", text)
             names += re.findall(r"--([a-z]+(?:_[a-z]+)+)", text)
             for name in names:
+                # Of a file that is read again, the line is put together of its name and what became of it.
+                name = re.sub(r"_(unusable|read)$", "", name)
                 self.assertTrue(name.encode() in programs, f"{os.path.basename(page)}: {name}")
 
     def test_boards_and_kubernetes_rules_are_up_to_date(self):
@@ -130,6 +132,13 @@ class FilesTest(unittest.TestCase):
 def read(path):
     with open(path, encoding="utf-8") as file:
         return file.read()
+
+
+def replace(path, text):
+    """As an operator should: written beside, then renamed."""
+    with open(f"{path}.new", "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(f"{path}.new", path)
 
 
 def await_true(what, condition):
@@ -300,6 +309,19 @@ class LiveTest(unittest.TestCase):
                      "vllm:request_params_n_count", "vllm:request_inference_time_seconds_count",
                      "vllm:request_time_per_output_token_seconds_count", "vllm:request_params_max_tokens_count"):
             self.assertTrue(cluster.value_of(f'{name}{{model_name!="",engine="0"}}'), name)
+
+        # Files that are of no use: it is said, and calls go on by what was there before.
+        tenants, key = f"{cluster.folder}/tenants", f"{cluster.folder}/tls/router/tls.key"
+        kept = {path: read(path) for path in (tenants, key)}
+        replace(tenants, "name=acme weight=heavy\n")
+        replace(key, read(f"{cluster.folder}/tls/worker/tls.key"))
+        unusable = {"RwkvFileUnusable", "RwkvTlsFilesUnusable"}
+        await_true("alerts of files", lambda: unusable <= cluster.alerts())
+        answer = cluster.rwkvctl_of_tenant("generate", "--session", own, "--prompt", " a", "--max-tokens", "2")
+        self.assertEqual(answer.returncode, 0, answer.stderr)
+        for path, text in kept.items():
+            replace(path, text)
+        await_true("no alerts of files any more", lambda: not unusable & cluster.alerts())
 
         for name, alerts in (("worker-1", {"RwkvProcessDown", "RwkvNoRouterReady"}),
                              ("router-0", {"RwkvNoRouterReady"}), ("state-store-0", {"RwkvProcessDown"})):

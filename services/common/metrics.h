@@ -42,7 +42,8 @@ class Metrics {
   prometheus::Histogram& Histogram(const std::string& name, const std::string& help,
                                    const prometheus::Histogram::BucketBoundaries& buckets, const Labels& labels = {});
 
-  // Families that are made at every scrape; the constant labels are added to them. `source` is asked on the endpoint's thread, and must not block.
+  // Families that are made at every scrape; the constant labels are added to them. `source` is asked on the endpoint's
+  // thread, and must not block.
   void Add(std::shared_ptr<const prometheus::Collectable> source) ABSL_LOCKS_EXCLUDED(mu_);
 
   // It is not asked any more when this returns.

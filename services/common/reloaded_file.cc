@@ -5,6 +5,7 @@
 
 #include <fstream>
 #include <sstream>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -12,6 +13,17 @@
 #include "services/common/logging.h"
 
 namespace rwkv::common {
+
+ReloadedFile::ReloadedFile(std::string path, std::string what, size_t max_bytes, absl::Duration reload_interval,
+                           Use use, Metrics* metrics)
+    : path_(std::move(path)),
+      what_(std::move(what)),
+      max_bytes_(max_bytes),
+      reload_interval_(reload_interval),
+      use_(std::move(use)),
+      unusable_(&metrics->Gauge("rwkv_server_file_unusable",
+                                "1: what the file holds now is of no use, and what it held before is used.",
+                                {{"file", what_}})) {}
 
 absl::StatusOr<ReloadedFile::Mark> ReloadedFile::MarkOf(const std::string& path) {
   struct stat file;
@@ -43,8 +55,8 @@ absl::Status ReloadedFile::Read() {
 
 absl::StatusOr<std::unique_ptr<ReloadedFile>> ReloadedFile::Open(const std::string& path, const std::string& what,
                                                                  size_t max_bytes, absl::Duration reload_interval,
-                                                                 Use use) {
-  std::unique_ptr<ReloadedFile> file(new ReloadedFile(path, what, max_bytes, reload_interval, std::move(use)));
+                                                                 Use use, Metrics* metrics) {
+  std::unique_ptr<ReloadedFile> file(new ReloadedFile(path, what, max_bytes, reload_interval, std::move(use), metrics));
   RWKV_RETURN_IF_ERROR(file->Read());
   file->looked_at_ = absl::Now();
   return file;
@@ -58,6 +70,7 @@ bool ReloadedFile::Look(absl::Time now) {
   if (!mark.ok() && !mark_.has_value()) return false;  // Still away: said already.
   if (!mark.ok()) mark_.reset();
   const absl::Status status = mark.ok() ? Read() : mark.status();
+  unusable_->Set(status.ok() ? 0 : 1);
   if (status.ok()) {
     LogInfo(absl::StrCat(what_, "_read"), {{"file", path_}});
   } else {

@@ -1,5 +1,5 @@
 // A small file that is read again when it changes, by whoever asks: no thread, no notification. A new content that is
-// of no use is reported once, and the one of before stays.
+// of no use is reported once in the log, and by a metric for as long as it is there; the one of before stays.
 #pragma once
 
 #include <sys/types.h>
@@ -13,6 +13,8 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "absl/types/optional.h"
+#include "prometheus/gauge.h"
+#include "services/common/metrics.h"
 
 namespace rwkv::common {
 
@@ -23,9 +25,11 @@ class ReloadedFile {
   using Use = std::function<absl::Status(const std::string& text)>;
 
   // Reads it and looks at it again at most every `reload_interval`. `what` names it in logs: WHAT_read, WHAT_unusable.
+  // `metrics`, which outlives it, gets rwkv_server_file_unusable{file=WHAT}.
   // Errors: the file cannot be read, is larger than `max_bytes`, or `use` has refused it; they name the file.
   static absl::StatusOr<std::unique_ptr<ReloadedFile>> Open(const std::string& path, const std::string& what,
-                                                            size_t max_bytes, absl::Duration reload_interval, Use use);
+                                                            size_t max_bytes, absl::Duration reload_interval, Use use,
+                                                            Metrics* metrics);
 
   // Whether there was something new, used or refused.
   bool Look(absl::Time now);
@@ -41,12 +45,8 @@ class ReloadedFile {
     }
   };
 
-  ReloadedFile(std::string path, std::string what, size_t max_bytes, absl::Duration reload_interval, Use use)
-      : path_(std::move(path)),
-        what_(std::move(what)),
-        max_bytes_(max_bytes),
-        reload_interval_(reload_interval),
-        use_(std::move(use)) {}
+  ReloadedFile(std::string path, std::string what, size_t max_bytes, absl::Duration reload_interval, Use use,
+               Metrics* metrics);
   static absl::StatusOr<Mark> MarkOf(const std::string& path);
   absl::Status Read();
 
@@ -55,6 +55,7 @@ class ReloadedFile {
   const size_t max_bytes_;
   const absl::Duration reload_interval_;
   const Use use_;
+  prometheus::Gauge* const unusable_;
   absl::optional<Mark> mark_;  // Of what was read last, used or not; unset: it could not be read.
   absl::Time looked_at_ = absl::InfinitePast();
 };

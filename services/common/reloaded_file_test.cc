@@ -35,14 +35,18 @@ class ReloadedFileTest : public ::testing::Test {
     ASSERT_EQ(rename((path_ + ".new").c_str(), path_.c_str()), 0);
   }
   absl::StatusOr<std::unique_ptr<ReloadedFile>> Open() {
-    return ReloadedFile::Open(path_, "test", 100, absl::Seconds(1), [this](const std::string& text) {
+    const auto use = [this](const std::string& text) {
       if (text == "wrong") return absl::InvalidArgumentError("line 1: wrong");
       used_.push_back(text);
       return absl::OkStatus();
-    });
+    };
+    return ReloadedFile::Open(path_, "test", 100, absl::Seconds(1), use, metrics_.get());
   }
 
+  double Unusable() { return metrics_->Gauge("rwkv_server_file_unusable", "", {{"file", "test"}}).Value(); }
+
   const std::string path_;
+  const std::unique_ptr<Metrics> metrics_ = *Metrics::Create("");
   std::vector<std::string> used_;
 };
 
@@ -54,15 +58,19 @@ TEST_F(ReloadedFileTest, ChangesAreTakenUpAndWrongOnesAreNot) {
   EXPECT_FALSE(file->Look(now));  // Too early.
   EXPECT_TRUE(file->Look(now += absl::Seconds(2)));
   EXPECT_FALSE(file->Look(now += absl::Seconds(2)));
+  EXPECT_EQ(Unusable(), 0);
   Write("wrong");
   EXPECT_TRUE(file->Look(now += absl::Seconds(2)));
+  EXPECT_EQ(Unusable(), 1);
   EXPECT_FALSE(file->Look(now += absl::Seconds(2)));  // Said once.
   std::remove(path_.c_str());
   EXPECT_TRUE(file->Look(now += absl::Seconds(2)));
   EXPECT_FALSE(file->Look(now += absl::Seconds(2)));
   EXPECT_THAT(used_, ElementsAre("one", "two"));
+  EXPECT_EQ(Unusable(), 1);
   Write("three");
   EXPECT_TRUE(file->Look(now += absl::Seconds(2)));
+  EXPECT_EQ(Unusable(), 0);
   EXPECT_THAT(used_, ElementsAre("one", "two", "three"));
 }
 

@@ -267,6 +267,7 @@ absl::Status Run() {
   TurnManager* turns_of_tenancy = nullptr;
   tenancy_options.others = [&turns_of_tenancy] { return turns_of_tenancy->fleet().OtherRouters(); };
   tenancy_options.max_calls = options.max_running + options.max_waiting;
+  tenancy_options.max_store_calls = kMaxQueuedRpcs / 2;
   tenancy_options.random = Random;
   tenancy_options.refused = [&router_metrics](const absl::Status& status) { router_metrics.CountError(status); };
   RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<Tenancy> tenancy,

@@ -66,7 +66,7 @@ absl::StatusOr<std::unique_ptr<EmbeddedStateStore>> EmbeddedStateStore::Create(c
   embedded->store_ =
       std::make_unique<StateStore>(options.store, embedded->catalog_.get(), embedded->records_.get(), clock, metrics);
   if (options.sweep_interval > absl::ZeroDuration()) {
-    embedded->sweep_ = std::make_unique<Periodic>(options.sweep_interval, [store = embedded->store_.get()] {
+    embedded->sweep_ = std::make_unique<common::Periodic>(options.sweep_interval, [store = embedded->store_.get()] {
       if (const absl::Status status = store->SweepOrphans(); !status.ok()) {
         common::LogWarning("orphan_sweep_failed", {{"error", status}});
       }
@@ -74,14 +74,14 @@ absl::StatusOr<std::unique_ptr<EmbeddedStateStore>> EmbeddedStateStore::Create(c
   }
   if (options.session_sweep_interval > absl::ZeroDuration()) {
     embedded->session_sweep_ =
-        std::make_unique<Periodic>(options.session_sweep_interval, [store = embedded->store_.get()] {
+        std::make_unique<common::Periodic>(options.session_sweep_interval, [store = embedded->store_.get()] {
           if (const absl::Status status = store->SweepSessions(); !status.ok()) {
             common::LogWarning("session_sweep_failed", {{"error", status}});
           }
         });
   }
   if (options.reclaim_interval > absl::ZeroDuration()) {
-    embedded->reclaim_ = std::make_unique<Periodic>(options.reclaim_interval, [store = embedded.get()] {
+    embedded->reclaim_ = std::make_unique<common::Periodic>(options.reclaim_interval, [store = embedded.get()] {
       if (const absl::Status status = store->Reclaim(); !status.ok() && !absl::IsCancelled(status)) {
         common::LogWarning("reclaim_failed", {{"error", status}});
       }
@@ -89,7 +89,7 @@ absl::StatusOr<std::unique_ptr<EmbeddedStateStore>> EmbeddedStateStore::Create(c
   }
   if (options.resume_check_interval > absl::ZeroDuration()) {
     // Its result is in the logs and in rwkv_state_store_writable already.
-    embedded->resume_ = std::make_unique<Periodic>(options.resume_check_interval, [store = embedded.get()] {
+    embedded->resume_ = std::make_unique<common::Periodic>(options.resume_check_interval, [store = embedded.get()] {
       for (Database* const database : {store->records_database_.get(), store->database_.get()}) {
         if (!database->TryResume().ok()) continue;
         database->SyncBuffered().IgnoreError();  // As above.

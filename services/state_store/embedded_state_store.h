@@ -13,8 +13,8 @@
 #include "rocksdb/env.h"
 #include "services/common/clock.h"
 #include "services/common/metrics.h"
+#include "services/common/periodic.h"
 #include "services/state_store/catalog/row_catalog.h"
-#include "services/state_store/periodic.h"
 #include "services/state_store/records/rocksdb/rocksdb_record_store.h"
 #include "services/state_store/rocksdb/database.h"
 #include "services/state_store/rows/rocksdb/rocksdb_row_store.h"
@@ -72,10 +72,10 @@ class EmbeddedStateStore {
   std::unique_ptr<RowCatalog> catalog_;
   std::unique_ptr<RocksdbRecordStore> records_;
   std::unique_ptr<StateStore> store_;
-  std::unique_ptr<Periodic> sweep_;
-  std::unique_ptr<Periodic> session_sweep_;
-  std::unique_ptr<Periodic> reclaim_;
-  std::unique_ptr<Periodic> resume_;
+  std::unique_ptr<common::Periodic> sweep_;
+  std::unique_ptr<common::Periodic> session_sweep_;
+  std::unique_ptr<common::Periodic> reclaim_;
+  std::unique_ptr<common::Periodic> resume_;
 };
 
 }  // namespace rwkv::state_store

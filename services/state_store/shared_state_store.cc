@@ -32,9 +32,10 @@ absl::StatusOr<std::vector<std::string>> Lines(const std::string& path) {
   return lines;
 }
 
-std::unique_ptr<Periodic> Chore(absl::Duration interval, const char* failure, std::function<absl::Status()> chore) {
+std::unique_ptr<common::Periodic> Chore(absl::Duration interval, const char* failure,
+                                        std::function<absl::Status()> chore) {
   if (interval <= absl::ZeroDuration()) return nullptr;
-  return std::make_unique<Periodic>(interval, [failure, chore = std::move(chore)] {
+  return std::make_unique<common::Periodic>(interval, [failure, chore = std::move(chore)] {
     if (const absl::Status status = chore(); !status.ok()) common::LogWarning(failure, {{"error", status}});
   });
 }

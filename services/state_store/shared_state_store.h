@@ -11,8 +11,8 @@
 #include "absl/time/time.h"
 #include "services/common/clock.h"
 #include "services/common/metrics.h"
+#include "services/common/periodic.h"
 #include "services/state_store/catalog/row_catalog.h"
-#include "services/state_store/periodic.h"
 #include "services/state_store/records/s3/s3_client.h"
 #include "services/state_store/records/s3/s3_record_store.h"
 #include "services/state_store/rows/postgres/postgres_row_store.h"
@@ -69,9 +69,9 @@ class SharedStateStore {
   std::unique_ptr<RowCatalog> catalog_;
   std::unique_ptr<S3RecordStore> records_;
   std::unique_ptr<StateStore> store_;
-  std::unique_ptr<Periodic> sweep_;
-  std::unique_ptr<Periodic> session_sweep_;
-  std::unique_ptr<Periodic> recount_;
+  std::unique_ptr<common::Periodic> sweep_;
+  std::unique_ptr<common::Periodic> session_sweep_;
+  std::unique_ptr<common::Periodic> recount_;
 };
 
 }  // namespace rwkv::state_store

@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
@@ -24,6 +25,7 @@
 #include "tests/testing/local_cluster.h"
 #include "tests/testing/random_model.h"
 #include "tests/testing/status_matchers.h"
+#include "tests/testing/wait_until.h"
 
 namespace rwkv {
 namespace {
@@ -172,6 +174,34 @@ TEST_F(TlsTest, EveryPortRefusesWhoIsNobody) {
     EXPECT_THAT(cluster->Log(name), Not(HasSubstr("PRIVATE"))) << name;
     EXPECT_THAT(cluster->Log(name), Not(HasSubstr(kKeyHash))) << name;
   }
+}
+
+TEST_F(TlsTest, FilesThatAreOfNoUseStopNoProcessThatRuns) {
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<LocalCluster> cluster, LocalCluster::Start(Options(true)));
+  TestAuthority& ours = cluster->authority();
+  // The key of another, half of a file, and another's certificate.
+  const TestAuthority::Pair router = ours.IssueRole("router"), store = ours.IssueRole("store");
+  cluster->files("router-0").Write({router.certificate, ours.IssueRole("router").key});
+  cluster->files("state_store-0").Write({store.certificate.substr(0, 300), store.key});
+  cluster->files("worker-0").Write(router);
+  for (const std::string& name : {"router-0", "state_store-0", "worker-0"}) {
+    EXPECT_TRUE(
+        testing::WaitUntil([&] { return absl::StrContains(cluster->Log(name), "tls_files_unusable"); }, kPatience))
+        << name;
+  }
+  // All of them open new connections and take them.
+  ASSERT_OK(cluster->Kill("worker-1"));
+  ASSERT_OK(cluster->Restart("worker-1"));
+  ASSERT_OK(cluster->WaitUntilServing());
+  const std::unique_ptr<RouterClient> client = MakeRouterClient(cluster->Channel("router-0"));
+  ASSERT_OK(CreateSession(*client, "s"));
+  EXPECT_THAT(Generate(*client, "s", "a", 20, 8), testing::IsOkAndHolds(SizeIs(8)));
+  // A start with them ends, and says why.
+  ASSERT_OK(cluster->Terminate("router-0"));
+  ASSERT_THAT(cluster->Restart("router-0"), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("is not the key of")));
+  cluster->files("router-0").Write(router);
+  ASSERT_OK(cluster->Restart("router-0"));
+  EXPECT_OK(cluster->WaitUntilServing());
 }
 
 TEST_F(TlsTest, AWorkerOfAnotherRoleIsNoWorker) {

@@ -47,7 +47,7 @@ void AddExtension(X509* certificate, X509* issuer, int id, const std::string& va
 
 // Signed by the issuer, or by itself without one.
 Certificate MakeCertificate(const std::string& name, EVP_PKEY* key, X509* issuer, EVP_PKEY* issuer_key,
-                            const TestAuthority::Subject& subject) {
+                            const TestAuthority::Subject& subject, bool is_authority) {
   Certificate certificate(X509_new());
   X509* x = certificate.get();
   uint32_t serial = 0;
@@ -61,8 +61,8 @@ Certificate MakeCertificate(const std::string& name, EVP_PKEY* key, X509* issuer
                              reinterpret_cast<const unsigned char*>(name.c_str()), -1, -1, 0);
   if (issuer == nullptr) issuer = x;
   X509_set_issuer_name(x, X509_get_subject_name(issuer));
-  AddExtension(x, issuer, NID_basic_constraints, issuer == x ? "critical,CA:TRUE" : "critical,CA:FALSE");
-  if (issuer == x) AddExtension(x, issuer, NID_key_usage, "critical,keyCertSign,cRLSign");
+  AddExtension(x, issuer, NID_basic_constraints, is_authority ? "critical,CA:TRUE" : "critical,CA:FALSE");
+  if (is_authority) AddExtension(x, issuer, NID_key_usage, "critical,keyCertSign,cRLSign");
   AddExtension(x, issuer, NID_subject_key_identifier, "hash");
   if (!subject.alternative_names.empty()) {
     AddExtension(x, issuer, NID_subject_alt_name, subject.alternative_names);
@@ -89,8 +89,16 @@ struct TestAuthority::Impl {
   Certificate certificate;
 };
 
-TestAuthority::TestAuthority(const std::string& name) : impl_(std::make_unique<Impl>()) {
-  impl_->certificate = MakeCertificate(name, impl_->key.get(), nullptr, impl_->key.get(), {});
+TestAuthority::TestAuthority(const std::string& name) : TestAuthority(name, Subject{}) {}
+
+TestAuthority::TestAuthority(const std::string& name, const Subject& subject) : impl_(std::make_unique<Impl>()) {
+  impl_->certificate = MakeCertificate(name, impl_->key.get(), nullptr, impl_->key.get(), subject, true);
+  certificate_ = ToPem([&](BIO* bio) { return PEM_write_bio_X509(bio, impl_->certificate.get()); });
+}
+
+TestAuthority::TestAuthority(const std::string& name, const TestAuthority& parent) : impl_(std::make_unique<Impl>()) {
+  impl_->certificate =
+      MakeCertificate(name, impl_->key.get(), parent.impl_->certificate.get(), parent.impl_->key.get(), {}, true);
   certificate_ = ToPem([&](BIO* bio) { return PEM_write_bio_X509(bio, impl_->certificate.get()); });
 }
 
@@ -99,7 +107,7 @@ TestAuthority::~TestAuthority() = default;
 TestAuthority::Pair TestAuthority::Issue(const Subject& subject) {
   const Key key = MakeKey();
   const Certificate certificate =
-      MakeCertificate("test", key.get(), impl_->certificate.get(), impl_->key.get(), subject);
+      MakeCertificate("test", key.get(), impl_->certificate.get(), impl_->key.get(), subject, false);
   Pair pair;
   pair.certificate = ToPem([&](BIO* bio) { return PEM_write_bio_X509(bio, certificate.get()); });
   pair.key =

@@ -12,14 +12,17 @@ namespace rwkv::testing {
 // An authority with a key of its own. EC keys: a millisecond each.
 class TestAuthority {
  public:
-  explicit TestAuthority(const std::string& name);
-  ~TestAuthority();
-
   struct Subject {
     std::string alternative_names;  // As in OpenSSL's configuration: "URI:spiffe://test/rwkv/router,DNS:localhost".
     absl::Duration starts_in = -absl::Hours(1);
     absl::Duration ends_in = absl::Hours(1);
   };
+  explicit TestAuthority(const std::string& name);
+  TestAuthority(const std::string& name, const Subject& subject);
+  // One in between: its certificate is signed by `parent`.
+  TestAuthority(const std::string& name, const TestAuthority& parent);
+  ~TestAuthority();
+
   struct Pair {
     std::string certificate;  // PEM, both.
     std::string key;

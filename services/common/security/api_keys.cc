@@ -85,7 +85,8 @@ absl::StatusOr<std::vector<ApiKey>> ParseApiKeys(absl::string_view text) {
   return keys;
 }
 
-absl::StatusOr<std::unique_ptr<ApiKeys>> ApiKeys::Open(const std::string& path, absl::Duration reload_interval) {
+absl::StatusOr<std::unique_ptr<ApiKeys>> ApiKeys::Open(const std::string& path, absl::Duration reload_interval,
+                                                       Metrics* metrics) {
   std::unique_ptr<ApiKeys> keys(new ApiKeys);
   absl::MutexLock lock(&keys->mu_);
   const auto use = [keys = keys.get()](const std::string& text) ABSL_NO_THREAD_SAFETY_ANALYSIS {  // Under mu_.
@@ -94,8 +95,14 @@ absl::StatusOr<std::unique_ptr<ApiKeys>> ApiKeys::Open(const std::string& path, 
     keys->keys_ = std::make_shared<const std::vector<ApiKey>>(*std::move(parsed));
     return absl::OkStatus();
   };
-  RWKV_ASSIGN_OR_RETURN(keys->file_, ReloadedFile::Open(path, "api_keys", kMaxFileBytes, reload_interval, use));
+  RWKV_ASSIGN_OR_RETURN(keys->file_,
+                        ReloadedFile::Open(path, "api_keys", kMaxFileBytes, reload_interval, use, metrics));
   return keys;
+}
+
+void ApiKeys::Look() {
+  absl::MutexLock lock(&mu_);
+  file_->Look(absl::Now());
 }
 
 absl::optional<ApiKeys::Who> ApiKeys::Find(absl::string_view key) {

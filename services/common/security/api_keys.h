@@ -19,6 +19,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "absl/types/optional.h"
+#include "services/common/metrics.h"
 #include "services/common/reloaded_file.h"
 #include "services/common/security/access.h"
 
@@ -43,12 +44,16 @@ class ApiKeys {
     std::string tenant;
   };
 
-  // The file is looked at again at most every `reload_interval`, by whoever asks.
-  static absl::StatusOr<std::unique_ptr<ApiKeys>> Open(const std::string& path, absl::Duration reload_interval);
+  // The file is looked at again at most every `reload_interval`, by whoever asks. `metrics` as in ReloadedFile.
+  static absl::StatusOr<std::unique_ptr<ApiKeys>> Open(const std::string& path, absl::Duration reload_interval,
+                                                       Metrics* metrics);
 
   // Whose key this is. Takes the same time for every key of the file and for none of them. A file that has become
   // unreadable or wrong is reported in the log and the keys of before stay; an empty one takes all away.
   absl::optional<Who> Find(absl::string_view key) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Looks at the file, so that what is wrong with it is known before somebody calls.
+  void Look() ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
   ApiKeys() = default;

@@ -12,6 +12,8 @@
 #include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "prometheus/gauge.h"
+#include "services/common/metrics.h"
 #include "services/common/security/access.h"
 #include "tests/testing/status_matchers.h"
 
@@ -80,11 +82,12 @@ class ApiKeysFileTest : public ::testing::Test {
     ASSERT_EQ(std::rename((path_ + ".new").c_str(), path_.c_str()), 0);
   }
   const std::string path_ = ::testing::TempDir() + "/api_keys";
+  const std::unique_ptr<Metrics> metrics_ = *Metrics::Create("");
 };
 
 TEST_F(ApiKeysFileTest, FindsByTheKeyItself) {
   Write(Line(kAbc, "name=alice tenant=acme role=gateway"));
-  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<ApiKeys> keys, ApiKeys::Open(path_, absl::ZeroDuration()));
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<ApiKeys> keys, ApiKeys::Open(path_, absl::ZeroDuration(), metrics_.get()));
   const auto found = keys->Find("abc");
   ASSERT_TRUE(found.has_value());
   EXPECT_EQ(found->name, "alice");
@@ -97,11 +100,15 @@ TEST_F(ApiKeysFileTest, FindsByTheKeyItself) {
 
 TEST_F(ApiKeysFileTest, IsReadAgainWhenItChanges) {
   Write(Line(kAbc, "name=alice"));
-  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<ApiKeys> keys, ApiKeys::Open(path_, absl::ZeroDuration()));
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<ApiKeys> keys, ApiKeys::Open(path_, absl::ZeroDuration(), metrics_.get()));
   Write(Line(kAbc, "name=bobby"));  // As long as before, within the same second.
   ASSERT_TRUE(keys->Find("abc").has_value());
   EXPECT_EQ(keys->Find("abc")->name, "bobby");
+  prometheus::Gauge& unusable = metrics_->Gauge("rwkv_server_file_unusable", "", {{"file", "api_keys"}});
+  EXPECT_EQ(unusable.Value(), 0);
   Write("sha256:broken");
+  keys->Look();  // Also while nobody calls.
+  EXPECT_EQ(unusable.Value(), 1);
   EXPECT_TRUE(keys->Find("abc").has_value()) << "a broken file takes no key away";
   ASSERT_EQ(std::remove(path_.c_str()), 0);
   EXPECT_TRUE(keys->Find("abc").has_value()) << "a lost file takes no key away";
@@ -112,11 +119,12 @@ TEST_F(ApiKeysFileTest, IsReadAgainWhenItChanges) {
 }
 
 TEST_F(ApiKeysFileTest, MustBeThereAndRightAtTheStart) {
-  EXPECT_THAT(ApiKeys::Open("/nonexistent/keys", absl::ZeroDuration()).status(), StatusIs(absl::StatusCode::kNotFound));
-  EXPECT_THAT(ApiKeys::Open(::testing::TempDir(), absl::ZeroDuration()).status(),
+  EXPECT_THAT(ApiKeys::Open("/nonexistent/keys", absl::ZeroDuration(), metrics_.get()).status(),
+              StatusIs(absl::StatusCode::kNotFound));
+  EXPECT_THAT(ApiKeys::Open(::testing::TempDir(), absl::ZeroDuration(), metrics_.get()).status(),
               StatusIs(absl::StatusCode::kUnavailable));
   Write("key=abc");
-  EXPECT_THAT(ApiKeys::Open(path_, absl::ZeroDuration()).status(),
+  EXPECT_THAT(ApiKeys::Open(path_, absl::ZeroDuration(), metrics_.get()).status(),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("line 1")));
 }
 

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <fstream>
 #include <functional>
-#include <sstream>
 #include <utility>
 #include <vector>
 
@@ -59,46 +58,32 @@ class RoleVerifier final : public ExternalCertificateVerifier {
   const Role role_;
 };
 
-// Seconds since 1970 at which the files' certificates expire, read at every scrape: gRPC does not tell.
+// Asked at every scrape, so that it tells of the files as they are: gRPC does not.
 class ExpiryMetric final : public prometheus::Collectable {
  public:
-  explicit ExpiryMetric(const Security::Options& options) : options_(options) {}
+  explicit ExpiryMetric(std::shared_ptr<TlsFiles> files) : files_(std::move(files)) {}
 
   std::vector<prometheus::MetricFamily> Collect() const override {
     prometheus::MetricFamily expiry = {"rwkv_tls_expiry_timestamp_seconds",
-                                       "When the certificate, or the first authority, in the file expires; 0: the "
-                                       "file is of no use.",
+                                       "When the certificate, or the first authority, that is used expires; 0: what "
+                                       "the file holds now is of no use, and what it held before is used.",
                                        prometheus::MetricType::Gauge,
                                        {}};
-    const auto add = [&expiry](const char* file, const absl::StatusOr<CertificateInfo>& info) {
+    const auto add = [&expiry](const char* file, const absl::Status& status, const CertificateInfo& used) {
       prometheus::ClientMetric metric;
       metric.label = {{"file", file}};
-      metric.gauge.value = info.ok() ? static_cast<double>(absl::ToUnixSeconds(info->not_after)) : 0;
+      metric.gauge.value = status.ok() ? static_cast<double>(absl::ToUnixSeconds(used.not_after)) : 0;
       expiry.metric.push_back(metric);
     };
-    absl::StatusOr<CertificateInfo> own = ReadCertificate(options_.certificate);
-    if (const absl::Status status = CheckKeyOfCertificate(options_.key, options_.certificate); !status.ok()) {
-      own = status;
-    }
-    add("certificate", own);
-    add("authorities", ReadAuthorities(options_.authorities));
+    const TlsFiles::State state = files_->Look();
+    add("certificate", state.own_status, state.own);
+    add("authorities", state.authorities_status, state.authorities);
     return {std::move(expiry)};
   }
 
  private:
-  const Security::Options options_;
+  const std::shared_ptr<TlsFiles> files_;
 };
-
-absl::Status CheckNow(const std::string& path, const CertificateInfo& info) {
-  const absl::Time now = absl::Now();
-  if (now >= info.not_before && now <= info.not_after) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(path, ": valid from ", absl::FormatTime(info.not_before), " to ",
-                                                 absl::FormatTime(info.not_after), ", not now"));
-}
-
-unsigned WholeSeconds(absl::Duration interval) {
-  return static_cast<unsigned>(std::max<int64_t>(1, absl::ToInt64Seconds(interval)));
-}
 
 }  // namespace
 
@@ -188,9 +173,8 @@ absl::StatusOr<Identity> Security::Identify(const grpc::ServerContextBase& conte
   return Identify(context.client_metadata(), *peer, keys_.get());
 }
 
-Security::Security(const Options& options, Metrics* metrics)
-    : options_(options),
-      unauthenticated_(&metrics->Counter("rwkv_server_refused_calls_total",
+Security::Security(Metrics* metrics)
+    : unauthenticated_(&metrics->Counter("rwkv_server_refused_calls_total",
                                          "Calls refused at the door: without a known identity, or without the right.",
                                          {{"cause", "unauthenticated"}})),
       denied_(&metrics->Counter("rwkv_server_refused_calls_total",
@@ -198,7 +182,7 @@ Security::Security(const Options& options, Metrics* metrics)
                                 {{"cause", "denied"}})) {}
 
 absl::StatusOr<std::unique_ptr<Security>> Security::Create(const Options& options, Metrics* metrics) {
-  std::unique_ptr<Security> security(new Security(options, metrics));
+  std::unique_ptr<Security> security(new Security(metrics));
   const int named = !options.certificate.empty() + !options.key.empty() + !options.authorities.empty();
   if (named == 0 && options.api_keys.empty()) return security;
   if (named != 3) {
@@ -207,30 +191,32 @@ absl::StatusOr<std::unique_ptr<Security>> Security::Create(const Options& option
                                  : "API keys want TLS, a certificate, its key and the authorities: they would be read "
                                    "on the way");
   }
-  RWKV_ASSIGN_OR_RETURN(const CertificateInfo own, ReadCertificate(options.certificate));
-  RWKV_RETURN_IF_ERROR(CheckNow(options.certificate, own));
-  if (options.role.has_value() && !own.roles.Has(*options.role)) {
-    return absl::InvalidArgumentError(absl::StrCat(options.certificate, " is of the role ", own.roles.ToString(),
-                                                   ", this process is a ", RoleName(*options.role)));
-  }
-  RWKV_RETURN_IF_ERROR(CheckKeyOfCertificate(options.key, options.certificate));
-  RWKV_RETURN_IF_ERROR(ReadAuthorities(options.authorities).status());
+  TlsFiles::Options files;
+  files.certificate = options.certificate;
+  files.key = options.key;
+  files.authorities = options.authorities;
+  files.role = options.role;
+  files.reload_interval = options.reload_interval;
+  RWKV_ASSIGN_OR_RETURN(security->files_, TlsFiles::Open(files));
   if (!options.api_keys.empty()) {
-    RWKV_ASSIGN_OR_RETURN(security->keys_, ApiKeys::Open(options.api_keys, options.reload_interval));
+    RWKV_ASSIGN_OR_RETURN(security->keys_, ApiKeys::Open(options.api_keys, options.reload_interval, metrics));
   }
-  security->provider_ = std::make_shared<FileWatcherCertificateProvider>(
-      options.key, options.certificate, options.authorities, WholeSeconds(options.reload_interval));
-  metrics->Add(std::make_shared<ExpiryMetric>(options));
+  metrics->Add(std::make_shared<ExpiryMetric>(security->files_));
+  const CertificateInfo own = security->files_->Look().own;
   LogInfo("tls", {{"roles", own.roles.ToString()},
                   {"expires", absl::FormatTime(own.not_after, absl::UTCTimeZone())},
                   {"api_keys", !options.api_keys.empty()}});
+  security->watch_ = std::make_unique<Periodic>(options.reload_interval, [security = security.get()] {
+    security->files_->Look();
+    if (security->keys_ != nullptr) security->keys_->Look();
+  });
   return security;
 }
 
 std::shared_ptr<grpc::ChannelCredentials> Security::ForChannelTo(Role role) const {
   if (!enabled()) return nullptr;
   TlsChannelCredentialsOptions options;
-  options.set_certificate_provider(provider_);
+  options.set_certificate_provider(files_->provider());
   options.watch_root_certs();
   options.watch_identity_key_cert_pairs();
   options.set_certificate_verifier(ExternalCertificateVerifier::Create<RoleVerifier>(role));
@@ -240,7 +226,7 @@ std::shared_ptr<grpc::ChannelCredentials> Security::ForChannelTo(Role role) cons
 
 std::shared_ptr<grpc::ServerCredentials> Security::ForServer() const {
   if (!enabled()) return nullptr;
-  TlsServerCredentialsOptions options(provider_);
+  TlsServerCredentialsOptions options(files_->provider());
   options.watch_root_certs();
   options.watch_identity_key_cert_pairs();
   options.set_cert_request_type(keys_ == nullptr ? GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY
@@ -290,11 +276,15 @@ absl::StatusOr<ClientCredentials> MakeClientCredentials(const ClientSecurityOpti
   if (options.certificate.empty() != options.key.empty()) {
     return absl::InvalidArgumentError("a certificate and its key: one without the other");
   }
-  RWKV_RETURN_IF_ERROR(ReadAuthorities(options.authorities).status());
+  RWKV_ASSIGN_OR_RETURN(const std::string authorities, ReadPemFile(options.authorities));
+  RWKV_RETURN_IF_ERROR(Annotate(ParseAuthorities(authorities, absl::Now()).status(), options.authorities));
   if (!options.key.empty()) {
-    RWKV_ASSIGN_OR_RETURN(const CertificateInfo own, ReadCertificate(options.certificate));
-    RWKV_RETURN_IF_ERROR(CheckNow(options.certificate, own));
-    RWKV_RETURN_IF_ERROR(CheckKeyOfCertificate(options.key, options.certificate));
+    RWKV_ASSIGN_OR_RETURN(const std::string certificate, ReadPemFile(options.certificate));
+    RWKV_ASSIGN_OR_RETURN(const std::string key, ReadPemFile(options.key));
+    const absl::StatusOr<CertificateInfo> own = ParseCertificate(certificate);
+    RWKV_RETURN_IF_ERROR(Annotate(own.status(), options.certificate));
+    RWKV_RETURN_IF_ERROR(Annotate(CheckValidAt(*own, absl::Now()), options.certificate));
+    RWKV_RETURN_IF_ERROR(Annotate(CheckKeyOfCertificate(key, certificate), options.key));
   }
   TlsChannelCredentialsOptions tls;
   tls.set_certificate_provider(

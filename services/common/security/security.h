@@ -1,5 +1,6 @@
 // TLS between our processes and for clients: credentials for channels and servers, made of files that are read again
-// when they change. Open connections stay, new ones show and want what the files hold by then.
+// when they change. Open connections stay, new ones show and want what the files hold by then; files that are of no use
+// change nothing (tls_files.h).
 //
 // A process shows one certificate, to those who call it and to those it calls. Who is called must show the role that
 // the caller expects, under whatever name it was found. Who calls is let through by access.h, call by call.
@@ -18,11 +19,12 @@
 #include "grpcpp/security/auth_context.h"
 #include "grpcpp/security/credentials.h"
 #include "grpcpp/security/server_credentials.h"
-#include "grpcpp/security/tls_certificate_provider.h"
 #include "grpcpp/server_context.h"
 #include "services/common/metrics.h"
+#include "services/common/periodic.h"
 #include "services/common/security/access.h"
 #include "services/common/security/api_keys.h"
+#include "services/common/security/tls_files.h"
 
 namespace rwkv::common {
 
@@ -46,11 +48,11 @@ class Security {
   };
 
   // Without files everything it gives is null, which stands for no encryption. `metrics` outlives it.
-  // kInvalidArgument: only some of the files are named, or one does not hold what it should, or the key is not the
-  // certificate's, or the certificate is not valid now or says another role. Other codes: a file cannot be read.
+  // kInvalidArgument: only some of the files are named, or as TlsFiles::Open() and ApiKeys::Open() say. Other codes: a
+  // file cannot be read.
   static absl::StatusOr<std::unique_ptr<Security>> Create(const Options& options, Metrics* metrics);
 
-  bool enabled() const { return provider_ != nullptr; }
+  bool enabled() const { return files_ != nullptr; }
 
   // For a channel to a process of ours that must show the role.
   std::shared_ptr<grpc::ChannelCredentials> ForChannelTo(Role role) const;
@@ -69,13 +71,13 @@ class Security {
   static absl::StatusOr<Identity> Identify(const CallMetadata& metadata, const grpc::AuthContext& context,
                                            ApiKeys* keys);
 
-  Security(const Options& options, Metrics* metrics);
+  explicit Security(Metrics* metrics);
 
-  const Options options_;
-  std::shared_ptr<grpc::experimental::FileWatcherCertificateProvider> provider_;
-  std::shared_ptr<ApiKeys> keys_;  // Null: none.
+  std::shared_ptr<TlsFiles> files_;  // Null: no TLS.
+  std::shared_ptr<ApiKeys> keys_;    // Null: none.
   prometheus::Counter* const unauthenticated_;
   prometheus::Counter* const denied_;
+  std::unique_ptr<Periodic> watch_;  // Of the files. Last: it uses the rest.
 };
 
 // What a client shows from outside the cluster.

@@ -77,6 +77,7 @@ std::unique_ptr<Security> SecurityTest::Make(const Security::Options& options) {
 
 void SecurityTest::Serve(const std::string& role, const std::string& api_keys) {
   Security::Options options = Files("server", authority_.IssueRole(role), authority_.certificate());
+  options.role = *ParseRole(role);
   if (!api_keys.empty()) {
     options.api_keys = ::testing::TempDir() + "/api_keys";
     ReplaceFile(options.api_keys, api_keys);

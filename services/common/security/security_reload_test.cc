@@ -11,6 +11,8 @@
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "grpcpp/channel.h"
 #include "gtest/gtest.h"
@@ -117,20 +119,40 @@ TEST_F(SecurityTest, KeysCertificatesAndAuthoritiesChangeWithoutAFailedCall) {
   EXPECT_THAT(load.failures(), ::testing::IsEmpty()) << "of " << load.calls() << " calls";
 }
 
-TEST_F(SecurityTest, AKeyThatDoesNotFitShowsInTheMetricAndLeavesOpenConnectionsAlone) {
+TEST_F(SecurityTest, FilesThatAreOfNoUseShowInTheMetricAndNewConnectionsDoNotNotice) {
   Serve("router");
   EXPECT_THAT(Scrape(), Not(HasSubstr("rwkv_tls_expiry_timestamp_seconds file=certificate 0\n")));
   const auto old_connection = DialAs("operator");
   ASSERT_THAT(Call(old_connection, kGetStatus), IsOk());
   TlsFolder files(::testing::TempDir() + "/server");
-  files.Write({authority_.IssueRole("router").certificate, authority_.IssueRole("router").key});
-  EXPECT_THAT(Scrape(), HasSubstr("rwkv_tls_expiry_timestamp_seconds file=certificate 0\n"));
-  const auto is_let_in = [&] { return Call(DialAs("operator"), kGetStatus, kRefusal).ok(); };
-  ASSERT_TRUE(testing::WaitUntil([&] { return !is_let_in(); }, kPatience)) << "gRPC has not seen the new files";
-  EXPECT_THAT(Call(old_connection, kGetStatus), IsOk());
-  files.Write(authority_.IssueRole("router"));
+  // What tells that gRPC has looked at what there is to see: a client that believes the next authority alone.
+  TestAuthority next("next");
+  const auto is_let_in = [&](const TestAuthority& believed) {
+    return Call(DialWith(authority_.IssueRole("operator"), server_->address(), believed.certificate()), kGetStatus,
+                kRefusal)
+        .ok();
+  };
+  const TestAuthority::Pair right = authority_.IssueRole("router"), other = authority_.IssueRole("worker");
+  const std::string ours = authority_.certificate();
+  const TestAuthority::Pair pairs[] = {{right.certificate, other.key},
+                                       {right.certificate.substr(0, 200), right.key},
+                                       {"", ""},
+                                       other,
+                                       next.IssueRole("router")};
+  for (const TestAuthority::Pair& pair : pairs) {
+    files.Write(pair);
+    // Longer than gRPC takes to see a change: new clients come and go meanwhile.
+    for (const absl::Time end = absl::Now() + absl::Seconds(2); absl::Now() < end;) {
+      ASSERT_TRUE(is_let_in(authority_)) << "with " << pair.certificate.size() << " bytes of a certificate";
+    }
+    EXPECT_THAT(Scrape(), ::testing::AnyOf(HasSubstr("rwkv_tls_expiry_timestamp_seconds file=certificate 0\n"),
+                                           HasSubstr("rwkv_tls_expiry_timestamp_seconds file=authorities 0\n")));
+    EXPECT_THAT(Call(old_connection, kGetStatus), IsOk());
+  }
+  files.WriteAuthorities(ours + next.certificate());
+  ASSERT_TRUE(testing::WaitUntil([&] { return is_let_in(next); }, kPatience)) << "the new pair is not taken up";
   EXPECT_THAT(Scrape(), Not(HasSubstr("rwkv_tls_expiry_timestamp_seconds file=certificate 0\n")));
-  ASSERT_TRUE(testing::WaitUntil(is_let_in, kPatience)) << "the new pair is not taken up";
+  EXPECT_THAT(Scrape(), Not(HasSubstr("rwkv_tls_expiry_timestamp_seconds file=authorities 0\n")));
   EXPECT_THAT(Call(old_connection, kGetStatus), IsOk());
 }
 

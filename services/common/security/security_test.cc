@@ -121,11 +121,15 @@ TEST_F(SecurityTest, AServerOfAnotherRoleIsNotTalkedTo) {
 }
 
 TEST_F(SecurityTest, AServerOfAnotherAuthorityIsNotTalkedTo) {
-  Serve("router");
   TestAuthority other("other");
+  const std::string both = authority_.certificate() + other.certificate();
+  ServeWith(Files("server", authority_.IssueRole("router"), both));
   // The server would believe the client, the client does not believe the server.
-  const std::unique_ptr<Security> client = Make(Files("client", authority_.IssueRole("operator"), other.certificate()));
+  const std::unique_ptr<Security> client = Make(Files("client", other.IssueRole("operator"), other.certificate()));
   EXPECT_FALSE(Call(Dial(*client), kGetStatus, kRefusal).ok());
+  // The control: one that believes both.
+  const std::unique_ptr<Security> wiser = Make(Files("wiser", other.IssueRole("operator"), both));
+  EXPECT_THAT(Call(Dial(*wiser), kGetStatus), IsOk());
 }
 
 TEST_F(SecurityTest, FilesThatAreWrongEndTheStart) {

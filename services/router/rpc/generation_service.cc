@@ -259,7 +259,7 @@ grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContex
                                                       const v1::TokenizeRequest* request,
                                                       v1::TokenizeResponse* response) {
   auto* const reactor = context->DefaultReactor();
-  if (const absl::Status known = tenancy_->CallerOf(*context).status(); !known.ok()) {
+  if (const absl::Status known = tenancy_->CallerOfRequest(*context).status(); !known.ok()) {
     reactor->Finish(common::ToGrpcStatus(known));
     return reactor;
   }
@@ -273,7 +273,7 @@ grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContex
 
 grpc::ServerBidiReactor<v1::TokenizeDocumentRequest, v1::TokenizeDocumentResponse>* GenerationService::TokenizeDocument(
     grpc::CallbackServerContext* context) {
-  return NewTokenizeDocumentCall(documents_, tenancy_->CallerOf(*context).status());
+  return NewTokenizeDocumentCall(documents_, tenancy_->CallerOfRequest(*context).status());
 }
 
 absl::Status GenerationService::DetokenizeNow(const v1::DetokenizeRequest& request,
@@ -306,7 +306,7 @@ grpc::ServerUnaryReactor* GenerationService::Detokenize(grpc::CallbackServerCont
                                                         const v1::DetokenizeRequest* request,
                                                         v1::DetokenizeResponse* response) {
   auto* const reactor = context->DefaultReactor();
-  absl::Status status = tenancy_->CallerOf(*context).status();
+  absl::Status status = tenancy_->CallerOfRequest(*context).status();
   if (status.ok()) status = DetokenizeNow(*request, response);
   reactor->Finish(common::ToGrpcStatus(status));
   return reactor;

@@ -64,6 +64,7 @@ class ServicesTest : public ::testing::Test {
     tenancy.storage_age = absl::ZeroDuration();
     tenancy.source = "router-0-1";
     tenancy.max_calls = max_calls_;
+    tenancy.max_store_calls = max_store_calls_;
     tenancy.random = random;
     metrics_ = *common::Metrics::Create("");
     absl::StatusOr<std::unique_ptr<Tenancy>> created =
@@ -174,6 +175,7 @@ class ServicesTest : public ::testing::Test {
   bool with_tenants_ = false;                               // Likewise.
   std::string tenants_file_;                                // Likewise.
   int max_calls_ = 0;                                       // Likewise.
+  int max_store_calls_ = 0;                                 // Likewise.
   std::string as_;
   common::SystemClock clock_;
   std::unique_ptr<common::Metrics> metrics_;

@@ -187,16 +187,20 @@ std::string SessionsService::NewSessionId() const { return absl::StrFormat("s-%0
 grpc::ServerUnaryReactor* SessionsService::Run(grpc::CallbackServerContext* context, Work work) {
   auto* const reactor = context->DefaultReactor();
   const absl::Time deadline = DeadlineOf(*context);
-  const absl::StatusOr<Caller> caller = tenancy_->CallerOf(*context);
-  if (!caller.ok()) {
-    reactor->Finish(common::ToGrpcStatus(caller.status()));
+  const absl::StatusOr<Caller> caller = tenancy_->CallerOfRequest(*context);
+  const absl::StatusOr<std::shared_ptr<Crowd::Place>> place =
+      caller.ok() ? tenancy_->EnterStore(*caller) : caller.status();
+  if (!place.ok()) {
+    reactor->Finish(common::ToGrpcStatus(place.status()));
     return reactor;
   }
-  if (!executor_->TryRun(
-          [reactor, deadline, caller = *caller, trace = common::TraceOf(tracer_, *context), work = std::move(work)] {
-            const common::ScopedTrace scope(trace);
-            reactor->Finish(common::ToGrpcStatus(caller.Out(work(caller, deadline))));
-          })) {
+  if (!executor_->TryRun([reactor, deadline, caller = *caller, place = *place,
+                          trace = common::TraceOf(tracer_, *context), work = std::move(work)] {
+        const common::ScopedTrace scope(trace);
+        const absl::Status status = caller.Out(work(caller, deadline));
+        if (place != nullptr) place->Leave();  // First: whoever hears of the end may come again at once.
+        reactor->Finish(common::ToGrpcStatus(status));
+      })) {
     reactor->Finish(common::ToGrpcStatus(TooMuch()));
   }
   return reactor;
@@ -310,7 +314,7 @@ grpc::ServerUnaryReactor* SessionsService::Fork(grpc::CallbackServerContext* con
 absl::StatusOr<Caller> SessionsService::EnterSession(const grpc::CallbackServerContext& context,
                                                      const std::string& session_id) const {
   RWKV_RETURN_IF_ERROR(Caller::CheckSessionId("session_id", session_id));
-  return tenancy_->CallerOf(context);
+  return tenancy_->CallerOfRequest(context);
 }
 
 grpc::ServerUnaryReactor* SessionsService::Rewind(grpc::CallbackServerContext* context,
@@ -389,7 +393,7 @@ grpc::ServerWriteReactor<v1::SessionsExportStateResponse>* SessionsService::Expo
 grpc::ServerReadReactor<v1::SessionsImportRequest>* SessionsService::Import(grpc::CallbackServerContext* context,
                                                                             v1::SessionsImportResponse* response) {
   ImportCalls calls;
-  const absl::StatusOr<Caller> caller = tenancy_->CallerOf(*context);
+  const absl::StatusOr<Caller> caller = tenancy_->CallerOfRequest(*context);
   calls.known = caller.status();
   if (caller.ok()) calls.caller = *caller;
   calls.trace = common::TraceOf(tracer_, *context);

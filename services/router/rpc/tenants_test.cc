@@ -1,10 +1,12 @@
 // One tenant walks over another's ids, through every call that takes one; and what limits do at the services.
+#include <atomic>
 #include <cstdint>
 #include <cstdio>
 #include <fstream>
 #include <map>
 #include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -15,6 +17,7 @@
 #include "gtest/gtest.h"
 #include "services/router/rpc/services_fixture.h"
 #include "tests/testing/status_matchers.h"
+#include "tests/testing/wait_until.h"
 
 namespace rwkv::router {
 namespace {
@@ -330,6 +333,73 @@ TEST_F(TenantsTest, AFloodIsRefusedAtTheDoorAndKeepsNobodyElseOut) {
     context->TryCancel();
     (void)reader->Finish();
   }
+}
+
+TEST_F(TenantsTest, CallsOfSessionsAndTextsAreRequestsToo) {
+  SetTenants("name=acme requests_per_minute=5\nname=zeta\n");
+  StartServer(World());
+  As("acme");
+  ASSERT_EQ(CreateSession("one"), "one");
+  v1::SessionsGetRequest get;
+  get.set_session_id("one");
+  v1::SessionsGetResponse got;
+  EXPECT_THAT(Call(*sessions_, &v1::Sessions::Stub::Get, get, &got), IsOk());
+  v1::SessionsRewindRequest rewind;
+  rewind.set_session_id("one");
+  v1::SessionsRewindResponse rewound;
+  EXPECT_THAT(Call(*sessions_, &v1::Sessions::Stub::Rewind, rewind, &rewound), IsOk());
+  v1::TokenizeRequest tokenize;
+  tokenize.set_data("text");
+  v1::TokenizeResponse tokens;
+  (void)Call(*generation_, &v1::Generation::Stub::Tokenize, tokenize, &tokens);
+  EXPECT_THAT(Generate(Request("", "", 1)).status, IsOk());
+  const absl::Status refused = Call(*sessions_, &v1::Sessions::Stub::Get, get, &got);
+  EXPECT_THAT(refused, StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("requests_per_minute, 5")));
+  EXPECT_TRUE(common::GetRetryDelay(refused).has_value());
+  EXPECT_THAT(Call(*sessions_, &v1::Sessions::Stub::Rewind, rewind, &rewound),
+              StatusIs(absl::StatusCode::kResourceExhausted));
+  EXPECT_THAT(Call(*generation_, &v1::Generation::Stub::Tokenize, tokenize, &tokens),
+              StatusIs(absl::StatusCode::kResourceExhausted));
+  EXPECT_EQ(Usage().turns(), 1u) << "what it has used it may ask all the same";
+  As("zeta");
+  v1::SessionsListResponse page;
+  EXPECT_THAT(Call(*sessions_, &v1::Sessions::Stub::List, v1::SessionsListRequest(), &page), IsOk());
+}
+
+TEST_F(TenantsTest, AFloodOfCallsOfSessionsKeepsNobodyElseOut) {
+  max_store_calls_ = 2;
+  StartServer();
+  As("flood");
+  ASSERT_EQ(CreateSession("one"), "one");
+  std::atomic<bool> stop{false};
+  std::atomic<int> refused{0}, failed{0};
+  std::vector<std::thread> flood;
+  for (int i = 0; i < 16; ++i) {
+    flood.emplace_back([&] {
+      while (!stop) {
+        grpc::ClientContext context;
+        Begin(context);
+        v1::SessionsGetRequest get;
+        get.set_session_id("one");
+        v1::SessionsGetResponse got;
+        const absl::Status status = common::FromGrpcStatus(sessions_->Get(&context, get, &got));
+        if (status.ok()) continue;
+        ++(absl::IsResourceExhausted(status) && common::GetRetryDelay(status).has_value() ? refused : failed);
+      }
+    });
+  }
+  EXPECT_TRUE(::rwkv::testing::WaitUntil([&] { return refused > 10; }));
+  // The quiet one calls through a stub of its own, as a tenant of its own.
+  for (int i = 0; i < 50; ++i) {
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(absl::Now() + kTestLimit));
+    context.AddMetadata("test-tenant", "quiet");
+    v1::SessionsListResponse page;
+    EXPECT_THAT(common::FromGrpcStatus(sessions_->List(&context, v1::SessionsListRequest(), &page)), IsOk());
+  }
+  stop = true;
+  for (std::thread& thread : flood) thread.join();
+  EXPECT_EQ(failed, 0);
 }
 
 TEST_F(TenantsTest, WhatIsRefusedAtOnceCostsNothing) {

@@ -21,10 +21,11 @@ constexpr size_t kMaxQueued = 1024;
 // Routers hear of each other twice a second.
 constexpr absl::Duration kHearInterval = absl::Milliseconds(100);
 
-std::unique_ptr<Crowd> MakeCrowd(const Tenancy::Options& options, const TenantBook* book, common::Clock* clock) {
-  if (options.max_calls == 0) return nullptr;
+std::unique_ptr<Crowd> MakeCrowd(const Tenancy::Options& options, int capacity, const TenantBook* book,
+                                 common::Clock* clock) {
+  if (capacity == 0) return nullptr;
   const auto weight = [book](const std::string& tenant) { return book->Weight(tenant); };
-  return std::make_unique<Crowd>(Crowd::Options{options.max_calls, weight, options.random, options.refused}, clock);
+  return std::make_unique<Crowd>(Crowd::Options{capacity, weight, options.random, options.refused}, clock);
 }
 
 }  // namespace
@@ -115,7 +116,8 @@ Tenancy::Tenancy(const Options& options, state_store::CatalogClient* catalog, co
       catalog_(catalog),
       clock_(clock),
       book_(clock, metrics),
-      crowd_(MakeCrowd(options, &book_, clock)),
+      crowd_(MakeCrowd(options, options.max_calls, &book_, clock)),
+      store_crowd_(MakeCrowd(options, options.max_store_calls, &book_, clock)),
       executor_(std::make_unique<common::Executor>(kThreads, kMaxQueued)) {}
 
 Tenancy::~Tenancy() { executor_ = nullptr; }
@@ -135,7 +137,7 @@ absl::StatusOr<std::unique_ptr<Tenancy>> Tenancy::Create(const Options& options,
   };
   absl::MutexLock lock(&tenancy->mu_);
   RWKV_ASSIGN_OR_RETURN(tenancy->file_, common::ReloadedFile::Open(options.tenants_file, "tenants", kMaxFileBytes,
-                                                                   options.reload_interval, use));
+                                                                   options.reload_interval, use, metrics));
   return tenancy;
 }
 
@@ -156,6 +158,14 @@ absl::StatusOr<Caller> Tenancy::CallerOf(const grpc::ServerContextBase& context)
   return caller;
 }
 
+absl::StatusOr<Caller> Tenancy::CallerOfRequest(const grpc::ServerContextBase& context) {
+  RWKV_ASSIGN_OR_RETURN(Caller caller, CallerOf(context));
+  if (!caller.limits_.has_value()) return caller;
+  HearOthers();
+  RWKV_RETURN_IF_ERROR(book_.AdmitRequest(caller.tenant_));
+  return caller;
+}
+
 void Tenancy::HearOthers() {
   if (options_.others == nullptr) return;
   {
@@ -168,6 +178,10 @@ void Tenancy::HearOthers() {
 }
 
 void Tenancy::Announce(v1::RouterAnnouncement* router) {
+  {
+    absl::MutexLock lock(&mu_);
+    if (file_ != nullptr) file_->Look(absl::Now());
+  }
   HearOthers();
   book_.Tell(router);
 }
@@ -176,6 +190,11 @@ absl::StatusOr<std::shared_ptr<Crowd::Place>> Tenancy::Enter(const Caller& calle
   if (crowd_ == nullptr) return std::shared_ptr<Crowd::Place>();
   if (comes_back) return crowd_->EnterAgain(caller.tenant());
   return crowd_->Enter(caller.tenant());
+}
+
+absl::StatusOr<std::shared_ptr<Crowd::Place>> Tenancy::EnterStore(const Caller& caller) {
+  if (store_crowd_ == nullptr) return std::shared_ptr<Crowd::Place>();
+  return store_crowd_->Enter(caller.tenant());
 }
 
 void Tenancy::Record(const std::shared_ptr<TenantBook::Ticket>& ticket, std::function<void()> then) {

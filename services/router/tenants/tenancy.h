@@ -88,7 +88,8 @@ class Tenancy {
     std::function<std::vector<v1::RouterAnnouncement>()> others;  // Routers of this cluster; empty: none.
     // Calls of Generation that run or wait; who would be one more is refused at the door. 0: no bound here.
     int max_calls = 0;
-    std::function<uint64_t()> random;                  // Required with max_calls.
+    int max_store_calls = 0;                           // Of Sessions, likewise: a flood of them fills no queue.
+    std::function<uint64_t()> random;                  // Required with either.
     std::function<void(const absl::Status&)> refused;  // Counts those; may be empty.
   };
 
@@ -100,16 +101,23 @@ class Tenancy {
   // kPermissionDenied: with a tenants file, a caller that is neither of a tenant in it nor an operator.
   absl::StatusOr<Caller> CallerOf(const grpc::ServerContextBase& context) ABSL_LOCKS_EXCLUDED(mu_);
 
+  // The same of a call that feeds nothing: it counts as a request. Errors also as TenantBook::AdmitRequest().
+  absl::StatusOr<Caller> CallerOfRequest(const grpc::ServerContextBase& context) ABSL_LOCKS_EXCLUDED(mu_);
+
   // A place for the call, for as long as it runs or waits; null without `max_calls`. As Crowd::Enter(), or if it
   // `comes_back` to a turn, Crowd::EnterAgain().
   absl::StatusOr<std::shared_ptr<Crowd::Place>> Enter(const Caller& caller, bool comes_back);
+
+  // A place for a call that a thread answers by asking the store; null without `max_store_calls`. As Crowd::Enter().
+  absl::StatusOr<std::shared_ptr<Crowd::Place>> EnterStore(const Caller& caller);
 
   // Counts the ticket's call and calls `then`, from another thread, once the store knows; at once if it is away: then
   // it learns with the next call. `ticket` may be null: nothing is counted.
   void Record(const std::shared_ptr<TenantBook::Ticket>& ticket, std::function<void()> then);
 
-  // What is said to other routers of what tenants took here; and hears what they said. Any thread. Twice a second, also
-  // while nobody calls: what others took is to leave the buckets when they took it, not with the next call.
+  // What is said to other routers of what tenants took here; and hears what they said, and looks at the tenants file.
+  // Any thread. Twice a second, also while nobody calls: what others took is to leave the buckets when they took it,
+  // not with the next call, and an operator wants to know what the new file is worth.
   void Announce(v1::RouterAnnouncement* router) ABSL_LOCKS_EXCLUDED(mu_);
 
   // A tenant's weight; 1 of one that is not in the file. Any thread.
@@ -136,7 +144,8 @@ class Tenancy {
   state_store::CatalogClient* const catalog_;
   common::Clock* const clock_;
   TenantBook book_;
-  const std::unique_ptr<Crowd> crowd_;
+  const std::unique_ptr<Crowd> crowd_;  // Null: none. So is the other.
+  const std::unique_ptr<Crowd> store_crowd_;
   absl::Mutex mu_;
   std::unique_ptr<common::ReloadedFile> file_ ABSL_GUARDED_BY(mu_);
   std::map<std::string, Stored> stored_ ABSL_GUARDED_BY(mu_);

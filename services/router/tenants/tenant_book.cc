@@ -170,6 +170,19 @@ absl::StatusOr<std::shared_ptr<TenantBook::Ticket>> TenantBook::Admit(const std:
   return std::shared_ptr<Ticket>(new Ticket(this, tenant, tokens));
 }
 
+absl::Status TenantBook::AdmitRequest(const std::string& tenant) {
+  absl::MutexLock lock(&mu_);
+  const absl::Time now = clock_->Now();
+  if (Find(tenant) == nullptr) return NoTenant(tenant);
+  Account& account = accounts_[tenant];
+  if (const absl::Duration wait = account.requests.Wait(1, now); wait > absl::ZeroDuration()) {
+    return Refuse(account, "requests_per_minute", account.limits.requests_per_minute, wait);
+  }
+  TakeRequests(account, 1, now);
+  account.requests_total->Increment();
+  return absl::OkStatus();
+}
+
 TenantBook::Ticket::~Ticket() {
   absl::MutexLock lock(&book_->mu_);
   Account& account = book_->accounts_[tenant_];

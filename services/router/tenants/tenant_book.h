@@ -86,6 +86,10 @@ class TenantBook {
   // kPermissionDenied: not in the file.
   absl::StatusOr<std::shared_ptr<Ticket>> Admit(const std::string& tenant, double tokens) ABSL_LOCKS_EXCLUDED(mu_);
 
+  // One that feeds nothing (of a session, of texts): taken from the requests alone, whatever comes of it. Errors as
+  // above.
+  absl::Status AdmitRequest(const std::string& tenant) ABSL_LOCKS_EXCLUDED(mu_);
+
   // What was taken here, for other routers. At most kMaxTold tenants.
   static constexpr int kMaxTold = 1024;
   void Tell(v1::RouterAnnouncement* router) ABSL_LOCKS_EXCLUDED(mu_);

@@ -1,8 +1,8 @@
-#include "services/state_store/periodic.h"
+#include "services/common/periodic.h"
 
 #include <utility>
 
-namespace rwkv::state_store {
+namespace rwkv::common {
 
 Periodic::Periodic(absl::Duration interval, std::function<void()> chore)
     : interval_(interval), chore_(std::move(chore)), thread_([this] { Loop(); }) {}
@@ -23,4 +23,4 @@ void Periodic::Loop() {
   }
 }
 
-}  // namespace rwkv::state_store
+}  // namespace rwkv::common

@@ -8,7 +8,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 
-namespace rwkv::state_store {
+namespace rwkv::common {
 
 // Runs `chore` at once, then `interval` after each end, until destroyed (which waits for a running chore).
 class Periodic {
@@ -28,4 +28,4 @@ class Periodic {
   std::thread thread_;
 };
 
-}  // namespace rwkv::state_store
+}  // namespace rwkv::common

@@ -1,4 +1,4 @@
-#include "services/state_store/periodic.h"
+#include "services/common/periodic.h"
 
 #include <memory>
 
@@ -7,7 +7,7 @@
 #include "absl/time/time.h"
 #include "gtest/gtest.h"
 
-namespace rwkv::state_store {
+namespace rwkv::common {
 namespace {
 
 TEST(PeriodicTest, RunsAgainAndAgain) {
@@ -30,4 +30,4 @@ TEST(PeriodicTest, EndsAtOnceHoweverLongTheInterval) {
 }
 
 }  // namespace
-}  // namespace rwkv::state_store
+}  // namespace rwkv::common
