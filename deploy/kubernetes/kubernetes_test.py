@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Renders every overlay and checks it; then breaks it in some sixty ways, of which each has its check; then in every
-other, by leaving out or changing each part of it."""
+"""Renders every overlay and checks it; then breaks it in some ninety ways, of which each has its check; then in every
+other, by leaving out, changing and doubling each part of it."""
 import copy
+import itertools
 import os
 import pwd
 import re
@@ -27,11 +28,11 @@ BINARIES = {"router": "services/router/router", "worker": "services/worker/worke
             "state_store": "services/state_store/state_store"}
 OVERLAYS = ["local", "cpu", "gpu", "scale-out"]
 # An overlay as an operator makes one: what is there, and a component more.
-WITH_TRACES = """apiVersion: kustomize.config.k8s.io/v1beta1
+WITH = """apiVersion: kustomize.config.k8s.io/v1beta1
 kind: Kustomization
 namespace: rwkv-serving
 resources: [../scale-out]
-components: [../../components/traces]
+components: [../../components/{}]
 """
 
 
@@ -184,6 +185,67 @@ MUTATIONS = [
      lambda d: of_kind(d, "ScaledObject", "worker")["spec"].update(maxReplicaCount=15)),
     ("a router without a pipeline at night", "scaling",
      lambda d: of_kind(d, "ScaledObject", "worker")["spec"].update(minReplicaCount=4)),
+    ("a container before the first", "parts",
+     lambda d: pod(d, "worker").update(initContainers=[{"name": "a", "image": "b"}])),
+    ("a port of the machine", "parts", lambda d: container(d, "state-store")["ports"][0].update(hostPort=50053)),
+    ("a Service for the world", "parts", lambda d: of_kind(d, "Service", "state-stores")["spec"].update(
+        type="LoadBalancer")),
+    ("a store for addresses", "parts",
+     lambda d: of_kind(d, "NetworkPolicy", "state-store")["spec"]["ingress"][0]["from"].append(
+         {"ipBlock": {"cidr": "0.0.0.0/0"}})),
+    ("a range of ports", "parts",
+     lambda d: of_kind(d, "NetworkPolicy", "worker")["spec"]["ingress"][0]["ports"][0].update(endPort=65535)),
+    ("a secret in the environment", "parts",
+     lambda d: container(d, "router")["env"].append({"name": "KEY", "value": "secret"})),
+    ("a secret that does not change", "parts",
+     lambda d: container(d, "router")["volumeMounts"][0].update(subPath="tls.crt")),
+    ("a pod that starts without its secret", "parts",
+     lambda d: pod(d, "router")["volumes"][0]["secret"].update(optional=True)),
+    ("claims that go with their workload", "parts",
+     lambda d: workload(d, "state-store")["spec"].update(
+         persistentVolumeClaimRetentionPolicy={"whenDeleted": "Delete"})),
+    ("a rollout of some", "parts",
+     lambda d: workload(d, "worker")["spec"].update(
+         updateStrategy={"type": "RollingUpdate", "rollingUpdate": {"partition": 5}})),
+    ("a rollout that waits", "parts", lambda d: workload(d, "router")["spec"].update(paused=True)),
+    ("a probe that kills without grace", "parts",
+     lambda d: container(d, "worker")["livenessProbe"].update(terminationGracePeriodSeconds=1)),
+    ("pods that nobody checks", "parts",
+     lambda d: d.append({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "x"}})),
+    ("pods beside the policy's", "parts",
+     lambda d: of_kind(d, "NetworkPolicy", "worker")["spec"]["podSelector"].update(
+         matchExpressions=[{"key": "a", "operator": "Exists"}])),
+    ("scaled to nothing", "parts", lambda d: of_kind(d, "ScaledObject", "worker")["spec"].update(idleReplicaCount=0)),
+    ("a store for other pods", "network",
+     lambda d: of_kind(d, "NetworkPolicy", "state-store")["spec"]["ingress"][0]["from"].append(
+         {"podSelector": {"matchLabels": {"app": "other"}}})),
+    ("a store for another namespace", "network",
+     lambda d: of_kind(d, "NetworkPolicy", "state-store")["spec"]["ingress"][0]["from"].append(
+         {"namespaceSelector": {"matchLabels": {"a": "b"}}})),
+    ("metrics for everybody inside", "network",
+     lambda d: of_kind(d, "NetworkPolicy", "metrics")["spec"]["ingress"][0]["from"].append(
+         {"podSelector": {"matchLabels": {"app": "other"}}})),
+    ("a worker that calls others", "network",
+     lambda d: of_kind(d, "NetworkPolicy", "worker")["spec"]["egress"][0]["to"].append(
+         {"podSelector": {"matchLabels": {"app": "other"}}})),
+    ("the authority's key in a router", "volumes",
+     lambda d: pod(d, "router")["volumes"].append(
+         {"name": "authority", "secret": {"secretName": "authority", "defaultMode": 0o440}})),
+    ("a volume over the programs", "volumes",
+     lambda d: container(d, "router")["volumeMounts"].append(
+         {"name": "model", "mountPath": "/usr/bin", "readOnly": True})),
+    ("a router that may sign", "certificates",
+     lambda d: of_kind(d, "Certificate", "router")["spec"].update(isCA=True)),
+    ("a router that is an operator, too", "certificates",
+     lambda d: of_kind(d, "Certificate", "router")["spec"]["uris"].append("spiffe://rwkv-serving/rwkv/operator")),
+    ("an operator by name", "certificates",
+     lambda d: of_kind(d, "Certificate", "router")["spec"]["dnsNames"].append("operator.rwkv.internal")),
+    ("a certificate for anything", "certificates",
+     lambda d: of_kind(d, "Certificate", "worker")["spec"]["usages"].append("cert sign")),
+    ("flags beside the flags", "programs", lambda d: container(d, "worker")["command"].append("--slots=1")),
+    ("metrics by a Service", "services",
+     lambda d: of_kind(d, "Service", "router")["spec"]["ports"].append(
+         {"name": "metrics", "port": 9090, "targetPort": "metrics"})),
 ]
 
 # Parts that may be left out or changed as below and mean the same, or something else that is right, too.
@@ -207,6 +269,7 @@ FREE = [
     r"ScaledObject/worker change spec\.(cooldownPeriod|pollingInterval)",
     # What an operator sets.
     r"Certificate/\S+ \w+ spec\.(privateKey|commonName)",
+    r"Certificate/router grow spec\.dnsNames",
     r"ScaledObject/worker change spec\.triggers\.0\.metadata\.serverAddress",
     r"StatefulSet/state-store change \S*\.args\.(5|7|8)",  # Where PostgreSQL, the bucket and S3 are.
     r"StatefulSet/worker change \S*\.args\.8",  # --slots
@@ -240,6 +303,31 @@ def broken(document):
             yield f"{name} {how} {'.'.join(str(key) for key in path)}", copied
 
 
+def _other(value):
+    """Another one of its kind."""
+    if isinstance(value, dict):
+        return {key: _other(below) for key, below in value.items()}
+    if isinstance(value, list):
+        return [_other(below) for below in value]
+    return not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else f"{value}x"
+
+
+def grown(document):
+    """(What was done, the document so) for every list in it: one more, like each of those that are there."""
+    for path in list(parts(document)):
+        listed = document
+        for key in path:
+            listed = listed[key]
+        for index, element in enumerate(listed if isinstance(listed, list) else ()):
+            copied = copy.deepcopy(document)
+            place = copied
+            for key in path:
+                place = place[key]
+            place.append(_other(element))
+            name = f"{document['kind']}/{document['metadata']['name']}"
+            yield f"{name} grow {'.'.join(str(key) for key in path)} by {index}", copied
+
+
 class KubernetesTest(unittest.TestCase):
     maxDiff = None
 
@@ -250,10 +338,12 @@ class KubernetesTest(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             for part in ("base", "components", "overlays"):
                 shutil.copytree(f"{HERE}/{part}", f"{folder}/{part}")
-            os.makedirs(f"{folder}/overlays/with-traces")
-            with open(f"{folder}/overlays/with-traces/kustomization.yaml", "w", encoding="utf-8") as file:
-                file.write(WITH_TRACES)
-            cls.rendered = {overlay: render(folder, overlay) for overlay in [*OVERLAYS, "with-traces"]}
+            for component in ("traces", "tenants"):
+                os.makedirs(f"{folder}/overlays/with-{component}")
+                with open(f"{folder}/overlays/with-{component}/kustomization.yaml", "w", encoding="utf-8") as file:
+                    file.write(WITH.format(component))
+            cls.rendered = {overlay: render(folder, overlay) for overlay in
+                            [*OVERLAYS, "with-traces", "with-tenants"]}
 
     def test_every_overlay_passes(self):
         for overlay, documents in self.rendered.items():
@@ -273,7 +363,7 @@ class KubernetesTest(unittest.TestCase):
         for index, document in enumerate(documents):
             if document["kind"] == "PrometheusRule":
                 continue  # deploy/monitoring has tests of the rules.
-            for what, mutant in broken(document):
+            for what, mutant in itertools.chain(broken(document), grown(document)):
                 if any(re.match(free, what) for free in FREE):
                     continue
                 # The schemas take their time, and look at one document at a time.
@@ -289,6 +379,13 @@ class KubernetesTest(unittest.TestCase):
         self.assertEqual(workload(self.rendered["scale-out"], "worker")["spec"]["replicas"], 6)
         kinds = {d["kind"] for d in self.rendered["local"]}
         self.assertFalse(kinds & {"PodMonitor", "PrometheusRule", "ScaledObject", "Certificate"}, "needs an operator")
+
+    def test_tenants_are_asked_for_where_there_is_a_file(self):
+        for overlay, documents in self.rendered.items():
+            flags = dict(arguments(container(documents, "router")))
+            self.assertEqual("tenants" in flags, overlay == "with-tenants", overlay)
+            for name in ("worker", "state-store"):
+                self.assertNotIn("tenants", dict(arguments(container(documents, name))))
 
     def test_traces_get_out_only_where_there_is_a_collector(self):
         for overlay, documents in self.rendered.items():

@@ -6,12 +6,13 @@ server would refuse is told alone: the others read fields that it demands.
 from checks.capacity import replicas, resources, scaling, spread
 from checks.lifecycle import budgets, grace, probes, rollouts
 from checks.network import connections, network
+from checks.parts import parts
 from checks.schemas import custom_resources, schema
 from checks.security import certificates, flags, hardening, images, programs, security_flags, volumes
 from checks.wiring import identities, namespaces, references, selectors, services
 
 SCHEMAS = [schema, custom_resources]
-CHECKS = [namespaces, selectors, services, identities, references, probes, grace, rollouts, budgets, network,
+CHECKS = [parts, namespaces, selectors, services, identities, references, probes, grace, rollouts, budgets, network,
           connections, hardening, volumes, certificates, images, security_flags, programs, resources, spread, replicas,
           scaling]
 

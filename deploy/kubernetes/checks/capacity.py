@@ -30,6 +30,8 @@ def spread(documents):
                 yield f"{title(workload)}: is spread over {key} by what others run"
             elif mine[0].get("whenUnsatisfiable") != "ScheduleAnyway":
                 yield f"{title(workload)}: does not start where there is but one {key}"
+        if len(constraints) != 2:
+            yield f"{title(workload)}: is spread over machines and zones, and nothing else"
 
 
 def _stages(documents):

@@ -38,6 +38,34 @@ def _rule(policy, direction, rule, documents):
         yield f"{title(policy)}: out to everybody at {sorted(numbers & (ours | {NAMES}))}"
 
 
+# Who calls whom, by the name of the pods. Routers take calls of everybody, Prometheus comes by its own policy.
+CALLERS = {"worker": {"router", "worker"}, "state-store": {"router", "worker"}}
+
+
+def _named(peer):
+    """The name of the pods that a peer is, of this namespace; None: others, or all."""
+    labels = peer.get("podSelector", {}).get("matchLabels", {})
+    return labels.get("app.kubernetes.io/name") if "namespaceSelector" not in peer and len(labels) == 1 else None
+
+
+def _callers(policy, workload, there):
+    """Nobody but who has to."""
+    name = workload["metadata"]["name"]
+    for rule in policy["spec"].get("ingress", []):
+        numbers = {p.get("port") for p in rule.get("ports", [])}
+        for peer in rule.get("from", []):
+            if numbers == {there.get("metrics")}:
+                if peer.get("podSelector", {}).get("matchLabels", {}).get("app.kubernetes.io/name") != "prometheus":
+                    yield f"{title(policy)}: metrics are for Prometheus, not for {peer}"
+            elif _named(peer) not in CALLERS.get(name, set()):
+                yield f"{title(policy)}: lets {peer} to {title(workload)}"
+    called = {target for target, callers in CALLERS.items() if name in callers}
+    for rule in policy["spec"].get("egress", []):
+        for peer in rule.get("to", []):
+            if "namespaceSelector" not in peer and _named(peer) not in called:
+                yield f"{title(policy)}: lets {title(workload)} out to {peer}"
+
+
 def network(documents):
     """Every pod is closed but for what is said: both ways, and never to everybody inside on the processes' ports."""
     for workload, template in pods(documents):
@@ -47,6 +75,7 @@ def network(documents):
             yield f"{title(workload)}: no NetworkPolicy closes it both ways"
         for_clients = False
         for policy in mine:
+            yield from _callers(policy, workload, there)
             for rule in policy["spec"].get("ingress", []):
                 numbers = [p.get("port") for p in rule.get("ports", [])]
                 if not rule.get("from") and numbers == [there.get("grpc")]:

@@ -12,10 +12,12 @@ NEEDED = {
 # What secrets and claims hold: README.md, services/docs/operating.md.
 FILES = {
     **{f"{role}-tls": {"tls.crt", "tls.key", "ca.crt"} for role in ("router", "worker", "state-store")},
-    "api-keys": {"api_keys"},
+    "api-keys": {"api_keys", "tenants"},
     "state-store-backends": {"catalog_password", "s3_credentials"},
     "model": {"model", "tokenizer"},
 }
+# Which of them a workload may read, besides the certificate of its role.
+OWN = {"router": {"api-keys"}, "worker": set(), "state-store": {"state-store-backends"}}
 ROLES = {"router-tls": "router", "worker-tls": "worker", "state-store-tls": "store", "operator-tls": "operator"}
 TLS_FLAGS = {"tls_certificate": "tls.crt", "tls_key": "tls.key", "tls_authorities": "ca.crt"}
 
@@ -72,9 +74,15 @@ def volumes(documents):
             for name, value in arguments(container):
                 if value.startswith(folder) and value.removeprefix(folder) not in FILES.get(source, ()):
                     yield f"{title(workload)}: --{name}={value}: {source} has no such file"
-            wanted = f"{workload['metadata']['name']}-tls"
-            if volume["name"] == "tls" and (secret or {}).get("secretName") != wanted:
-                yield f"{title(workload)}: its certificate is not that of its role, {wanted}"
+            name = workload["metadata"]["name"]
+            if volume["name"] == "tls" and (secret or {}).get("secretName") != f"{name}-tls":
+                yield f"{title(workload)}: its certificate is not that of its role, {name}-tls"
+            if secret is not None and secret.get("secretName") not in OWN.get(name, set()) | {f"{name}-tls"}:
+                yield f"{title(workload)}: the secret {secret.get('secretName')} is not its own"
+        places = [(m["name"], m.get("mountPath")) for m in container.get("volumeMounts", [])]
+        for name, place in places:
+            if place != f"/{name}" or [n for n, _ in places].count(name) > 1:
+                yield f"{title(workload)}: {name} belongs to /{name}, once, and is at {place}"
     claims = {v["persistentVolumeClaim"]["claimName"] for _, pod, _ in containers(documents)
               for v in pod.get("volumes", []) if "persistentVolumeClaim" in v}
     if len(claims) > 1:
@@ -117,10 +125,14 @@ def certificates(documents):
         if spec is None:
             yield f"no Certificate for {secret}"
             continue
-        if not any(re.fullmatch(rf"spiffe://[^/]+/rwkv/{role}", uri) for uri in spec.get("uris", [])):
-            yield f"{secret}: its URIs {spec.get('uris')} are not of the role {role}"
-        if not {"digital signature", "server auth", "client auth"} <= set(spec.get("usages", [])):
-            yield f"{secret}: servers call each other, so it is for both: {spec.get('usages')}"
+        if [bool(re.fullmatch(rf"spiffe://[^/]+/rwkv/{role}", uri)) for uri in spec.get("uris", [])] != [True]:
+            yield f"{secret}: its URIs {spec.get('uris')} are not of the role {role}, and of no other"
+        if sorted(spec.get("usages", [])) != ["client auth", "digital signature", "server auth"]:
+            yield f"{secret}: servers call each other, so it is for both, and no more: {spec.get('usages')}"
+        if spec.get("isCA"):
+            yield f"{secret}: whoever has it could sign certificates of any role"
+        if any(name.endswith(".rwkv.internal") or "*" in name for name in spec.get("dnsNames", [])):
+            yield f"{secret}: a name says a role, too, or more than its own: {spec.get('dnsNames')}"
         if role == "router":
             behind = {d["metadata"]["name"] for d in of_kind(documents, "Service")
                       if d["spec"]["selector"].get("app.kubernetes.io/name") == "router"}
@@ -150,7 +162,7 @@ def programs(documents):
         if len(pod["containers"]) != 1 or container["name"] != workload["metadata"]["name"]:
             yield f"{title(workload)}: one container of its own name is what a pod has"
         have = {name for name, value in arguments(container) if value}
-        if command(container) not in NEEDED:
+        if command(container) not in NEEDED or len(container["command"]) != 1:
             yield f"{title(workload)}: {container.get('command')} is none of our programs"
         for flag in NEEDED.get(command(container), []):
             if not have & set(flag.split("|")):

@@ -55,7 +55,7 @@ def services(documents):
                     continue
                 there = ports(template["spec"]["containers"][0])
                 number = there.get(target) if isinstance(target, str) else target
-                if number not in there.values() or number != port["port"]:
+                if number != there.get("grpc") or number != port["port"]:
                     yield f"{title(service)}: port {port['port']} leads to {target}, and the pods have {there}"
             if encrypted and port.get("appProtocol") == "kubernetes.io/h2c":
                 yield f"{title(service)}: h2c is not encrypted, and the processes are"
@@ -77,6 +77,8 @@ def identities(documents):
     for workload, _, container in containers(documents):
         if dict(arguments(container)).get("name") != "$(POD_NAME)":
             yield f"{title(workload)}: --name is not $(POD_NAME)"
+        if [e["name"] for e in container.get("env", [])] != ["POD_NAME"]:
+            yield f"{title(workload)}: its environment is POD_NAME, once: what else it is told are flags and files"
         known = {e["name"]: e.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath")
                  for e in container.get("env", [])}
         for _, value in arguments(container):
@@ -130,6 +132,8 @@ def references(documents):
         listened = ports(container)
         if len(set(listened.values())) != len(container.get("ports", [])):
             yield f"{title(workload)}: ports of one name or number: {listened}"
+        if set(listened) != {"grpc", "metrics", "health"}:
+            yield f"{title(workload)}: its ports are grpc, metrics and health, and here are {sorted(listened)}"
         for name, value in arguments(container):
             if name in ("state_store", "workers"):
                 yield from _addresses(documents, workload, name, value)
