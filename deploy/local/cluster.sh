@@ -35,14 +35,14 @@ declare -A cluster=()
 # What a call asks for, by setting; unset: it does not say.
 #   model; stores, routers, pipelines, and the stages of each; postgres (no password in it), s3, s3_credentials: where
 #   the stores keep things (unset: in the folder); tokenizer (unset: run.sh looks for it); lora and lora_alpha;
-#   group_norm_eps; device; threads; initial_state: NAME=FILE,...; tls: on
+#   group_norm_eps; device; threads; initial_state: NAME=FILE,...; tls: on; tenants
 declare -A given=()
 readonly settings=(model tokenizer stores routers pipelines stages postgres s3 s3_credentials
-  lora lora_alpha group_norm_eps device threads initial_state tls)
+  lora lora_alpha group_norm_eps device threads initial_state tls tenants)
 # What run.sh takes where nobody says.
 declare -A default=()
 # What stays when another model is served: how many processes, where the sessions are, and TLS.
-readonly settings_of_any_model=(stores routers pipelines stages postgres s3 s3_credentials tls)
+readonly settings_of_any_model=(stores routers pipelines stages postgres s3 s3_credentials tls tenants)
 
 # differing_settings: what the cluster has otherwise than `given` asks; empty: nothing.
 differing_settings() {
@@ -89,7 +89,9 @@ worker_flags() {
 tls_flags() {
   [[ -n ${cluster[tls]:-} ]] || return 0
   printf '%s\n' "--tls_certificate=$1/tls/$2/tls.crt" "--tls_key=$1/tls/$2/tls.key" "--tls_authorities=$1/tls/$2/ca.crt"
-  [[ $2 != router ]] || echo "--api_keys=$1/tls/api_keys"
+  [[ $2 == router ]] || return 0
+  echo "--api_keys=$1/tls/api_keys"
+  if [[ -n ${cluster[tenants]:-} ]]; then echo "--tenants=${cluster[tenants]}"; fi
 }
 
 # load_cluster DIR [FILE]: fills `cluster`; false if there is no cluster.env, or FILE.

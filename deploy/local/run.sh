@@ -5,8 +5,8 @@
 #   deploy/local/run.sh [--model PATH] [--tokenizer FILE] [--routers R] [--pipelines P] [--stages S]
 #                       [--stores K --postgres URL --s3 URL --s3-credentials FILE]
 #                       [--data-dir DIR] [--lora FILE --lora-alpha A]
-#                       [--initial-state NAME=FILE]... [--group-norm-eps X] [--device NAME] [--threads N] [--tls]
-#                       [--programs DIR] [--again] [PROMPT]
+#                       [--initial-state NAME=FILE]... [--group-norm-eps X] [--device NAME] [--threads N]
+#                       [--tls [--tenants FILE]] [--programs DIR] [--again] [PROMPT]
 #
 #   --model PATH    an RWKV checkpoint: .pth, .safetensors, GGUF or .bin of rwkv.cpp; of one in several files the
 #                   folder, the index or a part. Default: the small model in deploy/demo_model
@@ -33,6 +33,8 @@
 #   --threads N     threads of each worker's CPU device (1 to 1024; default: the processors that it may use)
 #   --tls           every connection encrypted, with certificates on both sides, and an API key for clients, all made by
 #                   make_certificates.sh in DIR/tls; rwkvctl finds them
+#   --tenants FILE  only the tenants in it are served, within its limits, and operators; keys of tenants are lines of
+#                   DIR/tls/api_keys (services/docs/operating.md)
 #   --again         what is not said here is as the cluster had it that was stopped in DIR last; its routers listen
 #                   where they did
 #   --programs DIR  installs and builds nothing: DIR has state_store, worker, router and rwkvctl
@@ -94,6 +96,7 @@ set_flag() {
       given[s3]=${2%/}
       ;;
     --s3-credentials) set_file s3_credentials "$1" "$2" ;;
+    --tenants) set_file tenants "$1" "$2" ;;
     --lora) set_file lora "$1" "$2" ;;
     --lora-alpha | --group-norm-eps)
       [[ $2 =~ ^[0-9.]+([eE][-+]?[0-9]+)?$ ]] || usage_error "$1 '$2' is no positive number"
@@ -155,10 +158,14 @@ check_stores() {
   missing=$(missing_of_stores)
   [[ -z $missing ]] || usage_error "$missing"
 }
+check_tenants() {
+  [[ -z ${given[tenants]:-} || -n ${given[tls]:-} ]] ||
+    usage_error "--tenants wants --tls: without it nobody says who calls"
+}
 $again && [[ ! -f $data_dir/stopped.env && ! -f $data_dir/cluster.env ]] &&
   usage_error "--again: no cluster was stopped in $data_dir"
 # Before the build; what an earlier cluster had is not known yet.
-$again || [[ -f $data_dir/cluster.env ]] || check_stores
+$again || [[ -f $data_dir/cluster.env ]] || { check_stores; check_tenants; }
 
 # ---- Install and build. ---------------------------------------------------------------------------------------------
 readonly binaries=(state_store worker router rwkvctl)
@@ -334,10 +341,12 @@ else
     say "the last cluster here died without being stopped; starting it again"
     inherit_settings
     check_stores
+    check_tenants
   elif load_cluster "$data_dir" stopped.env; then
     if $again; then
       inherit_settings
       check_stores
+      check_tenants
     elif left_out=$(settings_left_out) && [[ -n $left_out ]]; then
       say "note: the cluster that was stopped here had $left_out (--again: as it was)"
     fi

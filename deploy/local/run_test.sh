@@ -48,6 +48,41 @@ if rwkvctl --router "$address" --tls-authorities "$authorities" --api-key-file "
   fail "a wrong key is let in"
 fi
 
+# Tenants: the commands of services/docs/operating.md. They see their own, within their limits; the file changes.
+echo "name=acme max_tokens=8" >"$folder/tenants"
+if "$local_scripts/run.sh" --programs "$folder/programs" --data-dir "$folder/none" --tenants "$folder/tenants" \
+  2>"$folder/says"; then
+  fail "tenants without TLS"
+fi
+grep -q "wants --tls" "$folder/says" || fail "refused otherwise: $(<"$folder/says")"
+"$local_scripts/stop.sh" --data-dir "$data" 2>"$folder/stop"
+run --again --tenants "$folder/tenants"
+openssl rand -hex 32 >"$folder/acme.key"
+echo "sha256:$(tr -d '\n' <"$folder/acme.key" | sha256sum | cut -d ' ' -f 1) name=alice tenant=acme" \
+  >>"$data/tls/api_keys"
+as_acme() { rwkvctl "$@" --tls-authorities "$authorities" --api-key-file "$folder/acme.key"; }
+# until_it_says WORD COMMAND...: the files are read again within a second.
+until_it_says() {
+  local word=$1 deadline=$((SECONDS + 60))
+  shift
+  until "$@" >"$folder/told" || true; grep -q "$word" "$folder/told" "$folder/says"; do
+    ((SECONDS < deadline)) || fail "$*: not $word: $(<"$folder/told") $(<"$folder/says")"
+  done
+}
+until_it_says acme as_acme usage
+[[ $(as_acme sessions list) != *"$session"* ]] || fail "a tenant sees sessions of nobody's: $(as_acme sessions list)"
+if as_acme sessions show "$session"; then fail "a tenant reads another's session"; fi
+grep -q NOT_FOUND "$folder/says" || fail "refused otherwise: $(<"$folder/says")"
+if as_acme generate --prompt "The" --max-tokens 9; then fail "a longer answer than the tenant may have"; fi
+grep -q "at most 8" "$folder/says" || fail "refused otherwise: $(<"$folder/says")"
+echo "name=acme max_tokens=many" >"$folder/tenants.new" && mv "$folder/tenants.new" "$folder/tenants"
+metrics=$(sed -n 's/^router-0.metrics=//p' "$data/cluster.env")
+until_it_says 'file_unusable.*tenants.* 1' curl -s "http://$metrics/metrics"
+as_acme generate --prompt "The" --max-tokens 8 >/dev/null || fail "a broken file takes the tenant away"
+echo "name=other" >"$folder/tenants.new" && mv "$folder/tenants.new" "$folder/tenants"
+until_it_says PERMISSION_DENIED as_acme sessions list
+rwkvctl sessions show "$session" >/dev/null || fail "an operator is refused: $(<"$folder/says")"
+
 # A worker dies and is started again with its certificate; the session goes on.
 kill -KILL "$(sed -n 's/^worker-1.pid=//p' "$data/cluster.env")"
 run
@@ -61,7 +96,7 @@ before=$(<"$data/tls/api_key")
 run --again
 [[ $(<"$data/tls/api_key") == "$before" ]] || fail "a restart changes the key"
 grep -qx "router=$address" "$HOME"/.cache/rwkv-serving/clusters/* || fail "the router is not at $address any more"
-for setting in tls=on threads=1 "model=$folder/rwkv7_demo.safetensors"; do
+for setting in tls=on threads=1 "model=$folder/rwkv7_demo.safetensors" "tenants=$folder/tenants"; do
   grep -qx "$setting" "$data/cluster.env" || fail "started again without $setting"
 done
 rwkvctl sessions show "$session" >/dev/null ||
@@ -70,7 +105,7 @@ rwkvctl sessions show "$session" >/dev/null ||
 # Whoever leaves it to memory is told what is left out.
 "$local_scripts/stop.sh" --data-dir "$data" 2>"$folder/stop"
 run --model "$folder/rwkv7_demo.safetensors"
-grep -q "had --threads 1 --tls " "$folder/says" || fail "nobody says that TLS is off now: $(<"$folder/says")"
+grep -q "had --threads 1 --tls --tenants $folder/tenants " "$folder/says" || fail "nobody says that TLS is off now: $(<"$folder/says")"
 "$local_scripts/stop.sh" --data-dir "$data" 2>"$folder/stop"
 if "$local_scripts/run.sh" --programs "$folder/programs" --data-dir "$folder/none" --again 2>"$folder/says"; then
   fail "--again where nothing was"
