@@ -81,7 +81,10 @@ if [[ -z $archive ]]; then
 fi
 image=$(podman_ load --quiet --input "$archive" | sed -n 's/^Loaded image: *//p' | head -n 1)
 [[ -n $image ]] || die "$archive holds no image"
-say "$image: $(podman_ image inspect --format '{{.Size}}' "$image") bytes"
+size=$(podman_ image inspect --format '{{.Size}}' "$image")
+say "$image: $size bytes"
+# NCCL, which is most of the other flavour, is not ours.
+[[ $image != *-cpu:* ]] || ((size <= 200000000)) || die "$image has $size bytes, more than 200 MB"
 
 "$root/deploy/local/make_certificates.sh" "$work/tls" >/dev/null
 mkdir -p "$work"/{model,ports,data}
