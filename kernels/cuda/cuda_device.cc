@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "kernels/api/op_table.h"
+#include "kernels/base/choosing_device.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/cuda/cuda_status.h"
 #include "kernels/cuda/cuda_stream.h"
@@ -119,7 +120,7 @@ constexpr OpTable Ops(bool half_states) {
   return ops;
 }
 
-class CudaDevice final : public Device {
+class CudaDevice final : public ChoosingDevice {
  public:
   CudaDevice(const Runtime& runtime, const KernelSet& kernels, int ordinal, absl::string_view name,
              std::string identity, std::string family, const DeviceOptions& options,
@@ -173,6 +174,10 @@ class CudaDevice final : public Device {
   // Scratch memory of the largest step is there then.
   int64_t warm_up_rows() const override {
     return library_ != nullptr ? std::numeric_limits<int64_t>::max() : Device::warm_up_rows();
+  }
+
+  std::vector<std::string> Choices() const override {
+    return library_ == nullptr ? std::vector<std::string>() : library_->AllChoices();
   }
 
   const OpTable& ops() const override {

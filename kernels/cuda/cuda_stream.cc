@@ -187,7 +187,13 @@ absl::Status CudaStream::Synchronize() {
     return absl::DeadlineExceededError(absl::StrCat(device_.name(), ": synchronize: ", status.message()));
   }
   // Ends at once, and tells of a fault.
-  return Check("synchronize", runtime_.stream_synchronize(stream_));
+  RWKV_RETURN_IF_ERROR(Check("synchronize", runtime_.stream_synchronize(stream_)));
+  return broken_;
+}
+
+absl::Status CudaStream::Break(absl::Status why) {
+  if (!captures_ && broken_.ok()) broken_ = why;
+  return why;
 }
 
 }  // namespace rwkv::kernels::cuda

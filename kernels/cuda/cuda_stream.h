@@ -69,6 +69,9 @@ class CudaStream final : public RepeatingStream {
   void* handle() const override { return stream_; }
   ProductsBy products_by() const { return options_.products_by; }
   const LibraryProducts* library() const { return library_; }  // Null: none is asked for.
+  // The library cannot go on: from now on Synchronize() fails with `why`, which is given back, so that whoever owns the
+  // device ends. Of a capture it is nothing but a graph that cannot be made.
+  absl::Status Break(absl::Status why);
 
   static constexpr size_t kMostGraphs = 64;
 
@@ -108,6 +111,7 @@ class CudaStream final : public RepeatingStream {
   const std::unique_ptr<CudaEvent> passed_;  // For Synchronize().
   Buffer scratch_;
   bool captures_ = false;
+  absl::Status broken_;
   struct Graph {
     cudaGraphExec_t executable = nullptr;  // Null: seen once, or
     bool failed = false;                   // there can be none.

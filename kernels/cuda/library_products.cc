@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <iterator>
+#include <map>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "kernels/base/dtype.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/cuda/cuda_stream.h"
@@ -41,7 +43,7 @@ absl::Status Describe(const CublasLt& library, const cublaslt::Algorithm& algori
     properties[i] = 0;
     RWKV_RETURN_IF_ERROR(ToStatus(
         library, library.algo_config_get_attribute(&algorithm, i, &properties[i], cublaslt::SizeOf(property), &written),
-        absl::StrCat("property ", i, " of an algorithm")));
+        absl::StrCat("cublasLtMatmulAlgoConfigGetAttribute ", i)));
   }
   const uint32_t splits = properties[static_cast<int>(Property::kSplits)];
   const uint32_t scheme = properties[static_cast<int>(Property::kReductionScheme)];
@@ -51,8 +53,18 @@ absl::Status Describe(const CublasLt& library, const cublaslt::Algorithm& algori
 
 }  // namespace
 
+std::string LibraryProducts::Shape::ToStringWithoutRows() const {
+  return absl::StrFormat("%d outputs of %d inputs (%s)", outputs, inputs, Name(dtype));
+}
+
 std::string LibraryProducts::Shape::ToString() const {
-  return absl::StrFormat("%d outputs of %d inputs (%s), %d rows", outputs, inputs, Name(dtype), rows);
+  return absl::StrCat(ToStringWithoutRows(), ", ", rows, " rows");
+}
+
+std::string LibraryProducts::ToString(const Plan& plan) {
+  const auto property = [&](Property is) { return plan.configuration[static_cast<int>(is)]; };
+  return absl::StrCat("algorithm ", property(Property::kId), ", tile ", property(Property::kTile), ", stages ",
+                      property(Property::kStages));
 }
 
 LibraryProducts::Plan::~Plan() {
@@ -85,15 +97,15 @@ absl::Status LibraryProducts::Check(absl::string_view what, cublaslt::Result res
 
 // Columns of the library are our rows: sums^T [outputs, rows] = weights [outputs, inputs] inputs^T [inputs, rows].
 absl::Status LibraryProducts::Describe() {
-  RWKV_RETURN_IF_ERROR(Check("create", library_.create(&context_)));
-  RWKV_RETURN_IF_ERROR(Check("a product's description",
+  RWKV_RETURN_IF_ERROR(Check("cublasLtCreate", library_.create(&context_)));
+  RWKV_RETURN_IF_ERROR(Check("cublasLtMatmulDescCreate",
                              library_.matmul_desc_create(&desc_, cublaslt::kComputeFloat32, cublaslt::kFloat32)));
-  RWKV_RETURN_IF_ERROR(
-      Check("a transposition", library_.matmul_desc_set_attribute(desc_, cublaslt::kDescTransA, &cublaslt::kTransposed,
-                                                                  sizeof(cublaslt::kTransposed))));
-  RWKV_RETURN_IF_ERROR(Check("a preference", library_.preference_create(&preference_)));
+  RWKV_RETURN_IF_ERROR(Check("cublasLtMatmulDescSetAttribute",
+                             library_.matmul_desc_set_attribute(desc_, cublaslt::kDescTransA, &cublaslt::kTransposed,
+                                                                sizeof(cublaslt::kTransposed))));
+  RWKV_RETURN_IF_ERROR(Check("cublasLtMatmulPreferenceCreate", library_.preference_create(&preference_)));
   const auto prefer = [&](int attribute, auto value) {
-    return Check(absl::StrCat("preference ", attribute),
+    return Check(absl::StrCat("cublasLtMatmulPreferenceSetAttribute ", attribute),
                  library_.preference_set_attribute(preference_, attribute, &value, sizeof(value)));
   };
   RWKV_RETURN_IF_ERROR(prefer(cublaslt::kPreferenceMaxWorkspaceBytes, static_cast<uint64_t>(kLibraryWorkspaceBytes)));
@@ -143,8 +155,8 @@ absl::StatusOr<std::unique_ptr<LibraryProducts::Plan>> LibraryProducts::MakePlan
   auto plan = std::make_unique<Plan>(library_);
   const int type = shape.dtype == DType::kFloat16 ? cublaslt::kFloat16 : cublaslt::kBFloat16;
   const auto lay = [&](cublaslt::MatrixLayout** layout, int of, int64_t rows, int64_t cols, int64_t ld) {
-    return Check("a layout", library_.matrix_layout_create(layout, of, static_cast<uint64_t>(rows),
-                                                           static_cast<uint64_t>(cols), ld));
+    return Check("cublasLtMatrixLayoutCreate", library_.matrix_layout_create(layout, of, static_cast<uint64_t>(rows),
+                                                                             static_cast<uint64_t>(cols), ld));
   };
   RWKV_RETURN_IF_ERROR(lay(&plan->weights, type, shape.inputs, shape.outputs, shape.inputs));
   RWKV_RETURN_IF_ERROR(lay(&plan->inputs, type, shape.inputs, shape.rows, shape.inputs));
@@ -152,22 +164,28 @@ absl::StatusOr<std::unique_ptr<LibraryProducts::Plan>> LibraryProducts::MakePlan
       lay(&plan->sums, cublaslt::kFloat32, shape.outputs, shape.rows, RoundUp(shape.outputs, kSumsOfRow)));
   cublaslt::HeuristicResult candidates[kCandidates] = {};
   int count = 0;
-  const std::string what = absl::StrCat("an algorithm for ", shape.ToString());
-  RWKV_RETURN_IF_ERROR(
-      Check(what, library_.algo_get_heuristic(context_, desc_, plan->weights, plan->inputs, plan->sums, plan->sums,
-                                              preference_, kCandidates, candidates, &count)));
+  RWKV_RETURN_IF_ERROR(Check(absl::StrCat("cublasLtMatmulAlgoGetHeuristic for ", shape.ToString()),
+                             library_.algo_get_heuristic(context_, desc_, plan->weights, plan->inputs, plan->sums,
+                                                         plan->sums, preference_, kCandidates, candidates, &count)));
+  absl::Status why = absl::UnimplementedError("there is none");  // Of the last one.
   for (int i = 0; i < count; ++i) {
-    if (candidates[i].state != cublaslt::kSuccess) continue;
+    why = Check("the candidate", candidates[i].state);
+    if (!why.ok()) continue;
     cublaslt::HeuristicResult checked = {};
     const cublaslt::Algorithm& algorithm = candidates[i].algorithm;
     const cublaslt::Result result =
         library_.algo_check(context_, desc_, plan->weights, plan->inputs, plan->sums, plan->sums, &algorithm, &checked);
-    if (result != cublaslt::kSuccess || checked.workspace_bytes > static_cast<size_t>(kLibraryWorkspaceBytes)) continue;
-    if (!cuda::Describe(library_, algorithm, plan->configuration).ok()) continue;
+    why = Check("cublasLtMatmulAlgoCheck", result);
+    if (why.ok() && checked.workspace_bytes > static_cast<size_t>(kLibraryWorkspaceBytes)) {
+      why = absl::UnimplementedError(absl::StrCat("a workspace of ", checked.workspace_bytes, " bytes"));
+    }
+    if (why.ok()) why = cuda::Describe(library_, algorithm, plan->configuration);
+    if (!why.ok()) continue;
     plan->algorithm = algorithm;
     return plan;
   }
-  return absl::UnimplementedError(absl::StrCat("cuBLASLt: ", name_, ": none of ", count, " candidates is ", what));
+  return absl::UnimplementedError(absl::StrCat("cuBLASLt: ", name_, ": none of ", count, " candidates will do for ",
+                                               shape.ToString(), ": ", why.message()));
 }
 
 absl::Status LibraryProducts::Choose(const MatrixView& matrix) {
@@ -188,12 +206,20 @@ std::vector<std::string> LibraryProducts::Choices(const MatrixView& matrix) cons
   for (const int64_t rows : buckets_) {
     const auto it = plans_.find(ShapeOf(matrix, rows));
     if (it == plans_.end()) continue;
-    const Configuration& chosen = it->second->configuration;
-    choices.push_back(absl::StrFormat(
-        "%s: algorithm %d, tile %d, stages %d", it->first.ToString(), chosen[static_cast<int>(Property::kId)],
-        chosen[static_cast<int>(Property::kTile)], chosen[static_cast<int>(Property::kStages)]));
+    choices.push_back(absl::StrCat(it->first.ToString(), ": ", ToString(*it->second)));
   }
   return choices;
+}
+
+std::vector<std::string> LibraryProducts::AllChoices() const {
+  std::map<std::string, std::map<int64_t, std::string>> by_shape;
+  absl::ReaderMutexLock lock(&mu_);
+  for (const auto& [shape, plan] : plans_) by_shape[shape.ToStringWithoutRows()][shape.rows] = ToString(*plan);
+  std::vector<std::string> lines;
+  for (const auto& [shape, by_rows] : by_shape) {
+    lines.push_back(absl::StrCat(shape, ": ", absl::StrJoin(by_rows, "; ", absl::PairFormatter(" rows: "))));
+  }
+  return lines;
 }
 
 absl::Status LibraryProducts::Enqueue(const Product& product, int64_t rows, CudaStream& stream) const {
@@ -253,11 +279,15 @@ absl::Status LibraryProducts::Multiply(const Product& product, const Plan& plan,
 
   const float one = 1.0f;
   const float old = is_direct && product.accumulate ? 1.0f : 0.0f;
-  RWKV_RETURN_IF_ERROR(
-      Check("matmul",
-            library_.matmul(context_, desc_, &one, product.weight->matrix.data, plan.weights, inputs, plan.inputs, &old,
-                            sums, plan.sums, sums, plan.sums, &plan.algorithm, workspace,
-                            static_cast<size_t>(kLibraryWorkspaceBytes), static_cast<StreamHandle>(stream.handle()))));
+  const cublaslt::Result result =
+      library_.matmul(context_, desc_, &one, product.weight->matrix.data, plan.weights, inputs, plan.inputs, &old, sums,
+                      plan.sums, sums, plan.sums, &plan.algorithm, workspace,
+                      static_cast<size_t>(kLibraryWorkspaceBytes), static_cast<StreamHandle>(stream.handle()));
+  if (result != cublaslt::kSuccess) {
+    absl::Status status = Check(absl::StrCat("cublasLtMatmul of ", shape.ToString()), result);
+    // It was checked when it was chosen, so that it would fail again. Memory may be there the next time.
+    return result == cublaslt::kAllocFailed ? status : stream.Break(std::move(status));
+  }
   if (is_direct && !has_epilogue) return absl::OkStatus();
   FinishProductArgs finish;
   finish.product = &product;

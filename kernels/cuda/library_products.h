@@ -55,7 +55,12 @@ class LibraryProducts {
   // "96 outputs of 2048 inputs, 128 rows: algorithm 66, tile 20, stages 35", one a bucket: for a matrix that is known.
   std::vector<std::string> Choices(const MatrixView& matrix) const ABSL_LOCKS_EXCLUDED(mu_);
 
-  // Enqueues one product that it takes, of a matrix that is known.
+  // Of all matrices that are known, a line a shape: "96 outputs of 2048 inputs (bf16): 128 rows: algorithm 66, tile 20,
+  // stages 35; 192 rows: ..."
+  std::vector<std::string> AllChoices() const ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Enqueues one product that it takes, of a matrix that is known. An error of the library other than a lack of memory
+  // breaks the stream.
   absl::Status Enqueue(const Product& product, int64_t rows, CudaStream& stream) const ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
@@ -71,6 +76,7 @@ class LibraryProducts {
     bool operator==(const Shape& s) const {
       return dtype == s.dtype && outputs == s.outputs && inputs == s.inputs && rows == s.rows;
     }
+    std::string ToStringWithoutRows() const;
     std::string ToString() const;
   };
   using Configuration = std::array<uint32_t, cublaslt::kProperties>;
@@ -90,6 +96,7 @@ class LibraryProducts {
   LibraryProducts(const cublaslt::CublasLt& library, absl::string_view name, int64_t least_rows);
 
   static Shape ShapeOf(const MatrixView& matrix, int64_t rows);
+  static std::string ToString(const Plan& plan);
   // Of one call.
   int64_t MostRows(int64_t outputs) const;
   absl::Status Check(absl::string_view what, cublaslt::Result result) const;

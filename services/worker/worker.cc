@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
+#include "kernels/base/choosing_device.h"
 #include "kernels/base/device.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/dispatch/open_device.h"
@@ -204,6 +205,11 @@ absl::Status WorkerImpl::Init(const Options& options, const Platform& platform) 
   const absl::Time begin = absl::Now();
   RWKV_ASSIGN_OR_RETURN(std::shared_ptr<const StageWeights> weights,
                         StageWeights::Load(checkpoint, config, layers, *device));
+  if (const auto* const choosing = dynamic_cast<const kernels::ChoosingDevice*>(device.get()); choosing != nullptr) {
+    for (const std::string& choice : choosing->Choices()) {
+      common::LogInfo("products_chosen", {{"device", device->name()}, {"choice", choice}});
+    }
+  }
   absl::StatusOr<TunedStates> tuned_states = LoadTunedStates(options.initial_states, config, layers);
   if (!tuned_states.ok()) {
     return absl::Status(tuned_states.status().code(),

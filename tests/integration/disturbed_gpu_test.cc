@@ -32,6 +32,8 @@ using ::rwkv::router::MakeRouterClient;
 using ::rwkv::router::RouterClient;
 using ::rwkv::testing::IsOkAndHolds;
 using ::rwkv::testing::LocalCluster;
+using ::rwkv::testing::StatusIs;
+using ::testing::ContainsRegex;
 using ::testing::ElementsAreArray;
 using ::testing::HasSubstr;
 using ::testing::SizeIs;
@@ -39,15 +41,13 @@ using ::testing::SizeIs;
 constexpr int kDeviceLost = 70;
 const char* const kWorkers[] = {"worker-0", "worker-1"};
 
-// A cluster in which things happen, and what it said when nothing did. RWKV-7b's workers wait for their device before
-// each step, where the others wait only behind it.
-class DisturbedTest : public ::testing::TestWithParam<ModelVersion> {
+// A cluster in which things happen, and what it said when nothing did.
+class Disturbances : public ::testing::Test {
  protected:
   static constexpr size_t kPrompt = 100;  // In 13 steps.
   static constexpr uint32_t kTokens = 40;
 
-  void SetUp() override {
-    LocalCluster::Options options = Gpus(2, GetParam());
+  void Start(LocalCluster::Options options) {
     options.worker_flags.push_back("--link_timeout=2s");
     options.worker_flags.push_back("--hang_limit=2s");
     ASSERT_OK_AND_ASSIGN(cluster_, LocalCluster::Start(options));
@@ -113,6 +113,12 @@ class DisturbedTest : public ::testing::TestWithParam<ModelVersion> {
 
   std::unique_ptr<LocalCluster> cluster_;
   Tokens expected_;
+};
+
+// RWKV-7b's workers wait for their device before each step, where the others wait only behind it.
+class DisturbedTest : public Disturbances, public ::testing::WithParamInterface<ModelVersion> {
+ protected:
+  void SetUp() override { Start(Gpus(2, GetParam())); }
 };
 
 TEST_P(DisturbedTest, WorkersAreKilledInEveryPhase) {
@@ -188,6 +194,72 @@ TEST_P(DisturbedTest, MemoryOfAGpuThatBreaksEndsTheWorker) {
       }
     }
     EXPECT_GE(Count(worker, "cudaErrorECCUncorrectable"), 4u);
+  }
+}
+
+// With products by a library, whose faults are no faults of the device.
+class DisturbedLibraryTest : public Disturbances {
+ protected:
+  void SetUp() override {
+    LocalCluster::Options options = Gpus(2);
+    options.worker_flags[0] = "--device=cuda/emulated/lt";
+    Start(options);
+  }
+};
+
+// A call that fails, once it has done well in a warm-up: a prefill's. The worker ends and says which; the next one goes
+// on. Of a lack of memory the pipeline alone is made anew.
+TEST_F(DisturbedLibraryTest, AProductThatFailsEndsTheWorker) {
+  for (const char* worker : kWorkers) {
+    for (const auto& [result, name] : std::vector<std::pair<int, std::string>>{
+             {8, "ARCH_MISMATCH"}, {13, "EXECUTION_FAILED"}, {14, "INTERNAL_ERROR"}, {15, "NOT_SUPPORTED"}}) {
+      Prepare(worker, {absl::StrCat("--fake_cublaslt=fail_at=180,fail_with=", result)});
+      const size_t before = Count(worker, "device_lost");
+      ExpectUndisturbed(absl::StrCat(worker, " ", name), 0, [&] { return Replace(worker, kDeviceLost); });
+      EXPECT_EQ(Count(worker, "device_lost"), before + 1);
+      EXPECT_THAT(cluster_->Log(worker), ContainsRegex("device_lost .*cuBLASLt: cuda/emulated/lt: cublasLtMatmul of "
+                                                       "[0-9]+ outputs of [0-9]+ inputs .*: CUBLAS_STATUS_" +
+                                                       name));
+    }
+    Prepare(worker, {"--fake_cublaslt=no_memory_at=180"});
+    const pid_t before = cluster_->pid(worker);
+    ExpectUndisturbed(absl::StrCat(worker, " without memory"), 0, [] { return absl::OkStatus(); });
+    EXPECT_EQ(cluster_->pid(worker), before);
+    EXPECT_THAT(cluster_->Log(worker), ContainsRegex("epoch_ended .*cublasLtMatmul of .*: CUBLAS_STATUS_ALLOC_FAILED"));
+  }
+}
+
+// What the library launches faults as kernels do, and then its calls fail: the device's word is what is told.
+TEST_F(DisturbedLibraryTest, AKernelOfTheLibraryThatFaultsEndsTheWorker) {
+  for (const char* worker : kWorkers) {
+    for (const char* fault : {"--fail_launch=480", "--fail_launch=481", "--fail_launch=482", "--hang_launch=480"}) {
+      Prepare(worker, {fault});
+      const size_t before = Count(worker, "device_lost");
+      ExpectUndisturbed(absl::StrCat(worker, " ", fault), 0, [&] { return Replace(worker, kDeviceLost); });
+      EXPECT_EQ(Count(worker, "device_lost"), before + 1);
+    }
+    EXPECT_THAT(cluster_->Log(worker), ContainsRegex("device_lost .*cudaErrorIllegalAddress"));
+    EXPECT_THAT(cluster_->Log(worker), ContainsRegex("device_lost .*the GPU hangs"));
+  }
+}
+
+// A worker that comes back and finds no library to compute with refuses, with the call and what it said; the turn waits
+// for one that does.
+TEST_F(DisturbedLibraryTest, AWorkerWithoutAlgorithmsRefusesAndTheNextOneGoesOn) {
+  const std::pair<std::string, std::string> faults[] = {
+      {"no_driver=true", "cublasLtCreate: CUBLAS_STATUS_NOT_INITIALIZED"},
+      {"no_algorithm=true", "cublasLtMatmulAlgoGetHeuristic for [0-9]+ outputs of .*: CUBLAS_STATUS_NOT_SUPPORTED"},
+      {"checks_fail=true", "none of 4 candidates will do for .*cublasLtMatmulAlgoCheck: CUBLAS_STATUS_NOT_SUPPORTED"},
+      {"fail_at=0", "cublasLtMatmul of [0-9]+ outputs of .*: CUBLAS_STATUS_EXECUTION_FAILED"}};
+  for (const char* worker : kWorkers) {
+    ExpectUndisturbed(worker, 10, [&]() -> absl::Status {
+      for (const auto& [fault, words] : faults) {
+        const absl::Status refused = KillAndRestart(worker, {absl::StrCat("--fake_cublaslt=", fault)});
+        EXPECT_THAT(refused, StatusIs(absl::StatusCode::kUnavailable, HasSubstr("ended with status 1 while starting")));
+        EXPECT_THAT(std::string(refused.message()), ContainsRegex(words)) << fault;
+      }
+      return cluster_->Restart(worker);
+    });
   }
 }
 

@@ -23,6 +23,7 @@ namespace {
 using ::rwkv::router::MakeRouterClient;
 using ::rwkv::testing::IsOkAndHolds;
 using ::rwkv::testing::LocalCluster;
+using ::testing::ContainsRegex;
 using ::testing::ElementsAreArray;
 using ::testing::HasSubstr;
 using ::testing::SizeIs;
@@ -96,6 +97,10 @@ TEST(EmulatedGpuTest, AnyNumberOfStagesSaysTheSameWithALibrarysProducts) {
     options.worker_flags[0] = "--device=cuda/emulated/lt";
     ASSERT_OK_AND_ASSIGN(const std::unique_ptr<LocalCluster> cluster, LocalCluster::Start(options));
     EXPECT_THAT(cluster->Log("worker-0"), HasSubstr("/lt-130100-"));
+    // What a stage's own matrices are multiplied with: at every number of rows that its steps may be padded to.
+    EXPECT_THAT(cluster->Log("worker-0"),
+                ContainsRegex("products_chosen device=cuda/emulated/lt choice=\"?32 outputs "
+                              "of 32 inputs .*: 4 rows: algorithm [0-9]+, tile .*; 4096 rows: "));
     ASSERT_OK_AND_ASSIGN(const Tokens tokens, Generate(*cluster, prompt, 64));
     ASSERT_OK_AND_ASSIGN(const std::string rows, Logits(*cluster, prompt));
     if (stages == 1) expected = tokens, first_rows = rows;

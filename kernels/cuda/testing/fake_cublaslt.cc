@@ -8,7 +8,10 @@
 #include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "absl/synchronization/mutex.h"
 #include "kernels/cuda/testing/fake_cublaslt_state.h"
 #include "kernels/cuda/testing/fake_runtime.h"
@@ -58,10 +61,11 @@ Result CheckOperands(const char* what, const Context* context, const MatmulDesc*
 Result CheckAlgorithm(const char* what, const Context& context, const Operands& of, const Algorithm* algorithm) {
   if (algorithm == nullptr || algorithm->data[kOf] != kMagic) return Violate(absl::StrCat(what, " of no algorithm"));
   const auto is = [&](Word word, int64_t value) { return static_cast<int64_t>(algorithm->data[word]) == value; };
-  if (!is(kMajor, context.major)) {
+  if (algorithm->data[kDevice] >> 32 != static_cast<uint64_t>(context.major)) {
     return Violate(absl::StrCat(what, " of an algorithm that the device does not have"), kArchMismatch);
   }
-  if (!is(kRows, of.d->rows) || !is(kCols, of.d->cols) || !is(kInputs, of.a->rows) || !is(kType, of.a->type)) {
+  const bool is_type = algorithm->data[kDevice] == DeviceWord(context.major, of.a->type);
+  if (!is(kRows, of.d->rows) || !is(kCols, of.d->cols) || !is(kInputs, of.a->rows) || !is_type) {
     return Violate(absl::StrCat(what, " of an algorithm for another shape"));
   }
   return kSuccess;
@@ -108,6 +112,10 @@ const char* GetStatusName(Result result) {
       return "CUBLAS_STATUS_ALLOC_FAILED";
     case kInvalidValue:
       return "CUBLAS_STATUS_INVALID_VALUE";
+    case kArchMismatch:
+      return "CUBLAS_STATUS_ARCH_MISMATCH";
+    case kMappingError:
+      return "CUBLAS_STATUS_MAPPING_ERROR";
     case kExecutionFailed:
       return "CUBLAS_STATUS_EXECUTION_FAILED";
     case kNotSupported:
@@ -182,14 +190,27 @@ Result PreferenceSetAttribute(Preference* preference, int attribute, const void*
   if (attribute == kPreferenceMaxWorkspaceBytes) return Set(preference->workspace_bytes, value, bytes, attribute);
   if (attribute == kPreferenceReductionSchemes) return Set(preference->reduction_schemes, value, bytes, attribute);
   const int operand = attribute - kPreferenceMinAlignmentABytes;
-  if (operand >= 0 && operand < 4) return Set(preference->alignments[operand], value, bytes, attribute);
+  if (operand >= 0 && operand < 4) {
+    uint32_t alignment = 0;
+    if (const Result wrong = Set(alignment, value, bytes, attribute); wrong != kSuccess) return wrong;
+    if (alignment < kVectorBytes || alignment > kMostAlignment || (alignment & (alignment - 1)) != 0) {
+      return Violate(absl::StrCat("an alignment to ", alignment, " bytes"), kNotSupported);
+    }
+    preference->alignments[operand] = alignment;
+    return kSuccess;
+  }
   return Violate(absl::StrCat("preference ", attribute));
 }
 
-Algorithm AlgorithmFor(const Context& context, const Operands& of, int64_t number, int64_t splits) {
+Algorithm AlgorithmFor(const Context& context, const Operands& of, const Preference& preference, int64_t number,
+                       int64_t splits) {
   Algorithm algorithm = {};
-  const int64_t words[8] = {kMagic, context.major, of.d->rows, of.d->cols, of.a->rows, of.a->type, number, splits};
+  const int64_t words[8] = {kMagic, 0, of.d->rows, of.d->cols, of.a->rows, 0, number, splits};
   for (int i = 0; i < 8; ++i) algorithm.data[i] = static_cast<uint64_t>(words[i]);
+  algorithm.data[kDevice] = DeviceWord(context.major, of.a->type);
+  for (int operand = 0; operand < 4; ++operand) {
+    algorithm.data[kAlignments] |= uint64_t{preference.alignments[operand]} << (16 * operand);
+  }
   return algorithm;
 }
 
@@ -214,7 +235,7 @@ Result AlgoGetHeuristic(Context* context, MatmulDesc* desc, MatrixLayout* a, Mat
     std::memset(&result, 0xff, sizeof(result));
     result.state = state;
     if (state == kSuccess) {
-      result.algorithm = AlgorithmFor(*context, of, which, splits);
+      result.algorithm = AlgorithmFor(*context, of, *preference, which, splits);
       result.workspace_bytes = static_cast<size_t>(fake.faults.workspace_bytes);
     }
     found.push_back(result);
@@ -276,6 +297,25 @@ const CublasLt kFakeCublasLt = {GetVersion,
                                 AlgoCheck,
                                 AlgoConfigGetAttribute,
                                 Matmul};
+
+absl::StatusOr<FakeFaults> ParseFakeFaults(absl::string_view text) {
+  FakeFaults faults;
+  for (absl::string_view part : absl::StrSplit(text, ',', absl::SkipEmpty())) {
+    const std::pair<absl::string_view, absl::string_view> fault = absl::StrSplit(part, absl::MaxSplits('=', 1));
+    const auto& [name, value] = fault;
+    const bool ok = name == "version"        ? absl::SimpleAtoi(value, &faults.version)
+                    : name == "no_driver"    ? absl::SimpleAtob(value, &faults.no_driver)
+                    : name == "no_algorithm" ? absl::SimpleAtob(value, &faults.no_algorithm)
+                    : name == "checks_fail"  ? absl::SimpleAtob(value, &faults.checks_fail)
+                    : name == "other_choice" ? absl::SimpleAtoi(value, &faults.other_choice)
+                    : name == "no_memory_at" ? absl::SimpleAtoi(value, &faults.no_memory_at)
+                    : name == "fail_at"      ? absl::SimpleAtoi(value, &faults.fail_at)
+                    : name == "fail_with"    ? absl::SimpleAtoi(value, &faults.fail_with)
+                                             : false;
+    if (!ok) return absl::InvalidArgumentError(absl::StrCat("\"", part, "\" is no fault of the fake cuBLASLt"));
+  }
+  return faults;
+}
 
 void ResetFake(const FakeFaults& faults) {
   Fake& fake = TheFake();

@@ -8,6 +8,8 @@
 
 #include <cstdint>
 
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "kernels/cuda/cublaslt.h"
 
@@ -23,9 +25,13 @@ struct FakeFaults {
   int64_t other_choice = 0;                    // Added to the number of each algorithm.
   int64_t workspace_bytes = 1 << 20;           // What algorithms need.
   int64_t no_memory_at = -1;                   // The n-th matmul from now on (0: the next) finds no memory.
-  int64_t fail_at = -1;                        // The n-th and all behind it fail.
+  int64_t fail_at = -1;                        // The n-th and all behind it fail,
+  int64_t fail_with = kExecutionFailed;        // with this result.
   absl::Duration slow = absl::ZeroDuration();  // What every matmul takes at least.
 };
+
+// "fail_at=5,fail_with=15", for the command line of a test's process. kInvalidArgument: says what is none.
+absl::StatusOr<FakeFaults> ParseFakeFaults(absl::string_view text);
 
 // Faults from now on; counts begin anew. Contexts and descriptions stay.
 void ResetFake(const FakeFaults& faults = {});

@@ -121,12 +121,14 @@ Result Matmul(Context* context, MatmulDesc* desc, const void* alpha, const void*
         absl::StrCat("a matmul with a workspace of ", workspace_bytes, " bytes, not ", faults.workspace_bytes));
   }
   const Result wrong =
-      CheckMemory({a, SizeOf(*a_layout), "weights", kVectorBytes}, {b, SizeOf(*b_layout), "inputs", kVectorBytes},
-                  {c, SizeOf(*c_layout), "addends", kVectorBytes}, {d, SizeOf(*d_layout), "sums", kVectorBytes},
+      CheckMemory({a, SizeOf(*a_layout), "weights", AlignmentOf(*algorithm, 0)},
+                  {b, SizeOf(*b_layout), "inputs", AlignmentOf(*algorithm, 1)},
+                  {c, SizeOf(*c_layout), "addends", AlignmentOf(*algorithm, 2)},
+                  {d, SizeOf(*d_layout), "sums", AlignmentOf(*algorithm, 3)},
                   {workspace, static_cast<int64_t>(workspace_bytes), "workspace", kWorkspaceAlignment});
   if (wrong != kSuccess) return wrong;
   if (number == faults.no_memory_at) return kAllocFailed;
-  if (faults.fail_at >= 0 && number >= faults.fail_at) return kExecutionFailed;
+  if (faults.fail_at >= 0 && number >= faults.fail_at) return static_cast<Result>(faults.fail_with);
   Multiplication m = {};
   m.a = static_cast<const uint16_t*>(a);
   m.b = static_cast<const uint16_t*>(b);

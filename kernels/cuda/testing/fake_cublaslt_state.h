@@ -36,10 +36,19 @@ namespace fake {
 
 constexpr uint64_t kMagic = 0x6c742d66616b65;
 constexpr int kWorkspaceAlignment = 256;
-constexpr int kVectorBytes = 16;  // What its algorithms load at once.
+constexpr uint32_t kVectorBytes = 16;     // What its algorithms load at once.
+constexpr uint32_t kMostAlignment = 256;  // What it assumes where nobody says anything.
 
-// The words of an algorithm.
-enum Word { kOf, kMajor, kRows, kCols, kInputs, kType, kNumber, kSplits };
+// The words of an algorithm. kAlignments: of A, B, C and D, 16 bits each, as who looked for it said.
+enum Word { kOf, kDevice, kRows, kCols, kInputs, kAlignments, kNumber, kSplits };
+
+// kDevice: the number of the device's generation, and what it multiplies.
+inline uint64_t DeviceWord(int major, int type) {
+  return static_cast<uint64_t>(major) << 32 | static_cast<uint32_t>(type);
+}
+inline uint32_t AlignmentOf(const Algorithm& algorithm, int operand) {
+  return static_cast<uint32_t>(algorithm.data[kAlignments] >> (16 * operand) & 0xffffu);
+}
 
 struct Fake {
   absl::Mutex mu;

@@ -7,8 +7,11 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "gmock/gmock.h"
@@ -21,6 +24,7 @@
 namespace rwkv::kernels::cuda::cublaslt {
 namespace {
 
+using ::rwkv::testing::StatusIs;
 using ::testing::Contains;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
@@ -78,6 +82,7 @@ class FakeCublasLtTest : public ::testing::Test {
     EXPECT_EQ(lt.preference_set_attribute(call_.preference, kPreferenceMaxWorkspaceBytes, &bytes, 8), kSuccess);
     EXPECT_EQ(lt.preference_set_attribute(call_.preference, kPreferenceReductionSchemes, &kNoReductionScheme, 4),
               kSuccess);
+    for (int operand = 0; operand < 4; ++operand) EXPECT_EQ(Claim(operand, 16), kSuccess);
     call_.algorithm = Choose();
   }
   ~FakeCublasLtTest() override {
@@ -89,6 +94,11 @@ class FakeCublasLtTest : public ::testing::Test {
     EXPECT_EQ(CountsOfFake().contexts + CountsOfFake().descriptions, 0);
     ResetFake();
     cuda::ResetFake();
+  }
+
+  // Says that an operand is aligned so.
+  Result Claim(int operand, uint32_t alignment) {
+    return lt.preference_set_attribute(call_.preference, kPreferenceMinAlignmentABytes + operand, &alignment, 4);
   }
 
   std::vector<HeuristicResult> Search(int wanted = 8) {
@@ -203,6 +213,7 @@ TEST_F(FakeCublasLtTest, EachThingThatIsWrongIsTold) {
   ExpectViolation("of no algorithm", [](Call& call) { call.algorithm = {}; });
   ExpectViolation("an algorithm that the device does not have", [](Call& call) { call.algorithm.data[1] = 8; });
   ExpectViolation("an algorithm for another shape", [](Call& call) { call.algorithm.data[3] += 2; });
+  ExpectViolation("an algorithm for another shape", [](Call& call) { call.algorithm.data[1] ^= 1; });  // Its type.
   ExpectViolation("that does not pass the check", [](Call& call) { call.algorithm.data[7] = 0; });
   ExpectViolation("weights of 160 bytes that are not the device's", [&](Call& call) { call.a = host.data(); });
   ExpectViolation("inputs of 192 bytes that are not the device's", [](Call& call) { call.b += kWorkspace + 128; });
@@ -233,6 +244,45 @@ TEST_F(FakeCublasLtTest, EachThingThatIsWrongIsTold) {
   EXPECT_EQ(lt.matmul_desc_destroy(plain), kSuccess);
 }
 
+// The library chooses by what it is told, and assumes 256 bytes where it is told nothing: memory must be aligned so.
+TEST_F(FakeCublasLtTest, MemoryIsAlignedAsTheSearchWasTold) {
+  struct Operand {
+    const char* name;
+    char* Call::*memory;
+  };
+  const Operand operands[] = {{"weights", &Call::a}, {"inputs", &Call::b}, {"addends", &Call::c}, {"sums", &Call::d}};
+  call_.c = call_.d;
+  for (int operand = 0; operand < 4; ++operand) {
+    const Operand& of = operands[operand];
+    for (const uint32_t alignment : {32u, 64u, 128u, 256u}) {
+      ASSERT_EQ(Claim(operand, alignment), kSuccess);
+      Call call = call_;
+      call.algorithm = Choose();
+      call.*of.memory += alignment;
+      EXPECT_EQ(call.Run(), kSuccess) << of.name << " at " << alignment;
+      ExpectViolation(absl::StrCat(of.name, " that is not aligned to ", alignment), [&](Call& wrong) {
+        wrong.algorithm = call.algorithm;
+        wrong.*of.memory += alignment / 2;
+      });
+    }
+    ASSERT_EQ(Claim(operand, 16), kSuccess);
+  }
+  call_.c = nullptr;
+  Preference* silent = nullptr;
+  ASSERT_EQ(lt.preference_create(&silent), kSuccess);
+  const uint64_t bytes = kWorkspace;
+  ASSERT_EQ(lt.preference_set_attribute(silent, kPreferenceMaxWorkspaceBytes, &bytes, 8), kSuccess);
+  std::swap(silent, call_.preference);
+  const Algorithm strict = Choose();
+  std::swap(silent, call_.preference);
+  EXPECT_EQ(lt.preference_destroy(silent), kSuccess);
+  ExpectViolation("inputs that is not aligned to 256", [&](Call& call) { call.algorithm = strict, call.b += 128; });
+  for (const uint32_t none : {8u, 48u, 512u}) {
+    EXPECT_EQ(Claim(0, none), kNotSupported);
+    EXPECT_THAT(ViolationsOfFake(), Contains(HasSubstr(absl::StrCat("an alignment to ", none, " bytes"))));
+  }
+}
+
 TEST_F(FakeCublasLtTest, ASearchInAStepIsAViolation) {
   {
     const StepWatch watch;
@@ -259,6 +309,11 @@ TEST_F(FakeCublasLtTest, FaultsComeWhereTheyAreWanted) {
   for (const Result expected : {kSuccess, kAllocFailed, kExecutionFailed, kExecutionFailed}) {
     EXPECT_EQ(call_.Run(), expected);
   }
+  ASSERT_OK_AND_ASSIGN(faults, ParseFakeFaults("fail_at=0,fail_with=15"));
+  ResetFake(faults);
+  EXPECT_EQ(call_.Run(), kNotSupported);
+  EXPECT_THAT(ParseFakeFaults("fails_at=0").status(),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("fails_at=0")));
   faults = {};
   faults.slow = absl::Milliseconds(3);
   ResetFake(faults);

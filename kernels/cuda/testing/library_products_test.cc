@@ -28,6 +28,7 @@ using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::Not;
 using ::testing::SizeIs;
 using ::testing::StartsWith;
 
@@ -110,6 +111,13 @@ TEST_F(LibraryProductsTest, AlgorithmsAreChosenWhenAWeightIsLoadedAsManyAsSumsMa
   EXPECT_EQ(cublaslt::CountsOfFake().searches, 7) << "once for a shape";
   ASSERT_OK(products->Choose({DType::kFloat32, 10, 100}));
   EXPECT_EQ(cublaslt::CountsOfFake().searches, 7);
+
+  ASSERT_OK(products->Choose({DType::kBFloat16, 96, 64}));
+  const std::vector<std::string> all = products->AllChoices();
+  ASSERT_THAT(all, SizeIs(2)) << "a line a shape";
+  EXPECT_THAT(all[0], StartsWith("65536 outputs of 112 inputs (fp16): 128 rows: algorithm "));
+  EXPECT_THAT(all[0], AllOf(HasSubstr("; 1024 rows: algorithm "), Not(HasSubstr("; 1536 rows"))));
+  EXPECT_THAT(all[1], AllOf(StartsWith("96 outputs of 64 inputs (bf16): 128 rows: "), HasSubstr("; 4096 rows: ")));
 }
 
 TEST_F(LibraryProductsTest, TheFamilyNamesTheVersionAndTheChoices) {
@@ -185,6 +193,49 @@ TEST_F(LibraryProductsTest, SumsGoWhereTheyAreWantedIfTheyFit) {
   ASSERT_OK(stream_->Synchronize());
 }
 
+// The library is told that matrices are aligned to 16 bytes: who wants sums elsewhere gets them by way of scratch memory,
+// and nobody gets more than he wants.
+TEST_F(LibraryProductsTest, InputsAndSumsMayLieAnywhere) {
+  constexpr int64_t kRows = 6, kRoom = 24;  // Floats around what is read and written.
+  const int64_t in_count = kRows * kInputs, out_count = kRows * kOutputs;
+  const auto in = *DeviceArray<float>::Create(*device_, in_count, MemoryKind::kPinned);
+  const auto old = *DeviceArray<float>::Create(*device_, out_count + kRoom, MemoryKind::kPinned);
+  const auto x = *DeviceArray<float>::Create(*device_, in_count + kRoom);
+  const auto y = *DeviceArray<float>::Create(*device_, out_count + kRoom);
+  for (int64_t i = 0; i < in_count; ++i) in.data()[i] = static_cast<float>(i % 7);
+  for (int64_t i = 0; i < old.size(); ++i) old.data()[i] = static_cast<float>(i);
+  std::vector<float> first;
+  for (const bool accumulate : {false, true}) {
+    for (const int64_t offset : {0, 1, 2, 3, 4, 8, 12, 20}) {
+      SCOPED_TRACE(absl::StrCat(offset, accumulate ? ", added" : ""));
+      Product product;
+      product.weight = &weight_;
+      product.x = x.data() + offset;
+      product.y = y.data() + offset;
+      product.accumulate = accumulate;
+      ASSERT_OK(stream_->Copy(x.data() + offset, in.data(), in.size_in_bytes()));
+      ASSERT_OK(stream_->Copy(y.data(), old.data(), old.size_in_bytes()));
+      TakeLaunchesOfFake();
+      ASSERT_OK(device_->ops().products({kRows, &product, 1}, *stream_));
+      EXPECT_THAT(TakeLaunchesOfFake(), SizeIs(offset % 4 == 0 ? 2 : 3)) << "an epilogue only where it must be";
+      ASSERT_OK(stream_->Copy(host_.data(), y.data(), y.size_in_bytes()));
+      ASSERT_OK(stream_->Synchronize());
+      std::vector<float> sums(host_.data() + offset, host_.data() + offset + out_count);
+      for (int64_t i = 0; i < out_count && accumulate; ++i) sums[i] -= static_cast<float>(i + offset);
+      if (first.empty()) first = sums;
+      EXPECT_EQ(sums, first);  // Whole numbers: no sum rounds.
+      for (int64_t i = 0; i < old.size(); ++i) {
+        if (i >= offset && i < offset + out_count) continue;
+        EXPECT_EQ(host_.data()[i], static_cast<float>(i)) << "beside what was asked for";
+      }
+      EXPECT_THAT(ViolationsOfFake(), IsEmpty());
+    }
+  }
+  float sum = 0;
+  for (int64_t k = 0; k < kInputs; ++k) sum += in.data()[k];
+  EXPECT_EQ(first[0], sum);  // All weights are one.
+}
+
 TEST_F(LibraryProductsTest, AStepNeitherAllocatesNorSearchesNorWaits) {
   ASSERT_OK(Multiply(kMost));
   ASSERT_OK(stream_->Synchronize());
@@ -223,23 +274,38 @@ TEST_F(LibraryProductsTest, ErrorsOfTheLibraryAreToldInWords) {
     cublaslt::ResetFake(faults);
   };
   with([](cublaslt::FakeFaults& f) { f.no_memory_at = 0, f.fail_at = 1; });
-  EXPECT_THAT(Multiply(4), StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("CUBLAS_STATUS_ALLOC_FAILED")));
-  EXPECT_THAT(Multiply(4), StatusIs(absl::StatusCode::kInternal, HasSubstr("cuda/emulated/lt: matmul: CUBLAS")));
-  ASSERT_OK(stream_->Synchronize());
+  EXPECT_THAT(Multiply(4), StatusIs(absl::StatusCode::kResourceExhausted,
+                                    HasSubstr("cublasLtMatmul of 36 outputs of 48 inputs (bf16), 4 rows: "
+                                              "CUBLAS_STATUS_ALLOC_FAILED")));
+  ASSERT_OK(stream_->Synchronize()) << "memory may be there the next time";
+  const auto is_failure = StatusIs(absl::StatusCode::kInternal,
+                                   HasSubstr("cuda/emulated/lt: cublasLtMatmul of 36 outputs of 48 inputs (bf16), 5 "
+                                             "rows: CUBLAS_STATUS_EXECUTION_FAILED"));
+  EXPECT_THAT(Multiply(5), is_failure);
+  with([](cublaslt::FakeFaults&) {});
+  EXPECT_OK(Multiply(6));
+  EXPECT_THAT(stream_->Synchronize(), is_failure) << "the first failure stays";
+  stream_ = *device_->NewStream();
+  EXPECT_OK(stream_->Synchronize());
 
   const MatrixView other = {DType::kBFloat16, 8, kInputs, file_.data()};
   with([](cublaslt::FakeFaults& f) { f.no_algorithm = true; });
   EXPECT_THAT(device_->Load(other, WeightUse::kProduct).status(),
               StatusIs(absl::StatusCode::kUnimplemented,
-                       AllOf(HasSubstr("8 outputs of 48 inputs (bf16), 4 rows"), HasSubstr("NOT_SUPPORTED"))));
+                       HasSubstr("cublasLtMatmulAlgoGetHeuristic for 8 outputs of 48 inputs (bf16), 4 rows: "
+                                 "CUBLAS_STATUS_NOT_SUPPORTED")));
   EXPECT_OK(device_->Load(other, WeightUse::kRows).status()) << "rows are looked up, not multiplied";
   EXPECT_THAT(OpenEmulatedDevice(kName).status(), StatusIs(absl::StatusCode::kUnimplemented));
   with([](cublaslt::FakeFaults& f) { f.checks_fail = true; });
   EXPECT_THAT(device_->Load(other, WeightUse::kProduct).status(),
-              StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("none of 4 candidates")));
+              StatusIs(absl::StatusCode::kUnimplemented,
+                       AllOf(HasSubstr("none of 4 candidates will do for 8 outputs of 48 inputs (bf16), 4 rows"),
+                             HasSubstr("cublasLtMatmulAlgoCheck: CUBLAS_STATUS_NOT_SUPPORTED"))));
+  with([](cublaslt::FakeFaults& f) { f.workspace_bytes = kLibraryWorkspaceBytes + 1; });
+  EXPECT_THAT(device_->Load(other, WeightUse::kProduct).status(), StatusIs(absl::StatusCode::kUnimplemented));
   with([](cublaslt::FakeFaults& f) { f.no_driver = true; });
   EXPECT_THAT(OpenEmulatedDevice(kName).status(),
-              StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("create: CUBLAS_STATUS_NOT_INITIALIZED")));
+              StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("cublasLtCreate: CUBLAS_STATUS_NOT_INITIALIZED")));
   const cublaslt::FakeCounts counts = cublaslt::CountsOfFake();
   EXPECT_EQ(counts.contexts, 1) << "those of devices that did not open are gone";
   EXPECT_THAT(ViolationsOfFake(), IsEmpty());

@@ -16,6 +16,7 @@
 #include "kernels/base/device.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/cuda/testing/emulated_cuda.h"
+#include "kernels/cuda/testing/fake_cublaslt.h"
 #include "kernels/cuda/testing/fake_runtime.h"
 #include "kernels/dispatch/open_device.h"
 #include "services/common/logging.h"
@@ -26,6 +27,7 @@
 #include "services/worker/worker_flags.h"
 
 ABSL_FLAG(std::string, fake_nccl, "", "Faults of the fake NCCL: services/worker/link/testing/fake_nccl.h.");
+ABSL_FLAG(std::string, fake_cublaslt, "", "Faults of the fake cuBLASLt: kernels/cuda/testing/fake_cublaslt.h.");
 ABSL_FLAG(int64_t, hang_launch, -1, "The kernel, counted from the start, that never ends.");
 ABSL_FLAG(int64_t, fail_launch, -1, "The kernel, counted from the start, that faults.");
 ABSL_FLAG(bool, eager, false, "Streams run what they are given at once.");
@@ -48,6 +50,9 @@ absl::Status Run() {
   common::InitLogging(options.name);
   RWKV_ASSIGN_OR_RETURN(const nccl::FakeFaults faults, nccl::ParseFakeFaults(absl::GetFlag(FLAGS_fake_nccl)));
   nccl::ResetFake(faults);
+  RWKV_ASSIGN_OR_RETURN(const kernels::cuda::cublaslt::FakeFaults library_faults,
+                        kernels::cuda::cublaslt::ParseFakeFaults(absl::GetFlag(FLAGS_fake_cublaslt)));
+  kernels::cuda::cublaslt::ResetFake(library_faults);
   kernels::cuda::FakeFaults cuda_faults;
   cuda_faults.hang_launch = absl::GetFlag(FLAGS_hang_launch);
   cuda_faults.fail_launch = absl::GetFlag(FLAGS_fail_launch);
@@ -69,6 +74,7 @@ absl::Status Run() {
     violations.push_back(absl::StrCat(nccl::CommunicatorsOfFake(), " communicators are left"));
   }
   common::LogInfo("fakes", {{"launches", kernels::cuda::CountsOfFake().launches},
+                            {"library_products", kernels::cuda::cublaslt::CountsOfFake().matmuls},
                             {"nccl_transfers", nccl::TransfersOfFake()},
                             {"violations", static_cast<int>(violations.size())}});
   if (violations.empty()) return absl::OkStatus();
