@@ -1,10 +1,6 @@
 #include "kernels/cuda/testing/emulation.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <boost/context/detail/fcontext.hpp>
-#include <cstdlib>
 #include <cstring>
 #include <numeric>
 #include <random>
@@ -14,34 +10,18 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "kernels/cuda/testing/emulated_mma.h"
-
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#include <sanitizer/common_interface_defs.h>
-#define RWKV_ADDRESS_SANITIZER 1
-#endif
-#if __has_feature(thread_sanitizer)
-#include <sanitizer/tsan_interface.h>
-#define RWKV_THREAD_SANITIZER 1
-#endif
-#endif
+#include "kernels/cuda/testing/fibers.h"
 
 namespace rwkv::kernels::cuda::emulation {
 namespace {
-
-namespace context = boost::context::detail;
 
 constexpr int kWarp = 32;
 constexpr int kMaxThreads = 1024;
 constexpr uint32_t kMaxShared = 48 * 1024;  // What every launch may have.
 constexpr uint32_t kMaxGridY = 65535;
 constexpr uint32_t kMaxGridX = 2147483647;
-constexpr int64_t kPage = 4096;
-constexpr int64_t kStackBytes = 128 * 1024;
 constexpr int64_t kRedzone = 256;
 constexpr unsigned char kRedzoneByte = 0xa5;
-// Equal page offsets would make all stacks share a few sets of the cache: three times slower.
-constexpr int64_t kStagger = 5 * 64;
 
 enum class State : uint8_t { kReady, kAtBarrier, kInCollective, kLeft };
 enum class Collective : uint8_t { kSync, kShuffle, kSum, kMmaBf16, kMmaHalf, kMmaInt8 };
@@ -57,16 +37,9 @@ struct Warp {
 };
 
 struct Thread {
-  context::fcontext_t fiber = nullptr;
   State state = State::kReady;
   Site site = {};
   Running running;
-#ifdef RWKV_ADDRESS_SANITIZER
-  void* fake_stack = nullptr;
-#endif
-#ifdef RWKV_THREAD_SANITIZER
-  void* tsan_fiber = nullptr;
-#endif
 };
 
 std::string ToString(const Site& site) { return absl::StrCat(site.file, ":", site.line); }
@@ -81,7 +54,7 @@ struct Machine {
   Order order = Order::kForward;
   std::mt19937 random;
   Observer* observer = nullptr;
-  char* stacks = nullptr;
+  Fibers* fibers = nullptr;  // One for each of `threads`, once anything runs.
   std::vector<Thread> threads{kMaxThreads};
   std::vector<Warp> warps{kMaxThreads / kWarp};
   std::vector<char> shared_memory = std::vector<char>(kMaxShared + kRedzone + 256);
@@ -93,16 +66,7 @@ struct Machine {
   int at_barrier = 0;
   Site barrier = {};
   Thread* current = nullptr;
-  context::fcontext_t scheduler = nullptr;
   std::string violation;
-#ifdef RWKV_ADDRESS_SANITIZER
-  void* scheduler_fake_stack = nullptr;
-  const void* scheduler_stack = nullptr;
-  size_t scheduler_stack_bytes = 0;
-#endif
-#ifdef RWKV_THREAD_SANITIZER
-  void* scheduler_tsan_fiber = nullptr;
-#endif
 };
 
 Machine& TheMachine() {
@@ -112,77 +76,36 @@ Machine& TheMachine() {
 // Without the guard of the function's static, which every call of a kernel would pay for.
 Machine* machine = &TheMachine();
 
-void BackToScheduler() {
-#ifdef RWKV_ADDRESS_SANITIZER
-  __sanitizer_start_switch_fiber(machine->current->state == State::kLeft ? nullptr : &machine->current->fake_stack,
-                                 machine->scheduler_stack, machine->scheduler_stack_bytes);
-#endif
-#ifdef RWKV_THREAD_SANITIZER
-  __tsan_switch_to_fiber(machine->scheduler_tsan_fiber, 0);
-#endif
-  const context::transfer_t from = context::jump_fcontext(machine->scheduler, nullptr);
-  machine->scheduler = from.fctx;
-#ifdef RWKV_ADDRESS_SANITIZER
-  __sanitizer_finish_switch_fiber(machine->current->fake_stack, &machine->scheduler_stack,
-                                  &machine->scheduler_stack_bytes);
-#endif
-}
-
 // Ends the launch: the scheduler resumes nobody any more. Words are literals and numbers, for nothing that is on the
 // thread's stack is ever destroyed.
 template <typename... Words>
 [[noreturn]] void Forbidden(const Words&... words) {
   machine->violation = absl::StrCat(machine->kernel->name, ", block (", machine->block_x, ", ", machine->block_y,
                                     "), thread ", machine->current->running.thread, ": ", words...);
-  while (true) BackToScheduler();
+  while (true) machine->fibers->Suspend();
 }
 
-void Enter(context::transfer_t from) {
-  machine->scheduler = from.fctx;
-#ifdef RWKV_ADDRESS_SANITIZER
-  __sanitizer_finish_switch_fiber(nullptr, &machine->scheduler_stack, &machine->scheduler_stack_bytes);
-#endif
+// What a CUDA thread's fiber does.
+void RunThread() {
   machine->kernel->body.run();
   if (!machine->current->running.began) Forbidden("leaves without BeginKernel(), and its kernel may overlap");
   machine->current->state = State::kLeft;
-  BackToScheduler();
-  std::abort();  // Nobody resumes a thread that has left.
 }
 
-void Resume(Thread& thread) {
-  machine->current = &thread;
-#ifdef RWKV_ADDRESS_SANITIZER
-  __sanitizer_start_switch_fiber(&machine->scheduler_fake_stack, thread.running.stack,
-                                 static_cast<size_t>(thread.running.stack_end - thread.running.stack));
-#endif
-#ifdef RWKV_THREAD_SANITIZER
-  machine->scheduler_tsan_fiber = __tsan_get_current_fiber();
-  __tsan_switch_to_fiber(thread.tsan_fiber, 0);
-#endif
-  const context::transfer_t from = context::jump_fcontext(thread.fiber, nullptr);
-  thread.fiber = from.fctx;
-#ifdef RWKV_ADDRESS_SANITIZER
-  __sanitizer_finish_switch_fiber(machine->scheduler_fake_stack, nullptr, nullptr);
-#endif
+void Resume(int t) {
+  machine->current = &machine->threads[t];
+  machine->fibers->Resume(t);
   machine->current = nullptr;
 }
 
-void MakeStacks() {
-  if (machine->stacks != nullptr) return;
-  void* const memory = mmap(nullptr, kMaxThreads * kStackBytes, PROT_READ | PROT_WRITE,
-                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) std::abort();
-  machine->stacks = static_cast<char*>(memory);
+void MakeFibers() {
+  if (machine->fibers != nullptr) return;
+  machine->fibers = new Fibers(kMaxThreads);
   for (int t = 0; t < kMaxThreads; ++t) {
-    char* const stack = machine->stacks + t * kStackBytes;
-    mprotect(stack, kPage, PROT_NONE);  // Who grows out of one faults.
     Running& running = machine->threads[t].running;
     running.thread = t;
-    running.stack = stack + kPage;
-    running.stack_end = stack + kStackBytes - (t % 64) * kStagger;
-#ifdef RWKV_THREAD_SANITIZER
-    machine->threads[t].tsan_fiber = __tsan_create_fiber(0);
-#endif
+    running.stack = machine->fibers->stack(t).begin;
+    running.stack_end = machine->fibers->stack(t).end;
   }
 }
 
@@ -241,8 +164,7 @@ void RunBlock(const Kernel& kernel, int64_t block) {
     thread.running.began = !kernel.overlaps;
     thread.running.shared = machine->shared;
     thread.running.shared_end = redzone;
-    const auto bytes = static_cast<size_t>(thread.running.stack_end - thread.running.stack);
-    thread.fiber = context::make_fcontext(const_cast<char*>(thread.running.stack_end), bytes, Enter);
+    machine->fibers->Start(t, RunThread);
   }
   if (machine->observer != nullptr) machine->observer->OnBlock(machine->threads[0].running);
   for (int left = 0; left < threads;) {
@@ -251,7 +173,7 @@ void RunBlock(const Kernel& kernel, int64_t block) {
       Thread& thread = machine->threads[t];
       if (thread.state != State::kReady) continue;
       moved = true;
-      Resume(thread);
+      Resume(static_cast<int>(t));
       if (!machine->violation.empty()) return;
       if (thread.state == State::kLeft) ++left;
     }
@@ -286,7 +208,7 @@ float Meet(Collective kind, int argument, float value, Site site) {
   if (++warp.arrived < kWarp) {
     thread.state = State::kInCollective;
     thread.site = site;
-    BackToScheduler();
+    machine->fibers->Suspend();
     return values[lane];
   }
   if (kind == Collective::kShuffle) {
@@ -348,7 +270,7 @@ void SyncBlock(Site site) {
   if (++machine->at_barrier < threads) {
     thread.state = State::kAtBarrier;
     thread.site = site;
-    BackToScheduler();
+    machine->fibers->Suspend();
     return;
   }
   machine->at_barrier = 0;
@@ -397,8 +319,9 @@ void CheckShift(int bits) {
   if (bits < 0 || bits >= 32) Forbidden("shifts a word by ", bits, " bits");
 }
 
-// Of an access by 8 or 16 bytes.
-void CheckWide(const void* address, int bytes, const char* does) {
+void Forbid(const char* what) { Forbidden(what); }
+
+void CheckAccess(const void* address, int bytes, const char* does) {
   const Running& running = machine->current->running;
   if (reinterpret_cast<uintptr_t>(address) % static_cast<uintptr_t>(bytes) != 0) {
     Forbidden(does, bytes, " bytes at an address that is not aligned to ", bytes);
@@ -408,25 +331,25 @@ void CheckWide(const void* address, int bytes, const char* does) {
 }
 
 void Read8(const void* from, void* to, const void* caller) {
-  CheckWide(from, 8, "reads ");
+  CheckAccess(from, 8, "reads ");
   if (machine->observer != nullptr) machine->observer->OnAccess(from, 8, false, caller);
   std::memcpy(to, from, 8);
 }
 
 void Read16(const void* from, void* to, const void* caller) {
-  CheckWide(from, 16, "reads ");
+  CheckAccess(from, 16, "reads ");
   if (machine->observer != nullptr) machine->observer->OnAccess(from, 16, false, caller);
   std::memcpy(to, from, 16);
 }
 
 void Write8(void* to, const void* from, const void* caller) {
-  CheckWide(to, 8, "writes ");
+  CheckAccess(to, 8, "writes ");
   if (machine->observer != nullptr) machine->observer->OnAccess(to, 8, true, caller);
   std::memcpy(to, from, 8);
 }
 
 void Write16(void* to, const void* from, const void* caller) {
-  CheckWide(to, 16, "writes ");
+  CheckAccess(to, 16, "writes ");
   if (machine->observer != nullptr) machine->observer->OnAccess(to, 16, true, caller);
   std::memcpy(to, from, 16);
 }
@@ -454,7 +377,7 @@ absl::Status CheckShape(const LaunchShape& shape) {
 
 absl::Status Run(const Kernel& kernel) {
   absl::MutexLock lock(&machine->mu);
-  MakeStacks();
+  MakeFibers();
   machine->kernel = &kernel;
   machine->violation.clear();
   if (machine->observer != nullptr) machine->observer->OnLaunch(kernel);

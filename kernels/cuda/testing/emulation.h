@@ -50,6 +50,10 @@ void MmaInt8(int32_t* c, const uint32_t* a, const uint32_t* b, Site site);
 void* BlockShared(size_t bytes);
 void AtomicAdd(uint64_t* to, uint64_t value, const void* caller);
 void CheckShift(int bits);  // Of a word by 32 or more: zero on a GPU, anything here.
+// For who runs kernels otherwise (ptx.h): an access by as many bytes, aligned to them and behind BeginKernel(); and
+// something else that is forbidden, which ends the launch.
+void CheckAccess(const void* address, int bytes, const char* does);
+[[noreturn]] void Forbid(const char* what);
 void Read8(const void* from, void* to, const void* caller);
 void Read16(const void* from, void* to, const void* caller);
 void Write8(void* to, const void* from, const void* caller);
