@@ -284,7 +284,7 @@ inline uint32_t FloatToHalf(float value) {
   const uint32_t bits = AsBits(value);
   const uint32_t sign = bits >> 16 & 0x8000u;
   const uint32_t magnitude = bits & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return sign | 0x7fffu;
+  if (magnitude > 0x7f800000u) return 0x7fffu;  // NVIDIA's one NaN, without the sign of the float's.
   if (magnitude >= 0x477ff000u) return sign | 0x7c00u;  // 65520, half a step above the largest, and more.
   if (magnitude < 0x38800000u) {                        // Below 2^-14 a step is 2^-24: adding 0.5 rounds to it.
     return sign | (AsBits(AsFloat(magnitude) + 0.5f) - AsBits(0.5f));
