@@ -15,6 +15,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/cpu/emulated_amx.h"
@@ -178,8 +179,10 @@ TEST(GoldenTest, OwnModelsMatchTheOracle) {
 
 // Emulated, and every GPU of this machine. The emulated one shows that the engine orders its copies and waits as CUDA
 // wants it, too: it does nothing before somebody waits for it.
-TEST(GoldenTest, CudaDevicesMatchTheOracle) {
-  if (!kernels::cuda::HasEmulatedDevice()) GTEST_SKIP() << "this build has no CUDA headers: nvcc was not found";
+class GoldenGpuTest : public ::testing::TestWithParam<std::string> {};
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(GoldenGpuTest);
+
+TEST_P(GoldenGpuTest, MatchesTheOracle) {
   const std::string root = GoldenFolder();
   RunAll({{root + "rwkv4-fp16.pth", root + "rwkv4-fp16", 3},
           {root + "rwkv5.2-bf16.pth", root + "rwkv5.2-bf16", 3},
@@ -190,9 +193,14 @@ TEST(GoldenTest, CudaDevicesMatchTheOracle) {
           {root + "rwkv7b-bf16.safetensors", root + "rwkv7b-bf16", 3},
           {root + "rwkv7-quantized.gguf", root + "rwkv7-quantized", 3, 64e-5f, "", kFixedPointTolerance},
           {root + "rwkv7-int4.safetensors", root + "rwkv7-int4", 2, 64e-5f, "", kFixedPointTolerance}},
-         DevicesOf(/*gpus=*/true));
+         {GetParam()});
   EXPECT_THAT(kernels::cuda::ViolationsOfEmulatedDevice(), ::testing::IsEmpty());
 }
+
+INSTANTIATE_TEST_SUITE_P(Devices, GoldenGpuTest, ::testing::ValuesIn(DevicesOf(/*gpus=*/true)),
+                         [](const ::testing::TestParamInfo<std::string>& info) {
+                           return absl::StrReplaceAll(info.param, {{"/", "_"}, {":", "_"}});
+                         });
 
 // What rounding wkv states to fp16 after every token costs: the numbers of kernels/cuda/README.md.
 TEST(GoldenTest, HalfStatesAreNearTheOracle) {

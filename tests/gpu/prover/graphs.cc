@@ -74,6 +74,9 @@ absl::Status Graphs(const std::string& device, const std::string& folder) {
   RWKV_ASSIGN_OR_RETURN(const Decoded launches, Decode(absl::StrCat(device, "/launches"), path));
   if (graphs.repeated.failures > 0) return graphs.repeated.last_failure;
   if (graphs.repeated.ready == 0) return absl::InternalError("no graph was made");
+  if (graphs.logits.empty() || graphs.logits.size() != launches.logits.size()) {
+    return absl::InternalError("other numbers of logits");
+  }
   if (launches.repeated.ready > 0) return absl::InternalError("graphs were made where only launches were asked for");
   for (size_t i = 0; i < graphs.logits.size(); ++i) {
     if (graphs.logits[i] == launches.logits[i]) continue;

@@ -42,13 +42,18 @@ absl::Status PrintChoices(const Gpu& gpu, const std::string& name, int64_t width
 // Operations a second of products of many rows, their rounding included.
 absl::StatusOr<double> Rate(const Gpu& gpu, int64_t rows, int64_t width) {
   RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<kernels::Stream> stream, gpu.device->NewStream());
-  const std::vector<uint16_t> ones(static_cast<size_t>(width * width), 0x3f80);
+  std::vector<uint16_t> weights(static_cast<size_t>(width * width));
+  for (size_t i = 0; i < weights.size(); ++i) weights[i] = static_cast<uint16_t>(0x3c00 + i % 241);  // About 0.01.
   RWKV_ASSIGN_OR_RETURN(
       const kernels::Weight weight,
-      gpu.device->Load({kernels::DType::kBFloat16, width, width, ones.data()}, kernels::WeightUse::kProduct));
+      gpu.device->Load({kernels::DType::kBFloat16, width, width, weights.data()}, kernels::WeightUse::kProduct));
   RWKV_ASSIGN_OR_RETURN(const auto x, kernels::DeviceArray<float>::Create(*gpu.device, rows * width));
   RWKV_ASSIGN_OR_RETURN(const auto y, kernels::DeviceArray<float>::Create(*gpu.device, rows * width));
-  RWKV_RETURN_IF_ERROR(stream->Zero(x.data(), x.size_in_bytes()));
+  // Not zeros: a GPU multiplies those at higher clocks.
+  RWKV_ASSIGN_OR_RETURN(const auto values,
+                        kernels::DeviceArray<float>::Create(*gpu.device, x.size(), kernels::MemoryKind::kPinned));
+  for (int64_t i = 0; i < values.size(); ++i) values.data()[i] = static_cast<float>(i % 251 - 125) / 64.0f;
+  RWKV_RETURN_IF_ERROR(stream->Copy(x.data(), values.data(), x.size_in_bytes()));
   kernels::Product product;
   product.weight = &weight;
   product.x = x.data();

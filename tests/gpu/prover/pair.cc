@@ -42,6 +42,7 @@ constexpr worker::LinkShape kShape = {4096, 4096, 16};
 constexpr int64_t kRows = 16;
 constexpr double kSilence = 3;   // Seconds in which one transfer must be done.
 constexpr int kPatience = 120;   // Seconds for an answer: NCCL's first connection takes some.
+constexpr double kHeard = 10;    // Seconds in which an end must have heard that the other one is dead or silent.
 constexpr int kMovesBegun = 20;  // After so many a long series says that it has begun.
 constexpr int kForever = 1 << 30;
 
@@ -258,8 +259,16 @@ absl::Status Disturb(Child& sender, Child& receiver, int signal, const char* wha
   for (Child* child : {&sender, &receiver}) RWKV_RETURN_IF_ERROR(child->Expect("begun").status());
   const double disturbed = Now();
   sender.Signal(signal);
-  RWKV_RETURN_IF_ERROR(receiver.Expect("failed").status());
+  RWKV_ASSIGN_OR_RETURN(const std::string failure, receiver.Answer());
   const double heard = Now();
+  // Of the other end, and nothing else: rows that are wrong are no such thing.
+  const bool is_of_other = absl::StartsWith(failure, "failed: UNAVAILABLE") ||
+                           absl::StartsWith(failure, "failed: DEADLINE_EXCEEDED") ||
+                           absl::StartsWith(failure, "failed: INTERNAL");
+  if (!is_of_other || heard - disturbed > kHeard) {
+    return absl::InternalError(
+        absl::StrFormat("the receiver says %.1f s after the sender was %s: %s", heard - disturbed, what, failure));
+  }
   RWKV_RETURN_IF_ERROR(receiver.Order("end"));
   RWKV_ASSIGN_OR_RETURN(const double abort, receiver.Expect("ended"));
   const double begin = Now();
