@@ -28,10 +28,8 @@ import network as pod_network  # noqa: E402
 import yaml  # noqa: E402
 from control_plane import PATIENCE, ApiError, ControlPlane, await_true, find_programs  # noqa: E402
 
-OVERLAYS = ["local", "cpu", "gpu", "scale-out", "with-traces"]
-# As operators make one of their own.
-WITH_TRACES = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", "resources": ["../scale-out"],
-               "components": ["../../components/traces"]}
+COMPONENTS = ["traces", "tenants"]  # That no overlay has.
+OVERLAYS = ["local", "cpu", "gpu", "scale-out", *(f"with-{component}" for component in COMPONENTS)]
 NAMESPACE = "rwkv-serving"
 BINARIES = {name: f"services/{name}/{name}" for name in ("router", "state_store", "worker")}
 MODEL = "deploy/demo_model/rwkv7_demo"
@@ -67,9 +65,12 @@ class ControlPlaneCase(unittest.TestCase):
         # Copied, since kustomize takes no symbolic links, which is what a sandbox has for files.
         for part in ("base", "components", "overlays"):
             shutil.copytree(f"{HERE}/../{part}", f"{cls.folder}/kubernetes/{part}")
-        os.makedirs(f"{cls.folder}/kubernetes/overlays/with-traces")
-        with open(f"{cls.folder}/kubernetes/overlays/with-traces/kustomization.yaml", "w", encoding="utf-8") as file:
-            yaml.safe_dump(WITH_TRACES, file)
+        for component in COMPONENTS:  # As operators make one of their own.
+            overlay = f"{cls.folder}/kubernetes/overlays/with-{component}"
+            os.makedirs(overlay)
+            with open(f"{overlay}/kustomization.yaml", "w", encoding="utf-8") as file:
+                yaml.safe_dump({"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
+                                "resources": ["../scale-out"], "components": [f"../../components/{component}"]}, file)
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True, timeout=60)
         cls.plane = ControlPlane(find_programs(), f"{cls.folder}/plane")
         cls.addClassCleanup(cls.plane.stop)
