@@ -19,7 +19,7 @@ void ExpectAsNvidias(uint32_t bits) {
 }
 
 TEST(ConversionsTest, FloatsToSixteenBits) {
-  // Every exponent and sign, where roundings change: the ends of the mantissa, and each of its bits with its neighbours.
+  // Every exponent and sign, where roundings change: the mantissa's ends, and each of its bits with its neighbours.
   for (uint32_t upper = 0; upper < 512; ++upper) {
     for (int bit = 0; bit < 23; ++bit) {
       for (const uint32_t mantissa : {0u, 1u << bit, (1u << bit) + 1, (1u << bit) - 1, 3u << bit, (3u << bit) - 1}) {

@@ -67,8 +67,8 @@ struct FakeLaunch {
 std::vector<FakeLaunch> TakeLaunchesOfFake();
 
 // What was done that must not be, in words: default or blocking stream, pageable memory in an asynchronous copy, memory
-// that is nobody's, allocations and waits in a step or a capture, graphs with pointers to memory that is gone, kernels that do what CUDA
-// forbids.
+// that is nobody's, allocations and waits in a step or a capture, graphs with pointers to memory that is gone, kernels
+// that do what CUDA forbids.
 std::vector<std::string> ViolationsOfFake();
 
 // For fakes of other libraries of the device: work of a stream, called until it says that it is done; a code of CUDA's.

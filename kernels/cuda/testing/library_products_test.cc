@@ -193,8 +193,8 @@ TEST_F(LibraryProductsTest, SumsGoWhereTheyAreWantedIfTheyFit) {
   ASSERT_OK(stream_->Synchronize());
 }
 
-// The library is told that matrices are aligned to 16 bytes: who wants sums elsewhere gets them by way of scratch memory,
-// and nobody gets more than he wants.
+// The library is told that matrices are aligned to 16 bytes: who wants sums elsewhere gets them by way of scratch
+// memory, and nobody gets more than he wants.
 TEST_F(LibraryProductsTest, InputsAndSumsMayLieAnywhere) {
   constexpr int64_t kRows = 6, kRoom = 24;  // Floats around what is read and written.
   const int64_t in_count = kRows * kInputs, out_count = kRows * kOutputs;
