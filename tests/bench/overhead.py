@@ -8,7 +8,8 @@
 A machine whose speed drifts changes both alike: a worker and a process of the engine alone take turns on the same
 processors, each stopped (SIGSTOP) while the other runs. A step of the engine that was cut in two is one of many, and
 medians do not see it. The router, the state store and the load generator share the processors with the worker. One line
-of JSON; overhead is time between tokens over a step of the engine, less one.
+of JSON; overhead is time between tokens over a step of the engine, less one. For steps of milliseconds: tokens of
+shorter ones come several at a time.
 """
 import argparse
 import json
@@ -23,7 +24,6 @@ import time
 import bench
 import cluster
 
-TURN_SECONDS = 1
 ANSWER_TOKENS = 400
 
 
@@ -33,7 +33,7 @@ class Overhead(cluster.Cluster):
         return self._processes[1]
 
 
-def take_turns(processes, seconds):
+def take_turns(processes, seconds, turn_seconds):
     """One of them runs at a time; all of them afterwards."""
     until, turn = time.monotonic() + seconds, 0
     try:
@@ -41,7 +41,7 @@ def take_turns(processes, seconds):
             for i, process in enumerate(processes):
                 process.send_signal(signal.SIGCONT if i == turn % len(processes) else signal.SIGSTOP)
             turn += 1
-            time.sleep(TURN_SECONDS)
+            time.sleep(turn_seconds)
     finally:
         for process in processes:
             process.send_signal(signal.SIGCONT)  # Nothing if it has ended.
@@ -54,13 +54,14 @@ def measure(options, folder):
                   options.device) as running:
         reports = []
         load = threading.Thread(target=lambda: reports.append(running.load(
-            "--streams", str(options.streams), "--duration", f"{options.seconds}s", "--warmup", "3s",
-            "--prompt-tokens", "1", "--max-tokens", str(ANSWER_TOKENS), "--temperature", "0")))
+            "--streams", str(options.streams), "--duration", f"{options.seconds}s",
+            "--warmup", f"{options.seconds / 10}s", "--prompt-tokens", "1",
+            "--max-tokens", str(ANSWER_TOKENS), "--temperature", "0")))
         load.start()
         engine = subprocess.Popen([os.path.join(options.binaries, "tests/bench/engine_bench"), options.model,
                                    options.device, str(threads), str(options.seconds), str(options.streams), "-"],
                                   stdout=subprocess.PIPE, text=True)
-        take_turns([engine, running.worker_process()], options.seconds)
+        take_turns([engine, running.worker_process()], options.seconds, options.turn)
         out, _ = engine.communicate()
         load.join()
     if engine.returncode != 0 or not reports:
@@ -77,7 +78,8 @@ def main():
     parser.add_argument("--model", required=True)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--streams", type=int, default=32)
-    parser.add_argument("--seconds", type=int, default=60)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--turn", type=float, default=1, help="seconds that one of them runs before the other does")
     options = parser.parse_args()
     machine = bench.machine()
     machine["command"] = bench.command(sys.argv[1:], "tests/bench/overhead.py")

@@ -120,6 +120,17 @@ if python3 "$here/bench.py" "$out" --binaries "$PWD" --llama_cpp "$TEST_TMPDIR" 
   fail "no llama-bench"
 fi
 
+# A worker and the engine alone, in turns: both have run, and what is told is of both.
+python3 "$here/overhead.py" --binaries "$PWD" --model "$TEST_TMPDIR/models/rwkv7-tiny-bf16.safetensors" --streams 2 \
+  --seconds 1 --turn 0.1 >"$TEST_TMPDIR/overhead.json"
+python3 - "$TEST_TMPDIR/overhead.json" <<'EOF'
+import json, sys
+line = json.load(open(sys.argv[1]))
+assert line["what"] == "overhead" and line["failed"] == 0, line
+assert line["engine_step_ms"] > 0 and line["inter_token_p50_ms"] > 0, line
+assert abs(line["inter_token_p50_ms"] / line["engine_step_ms"] - 1 - line["overhead"]) < 1e-9, line
+EOF
+
 # States: each case once, and what came back is what was saved (state_bench compares).
 python3 "$here/states.py" "$TEST_TMPDIR/states" --binaries "$PWD" --models "$TEST_TMPDIR/models" --model tiny \
   --shapes 0.1b --count 2 --rounds 1 --threads 1 --resume_tokens 200 --answer_tokens 32 \
