@@ -1,6 +1,10 @@
 #include "services/state_store/state_store.h"
 
+#include <set>
+#include <string>
+
 #include "absl/strings/str_cat.h"
+#include "absl/types/optional.h"
 #include "kernels/base/status_macros.h"
 #include "services/common/logging.h"
 
@@ -217,10 +221,18 @@ absl::Status StateStore::SweepOrphans() {
   RWKV_RETURN_IF_ERROR(records_->ForEach([&](const RecordStore::Stored& stored) {
     if (stored.newest_put <= cutoff) old.push_back(stored);
   }));
+  absl::optional<std::set<std::string>> bases;
   for (const RecordStore::Stored& stored : old) {
     RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, snapshot_locks_.Lock({stored.snapshot_id}));
     RWKV_ASSIGN_OR_RETURN(const bool committed, catalog_->HasSnapshot(stored.snapshot_id));
     if (committed) continue;  // Most are.
+    if (!bases.has_value()) {
+      RWKV_ASSIGN_OR_RETURN(bases, catalog_->BaseSnapshots());
+    }
+    if (bases->count(stored.snapshot_id) > 0) {  // Its own row is lost.
+      common::LogError("snapshot_row_lost", {{"snapshot", stored.snapshot_id}});
+      continue;
+    }
     RWKV_ASSIGN_OR_RETURN(const bool condemned, catalog_->CondemnSnapshot(stored.snapshot_id));
     if (!condemned) continue;
     RWKV_RETURN_IF_ERROR(records_->Delete(stored.snapshot_id));

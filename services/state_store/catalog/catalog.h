@@ -25,6 +25,7 @@
 #pragma once
 
 #include <cstdint>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -188,6 +189,9 @@ class Catalog {
 
   // Whether a manifest of this id is committed, for the sweep of orphans.
   virtual absl::StatusOr<bool> HasSnapshot(const std::string& snapshot_id) = 0;
+  // The ids of the states that imported logs stand on, as the logs have them, for the same: such a state is nowhere
+  // else, and is not to go because it was the row of its id that was lost. kDataLoss: one of them cannot be read.
+  virtual absl::StatusOr<std::set<std::string>> BaseSnapshots() = 0;
   // Before the records of a snapshot that nobody has committed are deleted: from now on nobody can, in whatever process
   // (kDataLoss). False: it is committed.
   virtual absl::StatusOr<bool> CondemnSnapshot(const std::string& snapshot_id) = 0;

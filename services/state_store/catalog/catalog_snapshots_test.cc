@@ -1,4 +1,7 @@
 // Catalog: snapshots, imports, restarts.
+#include <functional>
+#include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -9,6 +12,9 @@
 #include "gtest/gtest.h"
 #include "services/common/grpc_status.h"
 #include "services/state_store/catalog/catalog_fixture.h"
+#include "services/state_store/catalog/keys.h"
+#include "services/state_store/rows/numbers.h"
+#include "services/state_store/rows/row_store.h"
 #include "services/state_store/testing/test_store.h"
 #include "tests/testing/status_matchers.h"
 
@@ -22,6 +28,7 @@ using testing::HasSubstr;
 using testing::IsEmpty;
 using testing::IsOk;
 using testing::IsOkAndHolds;
+using testing::SizeIs;
 using testing::StatusIs;
 
 TEST_P(CatalogTest, NewestSnapshotAtOrBeforeIsFound) {
@@ -305,6 +312,76 @@ TEST_P(CatalogTest, ABaseMayHaveTheLogThatLedToIt) {
   ASSERT_OK(store_.store().DeleteSession(lease));
   EXPECT_EQ(Find("f", 4), "base");
   EXPECT_THAT(store_.Tokens("f"), IsOkAndHolds(ElementsAre(10, 11, 12, 13)));
+}
+
+TEST_P(CatalogTest, TheSweepOfOrphansLeavesAStateThatALogStandsOnWhateverRowsOfItAreGone) {
+  ASSERT_OK(store_.Import("s", "base", 5, {}, /*base=*/true));
+  ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Acquire("s"));
+  ASSERT_OK(store_.AddTurn(lease, "r", Range(0, 10), Range(10, 20)));
+  ASSERT_OK(store_.AddSnapshot(lease, "at15", 15));
+  ASSERT_OK(store_.AddSnapshot(lease, "at25", 25));
+  const auto edit = [&](const std::function<void(RowTransaction&)>& change) {
+    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<RowTransaction> rows, store_.rows().Begin({}));
+    change(*rows);
+    ASSERT_OK(rows->Commit());
+  };
+  std::map<std::string, std::string> lost;
+  edit([&](RowTransaction& rows) {
+    for (const char* id : {"base", "at15"}) {
+      const std::string key = SnapshotIdKey(id);
+      lost[key] = rows.Get(key)->value_or("");
+      EXPECT_FALSE(lost[key].empty());
+      rows.Delete(key);
+    }
+  });
+  store_.clock().Advance(absl::Hours(24 * 365 * 50));  // S3 has a clock of its own.
+  ASSERT_OK(store_.store().SweepOrphans());
+  const auto readable = [&](uint64_t position) {
+    const auto manifest = catalog().FindSnapshot("s", position, kTestModel);
+    EXPECT_TRUE(manifest.ok() && manifest->has_value()) << position;
+    if (!manifest.ok() || !manifest->has_value()) return false;
+    return store_.records().Get((*manifest)->records(0)).ok() && store_.records().Get((*manifest)->records(1)).ok();
+  };
+  EXPECT_TRUE(readable(5)) << "it is nowhere else";
+  EXPECT_FALSE(readable(15)) << "what came to it is in the log";
+  EXPECT_TRUE(readable(25));
+  EXPECT_THAT(store_.store().DropSnapshot("s", "at25", "corrupt"), IsOkAndHolds(true));
+  EXPECT_THAT(store_.Tokens("s"), IsOkAndHolds(SizeIs(20)));
+  ASSERT_OK(store_.store().SweepOrphans()) << "again";
+  EXPECT_TRUE(readable(5));
+  edit([&](RowTransaction& rows) {
+    for (const auto& [key, row] : lost) rows.Put(key, row);
+  });
+}
+
+TEST_P(CatalogTest, TheSweepOfOrphansLeavesRecordsWhoseManifestIsGone) {
+  ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s"));
+  ASSERT_OK(store_.AddTurn(lease, "r", Range(0, 10), Range(10, 20)));
+  ASSERT_OK(store_.AddSnapshot(lease, "at10", 10));
+  ASSERT_OK(store_.AddSnapshot(lease, "at20", 20));
+  std::string key, row;
+  for (const std::string& one : store_.CatalogKeys()) {
+    if (one[0] == 'p' && NumberAt(one, 9) == 20) key = one;
+  }
+  ASSERT_FALSE(key.empty());
+  const auto edit = [&](const std::function<void(RowTransaction&)>& change) {
+    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<RowTransaction> rows, store_.rows().Begin({}));
+    change(*rows);
+    ASSERT_OK(rows->Commit());
+  };
+  edit([&](RowTransaction& rows) {
+    row = rows.Get(key)->value_or("");
+    rows.Delete(key);
+  });
+  ASSERT_FALSE(row.empty());
+  store_.clock().Advance(absl::Hours(24 * 365 * 50));  // S3 has a clock of its own.
+  const size_t records = store_.RecordKeys().size();
+  ASSERT_OK(store_.store().SweepOrphans());
+  EXPECT_EQ(store_.RecordKeys().size(), records) << "the id is one that was committed";
+  EXPECT_EQ(Find("s", 20), "at10");
+  EXPECT_THAT(store_.Tokens("s"), IsOkAndHolds(SizeIs(20)));
+  edit([&](RowTransaction& rows) { rows.Put(key, row); });
+  EXPECT_EQ(Find("s", 20), "at20");
 }
 
 INSTANTIATE_TEST_SUITE_P(Engines, CatalogTest, ::testing::Bool(), EngineName);

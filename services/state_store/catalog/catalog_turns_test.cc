@@ -1,14 +1,19 @@
 // Catalog: sessions and their turns.
+#include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "absl/types/optional.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "services/common/grpc_status.h"
 #include "services/state_store/catalog/catalog_fixture.h"
+#include "services/state_store/catalog/keys.h"
+#include "services/state_store/rows/row_store.h"
 #include "services/state_store/testing/test_store.h"
 #include "tests/testing/status_matchers.h"
 
@@ -194,6 +199,38 @@ TEST_P(CatalogTest, ATurnIsFoundByItsRequestIdOrAsTheNewest) {
   EXPECT_FALSE(none.has_value());
   ASSERT_OK_AND_ASSIGN(const v1::Session session, catalog().GetSession("s"));
   EXPECT_EQ(session.token_count(), 6u) << "nothing was begun";
+}
+
+// Of the turns only the open one is known from elsewhere: of another nobody can tell that it was not rewound.
+TEST_P(CatalogTest, AnOpenTurnWhoseRowIsGoneIsNotOneThatNeverWas) {
+  ASSERT_OK_AND_ASSIGN(const v1::Lease lease, store_.Create("s"));
+  ASSERT_OK(store_.AddTurn(lease, "r1", {1, 2}, {3}));
+  ASSERT_OK(catalog().BeginTurn(lease, Turn("r2", {4})));
+  ASSERT_OK(AppendOne(catalog(), TestAppend(lease, "r2", 4, {5})));
+  const std::string key = TurnKey("s", 2);
+  std::string stored;
+  const auto edit = [&](const std::function<void(RowTransaction&)>& change) {
+    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<RowTransaction> rows, store_.rows().Begin({}));
+    change(*rows);
+    ASSERT_OK(rows->Commit());
+  };
+  edit([&](RowTransaction& rows) {
+    stored = rows.Get(key)->value_or("");
+    rows.Delete(key);
+  });
+  ASSERT_FALSE(stored.empty());
+  const auto is_lost = StatusIs(StatusCode::kDataLoss, AllOf(HasSubstr("session s"), HasSubstr("open turn")));
+  EXPECT_THAT(catalog().FindTurn("s", "r2"), is_lost);
+  EXPECT_THAT(catalog().FindTurn("s", ""), is_lost) << "r1 is not the newest";
+  EXPECT_THAT(catalog().BeginTurn(lease, Turn("r2", {4})), is_lost);
+  EXPECT_THAT(catalog().BeginTurn(lease, Turn("r3", {6})), is_lost);
+  ASSERT_OK_AND_ASSIGN(const absl::optional<v1::Turn> other, catalog().FindTurn("s", "r1"));
+  EXPECT_TRUE(other.has_value());
+  EXPECT_THAT(store_.Tokens("s"), IsOkAndHolds(ElementsAre(1, 2, 3, 4, 5)));
+  edit([&](RowTransaction& rows) { rows.Put(key, stored); });
+  ASSERT_OK_AND_ASSIGN(const absl::optional<v1::Turn> again, catalog().FindTurn("s", ""));
+  ASSERT_TRUE(again.has_value());
+  EXPECT_EQ(again->request_id(), "r2");
 }
 
 TEST_P(CatalogTest, OpenTurnIsFoundAgainWithWhatItHasSoFar) {

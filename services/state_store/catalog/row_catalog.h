@@ -9,6 +9,7 @@
 
 #include <atomic>
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -74,6 +75,7 @@ class RowCatalog final : public Catalog {
   absl::StatusOr<bool> DropPrefix(const std::string& snapshot_id, std::vector<std::string>* freed) override;
   absl::Status EvictPrefixes(int64_t max_bytes, std::vector<std::string>* freed) override;
   absl::StatusOr<bool> HasSnapshot(const std::string& snapshot_id) override;
+  absl::StatusOr<std::set<std::string>> BaseSnapshots() override;
   absl::StatusOr<bool> CondemnSnapshot(const std::string& snapshot_id) override;
   absl::Status ForgetCondemned(absl::Time before) override;
   absl::StatusOr<std::vector<IdleSession>> OldestSessions(absl::Time idle_before, int limit) override;

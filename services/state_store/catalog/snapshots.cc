@@ -124,6 +124,21 @@ absl::StatusOr<bool> RowCatalog::HasSnapshot(const std::string& snapshot_id) {
   return HasPrefix(*rows, snapshot_id);
 }
 
+absl::StatusOr<std::set<std::string>> RowCatalog::BaseSnapshots() {
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowReader> rows, rows_->Read());
+  std::set<std::string> ids;
+  RWKV_RETURN_IF_ERROR(
+      rows->Scan("m", "n", [&](absl::string_view key, absl::string_view value) -> absl::StatusOr<bool> {
+        v1::SnapshotManifest manifest;
+        if (!manifest.ParseFromArray(value.data(), static_cast<int>(value.size()))) {
+          return absl::DataLossError("catalog: the row of an imported log's state is corrupt");
+        }
+        ids.insert(manifest.snapshot_id());
+        return true;
+      }));
+  return ids;
+}
+
 absl::StatusOr<absl::optional<v1::SnapshotManifest>> RowCatalog::FindManifest(const std::string& snapshot_id) {
   RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<RowReader> rows, rows_->Read());
   const View view(rows.get());

@@ -152,6 +152,12 @@ absl::StatusOr<absl::optional<v1::Turn>> RowCatalog::FindTurn(const std::string&
   RWKV_RETURN_IF_ERROR(ForEachTurn(view, session_id, [&](absl::string_view key, const TurnRow& stored) {
     if (request_id.empty() || stored.request_id() == request_id) found = stored;
   }));
+  // Who is told that it never was begins it again.
+  const std::string& open = row.open_turn().request_id();
+  const bool wants_open = row.has_open_turn() && (request_id.empty() || request_id == open);
+  if (wants_open && (!found.has_value() || found->request_id() != open)) {
+    return absl::DataLossError(absl::StrCat("session ", session_id, ": its open turn has no row"));
+  }
   if (!found.has_value()) return absl::optional<v1::Turn>();
   RWKV_ASSIGN_OR_RETURN(v1::Turn turn, ToTurn(view, row, *found));
   return absl::make_optional(std::move(turn));
