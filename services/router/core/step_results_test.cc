@@ -54,6 +54,22 @@ TEST(StepResultsTest, ATokenIsKnownFromThenOn) {
   EXPECT_EQ(runs.turn->patience.furthest(), 3);
 }
 
+// As a worker hands them on whose own steps follow each other fast.
+TEST(StepResultsTest, ResultsOfSeveralStepsComeTogether) {
+  Runs runs;
+  runs.turn->planned_end = 5;
+  v1::StepResult result;
+  for (uint64_t position = 3; position <= 5; ++position) {
+    v1::EntryResult& entry = *result.add_entries();
+    entry.set_sequence(runs.turn->sequence);
+    entry.set_position(position);
+    entry.set_token_id(position + 4);
+  }
+  runs.results.OnStep(runs.core.lane(), result);
+  EXPECT_EQ(runs.turn->done_end, 5);
+  EXPECT_THAT(runs.turn->answer->ids(), ElementsAre(7, 8, 9));
+}
+
 // Law S4: what a slot says it has seen is what it was sent.
 TEST(StepResultsTest, APositionBeyondWhatWasSentFailsTheSlot) {
   Runs runs;

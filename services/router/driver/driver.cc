@@ -150,7 +150,8 @@ void TurnManager::Driver::OnEpochUp(uint64_t epoch, const StagePlan& plan) {
 
 void TurnManager::Driver::OnResponse(uint64_t epoch, int stage, v1::ExecuteResponse response) {
   auto shared = std::make_shared<const v1::ExecuteResponse>(std::move(response));
-  loop_->Post([this, epoch, stage, shared] { core_.Handle(epoch, stage, *shared); });
+  // The thread that read it goes on, up to the messages to clients: to wake another one costs more than the work.
+  loop_->PostAndRun([this, epoch, stage, shared] { core_.Handle(epoch, stage, *shared); });
 }
 
 void TurnManager::Driver::OnEpochDown(uint64_t epoch, const absl::Status& why) {

@@ -22,6 +22,35 @@ void EventLoop::Post(Event event) {
   if (!stopping_) queue_.push_back({std::move(event), false});
 }
 
+void EventLoop::PostAndRun(Event event) {
+  std::vector<Queued> batch;
+  {
+    absl::MutexLock lock(&mu_);
+    if (stopping_) return;
+    queue_.push_back({std::move(event), false});
+    if (running_) return;
+    batch = TakeBatch();
+  }
+  RunBatch(std::move(batch));
+}
+
+std::vector<EventLoop::Queued> EventLoop::TakeBatch() {
+  running_ = true;
+  last_round_ = absl::Now();
+  requests_ = 0;
+  return std::exchange(queue_, {});
+}
+
+void EventLoop::RunBatch(std::vector<Queued> batch) {
+  for (Queued& queued : batch) {
+    queued.event();
+    queued.event = nullptr;
+  }
+  after_events_();
+  absl::MutexLock lock(&mu_);
+  running_ = false;
+}
+
 void EventLoop::Stop() {
   {
     absl::MutexLock lock(&mu_);
@@ -31,23 +60,17 @@ void EventLoop::Stop() {
 }
 
 void EventLoop::Run() {
-  while (true) {
+  bool stopping = false;
+  while (!stopping) {
     std::vector<Queued> batch;
-    bool stopping = false;
     {
       absl::MutexLock lock(&mu_);
       mu_.AwaitWithTimeout(absl::Condition(this, &EventLoop::HasWork), options_.tick);
-      last_round_ = absl::Now();
-      batch.swap(queue_);
-      requests_ = 0;
+      if (running_) continue;
       stopping = stopping_;
+      batch = TakeBatch();
     }
-    for (Queued& queued : batch) {
-      queued.event();
-      queued.event = nullptr;
-    }
-    after_events_();
-    if (stopping) return;
+    RunBatch(std::move(batch));
   }
 }
 

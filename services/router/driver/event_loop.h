@@ -1,4 +1,5 @@
-// The one thread that owns the scheduler and the turns. Others post to it.
+// One event after the other: whoever runs them owns the scheduler and the turns as long. A thread of the loop's own
+// does, for all that post, or the one that brings an event, when nobody else does.
 #pragma once
 
 #include <deque>
@@ -23,7 +24,7 @@ class EventLoop {
     absl::Duration tick = absl::Milliseconds(20);
   };
 
-  // After each batch of events, and at least every `tick`, calls `after_events` on the loop's thread.
+  // After each batch of events, and at least every `tick`, calls `after_events` as one more.
   EventLoop(const Options& options, Event after_events);
   ~EventLoop();  // Stop().
   EventLoop(const EventLoop&) = delete;
@@ -36,13 +37,17 @@ class EventLoop {
   // per turn, and turns are bounded. Dropped after Stop().
   void Post(Event event) ABSL_LOCKS_EXCLUDED(mu_);
 
-  // When the thread last came round, which it does every `tick`.
+  // The same from a thread that may run events, so holds no lock that one may want: unless some are running, it runs
+  // all that are queued before it returns, and no other thread has to wake up for them. An event may call it, too.
+  void PostAndRun(Event event) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // When events were last looked for, which they are every `tick`.
   absl::Time last_round() const ABSL_LOCKS_EXCLUDED(mu_) {
     absl::MutexLock lock(&mu_);
     return last_round_;
   }
 
-  // Runs what is queued and ends the thread. Not from the loop's thread.
+  // Runs what is queued and ends the thread. Not from an event.
   void Stop() ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
@@ -51,8 +56,11 @@ class EventLoop {
     bool is_request = false;
   };
 
-  void Run();
-  bool HasWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return stopping_ || !queue_.empty(); }
+  void Run() ABSL_LOCKS_EXCLUDED(mu_);
+  bool HasWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return !running_ && (stopping_ || !queue_.empty()); }
+  // The caller runs what it returns, with RunBatch().
+  std::vector<Queued> TakeBatch() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void RunBatch(std::vector<Queued> batch) ABSL_LOCKS_EXCLUDED(mu_);
 
   const Options options_;
   const Event after_events_;
@@ -60,6 +68,7 @@ class EventLoop {
   absl::Time last_round_ ABSL_GUARDED_BY(mu_) = absl::Now();
   std::vector<Queued> queue_ ABSL_GUARDED_BY(mu_);
   size_t requests_ ABSL_GUARDED_BY(mu_) = 0;
+  bool running_ ABSL_GUARDED_BY(mu_) = false;  // By some thread.
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   std::thread thread_;
 };

@@ -1,6 +1,7 @@
 #include "services/router/driver/event_loop.h"
 
 #include <atomic>
+#include <thread>
 #include <vector>
 
 #include "absl/synchronization/notification.h"
@@ -32,6 +33,63 @@ TEST(EventLoopTest, RunsEventsInOrderAndThenWhatFollows) {
   ASSERT_TRUE(done.WaitForNotificationWithTimeout(kLimit));
   loop.Stop();
   EXPECT_THAT(ran, ElementsAre(1, 2, 3, 4));
+}
+
+TEST(EventLoopTest, WhoBringsAnEventRunsItWhenNobodyElseDoes) {
+  EventLoop::Options options;
+  options.tick = absl::Hours(1);
+  std::vector<int> ran;
+  EventLoop loop(options, [&] {
+    if (!ran.empty() && ran.back() > 0) ran.push_back(0);
+  });
+  loop.PostAndRun([&] {
+    ran.push_back(1);
+    loop.PostAndRun([&] { ran.push_back(3); });  // In its turn.
+    ran.push_back(2);
+  });
+  loop.Stop();
+  EXPECT_THAT(ran, ElementsAre(1, 2, 0, 3, 0));
+}
+
+TEST(EventLoopTest, AnEventThatComesWhileOthersRunIsNotRunBesideThem) {
+  EventLoop::Options options;
+  options.tick = absl::Hours(1);
+  absl::Notification blocked;
+  absl::Notification go_on;
+  std::atomic<int> running{0};
+  const auto alone = [&running] {
+    EXPECT_EQ(++running, 1);
+    --running;
+  };
+  std::atomic<int> ran{0};
+  EventLoop loop(options, alone);
+  std::thread first([&] {
+    loop.PostAndRun([&] {
+      ++running;
+      blocked.Notify();
+      EXPECT_TRUE(go_on.WaitForNotificationWithTimeout(kLimit));
+      --running;
+    });
+  });
+  ASSERT_TRUE(blocked.WaitForNotificationWithTimeout(kLimit));
+  absl::Notification done;
+  loop.PostAndRun([&] {  // Returns at once.
+    alone();
+    ++ran;
+  });
+  loop.Post([&] {
+    alone();
+    ++ran;
+    done.Notify();
+  });
+  EXPECT_EQ(ran, 0);
+  go_on.Notify();
+  first.join();
+  EXPECT_TRUE(done.WaitForNotificationWithTimeout(kLimit)) << "the loop's own thread takes over what came meanwhile";
+  loop.Stop();
+  EXPECT_EQ(ran, 2);
+  loop.PostAndRun([&] { ++ran; });
+  EXPECT_EQ(ran, 2) << "it has stopped";
 }
 
 TEST(EventLoopTest, TicksWithoutEvents) {

@@ -18,6 +18,7 @@
 #include "rwkv/v1/worker.pb.h"
 #include "services/router/pipeline/stage_plan.h"
 #include "services/worker/client/fake_worker.h"
+#include "services/worker/client/listening_thread.h"
 #include "services/worker/client/worker_client.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/wait_until.h"
@@ -234,6 +235,10 @@ class ScriptedStream final : public worker::ExecuteStream {
  public:
   ScriptedStream(int opened, std::function<void(const v1::ExecuteRequest&)> on_write)
       : on_write_(std::move(on_write)), opened_(opened) {}
+  ~ScriptedStream() override {
+    Cancel();
+    listening_.Join();
+  }
   absl::Status Write(const v1::ExecuteRequest& request) override {
     on_write_(request);
     return absl::OkStatus();
@@ -254,6 +259,7 @@ class ScriptedStream final : public worker::ExecuteStream {
     response.mutable_opened();
     return response;
   }
+  void Listen(Heard heard) override { listening_.Start(this, std::move(heard)); }
   void Cancel() override {
     absl::MutexLock lock(&mu_);
     cancelled_ = true;
@@ -261,6 +267,7 @@ class ScriptedStream final : public worker::ExecuteStream {
 
  private:
   const std::function<void(const v1::ExecuteRequest&)> on_write_;
+  worker::ListeningThread listening_;
   absl::Mutex mu_;
   int opened_ ABSL_GUARDED_BY(mu_);  // So often it says that it has opened the epoch; -1: it answers without.
   bool cancelled_ ABSL_GUARDED_BY(mu_) = false;

@@ -4,6 +4,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/clock.h"
 #include "services/common/logging.h"
 
@@ -48,11 +49,11 @@ void Lane::OpenStage(int stage) {
   one.commands->TryPush(std::move(request));
   worker::ExecuteStream* const stream = one.stream.get();
   CommandQueue* const commands = one.commands.get();
-  const std::string label = absl::StrCat("worker ", plan_.stages[stage].address, " (stage ", stage, ")");
-  one.reader = std::thread([this, stage, label, stream] { ReadStage(stage, label, stream); });
+  one.label = absl::StrCat("worker ", plan_.stages[stage].address, " (stage ", stage, ")");
+  stream->Listen([this, stage](absl::StatusOr<v1::ExecuteResponse> response) { Hear(stage, std::move(response)); });
   one.writer = std::thread([stream, commands] {
     std::shared_ptr<const v1::ExecuteRequest> command;
-    // A failed write ends the stream; the reader says why.
+    // A failed write ends the stream; who listens hears why.
     while (commands->Pop(&command, absl::InfiniteFuture()) && stream->Write(*command).ok()) command = nullptr;
   });
 }
@@ -104,9 +105,8 @@ void Lane::Run() {
   }
   for (Stage& stage : stages_) {
     if (stage.stream == nullptr) continue;
-    stage.reader.join();
     stage.writer.join();
-    stage.stream = nullptr;
+    stage.stream = nullptr;  // Nothing more is heard.
   }
   if (up) {
     common::LogWarning("epoch_ended", {{"epoch", epoch_}, {"status", why}});
@@ -119,24 +119,22 @@ void Lane::Run() {
   changed_();
 }
 
-void Lane::ReadStage(int stage, const std::string& label, worker::ExecuteStream* stream) {
-  bool opened = false;
-  while (true) {
-    absl::StatusOr<v1::ExecuteResponse> response = stream->Read();
-    if (!response.ok()) {
-      return End(absl::Status(response.status().code(), absl::StrCat(label, ": ", response.status().message())));
-    }
-    if (response->has_opened()) {
-      if (std::exchange(opened, true)) continue;
-      absl::MutexLock lock(&mu_);
-      ++opened_;
-      continue;
-    }
-    if (!opened) {
-      return End(absl::InternalError(absl::StrCat(label, " answered before it had opened the epoch")));
-    }
-    listener_->OnResponse(epoch_, stage, *std::move(response));
+void Lane::Hear(int stage, absl::StatusOr<v1::ExecuteResponse> response) {
+  Stage& one = stages_[stage];
+  if (one.over) return;
+  const auto end = [&](absl::StatusCode code, absl::string_view why) {
+    one.over = true;
+    End(absl::Status(code, absl::StrCat(one.label, why)));
+  };
+  if (!response.ok()) return end(response.status().code(), absl::StrCat(": ", response.status().message()));
+  if (response->has_opened()) {
+    if (std::exchange(one.opened, true)) return;
+    absl::MutexLock lock(&mu_);
+    ++opened_;
+    return;
   }
+  if (!one.opened) return end(absl::StatusCode::kInternal, " answered before it had opened the epoch");
+  listener_->OnResponse(epoch_, stage, *std::move(response));
 }
 
 bool Lane::Send(const std::shared_ptr<const v1::ExecuteRequest>& command) {

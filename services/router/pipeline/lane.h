@@ -10,6 +10,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "rwkv/v1/worker.pb.h"
@@ -19,9 +20,10 @@
 
 namespace rwkv::router {
 
-// Hears of epochs. Calls come from the lanes' threads, must return soon, and may call Send and EndEpoch. For one
-// epoch: first OnEpochUp, then OnResponse (concurrently from several stages, in order from each), then, with no
-// OnResponse still running, OnEpochDown. Several epochs may be up at a time, each over workers of its own.
+// Hears of epochs. Calls come from the lanes' threads and from those of the streams (OnResponse, see
+// ExecuteStream::Listen), must return soon, and may call Send and EndEpoch. For one epoch: first OnEpochUp, then
+// OnResponse (concurrently from several stages, in order from each), then, with no OnResponse still running,
+// OnEpochDown. Several epochs may be up at a time, each over workers of its own.
 class LaneListener {
  public:
   virtual ~LaneListener() = default;
@@ -76,13 +78,16 @@ class Lane {
     std::shared_ptr<worker::WorkerClient> worker;
     std::unique_ptr<worker::ExecuteStream> stream;
     std::unique_ptr<CommandQueue> commands;
-    std::thread reader;
     std::thread writer;
+    // Of what is heard.
+    std::string label;
+    bool opened = false;
+    bool over = false;
   };
 
   void Run();
   void OpenStage(int stage) ABSL_LOCKS_EXCLUDED(mu_);
-  void ReadStage(int stage, const std::string& label, worker::ExecuteStream* stream) ABSL_LOCKS_EXCLUDED(mu_);
+  void Hear(int stage, absl::StatusOr<v1::ExecuteResponse> response) ABSL_LOCKS_EXCLUDED(mu_);
   bool IsEnding() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return !end_.ok(); }
 
   const Options options_;
@@ -90,7 +95,7 @@ class Lane {
   const StagePlan plan_;
   LaneListener* const listener_;
   const std::function<void()> changed_;
-  std::vector<Stage> stages_;  // Run()'s, but for what Send() reads while it is up.
+  std::vector<Stage> stages_;  // Run()'s, but for what Send() reads while it is up, and what Hear() has of each.
 
   mutable absl::Mutex mu_;
   Phase phase_ ABSL_GUARDED_BY(mu_) = Phase::kOpening;

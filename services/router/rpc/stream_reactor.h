@@ -73,7 +73,10 @@ class StreamReactor : public Base {
         writing_ = true;
         current_ = std::move(queue_.front());
         queue_.pop_front();
-        reactor_->StartWrite(&current_);
+        // What more is there goes along with it.
+        grpc::WriteOptions options;
+        if (!queue_.empty()) options.set_buffer_hint();
+        reactor_->StartWrite(&current_, options);
       } else if (closed_) {
         finishing_ = true;
         reactor_->Finish(common::ToGrpcStatus(status_));

@@ -28,10 +28,11 @@ class FakeCall {
   virtual void OnCancel() = 0;
   virtual void OnDone() = 0;
 
-  void StartWrite(const std::string* message) {
+  void StartWrite(const std::string* message, grpc::WriteOptions options) {
     EXPECT_FALSE(finished.has_value()) << "a write after the end";
     EXPECT_FALSE(writing) << "two writes at a time";
     writing = true;
+    may_wait = options.get_buffer_hint();
     written.push_back(*message);
   }
   void Finish(const grpc::Status& status) {
@@ -47,6 +48,7 @@ class FakeCall {
   }
 
   bool writing = false;
+  bool may_wait = false;  // The last one, for more to go along with it.
   std::vector<std::string> written;
   absl::optional<absl::Status> finished;
 };
@@ -73,6 +75,20 @@ TEST_F(StreamReactorTest, MessagesGoOutOneByOneAndThenTheEnd) {
   EXPECT_THAT(reactor_->written, ElementsAre("a", "b"));
   ASSERT_TRUE(reactor_->finished.has_value());
   EXPECT_THAT(*reactor_->finished, IsOk());
+  reactor_->OnDone();
+}
+
+TEST_F(StreamReactorTest, AMessageWaitsForNoneThatIsNotThere) {
+  stream_->Send("a");
+  EXPECT_FALSE(reactor_->may_wait);
+  for (const char* message : {"b", "c"}) stream_->Send(message);
+  reactor_->EndWrite();
+  EXPECT_TRUE(reactor_->may_wait) << "c comes right behind it";
+  reactor_->EndWrite();
+  EXPECT_FALSE(reactor_->may_wait);
+  reactor_->EndWrite();
+  EXPECT_THAT(reactor_->written, ElementsAre("a", "b", "c"));
+  stream_->Close(absl::OkStatus());
   reactor_->OnDone();
 }
 

@@ -5,6 +5,7 @@
 #include "absl/time/time.h"
 #include "services/worker/client/fake_pipeline.h"
 #include "services/worker/client/fake_stage.h"
+#include "services/worker/client/listening_thread.h"
 
 namespace rwkv::worker {
 namespace {
@@ -13,14 +14,19 @@ class FakeStream final : public ExecuteStream {
  public:
   FakeStream(std::shared_ptr<FakePipelineState> state, int stage)
       : state_(std::move(state)), stream_(state_->Open(stage)) {}
-  ~FakeStream() override { Cancel(); }
+  ~FakeStream() override {
+    Cancel();
+    listening_.Join();
+  }
   absl::Status Write(const v1::ExecuteRequest& request) override { return state_->Write(stream_, request); }
   absl::StatusOr<v1::ExecuteResponse> Read() override { return state_->Read(stream_); }
+  void Listen(Heard heard) override { listening_.Start(this, std::move(heard)); }
   void Cancel() override { state_->Cancel(stream_, absl::CancelledError("cancelled by the caller")); }
 
  private:
   const std::shared_ptr<FakePipelineState> state_;
   const std::shared_ptr<FakePipelineState::Stream> stream_;
+  ListeningThread listening_;
 };
 
 class FakeWorkerClient final : public WorkerClient {

@@ -18,9 +18,12 @@ class Channel;
 namespace rwkv::worker {
 
 // The stream that drives one stage for one epoch (worker.proto, Worker.Execute). One thread writes and one thread reads
-// at a time; Cancel and the destructor's owner may be any thread. Destroying it cancels it.
+// at a time, or nobody reads and somebody listens; Cancel and the destructor's owner may be any thread. Destroying it
+// cancels it and waits for whoever listens, so that no `heard` destroys it.
 class ExecuteStream {
  public:
+  using Heard = std::function<void(absl::StatusOr<v1::ExecuteResponse>)>;
+
   virtual ~ExecuteStream() = default;
 
   // Sends the next command. Blocks while the worker takes no more (flow control). kUnavailable: the stream is over;
@@ -31,6 +34,11 @@ class ExecuteStream {
   // kUnavailable (worker gone, drains, link broken, driven by another), kFailedPrecondition (stage plan), kCancelled
   // (Cancel).
   virtual absl::StatusOr<v1::ExecuteResponse> Read() = 0;
+
+  // In place of Read, once: calls `heard` with what Read would say, one answer after the other, until and with the end.
+  // Over a network the thread that waits for the connection calls it, so that nobody has to be woken for an answer:
+  // `heard` must not block.
+  virtual void Listen(Heard heard) = 0;
 
   // Ends the stream and with it the epoch; wakes Write and Read. May be called at any time, from any thread, more than
   // once.

@@ -53,11 +53,11 @@ bool Epoch::WaitUntilEnded(absl::Time deadline) const {
   return mu_.AwaitWithDeadline(absl::Condition(&is_over), deadline);
 }
 
-bool Epoch::Pop(bool wait, Work* work) {
+bool Epoch::Pop(absl::Time until, Work* work) {
   bool room = false;
   {
     absl::MutexLock lock(&mu_);
-    if (wait) mu_.Await(absl::Condition(this, &Epoch::HasWork));
+    if (until > absl::InfinitePast()) mu_.AwaitWithDeadline(absl::Condition(this, &Epoch::HasWork), until);
     if (!end_.ok() || !HasWork()) return false;
     if (!drawn_.empty()) {
       work->kind = Work::Kind::kDrawn;

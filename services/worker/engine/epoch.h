@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 #include "absl/types/optional.h"
 #include "rwkv/v1/worker.pb.h"
 #include "services/state_store/client/state_store_client.h"
@@ -73,8 +74,8 @@ class Epoch {
   DeviceRows* output_rows() const { return sender_ == nullptr ? nullptr : sender_->device_rows(); }
 
   // The next piece of work: what came from other stages and loaders before commands. False: the epoch is over, or there
-  // is none and `wait` is false.
-  bool Pop(bool wait, Work* work) ABSL_LOCKS_EXCLUDED(mu_);
+  // is none until then (InfinitePast: now).
+  bool Pop(absl::Time until, Work* work) ABSL_LOCKS_EXCLUDED(mu_);
   // The router's, by Pop() so far: every stage gets the same ones.
   uint64_t commands_taken() const ABSL_LOCKS_EXCLUDED(mu_);
   // From the links' threads: results of a step; a frame that comes, and is the first stage's own if it says after how

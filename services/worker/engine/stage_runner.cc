@@ -227,6 +227,7 @@ void StageRunner::RunEpoch(const std::shared_ptr<Epoch>& epoch) {
   }
   router_steps_ = engine_steps_ = 0;
   own_steps_ = OwnSteps();
+  held_results_ = HeldResults();
   OpenEpoch(*epoch);
   for (;;) {
     while (engine_->pending_steps() > 0 && engine_->IsOldestDone() && !epoch->ended()) FinishStep(epoch);
@@ -235,10 +236,12 @@ void StageRunner::RunEpoch(const std::shared_ptr<Epoch>& epoch) {
     Epoch::Work work;
     if (has_own_step && own_step_is_due_ && !epoch->ended()) {
       BeginOwnStep(epoch);
-    } else if (epoch->Pop(!is_pending && !has_own_step, &work)) {
+    } else if (epoch->Pop(is_pending || has_own_step ? absl::InfinitePast() : held_results_.due(), &work)) {
       Handle(epoch, std::move(work));
     } else if (epoch->ended()) {
       break;
+    } else if (held_results_.due() <= absl::Now()) {
+      SendResults(*epoch, held_results_.Take());
     } else if (has_own_step) {
       BeginOwnStep(epoch);
     } else if (is_pending) {
@@ -268,6 +271,7 @@ void StageRunner::Handle(const std::shared_ptr<Epoch>& epoch, Epoch::Work work) 
     case Epoch::Work::Kind::kOwnFrame:
       return FollowOwnStep(epoch);
     case Epoch::Work::Kind::kCommand:
+      SendResults(*epoch, held_results_.Take());  // It may take long.
       break;
   }
   switch (work.command.command_case()) {

@@ -19,6 +19,7 @@
 #include "services/common/tracing/tracer.h"
 #include "services/state_store/client/state_store_client.h"
 #include "services/worker/engine/epoch.h"
+#include "services/worker/engine/held_results.h"
 #include "services/worker/engine/kept_states.h"
 #include "services/worker/engine/own_steps.h"
 #include "services/worker/engine/router_registry.h"
@@ -79,6 +80,7 @@ class StageRunner {
     uint64_t id = 0;  // As the router counts; 0: an own one.
     absl::Time begin;
     bool prefill = false;
+    bool more = false;  // An own one, and its sequences go on.
     std::vector<int> traced_slots;
     // For the next stage, of an own one.
     v1::Step own_step;
@@ -114,6 +116,7 @@ class StageRunner {
   LinkFrame* Receive(const std::shared_ptr<Epoch>& epoch);
   void EnqueueStep(const std::shared_ptr<Epoch>& epoch, uint64_t step_id, v1::Step step, LinkFrame* input);
   void GoOn(const std::shared_ptr<Epoch>& epoch, const v1::GoOn& go_on);
+  static void SendResults(Epoch& epoch, HeldResults::Results results);
   static void SendStopped(Epoch& epoch, OwnSteps::Stopped stopped);
   // Ends the epoch if a link is broken. False: it has ended.
   bool CheckLink(Epoch& epoch, const absl::Status& link);
@@ -140,6 +143,7 @@ class StageRunner {
   uint64_t router_steps_ = 0;    // Enqueued so far, of the router's
   uint64_t engine_steps_ = 0;    // and of all.
   OwnSteps own_steps_;
+  HeldResults held_results_;  // Of several stages the last one's.
   SequenceSpans spans_;
   // After a step of the router's, unless all went along with it: neither keeps the other waiting.
   bool own_step_is_due_ = false;

@@ -146,6 +146,14 @@ void StageRunner::GoOn(const std::shared_ptr<Epoch>& epoch, const v1::GoOn& go_o
   SendStopped(*epoch, own_steps_.OnGoOn(go_on));
 }
 
+void StageRunner::SendResults(Epoch& epoch, HeldResults::Results results) {
+  for (v1::StepResult& one : results) {
+    v1::ExecuteResponse response;
+    *response.mutable_step() = std::move(one);
+    epoch.sink_->Send(std::move(response));
+  }
+}
+
 void StageRunner::SendStopped(Epoch& epoch, OwnSteps::Stopped stopped) {
   for (v1::SequenceStopped& one : stopped) {
     v1::ExecuteResponse response;
@@ -158,7 +166,11 @@ void StageRunner::EnqueueStep(const std::shared_ptr<Epoch>& epoch, uint64_t step
   BegunStep begun;
   begun.id = step_id;
   begun.begin = absl::Now();
-  for (const v1::StepEntry& entry : step.entries()) begun.prefill |= entry.token_ids_size() > 1;
+  begun.more = step_id == 0;
+  for (const v1::StepEntry& entry : step.entries()) {
+    begun.prefill |= entry.token_ids_size() > 1;
+    begun.more &= entry.expected_position() + entry.token_ids_size() < entry.go_on_until();
+  }
   if (engine_->is_first()) own_steps_.OnStep(step);
   begun.traced_slots = spans_.OnStep(step, step_id == 0);
   if (step_id > 0 && epoch->open().stage_count() == 1) AddOwnEntries(step, begun);
@@ -234,9 +246,10 @@ void StageRunner::FinishStep(const std::shared_ptr<Epoch>& epoch) {
   output->result.set_step_id(begun.id);
   OwnSteps::Stopped stopped;
   if (engine_->is_first()) stopped = own_steps_.OnResult(output->result);
-  v1::ExecuteResponse response;
-  *response.mutable_step() = std::move(output->result);
-  epoch->sink_->Send(std::move(response));
+  for (const v1::EntryResult& entry : output->result.entries()) begun.more &= entry.status().code() == 0;
+  // With one stage nobody waits for another process: results are there faster than the router's stream takes them.
+  const bool more = begun.more && epoch->receiver_ != nullptr;
+  SendResults(*epoch, held_results_.Add(std::move(output->result), more, absl::Now()));
   SendStopped(*epoch, std::move(stopped));
 }
 

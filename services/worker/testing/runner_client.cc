@@ -87,6 +87,7 @@ class RunnerStream final : public ExecuteStream {
   }
 
   absl::StatusOr<v1::ExecuteResponse> Read() override { return sink_->Pop(); }
+  void Listen(Heard heard) override { heard(absl::UnimplementedError("runner client: Listen")); }
 
   void Cancel() override {
     const absl::Status why = absl::CancelledError("cancelled by the caller");
