@@ -241,7 +241,7 @@ Result AlgoGetHeuristic(Context* context, MatmulDesc* desc, MatrixLayout* a, Mat
     found.push_back(result);
   };
   add(kNotSupported, 0, 1);
-  if (preference->reduction_schemes != 0) add(kSuccess, number, 4);
+  if (preference->reduction_schemes != 0 || fake.faults.offers_splits) add(kSuccess, number, 4);
   add(kSuccess, number, 0);  // No algorithm has no split: it does not pass.
   add(kSuccess, number, 1);
   add(kSuccess, number + 1, 1);

@@ -22,6 +22,7 @@ struct FakeFaults {
   bool no_driver = false;                      // create() says kNotInitialized, as the library does without one.
   bool no_algorithm = false;                   // The heuristic finds nothing.
   bool checks_fail = false;                    // No algorithm passes algo_check().
+  bool offers_splits = false;                  // Of sums that are split, though nobody allows it, and as the first.
   int64_t other_choice = 0;                    // Added to the number of each algorithm.
   int64_t workspace_bytes = 1 << 20;           // What algorithms need.
   int64_t no_memory_at = -1;                   // The n-th matmul from now on (0: the next) finds no memory.

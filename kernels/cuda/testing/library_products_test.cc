@@ -132,6 +132,8 @@ TEST_F(LibraryProductsTest, TheFamilyNamesTheVersionAndTheChoices) {
   EXPECT_EQ(family_with([](cublaslt::FakeFaults&) {}), family);
   EXPECT_NE(family_with([](cublaslt::FakeFaults& f) { f.other_choice = 1; }), family);
   EXPECT_THAT(family_with([](cublaslt::FakeFaults& f) { f.version = 130200; }), HasSubstr("/lt-130200-"));
+  EXPECT_EQ(family_with([](cublaslt::FakeFaults& f) { f.offers_splits = true; }), family)
+      << "what splits sums is chosen, though the law of a bucket forbids it";
   cublaslt::ResetFake();
   // A model loaded or not.
   EXPECT_EQ((*OpenEmulatedDevice(kName))->numeric_family(), family);
