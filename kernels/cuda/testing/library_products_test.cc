@@ -13,6 +13,7 @@
 #include "gtest/gtest.h"
 #include "kernels/api/op_table.h"
 #include "kernels/base/device.h"
+#include "kernels/base/repeating_stream.h"
 #include "kernels/base/weight.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/testing/emulated_cuda.h"
@@ -267,6 +268,23 @@ TEST_F(LibraryProductsTest, AGraphOfItHasKernelsAloneAndTheBitsOfLaunches) {
   EXPECT_GE(CountsOfFake().graph_launches, 6);
   EXPECT_EQ(CountsOfFake().graph_copies, 0);
   EXPECT_THAT(ViolationsOfFake(), IsEmpty());
+}
+
+TEST_F(LibraryProductsTest, AGraphThatCannotBeMadeBreaksNothing) {
+  auto* const repeating = dynamic_cast<RepeatingStream*>(stream_.get());
+  ASSERT_NE(repeating, nullptr);
+  const int64_t key[] = {7};
+  ASSERT_OK(Multiply(7));
+  ASSERT_OK(stream_->Synchronize());
+  cublaslt::FakeFaults faults;
+  faults.fail_at = 0;
+  cublaslt::ResetFake(faults);
+  repeating->Prepare(key, [&] { return Multiply(7); });
+  EXPECT_EQ(repeating->repeated().failures, 1);
+  cublaslt::ResetFake();
+  EXPECT_OK(stream_->Synchronize());
+  EXPECT_OK(stream_->Repeat(key, [&] { return Multiply(7); }));
+  EXPECT_OK(stream_->Synchronize());
 }
 
 TEST_F(LibraryProductsTest, ErrorsOfTheLibraryAreToldInWords) {
