@@ -43,9 +43,13 @@ cudaError_t GetDeviceProperties(cudaDeviceProp* properties, int device) {
   return cudaSuccess;
 }
 
+thread_local int current_device = 0;
+
 cudaError_t SetDevice(int device) {
   RWKV_FAKE_CALL;
-  return device < 0 || device >= fake.faults.devices ? cudaErrorInvalidDevice : cudaSuccess;
+  if (device < 0 || device >= fake.faults.devices) return cudaErrorInvalidDevice;
+  current_device = device;
+  return cudaSuccess;
 }
 
 int LaunchOnFake(StreamHandle stream, emulation::Kernel kernel) {
@@ -63,6 +67,7 @@ cudaError_t StreamCreateWithFlags(cudaStream_t* stream, unsigned int flags) {
   if (flags != cudaStreamNonBlocking) Violate(fake, "a stream that the default stream waits for");
   emulation::SetLauncher(LaunchOnFake);
   auto made = std::make_unique<CUstream_st>();
+  made->device = current_device;
   *stream = made.get();
   fake.streams[made.get()] = std::move(made);
   return cudaSuccess;
@@ -91,6 +96,7 @@ cudaError_t EventCreateWithFlags(cudaEvent_t* event, unsigned int flags) {
   RWKV_FAKE_CALL;
   if ((flags & cudaEventDisableTiming) == 0) Violate(fake, "an event that takes times, which slows the stream");
   *event = new CUevent_st;
+  (*event)->device = current_device;
   return cudaSuccess;
 }
 
@@ -109,6 +115,11 @@ cudaError_t EventDestroy(cudaEvent_t event) {
 cudaError_t EventRecord(cudaEvent_t event, cudaStream_t stream) {
   RWKV_FAKE_CALL;
   if (IsForbiddenInCapture(fake, "an event is recorded")) return cudaErrorStreamCaptureUnsupported;
+  const auto of = fake.streams.find(stream);
+  if (of != fake.streams.end() && of->second->device != event->device) {
+    Violate(fake, "an event is recorded on a stream of another device");
+    return cudaErrorInvalidResourceHandle;
+  }
   if (event->resets != fake.resets) event->passed = event->recorded;
   event->resets = fake.resets;
   ++event->recorded;

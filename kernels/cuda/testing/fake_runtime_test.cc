@@ -343,6 +343,22 @@ TEST_F(FakeRuntimeTest, KernelsOverlapFromHopperOnUnlessTheyAreToBeSerial) {
   }
 }
 
+TEST_F(FakeRuntimeTest, EventsAreOfTheDeviceThatMakesThemWhicheverTheThreadsIs) {
+  FakeFaults faults;
+  faults.devices = 2;
+  ResetFake(faults);
+  const std::unique_ptr<Device> second = *OpenDevice(kFakeRuntime, kEmulatedKernels, 1, "cuda:1");
+  ASSERT_EQ(kFakeRuntime.set_device(0), cudaSuccess);
+  const std::unique_ptr<Event> event = *second->NewEvent();
+  ASSERT_EQ(kFakeRuntime.set_device(0), cudaSuccess);
+  const std::unique_ptr<Stream> stream = *second->NewStream();
+  EXPECT_OK(stream->Record(*event));
+  EXPECT_OK(event->WaitOnHost());
+  EXPECT_OK(stream->Synchronize());
+  EXPECT_EQ(kFakeRuntime.set_device(0), cudaSuccess);
+  EXPECT_THAT(ViolationsOfFake(), IsEmpty());
+}
+
 TEST_F(FakeRuntimeTest, HeadsThatNoKernelHoldsAreUnimplementedInWords) {
   EXPECT_EQ(device_->ops().max_head_size, 128);
   Wkv6Args wkv6;

@@ -39,11 +39,13 @@ struct CUgraphExec_st {
   std::vector<rwkv::kernels::cuda::fake::Work> nodes;
 };
 struct CUstream_st {
+  int device = 0;  // The thread's when it was made.
   std::deque<rwkv::kernels::cuda::fake::Task> queue;
   std::unique_ptr<CUgraph_st> captured;  // While it is.
   std::thread::id capturing_thread;
 };
 struct CUevent_st {
+  int device = 0;        // The thread's when it was made.
   int64_t recorded = 0;  // Times; it is done when as many have been passed.
   int64_t passed = 0;
   CUstream_st* stream = nullptr;
