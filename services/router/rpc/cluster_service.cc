@@ -248,8 +248,14 @@ grpc::ServerUnaryReactor* ClusterService::GetTenantUsage(grpc::CallbackServerCon
                                                          const v1::GetTenantUsageRequest* request,
                                                          v1::GetTenantUsageResponse* response) {
   auto* const reactor = context->DefaultReactor();
-  const auto ask = [this, context, request, response]() -> absl::Status {
-    RWKV_ASSIGN_OR_RETURN(const Caller caller, tenancy_->CallerOf(*context));
+  const absl::StatusOr<Caller> caller = tenancy_->CallerOf(*context);
+  const absl::StatusOr<std::shared_ptr<Crowd::Place>> place =
+      caller.ok() ? tenancy_->EnterStore(*caller) : caller.status();
+  if (!place.ok()) {
+    reactor->Finish(common::ToGrpcStatus(place.status()));
+    return reactor;
+  }
+  const auto ask = [this, caller = *caller, request, response]() -> absl::Status {
     RWKV_ASSIGN_OR_RETURN(const std::string tenant, tenancy_->WhoseUsage(caller, request->tenant()));
     RWKV_ASSIGN_OR_RETURN(const v1::GetUsageResponse usage, tenancy_->GetUsage(tenant, absl::Now() + kUsageTimeout));
     response->set_tenant(tenant);
@@ -260,7 +266,11 @@ grpc::ServerUnaryReactor* ClusterService::GetTenantUsage(grpc::CallbackServerCon
     response->set_stored_bytes(usage.stored_bytes());
     return absl::OkStatus();
   };
-  if (!executor_->TryRun([reactor, ask] { reactor->Finish(common::ToGrpcStatus(ask())); })) {
+  if (!executor_->TryRun([reactor, ask, place = *place] {
+        const absl::Status status = ask();
+        if (place != nullptr) place->Leave();  // First: whoever hears of the end may come again at once.
+        reactor->Finish(common::ToGrpcStatus(status));
+      })) {
     reactor->Finish(common::ToGrpcStatus(
         common::WithRetryInfo(absl::ResourceExhaustedError("too many calls wait"), absl::Milliseconds(200))));
   }

@@ -160,12 +160,13 @@ class ScoreDocumentReactor final
 class TokenizeDocumentReactor final
     : public grpc::ServerBidiReactor<v1::TokenizeDocumentRequest, v1::TokenizeDocumentResponse> {
  public:
-  TokenizeDocumentReactor(const DocumentCalls& calls, const absl::Status& known)
+  TokenizeDocumentReactor(const DocumentCalls& calls, const absl::StatusOr<Caller>& caller)
       : calls_(calls), reading_(calls, [this](const absl::Status& late) { End(late); }) {
-    if (known.ok()) {
+    if (caller.ok()) {
+      caller_ = *caller;
       ReadNext();
     } else {
-      End(known);
+      End(caller.status());
     }
   }
 
@@ -202,6 +203,7 @@ class TokenizeDocumentReactor final
     const absl::StatusOr<std::shared_ptr<const ServingModel>> model =
         calls_.turns->ModelOrWhyNot(reading_.document().model);
     if (!model.ok()) return End(model.status());
+    if (const absl::Status may = caller_.CheckModel((*model)->info); !may.ok()) return End(may);
     absl::StatusOr<std::vector<uint32_t>> tokens =
         MakeDocumentTokens(reading_.document(), **model, calls_.turns->limits());
     if (!tokens.ok()) return End(tokens.status());
@@ -218,6 +220,7 @@ class TokenizeDocumentReactor final
   }
 
   const DocumentCalls calls_;
+  Caller caller_;
   Reading<v1::TokenizeDocumentRequest> reading_;
   std::vector<uint32_t> tokens_;
   size_t sent_ = 0;
@@ -233,8 +236,8 @@ grpc::ServerBidiReactor<v1::ScoreDocumentRequest, v1::ScoreDocumentResponse>* Ne
 }
 
 grpc::ServerBidiReactor<v1::TokenizeDocumentRequest, v1::TokenizeDocumentResponse>* NewTokenizeDocumentCall(
-    const DocumentCalls& calls, const absl::Status& known) {
-  return new TokenizeDocumentReactor(calls, known);
+    const DocumentCalls& calls, const absl::StatusOr<Caller>& caller) {
+  return new TokenizeDocumentReactor(calls, caller);
 }
 
 }  // namespace rwkv::router

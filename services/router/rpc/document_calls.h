@@ -28,6 +28,6 @@ grpc::ServerBidiReactor<v1::ScoreDocumentRequest, v1::ScoreDocumentResponse>* Ne
     const DocumentCalls& calls, Tenancy* tenancy, const absl::StatusOr<Caller>& caller,
     std::shared_ptr<TurnTrace> trace);
 grpc::ServerBidiReactor<v1::TokenizeDocumentRequest, v1::TokenizeDocumentResponse>* NewTokenizeDocumentCall(
-    const DocumentCalls& calls, const absl::Status& known);
+    const DocumentCalls& calls, const absl::StatusOr<Caller>& caller);
 
 }  // namespace rwkv::router

@@ -259,8 +259,10 @@ grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContex
                                                       const v1::TokenizeRequest* request,
                                                       v1::TokenizeResponse* response) {
   auto* const reactor = context->DefaultReactor();
-  if (const absl::Status known = tenancy_->CallerOfRequest(*context).status(); !known.ok()) {
-    reactor->Finish(common::ToGrpcStatus(known));
+  const absl::StatusOr<Caller> caller = tenancy_->CallerOfRequest(*context);
+  const absl::Status may = caller.ok() ? CheckModelOf(*caller, request->model()) : caller.status();
+  if (!may.ok()) {
+    reactor->Finish(common::ToGrpcStatus(may));
     return reactor;
   }
   if (!executor_->TryRun([this, reactor, request, response] {
@@ -273,7 +275,7 @@ grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContex
 
 grpc::ServerBidiReactor<v1::TokenizeDocumentRequest, v1::TokenizeDocumentResponse>* GenerationService::TokenizeDocument(
     grpc::CallbackServerContext* context) {
-  return NewTokenizeDocumentCall(documents_, tenancy_->CallerOfRequest(*context).status());
+  return NewTokenizeDocumentCall(documents_, tenancy_->CallerOfRequest(*context));
 }
 
 absl::Status GenerationService::DetokenizeNow(const v1::DetokenizeRequest& request,
@@ -306,7 +308,8 @@ grpc::ServerUnaryReactor* GenerationService::Detokenize(grpc::CallbackServerCont
                                                         const v1::DetokenizeRequest* request,
                                                         v1::DetokenizeResponse* response) {
   auto* const reactor = context->DefaultReactor();
-  absl::Status status = tenancy_->CallerOfRequest(*context).status();
+  const absl::StatusOr<Caller> caller = tenancy_->CallerOfRequest(*context);
+  absl::Status status = caller.ok() ? CheckModelOf(*caller, request->model()) : caller.status();
   if (status.ok()) status = DetokenizeNow(*request, response);
   reactor->Finish(common::ToGrpcStatus(status));
   return reactor;

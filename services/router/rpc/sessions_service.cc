@@ -217,6 +217,7 @@ grpc::ServerUnaryReactor* SessionsService::Create(grpc::CallbackServerContext* c
     create.set_session_id(caller.In(id));
     if (!request->initial_state().empty()) {
       RWKV_ASSIGN_OR_RETURN(const std::shared_ptr<const ServingModel> model, turns_->ModelOrWhyNot(request->model()));
+      RWKV_RETURN_IF_ERROR(caller.CheckModel(model->info));
       RWKV_ASSIGN_OR_RETURN(*create.mutable_initial_state(), FindInitialState(request->initial_state(), model->info));
     }
     RWKV_ASSIGN_OR_RETURN(v1::CreateSessionResponse created, catalog_->CreateSession(create, deadline));

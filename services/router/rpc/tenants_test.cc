@@ -266,6 +266,26 @@ TEST_F(TenantsTest, LimitsOfTheFileHoldAndChangeWithIt) {
   v1::ListModelsResponse models;
   ASSERT_THAT(Call(*generation_, &v1::Generation::Stub::ListModels, v1::ListModelsRequest(), &models), IsOk());
   EXPECT_EQ(models.models_size(), 0);
+  const auto not_its_own = StatusIs(absl::StatusCode::kPermissionDenied, HasSubstr("model"));
+  v1::TokenizeRequest tokenize;
+  tokenize.set_data("r");
+  v1::TokenizeResponse tokenized;
+  EXPECT_THAT(Call(*generation_, &v1::Generation::Stub::Tokenize, tokenize, &tokenized), not_its_own);
+  v1::DetokenizeResponse text;
+  EXPECT_THAT(Call(*generation_, &v1::Generation::Stub::Detokenize, v1::DetokenizeRequest(), &text), not_its_own);
+  grpc::ClientContext context;
+  Begin(context);
+  const auto document = generation_->TokenizeDocument(&context);
+  v1::TokenizeDocumentRequest piece;
+  piece.set_text("r");
+  ASSERT_TRUE(document->Write(piece) && document->WritesDone());
+  v1::TokenizeDocumentResponse tokens;
+  EXPECT_FALSE(document->Read(&tokens));
+  EXPECT_THAT(common::FromGrpcStatus(document->Finish()), not_its_own);
+  v1::SessionsCreateRequest poet;
+  poet.set_initial_state("poet");
+  v1::SessionsCreateResponse none;
+  EXPECT_THAT(Call(*sessions_, &v1::Sessions::Stub::Create, poet, &none), not_its_own);
   As("small");
   ASSERT_EQ(CreateSession("one"), "one");
   ASSERT_THAT(Generate(Request("one", "r", 1)).status, IsOk());
@@ -372,23 +392,27 @@ TEST_F(TenantsTest, AFloodOfCallsOfSessionsKeepsNobodyElseOut) {
   As("flood");
   ASSERT_EQ(CreateSession("one"), "one");
   std::atomic<bool> stop{false};
-  std::atomic<int> refused{0}, failed{0};
+  std::atomic<int> refused_sessions{0}, refused_usage{0}, failed{0};
   std::vector<std::thread> flood;
   for (int i = 0; i < 16; ++i) {
-    flood.emplace_back([&] {
+    flood.emplace_back([&, asks_for_usage = i % 2 == 0] {
       while (!stop) {
         grpc::ClientContext context;
         Begin(context);
         v1::SessionsGetRequest get;
         get.set_session_id("one");
         v1::SessionsGetResponse got;
-        const absl::Status status = common::FromGrpcStatus(sessions_->Get(&context, get, &got));
+        v1::GetTenantUsageResponse usage;
+        const absl::Status status =
+            common::FromGrpcStatus(asks_for_usage ? cluster_stub_->GetTenantUsage(&context, {}, &usage)
+                                                  : sessions_->Get(&context, get, &got));
         if (status.ok()) continue;
-        ++(absl::IsResourceExhausted(status) && common::GetRetryDelay(status).has_value() ? refused : failed);
+        const bool comes_again = absl::IsResourceExhausted(status) && common::GetRetryDelay(status).has_value();
+        ++(!comes_again ? failed : asks_for_usage ? refused_usage : refused_sessions);
       }
     });
   }
-  EXPECT_TRUE(::rwkv::testing::WaitUntil([&] { return refused > 10; }));
+  EXPECT_TRUE(::rwkv::testing::WaitUntil([&] { return refused_sessions > 10 && refused_usage > 10; }));
   // The quiet one calls through a stub of its own, as a tenant of its own.
   for (int i = 0; i < 50; ++i) {
     grpc::ClientContext context;
