@@ -63,7 +63,7 @@ struct Storage {
 
 // Every kind that backends compute with and rows of any number of columns.
 std::vector<Storage> Storages();
-// ggml's blocks: rows of multiples of 256 columns.
+// ggml's blocks: rows of multiples of BlockWeights() columns, which 256 is for each.
 std::vector<Storage> BlockStorages();
 
 // A matrix as a checkpoint may hold it. Of blocks there is no quantizer: they are random, and as large as `values` only

@@ -2,9 +2,11 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
 #include "kernels/api/embed.h"
 #include "kernels/api/layer_norm.h"
+#include "kernels/base/ggml_blocks.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/conformance/bounded.h"
 #include "kernels/conformance/conformance.h"
@@ -120,6 +122,11 @@ std::vector<std::shared_ptr<const OpCase>> EmbedCases() {
   for (const Storage& storage : BlockStorages()) {
     table.Add(storage.name, [=](Case& c) { c.storage = storage, c.width = 512; });
     table.Add(storage.name + "_without_norm", [=](Case& c) { c.storage = storage, c.width = 256, c.norm = false; });
+    if (BlockWeights(storage.blocks) != 32) continue;
+    for (int64_t width : {32, 96, 160}) {
+      table.Add(absl::StrCat(storage.name, "_odd_blocks_", width),
+                [=](Case& c) { c.storage = storage, c.width = width; });
+    }
   }
   return table.Build(MakeEmbed);
 }

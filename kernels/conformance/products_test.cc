@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "kernels/base/dtype.h"
+#include "kernels/base/ggml_blocks.h"
 #include "kernels/conformance/conformance.h"
 #include "kernels/conformance/op_suite.h"
 #include "kernels/conformance/product_case.h"
@@ -61,7 +62,8 @@ std::vector<std::shared_ptr<const OpCase>> Cases() {
   }
   for (const Storage& storage : BlockStorages()) {
     for (int64_t rows : {1, 5, 17}) {
-      for (int64_t inputs : {256, 768}) {
+      for (int64_t inputs : {32, 96, 160, 256, 768}) {  // Of the small blocks an odd number, too.
+        if (inputs % BlockWeights(storage.blocks) != 0) continue;
         table.Add(storage.name + "_rows_" + std::to_string(rows) + "_inputs_" + std::to_string(inputs),
                   [=](ProductCase& c) { c.storage = storage, c.rows = rows, c.inputs = inputs; });
       }
