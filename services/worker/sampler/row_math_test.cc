@@ -22,7 +22,7 @@ std::vector<float> Row(size_t n, float spread) {
 }
 
 // Lengths around the lanes and blocks of the implementation.
-constexpr size_t kLengths[] = {0, 1, 7, 8, 9, 511, 512, 513, 1025, 65536};
+constexpr size_t kLengths[] = {0, 1, 7, 8, 9, 15, 16, 17, 33, 511, 512, 513, 1023, 1024, 1025, 65536, 70001};
 
 TEST(RowMathTest, MaxLogitIsTheLargest) {
   for (const size_t n : kLengths) {
@@ -78,6 +78,8 @@ TEST(RowMathTest, EveryWidthHasTheBitsOfThePlainOne) {
   ASSERT_STREQ(all.front().name, "plain");
   for (const size_t n : kLengths) {
     std::vector<float> row = Row(n, 10);
+    for (size_t i = 1; i < n; i += 5) row[i] = -std::numeric_limits<float>::infinity();  // Banned.
+    for (size_t i = 2; i < n; i += 7) row[i] = -0.0f;
     for (const bool bad : {false, true}) {
       if (bad && n > 0) row[n / 3] = std::numeric_limits<float>::infinity();
       const float max = all.front().max_logit(row.data(), n);
@@ -88,10 +90,12 @@ TEST(RowMathTest, EveryWidthHasTheBitsOfThePlainOne) {
         EXPECT_EQ(passes.sum_fixed_point_exp(row.data(), n, max, 45),
                   all.front().sum_fixed_point_exp(row.data(), n, max, 45))
             << passes.name << " " << n;
-        std::vector<uint64_t> plain(n), weights(n);
-        all.front().fixed_point_exp(row.data(), n, max, 0.7, 45, plain.data());
-        passes.fixed_point_exp(row.data(), n, max, 0.7, 45, weights.data());
-        EXPECT_EQ(weights, plain) << passes.name << " " << n;
+        for (const double temperature : {double{std::numeric_limits<float>::denorm_min()}, 1e-6, 0.7, 1.0, 100.0}) {
+          std::vector<uint64_t> plain(n), weights(n);
+          all.front().fixed_point_exp(row.data(), n, max, temperature, 45, plain.data());
+          passes.fixed_point_exp(row.data(), n, max, temperature, 45, weights.data());
+          EXPECT_EQ(weights, plain) << passes.name << " " << n << " " << temperature;
+        }
       }
     }
   }

@@ -118,7 +118,9 @@ uint32_t TwinDraw(const std::vector<float>& logits, const SamplingParams& params
     TwinTopK(tokens, params);
     TwinTypical(tokens, params);
     TwinMinP(tokens, params);
-    for (TwinToken& token : tokens) token.p = std::pow(token.p, 1.0L / params.temperature());
+    long double largest = 0;
+    for (const TwinToken& token : tokens) largest = std::max(largest, token.p);
+    for (TwinToken& token : tokens) token.p = std::pow(token.p / largest, 1.0L / params.temperature());
     Rescale(tokens);
   }
   SortBy(tokens, [](const TwinToken& token) { return token.id; });
@@ -140,7 +142,7 @@ TEST(SamplerTwinTest, EqualsATwinThatSorts) {
   Sampler sampler;
   int draws = 0;
   for (int round = 0; round < 150; ++round) {
-    const auto vocab_size = static_cast<size_t>(pick(1, 2, 3, 7, 8, 9, 50, 257, 1500));
+    const auto vocab_size = static_cast<size_t>(pick(1, 2, 3, 7, 8, 9, 15, 16, 17, 33, 50, 257, 1500));
     std::normal_distribution<float> normal(0, pick(0.1, 1, 4, 30));
     std::vector<float> logits(vocab_size);
     for (float& logit : logits) logit = normal(random);
@@ -151,10 +153,10 @@ TEST(SamplerTwinTest, EqualsATwinThatSorts) {
       if (random() % 20 == 0) logits[i] = -kInfinity;
     }
     v1::Sampling sampling;
-    sampling.set_temperature(pick(0.3, 1, 1, 1.7, 10));
+    sampling.set_temperature(pick(1e-6, 0.3, 1, 1, 1.7, 10, 100));
     sampling.set_order(pick(0, 1) == 0 ? v1::SAMPLING_ORDER_TEMPERATURE_FIRST : v1::SAMPLING_ORDER_RWKV_PIP);
-    sampling.set_top_k(static_cast<int32_t>(pick(0, 0, 1, 5, 40)));
-    sampling.set_top_p(pick(1, 0.01, 0.31, 0.87, 0.999));
+    sampling.set_top_k(static_cast<int32_t>(pick(0, 0, 1, 5, 40, 2000)));
+    sampling.set_top_p(pick(1, 1e-30, 0.01, 0.31, 0.87, 0.999));
     sampling.set_typical_p(pick(1, 1, 0.23, 0.91));
     sampling.set_min_p(pick(0, 0, 0.013, 0.41));
     sampling.set_seed(random());
