@@ -17,6 +17,14 @@ constexpr absl::Duration kRetryDelay = absl::Seconds(30);
 constexpr int kEndsPerCall = 64;  // So that one call does not pay for all.
 // Of the longest idle sessions so many are looked at for one that may end; the fewer, unless none of them may.
 constexpr int kFewSeen = 64, kManySeen = 4096;
+
+// One that cannot be ended since its rows are damaged stays, and those behind it are ended.
+absl::StatusOr<bool> UnlessDamaged(const IdleSession& session, absl::StatusOr<bool> ended) {
+  if (!absl::IsDataLoss(ended.status())) return ended;
+  common::LogError("session_damaged", {{"session", session.session_id}, {"error", ended.status()}});
+  return false;
+}
+
 constexpr char kEndedName[] = "rwkv_state_store_sessions_ended_total";
 constexpr char kEndedHelp[] = "Sessions that ended: idle for too long, to make room within a bound, or deleted.";
 constexpr char kRefusedName[] = "rwkv_state_store_full_refusals_total";
@@ -94,7 +102,7 @@ bool SessionLimits::TooManySessions(int64_t more) const {
 
 absl::StatusOr<bool> SessionLimits::EndOne(const IdleSession& session, const char* reason, prometheus::Counter& ended) {
   // If it was used meanwhile, it stays.
-  RWKV_ASSIGN_OR_RETURN(const bool did, end_(session.session_id, session.idle_since));
+  RWKV_ASSIGN_OR_RETURN(const bool did, UnlessDamaged(session, end_(session.session_id, session.idle_since)));
   if (!did) return false;
   ended.Increment();
   common::LogInfo("session_ended", {{"session", session.session_id},
@@ -178,7 +186,8 @@ absl::Status SessionLimits::EndIdle(int* budget) {
   for (const IdleSession& session : oldest) {
     if (*budget == 0) break;
     if (session.turn_open) {
-      RWKV_ASSIGN_OR_RETURN(const bool did, catalog_->EndIdleTurn(session.session_id, session.idle_since));
+      RWKV_ASSIGN_OR_RETURN(
+          const bool did, UnlessDamaged(session, catalog_->EndIdleTurn(session.session_id, session.idle_since)));
       if (did) --*budget;
     } else if (ttl) {
       RWKV_ASSIGN_OR_RETURN(const bool did, EndOne(session, "idle", ended_idle_total_));

@@ -218,6 +218,42 @@ TEST_F(SharedDamageTest, OfRows) {
   std::printf("%zu rows, %d answers refused, %d starts\n", rows.size(), refused_, starts);
 }
 
+// One damaged session is its own: its router keeps the leases of the others, and they end when it is their time.
+TEST_F(SharedDamageTest, OfOneSessionIsNoHindranceToTheOthers) {
+  TestStore::Options options;
+  options.shared = true;
+  options.limits.idle_ttl = absl::Hours(1);
+  store_ = std::make_unique<TestStore>(options);
+  tokens_.clear();
+  Fill();
+  ASSERT_OK_AND_ASSIGN(const v1::Lease damaged, store_->Acquire("session-1"));
+  ASSERT_OK_AND_ASSIGN(const v1::Lease whole, store_->Acquire("session-2"));
+  std::vector<Row> branches;
+  for (Row& row : Rows()) {
+    const std::string name = row.key.substr(store_->tenant().size() + 2);
+    if (name[0] == 'b') branches.push_back(row);
+    if (name != "ssession-1") continue;
+    row.value[0] ^= 1;
+    PutRow(row);
+  }
+  ASSERT_OK_AND_ASSIGN(const std::vector<v1::Lease> lost,
+                       store_->catalog().RenewLeases({damaged, whole}, absl::Minutes(1)));
+  ASSERT_EQ(lost.size(), 1u);
+  EXPECT_EQ(lost[0].session_id(), "session-1");
+
+  ASSERT_EQ(branches.size(), 5u);  // In the order in which they were made: the third is that of session-2.
+  branches[2].value[0] ^= 1;
+  PutRow(branches[2]);
+  store_->clock().Advance(absl::Hours(2));
+  EXPECT_OK(store_->store().SweepSessions());
+  for (const char* const id : {"session-0", "fork", "import"}) {
+    EXPECT_THAT(store_->catalog().GetSession(id), StatusIs(StatusCode::kNotFound)) << id;
+  }
+  for (const char* const id : {"session-1", "session-2"}) {
+    EXPECT_THAT(store_->catalog().GetSession(id), StatusIs(StatusCode::kDataLoss)) << id;
+  }
+}
+
 TEST_F(SharedDamageTest, AnAnswerNamesTheSession) {
   StateCatalogService service({"store", 1, ""}, &store_->store(), &store_->metrics());
   grpc::ServerBuilder builder;

@@ -15,11 +15,14 @@ absl::StatusOr<std::vector<IdleSession>> RowCatalog::OldestSessions(absl::Time i
   std::vector<IdleSession> oldest;
   int seen = 0;
   const auto visit = [&](absl::string_view key, absl::string_view) -> absl::StatusOr<bool> {
-    if (seen++ == limit) return false;
+    if (seen == limit) return false;
     IdleSession idle;
     idle.session_id = std::string(IdleSessionId(key));
     SessionRow row;
-    RWKV_ASSIGN_OR_RETURN(const bool found, view.Get(SessionKey(idle.session_id), &row));
+    const absl::StatusOr<bool> read = view.Get(SessionKey(idle.session_id), &row);
+    if (absl::IsDataLoss(read.status())) return true;  // It stays, and is in nobody's way.
+    RWKV_ASSIGN_OR_RETURN(const bool found, read);
+    ++seen;
     idle.idle_since = IdleSince(row);
     idle.turn_open = row.has_open_turn();
     if (found && idle.idle_since <= idle_before) oldest.push_back(std::move(idle));

@@ -60,8 +60,10 @@ absl::StatusOr<std::vector<v1::Lease>> RowCatalog::RenewLeases(absl::Span<const 
   const absl::Time now = clock_->Now();
   for (const v1::Lease& lease : leases) {
     SessionRow row;
-    RWKV_ASSIGN_OR_RETURN(const bool found, view.Get(SessionKey(lease.session_id()), &row));
-    if (!found || !CheckLease(lease, row).ok()) {
+    const absl::StatusOr<bool> found = view.Get(SessionKey(lease.session_id()), &row);
+    // One that is damaged takes no other's lease with it.
+    if (!found.ok() && !absl::IsDataLoss(found.status())) return found.status();
+    if (!found.ok() || !*found || !CheckLease(lease, row).ok()) {
       lost.push_back(lease);
       continue;
     }
