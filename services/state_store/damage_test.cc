@@ -309,6 +309,25 @@ TEST_F(DamageTest, AWholeStoreIsFoundToBeWhole) {
   EXPECT_THAT(CheckStore(folder, say), StatusIs(StatusCode::kDataLoss, HasSubstr("lost states")));
 }
 
+// A supervisor may start the store anew meanwhile, or an operator try again: no files are taken from under anybody.
+TEST_F(DamageTest, NobodyElseHasAFolderThatIsCheckedOrRepaired) {
+  Fill();
+  const std::string folder = Stopped();
+  const auto nobody = [](const std::string&) {};
+  int lines = 0;
+  const auto busy = [&](const std::string&) {
+    if (lines++ > 0) return;
+    EXPECT_THAT(CheckStore(folder, nobody), StatusIs(StatusCode::kUnavailable, HasSubstr("stop it first")));
+    EXPECT_THAT(RepairStore(folder, nobody), StatusIs(StatusCode::kUnavailable));
+  };
+  EXPECT_OK(CheckStore(folder, busy));
+  EXPECT_GT(lines, 0);
+  lines = 0;
+  EXPECT_OK(RepairStore(folder, busy));
+  EXPECT_GT(lines, 0);
+  EXPECT_OK(CheckStore(folder, nobody));
+}
+
 TEST_F(DamageTest, StateRecordsNeverKeepAStoreFromStarting) {
   Fill();
   const std::string folder = Stopped();

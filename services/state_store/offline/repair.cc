@@ -117,6 +117,7 @@ absl::Status PutInPlace(const std::string& data_dir, std::string* aside) {
 }  // namespace
 
 absl::Status CheckStore(const std::string& data_dir, const Say& say) {
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<FolderLock> lock, FolderLock::Take(data_dir));
   RWKV_ASSIGN_OR_RETURN(const Survey survey, SurveyStore(data_dir));
   Report(survey, say);
   if (survey.healthy()) {
@@ -129,6 +130,8 @@ absl::Status CheckStore(const std::string& data_dir, const Say& say) {
 }
 
 absl::Status RepairStore(const std::string& data_dir, const Say& say) {
+  // To its end: a supervisor that starts the store anew would have the files taken from under it.
+  RWKV_ASSIGN_OR_RETURN(const std::unique_ptr<FolderLock> lock, FolderLock::Take(data_dir));
   std::string aside;
   if (IsRepairBrokenOff(data_dir)) {
     RWKV_RETURN_IF_ERROR(PutInPlace(data_dir, &aside));

@@ -11,6 +11,8 @@ namespace rwkv::state_store {
 
 using Say = std::function<void(const std::string& line)>;
 
+// Check and repair hold the folder's lock all the time. kUnavailable: its store runs, or another checks or repairs it.
+
 // Every row, manifest and record; which sessions are touched; counts. kDataLoss: something is.
 absl::Status CheckStore(const std::string& data_dir, const Say& say);
 

@@ -42,10 +42,22 @@ bool IsRepairBrokenOff(const std::string& data_dir) {
          (fs::exists(data_dir + kRepairReady) || fs::exists(data_dir + kRepairMoving));
 }
 
-absl::StatusOr<std::string> CopyToScratch(const std::string& data_dir) {
-  if (!fs::is_directory(data_dir) || fs::is_empty(data_dir)) {
+absl::StatusOr<std::unique_ptr<FolderLock>> FolderLock::Take(const std::string& data_dir) {
+  std::error_code failed;
+  if (!fs::is_directory(data_dir, failed) || fs::is_empty(data_dir, failed)) {
     return absl::NotFoundError(absl::StrCat("there is no state store in ", data_dir));
   }
+  rocksdb::FileLock* lock = nullptr;
+  if (const rocksdb::Status status = rocksdb::Env::Default()->LockFile(data_dir + "/LOCK", &lock); !status.ok()) {
+    return absl::UnavailableError(
+        absl::StrCat("state store in ", data_dir, ": stop it first (", status.ToString(), ")"));
+  }
+  return std::unique_ptr<FolderLock>(new FolderLock(lock));
+}
+
+FolderLock::~FolderLock() { rocksdb::Env::Default()->UnlockFile(lock_).PermitUncheckedError(); }
+
+absl::StatusOr<std::string> CopyToScratch(const std::string& data_dir) {
   if (IsRepairBrokenOff(data_dir)) {
     return absl::FailedPreconditionError(absl::StrCat(
         "a repair of the state store in ", data_dir, " was broken off: `rwkvctl store repair ", data_dir, "` ends it"));
@@ -54,12 +66,6 @@ absl::StatusOr<std::string> CopyToScratch(const std::string& data_dir) {
     return absl::FailedPreconditionError(
         absl::StrCat("the state store in ", data_dir, " was ended while it put saved states in place: start it once"));
   }
-  rocksdb::Env* const env = rocksdb::Env::Default();
-  rocksdb::FileLock* lock = nullptr;
-  if (const rocksdb::Status status = env->LockFile(data_dir + "/LOCK", &lock); !status.ok()) {
-    return absl::UnavailableError(
-        absl::StrCat("state store in ", data_dir, ": stop it first (", status.ToString(), ")"));
-  }
   const std::string scratch = data_dir + "/.survey";
   std::error_code failed;
   fs::remove_all(scratch, failed);
@@ -67,7 +73,6 @@ absl::StatusOr<std::string> CopyToScratch(const std::string& data_dir) {
   for (const std::string& folder : {std::string(kKeptTables), std::string("/records"), std::string("/records/files")}) {
     if (copied.ok() && fs::is_directory(data_dir + folder)) copied = CopyFiles(data_dir + folder, scratch + folder);
   }
-  env->UnlockFile(lock).PermitUncheckedError();
   RWKV_RETURN_IF_ERROR(copied);
   return scratch;
 }

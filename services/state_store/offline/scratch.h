@@ -5,6 +5,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "rocksdb/env.h"
 #include "services/common/metrics.h"
 #include "services/state_store/rocksdb/database.h"
 
@@ -17,7 +18,21 @@ inline constexpr char kRepairMoving[] = "/.repaired.moving";
 // Whether one was broken off there. Until it is repaired again, the store does not start.
 bool IsRepairBrokenOff(const std::string& data_dir);
 
-// Makes DIR/.survey. kUnavailable: the store runs. kNotFound: there is none. kFailedPrecondition: IsRepairBrokenOff().
+// The lock that a store holds as long as it runs: nobody starts one in the folder, or repairs it, meanwhile.
+class FolderLock {
+ public:
+  // kUnavailable: the store runs, or is being checked or repaired. kNotFound: there is none.
+  static absl::StatusOr<std::unique_ptr<FolderLock>> Take(const std::string& data_dir);
+  ~FolderLock();
+  FolderLock(const FolderLock&) = delete;
+
+ private:
+  explicit FolderLock(rocksdb::FileLock* lock) : lock_(lock) {}
+
+  rocksdb::FileLock* const lock_;
+};
+
+// Makes DIR/.survey. Under the folder's lock. kUnavailable: it cannot. kFailedPrecondition: IsRepairBrokenOff().
 absl::StatusOr<std::string> CopyToScratch(const std::string& data_dir);
 
 // Files of rows of which nothing can be read. After OpenScratch().

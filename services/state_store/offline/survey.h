@@ -52,8 +52,8 @@ struct Survey {
   }
 };
 
-// kUnavailable: the store runs, or its folder cannot be read. kNotFound: there is no store. kFailedPrecondition: a
-// repair of it was broken off.
+// Under the folder's lock (scratch.h). kUnavailable: the folder cannot be read. kFailedPrecondition: a repair of it was
+// broken off.
 absl::StatusOr<Survey> SurveyStore(const std::string& data_dir);
 
 // The rows of the sessions of `survey` that are not damaged, as a catalog holds them: nothing that nobody reaches. And
