@@ -103,8 +103,9 @@ absl::StatusOr<bool> StateStore::DropSnapshot(const std::string& session_id, con
 
 absl::Status StateStore::DropUncommitted(const std::string& snapshot_id) {
   RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, snapshot_locks_.Lock({snapshot_id}));
-  RWKV_ASSIGN_OR_RETURN(const bool committed, catalog_->HasSnapshot(snapshot_id));
-  if (committed) return absl::FailedPreconditionError(absl::StrCat("snapshot ", snapshot_id, " is committed"));
+  // Not only that nobody has: another store may be about to, for a call whose caller has given up.
+  RWKV_ASSIGN_OR_RETURN(const bool condemned, catalog_->CondemnSnapshot(snapshot_id));
+  if (!condemned) return absl::FailedPreconditionError(absl::StrCat("snapshot ", snapshot_id, " is committed"));
   return records_->Delete(snapshot_id);
 }
 
@@ -222,24 +223,27 @@ absl::Status StateStore::SweepOrphans() {
     if (stored.newest_put <= cutoff) old.push_back(stored);
   }));
   absl::optional<std::set<std::string>> bases;
+  absl::Status first;
   for (const RecordStore::Stored& stored : old) {
-    RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, snapshot_locks_.Lock({stored.snapshot_id}));
-    RWKV_ASSIGN_OR_RETURN(const bool committed, catalog_->HasSnapshot(stored.snapshot_id));
-    if (committed) continue;  // Most are.
-    if (!bases.has_value()) {
-      RWKV_ASSIGN_OR_RETURN(bases, catalog_->BaseSnapshots());
-    }
-    if (bases->count(stored.snapshot_id) > 0) {  // Its own row is lost.
-      common::LogError("snapshot_row_lost", {{"snapshot", stored.snapshot_id}});
-      continue;
-    }
-    RWKV_ASSIGN_OR_RETURN(const bool condemned, catalog_->CondemnSnapshot(stored.snapshot_id));
-    if (!condemned) continue;
-    RWKV_RETURN_IF_ERROR(records_->Delete(stored.snapshot_id));
-    orphans_total_.Increment();
-    common::LogInfo("orphan_swept", {{"snapshot", stored.snapshot_id}, {"bytes", stored.bytes}});
+    const absl::Status status = SweepOrphan(stored);
+    if (absl::IsUnavailable(status)) return status;
+    if (!status.ok()) common::LogError("orphan_not_swept", {{"snapshot", stored.snapshot_id}, {"error", status}});
+    first.Update(status);  // One that cannot be swept is in no other's way.
   }
-  return catalog_->ForgetCondemned(cutoff);
+  first.Update(catalog_->ForgetCondemned(cutoff));
+  return first;
+}
+
+absl::Status StateStore::SweepOrphan(const RecordStore::Stored& stored) {
+  RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, snapshot_locks_.Lock({stored.snapshot_id}));
+  RWKV_ASSIGN_OR_RETURN(const bool committed, catalog_->HasSnapshot(stored.snapshot_id));
+  if (committed) return absl::OkStatus();  // Most are.
+  RWKV_ASSIGN_OR_RETURN(const bool condemned, catalog_->CondemnSnapshot(stored.snapshot_id));
+  if (!condemned) return absl::OkStatus();
+  RWKV_RETURN_IF_ERROR(records_->Delete(stored.snapshot_id));
+  orphans_total_.Increment();
+  common::LogInfo("orphan_swept", {{"snapshot", stored.snapshot_id}, {"bytes", stored.bytes}});
+  return absl::OkStatus();
 }
 
 }  // namespace rwkv::state_store

@@ -57,8 +57,8 @@ class StateStore {
   // False: there was none of that id.
   absl::StatusOr<bool> DropSnapshot(const std::string& session_id, const std::string& snapshot_id,
                                     const std::string& reason);
-  // Deletes the records of a snapshot that nobody has committed, and whose owner does not need it any more.
-  // kFailedPrecondition: it is committed.
+  // Deletes the records of a snapshot that nobody has committed, and whose owner does not need it any more. For
+  // orphan_age from then on no store commits it. kFailedPrecondition: it is committed.
   absl::Status DropUncommitted(const std::string& snapshot_id);
 
   // kDataLoss: a record is not there or differs; nothing is committed. Else as Catalog::CommitSnapshot.
@@ -86,6 +86,7 @@ class StateStore {
   absl::StatusOr<bool> DropLostPrefix(const NewPrefix& prefix);
   // Counts anew, so that what other processes put is seen.
   absl::Status EvictPrefixes();
+  absl::Status SweepOrphan(const RecordStore::Stored& stored);
   // Under the snapshot's lock.
   absl::Status MakeRecordsDurable(const v1::SnapshotManifest& manifest);
   // Their manifests are gone for good, so what cannot be deleted now is left to the next sweep.

@@ -43,9 +43,14 @@ class WatchedRecords final : public RecordStore {
   absl::Status Read(const v1::RecordInfo& info, absl::Span<char> to) override { return records_->Read(info, to); }
   absl::Status Check(const v1::RecordInfo& info) override { return records_->Check(info); }
   absl::Status MakeDurable() override { return make_durable_(); }
-  absl::Status Delete(const std::string& snapshot_id) override { return records_->Delete(snapshot_id); }
+  absl::Status Delete(const std::string& snapshot_id) override {
+    if (snapshot_id == undeletable) return absl::DataLossError("it cannot be deleted");
+    return records_->Delete(snapshot_id);
+  }
   absl::Status ForEach(absl::FunctionRef<void(const Stored&)> visit) override { return records_->ForEach(visit); }
   int64_t bytes() const override { return records_->bytes(); }
+
+  std::string undeletable;  // A snapshot.
 
  private:
   RecordStore* const records_;
@@ -132,10 +137,30 @@ TEST_F(StateStoreTest, OnlyWhatNobodyCommittedIsDroppedWithoutASession) {
   ASSERT_OK(store_->store().DropUncommitted("x"));
   EXPECT_THAT(store_->records().Get(manifest.records(0)), StatusIs(StatusCode::kNotFound));
   ASSERT_OK(store_->store().DropUncommitted("x"));
-  for (int layer = 0; layer < 2; ++layer) ASSERT_OK(store_->records().Put(manifest.records(layer), Data(layer)));
-  ASSERT_OK(store_->store().CommitSnapshot(lease, store_->LogBranch("s"), manifest));
-  EXPECT_THAT(store_->store().DropUncommitted("x"), StatusIs(StatusCode::kFailedPrecondition));
-  EXPECT_THAT(store_->records().Get(manifest.records(0)), IsOkAndHolds(Data(0)));
+  // Whoever is about to commit it elsewhere, and has seen the records, comes too late.
+  std::vector<std::string> freed;
+  EXPECT_THAT(store_->catalog().CommitSnapshot(lease, store_->LogBranch("s"), manifest, &freed),
+              StatusIs(StatusCode::kDataLoss));
+  ASSERT_OK(store_->AddSnapshot(lease, "y", 4));
+  EXPECT_THAT(store_->store().DropUncommitted("y"), StatusIs(StatusCode::kFailedPrecondition));
+  EXPECT_THAT(store_->catalog().HasSnapshot("y"), IsOkAndHolds(true));
+}
+
+TEST_F(StateStoreTest, AnOrphanThatCannotBeSweptIsInNoOthersWay) {
+  WatchedRecords records(&store_->records(), [] { return absl::OkStatus(); });
+  StateStore store({}, &store_->catalog(), &records, &store_->clock(), &store_->metrics());
+  for (const char* const id : {"a", "b", "c"}) {
+    ASSERT_OK(store_->records().Put(Manifest(id, 4).records(0), Data(0)));
+  }
+  store_->clock().Advance(absl::Hours(1));
+  records.undeletable = "b";
+  EXPECT_THAT(store.SweepOrphans(), StatusIs(StatusCode::kDataLoss));
+  for (const char* const id : {"a", "c"}) {
+    EXPECT_THAT(store_->records().Get(Manifest(id, 4).records(0)), StatusIs(StatusCode::kNotFound)) << id;
+  }
+  records.undeletable = "";
+  EXPECT_OK(store.SweepOrphans());
+  EXPECT_THAT(store_->records().Get(Manifest("b", 4).records(0)), StatusIs(StatusCode::kNotFound));
 }
 
 TEST_F(StateStoreTest, ManifestThatLiesAboutARecordIsRefused) {

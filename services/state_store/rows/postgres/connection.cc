@@ -30,8 +30,9 @@ absl::Status ToStatus(const PGresult* result) {
   if (state == "53100") return absl::ResourceExhaustedError(message);  // disk_full
   if (absl::StartsWith(state, "XX00")) return absl::DataLossError(message);
   if (state == "55P03") return absl::UnavailableError(absl::StrCat("rows are busy with an earlier call: ", message));
-  // Connections, resources, interventions, deadlocks and what was rolled back for another: again.
-  for (const char* const prefix : {"08", "40", "53", "55", "57", "58", "25006"}) {
+  // Connections, resources, interventions, deadlocks, what was rolled back for another, a server that only reads, and a
+  // transaction that this process stopped in: again.
+  for (const char* const prefix : {"08", "40", "53", "55", "57", "58", "25006", "25P03"}) {
     if (absl::StartsWith(state, prefix)) return absl::UnavailableError(message);
   }
   if (absl::StartsWith(state, "28") || absl::StartsWith(state, "42501") || absl::StartsWith(state, "3D")) {
