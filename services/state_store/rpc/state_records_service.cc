@@ -65,6 +65,21 @@ struct Places {
   std::vector<absl::Span<char>> places;
 };
 
+absl::Status Write(absl::Span<const v1::RecordInfo> infos, const Places& records,
+                   grpc::ServerWriter<grpc::ByteBuffer>* writer) {
+  for (size_t i = 0; i < infos.size(); ++i) {
+    absl::Span<const char> left = records.places[i].first(infos[i].bytes());
+    do {
+      const absl::Span<const char> piece = left.first(std::min(left.size(), kMaxPieceBytes));
+      left.remove_prefix(piece.size());
+      if (!writer->Write(WireMessage(v1::GetRecordResponse::kDataFieldNumber, piece, records.memory))) {
+        return absl::CancelledError(absl::StrCat(Name(infos[i]), ": the caller has gone"));
+      }
+    } while (!left.empty());
+  }
+  return absl::OkStatus();
+}
+
 int64_t BytesOf(absl::Span<const v1::RecordInfo> infos) {
   int64_t bytes = 0;
   for (const v1::RecordInfo& info : infos) bytes += static_cast<int64_t>(info.bytes());
@@ -223,17 +238,7 @@ absl::Status StateRecordsService::Send(Infos infos, grpc::ServerWriter<grpc::Byt
   RWKV_ASSIGN_OR_RETURN(const ByteBudget::Share share, budget_.Take(BytesOf(infos), Name(infos[0])));
   const Places records(*memory_, infos);
   RWKV_RETURN_IF_ERROR(records_->ReadAll(infos, records.places));
-  for (size_t i = 0; i < infos.size(); ++i) {
-    absl::Span<const char> left = records.places[i].first(infos[i].bytes());
-    do {
-      const absl::Span<const char> piece = left.first(std::min(left.size(), kMaxPieceBytes));
-      left.remove_prefix(piece.size());
-      if (!writer->Write(WireMessage(v1::GetRecordResponse::kDataFieldNumber, piece, records.memory))) {
-        return absl::CancelledError(absl::StrCat(Name(infos[i]), ": the caller has gone"));
-      }
-    } while (!left.empty());
-  }
-  return absl::OkStatus();
+  return Write(infos, records, writer);
 }
 
 absl::Status StateRecordsService::SendShared(Infos infos, const SharedFile& file,
@@ -243,7 +248,8 @@ absl::Status StateRecordsService::SendShared(Infos infos, const SharedFile& file
   RWKV_RETURN_IF_ERROR(records_->ReadAll(infos, records.places));
   uint64_t at = 0;
   for (size_t i = 0; i < infos.size(); ++i) {
-    RWKV_RETURN_IF_ERROR(file.Write(at, records.places[i].first(infos[i].bytes())));
+    // There may be no memory left for it; the connection needs none.
+    if (!file.Write(at, records.places[i].first(infos[i].bytes())).ok()) return Write(infos, records, writer);
     at += infos[i].bytes();
   }
   v1::GetRecordsResponse response;

@@ -1,5 +1,10 @@
 #include "services/state_store/rpc/state_records_service.h"
 
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <csignal>
+#include <cstdio>
 #include <memory>
 #include <string>
 #include <utility>
@@ -15,6 +20,7 @@
 #include "rwkv/v1/state_store.grpc.pb.h"
 #include "services/common/grpc_status.h"
 #include "services/common/metrics.h"
+#include "services/state_store/client/shared_window.h"
 #include "services/state_store/records/record_store.h"
 #include "tests/testing/status_matchers.h"
 
@@ -31,7 +37,11 @@ using testing::StatusIs;
 class HintedRecords final : public RecordStore {
  public:
   absl::Status Put(const v1::RecordInfo&, absl::Span<const char>) override { return put; }
-  absl::Status Read(const v1::RecordInfo&, absl::Span<char>) override { return absl::NotFoundError("none"); }
+  absl::Status Read(const v1::RecordInfo& info, absl::Span<char> to) override {
+    if (info.snapshot_id() != "there") return absl::NotFoundError("none");
+    std::fill_n(to.begin(), info.bytes(), 'r');
+    return absl::OkStatus();
+  }
   absl::Status Check(const v1::RecordInfo&) override { return absl::DataLossError("none"); }
   absl::Status MakeDurable() override { return absl::OkStatus(); }
   void MakeDurableSoon(const std::string& snapshot_id, size_t records) override {
@@ -90,5 +100,40 @@ TEST_F(StateRecordsServiceTest, RecordsThatWereNotPutOrAreOfUnknownManyAreNot) {
   EXPECT_THAT(records_.hints, IsEmpty());
 }
 
+TEST_F(StateRecordsServiceTest, WhereSharedMemoryIsFullRecordsGoByTheConnection) {
+  std::string name;
+  ASSERT_OK_AND_ASSIGN(const SharedFile file, SharedFile::Make(&name));
+  const std::unique_ptr<v1::StateRecords::Stub> stub =
+      v1::StateRecords::NewStub(server_->InProcessChannel(grpc::ChannelArguments()));
+  v1::GetRecordsRequest request;
+  request.mutable_shared()->set_name(name);
+  v1::RecordInfo& info = *request.mutable_infos()->add_records();
+  info.set_snapshot_id("there");
+  info.set_bytes(3);
+  // A file of this process may have one byte: the second cannot be written, as where no memory is left.
+  rlimit before;
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
+  const rlimit full{1, before.rlim_max};
+  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &full), 0);
+  grpc::ClientContext context;
+  const auto call = stub->GetRecords(&context, request);
+  v1::GetRecordsResponse response;
+  std::string came;
+  bool shared = false;
+  while (call->Read(&response)) {
+    came += response.data();
+    shared |= response.shared();
+  }
+  const absl::Status status = common::FromGrpcStatus(call->Finish());
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &before), 0);
+  std::signal(SIGXFSZ, handler);
+  std::remove(("/dev/shm/" + name).c_str());
+  ASSERT_OK(status);
+  EXPECT_EQ(came, "rrr");
+  EXPECT_FALSE(shared);
+}
+
 }  // namespace
 }  // namespace rwkv::state_store
+
