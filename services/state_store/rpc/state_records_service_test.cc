@@ -136,4 +136,3 @@ TEST_F(StateRecordsServiceTest, WhereSharedMemoryIsFullRecordsGoByTheConnection)
 
 }  // namespace
 }  // namespace rwkv::state_store
-
