@@ -189,11 +189,12 @@ TEST(PrefixTest, OneThatCannotBeReadIsReadAgainAndReplaced) {
   EXPECT_EQ(answer.finish.reused_tokens(), 0);
   EXPECT_THAT(answer.tokens, ElementsAreArray(FakeModel::Greedy(Input(3), 5, kVocabulary)));
   ASSERT_TRUE(WaitUntil([&] { return cluster.metrics().prefixes_kept.Value() >= 5; }));
-  // The one that was found broken has been dropped, and was kept again, if that did not come before.
+  // The one that was found broken has been dropped, and was kept again, if that did not come before. Who comes too early
+  // leaves a longer one, of its own input, for the next.
   EXPECT_TRUE(WaitUntil([&] {
     const FakeCluster::Answer again = cluster.Generate(Marked(4));
     EXPECT_THAT(again.status, IsOk());
-    return again.finish.reused_tokens() == kSystem;
+    return again.finish.reused_tokens() >= kSystem;
   }));
 }
 
