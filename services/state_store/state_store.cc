@@ -1,6 +1,5 @@
 #include "services/state_store/state_store.h"
 
-#include <set>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -222,10 +221,10 @@ absl::Status StateStore::SweepOrphans() {
   RWKV_RETURN_IF_ERROR(records_->ForEach([&](const RecordStore::Stored& stored) {
     if (stored.newest_put <= cutoff) old.push_back(stored);
   }));
-  absl::optional<std::set<std::string>> bases;
+  Bases bases;
   absl::Status first;
   for (const RecordStore::Stored& stored : old) {
-    const absl::Status status = SweepOrphan(stored);
+    const absl::Status status = SweepOrphan(stored, &bases);
     if (absl::IsUnavailable(status)) return status;
     if (!status.ok()) common::LogError("orphan_not_swept", {{"snapshot", stored.snapshot_id}, {"error", status}});
     first.Update(status);  // One that cannot be swept is in no other's way.
@@ -234,10 +233,16 @@ absl::Status StateStore::SweepOrphans() {
   return first;
 }
 
-absl::Status StateStore::SweepOrphan(const RecordStore::Stored& stored) {
+absl::Status StateStore::SweepOrphan(const RecordStore::Stored& stored, Bases* bases) {
   RWKV_ASSIGN_OR_RETURN(const KeyLocks::Guard guard, snapshot_locks_.Lock({stored.snapshot_id}));
   RWKV_ASSIGN_OR_RETURN(const bool committed, catalog_->HasSnapshot(stored.snapshot_id));
   if (committed) return absl::OkStatus();  // Most are.
+  if (!bases->has_value()) *bases = catalog_->BaseSnapshots();
+  RWKV_RETURN_IF_ERROR((*bases)->status());
+  if ((**bases)->count(stored.snapshot_id) > 0) {  // Its own row is lost.
+    common::LogError("snapshot_row_lost", {{"snapshot", stored.snapshot_id}});
+    return absl::OkStatus();
+  }
   RWKV_ASSIGN_OR_RETURN(const bool condemned, catalog_->CondemnSnapshot(stored.snapshot_id));
   if (!condemned) return absl::OkStatus();
   RWKV_RETURN_IF_ERROR(records_->Delete(stored.snapshot_id));

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -86,7 +87,9 @@ class StateStore {
   absl::StatusOr<bool> DropLostPrefix(const NewPrefix& prefix);
   // Counts anew, so that what other processes put is seen.
   absl::Status EvictPrefixes();
-  absl::Status SweepOrphan(const RecordStore::Stored& stored);
+  // What BaseSnapshots() says, once one was about to be deleted.
+  using Bases = absl::optional<absl::StatusOr<std::set<std::string>>>;
+  absl::Status SweepOrphan(const RecordStore::Stored& stored, Bases* bases);
   // Under the snapshot's lock.
   absl::Status MakeRecordsDurable(const v1::SnapshotManifest& manifest);
   // Their manifests are gone for good, so what cannot be deleted now is left to the next sweep.
